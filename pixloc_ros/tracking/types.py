@@ -1,0 +1,96 @@
+# Copyright the pixloc_ros authors. SPDX-License-Identifier: Apache-2.0
+"""What flows through tracking: a frame in, a result out."""
+from __future__ import annotations
+
+import enum
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+
+from ..geometry.cameras import Camera
+
+
+class TrackState(enum.IntEnum):
+    """Same numbers as the constants in msg/LocalizationStatus.msg."""
+
+    INITIALIZING = 0
+    TRACKING = 1
+    DEGRADED = 2
+    LOST = 3
+    RELOCALIZING = 4
+
+
+@dataclass(frozen=True)
+class CameraFrame:
+    """One image as it left the camera.
+
+    stamp_ns: acquisition time from the message header, integer nanoseconds.
+    image: uint8 [H, W] grey or [H, W, 3] RGB; its size equals the camera's.
+    """
+
+    stamp_ns: int
+    image: np.ndarray
+    camera: Camera
+
+
+@dataclass(frozen=True)
+class MotionPrior:
+    """Where the robot should be before the image is looked at.
+
+    map_from_base: float64 [4, 4].
+    covariance: float64 [6, 6], (translation, rotation) in the base frame: true = map_from_base · exp(error).
+    source: "odometry", "constant velocity", "static" or "initial pose"; age_s: since the pose it starts from.
+    """
+
+    map_from_base: torch.Tensor
+    covariance: torch.Tensor
+    source: str
+    age_s: float
+
+
+@dataclass(frozen=True)
+class FrameAlignment:
+    """One image against the map from one prior: what `FrameLocalizer.localize` returns.
+
+    map_from_camera: float64 [4, 4]; covariance: float64 [6, 6] (translation, rotation), camera frame, right perturbation
+    (true = map_from_camera · exp(error)), from the Hessian, before any inflation by the gates.
+    inlier_fraction: inliers / visible; visible_fraction: visible / points asked for.
+    success: False where the optimizer had too few points or no finite solution; `reason` says why in a few words.
+    """
+
+    map_from_camera: torch.Tensor
+    covariance: torch.Tensor
+    success: bool
+    reason: str
+    cost: float
+    inlier_fraction: float
+    visible_fraction: float
+    points_used: int
+    iterations: int
+    timings_ms: dict[str, float] = field(default_factory=dict)
+    """Stages "prepare", "features", "gather", "alignment"."""
+    details: object | None = None
+    """The `AlignmentResult`, for pictures."""
+
+
+@dataclass(frozen=True)
+class TrackResult:
+    """What the tracker says of one frame.
+
+    map_from_base, covariance (base frame, right perturbation): None unless the state is TRACKING or DEGRADED.
+    map_from_odom: None where there is no odometry or no pose.
+    message: empty when all is well, else what is wrong and what to do.
+    """
+
+    stamp_ns: int
+    state: TrackState
+    map_from_base: torch.Tensor | None
+    covariance: torch.Tensor | None
+    map_from_odom: torch.Tensor | None
+    prior: MotionPrior | None
+    prior_distance_m: float
+    prior_rotation_rad: float
+    alignment: FrameAlignment | None
+    timings_ms: dict[str, float]
+    message: str
