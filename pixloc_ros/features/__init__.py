@@ -1,1 +1,6 @@
 # Copyright the pixloc_ros authors. SPDX-License-Identifier: Apache-2.0
+"""Dense features: image to pyramid, and their values at points."""
+from .extractor import Extractor, load_extractor
+from .pyramid import FeatureLevel, FeaturePyramid
+
+__all__ = ["Extractor", "FeatureLevel", "FeaturePyramid", "load_extractor"]
