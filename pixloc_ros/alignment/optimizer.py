@@ -1,0 +1,218 @@
+# Copyright the pixloc_ros authors. SPDX-License-Identifier: Apache-2.0
+"""Coarse-to-fine Levenberg-Marquardt alignment of map points with a query image's features.
+
+PixLoc, section 4 of the paper, with two strategies: "paper", the fixed learned damping without step acceptance, as trained;
+and "adaptive", which starts from the same damping but accepts only steps that lower the cost, and scales the damping by the
+outcome. Batched over poses (hypotheses or training pairs); differentiable in features, confidences and damping.
+"""
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import torch
+
+from ..errors import InputError
+from ..features.pyramid import FeaturePyramid
+from ..geometry import se3
+from ..geometry.cameras import Camera
+from .damping import LearnedDamping
+from .linearization import Linearization, linearize
+from .robust import RobustLoss
+from .types import AlignmentResult, LevelTrace, PriorFactor, ReferencePoints
+
+STRATEGIES = ("adaptive", "paper")
+DIAGONAL_FLOOR = 1e-6
+ADAPTIVE_START = 1e-2
+ADAPTIVE_RANGE = (1e-7, 1e4)
+ADAPTIVE_DOWN, ADAPTIVE_UP = 0.1, 10.0
+LEAST_SHARED_VIEW = 0.5
+"""A step that pushes more than this share of the visible points out of the image is refused."""
+
+
+@dataclass(frozen=True)
+class AlignmentOptions:
+    """How to align.
+
+    strategy: "adaptive" (step acceptance) or "paper" (fixed damping). iterations: at most, per level.
+    loss: robust loss of the squared feature residual. border_cells: how far inside the image a point must be, in cells.
+    min_points: fewer visible points than this is a failure. stop_px: a level ends when a step moves the reprojections by
+    less than this share of a cell (root mean square). feature_variance: squared feature residual that counts as one sigma,
+    which sets the image's weight against a prior factor.
+    """
+
+    strategy: str = "adaptive"
+    iterations: int = 20
+    loss: RobustLoss = field(default_factory=RobustLoss)
+    border_cells: float = 1.0
+    min_points: int = 10
+    stop_px: float = 0.005
+    feature_variance: float = 0.05
+
+    def __post_init__(self) -> None:
+        if self.strategy not in STRATEGIES:
+            raise InputError(f"alignment strategy '{self.strategy}': choose one of {', '.join(STRATEGIES)}")
+        if self.iterations < 1 or self.min_points < 3 or not self.stop_px >= 0 or not self.feature_variance > 0:
+            raise InputError("alignment options: iterations must be at least 1, min_points at least 3, "
+                             "stop_px not negative, feature_variance above 0")
+
+
+@dataclass
+class _Level:
+    """What stays the same over the iterations of a level."""
+
+    pyramid: FeaturePyramid
+    index: int
+    camera: Camera
+    points: ReferencePoints
+    mask: torch.Tensor | None
+    options: AlignmentOptions
+
+    def linearize(self, camera_from_map: torch.Tensor) -> Linearization:
+        k = self.index
+        return linearize(self.pyramid.levels[k], self.pyramid.image_size, self.camera, self.points.xyz,
+                         self.points.descriptors[k], self.points.confidences[k], self.mask, camera_from_map,
+                         self.options.loss, self.options.border_cells)
+
+
+def align(pyramid: FeaturePyramid, camera: Camera, points: ReferencePoints, camera_from_map: torch.Tensor,
+          options: AlignmentOptions = AlignmentOptions(), damping: LearnedDamping | None = None,
+          prior: PriorFactor | None = None, mask: torch.Tensor | None = None) -> AlignmentResult:
+    """Move the poses until the query's features at the projected points agree with the map's.
+
+    pyramid: features of the query, batch size B or 1. camera: of the pyramid's image size. points: [N, 3] or [B, N, 3].
+    camera_from_map: initial poses, [4, 4] or [B, 4, 4]. damping: learned factors; without it the adaptive strategy starts
+    at 0.01 and the paper's runs with theta = 0. mask: bool [B, N], which points exist (padding in training).
+
+    The result's leading dimensions are those of `camera_from_map`. Nothing is raised for a hard image: see `converged`.
+    """
+    single = camera_from_map.dim() == 2
+    pose = camera_from_map[None] if single else camera_from_map
+    if points.xyz.dim() == 2:
+        points = ReferencePoints(points.xyz[None], tuple(d[None] for d in points.descriptors),
+                                 tuple(c if c is None else c[None] for c in points.confidences))
+    if prior is not None and prior.camera_from_map.dim() == 2:
+        prior = PriorFactor(prior.camera_from_map[None], prior.information[None])
+    if len(points.descriptors) != len(pyramid.levels):
+        raise InputError(f"the map has {len(points.descriptors)} feature levels, the image {len(pyramid.levels)}: "
+                         "build the map with the same network")
+    batch = pose.shape[0]
+    alive = torch.ones(batch, dtype=torch.bool, device=pose.device)
+    traces = []
+    run = _run_adaptive if options.strategy == "adaptive" else _run_paper
+    for k in range(len(pyramid.levels)):
+        level = _Level(pyramid, k, camera, points, mask, options)
+        factors = damping(k) if damping is not None else None
+        # Between levels the pose is a constant: each level's loss teaches that level only (PixLoc, section 4.3).
+        pose, last, trace, alive = run(level, pose.detach(), factors, prior, alive)
+        traces.append(trace)
+    visible = last.valid
+    inliers = visible & (last.squared < 2 * options.loss.scale)
+    finished = torch.isfinite(pose).all(-1).all(-1) & alive
+    if not bool(finished.all()):
+        reason = "points" if not bool(alive.all()) else "diverged"
+    else:
+        reason = "converged" if all(t.iterations < options.iterations for t in traces) else "iterations"
+    result = AlignmentResult(pose, finished, last.hessian, last.mean_cost(), visible, inliers, last.pixels, tuple(traces), reason)
+    return _first(result) if single else result
+
+
+def _first(result: AlignmentResult) -> AlignmentResult:
+    """The only pose of a batch of one, without its batch dimension."""
+    traces = tuple(LevelTrace(t.stride, t.costs[0], t.camera_from_map[0], t.iterations) for t in result.trace)
+    return AlignmentResult(result.camera_from_map[0], result.converged[0], result.hessian[0], result.cost[0],
+                           result.visible[0], result.inliers[0], result.pixels[0], traces, result.reason)
+
+
+def _normal_equations(now: Linearization, pose: torch.Tensor, prior: PriorFactor | None, feature_variance: float
+                      ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Hessian, gradient and the prior's share of the cost [B], all in double precision."""
+    hessian, gradient = now.hessian.double(), now.gradient.double()
+    if prior is None:
+        return hessian, gradient, torch.zeros_like(gradient[:, 0])
+    # Left perturbation: log(exp(d) T prior^-1) = d + log(T prior^-1) to first order.
+    error = se3.se3_log(pose.double() @ se3.inverse(prior.camera_from_map.double()))
+    information = prior.information.double() * feature_variance
+    pull = (information @ error[..., None])[..., 0]
+    return hessian + information, gradient + pull, (pull * error).sum(-1)
+
+
+def _solve(hessian: torch.Tensor, gradient: torch.Tensor, factors: torch.Tensor) -> torch.Tensor:
+    """The damped step [B, 6]; zero where the system is not positive definite. No host synchronisation."""
+    diagonal = hessian.diagonal(dim1=-2, dim2=-1)
+    damped = hessian + torch.diag_embed((diagonal * factors).clamp(min=DIAGONAL_FLOOR))
+    factor, failed = torch.linalg.cholesky_ex(damped)
+    step = -torch.cholesky_solve(gradient[..., None], factor)[..., 0]
+    return torch.where((failed == 0)[:, None] & torch.isfinite(step), step, torch.zeros_like(step))
+
+
+def _moved_cells(now: Linearization, step: torch.Tensor, stride: float) -> torch.Tensor:
+    """Root mean square motion [B] of the visible reprojections under a step, in cells of the level."""
+    motion = (now.pixel_jacobian @ step.to(now.pixel_jacobian.dtype)[:, None, :, None])[..., 0]
+    count = now.valid.sum(-1).clamp(min=1)
+    return ((motion ** 2).sum((-1, -2)) / count).sqrt() / stride
+
+
+def _run_paper(level: _Level, pose: torch.Tensor, factors: torch.Tensor | None, prior: PriorFactor | None, alive: torch.Tensor
+               ) -> tuple[torch.Tensor, Linearization, LevelTrace, torch.Tensor]:
+    """Fixed damping, every step taken (PixLoc's rule); early stop only outside training."""
+    options, stride = level.options, level.pyramid.levels[level.index].stride
+    factors = torch.full((6,), 10 ** -0.5, dtype=torch.float64, device=pose.device) if factors is None else factors.double()
+    training = torch.is_grad_enabled()
+    now, poses, costs, done = level.linearize(pose), [pose], [], 0
+    costs.append(now.mean_cost())
+    for _ in range(options.iterations):
+        alive = alive & (now.valid.sum(-1) >= options.min_points)
+        hessian, gradient, _ = _normal_equations(now, pose, prior, options.feature_variance)
+        step = _solve(hessian, gradient, factors) * alive[:, None]
+        pose = se3.retract(pose, step.to(pose.dtype))
+        still = _moved_cells(now, step.detach(), stride) < options.stop_px
+        now, done = level.linearize(pose), done + 1
+        poses.append(pose)
+        costs.append(now.mean_cost())
+        if not training and bool((still | ~alive).all()):
+            break
+    alive = alive & (now.valid.sum(-1) >= options.min_points)
+    return pose, now, LevelTrace(stride, torch.stack(costs, -1), torch.stack(poses, -3), done), alive
+
+
+def _run_adaptive(level: _Level, pose: torch.Tensor, factors: torch.Tensor | None, prior: PriorFactor | None,
+                  alive: torch.Tensor) -> tuple[torch.Tensor, Linearization, LevelTrace, torch.Tensor]:
+    """Levenberg-Marquardt with step acceptance; each pose of the batch has its own damping scale."""
+    options, stride = level.options, level.pyramid.levels[level.index].stride
+    base = torch.full((6,), ADAPTIVE_START, dtype=torch.float64, device=pose.device) if factors is None else factors.double()
+    scale = torch.ones(pose.shape[0], 1, dtype=torch.float64, device=pose.device)
+    now, done = level.linearize(pose), 0
+    poses, costs = [pose], [now.mean_cost()]
+    alive = alive & (now.valid.sum(-1) >= options.min_points)
+    hessian, gradient, prior_cost = _normal_equations(now, pose, prior, options.feature_variance)
+    for _ in range(options.iterations):
+        step = _solve(hessian, gradient, base * scale) * alive[:, None]
+        candidate = se3.retract(pose, step.to(pose.dtype))
+        new = level.linearize(candidate)
+        new_hessian, new_gradient, new_prior_cost = _normal_equations(new, candidate, prior, options.feature_variance)
+        shared = now.valid & new.valid
+        enough = shared.sum(-1) >= torch.clamp(now.valid.sum(-1) * LEAST_SHARED_VIEW, min=options.min_points)
+        before = (now.confidence * now.loss * shared).sum(-1) + prior_cost
+        after = (now.confidence * new.loss * shared).sum(-1) + new_prior_cost
+        accept = alive & enough & (after < before)
+        done += 1
+        still = _moved_cells(now, step.detach(), stride) < options.stop_px
+        pose = torch.where(accept[:, None, None], candidate, pose)
+        now = _where(accept, new, now)
+        hessian = torch.where(accept[:, None, None], new_hessian, hessian)
+        gradient = torch.where(accept[:, None], new_gradient, gradient)
+        prior_cost = torch.where(accept, new_prior_cost, prior_cost)
+        scale = (scale * torch.where(accept, ADAPTIVE_DOWN, ADAPTIVE_UP)[:, None]).clamp(*ADAPTIVE_RANGE)
+        poses.append(pose)
+        costs.append(now.mean_cost())
+        if bool((still | ~alive).all()):
+            break
+    return pose, now, LevelTrace(stride, torch.stack(costs, -1), torch.stack(poses, -3), done), alive
+
+
+def _where(take: torch.Tensor, new: Linearization, old: Linearization) -> Linearization:
+    """Batch elements of `new` where `take`, else of `old`."""
+    def pick(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+        return torch.where(take.view(-1, *(1,) * (a.dim() - 1)), a, b)
+
+    return Linearization(*(pick(getattr(new, name), getattr(old, name)) for name in Linearization.__dataclass_fields__))

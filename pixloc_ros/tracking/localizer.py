@@ -1,0 +1,109 @@
+# Copyright the pixloc_ros authors. SPDX-License-Identifier: Apache-2.0
+"""One image against the map from one prior: the step that tracking, single-image localization and benchmarks share."""
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+
+from ..alignment import AlignmentOptions, AlignmentResult, PriorFactor, align
+from ..features import Extractor
+from ..features.images import fit_to_working_size
+from ..geometry import se3
+from ..geometry.cameras import Camera
+from ..mapping.local_points import LocalPointSelector
+from ..mapping.map_file import Map
+from .types import FrameAlignment
+
+
+@dataclass(frozen=True)
+class LocalizerOptions:
+    """alignment: of the optimizer. max_points: map points used per frame. use_prior_factor: let a prior covariance, where
+    one is given, take part in the optimisation. covariance_scale: what the Hessian's covariance is multiplied with, so that
+    it agrees with the errors measured on the validation sequences (docs/results.md)."""
+
+    alignment: AlignmentOptions = field(default_factory=AlignmentOptions)
+    max_points: int = 512
+    use_prior_factor: bool = True
+    covariance_scale: float = 1.0
+
+
+class FrameLocalizer:
+    """Aligns images with a map. Holds no state between frames except caches: the same input gives the same pose."""
+
+    def __init__(self, map_: Map, extractor: Extractor, options: LocalizerOptions = LocalizerOptions()) -> None:
+        """Raises InputError where the map was made with another network."""
+        map_.require_extractor(extractor)
+        self.map, self.extractor, self.options = map_, extractor, options
+        self._selector = LocalPointSelector(map_)
+        self._focal_px = float(np.median([float(c.params[:2].mean()) for c in map_.cameras]))
+
+    @torch.inference_mode()
+    def localize(self, image: np.ndarray, camera: Camera, map_from_camera: torch.Tensor,
+                 prior_covariance: torch.Tensor | None = None) -> FrameAlignment:
+        """Pose of an image that was taken near `map_from_camera`.
+
+        image: uint8 [H, W] or [H, W, 3] RGB. camera: of that size (InputError otherwise). map_from_camera: float64 [4, 4],
+        the start. prior_covariance: float64 [6, 6] (translation, rotation), camera frame, right perturbation.
+        """
+        clock = _Stopwatch()
+        image, camera = fit_to_working_size(image, camera, self.map.working_side, self._focal_px)
+        clock.lap("prepare")
+        pyramid = self.extractor.extract(image)
+        clock.lap("features")
+        local = self._selector.select(map_from_camera, camera, self.options.max_points)
+        clock.lap("gather")
+        if len(local.points) < self.options.alignment.min_points:
+            return _failure(map_from_camera, "no map points near the prior", len(local.points), clock.laps)
+
+        # Single precision is exact to micrometres near the local origin, whatever the extent of the map.
+        map_from_local = torch.eye(4, dtype=torch.float64)
+        map_from_local[:3, 3] = local.origin
+        start = se3.inverse(map_from_camera) @ map_from_local
+        prior = None
+        if prior_covariance is not None and self.options.use_prior_factor:
+            # true = map_from_camera · exp(e)  <=>  camera_from_map(true) = exp(-e) · camera_from_map
+            prior = PriorFactor(start, torch.linalg.inv(prior_covariance))
+        result = align(pyramid, camera.to(torch.float32), local.points, start, self.options.alignment, prior=prior)
+        clock.lap("alignment")
+        return self._judge(result, map_from_camera, map_from_local, clock.laps)
+
+    def _judge(self, result: AlignmentResult, map_from_camera: torch.Tensor, map_from_local: torch.Tensor,
+               timings_ms: dict[str, float]) -> FrameAlignment:
+        visible, inliers = int(result.visible.sum()), int(result.inliers.sum())
+        covariance = hessian_covariance(result.hessian.double(), float(result.cost)) * self.options.covariance_scale
+        success = bool(result.converged) and bool(torch.isfinite(covariance).all())
+        points = result.visible.shape[-1]
+        return FrameAlignment(
+            map_from_camera=map_from_local @ se3.inverse(result.camera_from_map) if success else map_from_camera,
+            covariance=covariance, success=success, reason=result.reason, cost=float(result.cost),
+            inlier_fraction=inliers / max(visible, 1), visible_fraction=visible / points, points_used=points,
+            iterations=sum(level.iterations for level in result.trace), timings_ms=timings_ms, details=result)
+
+
+def hessian_covariance(hessian: torch.Tensor, cost: float) -> torch.Tensor:
+    """Covariance [6, 6] of a left perturbation of camera_from_map (equally a right one of map_from_camera, camera axes).
+
+    The residual variance is estimated by the mean robust cost. Infinite where the Hessian is singular: the image does not
+    determine the pose.
+    """
+    inverse, failed = torch.linalg.inv_ex(hessian)
+    return inverse * cost if not bool(failed) else torch.full((6, 6), torch.inf, dtype=torch.float64)
+
+
+def _failure(map_from_camera: torch.Tensor, reason: str, points: int, timings_ms: dict[str, float]) -> FrameAlignment:
+    return FrameAlignment(map_from_camera, torch.full((6, 6), torch.inf, dtype=torch.float64), False, reason, float("inf"), 0.0,
+                          0.0, points, 0, timings_ms)
+
+
+class _Stopwatch:
+    def __init__(self) -> None:
+        self.laps: dict[str, float] = {}
+        self._last = time.perf_counter()
+
+    def lap(self, name: str) -> None:
+        now = time.perf_counter()
+        self.laps[name] = (now - self._last) * 1e3
+        self._last = now
