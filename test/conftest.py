@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 SHARED_DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
 
@@ -13,3 +14,7 @@ def shared_data() -> Path:
     if not SHARED_DATA.is_dir():
         pytest.skip("no shared data")
     return SHARED_DATA
+
+
+settings.register_profile("pixloc", deadline=None)  # the first call of torch takes long; hangs show in the test's own time
+settings.load_profile("pixloc")
