@@ -42,8 +42,8 @@ class AlignmentOptions:
 
     strategy: str = "adaptive"
     iterations: int = 20
-    loss: RobustLoss = field(default_factory=RobustLoss)
-    border_cells: float = 1.0
+    loss: RobustLoss = field(default_factory=lambda: RobustLoss("geman_mcclure", 0.05))
+    border_cells: float = 0.0
     min_points: int = 10
     stop_px: float = 0.005
     feature_variance: float = 0.05

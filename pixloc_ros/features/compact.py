@@ -20,13 +20,14 @@ def _conv(inputs: int, outputs: int, stride: int = 1, kernel: int = 3) -> nn.Seq
 
 
 class CompactNetwork(nn.Module):
-    """Grey image to three levels, coarse to fine: strides 32, 8, 4 with 64, 64, 24 channels.
+    """Grey image to four levels, coarse to fine: strides 32, 8, 4, 2 with 64, 64, 24, 8 channels.
 
-    No confidences yet: the encoder is used as it was pretrained.
+    The finest is an early layer of the encoder: near the solution it need not be clever, only sharp. No confidences yet:
+    the encoder is used as it was pretrained.
     """
 
-    strides = (32, 8, 4)
-    channels = (64, 64, 24)
+    strides = (32, 8, 4, 2)
+    channels = (64, 64, 24, 8)
 
     def __init__(self) -> None:
         super().__init__()
@@ -43,13 +44,14 @@ class CompactNetwork(nn.Module):
         height, width = grey.shape[-2:]
         x = pad_to_multiple(grey)
         x = F.instance_norm(x)
-        x4 = self.block2(self.block1(x) + self.skip(F.avg_pool2d(x, 4)))
+        x2 = self.block1[:3](x)
+        x4 = self.block2(self.block1[3](x2) + self.skip(F.avg_pool2d(x, 4)))
         x8 = self.block3(x4)
         x16 = self.block4(x8)
         x32 = self.block5(x16)
         size = x8.shape[-2:]
         fused = x8 + F.interpolate(x16, size, mode="bilinear") + F.interpolate(x32, size, mode="bilinear")
-        levels = (x32, self.fusion(fused), x4)
+        levels = (x32, self.fusion(fused), x4, x2)
         return FeaturePyramid(
             tuple(FeatureLevel(F.normalize(level.contiguous(memory_format=torch.channels_last), dim=1), None, float(stride))
                   for level, stride in zip(levels, self.strides)), (width, height))

@@ -1,0 +1,261 @@
+# Copyright the pixloc_ros authors. SPDX-License-Identifier: Apache-2.0
+"""The optimizer against closed forms, automatic differentiation, and small scenes whose answer is known."""
+import dataclasses
+
+import pytest
+import torch
+
+from pixloc_ros.alignment import AlignmentOptions, LearnedDamping, PriorFactor, ReferencePoints, RobustLoss, align
+from pixloc_ros.alignment.linearization import linearize
+from pixloc_ros.errors import InputError
+from pixloc_ros.features import FeatureLevel, FeaturePyramid
+from pixloc_ros.features.sampling import sample_level
+from pixloc_ros.geometry import se3
+from pixloc_ros.geometry.cameras import Camera
+
+SIZE = (256, 192)
+CAMERA = Camera.from_colmap("PINHOLE", *SIZE, [200.0, 210.0, 128.5, 96.5])
+
+
+def smooth_level(stride, channels, seed, dtype=torch.float64, wavelength_cells=12.0):
+    """Features made of random plane waves: smooth, distinct everywhere, of unit length."""
+    generator = torch.Generator().manual_seed(seed)
+    height, width = SIZE[1] // stride, SIZE[0] // stride
+    y, x = torch.meshgrid(torch.arange(height, dtype=dtype), torch.arange(width, dtype=dtype), indexing="ij")
+    direction = torch.randn(channels, 2, generator=generator, dtype=dtype)
+    frequency = direction / direction.norm(dim=1, keepdim=True) * 2 * torch.pi / wavelength_cells
+    phase = torch.rand(channels, 1, 1, generator=generator, dtype=dtype) * 2 * torch.pi
+    waves = (frequency[:, 0, None, None] * x + frequency[:, 1, None, None] * y + phase).sin()
+    return FeatureLevel(torch.nn.functional.normalize(waves, dim=0)[None], None, float(stride))
+
+
+def scene(dtype=torch.float64, points=120, seed=0):
+    """A pyramid, points in front of the camera with the descriptors they have there, and the true pose."""
+    generator = torch.Generator().manual_seed(seed)
+    pyramid = FeaturePyramid((smooth_level(16, 8, 1, dtype), smooth_level(4, 8, 2, dtype)), SIZE)
+    pixels = torch.rand(points, 2, generator=generator, dtype=dtype) * torch.tensor([216.0, 152.0], dtype=dtype) + 20
+    depth = 2 + 4 * torch.rand(points, 1, generator=generator, dtype=dtype)
+    rays, _ = CAMERA.to(dtype).unproject(pixels)
+    truth = se3.se3_exp(torch.tensor([0.3, -0.2, 0.5, 0.2, -0.1, 0.3], dtype=dtype))
+    xyz = se3.transform(se3.inverse(truth), rays / rays[:, 2:] * depth)
+    descriptors = tuple(sample_level(level, pixels[None])[0][0] for level in pyramid.levels)
+    return pyramid, ReferencePoints(xyz, descriptors, (None, None)), truth
+
+
+def perturbed(truth, scale=1.0, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    xi = torch.randn(6, generator=generator, dtype=truth.dtype)
+    xi = xi / xi.norm() * torch.tensor([0.15, 0.15, 0.15, 0.05, 0.05, 0.05], dtype=truth.dtype) * scale
+    return se3.retract(truth, xi)
+
+
+@pytest.mark.parametrize("kind", ["cauchy", "geman_mcclure", "squared"])
+def test_robust_weight_is_the_derivative_of_the_loss(kind):
+    x = torch.tensor([0.0, 1e-4, 0.01, 0.1, 3.0], dtype=torch.float64, requires_grad=True)
+    value, weight = RobustLoss(kind, 0.02)(x)
+    torch.testing.assert_close(torch.autograd.grad(value.sum(), x)[0], weight.detach())
+    assert value[0] == 0 and weight[0] == 1
+
+
+def test_cauchy_is_the_paper_s_barron_loss():
+    """Barron's general loss, shape 0 and scale c, of a squared residual: 2 log(z / 2 + 1) scaled by c², z = x / c²."""
+    x, c = torch.linspace(0, 2, 50, dtype=torch.float64), 0.1
+    torch.testing.assert_close(RobustLoss("cauchy", c**2)(x)[0], c**2 * 2 * torch.log1p(0.5 * x / c**2))
+
+
+def test_unknown_choices_are_refused():
+    for bad in (lambda: RobustLoss("huber"), lambda: RobustLoss("cauchy", 0.0), lambda: AlignmentOptions(strategy="dogleg"),
+                lambda: AlignmentOptions(iterations=0)):
+        with pytest.raises(InputError):
+            bad()
+
+
+@pytest.mark.parametrize("model,params", [
+    ("PINHOLE", [200.0, 210.0, 128.5, 96.5]),
+    ("OPENCV", [200.0, 210.0, 128.5, 96.5, 0.05, -0.02, 1e-3, -2e-3]),
+    ("OPENCV_FISHEYE", [200.0, 210.0, 128.5, 96.5, 0.02, -0.01, 1e-3, 1e-4]),
+])
+def test_gradient_and_hessian_against_automatic_differentiation(model, params):
+    """On features that are affine in the image, slopes are exact, so the analytic system must match autodiff's."""
+    camera = Camera.from_colmap(model, *SIZE, params)
+    _, points, truth = scene()
+    y, x = torch.meshgrid(torch.arange(48, dtype=torch.float64), torch.arange(64, dtype=torch.float64), indexing="ij")
+    level = FeatureLevel(torch.stack((0.02 * x - 0.01 * y, 0.03 * y, 0.01 * x + 0.02 * y))[None], None, 4.0)
+    descriptors = torch.randn(1, len(points), 3, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    pose, loss = perturbed(truth)[None], RobustLoss("cauchy", 0.1)
+    confidences = torch.rand(1, len(points), dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+
+    def system(delta, robust):
+        return linearize(level, SIZE, camera, points.xyz[None], descriptors, confidences, None,
+                         se3.retract(pose, delta[None]), robust, 0.0)
+
+    def cost(delta, robust=loss):
+        now = system(delta, robust)
+        return 0.5 * (now.confidence * now.loss * now.valid).sum()
+
+    zero = torch.zeros(6, dtype=torch.float64)
+    now = system(zero, loss)
+    assert now.valid.sum() > 100
+    torch.testing.assert_close(torch.autograd.functional.jacobian(cost, zero), now.gradient[0], rtol=1e-9, atol=1e-9)
+    # The Gauss-Newton matrix of a squared loss: J^T C J with J from autodiff of the residuals.
+    now = system(zero, RobustLoss("squared", 1.0))
+
+    def residuals(delta):
+        moved = se3.retract(pose, delta[None])
+        pixels, _ = camera.project(se3.transform(moved, points.xyz[None]))
+        return (sample_level(level, pixels)[0] - descriptors)[0]
+
+    jacobian = torch.autograd.functional.jacobian(residuals, zero)
+    weight = (confidences * now.valid)[0, :, None, None]
+    expected = (jacobian * weight).flatten(0, 1).mT @ jacobian.flatten(0, 1)
+    torch.testing.assert_close(now.hessian[0], expected, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("strategy", ["adaptive", "paper"])
+@pytest.mark.parametrize("dtype,tolerance", [(torch.float64, 1e-4), (torch.float32, 1e-3)])
+def test_alignment_finds_the_pose(strategy, dtype, tolerance):
+    pyramid, points, truth = scene(dtype)
+    result = align(pyramid, CAMERA.to(dtype), points, perturbed(truth).double(),
+                   AlignmentOptions(strategy=strategy, iterations=60, stop_px=1e-6))
+    translation, rotation = se3.pose_difference(result.camera_from_map, truth.double())
+    assert result.converged and translation < tolerance and rotation < tolerance
+    assert result.inliers.sum() == result.visible.sum() > 100
+    assert result.cost < 1e-6
+
+
+def test_a_batch_equals_its_members():
+    pyramid, points, truth = scene()
+    starts = torch.stack([perturbed(truth, seed=k) for k in range(4)])
+    options = AlignmentOptions(iterations=8, stop_px=0.0)
+    together = align(pyramid, CAMERA, points, starts, options)
+    for k in range(4):
+        alone = align(pyramid, CAMERA, points, starts[k], options)
+        torch.testing.assert_close(together.camera_from_map[k], alone.camera_from_map, rtol=0, atol=1e-9)
+        torch.testing.assert_close(together.hessian[k], alone.hessian)
+
+
+def test_accepted_steps_never_raise_the_cost_of_one_view():
+    pyramid, points, truth = scene()
+    result = align(pyramid, CAMERA, points, perturbed(truth, 0.3))
+    for level in result.trace:
+        assert (level.costs.diff() <= 1e-12).all()
+        assert level.costs.shape[-1] == level.iterations + 1 == level.camera_from_map.shape[-3]
+
+
+def test_outliers_are_left_out():
+    pyramid, points, truth = scene()
+    descriptors = tuple(torch.where(torch.arange(len(points))[:, None] % 4 == 0, -d, d) for d in points.descriptors)
+    result = align(pyramid, CAMERA, dataclasses.replace(points, descriptors=descriptors), perturbed(truth, 0.5),
+                   AlignmentOptions(iterations=40))
+    translation, rotation = se3.pose_difference(result.camera_from_map, truth)
+    assert translation < 0.01 and rotation < 0.005
+    assert not result.inliers[::4].any()
+
+
+def test_confidence_of_zero_removes_a_point():
+    pyramid, points, truth = scene()
+    wrong = torch.arange(len(points)) % 3 == 0
+    descriptors = tuple(torch.where(wrong[:, None], d.roll(7, 0), d) for d in points.descriptors)
+    confident = tuple(torch.where(wrong, 0.0, 1.0).double() for _ in descriptors)
+    result = align(pyramid, CAMERA, ReferencePoints(points.xyz, descriptors, confident), perturbed(truth),
+                   AlignmentOptions(iterations=60, stop_px=1e-6, loss=RobustLoss("squared", 1.0)))
+    assert se3.pose_difference(result.camera_from_map, truth)[0] < 1e-4
+
+
+def test_masked_points_do_not_count():
+    pyramid, points, truth = scene()
+    padded = ReferencePoints(torch.cat((points.xyz, torch.full((5, 3), float("nan"), dtype=torch.float64))),
+                             tuple(torch.cat((d, d[:5])) for d in points.descriptors), points.confidences)
+    mask = torch.arange(len(padded))[None] < len(points)
+    a = align(pyramid, CAMERA, padded, perturbed(truth)[None], mask=mask)
+    b = align(pyramid, CAMERA, points, perturbed(truth)[None])
+    torch.testing.assert_close(a.camera_from_map, b.camera_from_map)
+    assert not a.visible[0, -5:].any()
+
+
+def test_prior_factor_holds_the_pose_where_the_image_is_blank_and_yields_where_it_speaks():
+    pyramid, points, truth = scene()
+    prior_pose = perturbed(truth, 0.2, seed=3)
+    start = perturbed(truth, 0.3, seed=4)
+    weak = PriorFactor(prior_pose, torch.eye(6, dtype=torch.float64) * 1e-3)
+    free = align(pyramid, CAMERA, points, start, AlignmentOptions(iterations=40), prior=weak)
+    assert se3.pose_difference(free.camera_from_map, truth)[0] < 1e-3
+    flat = FeaturePyramid(tuple(FeatureLevel(torch.ones_like(level.features) / 8**0.5, None, level.stride)
+                                for level in pyramid.levels), SIZE)
+    held = align(flat, CAMERA, points, start, AlignmentOptions(iterations=40, stop_px=1e-6), prior=weak)
+    translation, rotation = se3.pose_difference(held.camera_from_map, prior_pose)
+    assert translation < 1e-3 and rotation < 1e-3
+
+
+def test_damping_freezes_the_directions_it_is_told_to():
+    """PixLoc's motion prior: a large factor on one degree of freedom keeps it where it was."""
+    pyramid, points, truth = scene()
+    damping = LearnedDamping(2)
+    torch.testing.assert_close(damping(0), torch.full((6,), 10**-0.5))
+    with torch.no_grad():
+        damping.theta[:, 4] = 20.0
+    offset = torch.tensor([0.0, 0.0, 0.0, 0.0, 0.02, 0.0], dtype=torch.float64)
+    start = se3.retract(truth, offset)
+    options = AlignmentOptions(strategy="paper", iterations=5)
+    frozen = align(pyramid, CAMERA, points, start, options, damping=damping).camera_from_map @ se3.inverse(start)
+    moved = align(pyramid, CAMERA, points, start, options, damping=LearnedDamping(2)).camera_from_map @ se3.inverse(start)
+    assert se3.so3_log(frozen[:3, :3])[1].abs() < 1e-4 < 0.01 < se3.so3_log(moved[:3, :3])[1].abs()
+
+
+def test_no_points_in_view_is_a_failure_not_a_pose():
+    pyramid, points, truth = scene()
+    behind = se3.retract(truth, torch.tensor([0, 0, -50.0, 0, 0, 0], dtype=torch.float64))
+    result = align(pyramid, CAMERA, points, behind)
+    assert not result.converged and result.reason == "points"
+    torch.testing.assert_close(result.camera_from_map, behind)
+
+
+def test_features_that_are_not_numbers_are_a_failure_not_a_pose():
+    pyramid, points, truth = scene()
+    broken = FeaturePyramid(tuple(FeatureLevel(level.features * float("nan"), None, level.stride) for level in pyramid.levels), SIZE)
+    for strategy in ("adaptive", "paper"):
+        result = align(broken, CAMERA, points, truth, AlignmentOptions(strategy=strategy))
+        assert not result.converged or torch.equal(result.camera_from_map, truth)
+        assert not result.inliers.any()
+
+
+def test_level_count_must_agree():
+    pyramid, points, truth = scene()
+    with pytest.raises(InputError, match="same network"):
+        align(FeaturePyramid(pyramid.levels[:1], SIZE), CAMERA, points, truth)
+
+
+def test_unrolled_alignment_is_differentiable():
+    """Gradients of the final pose through the whole fixed-damping optimizer, against numeric differences."""
+    pyramid, points, truth = scene(points=30)
+    start = perturbed(truth, 0.3)
+    damping = LearnedDamping(2).double()
+    options = AlignmentOptions(strategy="paper", iterations=3, loss=RobustLoss("cauchy", 0.01))
+
+    def final(coarse, fine, descriptors, theta):
+        damped = LearnedDamping(2).double()
+        del damped.theta
+        damped.theta = theta
+        levels = tuple(FeatureLevel(f, None, level.stride) for f, level in zip((coarse, fine), pyramid.levels))
+        changed = dataclasses.replace(points, descriptors=(points.descriptors[0], descriptors))
+        return align(FeaturePyramid(levels, SIZE), CAMERA, changed, start, options, damped).camera_from_map
+
+    inputs = [pyramid.levels[0].features, pyramid.levels[1].features, points.descriptors[1], damping.theta]
+    leaves = [tensor.detach().clone().requires_grad_() for tensor in inputs]
+    weights = torch.randn(4, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    analytic = torch.autograd.grad((final(*leaves) * weights).sum(), leaves[1:])
+    generator = torch.Generator().manual_seed(1)
+    for k, slope in enumerate(analytic, start=1):
+        direction = torch.randn(leaves[k].shape, dtype=torch.float64, generator=generator)
+        if k == 3:
+            direction[0] = 0  # the pose is cut from the graph between levels, so the coarse damping gets no gradient here
+        step = 1e-6
+
+        def value(sign):
+            moved = [leaf.detach() + (sign * step * direction if i == k else 0) for i, leaf in enumerate(leaves)]
+            with torch.enable_grad():
+                return (final(*moved) * weights).sum()
+
+        numeric = (value(1) - value(-1)) / (2 * step)
+        assert numeric.abs() > 1e-9
+        torch.testing.assert_close((slope * direction).sum(), numeric.detach(), rtol=1e-5, atol=1e-9)
