@@ -116,7 +116,7 @@ def test_gradient_and_hessian_against_automatic_differentiation(model, params):
 def test_alignment_finds_the_pose(strategy, dtype, tolerance):
     pyramid, points, truth = scene(dtype)
     result = align(pyramid, CAMERA.to(dtype), points, perturbed(truth).double(),
-                   AlignmentOptions(strategy=strategy, iterations=60, stop_px=1e-6))
+                   AlignmentOptions(strategy=strategy, iterations=60, stop_cells=1e-6))
     translation, rotation = se3.pose_difference(result.camera_from_map, truth.double())
     assert result.converged and translation < tolerance and rotation < tolerance
     assert result.inliers.sum() == result.visible.sum() > 100
@@ -126,7 +126,7 @@ def test_alignment_finds_the_pose(strategy, dtype, tolerance):
 def test_a_batch_equals_its_members():
     pyramid, points, truth = scene()
     starts = torch.stack([perturbed(truth, seed=k) for k in range(4)])
-    options = AlignmentOptions(iterations=8, stop_px=0.0)
+    options = AlignmentOptions(iterations=8, stop_cells=0.0)
     together = align(pyramid, CAMERA, points, starts, options)
     for k in range(4):
         alone = align(pyramid, CAMERA, points, starts[k], options)
@@ -158,7 +158,7 @@ def test_confidence_of_zero_removes_a_point():
     descriptors = tuple(torch.where(wrong[:, None], d.roll(7, 0), d) for d in points.descriptors)
     confident = tuple(torch.where(wrong, 0.0, 1.0).double() for _ in descriptors)
     result = align(pyramid, CAMERA, ReferencePoints(points.xyz, descriptors, confident), perturbed(truth),
-                   AlignmentOptions(iterations=60, stop_px=1e-6, loss=RobustLoss("squared", 1.0)))
+                   AlignmentOptions(iterations=60, stop_cells=1e-6, loss=RobustLoss("squared", 1.0)))
     assert se3.pose_difference(result.camera_from_map, truth)[0] < 1e-4
 
 
@@ -182,7 +182,7 @@ def test_prior_factor_holds_the_pose_where_the_image_is_blank_and_yields_where_i
     assert se3.pose_difference(free.camera_from_map, truth)[0] < 1e-3
     flat = FeaturePyramid(tuple(FeatureLevel(torch.ones_like(level.features) / 8**0.5, None, level.stride)
                                 for level in pyramid.levels), SIZE)
-    held = align(flat, CAMERA, points, start, AlignmentOptions(iterations=40, stop_px=1e-6), prior=weak)
+    held = align(flat, CAMERA, points, start, AlignmentOptions(iterations=40, stop_cells=1e-6), prior=weak)
     translation, rotation = se3.pose_difference(held.camera_from_map, prior_pose)
     assert translation < 1e-3 and rotation < 1e-3
 

@@ -35,7 +35,7 @@ class AlignmentOptions:
 
     strategy: "adaptive" (step acceptance) or "paper" (fixed damping). iterations: at most, per level.
     loss: robust loss of the squared feature residual. border_cells: how far inside the image a point must be, in cells.
-    min_points: fewer visible points than this is a failure. stop_px: a level ends when a step moves the reprojections by
+    min_points: fewer visible points than this is a failure. stop_cells: a level ends when a step moves the reprojections by
     less than this share of a cell (root mean square). feature_variance: squared feature residual that counts as one sigma,
     which sets the image's weight against a prior factor.
     """
@@ -45,15 +45,15 @@ class AlignmentOptions:
     loss: RobustLoss = field(default_factory=lambda: RobustLoss("geman_mcclure", 0.05))
     border_cells: float = 0.0
     min_points: int = 10
-    stop_px: float = 0.005
+    stop_cells: float = 0.05
     feature_variance: float = 0.05
 
     def __post_init__(self) -> None:
         if self.strategy not in STRATEGIES:
             raise InputError(f"alignment strategy '{self.strategy}': choose one of {', '.join(STRATEGIES)}")
-        if self.iterations < 1 or self.min_points < 3 or not self.stop_px >= 0 or not self.feature_variance > 0:
+        if self.iterations < 1 or self.min_points < 3 or not self.stop_cells >= 0 or not self.feature_variance > 0:
             raise InputError("alignment options: iterations must be at least 1, min_points at least 3, "
-                             "stop_px not negative, feature_variance above 0")
+                             "stop_cells not negative, feature_variance above 0")
 
 
 @dataclass
@@ -165,7 +165,7 @@ def _run_paper(level: _Level, pose: torch.Tensor, factors: torch.Tensor | None, 
         hessian, gradient, _ = _normal_equations(now, pose, prior, options.feature_variance)
         step = _solve(hessian, gradient, factors) * alive[:, None]
         pose = se3.retract(pose, step.to(pose.dtype))
-        still = _moved_cells(now, step.detach(), stride) < options.stop_px
+        still = _moved_cells(now, step.detach(), stride) < options.stop_cells
         now, done = level.linearize(pose), done + 1
         poses.append(pose)
         costs.append(now.mean_cost())
@@ -196,7 +196,7 @@ def _run_adaptive(level: _Level, pose: torch.Tensor, factors: torch.Tensor | Non
         after = (now.confidence * new.loss * shared).sum(-1) + new_prior_cost
         accept = alive & enough & (after < before)
         done += 1
-        still = _moved_cells(now, step.detach(), stride) < options.stop_px
+        still = _moved_cells(now, step.detach(), stride) < options.stop_cells
         pose = torch.where(accept[:, None, None], candidate, pose)
         now = _where(accept, new, now)
         hessian = torch.where(accept[:, None, None], new_hessian, hessian)
