@@ -123,6 +123,55 @@ def test_alignment_finds_the_pose(strategy, dtype, tolerance):
     assert result.cost < 1e-6
 
 
+@pytest.mark.parametrize("model,params", [
+    ("PINHOLE", [200.0, 210.0, 128.5, 96.5]),
+    ("SIMPLE_RADIAL", [200.0, 128.5, 96.5, -0.03]),
+    ("OPENCV", [200.0, 210.0, 128.5, 96.5, 0.05, -0.02, 1e-3, -2e-3]),
+    ("FULL_OPENCV", [200.0, 210.0, 128.5, 96.5, 0.05, -0.02, 1e-3, -2e-3, 0.01, 0.02, 0.01, -0.01]),
+    ("OPENCV_FISHEYE", [200.0, 210.0, 128.5, 96.5, 0.02, -0.01, 1e-3, 1e-4]),
+])
+@pytest.mark.parametrize("kind", ["cauchy", "geman_mcclure", "squared"])
+@pytest.mark.parametrize("with_prior", [False, True])
+def test_compiled_alignment_equals_the_tensor_one(model, params, kind, with_prior):
+    """Step by step: same poses, costs, Hessian and visible points, with confidences, a mask, points behind the camera."""
+    camera = Camera.from_colmap(model, *SIZE, params)
+    pyramid, points, truth = scene(torch.float32)
+    generator = torch.Generator().manual_seed(2)
+    pyramid = FeaturePyramid(tuple(
+        FeatureLevel(level.features.contiguous(memory_format=torch.channels_last),
+                     0.2 + 0.8 * torch.rand(level.features[:, 0].shape, generator=generator), level.stride)
+        for level in pyramid.levels), SIZE)
+    xyz = points.xyz.clone()
+    xyz[:5] = -xyz[:5]
+    points = ReferencePoints(xyz, points.descriptors, tuple(torch.rand(len(points), generator=generator) for _ in range(2)))
+    mask = (torch.rand(1, len(points), generator=generator) > 0.1).expand(3, -1)
+    starts = torch.stack([perturbed(truth.double(), 0.7, seed=k) for k in range(3)])
+    prior = PriorFactor(starts.flip(0), torch.eye(6, dtype=torch.float64).expand(3, 6, 6) * 100) if with_prior else None
+    options = AlignmentOptions(iterations=6, loss=RobustLoss(kind, 0.1), stop_cells=1e-3)
+    results = [align(pyramid, camera, points, starts, dataclasses.replace(options, backend=backend), LearnedDamping(2), prior,
+                     mask) for backend in ("compiled", "torch")]
+    ours, reference = results
+    torch.testing.assert_close(ours.camera_from_map, reference.camera_from_map, rtol=0, atol=1e-4)
+    scale = reference.hessian.double().diagonal(dim1=-2, dim2=-1).sqrt()
+    scale = scale[:, :, None] * scale[:, None, :]
+    torch.testing.assert_close(ours.hessian / scale, reference.hessian.double() / scale, rtol=0, atol=1e-3)
+    torch.testing.assert_close(ours.cost.float(), reference.cost.float(), rtol=1e-3, atol=1e-5)
+    assert (ours.visible == reference.visible).float().mean() > 0.995
+    both = ours.visible & reference.visible
+    torch.testing.assert_close(ours.pixels[both].float(), reference.pixels[both].float(), rtol=0, atol=0.05)
+    assert [t.iterations for t in ours.trace] == [t.iterations for t in reference.trace]
+    first = [r.trace[0].costs[:, :2].float() for r in results]
+    torch.testing.assert_close(first[0], first[1], rtol=1e-4, atol=1e-6)
+
+
+def test_compiled_alignment_says_what_it_cannot_do():
+    pyramid, points, truth = scene(torch.float64)
+    with pytest.raises(InputError, match="use torch"):
+        align(pyramid, CAMERA, points, truth, AlignmentOptions(backend="compiled"))
+    with pytest.raises(InputError, match="adaptive only"):
+        AlignmentOptions(strategy="paper", backend="compiled")
+
+
 def test_a_batch_equals_its_members():
     pyramid, points, truth = scene()
     starts = torch.stack([perturbed(truth, seed=k) for k in range(4)])

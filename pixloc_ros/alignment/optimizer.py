@@ -9,18 +9,21 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+import numpy as np
 import torch
 
 from ..errors import InputError
 from ..features.pyramid import FeaturePyramid
 from ..geometry import se3
 from ..geometry.cameras import Camera
+from . import compiled
 from .damping import LearnedDamping
 from .linearization import Linearization, linearize
 from .robust import RobustLoss
 from .types import AlignmentResult, LevelTrace, PriorFactor, ReferencePoints
 
 STRATEGIES = ("adaptive", "paper")
+BACKENDS = ("auto", "torch", "compiled")
 DIAGONAL_FLOOR = 1e-6
 ADAPTIVE_START = 1e-2
 ADAPTIVE_RANGE = (1e-7, 1e4)
@@ -37,7 +40,8 @@ class AlignmentOptions:
     loss: robust loss of the squared feature residual. border_cells: how far inside the image a point must be, in cells.
     min_points: fewer visible points than this is a failure. stop_cells: a level ends when a step moves the reprojections by
     less than this share of a cell (root mean square). feature_variance: squared feature residual that counts as one sigma,
-    which sets the image's weight against a prior factor.
+    which sets the image's weight against a prior factor. backend: "torch" (any device, differentiable), "compiled" (one CPU
+    core, adaptive only, no gradients) or "auto": compiled wherever it can be.
     """
 
     strategy: str = "adaptive"
@@ -47,16 +51,38 @@ class AlignmentOptions:
     min_points: int = 10
     stop_cells: float = 0.05
     feature_variance: float = 0.05
+    backend: str = "auto"
 
     def __post_init__(self) -> None:
         if self.strategy not in STRATEGIES:
             raise InputError(f"alignment strategy '{self.strategy}': choose one of {', '.join(STRATEGIES)}")
+        if self.backend not in BACKENDS or (self.backend == "compiled" and self.strategy != "adaptive"):
+            raise InputError(f"alignment backend '{self.backend}' for strategy '{self.strategy}': choose one of "
+                             f"{', '.join(BACKENDS)}; compiled is adaptive only")
         if self.iterations < 1 or self.min_points < 3 or not self.stop_cells >= 0 or not self.feature_variance > 0:
             raise InputError("alignment options: iterations must be at least 1, min_points at least 3, "
                              "stop_cells not negative, feature_variance above 0")
 
 
-@dataclass
+@dataclass(frozen=True)
+class _LevelEnd:
+    """Where a level ended: pose [B, 4, 4], alive [B]; hessian, cost, and per point squared residual, valid, pixels there."""
+
+    camera_from_map: torch.Tensor
+    alive: torch.Tensor
+    hessian: torch.Tensor
+    cost: torch.Tensor
+    squared: torch.Tensor
+    valid: torch.Tensor
+    pixels: torch.Tensor
+    trace: LevelTrace
+
+    @classmethod
+    def of(cls, pose: torch.Tensor, alive: torch.Tensor, now: Linearization, trace: LevelTrace) -> _LevelEnd:
+        return cls(pose, alive, now.hessian, now.mean_cost(), now.squared, now.valid, now.pixels, trace)
+
+
+@dataclass(frozen=True)
 class _Level:
     """What stays the same over the iterations of a level."""
 
@@ -95,25 +121,36 @@ def align(pyramid: FeaturePyramid, camera: Camera, points: ReferencePoints, came
     if len(points.descriptors) != len(pyramid.levels):
         raise InputError(f"the map has {len(points.descriptors)} feature levels, the image {len(pyramid.levels)}: "
                          "build the map with the same network")
-    batch = pose.shape[0]
-    alive = torch.ones(batch, dtype=torch.bool, device=pose.device)
+    alive = torch.ones(pose.shape[0], dtype=torch.bool, device=pose.device)
+    run = _choose(options, pyramid, camera, points)
     traces = []
-    run = _run_adaptive if options.strategy == "adaptive" else _run_paper
     for k in range(len(pyramid.levels)):
         level = _Level(pyramid, k, camera, points, mask, options)
         factors = damping(k) if damping is not None else None
         # Between levels the pose is a constant: each level's loss teaches that level only (PixLoc, section 4.3).
-        pose, last, trace, alive = run(level, pose.detach(), factors, prior, alive)
-        traces.append(trace)
-    visible = last.valid
-    inliers = visible & (last.squared < 2 * options.loss.scale)
+        end = run(level, pose.detach(), factors, prior, alive)
+        pose, alive = end.camera_from_map, end.alive
+        traces.append(end.trace)
+    inliers = end.valid & (end.squared < 2 * options.loss.scale)
     finished = torch.isfinite(pose).all(-1).all(-1) & alive
     if not bool(finished.all()):
         reason = "points" if not bool(alive.all()) else "diverged"
     else:
         reason = "converged" if all(t.iterations < options.iterations for t in traces) else "iterations"
-    result = AlignmentResult(pose, finished, last.hessian, last.mean_cost(), visible, inliers, last.pixels, tuple(traces), reason)
+    result = AlignmentResult(pose, finished, end.hessian, end.cost, end.valid, inliers, end.pixels, tuple(traces), reason)
     return _first(result) if single else result
+
+
+def _choose(options: AlignmentOptions, pyramid: FeaturePyramid, camera: Camera, points: ReferencePoints):
+    """The level runner: the compiled one where it can serve, unless told otherwise."""
+    if options.strategy == "paper":
+        return _run_paper
+    tensors = [level.features for level in pyramid.levels] + [points.xyz, *points.descriptors]
+    able = camera.params.dim() == 1 and all(t.device.type == "cpu" and t.dtype == torch.float32 for t in tensors) and not (
+        torch.is_grad_enabled() and any(t.requires_grad for t in tensors))
+    if options.backend == "compiled" and not able:
+        raise InputError("the compiled alignment takes float32 features on the CPU, one camera, and no gradients: use torch")
+    return _run_compiled if able and options.backend != "torch" else _run_adaptive
 
 
 def _first(result: AlignmentResult) -> AlignmentResult:
@@ -153,7 +190,7 @@ def _moved_cells(now: Linearization, step: torch.Tensor, stride: float) -> torch
 
 
 def _run_paper(level: _Level, pose: torch.Tensor, factors: torch.Tensor | None, prior: PriorFactor | None, alive: torch.Tensor
-               ) -> tuple[torch.Tensor, Linearization, LevelTrace, torch.Tensor]:
+               ) -> _LevelEnd:
     """Fixed damping, every step taken (PixLoc's rule); early stop only outside training."""
     options, stride = level.options, level.pyramid.levels[level.index].stride
     factors = torch.full((6,), 10 ** -0.5, dtype=torch.float64, device=pose.device) if factors is None else factors.double()
@@ -172,11 +209,11 @@ def _run_paper(level: _Level, pose: torch.Tensor, factors: torch.Tensor | None, 
         if not training and bool((still | ~alive).all()):
             break
     alive = alive & (now.valid.sum(-1) >= options.min_points)
-    return pose, now, LevelTrace(stride, torch.stack(costs, -1), torch.stack(poses, -3), done), alive
+    return _LevelEnd.of(pose, alive, now, LevelTrace(stride, torch.stack(costs, -1), torch.stack(poses, -3), done))
 
 
 def _run_adaptive(level: _Level, pose: torch.Tensor, factors: torch.Tensor | None, prior: PriorFactor | None,
-                  alive: torch.Tensor) -> tuple[torch.Tensor, Linearization, LevelTrace, torch.Tensor]:
+                  alive: torch.Tensor) -> _LevelEnd:
     """Levenberg-Marquardt with step acceptance; each pose of the batch has its own damping scale."""
     options, stride = level.options, level.pyramid.levels[level.index].stride
     base = torch.full((6,), ADAPTIVE_START, dtype=torch.float64, device=pose.device) if factors is None else factors.double()
@@ -207,7 +244,51 @@ def _run_adaptive(level: _Level, pose: torch.Tensor, factors: torch.Tensor | Non
         costs.append(now.mean_cost())
         if bool((still | ~alive).all()):
             break
-    return pose, now, LevelTrace(stride, torch.stack(costs, -1), torch.stack(poses, -3), done), alive
+    return _LevelEnd.of(pose, alive, now, LevelTrace(stride, torch.stack(costs, -1), torch.stack(poses, -3), done))
+
+
+def _run_compiled(level: _Level, pose: torch.Tensor, factors: torch.Tensor | None, prior: PriorFactor | None,
+                  alive: torch.Tensor) -> _LevelEnd:
+    """`_run_adaptive` without gradients on one CPU core, pose after pose."""
+    options, points, k = level.options, level.points, level.index
+    features = level.pyramid.levels[k]
+    batch, count, steps = pose.shape[0], points.xyz.shape[-2], options.iterations
+    kind, numbers, limit = compiled.camera_numbers(level.camera)
+    base = np.full(6, ADAPTIVE_START) if factors is None else factors.double().detach().numpy()
+    poses, costs = np.zeros((batch, steps + 1, 4, 4)), np.zeros((batch, steps + 1))
+    hessian, squared = np.zeros((batch, 6, 6)), np.zeros((batch, count))
+    valid, pixels = np.zeros((batch, count), bool), np.zeros((batch, count, 2))
+    iterations = 0
+    alive = alive.clone()
+
+    def member(tensor: torch.Tensor | None, b: int, empty: tuple[int, ...], dtype: type) -> np.ndarray:
+        """Element b (or the only one) of a batch as an array; empty where there is none."""
+        if tensor is None:
+            return np.empty(empty, dtype)
+        return np.ascontiguousarray(tensor[b if tensor.shape[0] > 1 else 0].detach().numpy(), dtype)
+
+    for b in range(batch):
+        information = member(prior.information if prior else None, b, (0, 0), np.float64) * options.feature_variance
+        prior_inverse = (se3.inverse(prior.camera_from_map[b if len(prior.camera_from_map) > 1 else 0].double()).numpy()
+                         if prior else np.eye(4))
+        done = compiled.run_level(
+            member(features.features.permute(0, 2, 3, 1), b, (), np.float32), features.stride,
+            member(features.confidence, b, (0, 0), np.float32), *level.pyramid.image_size, options.border_cells, kind, numbers,
+            limit, member(points.xyz, b, (), np.float32), member(points.descriptors[k], b, (), np.float32),
+            member(points.confidences[k], b, (0,), np.float32), member(level.mask, b, (0,), np.bool_),
+            np.ascontiguousarray(pose[b].double().numpy()), compiled.LOSSES[options.loss.kind], options.loss.scale,
+            prior_inverse, information, base, steps if bool(alive[b]) else 0, options.min_points, options.stop_cells,
+            DIAGONAL_FLOOR, ADAPTIVE_DOWN, ADAPTIVE_UP, *ADAPTIVE_RANGE, LEAST_SHARED_VIEW,
+            poses[b], costs[b], hessian[b], squared[b], valid[b], pixels[b])
+        if done < 0:
+            alive[b] = False
+        done = max(done, 0)
+        poses[b, done + 1:], costs[b, done + 1:] = poses[b, done], costs[b, done]
+        iterations = max(iterations, done)
+    poses, costs = (torch.from_numpy(a[:, :iterations + 1]) for a in (poses, costs))
+    return _LevelEnd(poses[:, -1].to(pose.dtype), alive, torch.from_numpy(hessian), costs[:, -1], torch.from_numpy(squared),
+                     torch.from_numpy(valid), torch.from_numpy(pixels),
+                     LevelTrace(features.stride, costs, poses.to(pose.dtype), iterations))
 
 
 def _where(take: torch.Tensor, new: Linearization, old: Linearization) -> Linearization:
