@@ -1,0 +1,51 @@
+# Copyright the pixloc_ros authors. SPDX-License-Identifier: Apache-2.0
+"""Figures as text for a terminal."""
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+
+def format_number(value: float | int | None, digits: int = 3) -> str:
+    """A figure at a given number of significant digits, never in exponents; "–" for None."""
+    if value is None:
+        return "–"
+    if isinstance(value, int) or value == 0:
+        return str(value)
+    text = f"{value:.{digits}g}"
+    return f"{value:.0f}" if "e+" in text else f"{float(text):.10f}".rstrip("0").rstrip(".")
+
+
+def format_table(rows: Sequence[Sequence[str]]) -> str:
+    """Aligned columns; the first row is the head, the first column stands left."""
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    lines = ["  ".join(cell.ljust(w) if i == 0 else cell.rjust(w) for i, (cell, w) in enumerate(zip(row, widths))).rstrip()
+             for row in rows]
+    lines.insert(1, "─" * max(map(len, lines)))
+    return "\n".join(lines)
+
+
+def format_errors(result: Mapping[str, object]) -> str:
+    """The result of `metrics.evaluate` as text."""
+    names = ("median", "p95", "max", "rmse")
+    rows = [("", *names)]
+    for label, key, unit in (("translation (m)", "translation_error", "m"), ("rotation (deg)", "rotation_error", "deg"),
+                             ("relative translation (m)", "relative_translation_error", "m"),
+                             ("relative rotation (deg)", "relative_rotation_error", "deg")):
+        if f"{key}_median_{unit}" in result:
+            rows.append((label, *(format_number(result[f"{key}_{name}_{unit}"]) for name in names)))
+    lines = [f"{result['estimated_frames']} of {result['frames']} reference poses have an estimate "
+             f"({100 * result['estimated_fraction']:.1f} %)", "", format_table(rows)]
+    if "relative_step_m" in result:
+        lines.append(f"relative: over {result['relative_stretches']} stretches of {result['relative_step_m']:g} m")
+    recall = result["recall"]
+    lines += ["", format_table([("recall of all reference poses", *(_recall_label(name) for name in recall)),
+                                ("", *(f"{100 * value:.1f} %" for value in recall.values()))])]
+    if result.get("nees_mean") is not None:
+        lines += ["", f"NEES mean {result['nees_mean']:.2f} (6 is right), inside the 95 % ellipsoid "
+                      f"{100 * result['nees_inside_95']:.1f} %"]
+    return "\n".join(lines)
+
+
+def _recall_label(name: str) -> str:
+    metres, degrees = name.split("_")
+    return f"{metres[:-1]} m, {degrees[:-3]}°"
