@@ -8,14 +8,18 @@ from dataclasses import dataclass, field
 import numpy as np
 import torch
 
-from ..alignment import AlignmentOptions, AlignmentResult, PriorFactor, align
-from ..features import Extractor
+from ..alignment import AlignmentOptions, AlignmentResult, PriorFactor, ReferencePoints, align
+from ..features import Extractor, FeaturePyramid
 from ..features.images import fit_to_working_size
 from ..geometry import se3
 from ..geometry.cameras import Camera
-from ..mapping.local_points import LocalPointSelector
+from ..mapping.local_points import LocalPoints, LocalPointSelector
 from ..mapping.map_file import Map
 from .types import FrameAlignment
+
+RESELECT_SHARE = 0.05
+"""Where the points moved by more than this share of the image, they are chosen again for the view that was found."""
+MAX_PASSES = 2
 
 
 @dataclass(frozen=True)
@@ -53,22 +57,32 @@ class FrameLocalizer:
         clock.lap("prepare")
         pyramid = self.extractor.extract(image)
         clock.lap("features")
-        local = self._selector.select(map_from_camera, camera, self.options.max_points)
-        clock.lap("gather")
-        if len(local.points) < self.options.alignment.min_points:
-            return _failure(map_from_camera, "no map points near the prior", len(local.points), clock.laps)
+        start = map_from_camera
+        for _ in range(MAX_PASSES):
+            local = self._selector.select(start, camera, self.options.max_points)
+            clock.lap("gather")
+            if len(local.points) < self.options.alignment.min_points:
+                return _failure(map_from_camera, "no map points near the prior", len(local.points), clock.laps)
+            result, map_from_local = self._align(pyramid, camera, local, start, map_from_camera, prior_covariance)
+            clock.lap("alignment")
+            moved = _moved_px(result, local.points, camera, se3.inverse(start) @ map_from_local)
+            if not bool(result.converged) or moved < RESELECT_SHARE * max(camera.width, camera.height):
+                break
+            # The points were chosen for a view quite different from the one found: choose and align once more from there.
+            start = map_from_local @ se3.inverse(result.camera_from_map)
+        return self._judge(result, map_from_camera, map_from_local, clock.laps)
 
-        # Single precision is exact to micrometres near the local origin, whatever the extent of the map.
+    def _align(self, pyramid: FeaturePyramid, camera: Camera, local: LocalPoints, start: torch.Tensor, prior_pose: torch.Tensor,
+               prior_covariance: torch.Tensor | None) -> tuple[AlignmentResult, torch.Tensor]:
+        """Alignment in a frame at the points' origin, where single precision is exact to micrometres on any map."""
         map_from_local = torch.eye(4, dtype=torch.float64)
         map_from_local[:3, 3] = local.origin
-        start = se3.inverse(map_from_camera) @ map_from_local
         prior = None
         if prior_covariance is not None and self.options.use_prior_factor:
             # true = map_from_camera · exp(e)  <=>  camera_from_map(true) = exp(-e) · camera_from_map
-            prior = PriorFactor(start, torch.linalg.inv(prior_covariance))
-        result = align(pyramid, camera.to(torch.float32), local.points, start, self.options.alignment, prior=prior)
-        clock.lap("alignment")
-        return self._judge(result, map_from_camera, map_from_local, clock.laps)
+            prior = PriorFactor(se3.inverse(prior_pose) @ map_from_local, torch.linalg.inv(prior_covariance))
+        return align(pyramid, camera, local.points, se3.inverse(start) @ map_from_local, self.options.alignment,
+                     prior=prior), map_from_local
 
     def _judge(self, result: AlignmentResult, map_from_camera: torch.Tensor, map_from_local: torch.Tensor,
                timings_ms: dict[str, float]) -> FrameAlignment:
@@ -93,6 +107,13 @@ def hessian_covariance(hessian: torch.Tensor, cost: float) -> torch.Tensor:
     return inverse * cost if not bool(failed) else torch.full((6, 6), torch.inf, dtype=torch.float64)
 
 
+def _moved_px(result: AlignmentResult, points: ReferencePoints, camera: Camera, camera_from_local: torch.Tensor) -> float:
+    """How far the visible reprojections moved from the start, in pixels (median)."""
+    pixels, valid = camera.project(se3.transform(camera_from_local, points.xyz.double()))
+    moved = (pixels - result.pixels).norm(dim=-1)[valid & result.visible]
+    return float(moved.median()) if len(moved) else 0.0
+
+
 def _failure(map_from_camera: torch.Tensor, reason: str, points: int, timings_ms: dict[str, float]) -> FrameAlignment:
     return FrameAlignment(map_from_camera, torch.full((6, 6), torch.inf, dtype=torch.float64), False, reason, float("inf"), 0.0,
                           0.0, points, 0, timings_ms)
@@ -105,5 +126,5 @@ class _Stopwatch:
 
     def lap(self, name: str) -> None:
         now = time.perf_counter()
-        self.laps[name] = (now - self._last) * 1e3
+        self.laps[name] = self.laps.get(name, 0.0) + (now - self._last) * 1e3
         self._last = now
