@@ -79,10 +79,21 @@ def decode_raw(data: np.ndarray | bytes | memoryview, height: int, width: int, e
     row = width * pixel.channels * pixel.itemsize
     pixels = np.ascontiguousarray(flat.reshape(height, step)[:, :row])
     if pixel.itemsize == 2:
-        pixels = to_8_bits(pixels.view(">u2" if is_bigendian else "<u2"))
+        pixels = pixels.view(">u2" if is_bigendian else "<u2")
     if pixel.channels > 1:
         pixels = pixels.reshape(height, width, pixel.channels)
-    return pixels if pixel.to_rgb is None else cv2.cvtColor(pixels, pixel.to_rgb)
+    return to_grey_or_rgb(pixels, encoding)
+
+
+def to_grey_or_rgb(pixels: np.ndarray, encoding: str) -> np.ndarray:
+    """Pixels in one of the encodings that `check_layout` lets pass → what `decode_raw` returns.
+
+    pixels: uint8 or uint16 of either byte order, [H, W] or [H, W, channels].
+    """
+    to_rgb = _FORMATS[encoding].to_rgb
+    if pixels.dtype.itemsize == 2:
+        pixels = to_8_bits(pixels)
+    return pixels if to_rgb is None else cv2.cvtColor(pixels, to_rgb)
 
 
 def decode_compressed(data: bytes | np.ndarray | memoryview) -> np.ndarray:
