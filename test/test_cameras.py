@@ -1,5 +1,6 @@
 # Copyright the pixloc_ros authors. SPDX-License-Identifier: Apache-2.0
 """Camera models."""
+
 import math
 
 import cv2
@@ -106,7 +107,9 @@ def test_projection_matches_opencv_fisheye():
     camera, points = make("fisheye"), some_points()
     fx, fy, cx, cy, *distortion = camera.params.tolist()
     matrix = np.array([[fx, 0, cx], [0, fy, cy], [0, 0, 1]])
-    expected, _ = cv2.fisheye.projectPoints(points.numpy()[:, None], np.zeros(3), np.zeros(3), matrix, np.array(distortion))
+    expected, _ = cv2.fisheye.projectPoints(
+        points.numpy()[:, None], np.zeros(3), np.zeros(3), matrix, np.array(distortion)
+    )
     torch.testing.assert_close(camera.project(points)[0], torch.from_numpy(expected[:, 0]), atol=1e-9, rtol=0)
 
 
@@ -127,7 +130,7 @@ def test_projection_matches_opencv_fisheye():
 def test_colmap_models(model, params):
     camera = Camera.parse_colmap_line(f"{model} 640 480 " + " ".join(map(str, params)))
     # Our pixel (0, 0) is COLMAP's (0.5, 0.5).
-    centre = params[1:3] if len(params) in (3, 4, 5) and "PINHOLE" != model else params[2:4]
+    centre = params[1:3] if len(params) in (3, 4, 5) and model != "PINHOLE" else params[2:4]
     np.testing.assert_allclose(camera.params[2:4], np.array(centre) - 0.5)
     name, numbers = camera.to_colmap()
     again = Camera.from_colmap(name, 640, 480, numbers)
@@ -201,7 +204,9 @@ def test_distortion_grows_up_to_the_limit_and_not_beyond(name, extra):
 @everywhere
 def test_points_behind_near_or_not_finite_are_invalid_but_harmless(name):
     camera = make(name)
-    points = torch.tensor([[0.1, 0.1, -2.0], [0, 0, 0], [0, 0, MIN_DEPTH / 2], [math.nan, 0, 1], [0, math.inf, 1], [1e20, 0, 1]])
+    points = torch.tensor(
+        [[0.1, 0.1, -2.0], [0, 0, 0], [0, 0, MIN_DEPTH / 2], [math.nan, 0, 1], [0, math.inf, 1], [1e20, 0, 1]]
+    )
     if camera.model == "equidistant":
         points = points[1:]  # it may see what is behind
     assert not camera.project(points)[1].any()
@@ -279,7 +284,10 @@ def test_camera_info_models(name, d, model):
     camera = Camera.from_camera_info(name, 640, 480, K, d)
     assert camera.model == model
     assert camera.params[:4].tolist() == [400, 410, 320, 240]  # already in our convention: no half pixel
-    assert camera.params[4:].tolist() == ([*d, 0.0] if len(d) == 4 and model == "plumb_bob" else d)[: len(camera.params) - 4]
+    assert (
+        camera.params[4:].tolist()
+        == ([*d, 0.0] if len(d) == 4 and model == "plumb_bob" else d)[: len(camera.params) - 4]
+    )
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 # Copyright the pixloc_ros authors. SPDX-License-Identifier: Apache-2.0
 """Rotations and rigid transforms."""
+
 import math
 
 import pytest
@@ -76,7 +77,9 @@ def test_group_properties(xi_a, xi_b):
     close = {"atol": 1e-11, "rtol": 1e-11}
     torch.testing.assert_close(se3.se3_exp(se3.se3_log(a)), a, **close)
     torch.testing.assert_close(se3.inverse(a) @ a, torch.eye(4, dtype=torch.float64), **close)
-    torch.testing.assert_close(a @ b @ se3.inverse(a), se3.se3_exp(se3._matrix_times_vector(se3.adjoint(a), xi_b)), **close)
+    torch.testing.assert_close(
+        a @ b @ se3.inverse(a), se3.se3_exp(se3._matrix_times_vector(se3.adjoint(a), xi_b)), **close
+    )
     torch.testing.assert_close(se3.adjoint(a @ b), se3.adjoint(a) @ se3.adjoint(b), **close)
     torch.testing.assert_close(se3.interpolate(a, b, 0.0), a, **close)
     torch.testing.assert_close(se3.interpolate(a, b, 1.0), b, **close)
@@ -111,10 +114,14 @@ def test_rotation_angle_keeps_its_digits(angle):
 
 def test_interpolation_halfway_and_batched():
     a = torch.eye(4, dtype=torch.float64)
-    b = se3.from_rotation_translation(se3.so3_exp(torch.tensor([0.0, 0, 1.0])).double(), torch.tensor([2.0, 0, 0]).double())
+    b = se3.from_rotation_translation(
+        se3.so3_exp(torch.tensor([0.0, 0, 1.0])).double(), torch.tensor([2.0, 0, 0]).double()
+    )
     poses = se3.interpolate(a.expand(3, 4, 4), b.expand(3, 4, 4), torch.tensor([0.0, 0.5, 1.5]))
     torch.testing.assert_close(poses[:, 0, 3], torch.tensor([0.0, 1, 3], dtype=torch.float64))
-    torch.testing.assert_close(se3.so3_log(poses[:, :3, :3])[:, 2], torch.tensor([0, 0.5, 1.5]).double(), atol=1e-6, rtol=0)
+    torch.testing.assert_close(
+        se3.so3_log(poses[:, :3, :3])[:, 2], torch.tensor([0, 0.5, 1.5]).double(), atol=1e-6, rtol=0
+    )
 
 
 def test_retract_is_decoupled_and_left():

@@ -15,9 +15,10 @@ equidistant            k1, k2, k3, k4                           cv2.fisheye, COL
 =====================  =======================================  ===========================================
 
 A distortion polynomial is only good up to the radius where it stops growing: beyond, it folds far points back into the
-image. `Camera` finds that radius once and calls what lies outside invalid. The tangential terms (p1, p2) are left out of
-that radius; they are small against it in every lens they are meant for.
+image. `Camera` finds that radius once and calls what lies outside invalid. The tangential terms (p1, p2) are left out
+of that radius; they are small against it in every lens they are meant for.
 """
+
 from __future__ import annotations
 
 import math
@@ -63,7 +64,7 @@ def _first_positive_root(coefficients: Sequence[float]) -> float:
 
 
 def _valid_limit(model: str, params: Sequence[float]) -> float:
-    """Where one camera's distortion stops growing: squared normalised radius, or for equidistant the angle (at most π)."""
+    """Where one camera's distortion stops growing: squared normalised radius; for equidistant the angle (at most π)."""
     k = params[4:]
     if model == "equidistant":  # theta_d = theta (1 + k1 theta² + ...)
         derivative = [(2 * i + 1) * c for i, c in enumerate((1.0, *k))]
@@ -99,7 +100,9 @@ class Camera:
         if self.params.shape[-1] != expected:
             raise InputError(f"camera model {self.model} takes {expected} numbers, not {self.params.shape[-1]}")
         if self.width <= 0 or self.height <= 0:
-            raise InputError(f"camera image size {self.width}x{self.height} is empty: give its width and height in pixels")
+            raise InputError(
+                f"camera image size {self.width}x{self.height} is empty: give its width and height in pixels"
+            )
         if self.limit is None:
             rows = self.params.detach().reshape(-1, expected)
             if self.model == "pinhole":
@@ -118,11 +121,15 @@ class Camera:
         Raises `InputError` for another model, a wrong count, or numbers that make no camera.
         """
         if name not in _COLMAP:
-            raise InputError(f"COLMAP camera model '{name}' is not supported: undistort the images, or use {', '.join(_COLMAP)}")
+            raise InputError(
+                f"COLMAP camera model '{name}' is not supported: undistort the images, or use {', '.join(_COLMAP)}"
+            )
         model, indices = _COLMAP[name]
         expected = max(index for index in indices if index is not None) + 1
         if len(params) != expected:
-            raise InputError(f"COLMAP camera model {name} takes {expected} numbers, not {len(params)}: see COLMAP's cameras.txt")
+            raise InputError(
+                f"COLMAP camera model {name} takes {expected} numbers, not {len(params)}: see COLMAP's cameras.txt"
+            )
         values = [0.0 if index is None else float(params[index]) for index in indices]
         values[2:4] = values[2] - 0.5, values[3] - 0.5
         return cls._checked(f"COLMAP camera {name}", model, width, height, values)
@@ -151,8 +158,8 @@ class Camera:
     ) -> Camera:
         """Camera of the image that comes with a sensor_msgs/CameraInfo (plain numbers; REP-104).
 
-        width, height, k (row-major 3x3) and d describe the full sensor; roi = (x_offset, y_offset, width, height) in full
-        pixels is cut out first (all zero: nothing is cut), then binning_x × binning_y pixels merge into one (0 means 1).
+        width, height, k (row-major 3x3) and d describe the full sensor; roi = (x_offset, y_offset, width, height) in
+        full pixels is cut out first (all zero: nothing), then binning_x × binning_y pixels merge into one (0: 1).
         A merged pixel's centre lies between those of its parts: ``c' = (c + 0.5) / binning - 0.5``.
         Trailing zeros in d do no harm; polynomial models whose d is all zero or empty become pinhole.
         Raises `InputError` for an uncalibrated, unknown or inconsistent camera.
@@ -166,7 +173,7 @@ class Camera:
         if any(d) or distortion_model:
             if distortion_model not in _ROS_MODEL:
                 raise InputError(
-                    f"CameraInfo distortion_model '{distortion_model}' is not supported: use one of {', '.join(_ROS_MODEL)}"
+                    f"CameraInfo distortion_model '{distortion_model}' is not supported: use {', '.join(_ROS_MODEL)}"
                 )
             model = _ROS_MODEL[distortion_model]
         else:
@@ -179,13 +186,15 @@ class Camera:
             distortion += [0.0] * (count - len(distortion))
         if len(distortion) != count:
             raise InputError(
-                f"CameraInfo d has {len(d)} numbers but {distortion_model} takes {count}: publish the d of the calibration"
+                f"CameraInfo d has {len(d)} numbers but {distortion_model} takes {count}: publish the calibration's"
             )
         camera = cls._checked("CameraInfo", model, width, height, [k[0], k[4], k[2], k[5], *distortion])
         x, y, roi_width, roi_height = roi
         if any(roi):
             if min(roi) < 0 or not roi_width or not roi_height or x + roi_width > width or y + roi_height > height:
-                raise InputError(f"CameraInfo roi {tuple(roi)} does not lie in the {width}x{height} image: mend the driver")
+                raise InputError(
+                    f"CameraInfo roi {tuple(roi)} does not lie in the {width}x{height} image: mend the driver"
+                )
             params = camera.params.clone()
             params[2:4] -= params.new_tensor([x, y])
             camera = replace(camera, width=roi_width, height=roi_height, params=params)
@@ -223,7 +232,7 @@ class Camera:
         return replace(self, params=self.params.to(*args, **kwargs), limit=self.limit.to(*args, **kwargs))
 
     def scaled(self, scale_x: float, scale_y: float, width: int, height: int) -> Camera:
-        """Camera of the image resized by the two factors to width × height: ``f' = f s``, ``c' = (c + 0.5) s - 0.5``."""
+        """Camera of the image resized to width × height: ``f' = f s``, ``c' = (c + 0.5) s - 0.5``."""
         scale = self.params.new_tensor([scale_x, scale_y])
         focal, centre, distortion = self.params[..., :2], self.params[..., 2:4], self.params[..., 4:]
         params = torch.cat((focal * scale, (centre + 0.5) * scale - 0.5, distortion), -1)
@@ -232,7 +241,7 @@ class Camera:
     # ---- projection
 
     def in_image(self, pixels: torch.Tensor, border: float = 0.0) -> torch.Tensor:
-        """Which pixels ``[..., 2]`` lie among the pixel centres, at least border pixels inside the outermost → ``[...]``."""
+        """Which pixels ``[..., 2]`` lie at least border pixels inside the outermost pixel centres → bool ``[...]``."""
         x, y = pixels.unbind(-1)
         return (x >= border) & (x <= self.width - 1 - border) & (y >= border) & (y <= self.height - 1 - border)
 
@@ -246,7 +255,7 @@ class Camera:
         return pixels, valid
 
     def project_with_jacobian(self, points_camera: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """As `project`, and the derivative ``[..., N, 2, 3]`` of each pixel with respect to its point (pixels per metre)."""
+        """As `project`, and the derivative ``[..., N, 2, 3]`` of each pixel by its point (pixels per metre)."""
         return self._project(points_camera, True)
 
     def _project(self, points, with_jacobian):
@@ -307,10 +316,10 @@ class Camera:
         return distorted, torch.diag_embed(factor.expand_as(x)) + 2 * (outer + outer.mT)
 
     def unproject(self, pixels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Unit rays ``[..., N, 3]`` in the camera frame through pixels ``[..., N, 2]``, and which are valid ``[..., N]``.
+        """Unit rays ``[..., N, 3]`` in the camera frame through pixels ``[..., N, 2]``, and which are valid.
 
         Newton's method, a fixed number of steps; a pixel that no point inside the valid range projects to (beyond the
-        fold, NaN) is invalid and its ray means nothing. Equidistant rays may point backwards (fields of view above 180°).
+        fold, NaN) is invalid and its ray means nothing. Equidistant rays may point backwards (above 180° of view).
         """
         params = self.params.to(pixels.dtype).unsqueeze(-2)
         limit = self.limit.to(pixels.dtype).unsqueeze(-1)

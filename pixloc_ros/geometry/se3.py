@@ -17,12 +17,13 @@ left       ``exp(xi) · a_from_b``               expressed in frame a, rotations
 fixed      ``t + rho``, ``exp(phi) · R``        ROS messages: axes of frame a, rotations about the origin of b
 =========  ===================================  =================================================================
 
-body → left is `transform_covariance(cov, a_from_b)`, body → fixed is `rotate_covariance(cov, R of a_from_b)`, and a body
-covariance moves from frame b to a rigidly attached frame c with `transform_covariance(cov, c_from_b)`.
-`retract` perturbs on the left: seen from the inverse pose, minus that perturbation is a body perturbation in the same axes.
+body → left is `transform_covariance(cov, a_from_b)`, body → fixed is `rotate_covariance(cov, R of a_from_b)`, and a
+body covariance moves from frame b to a rigidly attached frame c with `transform_covariance(cov, c_from_b)`.
+`retract` perturbs on the left: seen from the inverse pose, that is minus a body perturbation in the same axes.
 
 Formulas: Solà, Deray, Atchuthan, "A micro Lie theory for state estimation in robotics", 2018, section IV and appendix.
 """
+
 from __future__ import annotations
 
 import torch
@@ -131,7 +132,7 @@ def inverse(a_from_b: torch.Tensor) -> torch.Tensor:
 
 
 def transform(a_from_b: torch.Tensor, points_b: torch.Tensor) -> torch.Tensor:
-    """Points ``[..., N, 3]`` in frame b → the same points in frame a, by ``[..., 4, 4]`` (one transform per N points)."""
+    """Points ``[..., N, 3]`` in frame b → the same points in frame a, by ``[..., 4, 4]`` (broadcast)."""
     return points_b @ a_from_b[..., :3, :3].mT + a_from_b[..., None, :3, 3]
 
 
@@ -154,7 +155,7 @@ def retract(a_from_b: torch.Tensor, delta: torch.Tensor) -> torch.Tensor:
 
 
 def rotation_from_quaternion(q_xyzw: torch.Tensor) -> torch.Tensor:
-    """R ``[..., 3, 3]`` from quaternions ``[..., 4]`` in (x, y, z, w) order; they are normalised first and must not be 0."""
+    """R ``[..., 3, 3]`` from quaternions ``[..., 4]`` = (x, y, z, w), not 0; they are normalised first."""
     x, y, z, w = torch.nn.functional.normalize(q_xyzw, dim=-1).unbind(-1)
     entries = (
         1 - 2 * (y * y + z * z), 2 * (x * y - z * w), 2 * (x * z + y * w),
@@ -208,7 +209,8 @@ def rotation_angle(rotation: torch.Tensor) -> torch.Tensor:
 
 
 def pose_difference(map_from_a: torch.Tensor, map_from_b: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Distance ``[...]`` between the origins of a and b (camera centres, in map units) and the angle between their axes.
+    """Distance ``[...]`` between the origins of a and b (camera centres, in map units) and the angle between their
+    axes.
 
     Mind the direction: the arguments are ``map_from_camera``, not ``camera_from_map``.
     """
@@ -219,8 +221,8 @@ def pose_difference(map_from_a: torch.Tensor, map_from_b: torch.Tensor) -> tuple
 def transform_covariance(covariance: torch.Tensor, a_from_b: torch.Tensor) -> torch.Tensor:
     """``Ad Σ Adᵀ`` with Ad the adjoint of ``a_from_b``: covariance ``[..., 6, 6]`` of a twist, from axes b to axes a.
 
-    If Σ belongs to body perturbations ``map_from_b · exp(xi)``, the result belongs to ``map_from_a · exp(xi)`` where a is
-    rigidly attached to b; if Σ belongs to ``a_from_b · exp(xi)``, the result belongs to ``exp(xi) · a_from_b``.
+    If Σ belongs to body perturbations ``map_from_b · exp(xi)``, the result belongs to ``map_from_a · exp(xi)`` where a
+    is rigidly attached to b; if Σ belongs to ``a_from_b · exp(xi)``, the result belongs to ``exp(xi) · a_from_b``.
     """
     matrix = adjoint(a_from_b)
     return matrix @ covariance @ matrix.mT
@@ -229,8 +231,8 @@ def transform_covariance(covariance: torch.Tensor, a_from_b: torch.Tensor) -> to
 def rotate_covariance(covariance: torch.Tensor, rotation: torch.Tensor) -> torch.Tensor:
     """Covariance ``[..., 6, 6]`` with both halves turned by R ``[..., 3, 3]``.
 
-    With R of ``map_from_base``, a body covariance becomes that of geometry_msgs/PoseWithCovariance (x, y, z and rotations
-    about the fixed axes of the map); with Rᵀ, the other way round.
+    With R of ``map_from_base``, a body covariance becomes that of geometry_msgs/PoseWithCovariance (x, y, z and
+    rotations about the fixed axes of the map); with Rᵀ, the other way round.
     """
     zero = torch.zeros_like(rotation)
     block = torch.cat((torch.cat((rotation, zero), -1), torch.cat((zero, rotation), -1)), -2)
@@ -249,6 +251,8 @@ def check_pose(pose: torch.Tensor, name: str = "pose", tolerance: float = 1e-3) 
     rotation = pose[..., :3, :3]
     eye = torch.eye(3, dtype=pose.dtype, device=pose.device)
     if bool(((rotation @ rotation.mT - eye).abs() > tolerance).any()) or bool((torch.linalg.det(rotation) < 0).any()):
-        raise InputError(f"{name} has a 3x3 part that is not a rotation: normalise its quaternion, use no scale or mirror")
+        raise InputError(
+            f"{name} has a 3x3 part that is not a rotation: normalise its quaternion, use no scale or mirror"
+        )
     if bool(((pose[..., 3, :] - torch.eye(4, dtype=pose.dtype, device=pose.device)[3]).abs() > tolerance).any()):
         raise InputError(f"{name} has a last row that is not 0 0 0 1: give a rigid transform, row by row")

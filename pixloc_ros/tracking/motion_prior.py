@@ -1,0 +1,82 @@
+# Copyright the pixloc_ros authors. SPDX-License-Identifier: Apache-2.0
+"""Where the robot should be at the time of an image: from odometry, else from its last velocity, else where it was."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from ..geometry import se3
+from .odometry import OdometryBuffer, OdometrySample, OdometryUnavailable
+from .types import MotionPrior
+
+
+@dataclass(frozen=True)
+class MotionOptions:
+    """What is believed of a robot without odometry.
+
+    acceleration (m/s²), angular_acceleration (rad/s²): standard deviation of a change of velocity. speed (m/s),
+    turn_rate (rad/s): standard deviation of an unknown velocity. max_velocity_s: a velocity measured longer ago, or
+    over a longer step, says nothing; the robot is not moved further than this by it.
+    """
+
+    acceleration: float = 3.0
+    angular_acceleration: float = 6.0
+    speed: float = 1.0
+    turn_rate: float = 1.0
+    max_velocity_s: float = 0.5
+
+
+@dataclass(frozen=True)
+class KnownPose:
+    """A pose the prediction can start from: covariance float64 [6, 6], base frame, body perturbation; odometry at the
+    same time where there is any."""
+
+    stamp_ns: int
+    map_from_base: torch.Tensor
+    covariance: torch.Tensor
+    odometry: OdometrySample | None = None
+
+
+def predict(
+    known: KnownPose,
+    before: KnownPose | None,
+    stamp_ns: int,
+    odometry: OdometrySample | None,
+    buffer: OdometryBuffer,
+    options: MotionOptions,
+) -> MotionPrior:
+    """Prior of the pose at stamp_ns.
+
+    known: the last pose. before: the one before it, for the velocity. odometry: at stamp_ns, None where there is none.
+    """
+    seconds = (stamp_ns - known.stamp_ns) * 1e-9
+    if odometry is not None and known.odometry is not None:
+        try:
+            motion, noise = buffer.motion_between(known.odometry, odometry)
+        except OdometryUnavailable:
+            pass
+        else:
+            return _moved(known, motion, noise, "odometry", seconds)
+    if before is not None and seconds > 0:
+        step_s = (known.stamp_ns - before.stamp_ns) * 1e-9
+        if 0 < step_s <= options.max_velocity_s and seconds <= options.max_velocity_s:
+            ratio = seconds / step_s
+            step = se3.se3_log(se3.inverse(before.map_from_base) @ known.map_from_base)
+            noise = _isotropic(0.5 * options.acceleration * seconds**2, 0.5 * options.angular_acceleration * seconds**2)
+            # The velocity is no better than the two poses it was measured between.
+            noise = noise + ratio**2 * (known.covariance + before.covariance)
+            return _moved(known, se3.se3_exp(ratio * step), noise, "constant velocity", seconds)
+    noise = _isotropic(options.speed * abs(seconds), options.turn_rate * abs(seconds))
+    return _moved(known, torch.eye(4, dtype=torch.float64), noise, "static", seconds)
+
+
+def _moved(known: KnownPose, motion: torch.Tensor, noise: torch.Tensor, source: str, seconds: float) -> MotionPrior:
+    # known · exp(e) · motion · exp(n) = known · motion · exp(Ad(motion⁻¹) e) · exp(n)
+    covariance = se3.transform_covariance(known.covariance, se3.inverse(motion)) + noise
+    return MotionPrior(known.map_from_base @ motion, covariance, source, seconds)
+
+
+def _isotropic(translation_std: float, rotation_std: float) -> torch.Tensor:
+    return torch.diag(torch.tensor([translation_std**2] * 3 + [rotation_std**2] * 3, dtype=torch.float64))
