@@ -3,5 +3,6 @@
 from .colmap import build_map_from_colmap
 from .local_points import LocalPointOptions, LocalPoints, LocalPointSelector
 from .map_file import Map
+from .rgbd import build_map_from_rgbd
 
-__all__ = ["LocalPointOptions", "LocalPointSelector", "LocalPoints", "Map", "build_map_from_colmap"]
+__all__ = ["LocalPointOptions", "LocalPointSelector", "LocalPoints", "Map", "build_map_from_colmap", "build_map_from_rgbd"]
