@@ -121,5 +121,6 @@ def to_8_bits(values: np.ndarray) -> np.ndarray:
     "16-bit" cameras fill 10, 12, 14 or 16 bits and no field of the message says how many, so the brightest half per cent
     decides; a few hot pixels saturate instead of darkening the rest.
     """
-    bright = int(np.percentile(values[::4, ::4], 99.5, method="higher"))
+    # Steps of five visit every colour of a mosaic and of interleaved channels.
+    bright = int(np.percentile(values[::5, ::5], 99.5, method="higher"))
     return np.minimum(values >> max(bright.bit_length() - 8, 0), 255).astype(np.uint8)
