@@ -67,6 +67,12 @@ def check_layout(height: int, width: int, encoding: str, step: int, is_bigendian
                          "the message is cut short or its height or step is wrong")
 
 
+def bytes_per_pixel(encoding: str) -> int:
+    """Of an encoding that `check_layout` lets pass."""
+    pixel = _FORMATS[encoding]
+    return pixel.channels * pixel.itemsize
+
+
 def decode_raw(data: np.ndarray | bytes | memoryview, height: int, width: int, encoding: str, step: int,
                is_bigendian: bool) -> np.ndarray:
     """The pixels of a sensor_msgs/Image → uint8 [height, width] for grey encodings, [height, width, 3] RGB for the others.
