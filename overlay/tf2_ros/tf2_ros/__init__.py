@@ -1,0 +1,28 @@
+# Copyright the pixloc_ros authors. SPDX-License-Identifier: Apache-2.0
+"""The part of tf2_ros' public Python interface that pixloc_ros uses."""
+from .broadcasters import StaticTransformBroadcaster, TransformBroadcaster
+from .buffer import Buffer
+from .buffer_core import BufferCore
+from .exceptions import (
+    ConnectivityException,
+    ExtrapolationException,
+    InvalidArgumentException,
+    LookupException,
+    TimeoutException,
+    TransformException,
+)
+from .transform_listener import TransformListener
+
+__all__ = [
+    "Buffer",
+    "BufferCore",
+    "ConnectivityException",
+    "ExtrapolationException",
+    "InvalidArgumentException",
+    "LookupException",
+    "StaticTransformBroadcaster",
+    "TimeoutException",
+    "TransformBroadcaster",
+    "TransformException",
+    "TransformListener",
+]
