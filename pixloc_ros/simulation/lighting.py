@@ -8,7 +8,7 @@ import numpy as np
 
 from .world import HEIGHT, LENGTH, WIDTH, Lamp, World
 
-_SPACING = 0.12
+_SPACING = 0.15
 """Distance of light samples on a surface (m)."""
 _LAMP_SAMPLES = 3
 _SKY_SAMPLES = 16
@@ -31,28 +31,29 @@ class Lighting:
 
 
 def _blocked(points: np.ndarray, towards: np.ndarray, world: World, shortest: np.ndarray | None) -> np.ndarray:
-    """Whether the segments points → points + towards [N, 3] hit a box: bool [N].
+    """Whether the segments points → points + towards, float32 [3, N], hit a box: bool [N].
 
     With `shortest` [N] given, it is lowered in place to the fraction of `towards` at which the nearest box is hit.
     """
-    hit = np.zeros(len(points), bool)
-    length = np.maximum((towards * towards).sum(1), 1e-12)
-    for x, y, z, *half, yaw in world.blockers:
+    hit = np.zeros(points.shape[1], bool)
+    px, py, pz = points
+    dx, dy, dz = towards
+    inverse_length = 1.0 / np.maximum(dx * dx + dy * dy + dz * dz, 1e-12)
+    for x, y, z, *half, yaw in np.array(world.blockers, np.float32):
         # Most segments pass far from most boxes: those near its bounding sphere are looked at closely.
-        offset = np.array([x, y, z], np.float32) - points
-        nearest = np.clip((offset * towards).sum(1) / length, 0.0, 1.0)
-        offset -= nearest[:, None] * towards
-        near = np.flatnonzero((offset * offset).sum(1) < half[0] ** 2 + half[1] ** 2 + half[2] ** 2)
+        ox, oy, oz = x - px, y - py, z - pz
+        nearest = np.clip((ox * dx + oy * dy + oz * dz) * inverse_length, 0.0, 1.0)
+        ox, oy, oz = ox - nearest * dx, oy - nearest * dy, oz - nearest * dz
+        near = np.flatnonzero(ox * ox + oy * oy + oz * oz < half[0] ** 2 + half[1] ** 2 + half[2] ** 2)
         if not len(near):
             continue
-        cosine, sine = np.float32(np.cos(yaw)), np.float32(np.sin(yaw))
-        px, py, pz = (points[near] - np.array([x, y, z], np.float32)).T
-        dx, dy, dz = towards[near].T
+        cosine, sine = np.cos(yaw), np.sin(yaw)
+        nx, ny, nz, tx, ty, tz = px[near] - x, py[near] - y, pz[near] - z, dx[near], dy[near], dz[near]
         enter, leave = np.full(len(near), 1e-4, np.float32), np.ones(len(near), np.float32)
         for start, step, size in (
-            (cosine * px + sine * py, cosine * dx + sine * dy, half[0]),
-            (cosine * py - sine * px, cosine * dy - sine * dx, half[1]),
-            (pz, dz, half[2]),
+            (cosine * nx + sine * ny, cosine * tx + sine * ty, half[0]),
+            (cosine * ny - sine * nx, cosine * ty - sine * tx, half[1]),
+            (nz, tz, half[2]),
         ):
             inverse = 1.0 / np.where(np.abs(step) < 1e-9, np.float32(1e-9), step)
             a, b = (-size - start) * inverse, (size - start) * inverse
@@ -67,34 +68,34 @@ def _blocked(points: np.ndarray, towards: np.ndarray, world: World, shortest: np
 
 def _lamp_light(points, normals, world: World, lamp: Lamp, rng: np.random.Generator) -> np.ndarray:
     """Irradiance [N] of one lamp of power 1: inverse square, cosine, share of the lamp that is seen."""
-    total = np.zeros(len(points), np.float32)
+    total = np.zeros(points.shape[1], np.float32)
     for sample in range(_LAMP_SAMPLES):
         spread = (sample + 0.5) / _LAMP_SAMPLES * 2 - 1
-        jitter = rng.uniform(-0.25, 0.25, (len(points), 1)).astype(np.float32)
-        position = lamp.position.astype(np.float32) + (spread + jitter) * lamp.extent.astype(np.float32)
+        shift = np.float32(spread) + rng.uniform(-0.25, 0.25, points.shape[1]).astype(np.float32)
+        position = lamp.position.astype(np.float32)[:, None] + shift * lamp.extent.astype(np.float32)[:, None]
         towards = position - points
-        squared = (towards * towards).sum(1)
-        cosine = (towards * normals).sum(1) / np.sqrt(squared)
+        squared = (towards * towards).sum(0)
+        cosine = (towards * normals).sum(0) / np.sqrt(squared)
         facing = np.flatnonzero(cosine > 0)
         light = cosine[facing] / (squared[facing] + 0.15)
-        light[_blocked(points[facing], towards[facing], world, None)] = 0.0
+        light[_blocked(points[:, facing], towards[:, facing], world, None)] = 0.0
         total[facing] += light
     return total / _LAMP_SAMPLES
 
 
 def _openness(points, normals, world: World, rng: np.random.Generator) -> np.ndarray:
     """How much of the half space above each point is free for `_OPEN_DISTANCE`, 0..1 [N]: darkens corners and niches."""
-    total = np.zeros(len(points), np.float32)
-    bounds = np.array([LENGTH / 2, WIDTH / 2, HEIGHT], np.float32)
-    lower = np.array([-LENGTH / 2, -WIDTH / 2, 0.0], np.float32)
+    total = np.zeros(points.shape[1], np.float32)
+    upper = np.array([[LENGTH / 2], [WIDTH / 2], [HEIGHT]], np.float32)
+    lower = np.array([[-LENGTH / 2], [-WIDTH / 2], [0.0]], np.float32)
     for _ in range(_SKY_SAMPLES):
-        direction = rng.standard_normal((len(points), 3), np.float32)
-        direction /= np.linalg.norm(direction, axis=1, keepdims=True)
-        direction = direction + normals * 1.02  # cosine-weighted about the normal
-        direction /= np.linalg.norm(direction, axis=1, keepdims=True)
+        direction = rng.standard_normal(points.shape, np.float32)
+        direction /= np.sqrt((direction * direction).sum(0))
+        direction += np.float32(1.02) * normals  # cosine-weighted about the normal
+        direction /= np.sqrt((direction * direction).sum(0))
         towards = direction * np.float32(_OPEN_DISTANCE)
-        room = np.where(towards > 0, bounds - points, lower - points) / np.where(np.abs(towards) < 1e-6, np.float32(1e-6), towards)
-        nearest = np.clip(room.min(1), 0.0, 1.0)
+        room = (np.where(towards > 0, upper, lower) - points) / np.where(np.abs(towards) < 1e-6, np.float32(1e-6), towards)
+        nearest = np.clip(room.min(0), 0.0, 1.0)
         _blocked(points, towards, world, nearest)
         total += nearest
     return total / _SKY_SAMPLES
@@ -115,9 +116,9 @@ def bake(world: World, lighting: Lighting | None) -> list[np.ndarray]:
         grid = quad.origin + along[:, None, None] * quad.down + across[None, :, None] * quad.right + 0.01 * quad.normal
         sizes.append((rows, columns))
         points.append(grid.reshape(-1, 3))
-        normals.append(np.broadcast_to(quad.normal, (rows * columns, 3)))
-    points = np.concatenate(points).astype(np.float32)
-    normals = np.concatenate(normals).astype(np.float32)
+        normals.append(np.repeat(quad.normal[None], rows * columns, 0))
+    points = np.ascontiguousarray(np.concatenate(points).T, np.float32)
+    normals = np.ascontiguousarray(np.concatenate(normals).T, np.float32)
     rng = np.random.default_rng(lighting.seed)
     light = lighting.ambient * _openness(points, normals, world, rng)[:, None] * np.ones((1, 3), np.float32)
     for index, lamp in enumerate(world.lamps):

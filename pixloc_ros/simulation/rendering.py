@@ -25,9 +25,13 @@ NEAR = 0.03
 _SUPERSAMPLING = 2
 _MAX_RAY_SLOPE = 2.6
 """Widest ray of a distorted camera, as tangent of its angle to the axis: a field of view of about 138 degrees."""
-_TAPS = 4
+_TAPS = (1, 2, 4)
+_STRETCH_LIMITS = (1.4**2, 2.8**2)
+"""Taps along the longer axis of a pixel's footprint, by the squared ratio of its axes."""
 _LOD_BIAS = -0.25
 """Half a bilinear blur sharper than the sampling theorem asks for, about what a lens and a Bayer sensor give."""
+_BLOCK = 32768
+"""Rays shaded at once."""
 _SHEET_WIDTH = 8192
 _LINEAR = np.power(np.linspace(0.0, 1.0, 256 * 16, dtype=np.float64), 2.2).astype(np.float32)
 
@@ -58,7 +62,7 @@ class _Sheet:
 class TextureSheet:
     """All textures of a world with their levels of detail; made once, shared by renderers with different light.
 
-    levels: float32 [textures * level_count, 6] = scale x, scale y from texels of level 0, last column, last row, place x, y.
+    levels: float32 [6, textures * level_count] = scale x, scale y from texels of level 0, last column, last row, place x, y.
     """
 
     def __init__(self, world: World) -> None:
@@ -72,7 +76,7 @@ class TextureSheet:
             pyramids.append(pyramid)
         self.level_count = max(len(pyramid) for pyramid in pyramids)
         sheet = _Sheet([image.shape[:2] for pyramid in pyramids for image in pyramid], np.uint8)
-        self.levels = np.zeros((len(pyramids) * self.level_count, 6), np.float32)
+        self.levels = np.zeros((6, len(pyramids) * self.level_count), np.float32)
         index = 0
         for number, pyramid in enumerate(pyramids):
             rows0, columns0 = pyramid[0].shape[:2]
@@ -82,7 +86,7 @@ class TextureSheet:
                     sheet.put(index, pyramid[level])
                     entry = (columns / columns0, rows / rows0, columns - 1, rows - 1, *sheet.places[index])
                     index += 1
-                self.levels[number * self.level_count + level] = entry
+                self.levels[:, number * self.level_count + level] = entry
         self.image = sheet.image
 
 
@@ -99,17 +103,19 @@ class Renderer:
         quads = self.world.quads
         light = bake(self.world, lighting)
         self._light = _Sheet([image.shape[:2] for image in light], np.float32, 2048)
-        self._light_place = np.zeros((len(quads), 4), np.float32)
         for index, image in enumerate(light):
             self._light.put(index, image)
-            self._light_place[index] = (*self._light.places[index], image.shape[1] - 1, image.shape[0] - 1)
+        light_size = np.array([image.shape[1::-1] for image in light], float)
         self._corners = np.array([[q.origin, q.origin + q.right, q.origin + q.right + q.down, q.origin + q.down] for q in quads])
         self._normals = np.array([q.normal for q in quads])
         self._right = np.array([q.right / (q.right @ q.right) for q in quads])
         self._down = np.array([q.down / (q.down @ q.down) for q in quads])
         self._texture = np.array([q.texture for q in quads])
         self._texture_size = np.array([self.world.textures[q.texture].shape[1::-1] for q in quads], np.float32)
-        self._emission = np.array([q.emission for q in quads], np.float32)
+        # Texels to places on the sheet of light: scale, place, last sample; and the quad's own light.
+        self._light_table = np.column_stack((
+            (light_size - 1) / self._texture_size, np.array(self._light.places), light_size - 1, [q.emission for q in quads],
+        )).T.astype(np.float32)
         self._views: dict[int, tuple[Camera, _View]] = {}
 
     def render(self, camera: Camera, map_from_camera: torch.Tensor, gain: float = 1.0) -> tuple[np.ndarray, np.ndarray]:
@@ -187,6 +193,15 @@ class Renderer:
         return ids
 
     def _shade(self, quad: np.ndarray, table: np.ndarray, x: np.ndarray, y: np.ndarray, steps) -> tuple[np.ndarray, np.ndarray]:
+        """As `_shade_block`, for any number of rays, a block at a time: blocks that fit the cache are quicker."""
+        radiance, depth = np.empty((len(quad), 3), np.float32), np.empty(len(quad), np.float32)
+        for start in range(0, len(quad), _BLOCK):
+            part = slice(start, start + _BLOCK)
+            local = tuple(step[part] if np.ndim(step) else step for step in steps)
+            radiance[part], depth[part] = self._shade_block(quad[part], table, x[part], y[part], local)
+        return radiance, depth
+
+    def _shade_block(self, quad: np.ndarray, table: np.ndarray, x: np.ndarray, y: np.ndarray, steps) -> tuple[np.ndarray, np.ndarray]:
         """Radiance [N, 3] and depth [N] of rays (x, y, 1) [N] that meet the given quads [N]; black and 0 where quad is -1.
 
         steps: dx/dcolumn, dy/dcolumn, dx/drow, dy/drow of the rays, numbers or [N]: the footprint of a pixel.
@@ -206,12 +221,11 @@ class Renderer:
         longer, shorter = np.maximum(length_column, length_row), np.minimum(length_column, length_row)
         along_u, along_v = np.where(by_column, u_column, u_row), np.where(by_column, v_column, v_row)
         colour = self._texels(quad, u, v, along_u, along_v, longer, shorter)
-        place = self._light_place[quad]
-        size = self._texture_size[quad]
-        light_x = place[:, 0] + np.clip((u + 0.5) / size[:, 0], 0, 1) * place[:, 2]
-        light_y = place[:, 1] + np.clip((v + 0.5) / size[:, 1], 0, 1) * place[:, 3]
+        scale_x, scale_y, place_x, place_y, last_x, last_y, emission = (np.take(column, quad) for column in self._light_table)
+        light_x = np.clip((u + np.float32(0.5)) * scale_x, 0, last_x) + place_x
+        light_y = np.clip((v + np.float32(0.5)) * scale_y, 0, last_y) + place_y
         light = _remap(self._light.image, light_x, light_y)
-        light += self._emission[quad][:, None]
+        light += emission[:, None]
         radiance = np.take(_LINEAR, (colour * 16.0).astype(np.uint16)) * light
         radiance[empty], depth[empty] = 0.0, 0.0
         return radiance, depth
@@ -219,28 +233,41 @@ class Renderer:
     def _texels(self, quad, u, v, along_u, along_v, longer, shorter) -> np.ndarray:
         """Antialiased texture colour, float32 [N, 3] in 0..255 (gamma encoded)."""
         colour = np.empty((len(quad), 3), np.float32)
-        stretched = longer > 2.25 * shorter
         base = self._texture[quad] * self.sheet.level_count
-        lod = 0.5 * np.log2(np.maximum(np.where(stretched, np.maximum(longer / _TAPS**2, shorter), longer), 1e-12)) + _LOD_BIAS
-        np.clip(lod, 0, self.sheet.level_count - 1.001, out=lod)
-        for chosen, offsets in ((~stretched, (0.0,)), (stretched, (np.arange(_TAPS) + 0.5) / _TAPS - 0.5)):
-            index = np.flatnonzero(chosen)
+        stretch = longer / np.maximum(shorter, 1e-20)
+        classes = np.searchsorted(_STRETCH_LIMITS, stretch)
+        for number, taps in enumerate(_TAPS):
+            index = np.flatnonzero(classes == number)
             if not len(index):
                 continue
-            sums = []
-            whole = lod[index].astype(np.int64)
-            centre_u, centre_v = u[index] + 0.5, v[index] + 0.5
+            footprint = longer[index]
+            if taps > 1:
+                footprint = np.maximum(footprint / taps**2, shorter[index])
+            lod = np.clip(0.5 * np.log2(np.maximum(footprint, 1e-12)) + _LOD_BIAS, 0, self.sheet.level_count - 1.001)
+            whole = lod.astype(np.int64)
+            centre_u, centre_v = u[index] + np.float32(0.5), v[index] + np.float32(0.5)
             step_u, step_v = along_u[index], along_v[index]
+            sums = []
             for level in (whole, whole + 1):
-                scale_x, scale_y, last_x, last_y, place_x, place_y = self.sheet.levels[base[index] + level].T
-                total = np.zeros((len(index), 3), np.float32)
-                for offset in offsets:
-                    texel_x = np.clip((centre_u + offset * step_u) * scale_x - 0.5, 0, last_x) + place_x
-                    texel_y = np.clip((centre_v + offset * step_v) * scale_y - 0.5, 0, last_y) + place_y
-                    total += _remap(self.sheet.image, texel_x, texel_y)
+                entry = base[index] + level
+                scale_x, scale_y, last_x, last_y, place_x, place_y = (np.take(column, entry) for column in self.sheet.levels)
+                x, y = centre_u * scale_x - np.float32(0.5), centre_v * scale_y - np.float32(0.5)
+                step_x, step_y = step_u * scale_x, step_v * scale_y
+                total = None
+                for tap in range(taps):
+                    offset = np.float32((tap + 0.5) / taps - 0.5)
+                    texel_x, texel_y = x + offset * step_x, y + offset * step_y
+                    np.clip(texel_x, 0, last_x, out=texel_x)
+                    np.clip(texel_y, 0, last_y, out=texel_y)
+                    texel_x += place_x
+                    texel_y += place_y
+                    texels = _remap(self.sheet.image, texel_x, texel_y)
+                    total = texels.astype(np.float32) if total is None else np.add(total, texels, out=total)
                 sums.append(total)
-            blend = (lod[index] - whole).astype(np.float32)[:, None]
-            colour[index] = (sums[0] + blend * (sums[1] - sums[0])) * np.float32(1.0 / len(offsets))
+            sums[1] -= sums[0]
+            sums[1] *= (lod - whole).astype(np.float32)[:, None]
+            sums[0] += sums[1]
+            colour[index] = sums[0] * np.float32(1.0 / taps)
         return colour
 
 
