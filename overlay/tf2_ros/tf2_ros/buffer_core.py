@@ -5,7 +5,7 @@ from __future__ import annotations
 import bisect
 import math
 import threading
-from typing import Callable
+from collections.abc import Callable
 
 from geometry_msgs.msg import TransformStamped
 from rclpy.duration import Duration
@@ -37,14 +37,19 @@ class _MovingFrame:
         self._entries: list[tuple[str, Rigid]] = []
 
     def insert(self, stamp_ns: int, parent: str, parent_from_child: Rigid) -> bool:
-        """False where the stamp is already known or older than the cache reaches."""
+        """False where just this is already known or the stamp is older than the cache reaches.
+
+        As in tf2, another transform of an equal stamp is kept beside the first: asked for exactly that time the last one
+        answers, for earlier times the first one is interpolated towards.
+        """
         if self._stamps and stamp_ns < self._stamps[-1] - self._cache_ns:
             return False
-        index = bisect.bisect_left(self._stamps, stamp_ns)
-        if index < len(self._stamps) and self._stamps[index] == stamp_ns:
+        entry = (parent, parent_from_child)
+        index = bisect.bisect_right(self._stamps, stamp_ns)
+        if entry in self._entries[bisect.bisect_left(self._stamps, stamp_ns):index]:
             return False
         self._stamps.insert(index, stamp_ns)
-        self._entries.insert(index, (parent, parent_from_child))
+        self._entries.insert(index, entry)
         expired = bisect.bisect_left(self._stamps, self._stamps[-1] - self._cache_ns)
         del self._stamps[:expired], self._entries[:expired]
         return True
@@ -56,9 +61,9 @@ class _MovingFrame:
         """Parent and transform at a time; 0 is the latest. ExtrapolationException outside of what is stored."""
         if stamp_ns == 0:
             return self._entries[-1]
-        after = bisect.bisect_left(self._stamps, stamp_ns)
-        if after < len(self._stamps) and self._stamps[after] == stamp_ns:
-            return self._entries[after]
+        after = bisect.bisect_right(self._stamps, stamp_ns)
+        if after and self._stamps[after - 1] == stamp_ns:
+            return self._entries[after - 1]
         if len(self._stamps) == 1:
             raise ExtrapolationException(
                 f"Lookup would require extrapolation at time {_seconds(stamp_ns)}, "
@@ -97,8 +102,8 @@ class _StaticFrame:
 class BufferCore:
     """Stores transforms for `cache_time` (default 10 s) and answers for any pair of frames and any time between.
 
-    Times are rclpy.time.Time; the zero time asks for the latest at which the whole chain is known. May be used from several
-    threads.
+    Times are rclpy.time.Time; the zero time asks for the latest at which the whole chain is known. May be used from
+    several threads.
     """
 
     def __init__(self, cache_time: Duration | None = None) -> None:
@@ -168,7 +173,8 @@ class BufferCore:
         """One sentence per frame that has a parent."""
         with self._changed:
             return "".join(
-                f"Frame {child} exists with parent {frame.latest()[1]}.\n" for child, frame in sorted(self._frames.items())
+                f"Frame {child} exists with parent {frame.latest()[1]}.\n"
+                for child, frame in sorted(self._frames.items())
             )
 
     def clear(self) -> None:
@@ -217,8 +223,8 @@ class BufferCore:
         if stamp_ns == 0:
             stamp_ns = self._latest_common_ns(target_frame, source_frame)
 
-        # Up from the source as far as it goes, then up from the target until the ways meet. A gap in time above the meeting
-        # point does no harm, so it is an error only where the ways do not meet.
+        # Up from the source as far as it goes, then up from the target until the ways meet. A gap in time above the
+        # meeting point does no harm, so it is an error only where the ways do not meet.
         gap: ExtrapolationException | None = None
         ancestor_from_source = {source_frame: IDENTITY}
         frame, so_far = source_frame, IDENTITY
@@ -273,13 +279,14 @@ class BufferCore:
     @staticmethod
     def _check_loop(frame: str, seen: dict) -> None:
         if frame in seen or len(seen) > MAX_DEPTH:
-            raise LookupException(f"The tf tree is invalid because it contains a loop. ({' -> '.join([*seen, frame][-10:])})")
+            way = " -> ".join([*seen, frame][-10:])
+            raise LookupException(f"The tf tree is invalid because it contains a loop. ({way})")
 
     @staticmethod
     def _not_connected(target_frame: str, source_frame: str) -> ConnectivityException:
         return ConnectivityException(
-            f"Could not find a connection between '{target_frame}' and '{source_frame}' because they are not part of the "
-            "same tree. Tf has two or more unconnected trees."
+            f"Could not find a connection between '{target_frame}' and '{source_frame}' because they are not part of "
+            "the same tree. Tf has two or more unconnected trees."
         )
 
     @staticmethod

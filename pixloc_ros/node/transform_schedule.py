@@ -1,0 +1,66 @@
+# Copyright the pixloc_ros authors. SPDX-License-Identifier: Apache-2.0
+"""When the localizer's transform is sent, and with which stamps. Pure arithmetic on stamps: no clock, no ROS.
+
+As nav2_amcl does, the transform found at an image's stamp is dated `tolerance` into the future, because consumers ask for
+times at which no newer image has been processed yet. Three things are better than there:
+
+- It is sent again, with later stamps, as soon as data (images, odometry) that are newer than half a tolerance less than the
+  last stamp sent have been seen, so that it never runs out between two slow frames. The stamps follow the data, not the wall
+  clock, so that a recorded drive works with and without simulated time.
+- It is also sent for the image's own stamp: a lookup at that stamp gives exactly the published pose, and the very first
+  lookup finds something to interpolate from.
+- What earlier transforms said of times after the image is overruled. tf2 prefers the last of equal stamps when asked for
+  exactly that time, but interpolates TOWARDS the first one: so each of those stamps is sent again, with one just before it.
+"""
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Generic, TypeVar
+
+T = TypeVar("T")
+
+
+@dataclass
+class _Sent:
+    """A future stamp in use, and how many times it was overruled."""
+
+    stamp_ns: int
+    overruled: int = 0
+
+
+class TransformSchedule(Generic[T]):
+    """Holds the current transform and says what to send. T: whatever stands for a transform."""
+
+    def __init__(self) -> None:
+        self._current: T | None = None
+        self._sent: list[_Sent] = []
+
+    def found(self, transform: T, image_ns: int, tolerance_ns: int) -> list[tuple[int, T]]:
+        """A new transform, found from the image of that stamp: (stamp, transform) to send now, in the order of stamps."""
+        self._current = transform
+        future_ns = image_ns + tolerance_ns
+        # The stamp that is about to be sent belongs to this image, not to those that overrule.
+        self._sent = [sent for sent in self._sent if sent.stamp_ns > image_ns]
+        stamps = {image_ns, future_ns}
+        for sent in self._sent:
+            sent.overruled += 1
+            stamps |= {sent.stamp_ns - sent.overruled, sent.stamp_ns}
+        if all(sent.stamp_ns != future_ns for sent in self._sent):
+            self._sent.append(_Sent(future_ns))
+        return [(stamp, transform) for stamp in sorted(stamps) if stamp >= image_ns]
+
+    def due(self, newest_data_ns: int, tolerance_ns: int) -> list[tuple[int, T]]:
+        """What to send again, given the newest stamp of any data seen: at most one."""
+        if self._current is None or not self._sent:
+            return []
+        last_ns = max(sent.stamp_ns for sent in self._sent)
+        if newest_data_ns + tolerance_ns // 2 <= last_ns:
+            return []
+        stamp_ns = newest_data_ns + tolerance_ns
+        self._sent.append(_Sent(stamp_ns))
+        return [(stamp_ns, self._current)]
+
+    def clear(self) -> None:
+        """Sends nothing more until the next `found`."""
+        self._current = None
+        self._sent = []
