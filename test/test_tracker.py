@@ -76,6 +76,7 @@ class Robot:
 
     def __init__(self, odometry: bool = True, **options) -> None:
         self.localizer = FakeLocalizer()
+        options = {"translation_floor": 0.01, "rotation_floor": 0.002, **options}
         self.tracker = Tracker(self.localizer, TrackerOptions(**options))
         self.odometry = odometry
         self.t = 0.0

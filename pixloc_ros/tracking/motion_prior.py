@@ -64,7 +64,9 @@ def predict(
         if 0 < step_s <= options.max_velocity_s and seconds <= options.max_velocity_s:
             ratio = seconds / step_s
             step = se3.se3_log(se3.inverse(before.map_from_base) @ known.map_from_base)
-            noise = _isotropic(0.5 * options.acceleration * seconds**2, 0.5 * options.angular_acceleration * seconds**2)
+            # The velocity is the mean over the step, that of its middle: it had from there to the end of the guess to change.
+            change = 0.5 * seconds * (step_s + seconds)
+            noise = _isotropic(options.acceleration * change, options.angular_acceleration * change)
             # The velocity is no better than the two poses it was measured between.
             noise = noise + ratio**2 * (known.covariance + before.covariance)
             return _moved(known, se3.se3_exp(ratio * step), noise, "constant velocity", seconds)
