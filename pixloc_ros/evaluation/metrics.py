@@ -7,6 +7,7 @@ beside the number of frames.
 """
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -146,3 +147,18 @@ def _spread(values: torch.Tensor, found: np.ndarray) -> np.ndarray:
     result = np.full(found.size, np.nan)
     result[found] = values.numpy()
     return result
+
+
+def percentiles(name: str, values: Sequence[float]) -> dict[str, float | None]:
+    """{name}_p50, _p95, _p99 of N values; None for all where N = 0."""
+    points = (50, 95, 99)
+    numbers = np.percentile(values, points).tolist() if len(values) else [None] * len(points)
+    return {f"{name}_p{point}": number for point, number in zip(points, numbers)}
+
+
+def timing_summary(frames: Sequence[Mapping[str, float]], total: str = "total") -> dict[str, object]:
+    """Milliseconds per stage of N frames → frame_ms_p50, _p95, _p99 of the stage `total`, and the same of every stage."""
+    stages = sorted({stage for frame in frames for stage in frame})
+    by_stage = {stage: [frame[stage] for frame in frames if stage in frame] for stage in stages}
+    return {**percentiles("frame_ms", by_stage.get(total, [])),
+            "stage_ms": {stage: percentiles("ms", values) for stage, values in by_stage.items() if stage != total}}
