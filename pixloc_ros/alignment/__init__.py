@@ -1,6 +1,6 @@
 # Copyright the pixloc_ros authors. SPDX-License-Identifier: Apache-2.0
 """Featuremetric alignment: the pose at which the image's features agree with the map's."""
-from .damping import LearnedDamping
+from ..features.damping import LearnedDamping
 from .optimizer import AlignmentOptions, align
 from .robust import RobustLoss
 from .types import AlignmentResult, PriorFactor, ReferencePoints

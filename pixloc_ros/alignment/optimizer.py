@@ -13,11 +13,11 @@ import numpy as np
 import torch
 
 from ..errors import InputError
+from ..features.damping import LearnedDamping
 from ..features.pyramid import FeaturePyramid
 from ..geometry import se3
 from ..geometry.cameras import Camera
 from . import compiled
-from .damping import LearnedDamping
 from .linearization import Linearization, linearize
 from .robust import RobustLoss
 from .types import AlignmentResult, LevelTrace, PriorFactor, ReferencePoints
