@@ -153,6 +153,22 @@ class Renderer:
             radiance[~view.valid], depth[~view.valid] = 0.0, 0.0
         return radiance, depth
 
+    def cast(self, rays: np.ndarray, map_from_camera: torch.Tensor) -> np.ndarray:
+        """Depth along z, float64 [N], of what the rays [N, 3] (camera frame, any length) hit first; 0 where nothing is hit.
+
+        Every ray is tried against every quad, which suits a few rays and checks the renderer.
+        """
+        pose = np.asarray(map_from_camera, float)
+        matrices = self._plane_table(pose)[0].reshape(3, 3, -1).astype(float)
+        u, v, inverse_depth = np.einsum("ijq,nj->inq", matrices, rays / rays[:, 2:])
+        facing = np.einsum("qi,qi->q", self._normals, pose[:3, 3] - self._corners[:, 0]) > 0
+        columns, rows = self._texture_size.T
+        with np.errstate(divide="ignore", invalid="ignore"):
+            u, v = u / inverse_depth + 0.5, v / inverse_depth + 0.5
+            hit = facing & (inverse_depth > 0) & (inverse_depth < 1 / NEAR) & (u >= 0) & (u <= columns) & (v >= 0) & (v <= rows)
+        nearest = np.where(hit, inverse_depth, 0.0).max(1)
+        return np.where(nearest > 0, 1.0 / np.where(nearest > 0, nearest, 1.0), 0.0)
+
     def _view(self, camera: Camera) -> _View:
         # The camera is kept beside its view, so that its id is not given to another camera meanwhile.
         known = self._views.get(id(camera))
