@@ -186,3 +186,11 @@ def test_check_pose_refuses_in_one_line(change, word):
     assert str(caught.value).startswith("start pose") and "\n" not in str(caught.value)
     with pytest.raises(InputError, match="4x4"):
         se3.check_pose(pose[:3])
+
+
+def test_one_rotation_for_many_translations():
+    rotation, translations = se3.so3_exp(torch.ones(3)), torch.arange(12.0).reshape(4, 3)
+    poses = se3.from_rotation_translation(rotation, translations)
+    torch.testing.assert_close(poses[:, :3, 3], translations)
+    torch.testing.assert_close(poses[2, :3, :3], rotation)
+    assert poses[:, 3].tolist() == [[0, 0, 0, 1]] * 4

@@ -40,8 +40,8 @@ _INVERSE_V = (1 / 12, 1 / 720, 1 / 30240, 1 / 1209600, 1 / 47900160, 691 / 13076
 
 def _polynomial(coefficients: tuple[float, ...], x: torch.Tensor) -> torch.Tensor:
     """Value of sum_i coefficients[i] x^i, by Horner's rule."""
-    value = torch.full_like(x, coefficients[-1])
-    for coefficient in reversed(coefficients[:-1]):
+    value = x * coefficients[-1] + coefficients[-2]
+    for coefficient in reversed(coefficients[:-2]):
         value = value * x + coefficient
     return value
 
@@ -93,8 +93,10 @@ def so3_log(rotation: torch.Tensor) -> torch.Tensor:
 
 def from_rotation_translation(rotation: torch.Tensor, translation: torch.Tensor) -> torch.Tensor:
     """T ``[..., 4, 4]`` from R ``[..., 3, 3]`` and t ``[..., 3]`` (broadcast against each other)."""
-    batch = torch.broadcast_shapes(rotation.shape[:-2], translation.shape[:-1])
-    upper = torch.cat((rotation.expand(*batch, 3, 3), translation.expand(*batch, 3).unsqueeze(-1)), -1)
+    if rotation.shape[:-1] != translation.shape:
+        batch = torch.broadcast_shapes(rotation.shape[:-2], translation.shape[:-1])
+        rotation, translation = rotation.expand(*batch, 3, 3), translation.expand(*batch, 3)
+    upper = torch.cat((rotation, translation.unsqueeze(-1)), -1)
     bottom = torch.zeros_like(upper[..., :1, :])
     bottom[..., 3] = 1.0
     return torch.cat((upper, bottom), -2)

@@ -78,7 +78,9 @@ class FrameAlignment:
 class TrackResult:
     """What the tracker says of one frame.
 
-    map_from_base, covariance (base frame, right perturbation): None unless the state is TRACKING or DEGRADED.
+    map_from_base, covariance (base frame, right perturbation): None unless the state is TRACKING or DEGRADED, and None for
+    an image that was refused because it was not newer than the last.
+    prior_distance_m, prior_rotation_rad: from the prior to the aligned pose; NaN where there is none.
     map_from_odom: None where there is no odometry or no pose.
     message: empty when all is well, else what is wrong and what to do.
     """
