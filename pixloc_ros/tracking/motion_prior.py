@@ -64,7 +64,7 @@ def predict(
         if 0 < step_s <= options.max_velocity_s and seconds <= options.max_velocity_s:
             ratio = seconds / step_s
             step = se3.se3_log(se3.inverse(before.map_from_base) @ known.map_from_base)
-            # The velocity is the mean over the step, that of its middle: it had from there to the end of the guess to change.
+            # The velocity is that of the middle of the step: it had from there to the end of the guess to change.
             change = 0.5 * seconds * (step_s + seconds)
             noise = _isotropic(options.acceleration * change, options.angular_acceleration * change)
             # The velocity is no better than the two poses it was measured between.
