@@ -21,6 +21,7 @@ from pixloc_ros.features.weights import save_weights  # noqa: E402
 
 BATCH_NORM_EPS = 1e-5
 BLOCKS = {"block1": 4, "block2": 2, "block3": 3, "block4": 3, "block5": 4, "block_fusion": 2}
+RENAMED = {("block1", k): f"stem.{k}.0" for k in range(3)} | {("block1", 3): "block1.0"}
 
 
 def fold(source: dict, name: str) -> tuple[torch.Tensor, torch.Tensor]:
@@ -43,7 +44,7 @@ def main() -> None:
     state = {"skip.weight": source["skip1.1.weight"], "skip.bias": source["skip1.1.bias"]}
     for block, count in BLOCKS.items():
         for k in range(count):
-            ours = f"{'fusion' if block == 'block_fusion' else block}.{k}.0"
+            ours = RENAMED.get((block, k)) or f"{'fusion' if block == 'block_fusion' else block}.{k}.0"
             state[f"{ours}.weight"], state[f"{ours}.bias"] = fold(source, f"{block}.{k}")
     state["fusion.2.weight"], state["fusion.2.bias"] = source["block_fusion.2.weight"], source["block_fusion.2.bias"]
     CompactNetwork().load_state_dict(state)

@@ -58,12 +58,15 @@ def test_sampling_agrees_with_grid_sample_and_its_central_differences():
     assert inside.all()
 
 
-def test_points_outside_the_level_are_marked():
+def test_points_outside_the_level_are_marked_and_its_rim_repeats_the_outermost_cells():
     level = affine_level(4.0)
-    pixels = torch.tensor([[[1.5, 1.5], [1.4, 10.0], [57.5, 45.5], [57.6, 10.0], [float("nan"), 3.0], [1e30, -1e30]]],
-                          dtype=torch.float64)
-    assert sample_level(level, pixels)[2].tolist() == [[True, False, True, False, False, False]]
-    assert sample_level_with_slopes(level, pixels)[2].tolist() == [[True, False, True, False, False, False]]
+    pixels = torch.tensor([[[1.5, 1.5], [-0.5, 10.0], [59.5, 47.5], [-0.6, 10.0], [59.6, 10.0], [float("nan"), 3.0],
+                            [1e30, -1e30]]], dtype=torch.float64)
+    for sample in (sample_level, sample_level_with_slopes):
+        assert sample(level, pixels)[2].tolist() == [[True, True, True, False, False, False, False]]
+    on_rim, _, _ = sample_level(level, pixels[:, 1:3])
+    outermost, _, _ = sample_level(level, torch.tensor([[[1.5, 10.0], [57.5, 45.5]]], dtype=torch.float64))
+    torch.testing.assert_close(on_rim, outermost)
 
 
 def test_sampling_differentiates_in_features_and_confidence():
@@ -78,30 +81,41 @@ def test_sampling_differentiates_in_features_and_confidence():
 @given(st.integers(20, 100), st.integers(20, 100))
 def test_padding_keeps_pixels_and_reaches_the_multiple(height, width):
     image = torch.arange(height * width, dtype=torch.float32).view(1, 1, height, width)
-    padded = pad_to_multiple(image)
+    padded = pad_to_multiple(image, 64)
     rows, columns = (min(a, b) for a, b in zip(padded.shape[-2:], (height, width)))
-    assert padded.shape[-2] % 32 == padded.shape[-1] % 32 == 0
-    assert max(abs(padded.shape[-2] - height), abs(padded.shape[-1] - width)) <= max(16, 32 - min(height, width))
+    assert padded.shape[-2] % 64 == padded.shape[-1] % 64 == 0
+    assert max(abs(padded.shape[-2] - height), abs(padded.shape[-1] - width)) <= max(32, 64 - min(height, width))
     assert torch.equal(padded[..., :rows, :columns], image[..., :rows, :columns])
 
 
-def test_pyramid_has_unit_features_at_the_declared_strides(extractor):
+@pytest.mark.parametrize("strides", [(32, 8, 4, 2), (64, 16, 8, 2)])
+def test_pyramid_has_unit_features_at_the_declared_strides(extractor, strides):
+    extractor = extractor.with_strides(strides)
     image = np.random.default_rng(0).integers(0, 255, (200, 328, 3), np.uint8)
     pyramid = extractor.extract(image)
-    assert pyramid.image_size == (328, 200)
+    assert pyramid.image_size == (328, 200) and extractor.strides == strides
     for level, stride, channels in zip(pyramid.levels, extractor.strides, extractor.channels):
         assert level.stride == stride and level.channels == channels
-        assert abs(level.features.shape[-1] * stride - 328) <= 16 and abs(level.features.shape[-2] * stride - 200) <= 16
+        assert abs(level.features.shape[-1] * stride - 328) <= 32 and abs(level.features.shape[-2] * stride - 200) <= 32
         torch.testing.assert_close(level.features.norm(dim=1), torch.ones(level.features[:, 0].shape))
 
 
-def test_features_move_with_the_image(extractor):
-    """Shifting the picture by one stride shifts the features by one cell."""
-    rng = np.random.default_rng(0)
-    scene = rng.integers(0, 255, (48, 72), np.uint8).repeat(8, 0).repeat(8, 1)
-    one, two = extractor.extract(scene[:320, :512]), extractor.extract(scene[32:352, 32:544])
+def test_levels_are_chosen_by_the_size_of_the_image(extractor):
+    for size, coarsest in (((640, 193), 32), ((640, 480), 64), ((360, 640), 64), ((1280, 720), 96)):
+        assert extractor.suited_to(*size).strides[0] == coarsest
+    assert extractor.suited_to(640, 480).fingerprint == extractor.fingerprint
+    with pytest.raises(InputError, match="build the map again"):
+        extractor.with_strides((48, 8, 4, 2))
+
+
+@pytest.mark.parametrize("strides", [(32, 8, 4, 2), (64, 16, 8, 2)])
+def test_features_move_with_the_image(extractor, strides):
+    """Shifting the picture by the coarsest stride shifts the features by whole cells."""
+    extractor, step = extractor.with_strides(strides), strides[0]
+    scene = np.random.default_rng(0).integers(0, 255, (96, 144), np.uint8).repeat(8, 0).repeat(8, 1)
+    one, two = extractor.extract(scene[:640, :1024]), extractor.extract(scene[step:640 + step, step:1024 + step])
     for a, b, border in zip(one.levels, two.levels, (4, 9, 6, 8)):
-        shift = int(32 / a.stride)
+        shift = int(step / a.stride)
         left = a.features[..., shift + border:-border, shift + border:-border]
         right = b.features[..., border:-border - shift, border:-border - shift]
         assert left.numel() > 0 and (left * right).sum(1).mean() > 0.97, a.stride

@@ -108,10 +108,11 @@ def _linearize(features, stride, query_confidence, width, height, border, kind, 
             continue
         pixels[i, 0], pixels[i, 1] = pixel[0], pixel[1]
         cell_x, cell_y = (pixel[0] + 0.5) / stride - 0.5, (pixel[1] + 0.5) / stride - 0.5
-        if not (cell_x >= 0 and cell_y >= 0 and cell_x <= columns - 1 and cell_y <= rows - 1
+        if not (cell_x >= -0.5 and cell_y >= -0.5 and cell_x <= columns - 0.5 and cell_y <= rows - 0.5
                 and pixel[0] >= margin and pixel[1] >= margin
                 and pixel[0] <= width - 1 - margin and pixel[1] <= height - 1 - margin):
             continue
+        cell_x, cell_y = min(max(cell_x, 0.0), columns - 1.0), min(max(cell_y, 0.0), rows - 1.0)
         column, row = int(cell_x), int(cell_y)
         fx, fy = cell_x - column, cell_y - row
         a, b = np.float32(fx), np.float32(fy)

@@ -6,13 +6,17 @@ Batch normalisation is folded into the convolutions: every layer is a biased con
 """
 from __future__ import annotations
 
+import copy
+
 import torch
 from torch import nn
 from torch.nn import functional as F
 
+from ..errors import InputError
 from .pyramid import FeatureLevel, FeaturePyramid
 
-PADDING_MULTIPLE = 32
+DEEP_SIDE_PX = 240
+"""About how long the shorter side of the image is that the robust levels are computed from."""
 
 
 def _conv(inputs: int, outputs: int, stride: int = 1, kernel: int = 3) -> nn.Sequential:
@@ -20,54 +24,78 @@ def _conv(inputs: int, outputs: int, stride: int = 1, kernel: int = 3) -> nn.Seq
 
 
 class CompactNetwork(nn.Module):
-    """Grey image to four levels, coarse to fine: strides 32, 8, 4, 2 with 64, 64, 24, 8 channels.
+    """Grey image to four levels of 64, 64, 24, 8 channels, coarse to fine.
 
-    The finest is an early layer of the encoder: near the solution it need not be clever, only sharp. No confidences yet:
-    the encoder is used as it was pretrained.
+    The three robust levels come from the image shrunk by `deep_scale` (strides 32, 8, 4 times that), the last and exact one,
+    stride 2, from the first layers on the full image: near the solution features need not be clever, only sharp. No
+    confidences yet.
     """
 
-    strides = (32, 8, 4, 2)
     channels = (64, 64, 24, 8)
+    takes_grey = True
 
-    def __init__(self) -> None:
+    def __init__(self, deep_scale: int = 1) -> None:
         super().__init__()
+        self.deep_scale = deep_scale
         self.skip = nn.Conv2d(1, 24, 1)
-        self.block1 = nn.Sequential(_conv(1, 4), _conv(4, 8, 2), _conv(8, 8), _conv(8, 24, 2))
+        self.stem = nn.Sequential(_conv(1, 4), _conv(4, 8, 2), _conv(8, 8))
+        self.block1 = _conv(8, 24, 2)
         self.block2 = nn.Sequential(_conv(24, 24), _conv(24, 24))
         self.block3 = nn.Sequential(_conv(24, 64, 2), _conv(64, 64), _conv(64, 64, kernel=1))
         self.block4 = nn.Sequential(_conv(64, 64, 2), _conv(64, 64), _conv(64, 64))
         self.block5 = nn.Sequential(_conv(64, 128, 2), _conv(128, 128), _conv(128, 128), _conv(128, 64, kernel=1))
         self.fusion = nn.Sequential(_conv(64, 64), _conv(64, 64), nn.Conv2d(64, 64, 1))
 
+    @property
+    def strides(self) -> tuple[int, ...]:
+        return (32 * self.deep_scale, 8 * self.deep_scale, 4 * self.deep_scale, 2)
+
+    def suited_to(self, width: int, height: int) -> CompactNetwork:
+        """The same network, its robust levels at a size that costs about the same whatever the image's.
+
+        Which one serves is a property of a map, since features of different scales must not be compared.
+        """
+        return self._at(max(1, round(min(width, height) / DEEP_SIDE_PX)))
+
+    def with_strides(self, strides: tuple[int, ...]) -> CompactNetwork:
+        """The same network with the strides of a map. Raises InputError where it has no such levels."""
+        network = self._at(max(1, strides[0] // 32))
+        if network.strides != tuple(strides):
+            raise InputError(f"the network has no levels of strides {', '.join(map(str, strides))}: build the map again")
+        return network
+
+    def _at(self, deep_scale: int) -> CompactNetwork:
+        network = copy.copy(self)  # shares the parameters
+        network.deep_scale = deep_scale
+        return network
+
     def forward(self, grey: torch.Tensor) -> FeaturePyramid:
         """grey: float32 [B, 1, H, W], any affine range (each image is normalised to zero mean and unit variance)."""
         height, width = grey.shape[-2:]
-        x = pad_to_multiple(grey)
-        x = F.instance_norm(x)
-        x2 = self.block1[:3](x)
-        x4 = self.block2(self.block1[3](x2) + self.skip(F.avg_pool2d(x, 4)))
+        full = F.instance_norm(pad_to_multiple(grey, 32 * self.deep_scale))
+        fine = self.stem(full)
+        small, stem = full, fine
+        if self.deep_scale > 1:
+            small = F.avg_pool2d(full, self.deep_scale)
+            stem = self.stem(small)
+        x4 = self.block2(self.block1(stem) + self.skip(F.avg_pool2d(small, 4)))
         x8 = self.block3(x4)
         x16 = self.block4(x8)
         x32 = self.block5(x16)
         size = x8.shape[-2:]
         fused = x8 + F.interpolate(x16, size, mode="bilinear") + F.interpolate(x32, size, mode="bilinear")
-        levels = (x32, self.fusion(fused), x4, x2)
+        levels = (x32, self.fusion(fused), x4, fine)
         return FeaturePyramid(
             tuple(FeatureLevel(F.normalize(level.contiguous(memory_format=torch.channels_last), dim=1), None, float(stride))
                   for level, stride in zip(levels, self.strides)), (width, height))
 
 
-def pad_to_multiple(image: torch.Tensor, multiple: int = PADDING_MULTIPLE) -> torch.Tensor:
+def pad_to_multiple(image: torch.Tensor, multiple: int) -> torch.Tensor:
     """Bring height and width to the nearest multiple by cropping or repeating the last rows and columns.
 
     The strides stay exact and no pixel is resampled, unlike with a resize. At most half a multiple is lost or added.
     """
     height, width = image.shape[-2:]
     rows, columns = (max(multiple, (n + multiple // 2) // multiple * multiple) - n for n in (height, width))
-    return image if rows == columns == 0 else F.pad(image, (0, columns, 0, rows), mode="replicate") \
-        if rows >= 0 and columns >= 0 else _crop_then_pad(image, rows, columns)
-
-
-def _crop_then_pad(image: torch.Tensor, rows: int, columns: int) -> torch.Tensor:
     image = image[..., :image.shape[-2] + min(rows, 0), :image.shape[-1] + min(columns, 0)]
     return F.pad(image, (0, max(columns, 0), 0, max(rows, 0)), mode="replicate")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from functools import partial
 from pathlib import Path
 
 import cv2
@@ -11,10 +12,16 @@ import torch
 
 from ..errors import InputError
 from .compact import CompactNetwork
+from .damping import LearnedDamping
 from .pyramid import FeaturePyramid
+from .vgg import VggNetwork
 from .weights import load_weights, resolve_weights
 
-NETWORKS = {"compact": CompactNetwork}
+NETWORKS = {"compact": CompactNetwork, "vgg16": partial(VggNetwork, 16), "vgg19": partial(VggNetwork, 19)}
+"""Architecture to its network: `strides` and `channels` per level, `takes_grey` (one channel in, or three), and a forward
+pass from float32 [B, 1 or 3, H, W], 0 to 255, to a pyramid."""
+DAMPING = "damping.theta"
+"""Where a weights file keeps the optimizer's learned damping, if it has one: [levels, 6], coarse to fine."""
 WORKING_SIDE_PX = 640
 SMALLEST_SIDE_PX = 64
 
@@ -24,14 +31,24 @@ class Extractor:
 
     name: the weights' name. fingerprint: of architecture and weights; maps carry it, so that features of two networks
     are never compared. strides, channels: per level, coarse to fine. working_side: images are shrunk to this longer side.
+    damping: the optimizer's, where it was learned together with the features.
     """
 
-    def __init__(self, network: torch.nn.Module, name: str, fingerprint: str) -> None:
+    def __init__(self, network: torch.nn.Module, name: str, fingerprint: str, damping: LearnedDamping | None = None) -> None:
         self.network = network.eval().requires_grad_(False).to(memory_format=torch.channels_last)
         self.name, self.fingerprint = name, fingerprint
+        self.damping = damping
         self.strides: tuple[int, ...] = network.strides
         self.channels: tuple[int, ...] = network.channels
         self.working_side = WORKING_SIDE_PX
+
+    def suited_to(self, width: int, height: int) -> Extractor:
+        """The same network with its levels chosen for images of a size in pixels: for building a map."""
+        return Extractor(self.network.suited_to(width, height), self.name, self.fingerprint, self.damping)
+
+    def with_strides(self, strides: tuple[int, ...]) -> Extractor:
+        """The same network with the levels that a map was made with. Raises InputError where it has no such levels."""
+        return Extractor(self.network.with_strides(strides), self.name, self.fingerprint, self.damping)
 
     @torch.inference_mode()
     def extract(self, image: np.ndarray) -> FeaturePyramid:
@@ -46,8 +63,12 @@ class Extractor:
         if min(image.shape[:2]) < SMALLEST_SIDE_PX:
             raise InputError(f"the image is {image.shape[1]}x{image.shape[0]}: the network needs at least "
                              f"{SMALLEST_SIDE_PX} pixels along each side")
-        grey = image if image.ndim == 2 else cv2.cvtColor(image, cv2.COLOR_RGB2GRAY)
-        return self.network(torch.from_numpy(np.ascontiguousarray(grey)).float()[None, None])
+        if self.network.takes_grey and image.ndim == 3:
+            image = cv2.cvtColor(image, cv2.COLOR_RGB2GRAY)
+        elif not self.network.takes_grey and image.ndim == 2:
+            image = cv2.cvtColor(image, cv2.COLOR_GRAY2RGB)
+        values = torch.from_numpy(np.ascontiguousarray(np.atleast_3d(image)))
+        return self.network(values.permute(2, 0, 1)[None].float())
 
 
 def load_extractor(weights: str | Path = "compact") -> Extractor:
@@ -57,12 +78,26 @@ def load_extractor(weights: str | Path = "compact") -> Extractor:
     if card["architecture"] not in NETWORKS:
         raise InputError(f"{path} is of architecture '{card['architecture']}': this version knows {', '.join(NETWORKS)}")
     network = NETWORKS[card["architecture"]]()
+    damping = _split_damping(state, len(network.strides), path)
     try:
         network.load_state_dict(state)
     except RuntimeError as error:
         raise InputError(f"{path} does not fit the architecture '{card['architecture']}': {str(error).splitlines()[1].strip()}"
                          ) from error
+    # Without the damping: features of the same network stay comparable whatever optimizer they are used with.
     digest = hashlib.sha256(card["architecture"].encode())
     for name in sorted(state):
         digest.update(name.encode() + state[name].contiguous().numpy().tobytes())
-    return Extractor(network, path.stem, digest.hexdigest()[:16])
+    return Extractor(network, path.stem, digest.hexdigest()[:16], damping)
+
+
+def _split_damping(state: dict[str, torch.Tensor], levels: int, path: Path) -> LearnedDamping | None:
+    """Take the damping out of a weights file's tensors; None where it has none."""
+    theta = state.pop(DAMPING, None)
+    if theta is None:
+        return None
+    if theta.shape != (levels, 6) or not bool(theta.isfinite().all()):
+        raise InputError(f"{path}: '{DAMPING}' must hold {levels}x6 finite numbers, not {tuple(theta.shape)}: import it again")
+    damping = LearnedDamping(levels).requires_grad_(False)
+    damping.theta.copy_(theta)
+    return damping

@@ -13,12 +13,17 @@ from .pyramid import FeatureLevel
 
 
 def _cells(level: FeatureLevel, pixels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Level coordinates [B, N, 2] of image pixels, and which of them lie between cell centres of the level."""
+    """Level coordinates [B, N, 2] of image pixels, and which of them lie on the level's cells.
+
+    Within half a cell of the border the coordinate is held at the outermost cell centre: on a level of stride 64 that rim is
+    a good part of the image.
+    """
     cells = (pixels + 0.5) / level.stride - 0.5
     height, width = level.features.shape[-2:]
     last = cells.new_tensor((width - 1, height - 1))
-    inside = ((cells >= 0) & (cells <= last)).all(-1)
-    return torch.where(inside[..., None], cells, torch.zeros_like(cells)), inside
+    inside = ((cells >= -0.5) & (cells <= last + 0.5)).all(-1)
+    held = torch.minimum(cells.clamp(min=0), last)
+    return torch.where(inside[..., None], held, torch.zeros_like(cells)), inside
 
 
 def _gather(values: torch.Tensor, columns: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:

@@ -92,6 +92,8 @@ def build_map(source: PosedImages, extractor: Extractor, working_side: int | Non
             missing.append(source.names[k])
             continue
         image, camera = fit_to_working_size(image, source.cameras[k], side)
+        if not keyframes:  # one choice of levels for the whole map
+            extractor = extractor.suited_to(camera.width, camera.height)
         keyframe = _keyframe(k, image, camera, source, np.sort(points), extractor)
         outside += len(points) - len(keyframe.points)
         if len(keyframe.points):

@@ -40,7 +40,7 @@ class FrameLocalizer:
     def __init__(self, map_: Map, extractor: Extractor, options: LocalizerOptions = LocalizerOptions()) -> None:
         """Raises InputError where the map was made with another network."""
         map_.require_extractor(extractor)
-        self.map, self.extractor, self.options = map_, extractor, options
+        self.map, self.extractor, self.options = map_, extractor.with_strides(map_.strides), options
         self._selector = LocalPointSelector(map_)
         self._focal_px = float(np.median([float(c.params[:2].mean()) for c in map_.cameras]))
 
