@@ -1,10 +1,10 @@
 # Copyright the pixloc_ros authors. SPDX-License-Identifier: Apache-2.0
 """Makes the repository's `.venv` a ROS 2 environment that needs no `source`.
 
-`make setup` copies this module into the environment's site-packages beside a `.pth` line that imports it, so it runs at
-every start of that Python. The dynamic linker reads LD_LIBRARY_PATH only when a process starts: where it lacks the wheels'
-libraries, the interpreter is started again, once, in the same process. (The wheels' own hook does the same, but knows nothing of the
-overlay, and trusts a marker that a child of another environment inherits.)
+`make setup` copies this module into the environment's site-packages beside a `.pth` line that imports it, so it runs
+at every start of that Python. The dynamic linker reads LD_LIBRARY_PATH only when a process starts: where it lacks the
+wheels' libraries, the interpreter is started again, once, in the same process. (The wheels' own hook does the same, but
+knows nothing of the overlay, and trusts a marker that a child of another environment inherits.)
 """
 import os
 import sys
@@ -35,7 +35,9 @@ def ros_environment(current: "dict[str, str]") -> "dict[str, str]":
     if current.get("PYTHONPATH"):
         # A sourced installation's rclpy would come before the wheels' and load the wrong libraries.
         new["PYTHONPATH"] = os.pathsep.join(
-            entry for entry in current["PYTHONPATH"].split(os.pathsep) if not os.path.isdir(os.path.join(entry, "rclpy"))
+            entry
+            for entry in current["PYTHONPATH"].split(os.pathsep)
+            if not os.path.isdir(os.path.join(entry, "rclpy"))
         )
     new["RMW_IMPLEMENTATION"] = "rmw_fastrtps_cpp"  # the only one among the wheels
     if "FASTRTPS_DEFAULT_PROFILES_FILE" not in current:

@@ -82,17 +82,17 @@ class CvBridge:
         return self.dtype_with_channels_to_cvtype2(*self.encoding_to_dtype_with_channels(encoding))
 
     def imgmsg_to_cv2(self, img_msg: Image, desired_encoding: str = "passthrough") -> np.ndarray:
-        """[H, W] or [H, W, channels], in the machine's byte order; shares memory with the message where nothing has to change.
+        """[H, W] or [H, W, channels], in the machine's byte order; shares the message's memory where it can.
 
-        'passthrough' keeps the pixels as they are. Else as the public interface says: colours, grey, Bayer patterns and YUV 4:2:2
-        into colours or grey, 8 from and to 16 bits scaled. CvBridgeError for other wishes and for messages whose data are too short.
+        'passthrough' keeps the pixels as they are. Else: colours, grey, Bayer patterns and YUV 4:2:2 into colours or
+        grey, 8 from and to 16 bits scaled. CvBridgeError for other wishes and for messages whose data are too short.
         """
         dtype_name, channels = self.encoding_to_dtype_with_channels(img_msg.encoding)
         dtype = np.dtype(dtype_name).newbyteorder(">" if img_msg.is_bigendian else "<")
         height, width, step = img_msg.height, img_msg.width, img_msg.step
         if step < width * channels * dtype.itemsize or len(img_msg.data) < step * height:
             raise CvBridgeError(
-                f"{width}x{height} {img_msg.encoding} with step {step} does not fit in {len(img_msg.data)} bytes of data"
+                f"{width}x{height} {img_msg.encoding}, step {step}: does not fit in {len(img_msg.data)} bytes"
             )
         strides = (step, channels * dtype.itemsize, dtype.itemsize)
         image = np.ndarray((height, width, channels), dtype, img_msg.data, strides=strides)
@@ -103,8 +103,13 @@ class CvBridge:
             return image
         return self._convert(image, img_msg.encoding, desired_encoding)
 
-    def compressed_imgmsg_to_cv2(self, cmprs_img_msg: CompressedImage, desired_encoding: str = "passthrough") -> np.ndarray:
-        """As imgmsg_to_cv2; 'passthrough' gives grey, BGR or BGRA as the file has it. CvBridgeError where it cannot be decoded."""
+    def compressed_imgmsg_to_cv2(
+        self, cmprs_img_msg: CompressedImage, desired_encoding: str = "passthrough"
+    ) -> np.ndarray:
+        """As imgmsg_to_cv2; 'passthrough' gives grey, BGR or BGRA as the file has it.
+
+        CvBridgeError where it cannot be decoded.
+        """
         data = np.frombuffer(cmprs_img_msg.data, np.uint8)
         image = cv2.imdecode(data, cv2.IMREAD_UNCHANGED) if data.size else None
         if image is None:
@@ -130,7 +135,8 @@ class CvBridge:
             message.header = header
         message.height, message.width = cvim.shape[:2]
         message.encoding = cv_type if encoding == "passthrough" else encoding
-        message.is_bigendian = int(cvim.dtype.byteorder == ">" or (cvim.dtype.byteorder == "=" and sys.byteorder == "big"))
+        order = cvim.dtype.byteorder
+        message.is_bigendian = int(order == ">" or (order == "=" and sys.byteorder == "big"))
         message.step = message.width * channels * cvim.dtype.itemsize
         message.data = _as_field(cvim)
         return message
@@ -164,7 +170,7 @@ class CvBridge:
 
 
 def _convert_depth(image: np.ndarray, dtype: np.dtype) -> np.ndarray:
-    """Another number type: the full range of 8 and 16 bit pixels is mapped onto each other, other values are kept and clipped."""
+    """Another number type: the full ranges of 8 and 16 bits are mapped onto each other, other values are clipped."""
     if image.dtype == dtype:
         return image
     if image.dtype == np.uint16 and dtype == np.uint8:

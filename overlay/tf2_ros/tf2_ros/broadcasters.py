@@ -2,7 +2,7 @@
 """Send transforms to /tf and /tf_static."""
 from __future__ import annotations
 
-from typing import Sequence
+from collections.abc import Sequence
 
 from geometry_msgs.msg import TransformStamped
 from rclpy.node import Node
@@ -35,6 +35,6 @@ class StaticTransformBroadcaster:
         self._by_child: dict[str, TransformStamped] = {}
 
     def sendTransform(self, transform: TransformStamped | Sequence[TransformStamped]) -> None:  # noqa: N802
-        """Send one transform or several, together with all sent before: only the last message is kept for late subscribers."""
+        """Send one transform or several, with all sent before: late subscribers get only the last message."""
         self._by_child.update((one.child_frame_id, one) for one in _as_list(transform))
         self.pub_tf.publish(TFMessage(transforms=list(self._by_child.values())))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time as wall
-from typing import Callable
+from collections.abc import Callable
 
 from geometry_msgs.msg import TransformStamped
 from rclpy.clock import Clock, JumpThreshold, TimeJump
@@ -13,7 +13,6 @@ from rclpy.task import Future
 from rclpy.time import Time
 
 from .buffer_core import BufferCore
-
 
 
 class Buffer(BufferCore):
@@ -100,7 +99,8 @@ class Buffer(BufferCore):
     ) -> bool | tuple[bool, str]:
         """Whether lookup_transform_full would succeed within `timeout`; with return_debug_tuple also why not."""
         answer = self._wait(
-            lambda: self.can_transform_full_core(target_frame, target_time, source_frame, source_time, fixed_frame), timeout
+            lambda: self.can_transform_full_core(target_frame, target_time, source_frame, source_time, fixed_frame),
+            timeout,
         )
         return answer if return_debug_tuple else answer[0]
 
@@ -142,6 +142,6 @@ class Buffer(BufferCore):
             return
         with self._changed:
             ready = [future for test, future in self._waiting if not future.done() and test()]
-            self._waiting = [(test, future) for test, future in self._waiting if future not in ready and not future.done()]
+            self._waiting = [one for one in self._waiting if one[1] not in ready and not one[1].done()]
         for future in ready:
             future.set_result(True)

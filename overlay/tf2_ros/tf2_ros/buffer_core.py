@@ -39,8 +39,8 @@ class _MovingFrame:
     def insert(self, stamp_ns: int, parent: str, parent_from_child: Rigid) -> bool:
         """False where just this is already known or the stamp is older than the cache reaches.
 
-        As in tf2, another transform of an equal stamp is kept beside the first: asked for exactly that time the last one
-        answers, for earlier times the first one is interpolated towards.
+        As in tf2, another transform of an equal stamp is kept beside the first: asked for exactly that time the last
+        one answers, for earlier times the first one is interpolated towards.
         """
         if self._stamps and stamp_ns < self._stamps[-1] - self._cache_ns:
             return False

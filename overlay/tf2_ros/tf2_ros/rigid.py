@@ -4,10 +4,10 @@ several times faster than arrays."""
 from __future__ import annotations
 
 import math
-from typing import NamedTuple, Tuple
+from typing import NamedTuple
 
-Vector = Tuple[float, float, float]
-Quaternion = Tuple[float, float, float, float]
+Vector = tuple[float, float, float]
+Quaternion = tuple[float, float, float, float]
 
 
 class Rigid(NamedTuple):

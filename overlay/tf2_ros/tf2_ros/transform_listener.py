@@ -2,10 +2,11 @@
 """Fills a Buffer from /tf and /tf_static."""
 from __future__ import annotations
 
+from contextlib import suppress
 from threading import Thread
 
 from rclpy.callback_groups import ReentrantCallbackGroup
-from rclpy.executors import SingleThreadedExecutor
+from rclpy.executors import ExternalShutdownException, SingleThreadedExecutor
 from rclpy.node import Node
 from rclpy.qos import DurabilityPolicy, HistoryPolicy, QoSProfile
 from tf2_msgs.msg import TFMessage
@@ -13,6 +14,11 @@ from tf2_msgs.msg import TFMessage
 from .buffer import Buffer
 
 AUTHORITY = "default_authority"  # rclpy does not tell who sent a message
+
+
+def _spin(executor: SingleThreadedExecutor) -> None:
+    with suppress(ExternalShutdownException):
+        executor.spin()
 
 
 class TransformListener:
@@ -35,7 +41,8 @@ class TransformListener:
         if qos is None:
             qos = QoSProfile(depth=100, durability=DurabilityPolicy.VOLATILE, history=HistoryPolicy.KEEP_LAST)
         if static_qos is None:
-            static_qos = QoSProfile(depth=100, durability=DurabilityPolicy.TRANSIENT_LOCAL, history=HistoryPolicy.KEEP_LAST)
+            latched = DurabilityPolicy.TRANSIENT_LOCAL
+            static_qos = QoSProfile(depth=100, durability=latched, history=HistoryPolicy.KEEP_LAST)
         self.buffer = buffer
         self.node = node
         # Reentrant, so that a callback of the node's default group may wait for a transform.
@@ -50,7 +57,7 @@ class TransformListener:
         if spin_thread:
             self.executor = SingleThreadedExecutor(context=node.context)
             self.executor.add_node(node)
-            self.dedicated_listener_thread = Thread(target=self.executor.spin, daemon=True)
+            self.dedicated_listener_thread = Thread(target=_spin, args=(self.executor,), daemon=True)
             self.dedicated_listener_thread.start()
 
     def __del__(self) -> None:

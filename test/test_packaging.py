@@ -1,0 +1,208 @@
+# Copyright the pixloc_ros authors. SPDX-License-Identifier: Apache-2.0
+"""What makes the repository build and install: files that must agree, the environment's hook, a plain colcon build."""
+import importlib.util
+import os
+import re
+import shutil
+import subprocess
+import sys
+import xml.etree.ElementTree as ElementTree
+from pathlib import Path
+
+import pytest
+
+import pixloc_ros
+
+ROOT = Path(__file__).resolve().parents[1]
+BARE = (ROOT / "build" / "overlay" / "install").is_dir() and Path(sys.prefix) == ROOT / ".venv"
+only_bare = pytest.mark.skipif(not BARE, reason="not the environment that `make setup` makes")
+pytestmark = pytest.mark.skipif(not (ROOT / "package.xml").is_file(), reason="installed without the sources")
+
+
+def load(path: Path):
+    """A script as a module, without running it as the environment's hook."""
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def package_xml() -> ElementTree.Element:
+    return ElementTree.parse(ROOT / "package.xml").getroot()
+
+
+def test_one_version_and_licence():
+    assert package_xml().findtext("version") == pixloc_ros.__version__
+    assert package_xml().findtext("license") == "Apache-2.0"
+    assert "Apache License" in (ROOT / "LICENSE").read_text()
+
+
+def test_every_requirement_is_pinned_exactly():
+    for path in ROOT.glob("requirements*.txt"):
+        for line in path.read_text().splitlines():
+            assert not line or line.startswith("#") or re.fullmatch(r"[\w.-]+(\[\w+\])?==[\w.]+(; .+)?", line), line
+
+
+def test_every_requirement_is_explained():
+    text = (ROOT / "docs" / "dependencies.md").read_text()
+    for name in ("requirements.txt", "requirements-dev.txt"):
+        for package in re.findall(r"^([\w-]+)==", (ROOT / name).read_text(), re.MULTILINE):
+            assert f"| {package} |" in text, f"{package} has no line in docs/dependencies.md"
+
+
+def test_package_xml_names_what_is_imported():
+    """Imports of all modules against the rosdep keys; the two without a usable key are in docs/dependencies.md."""
+    keys = {element.text for element in package_xml() if element.tag.endswith("depend")}
+    python_keys = {
+        "torch": "python3-torch",
+        "numpy": "python3-numpy",
+        "scipy": "python3-scipy",
+        "cv2": "python3-opencv",
+        "numba": "python3-numba",
+        "rosbags": "python3-rosbags-pip",
+        "matplotlib": "python3-matplotlib",
+        "safetensors": None,
+    }
+    for path in (ROOT / "pixloc_ros").rglob("*.py"):
+        for name in re.findall(r"^\s*(?:import|from) ([a-z]\w*)", path.read_text(), re.MULTILINE):
+            if name in sys.stdlib_module_names or name == "pixloc_ros":
+                continue
+            key = python_keys.get(name, name)
+            assert key is None or key in keys, f"{path.name} imports {name}, which package.xml does not name"
+
+
+def test_status_constants_match_the_tracker():
+    from pixloc_ros.tracking.types import TrackState
+
+    text = (ROOT / "msg" / "LocalizationStatus.msg").read_text()
+    assert dict(re.findall(r"^uint8 ([A-Z]+)=(\d)$", text, re.MULTILINE)) == {s.name: str(s.value) for s in TrackState}
+
+
+def test_launchers_are_executable_and_name_existing_modules():
+    for name in ("localization_node", "pixloc"):
+        path = ROOT / "scripts" / name
+        assert os.access(path, os.X_OK)
+        module = re.search(r"from (pixloc_ros\.[\w.]+) import main", path.read_text()).group(1)
+        assert (ROOT / (module.replace(".", "/") + ".py")).is_file(), module
+
+
+def test_fast_dds_profile_has_room_for_images():
+    namespace = {"dds": "http://www.eprosima.com/XMLSchemas/fastRTPS_Profiles"}
+    profile = ElementTree.parse(ROOT / "config" / "fastdds.xml")
+    assert int(profile.findtext(".//dds:segment_size", namespaces=namespace)) >= 16 * 640 * 480 * 3
+    used = [e.text for e in profile.findall(".//dds:userTransports/dds:transport_id", namespace)]
+    defined = [e.text for e in profile.findall(".//dds:transport_descriptor/dds:transport_id", namespace)]
+    assert sorted(used) == sorted(defined) and len(used) == 2
+
+
+def test_cmake_exports_are_adapted_to_this_python():
+    patch = load(ROOT / "scripts" / "patch_ros_wheels.py").patch
+    builder = "/opt/python/cp312-cp312"
+    text = f'"{builder}/include/python3.12;{builder}/lib/python3.12/site-packages/numpy/_core/include"'
+    include, numpy_include = patch(text).strip('"').split(";")
+    assert Path(include, "Python.h").is_file() and Path(numpy_include, "numpy", "arrayobject.h").is_file()
+    assert patch("nothing to mend") == "nothing to mend"
+
+
+# ---- the environment that `make setup` makes
+
+
+def in_environment(code: str, **variables: str) -> str:
+    """Run code in a new interpreter that inherits nothing but what is given."""
+    environment = {"PATH": os.defpath, "HOME": os.environ.get("HOME", "/tmp"), **variables}
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=120, cwd="/"
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout.strip()
+
+
+@only_bare
+def test_environment_needs_no_source():
+    code = (
+        "import rclpy, tf2_ros, cv_bridge, pixloc_ros; from pixloc_ros.msg import LocalizationStatus as S;"
+        "from rclpy.serialization import serialize_message as s, deserialize_message as d;"
+        "print(d(s(S(state=S.LOST, map_name='site')), S).map_name, pixloc_ros.__file__)"
+    )
+    assert in_environment(code) == f"site {ROOT / 'pixloc_ros' / '__init__.py'}"
+
+
+@only_bare
+def test_environment_wins_over_a_sourced_installation(tmp_path):
+    (tmp_path / "rclpy").mkdir()
+    (tmp_path / "rclpy" / "__init__.py").write_text("raise RuntimeError('the wrong rclpy')")
+    (tmp_path / "good").mkdir()
+    (tmp_path / "good" / "mine.py").write_text("x = 1")
+    code = "import rclpy, mine, os; rclpy.init(); print(os.environ['AMENT_PREFIX_PATH'].endswith(':/opt/ros/other'))"
+    found = in_environment(
+        code,
+        PYTHONPATH=f"{tmp_path}:{tmp_path / 'good'}",
+        AMENT_PREFIX_PATH="/opt/ros/other",
+        LD_LIBRARY_PATH="/opt/ros/other/lib",
+        RMW_IMPLEMENTATION="rmw_cyclonedds_cpp",
+        _ROS_WHEELS_BOOTSTRAP_COMPLETE="1",
+    )
+    assert found == "True"
+
+
+@only_bare
+def test_environment_keeps_arguments_and_the_users_profile():
+    code = "import os, sys; print(sys.argv[1:], os.environ['FASTDDS_DEFAULT_PROFILES_FILE'])"
+    done = subprocess.run(
+        [sys.executable, "-c", code, "a b", "--c"],
+        env={"PATH": os.defpath, "FASTDDS_DEFAULT_PROFILES_FILE": "/mine.xml"},
+        capture_output=True,
+        text=True,
+    )
+    assert done.stdout.strip() == "['a b', '--c'] /mine.xml"
+    ours = in_environment("import os; print(os.environ['FASTDDS_DEFAULT_PROFILES_FILE'])")
+    assert ours == str(ROOT / "config" / "fastdds.xml")
+
+
+@only_bare
+def test_console_script_runs():
+    done = subprocess.run([ROOT / ".venv" / "bin" / "pixloc", "--help"], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0 and "usage: pixloc" in done.stdout, done.stderr
+
+
+@only_bare
+def test_plain_colcon_build_in_a_workspace(tmp_path):
+    """What a robot's owner does. Afterwards the installed package stands alone: weights, launchers, messages."""
+    source = tmp_path / "src" / "pixloc_ros"
+    ignore = shutil.ignore_patterns(".*", "build", "install", "log", "out", "__pycache__", "*.egg-info")
+    shutil.copytree(ROOT, source, ignore=ignore)
+    environment = {
+        **os.environ,
+        "PATH": f"{ROOT / '.venv' / 'bin'}:{os.environ['PATH']}",
+        "AMENT_PREFIX_PATH": str(ROOT / ".venv"),
+        "CMAKE_PREFIX_PATH": str(ROOT / ".venv"),
+        "COLCON_HOME": str(tmp_path / "home"),
+    }
+    done = subprocess.run(
+        ["colcon", "build"], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=600
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "1 package finished" in done.stdout  # the overlay is left alone
+
+    prefix = tmp_path / "install" / "pixloc_ros"
+    (installed,) = prefix.glob("lib/python3*/site-packages/pixloc_ros")
+    modules = {path.relative_to(ROOT / "pixloc_ros") for path in (ROOT / "pixloc_ros").rglob("*.py")}
+    weights = {path.relative_to(ROOT / "pixloc_ros") for path in (ROOT / "pixloc_ros/weights").glob("*.safetensors")}
+    assert weights and all((installed / path).is_file() for path in modules | weights)
+    assert os.access(prefix / "lib" / "pixloc_ros" / "localization_node", os.X_OK)
+    assert (prefix / "share" / "pixloc_ros" / "config" / "fastdds.xml").is_file()
+    assert {p.name for p in (ROOT / "launch").glob("*.py")} == {
+        p.name for p in (prefix / "share" / "pixloc_ros" / "launch").glob("*.py")
+    }
+    code = (
+        "import sys; sys.path.insert(0, sys.argv[1]); import pixloc_ros;"
+        "from pixloc_ros.msg import LocalizationStatus; print(pixloc_ros.__file__)"
+    )
+    found = subprocess.run(
+        [sys.executable, "-c", code, str(installed.parent)],
+        env={**os.environ, "LD_LIBRARY_PATH": f"{prefix / 'lib'}:{os.environ['LD_LIBRARY_PATH']}"},
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+    )
+    assert found.stdout.strip() == str(installed / "__init__.py"), found.stderr
