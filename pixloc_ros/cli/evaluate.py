@@ -6,6 +6,8 @@ import argparse
 import json
 from pathlib import Path
 
+from .help_format import HelpFormatter
+
 
 def add_parser(subparsers) -> None:
     parser = subparsers.add_parser(
@@ -13,7 +15,7 @@ def add_parser(subparsers) -> None:
         description="Errors of the estimate at every reference pose. Nothing is aligned: the map frame is what a map-based "
                     "localizer claims to know. A reference pose without an estimate counts as a failure in the recall.",
         epilog="example:\n  pixloc evaluate --reference truth.tum --estimate poses.tum",
-        formatter_class=argparse.RawDescriptionHelpFormatter)
+        formatter_class=HelpFormatter)
     parser.add_argument("--reference", type=Path, required=True, metavar="A.tum", help="stamp tx ty tz qx qy qz qw")
     parser.add_argument("--estimate", type=Path, required=True, metavar="B.tum")
     parser.add_argument("--tolerance", type=float, default=0.01, metavar="S", help="largest difference of stamps (default 0.01)")

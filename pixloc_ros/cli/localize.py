@@ -6,6 +6,7 @@ import argparse
 import json
 from pathlib import Path
 
+from .help_format import HelpFormatter
 from .progress import show_progress
 
 
@@ -20,7 +21,7 @@ def add_parser(subparsers) -> None:
                "  pixloc localize --map site.pixmap --images list.txt --cameras cameras.txt --prior priors.txt -o poses.txt "
                "--json stats.json\n\ncameras.txt: NAME MODEL WIDTH HEIGHT PARAMS... as in COLMAP, for example\n"
                "  0001.jpg PINHOLE 640 480 517.3 516.5 319.1 255.8",
-        formatter_class=argparse.RawDescriptionHelpFormatter)
+        formatter_class=HelpFormatter)
     parser.add_argument("--map", type=Path, required=True, metavar="FILE", help="made by 'pixloc map'")
     parser.add_argument("--images", type=Path, required=True, metavar="DIR|LIST",
                         help="folder of the images that --cameras names, or a text file with some of their names")

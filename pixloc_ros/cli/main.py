@@ -12,6 +12,7 @@ import sys
 
 from .. import __version__
 from ..errors import InputError
+from .help_format import HelpFormatter
 
 VERBS = ("map", "localize", "track", "replay", "evaluate", "demo", "simulate")
 
@@ -27,7 +28,7 @@ def build_parser() -> argparse.ArgumentParser:
                "  pixloc map colmap --model site/sparse/0 --images site/images -o site.pixmap\n"
                "  pixloc track --map site.pixmap drive_bag -o poses.tum\n"
                "  pixloc demo\n\n'pixloc VERB --help' shows more of each.",
-        formatter_class=argparse.RawDescriptionHelpFormatter)
+        formatter_class=HelpFormatter)
     parser.add_argument("--version", action="version", version=f"pixloc {__version__}")
     subparsers = parser.add_subparsers(title="verbs", metavar="VERB", required=True)
     for verb in VERBS:

@@ -152,6 +152,10 @@ class BagReader:
             cdr = data if self._reader.is2 else ros2.ros1_to_cdr(data, connection.msgtype)
             yield RawMessage(time_ns, connection.topic, connection.msgtype, bytes(cdr))
 
+    def transform_topics(self) -> tuple[list[str], list[str]]:
+        """The topics of moving and of static transforms."""
+        return self._tf_topics("tf"), self._tf_topics("tf_static")
+
     def topics_of_type(self, *types: str) -> list[str]:
         return sorted(topic for topic, type_ in self._types.items() if type_ in types)
 

@@ -49,3 +49,36 @@ def format_errors(result: Mapping[str, object]) -> str:
 def _recall_label(name: str) -> str:
     metres, degrees = name.split("_")
     return f"{metres[:-1]} m, {degrees[:-3]}°"
+
+
+def format_run(stats: Mapping[str, object]) -> str:
+    """The figures of a drive (`offline.summarize`) as text."""
+    rows = [("frames", str(stats["frames"])),
+            ("tracked", f"{stats['tracked_frames']}  ({100 * stats['tracked_fraction']:.1f} %)")]
+    others = {k: v for k, v in stats["states"].items() if v and k != "TRACKING"}
+    if others:
+        rows.append(("in other states", ", ".join(f"{state} {n}" for state, n in others.items())))
+    if stats["unusable_frames"]:
+        rows.append(("unusable images", str(stats["unusable_frames"])))
+    if "scored_frames" in stats:
+        rows += [("scored against truth", str(stats["scored_frames"])),
+                 ("translation error", _median_p95(stats, "translation_error", "m")),
+                 ("rotation error", _median_p95(stats, "rotation_error", "deg"))]
+        if "odometry_error_median_m" in stats:
+            rows.append(("odometry alone", f"{_median_p95(stats, 'odometry_error', 'm')}, "
+                                           f"{_median_p95(stats, 'odometry_rotation_error', 'deg')}"))
+        rows.append(("false tracks", str(stats["false_tracked_frames"])))
+    for key, label in (("frame_ms", "time a frame"), ("latency_ms", "image stamp to pose")):
+        if stats.get(f"{key}_p50") is not None:
+            rows.append((label, f"{format_number(stats[f'{key}_p50'])} ms, p95 {format_number(stats[f'{key}_p95'])}, "
+                                f"p99 {format_number(stats[f'{key}_p99'])}"))
+    width = max(len(label) for label, _ in rows)
+    lines = [f"{label.ljust(width)}  {value}" for label, value in rows]
+    for label, key in (("frames", "messages"), ("odometry", "odometry_messages")):
+        lines += [f"  {count} {label}: {message}" for message, count in list(stats.get(key, {}).items())[:5]]
+    return "\n".join(lines)
+
+
+def _median_p95(stats: Mapping[str, object], key: str, unit: str) -> str:
+    median, p95 = (format_number(stats[f"{key}_{name}_{unit}"]) for name in ("median", "p95"))
+    return f"{median} {unit} median, {p95} p95"

@@ -1,0 +1,243 @@
+# Copyright the pixloc_ros authors. SPDX-License-Identifier: Apache-2.0
+"""A bag through the tracker, frame by frame in the order of stamps: no ROS, no clock, the same poses every time.
+
+A frame waits for the odometry of its stamp as in the node: it is processed once a sample at or after its stamp has come, or
+once any data shows that `ODOMETRY_WAIT_NS` have passed.
+"""
+from __future__ import annotations
+
+import contextlib
+from collections import Counter, deque
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+
+from ..errors import InputError
+from ..geometry import se3
+from ..tracking.localizer import FrameLocalizer
+from ..tracking.tracker import Tracker, TrackerOptions
+from ..tracking.types import CameraFrame, FrameAlignment, TrackState
+from . import metrics
+from .bags import BagReader, OdometryMessage, UnusableFrame
+from .trajectory import Trajectory
+
+ODOMETRY_WAIT_NS = 100_000_000
+INITIAL_STD = (0.3, 0.05)
+"""Metres and radians: standard deviations that go with an initial pose, as in the node."""
+TRUTH_GAP_NS = 250_000_000
+"""Truth is interpolated between poses that are no further apart."""
+FALSE_TRACK = (0.5, 5.0)
+"""Metres, degrees: a pose given as TRACKING that is further off is a false one."""
+
+
+@dataclass(frozen=True)
+class FrameRecord:
+    """What became of one image. map_from_base: float64 [4, 4], None where no pose was given. unusable: the image itself
+    could not be used."""
+
+    stamp_ns: int
+    state: TrackState
+    map_from_base: torch.Tensor | None
+    covariance: torch.Tensor | None
+    timings_ms: dict[str, float]
+    inlier_fraction: float
+    message: str
+    unusable: bool = False
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """A frame kept for pictures."""
+
+    frame: CameraFrame
+    map_from_camera: torch.Tensor
+    alignment: FrameAlignment
+    state: TrackState
+
+
+@dataclass(frozen=True)
+class BagRun:
+    """A drive and what the tracker said of it. odometry: odom_from_base. truth: map_from_base, maybe empty."""
+
+    records: list[FrameRecord]
+    truth: Trajectory
+    odometry: Trajectory
+    odometry_refused: Counter = field(default_factory=Counter)
+    snapshots: list[Snapshot] = field(default_factory=list)
+
+    @property
+    def estimate(self) -> Trajectory:
+        """All poses given, with their covariances."""
+        given = {r.stamp_ns: r for r in self.records if r.map_from_base is not None}
+        stamps = sorted(given)
+        poses = Trajectory.from_poses((s, given[s].map_from_base) for s in stamps)
+        covariances = torch.stack([given[s].covariance for s in stamps]) if stamps else None
+        return Trajectory(poses.stamps_ns, poses.map_from_body, covariances)
+
+
+def initial_covariance() -> torch.Tensor:
+    """float64 [6, 6] of a pose somebody gives."""
+    translation, rotation = INITIAL_STD
+    return torch.diag(torch.tensor([translation**2] * 3 + [rotation**2] * 3, dtype=torch.float64))
+
+
+def first_pose(bag: BagReader, truth: Trajectory, given: torch.Tensor | None) -> tuple[int, torch.Tensor]:
+    """(stamp_ns, map_from_base) to start from: the one given, for the first image, or the truth at the first image it knows.
+
+    Raises InputError where there is neither.
+    """
+    stamps = bag.image_stamps()
+    if given is not None:
+        return int(stamps[0]), given
+    poses, known = truth.at(stamps, TRUTH_GAP_NS)
+    if not known.any():
+        raise InputError(f"nothing tells where the drive {bag.path} begins: give --initial-pose x y z qx qy qz qw")
+    first = int(known.argmax())
+    return int(stamps[first]), poses[first]
+
+
+def run_bag(localizer: FrameLocalizer, bag: BagReader, initial_pose: torch.Tensor | None = None,
+            options: TrackerOptions | None = None, snapshots: int = 0,
+            progress: Callable[..., None] = lambda done, of, note="": None) -> BagRun:
+    """Track a whole bag.
+
+    initial_pose: map_from_base float64 [4, 4] at the first image; None: from the bag's truth. snapshots: how many frames,
+    spread evenly, are kept for pictures. Raises `InputError` where the bag or the start cannot be used.
+    """
+    truth = bag.truth()
+    start_ns, start = first_pose(bag, truth, initial_pose)
+    runner = _Runner(localizer, options, bag, start_ns, start, snapshots, progress)
+    for event in bag.events():
+        runner.feed(event)
+    runner.finish()
+    return BagRun(runner.records, truth, bag.odometry(), runner.refused, runner.snapshots)
+
+
+class _Runner:
+    """Feeds a tracker and keeps what it says."""
+
+    def __init__(self, localizer: FrameLocalizer, options: TrackerOptions | None, bag: BagReader, start_ns: int,
+                 start: torch.Tensor, snapshots: int, progress: Callable[..., None]) -> None:
+        self.records: list[FrameRecord] = []
+        self.snapshots: list[Snapshot] = []
+        self.refused: Counter = Counter()
+        self._localizer, self._bag, self._progress = localizer, bag, progress
+        self._tracker = Tracker(localizer, options)
+        self._start: tuple[int, torch.Tensor] | None = (start_ns, start)
+        self._waiting: deque[CameraFrame | UnusableFrame] = deque()
+        self._images = len(bag.image_stamps())
+        self._snapshot_at = set(np.linspace(0, self._images - 1, snapshots + 2)[1:-1].round().astype(int).tolist())
+
+    def feed(self, event: OdometryMessage | CameraFrame | UnusableFrame) -> None:
+        if isinstance(event, OdometryMessage):
+            report = self._tracker.add_odometry(event.stamp_ns, event.odom_from_base, event.twist_covariance)
+            if report.message:
+                self.refused[report.message] += 1
+        else:
+            self._waiting.append(event)
+        self._process(event.stamp_ns)
+
+    def finish(self) -> None:
+        self._process(None)
+
+    def _process(self, now_ns: int | None) -> None:
+        """Process what need not wait longer; everything if `now_ns` is None."""
+        while self._waiting:
+            stamp_ns = self._waiting[0].stamp_ns
+            covered = self._bag.odometry_topic is None or self._tracker.odometry.covers(stamp_ns)
+            if not covered and now_ns is not None and now_ns - stamp_ns < ODOMETRY_WAIT_NS:
+                return
+            self._track(self._waiting.popleft())
+
+    def _track(self, frame: CameraFrame | UnusableFrame) -> None:
+        index = len(self.records)
+        self._progress(index, self._images, self._tracker.state.name)
+        if isinstance(frame, UnusableFrame):
+            self._unusable(frame.stamp_ns, frame.reason)
+            return
+        if self._start is not None and frame.stamp_ns >= self._start[0]:
+            stamp_ns, pose = self._start
+            self._start = None
+            self._tracker.initialize(pose, initial_covariance(), stamp_ns)
+            self._warm_up(frame, pose)
+        try:
+            result = self._tracker.track(frame, self._bag.base_from_camera)
+        except InputError as error:
+            self._unusable(frame.stamp_ns, str(error))
+            return
+        alignment = result.alignment
+        self.records.append(FrameRecord(
+            frame.stamp_ns, result.state, result.map_from_base, result.covariance, result.timings_ms,
+            alignment.inlier_fraction if alignment is not None else float("nan"), result.message))
+        if index in self._snapshot_at and alignment is not None and alignment.details is not None:
+            self.snapshots.append(Snapshot(frame, alignment.map_from_camera, alignment, result.state))
+
+    def _warm_up(self, frame: CameraFrame, map_from_base: torch.Tensor) -> None:
+        """The first call of everything is slow; it must not pass for what a frame takes. The localizer keeps no state."""
+        with contextlib.suppress(InputError):
+            self._localizer.localize(frame.image, frame.camera, map_from_base @ self._bag.base_from_camera)
+
+    def _unusable(self, stamp_ns: int, reason: str) -> None:
+        self.records.append(FrameRecord(stamp_ns, self._tracker.state, None, None, {}, float("nan"), reason, unusable=True))
+
+
+def summarize(run: BagRun, skip_map_frames: int = 0) -> dict[str, object]:
+    """Figures of a run: JSON-ready, see docs/evaluation.md.
+
+    skip_map_frames: where the map was made of every n-th image of this very drive, the errors of those say little: only the
+    others are scored (0: all are).
+    """
+    records = run.records
+    tracked = [r for r in records if r.state is TrackState.TRACKING and r.map_from_base is not None]
+    states = Counter(r.state.name for r in records)
+    losses = sum(b.state is TrackState.LOST and a.state not in (TrackState.LOST, TrackState.RELOCALIZING)
+                 for a, b in zip(records, records[1:]))
+    stats: dict[str, object] = {
+        "frames": len(records), "tracked_frames": len(tracked),
+        "tracked_fraction": len(tracked) / len(records) if records else 0.0,
+        "published_frames": sum(r.map_from_base is not None for r in records),
+        "unusable_frames": sum(r.unusable for r in records), "losses": losses,
+        "states": {state.name: states[state.name] for state in TrackState},
+        "messages": dict(Counter(r.message for r in records if r.message).most_common(20)),
+        "odometry_messages": dict(run.odometry_refused.most_common(20)),
+        **metrics.timing_summary([r.timings_ms for r in records if not r.unusable and "alignment" in r.timings_ms]),
+    }
+    scored = [r for i, r in enumerate(records) if not skip_map_frames or i % skip_map_frames]
+    if len(run.truth):
+        stats.update(score(np.array([r.stamp_ns for r in scored], np.int64), run, {r.stamp_ns for r in tracked}))
+    return stats
+
+
+def score(stamps_ns: np.ndarray, run: BagRun, tracked: set[int]) -> dict[str, object]:
+    """Errors at those of the stamps (int64 [N]) where the truth is known, and those of odometry alone, which starts there."""
+    stamps = np.unique(stamps_ns)
+    poses, known = run.truth.at(stamps, TRUTH_GAP_NS)
+    reference = Trajectory(stamps[known], poses[known])
+    errors = metrics.absolute_errors(reference, run.estimate, tolerance_ns=0)
+    stats = {("scored_frames" if k == "frames" else k): v for k, v in metrics.summarize(errors).items()}
+    wrong = (errors.translation_m > FALSE_TRACK[0]) | (np.degrees(errors.rotation_rad) > FALSE_TRACK[1])
+    stats["false_tracked_frames"] = int(sum(bool(w) and int(s) in tracked for s, w in zip(errors.stamps_ns, wrong)))
+    dead_reckoned = odometry_in_map(run.odometry, run.truth)
+    if len(dead_reckoned):
+        alone = metrics.summarize(metrics.absolute_errors(reference, _sampled(dead_reckoned, reference.stamps_ns), 0))
+        for name in ("median", "p95", "max"):
+            stats[f"odometry_error_{name}_m"] = alone[f"translation_error_{name}_m"]
+            stats[f"odometry_rotation_error_{name}_deg"] = alone[f"rotation_error_{name}_deg"]
+    return stats
+
+
+def odometry_in_map(odometry: Trajectory, truth: Trajectory) -> Trajectory:
+    """Where odometry alone would place the base, started from the first truth it covers; empty where there is none."""
+    poses, known = odometry.at(truth.stamps_ns, TRUTH_GAP_NS)
+    if not known.any():
+        return Trajectory.from_poses([])
+    first = int(known.argmax())
+    map_from_odom = truth.map_from_body[first] @ se3.inverse(poses[first])
+    return Trajectory(odometry.stamps_ns, map_from_odom @ odometry.map_from_body)
+
+
+def _sampled(track: Trajectory, stamps_ns: np.ndarray) -> Trajectory:
+    poses, known = track.at(stamps_ns, TRUTH_GAP_NS)
+    return Trajectory(stamps_ns[known], poses[known])
