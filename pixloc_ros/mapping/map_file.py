@@ -6,6 +6,7 @@ it maps it into memory; only the header and what is as long as the list of keyfr
 """
 from __future__ import annotations
 
+import contextlib
 import json
 import mmap
 import os
@@ -78,10 +79,16 @@ class Map:
 
         Raises InputError where the file is missing, no map, of a later version, cut short or damaged.
         """
-        file = _MappedFile(Path(path))
-        if verify:
-            file.check_all()
-        return file.to_map()
+        try:
+            file = _MappedFile(Path(path))
+            if verify:
+                file.check_all()
+            return file.to_map()
+        except InputError:
+            raise
+        except (KeyError, IndexError, TypeError, ValueError, AttributeError, OverflowError) as error:
+            raise InputError(f"{path} is damaged (its header makes no sense: {error!r}): build the map again or copy the file "
+                             "again") from error
 
     def save(self, path: str | Path) -> None:
         """Write the file: under a temporary name in the same folder, synced, then renamed. Same map, same bytes."""
@@ -101,7 +108,8 @@ class Map:
         except OSError as error:
             raise InputError(f"cannot write {path} ({error.strerror}): give a place that is writable and has room") from error
         finally:
-            temporary.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):  # gone after the rename
+                temporary.unlink()
 
     def require_extractor(self, extractor: Extractor) -> None:
         """Raise InputError where the map's features come from another network than the one given."""
@@ -302,8 +310,8 @@ class _MappedFile:
             name=description["name"], extractor_name=extractor["name"], extractor_fingerprint=extractor["fingerprint"],
             strides=tuple(extractor["strides"]), channels=tuple(extractor["channels"]), working_side=extractor["working_side"],
             cameras=cameras, keyframe_names=description["keyframe_names"], map_from_keyframe=map_from_keyframe,
-            keyframe_camera=camera_index, keyframe_stamp_ns=tensors["keyframe.stamp_ns"], keyframe_depth=tensors["keyframe.depth"],
-            global_descriptors=tensors["keyframe.global_descriptor"], xyz=tensors["point.xyz"],
+            keyframe_camera=camera_index, keyframe_stamp_ns=tensors["keyframe.stamp_ns"],
+            keyframe_depth=tensors["keyframe.depth"], global_descriptors=tensors["keyframe.global_descriptor"], xyz=tensors["point.xyz"],
             track_length=tensors["point.track_length"], quality=tensors["point.quality"], observation_offsets=offsets,
             observation_point=tensors["observation.point"],
             descriptors=tuple(tensors[f"observation.descriptor.{level}"] for level in levels),

@@ -145,8 +145,8 @@ def _read_list(path: Path, words: int) -> tuple[np.ndarray, list[list[str]]]:
         if not parts:
             continue
         try:
-            stamp = decimal.Decimal(parts[0]) * 10 ** 9
-            stamps.append(int(stamp.to_integral_value()))
+            stamp = int((decimal.Decimal(parts[0]) * 10 ** 9).to_integral_value())
+            stamps.append(np.int64(stamp))
         except (decimal.InvalidOperation, ValueError, OverflowError):
             raise InputError(f"{path}, line {number}: '{parts[0]}' is no time stamp: write seconds first in every line") from None
         if len(parts) < words:
