@@ -1,11 +1,12 @@
 # Copyright the pixloc_ros authors. SPDX-License-Identifier: Apache-2.0
 """ROS messages to the core's types and back.
 
-Poses of the core are float64 tensors [4, 4]. Its covariances are [6, 6] of (translation, rotation) in the axes of the moving
-frame: true = pose · exp(error). Those of geometry_msgs (REP-103) are row-major in (x, y, z, rotation about the fixed axes X,
-Y, Z of the header's frame), rotations about the pose's own origin: both halves are turned by the pose's rotation.
-Plain NumPy on single poses: a torch call costs more than the arithmetic here.
+Poses of the core are float64 tensors [4, 4]. Its covariances are [6, 6] of (translation, rotation) in the axes of the
+moving frame: true = pose · exp(error). Those of geometry_msgs (REP-103) are row-major in (x, y, z, rotation about the
+fixed axes X, Y, Z of the header's frame), rotations about the pose's own origin: both halves are turned by the pose's
+rotation. Plain NumPy on single poses: a torch call costs more than the arithmetic here.
 """
+
 from __future__ import annotations
 
 import math
@@ -28,6 +29,7 @@ _QUATERNION_TOLERANCE = 0.1
 
 # ---- time
 
+
 def stamp_to_ns(stamp: Time) -> int:
     """Integer nanoseconds of builtin_interfaces/Time."""
     return stamp.sec * NS_PER_S + stamp.nanosec
@@ -41,6 +43,7 @@ def stamp_from_ns(stamp_ns: int) -> Time:
 
 # ---- poses
 
+
 def matrix_from_parts(position: Point | Vector3, orientation: Quaternion, what: str) -> torch.Tensor:
     """Rigid transform [4, 4] from a message's position and quaternion; `what` names it in the error.
 
@@ -52,13 +55,19 @@ def matrix_from_parts(position: Point | Vector3, orientation: Quaternion, what: 
     if not (math.isfinite(norm) and math.isfinite(px) and math.isfinite(py) and math.isfinite(pz)):
         raise InputError(f"{what} holds NaN or infinite numbers: mend its publisher")
     if abs(norm - 1.0) > _QUATERNION_TOLERANCE:
-        raise InputError(f"{what} has a quaternion of length {norm:.3g}: publish a unit quaternion (no rotation is w = 1)")
+        raise InputError(
+            f"{what} has a quaternion of length {norm:.3g}: publish a unit quaternion (no rotation is w = 1)"
+        )
     x, y, z, w = x / norm, y / norm, z / norm, w / norm
-    return torch.tensor((
-        (1 - 2 * (y * y + z * z), 2 * (x * y - z * w), 2 * (x * z + y * w), px),
-        (2 * (x * y + z * w), 1 - 2 * (x * x + z * z), 2 * (y * z - x * w), py),
-        (2 * (x * z - y * w), 2 * (y * z + x * w), 1 - 2 * (x * x + y * y), pz),
-        (0.0, 0.0, 0.0, 1.0)), dtype=torch.float64)
+    return torch.tensor(
+        (
+            (1 - 2 * (y * y + z * z), 2 * (x * y - z * w), 2 * (x * z + y * w), px),
+            (2 * (x * y + z * w), 1 - 2 * (x * x + z * z), 2 * (y * z - x * w), py),
+            (2 * (x * z - y * w), 2 * (y * z + x * w), 1 - 2 * (x * x + y * y), pz),
+            (0.0, 0.0, 0.0, 1.0),
+        ),
+        dtype=torch.float64,
+    )
 
 
 def _position_and_quaternion(matrix: torch.Tensor) -> tuple[list[float], list[float]]:
@@ -66,10 +75,12 @@ def _position_and_quaternion(matrix: torch.Tensor) -> tuple[list[float], list[fl
     m = matrix.numpy()
     r00, r01, r02, r10, r11, r12, r20, r21, r22 = m[:3, :3].ravel().tolist()
     # The rows of 4 q qᵀ are multiples of q: take the one with the largest diagonal entry.
-    rows = ((1 + r00 - r11 - r22, r10 + r01, r20 + r02, r21 - r12),
-            (r10 + r01, 1 - r00 + r11 - r22, r21 + r12, r02 - r20),
-            (r20 + r02, r21 + r12, 1 - r00 - r11 + r22, r10 - r01),
-            (r21 - r12, r02 - r20, r10 - r01, 1 + r00 + r11 + r22))
+    rows = (
+        (1 + r00 - r11 - r22, r10 + r01, r20 + r02, r21 - r12),
+        (r10 + r01, 1 - r00 + r11 - r22, r21 + r12, r02 - r20),
+        (r20 + r02, r21 + r12, 1 - r00 - r11 + r22, r10 - r01),
+        (r21 - r12, r02 - r20, r10 - r01, 1 + r00 + r11 + r22),
+    )
     row = rows[max(range(4), key=lambda i: rows[i][i])]
     norm = math.copysign(math.sqrt(sum(v * v for v in row)), row[3])
     return m[:3, 3].tolist(), [v / norm for v in row]
@@ -105,14 +116,19 @@ def matrix_from_euler(position: tuple[float, float, float], roll: float, pitch: 
     cr, sr, cp, sp = math.cos(roll), math.sin(roll), math.cos(pitch), math.sin(pitch)
     cy, sy = math.cos(yaw), math.sin(yaw)
     px, py, pz = position
-    return torch.tensor((
-        (cy * cp, cy * sp * sr - sy * cr, cy * sp * cr + sy * sr, px),
-        (sy * cp, sy * sp * sr + cy * cr, sy * sp * cr - cy * sr, py),
-        (-sp, cp * sr, cp * cr, pz),
-        (0.0, 0.0, 0.0, 1.0)), dtype=torch.float64)
+    return torch.tensor(
+        (
+            (cy * cp, cy * sp * sr - sy * cr, cy * sp * cr + sy * sr, px),
+            (sy * cp, sy * sp * sr + cy * cr, sy * sp * cr - cy * sr, py),
+            (-sp, cp * sr, cp * cr, pz),
+            (0.0, 0.0, 0.0, 1.0),
+        ),
+        dtype=torch.float64,
+    )
 
 
 # ---- covariances
+
 
 def _turned(covariance: np.ndarray, rotation: np.ndarray) -> np.ndarray:
     """Covariance [6, 6] with both halves turned by rotation [3, 3], exactly symmetric."""
@@ -139,7 +155,9 @@ def covariance_from_message(numbers, header_from_child: torch.Tensor, what: str)
         raise InputError(f"{what} has a covariance with NaN or infinite numbers: publish zeros where it is unknown")
     scale = np.abs(fixed).max()
     if np.abs(fixed - fixed.T).max() > 1e-6 * scale or np.linalg.eigvalsh(fixed).min() < -1e-6 * scale:
-        raise InputError(f"{what} has a covariance that is not symmetric and positive: publish zeros where it is unknown")
+        raise InputError(
+            f"{what} has a covariance that is not symmetric and positive: publish zeros where it is unknown"
+        )
     return torch.from_numpy(_turned(fixed, header_from_child.numpy()[:3, :3].T))
 
 
@@ -156,18 +174,27 @@ def twist_from_vector(vector: torch.Tensor) -> Twist:
 
 # ---- camera
 
+
 def camera_from_info(info: CameraInfo) -> Camera:
-    """The camera that took the images which come with this CameraInfo, binning and region of interest applied (REP-104).
+    """The camera of the images that come with this CameraInfo, binning and region of interest applied (REP-104).
 
     Raises InputError for a camera that is not calibrated or not supported.
     """
     roi = info.roi
     return Camera.from_camera_info(
-        info.distortion_model, info.width, info.height, list(info.k), list(info.d), info.binning_x, info.binning_y,
-        (roi.x_offset, roi.y_offset, roi.width, roi.height))
+        info.distortion_model,
+        info.width,
+        info.height,
+        list(info.k),
+        list(info.d),
+        info.binning_x,
+        info.binning_y,
+        (roi.x_offset, roi.y_offset, roi.width, roi.height),
+    )
 
 
 # ---- parameters
+
 
 def parameter_descriptor(parameter: Parameter) -> ParameterDescriptor:
     """What `ros2 param describe` shows, and what rclpy checks by itself."""
@@ -175,7 +202,11 @@ def parameter_descriptor(parameter: Parameter) -> ParameterDescriptor:
     if parameter.choices:
         descriptor.additional_constraints = f"one of {parameter.constraint}"
     if parameter.bounds and isinstance(parameter.default, int):
-        descriptor.integer_range = [IntegerRange(from_value=int(parameter.bounds[0]), to_value=int(parameter.bounds[1]))]
+        descriptor.integer_range = [
+            IntegerRange(from_value=int(parameter.bounds[0]), to_value=int(parameter.bounds[1]))
+        ]
     elif parameter.bounds:
-        descriptor.floating_point_range = [FloatingPointRange(from_value=parameter.bounds[0], to_value=parameter.bounds[1])]
+        descriptor.floating_point_range = [
+            FloatingPointRange(from_value=parameter.bounds[0], to_value=parameter.bounds[1])
+        ]
     return descriptor

@@ -1,10 +1,11 @@
 # Copyright the pixloc_ros authors. SPDX-License-Identifier: Apache-2.0
 """What is wrong and what to do about it, as diagnostic_msgs (REP-107).
 
-Each component (map, image, odometry, ...) has named conditions with a level and a message. A component's status carries its
-worst level and the messages of all its conditions. A condition stays for at least `HOLD_S` after it was last seen, so that a
-single bad message among many good ones is seen by a person as well.
+Each component (map, image, odometry, ...) has named conditions with a level and a message. A component's status carries
+its worst level and the messages of all its conditions. A condition stays for at least `HOLD_S` after it was last seen,
+so that a single bad message among many good ones is seen by a person as well.
 """
+
 from __future__ import annotations
 
 import threading
@@ -92,7 +93,9 @@ class DiagnosticBoard:
     def _status(self, component: str, node_name: str, hardware_id: str) -> DiagnosticStatus:
         conditions = sorted(self._conditions[component].values(), key=lambda condition: condition.level, reverse=True)
         return DiagnosticStatus(
-            name=f"{node_name}: {component}", hardware_id=hardware_id,
+            name=f"{node_name}: {component}",
+            hardware_id=hardware_id,
             level=conditions[0].level if conditions else OK,
             message="; ".join(condition.message for condition in conditions) or "ok",
-            values=[KeyValue(key=key, value=value) for key, value in self._values[component].items()])
+            values=[KeyValue(key=key, value=value) for key, value in self._values[component].items()],
+        )

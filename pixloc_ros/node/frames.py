@@ -1,5 +1,6 @@
 # Copyright the pixloc_ros authors. SPDX-License-Identifier: Apache-2.0
 """Images on their way from the subscription to the worker thread."""
+
 from __future__ import annotations
 
 import threading

@@ -1,5 +1,6 @@
 # Copyright the pixloc_ros authors. SPDX-License-Identifier: Apache-2.0
 """Image messages to pixels, through cv_bridge where it can be trusted."""
+
 from __future__ import annotations
 
 import numpy as np

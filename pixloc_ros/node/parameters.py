@@ -1,8 +1,9 @@
 # Copyright the pixloc_ros authors. SPDX-License-Identifier: Apache-2.0
-"""The parameters of `localization_node`, in one table: declarations, validation, config file and documentation follow it.
+"""The parameters of `localization_node` in one table: declarations, validation, config file and documentation follow.
 
 Names are Nav2's (nav2_amcl) where it has one. This module imports no ROS.
 """
+
 from __future__ import annotations
 
 import math
@@ -57,53 +58,109 @@ class Parameter:
 
 PARAMETERS: tuple[Parameter, ...] = (
     Parameter("map", "", "Map file (.pixmap) that `pixloc map` made."),
-    Parameter("weights", "compact", "Feature network: `compact` (shipped) or the path of a weights file. It must be the one "
-                                    "that the map was made with."),
+    Parameter(
+        "weights",
+        "compact",
+        "Feature network: `compact` (shipped) or the path of a weights file. It must be the one "
+        "that the map was made with.",
+    ),
     # inputs
     Parameter("image_topic", "camera/image_raw", "Images of the camera."),
-    Parameter("image_transport", "raw", "`raw`: sensor_msgs/Image on image_topic. `compressed`: sensor_msgs/CompressedImage "
-                                        "on image_topic/compressed.", choices=("raw", "compressed")),
-    Parameter("image_reliability", "best_effort", "QoS of the image subscription. `best_effort` connects to every publisher; "
-                                                  "`reliable` loses nothing but needs a reliable publisher.",
-              choices=("best_effort", "reliable")),
+    Parameter(
+        "image_transport",
+        "raw",
+        "`raw`: sensor_msgs/Image on image_topic. `compressed`: sensor_msgs/CompressedImage on image_topic/compressed.",
+        choices=("raw", "compressed"),
+    ),
+    Parameter(
+        "image_reliability",
+        "best_effort",
+        "QoS of the image subscription. `best_effort` connects to every publisher; "
+        "`reliable` loses nothing but needs a reliable publisher.",
+        choices=("best_effort", "reliable"),
+    ),
     Parameter("camera_info_topic", "camera/camera_info", "Calibration of that camera."),
-    Parameter("odom_source", "topic", "Where the odometry comes from: `topic` (odom_topic), `tf` (odom_frame_id -> "
-                                      "base_frame_id), `none`: there is none, and the node publishes map -> base_link.",
-              choices=("topic", "tf", "none")),
+    Parameter(
+        "odom_source",
+        "topic",
+        "Where the odometry comes from: `topic` (odom_topic), `tf` (odom_frame_id -> "
+        "base_frame_id), `none`: there is none, and the node publishes map -> base_link.",
+        choices=("topic", "tf", "none"),
+    ),
     Parameter("odom_topic", "odom", "nav_msgs/Odometry of base_frame_id in odom_frame_id."),
     # frames and TF
     Parameter("global_frame_id", "map", "Name of the map's frame."),
     Parameter("odom_frame_id", "odom", "Name of the odometry's frame."),
     Parameter("base_frame_id", "base_link", "Name of the robot's frame, whose pose is estimated."),
     Parameter("camera_frame_id", "", "Optical frame of the camera; empty: the frame_id of the images."),
-    Parameter("publish_tf", True, "Publish the transform map -> odom (map -> base_link if odom_source is `none`). Switch it "
-                                  "off where a filter publishes it.", live=True),
-    Parameter("transform_tolerance", 0.1, "Seconds by which the published transform is dated into the future, so that "
-                                          "it holds until the next one.", bounds=(0.0, 5.0), live=True),
-    Parameter("tf_publish_rate", 30.0, "How often (Hz) is looked whether the transform has to be published again.",
-              bounds=(1.0, 200.0)),
+    Parameter(
+        "publish_tf",
+        True,
+        "Publish the transform map -> odom (map -> base_link if odom_source is `none`). Switch it "
+        "off where a filter publishes it.",
+        live=True,
+    ),
+    Parameter(
+        "transform_tolerance",
+        0.1,
+        "Seconds by which the published transform is dated into the future, so that it holds until the next one.",
+        bounds=(0.0, 5.0),
+        live=True,
+    ),
+    Parameter(
+        "tf_publish_rate",
+        30.0,
+        "How often (Hz) is looked whether the transform has to be published again.",
+        bounds=(1.0, 200.0),
+    ),
     # start
-    Parameter("set_initial_pose", False, "Start from the pose in initial_pose.*, also after time has jumped back, instead of "
-                                         "waiting for /initialpose."),
+    Parameter(
+        "set_initial_pose",
+        False,
+        "Start from the pose in initial_pose.*, also after time has jumped back, instead of waiting for /initialpose.",
+    ),
     Parameter("initial_pose.x", 0.0, "Start: metres in the map."),
     Parameter("initial_pose.y", 0.0, "Start: metres in the map."),
     Parameter("initial_pose.z", 0.0, "Start: metres in the map."),
     Parameter("initial_pose.roll", 0.0, "Start: radians about x, applied first."),
     Parameter("initial_pose.pitch", 0.0, "Start: radians about y, applied second."),
     Parameter("initial_pose.yaw", 0.0, "Start: radians about z, applied last."),
-    Parameter("initial_pose.position_stddev", 0.3, "Standard deviation (m, per axis) of the start; also of an /initialpose "
-                                                   "whose covariance is zero.", bounds=(1e-3, 100.0)),
-    Parameter("initial_pose.rotation_stddev", 0.05, "Standard deviation (rad, per axis) of the start; also of an "
-                                                    "/initialpose whose covariance is zero.", bounds=(1e-4, 3.2)),
+    Parameter(
+        "initial_pose.position_stddev",
+        0.3,
+        "Standard deviation (m, per axis) of the start; also of an /initialpose whose covariance is zero.",
+        bounds=(1e-3, 100.0),
+    ),
+    Parameter(
+        "initial_pose.rotation_stddev",
+        0.05,
+        "Standard deviation (rad, per axis) of the start; also of an /initialpose whose covariance is zero.",
+        bounds=(1e-4, 3.2),
+    ),
     # processing
     Parameter("max_points", 512, "Map points used per image: more is more exact and slower.", bounds=(32, 8192)),
-    Parameter("threads", 0, "CPU threads of the network and the optimizer; 0: as many as there are cores.", bounds=(0, 256)),
-    Parameter("odometry_wait_s", 0.1, "Longest time (s) that an image waits for the odometry, the calibration and the "
-                                      "transforms of its stamp.", bounds=(0.0, 5.0), live=True),
-    Parameter("process_all_frames", False, "Process every image in order (for replays at a rate the machine can follow) "
-                                           "instead of only the newest one."),
-    Parameter("input_timeout_s", 2.0, "Diagnostics warn when an input has been silent for this long (s).",
-              bounds=(0.1, 60.0), live=True),
+    Parameter(
+        "threads", 0, "CPU threads of the network and the optimizer; 0: as many as there are cores.", bounds=(0, 256)
+    ),
+    Parameter(
+        "odometry_wait_s",
+        0.1,
+        "Longest time (s) that an image waits for the odometry, the calibration and the transforms of its stamp.",
+        bounds=(0.0, 5.0),
+        live=True,
+    ),
+    Parameter(
+        "process_all_frames",
+        False,
+        "Process every image in order (for replays at a rate the machine can follow) instead of only the newest one.",
+    ),
+    Parameter(
+        "input_timeout_s",
+        2.0,
+        "Diagnostics warn when an input has been silent for this long (s).",
+        bounds=(0.1, 60.0),
+        live=True,
+    ),
 )
 BY_NAME = {parameter.name: parameter for parameter in PARAMETERS}
 
@@ -121,11 +178,13 @@ def check_values(values: dict[str, Value]) -> None:
             raise InputError(f"parameter {name} is '{value}': tf2 frame names have no leading slash")
     frames = [values.get(f"{name}_frame_id") for name in ("global", "odom", "base")]
     if None not in frames and len(set(frames)) < 3:
-        raise InputError(f"global_frame_id, odom_frame_id and base_frame_id are {', '.join(frames)}: give three different names")
+        raise InputError(
+            f"global_frame_id, odom_frame_id and base_frame_id are {', '.join(frames)}: give three different names"
+        )
 
 
 def image_subscription_topic(image_topic: str, image_transport: str) -> str:
-    """The topic that carries the images: image_transport's naming, where a transport's name is appended to the base topic."""
+    """The topic that carries the images: image_transport appends the name of a transport to the base topic."""
     if image_transport == "raw" or PurePosixPath(image_topic).name == "compressed":
         return image_topic
     return f"{image_topic}/compressed"
@@ -136,15 +195,20 @@ def markdown_table(parameters: Iterable[Parameter] = PARAMETERS) -> str:
     rows = ["| name | type | default | allowed | live | meaning |", "|---|---|---|---|---|---|"]
     for p in parameters:
         default = f'"{p.default}"' if isinstance(p.default, str) else str(p.default).lower()
-        rows.append(f"| `{p.name}` | {p.type_name} | {default} | {p.constraint} | {'yes' if p.live else ''} | {p.description} |")
+        rows.append(
+            f"| `{p.name}` | {p.type_name} | {default} | {p.constraint} | {'yes' if p.live else ''} | {p.description} |"
+        )
     return "\n".join(rows) + "\n"
 
 
 def config_yaml(parameters: Iterable[Parameter] = PARAMETERS) -> str:
     """config/localization.yaml: every parameter with its default and its meaning."""
-    lines = ["# Parameters of localization_node with their defaults.",
-             "# Written by `python -m pixloc_ros.node.parameters`; test_node_parameters.py compares it with the declarations.",
-             "/**:", "  ros__parameters:"]
+    lines = [
+        "# Parameters of localization_node with their defaults.",
+        "# Written by `python -m pixloc_ros.node.parameters`; a test compares it with the declarations.",
+        "/**:",
+        "  ros__parameters:",
+    ]
     group = ""
     for p in parameters:
         prefix, _, leaf = p.name.rpartition(".")

@@ -1,17 +1,19 @@
 # Copyright the pixloc_ros authors. SPDX-License-Identifier: Apache-2.0
 """When the localizer's transform is sent, and with which stamps. Pure arithmetic on stamps: no clock, no ROS.
 
-As nav2_amcl does, the transform found at an image's stamp is dated `tolerance` into the future, because consumers ask for
-times at which no newer image has been processed yet. Three things are better than there:
+As nav2_amcl does, the transform found at an image's stamp is dated `tolerance` into the future, because consumers ask
+for times at which no newer image has been processed yet. Three things go beyond it:
 
-- It is sent again, with later stamps, as soon as data (images, odometry) that are newer than half a tolerance less than the
-  last stamp sent have been seen, so that it never runs out between two slow frames. The stamps follow the data, not the wall
-  clock, so that a recorded drive works with and without simulated time.
+- It is sent again, with later stamps, when the data seen (images, odometry) have come within half a tolerance of the
+  last stamp sent, so that it never runs out between two slow frames. The stamps follow the data, not the wall clock, so
+  that a recorded drive works with and without simulated time.
 - It is also sent for the image's own stamp: a lookup at that stamp gives exactly the published pose, and the very first
   lookup finds something to interpolate from.
-- What earlier transforms said of times after the image is overruled. tf2 prefers the last of equal stamps when asked for
-  exactly that time, but interpolates TOWARDS the first one: so each of those stamps is sent again, with one just before it.
+- What earlier transforms said of times after the image is overruled: each of those stamps is sent again. Asked for
+  exactly that time, tf2 answers with the last of equal stamps, but for earlier times it interpolates TOWARDS the first;
+  hence one more just before each.
 """
+
 from __future__ import annotations
 
 from dataclasses import dataclass
@@ -36,7 +38,7 @@ class TransformSchedule(Generic[T]):
         self._sent: list[_Sent] = []
 
     def found(self, transform: T, image_ns: int, tolerance_ns: int) -> list[tuple[int, T]]:
-        """A new transform, found from the image of that stamp: (stamp, transform) to send now, in the order of stamps."""
+        """A new transform, found from the image of that stamp: (stamp, transform) to send, in the order of stamps."""
         self._current = transform
         future_ns = image_ns + tolerance_ns
         # The stamp that is about to be sent belongs to this image, not to those that overrule.

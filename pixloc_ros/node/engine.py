@@ -1,0 +1,39 @@
+# Copyright the pixloc_ros authors. SPDX-License-Identifier: Apache-2.0
+"""The part of the node that needs no ROS: a map and a network, ready to track with."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+
+from ..errors import InputError
+from ..features import load_extractor
+from ..mapping.map_file import Map
+from ..tracking.localizer import FrameLocalizer, LocalizerOptions
+from ..tracking.tracker import Tracker
+
+
+class Engine:
+    """Opens the map and the network once; makes trackers. map_name: the map's file name, without folder."""
+
+    def __init__(self, map_path: str, weights: str, max_points: int) -> None:
+        """Raises InputError where the map or the weights cannot be used."""
+        if not map_path:
+            raise InputError("parameter map is empty: give the map file, for example map:=site.pixmap")
+        path = Path(map_path).expanduser()
+        self.map_name = path.name
+        options = LocalizerOptions(max_points=max_points)
+        self._localizer = FrameLocalizer(Map.open(path), load_extractor(weights), options)
+
+    def tracker(self) -> Tracker:
+        """A tracker that knows nothing yet."""
+        return Tracker(self._localizer)
+
+    def warm_up(self) -> None:
+        """Takes the cost of first calls, many times that of later ones, before images come."""
+        map_ = self._localizer.map
+        camera = map_.cameras[int(map_.keyframe_camera[0])]
+        noise = np.random.default_rng(0).integers(0, 255, (camera.height, camera.width), np.uint8)
+        for _ in range(2):
+            self._localizer.localize(noise, camera, map_.map_from_keyframe[0])

@@ -1,0 +1,368 @@
+# Copyright the pixloc_ros authors. SPDX-License-Identifier: Apache-2.0
+"""What the node hears: every message is checked and stored by its callback, and waited for by the worker."""
+
+from __future__ import annotations
+
+import math
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from geometry_msgs.msg import PoseWithCovarianceStamped, TwistWithCovariance
+from nav_msgs.msg import Odometry
+from rclpy.clock import ClockType
+from rclpy.node import Node
+from rclpy.qos import HistoryPolicy, QoSProfile, ReliabilityPolicy, qos_profile_sensor_data
+from rclpy.time import Time
+from sensor_msgs.msg import CameraInfo, CompressedImage, Image
+from tf2_ros import Buffer, TransformException, TransformListener
+
+from ..errors import InputError
+from ..geometry.cameras import Camera
+from . import conversions
+from .conversions import NS_PER_S, stamp_to_ns
+from .diagnostics import ERROR, WARN, DiagnosticBoard
+from .parameters import FRAME_QUEUE_LIMIT, Value, image_subscription_topic
+
+JUMP_BACK_NS = NS_PER_S
+"""Stamps that go back by more mean that time itself did (a bag played again); by less, that a message was late."""
+
+_ODOMETRY_LIMIT = 20_000
+_POLL_S = 0.005
+
+
+class Rejected(Exception):
+    """An image that cannot be used: the diagnostic condition that says why."""
+
+    def __init__(self, component: str, name: str, message: str, level: bytes = ERROR) -> None:
+        super().__init__(message)
+        self.component, self.name, self.level = component, name, level
+
+
+@dataclass(frozen=True)
+class OdometryMessage:
+    """One checked odometry message: odom_from_base float64 [4, 4]; twist None where not all its numbers are finite."""
+
+    stamp_ns: int
+    odom_from_base: torch.Tensor
+    twist: TwistWithCovariance | None
+
+    @property
+    def twist_covariance(self) -> torch.Tensor | None:
+        """float64 [6, 6] in base axes."""
+        if self.twist is None:
+            return None
+        return torch.from_numpy(np.array(self.twist.covariance, np.float64).reshape(6, 6))
+
+
+@dataclass(frozen=True)
+class InitialPose:
+    """map_from_base float64 [4, 4] and its covariance [6, 6] in base axes; stamp_ns None: at the next image."""
+
+    map_from_base: torch.Tensor
+    covariance: torch.Tensor
+    stamp_ns: int | None = None
+
+
+class Inputs:
+    """Subscriptions, and what came in through them.
+
+    setting: value of a parameter by name. on_image: called with (message, stamp_ns). on_time_jump: called with the
+    reason when stamps go back; it calls `forget`. Callbacks run in the executor's thread, the methods that take a
+    deadline (`time.monotonic`) in the worker's.
+    """
+
+    def __init__(
+        self,
+        node: Node,
+        setting: Callable[[str], Value],
+        board: DiagnosticBoard,
+        on_image: Callable[[Image | CompressedImage, int], None],
+        on_time_jump: Callable[[str], None],
+    ) -> None:
+        self._node, self._setting, self._board = node, setting, board
+        self._on_image_checked, self._on_time_jump = on_image, on_time_jump
+        self._arrived = threading.Event()
+        self._heard_at = dict.fromkeys(("image", "calibration", "odometry"), time.monotonic())
+        self._ever_heard: set[str] = set()
+        self._lock = threading.Lock()  # guards the following
+        self._camera: Camera | None = None
+        self._camera_info_key: tuple | None = None
+        self._odometry: deque[OdometryMessage] = deque(maxlen=_ODOMETRY_LIMIT)
+        self._newest_odometry_ns: int | None = None
+        self._newest_image_ns: int | None = None
+        self._initial_pose: InitialPose | None = None
+
+    def subscribe(self) -> None:
+        """Starts to listen. Images come last: whoever waits for that subscription knows that the node is ready."""
+        node, setting = self._node, self._setting
+        self._tf_buffer = Buffer(node=node)
+        self._tf_listener = TransformListener(self._tf_buffer, node)
+        node.create_subscription(PoseWithCovarianceStamped, "initialpose", self._on_initial_pose, 1)
+        node.create_subscription(
+            CameraInfo, setting("camera_info_topic"), self._on_camera_info, qos_profile_sensor_data
+        )
+        if setting("odom_source") == "topic":
+            qos = QoSProfile(depth=200, reliability=ReliabilityPolicy.BEST_EFFORT)
+            node.create_subscription(Odometry, setting("odom_topic"), self._on_odometry, qos)
+        reliable = setting("image_reliability") == "reliable"
+        qos = QoSProfile(
+            history=HistoryPolicy.KEEP_LAST,
+            depth=FRAME_QUEUE_LIMIT if setting("process_all_frames") else 5,
+            reliability=ReliabilityPolicy.RELIABLE if reliable else ReliabilityPolicy.BEST_EFFORT,
+        )
+        transport = setting("image_transport")
+        topic = image_subscription_topic(setting("image_topic"), transport)
+        message_type = CompressedImage if transport == "compressed" else Image
+        self._image_subscription = node.create_subscription(message_type, topic, self._on_image, qos)
+
+    # ---- callbacks
+
+    def _heard(self, component: str) -> None:
+        self._heard_at[component] = time.monotonic()
+        self._ever_heard.add(component)
+
+    def _on_image(self, message: Image | CompressedImage) -> None:
+        self._heard("image")
+        stamp_ns = stamp_to_ns(message.header.stamp)
+        with self._lock:
+            back_ns = 0 if self._newest_image_ns is None else self._newest_image_ns - stamp_ns
+        if stamp_ns and back_ns > JUMP_BACK_NS:
+            self._on_time_jump(f"image stamps went back by {back_ns / NS_PER_S:.3f} s")
+        with self._lock:
+            self._newest_image_ns = max(stamp_ns, self._newest_image_ns or 0)
+        self._on_image_checked(message, stamp_ns)
+
+    def _on_camera_info(self, message: CameraInfo) -> None:
+        self._heard("calibration")
+        roi = message.roi
+        key = (
+            *(message.width, message.height, message.distortion_model, tuple(message.k), tuple(message.d)),
+            *(message.binning_x, message.binning_y, roi.x_offset, roi.y_offset, roi.width, roi.height),
+        )
+        if key == self._camera_info_key:
+            return
+        camera = None
+        try:
+            camera = conversions.camera_from_info(message)
+            self._board.clear("calibration", "invalid")
+        except InputError as error:
+            self._board.report("calibration", "invalid", ERROR, f"{self.topic('camera_info_topic')}: {error}")
+        with self._lock:
+            self._camera_info_key, self._camera = key, camera
+        self._arrived.set()
+
+    def _on_odometry(self, message: Odometry) -> None:
+        self._heard("odometry")
+        board, topic = self._board, self.topic("odom_topic")
+        names = {"odom_frame_id": message.header.frame_id, "base_frame_id": message.child_frame_id}
+        for parameter, name in names.items():
+            wanted = self._setting(parameter)
+            if name and name != wanted:
+                text = f"{topic} is about frame '{name}', not '{wanted}': ignored; set {parameter} to '{name}'"
+                board.report("odometry", "frames", ERROR, text)
+                return
+        board.clear("odometry", "frames")
+        try:
+            odom_from_base = conversions.pose_to_matrix(message.pose.pose, f"{topic}: the pose")
+        except InputError as error:
+            board.report("odometry", "invalid", ERROR, f"{error}; the message is ignored")
+            return
+        board.clear("odometry", "invalid")
+        stamp_ns = stamp_to_ns(message.header.stamp)
+        with self._lock:
+            step_ns = 1 if self._newest_odometry_ns is None else stamp_ns - self._newest_odometry_ns
+        if step_ns < -JUMP_BACK_NS:
+            self._on_time_jump(f"odometry stamps went back by {-step_ns / NS_PER_S:.3f} s")
+        elif step_ns <= 0:
+            if step_ns < 0:
+                late_s = -step_ns / NS_PER_S
+                text = f"{topic}: a stamp is {late_s:.3f} s older than the last: ignored; look for a second publisher"
+                board.report("odometry", "order", WARN, text)
+            return
+        board.clear("odometry", "order")
+        with self._lock:
+            self._odometry.append(OdometryMessage(stamp_ns, odom_from_base, _finite_twist(message.twist)))
+            self._newest_odometry_ns = stamp_ns
+        self._arrived.set()
+
+    def _on_initial_pose(self, message: PoseWithCovarianceStamped) -> None:
+        name, wanted = message.header.frame_id, self._setting("global_frame_id")
+        what = "the initial pose"
+        try:
+            if name != wanted:
+                raise InputError(f"{what} is in frame '{name}', not '{wanted}': set RViz's fixed frame to '{wanted}'")
+            map_from_base = conversions.pose_to_matrix(message.pose.pose, what)
+            covariance = conversions.covariance_from_message(message.pose.covariance, map_from_base, what)
+        except InputError as error:
+            self._board.report("initial pose", "invalid", ERROR, f"{error}; it is refused")
+            return
+        self._board.clear("initial pose", "invalid")
+        default = self._default_covariance()
+        if covariance is None:
+            covariance = default
+        else:
+            # RViz leaves z, roll and pitch zero: that means unknown here, not exact.
+            unknown = covariance.diagonal() < 1e-9
+            covariance = covariance + torch.diag(torch.where(unknown, default.diagonal(), 0.0))
+        with self._lock:
+            self._initial_pose = InitialPose(map_from_base, covariance, stamp_to_ns(message.header.stamp) or None)
+        self._node.get_logger().info("initial pose received")
+
+    # ---- start and time jumps
+
+    def expect_start(self) -> None:
+        """Takes the initial pose of the parameters, or asks for one in diagnostics. One that came in already stays."""
+        if not self._setting("set_initial_pose"):
+            text = (
+                "there is no pose to start from: publish one on initialpose (RViz: 2D Pose Estimate), or set "
+                "set_initial_pose and initial_pose.*"
+            )
+            self._board.report("initial pose", "missing", WARN, text)
+            return
+        names = ("x", "y", "z", "roll", "pitch", "yaw")
+        x, y, z, roll, pitch, yaw = (self._setting(f"initial_pose.{name}") for name in names)
+        pose = InitialPose(conversions.matrix_from_euler((x, y, z), roll, pitch, yaw), self._default_covariance())
+        with self._lock:
+            self._initial_pose = self._initial_pose or pose
+
+    def _default_covariance(self) -> torch.Tensor:
+        translation, rotation = (self._setting(f"initial_pose.{name}_stddev") for name in ("position", "rotation"))
+        return torch.diag(torch.tensor([translation**2] * 3 + [rotation**2] * 3, dtype=torch.float64))
+
+    def forget(self) -> None:
+        """Drops all that belongs to a time before a jump."""
+        with self._lock:
+            self._odometry.clear()
+            self._newest_odometry_ns = self._newest_image_ns = self._initial_pose = None
+        self._tf_buffer.clear()
+
+    # ---- for the worker
+
+    @property
+    def newest_ns(self) -> int:
+        """The newest stamp of any image or odometry; 0 before the first."""
+        with self._lock:
+            return max(self._newest_image_ns or 0, self._newest_odometry_ns or 0)
+
+    def take_initial_pose(self) -> InitialPose | None:
+        """The initial pose that came since the last call."""
+        with self._lock:
+            pose, self._initial_pose = self._initial_pose, None
+        return pose
+
+    def take_odometry(self, stamp_ns: int, deadline: float) -> list[OdometryMessage]:
+        """Waits for odometry at or after a stamp; returns the new messages up to and including the first such one.
+
+        Later ones stay: what an image gives must not depend on how much came in meanwhile.
+        """
+        # Nothing to wait for where odometry has stopped.
+        if time.monotonic() - self._heard_at["odometry"] < self._setting("input_timeout_s"):
+            self._wait_until(lambda: (self._newest_odometry_ns or 0) >= stamp_ns, deadline)
+        taken = []
+        with self._lock:
+            while self._odometry:
+                taken.append(self._odometry.popleft())
+                if taken[-1].stamp_ns >= stamp_ns:
+                    break
+        return taken
+
+    def camera(self, deadline: float) -> Camera:
+        """The camera of the latest CameraInfo, having waited for it. Raises Rejected."""
+        self._wait_until(lambda: self._camera is not None, deadline)
+        with self._lock:
+            camera, key = self._camera, self._camera_info_key
+        if camera is None:
+            topic = self.topic("camera_info_topic")
+            text = f"no CameraInfo on {topic} yet: start its publisher, or set camera_info_topic"
+            if key is not None:
+                text = f"the CameraInfo on {topic} cannot be used: images wait for a better one"
+            raise Rejected("calibration", "missing", text)
+        return camera
+
+    def base_from_camera(self, image_frame_id: str, stamp_ns: int, deadline: float) -> torch.Tensor:
+        """float64 [4, 4] at a stamp, by tf2. Raises Rejected."""
+        base, camera = self._setting("base_frame_id"), self._setting("camera_frame_id") or image_frame_id
+        if not camera:
+            text = "images have no frame_id: set camera_frame_id to the camera's optical frame"
+            raise Rejected("transforms", "camera", text)
+        remedy = (
+            f"publish it (robot_state_publisher, or: ros2 run tf2_ros static_transform_publisher --frame-id {base} "
+            f"--child-frame-id {camera} --x ...)"
+        )
+        return self._transform(base, camera, stamp_ns, deadline, "camera", remedy)
+
+    def odom_from_base(self, stamp_ns: int, deadline: float) -> torch.Tensor:
+        """float64 [4, 4] at a stamp, by tf2. Raises Rejected."""
+        odom, base = self._setting("odom_frame_id"), self._setting("base_frame_id")
+        remedy = "start the robot's odometry, or set odom_source to topic or none"
+        return self._transform(odom, base, stamp_ns, deadline, "odometry", remedy)
+
+    def _transform(
+        self, target: str, source: str, stamp_ns: int, deadline: float, condition: str, remedy: str
+    ) -> torch.Tensor:
+        stamp = Time(nanoseconds=stamp_ns, clock_type=ClockType.ROS_TIME)
+        while True:
+            try:
+                message = self._tf_buffer.lookup_transform(target, source, stamp)
+                matrix = conversions.transform_to_matrix(message.transform, f"the transform {target} -> {source}")
+                break
+            except InputError as error:
+                raise Rejected("transforms", condition, str(error)) from None
+            except TransformException as error:
+                if time.monotonic() >= deadline:
+                    text = f"no transform {target} -> {source} ({error}): {remedy}"
+                    raise Rejected("transforms", condition, text) from None
+            time.sleep(_POLL_S)
+        self._board.clear("transforms", condition)
+        return matrix
+
+    def _wait_until(self, ready: Callable[[], bool], deadline: float) -> None:
+        while not ready() and time.monotonic() < deadline:
+            self._arrived.clear()
+            self._arrived.wait(_POLL_S)
+
+    # ---- diagnostics
+
+    def topic(self, parameter: str) -> str:
+        """Full name of the topic that a parameter names."""
+        return self._node.resolve_topic_name(self._setting(parameter))
+
+    def check_silence(self) -> None:
+        """Reports inputs from which nothing was heard for a while, and why that may be."""
+        topics = {"image": self._image_subscription.topic_name, "calibration": self.topic("camera_info_topic")}
+        if self._setting("odom_source") == "topic":
+            topics["odometry"] = self.topic("odom_topic")
+        for component, topic in topics.items():
+            silent_s = time.monotonic() - self._heard_at[component]
+            if silent_s <= self._setting("input_timeout_s"):
+                self._board.clear(component, "silent")
+                continue
+            since = f"nothing for {silent_s:.1f} s" if component in self._ever_heard else "nothing yet"
+            self._board.report(component, "silent", WARN, f"{since} on {topic}, {self._why_silent(component, topic)}")
+
+    def _why_silent(self, component: str, topic: str) -> str:
+        publishers = self._node.get_publishers_info_by_topic(topic)
+        if not publishers:
+            parameters = {
+                "image": "image_topic and image_transport",
+                "calibration": "camera_info_topic",
+                "odometry": "odom_topic, or odom_source to none where the robot has no odometry",
+            }
+            return f"it has no publisher: start it, or set {parameters[component]}"
+        if component == "image":
+            best_effort = all(p.qos_profile.reliability == ReliabilityPolicy.BEST_EFFORT for p in publishers)
+            if best_effort and self._setting("image_reliability") == "reliable":
+                return "its publisher is best effort: set image_reliability to best_effort"
+            return "it has a publisher: check image_transport; for large images see docs/troubleshooting.md"
+        return "it has a publisher: check that it publishes"
+
+
+def _finite_twist(twist: TwistWithCovariance) -> TwistWithCovariance | None:
+    linear, angular = twist.twist.linear, twist.twist.angular
+    numbers = (linear.x, linear.y, linear.z, angular.x, angular.y, angular.z)
+    return twist if all(map(math.isfinite, numbers)) and np.isfinite(twist.covariance).all() else None

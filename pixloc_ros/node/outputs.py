@@ -1,0 +1,145 @@
+# Copyright the pixloc_ros authors. SPDX-License-Identifier: Apache-2.0
+"""What the node says: pose, odometry, status and TF. All stamps are those of the images."""
+
+from __future__ import annotations
+
+import math
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from geometry_msgs.msg import PoseWithCovarianceStamped, TwistWithCovariance
+from nav_msgs.msg import Odometry
+from rclpy.node import Node
+from tf2_ros import TransformBroadcaster
+
+from ..geometry import se3
+from ..msg import LocalizationStatus
+from ..tracking.types import TrackResult, TrackState
+from . import conversions
+from .conversions import NS_PER_S, stamp_from_ns
+from .parameters import Value
+from .transform_schedule import TransformSchedule
+
+_UNKNOWN_VARIANCE = 1e3
+_LONGEST_STEP_NS = NS_PER_S
+"""Between two poses whose difference still says something of the velocity."""
+
+
+@dataclass
+class Counters:
+    """Images received, and what became of them: their number is the sum of the other three and of those waiting."""
+
+    received: int = 0
+    processed: int = 0
+    dropped: int = 0
+    rejected: int = 0
+
+
+class Outputs:
+    """Publishers. setting: value of a parameter by name. Thread-safe except for `result`, which the worker calls."""
+
+    def __init__(self, node: Node, setting: Callable[[str], Value]) -> None:
+        self._node, self._setting = node, setting
+        self._pose = node.create_publisher(PoseWithCovarianceStamped, "~/pose", 10)
+        self._odometry = node.create_publisher(Odometry, "~/odometry", 10)
+        self._status = node.create_publisher(LocalizationStatus, "~/status", 100)
+        self._broadcaster = TransformBroadcaster(node)
+        self._tf_lock = threading.Lock()
+        self._schedule: TransformSchedule[torch.Tensor] = TransformSchedule()
+        self._last: TrackResult | None = None
+
+    def result(self, result: TrackResult, twist: TwistWithCovariance | None) -> None:
+        """Transform, pose and odometry of an image; nothing, and no transform any more, where it gave no pose.
+
+        twist: of the robot's odometry; without it the velocity is that between the last two poses.
+        """
+        if result.map_from_base is None:
+            self.fall_silent()
+            return
+        blind = self._setting("odom_source") == "none"
+        transform = result.map_from_base if blind else result.map_from_odom
+        if transform is not None and self._setting("publish_tf"):
+            with self._tf_lock:
+                self._send(self._schedule.found(transform, result.stamp_ns, self._tolerance_ns()))
+        pose = PoseWithCovarianceStamped()
+        pose.header.frame_id, pose.header.stamp = self._setting("global_frame_id"), stamp_from_ns(result.stamp_ns)
+        pose.pose = conversions.pose_with_covariance(result.map_from_base, result.covariance)
+        self._pose.publish(pose)
+        odometry = Odometry(header=pose.header, child_frame_id=self._setting("base_frame_id"), pose=pose.pose)
+        odometry.twist = twist if twist is not None else self._twist_since_last(result)
+        self._odometry.publish(odometry)
+        self._last = result
+
+    def fall_silent(self) -> None:
+        """The pose is not known any more: no transform is sent again."""
+        with self._tf_lock:
+            self._schedule.clear()
+        self._last = None
+
+    def repeat_transform(self, newest_ns: int) -> None:
+        """Sends the transform again if it would soon be too old for data of that stamp."""
+        if self._setting("publish_tf"):
+            with self._tf_lock:
+                self._send(self._schedule.due(newest_ns, self._tolerance_ns()))
+
+    def status(
+        self,
+        stamp_ns: int,
+        state: TrackState,
+        message: str,
+        map_name: str,
+        counters: Counters,
+        result: TrackResult | None = None,
+        frame_ms: float = math.nan,
+    ) -> None:
+        """What became of an image. result: None where it was not aligned."""
+        status = LocalizationStatus(state=int(state), message=message, map_name=map_name)
+        status.header.frame_id, status.header.stamp = self._setting("global_frame_id"), stamp_from_ns(stamp_ns)
+        status.frames_received, status.frames_processed = counters.received, counters.processed
+        status.frames_dropped, status.frames_rejected = counters.dropped, counters.rejected
+        status.age_ms = _as_float32((self._node.get_clock().now().nanoseconds - stamp_ns) * 1e-6)
+        alignment = result.alignment if result is not None else None
+        timings_ms = result.timings_ms if result is not None else {}
+        status.frame_ms = frame_ms
+        status.feature_ms = timings_ms.get("features", math.nan)
+        status.alignment_ms = timings_ms.get("alignment", math.nan)
+        status.prior_distance_m = _as_float32(result.prior_distance_m) if result is not None else math.nan
+        status.prior_rotation_rad = _as_float32(result.prior_rotation_rad) if result is not None else math.nan
+        if result is not None and result.prior is not None:
+            status.prior_source = result.prior.source.replace(" ", "_")
+        status.inlier_fraction = alignment.inlier_fraction if alignment is not None else math.nan
+        status.cost = _as_float32(alignment.cost) if alignment is not None else math.nan
+        status.points_used = alignment.points_used if alignment is not None else 0
+        self._status.publish(status)
+
+    def _tolerance_ns(self) -> int:
+        return round(self._setting("transform_tolerance") * NS_PER_S)
+
+    def _send(self, stamped: list[tuple[int, torch.Tensor]]) -> None:
+        if not stamped:
+            return
+        parent = self._setting("global_frame_id")
+        child = self._setting("base_frame_id" if self._setting("odom_source") == "none" else "odom_frame_id")
+        self._broadcaster.sendTransform(
+            [conversions.transform_stamped(parent, child, stamp_ns, transform) for stamp_ns, transform in stamped]
+        )
+
+    def _twist_since_last(self, result: TrackResult) -> TwistWithCovariance:
+        """Velocity since the last pose, base axes; where there is none, zero with a covariance that says so."""
+        last = self._last
+        if last is None or result.stamp_ns - last.stamp_ns > _LONGEST_STEP_NS:
+            return TwistWithCovariance(covariance=(_UNKNOWN_VARIANCE * np.eye(6)).ravel().tolist())
+        seconds = (result.stamp_ns - last.stamp_ns) / NS_PER_S
+        velocity = se3.se3_log(se3.inverse(last.map_from_base) @ result.map_from_base) / seconds
+        covariance = (last.covariance + result.covariance) / seconds**2
+        return TwistWithCovariance(
+            twist=conversions.twist_from_vector(velocity), covariance=covariance.ravel().tolist()
+        )
+
+
+def _as_float32(value: float) -> float:
+    """The value, cut to what a float32 field can hold: rclpy refuses larger ones."""
+    return min(max(value, -3.4e38), 3.4e38) if math.isfinite(value) else value
