@@ -29,7 +29,7 @@ class LocalizerOptions:
     it agrees with the errors measured on the validation sequences (docs/results.md)."""
 
     alignment: AlignmentOptions = field(default_factory=AlignmentOptions)
-    max_points: int = 512
+    max_points: int = 1024
     use_prior_factor: bool = True
     covariance_scale: float = 1.0
 
@@ -42,7 +42,7 @@ class FrameLocalizer:
         map_.require_extractor(extractor)
         self.map, self.extractor, self.options = map_, extractor.with_strides(map_.strides), options
         self._selector = LocalPointSelector(map_)
-        self._focal_px = float(np.median([float(c.params[:2].mean()) for c in map_.cameras]))
+        self.focal_px = float(np.median([float(c.params[:2].mean()) for c in map_.cameras]))
 
     @torch.inference_mode()
     def localize(self, image: np.ndarray, camera: Camera, map_from_camera: torch.Tensor,
@@ -53,7 +53,7 @@ class FrameLocalizer:
         the start. prior_covariance: float64 [6, 6] (translation, rotation), camera frame, right perturbation.
         """
         clock = _Stopwatch()
-        image, camera = fit_to_working_size(image, camera, self.map.working_side, self._focal_px)
+        image, camera = fit_to_working_size(image, camera, self.map.working_side, self.focal_px)
         clock.lap("prepare")
         pyramid = self.extractor.extract(image)
         clock.lap("features")
