@@ -60,7 +60,7 @@ class SimulationOptions:
 
     seed: the place, the paths, all noise. seconds, rate_hz: length and image rate of the test drive; the mapping drive is as
     long as that needs. width, height, field_of_view_deg (horizontal): the camera, a pinhole unless `camera` is given.
-    texel: detail of the textures (m). encoding: images of the bag, one of `bag_writer.ENCODINGS`. rgbd: write rgbd/ too.
+    texel: detail of the textures (m); shadows are as rough as these. encoding: images of the bag, one of `bag_writer.ENCODINGS`. rgbd: write rgbd/ too.
     workers: threads. Raises `InputError` for values that make no data set.
     """
 
@@ -125,9 +125,10 @@ def _simulate(folder: Path, options: SimulationOptions, progress: Progress) -> d
     progress("building the world", 0, 3)
     sheet = TextureSheet(build_world(options.seed, options.texel))
     progress("building the world", 1, 3)
-    renderer = Renderer(sheet, MAPPING_LIGHT)
+    spacing = max(0.15, 30.0 * options.texel)
+    renderer = Renderer(sheet, dataclasses.replace(MAPPING_LIGHT, spacing=spacing))
     progress("building the world", 2, 3)
-    test_renderer = Renderer(sheet, TEST_LIGHT)
+    test_renderer = Renderer(sheet, dataclasses.replace(TEST_LIGHT, spacing=spacing))
     progress("building the world", 3, 3)
 
     test = Drive(DriveOptions(duration_s=options.seconds, speed=_TEST_SPEED, wander=_TEST_WANDER_M, start=_TEST_START_M, seed=options.seed + 1))

@@ -8,8 +8,6 @@ import numpy as np
 
 from .world import HEIGHT, LENGTH, WIDTH, Lamp, World
 
-_SPACING = 0.15
-"""Distance of light samples on a surface (m)."""
 _LAMP_SAMPLES = 3
 _SKY_SAMPLES = 16
 _OPEN_DISTANCE = 1.3
@@ -21,12 +19,13 @@ class Lighting:
     """How bright it is.
 
     lamps: power of the ceiling lamps, in order, repeated as needed; 0 switches one off. daylight: power of the windows.
-    ambient: light from everywhere, weakened in corners.
+    ambient: light from everywhere, weakened in corners. spacing: distance of the light's samples on a surface (m).
     """
 
     lamps: tuple[float, ...] = (1.0,)
     daylight: float = 1.0
     ambient: float = 0.25
+    spacing: float = 0.15
     seed: int = 0
 
 
@@ -110,7 +109,7 @@ def bake(world: World, lighting: Lighting | None) -> list[np.ndarray]:
         return [np.ones((2, 2, 3), np.float32) for _ in world.quads]
     sizes, points, normals = [], [], []
     for quad in world.quads:
-        columns, rows = (max(2, int(np.linalg.norm(edge) / _SPACING) + 1) for edge in (quad.right, quad.down))
+        columns, rows = (max(2, int(np.linalg.norm(edge) / lighting.spacing) + 1) for edge in (quad.right, quad.down))
         # Samples reach the rims of the quad but for a hair, so that they do not lie inside a neighbour.
         across, along = np.linspace(0.02, 0.98, columns), np.linspace(0.02, 0.98, rows)
         grid = quad.origin + along[:, None, None] * quad.down + across[None, :, None] * quad.right + 0.01 * quad.normal
