@@ -107,7 +107,7 @@ def build_map_from_rgbd(sequence: Path, extractor: Extractor, camera: Camera | N
     """
     sequence = Path(sequence)
     frames = read_rgbd_sequence(sequence)
-    camera = _read_camera(sequence) if camera is None else camera
+    camera = read_camera(sequence) if camera is None else camera
     present = [frame for frame in frames if frame.image.is_file() and frame.depth.is_file()]
     if not present:
         raise InputError(f"none of the {len(frames)} images of {sequence} was found, for example {frames[0].image}: "
@@ -172,7 +172,7 @@ def _read_poses(path: Path) -> tuple[np.ndarray, torch.Tensor]:
     return stamps, se3.from_rotation_translation(se3.rotation_from_quaternion(values[:, 3:]), values[:, :3])
 
 
-def _read_camera(sequence: Path) -> Camera:
+def read_camera(sequence: Path) -> Camera:
     path = sequence / "camera.txt"
     if not path.is_file():
         raise InputError(f"no camera for {sequence}: give --camera \"MODEL WIDTH HEIGHT PARAMS...\" or write that line to {path}")
@@ -199,7 +199,7 @@ def _pose_at(stamps: np.ndarray, poses: torch.Tensor, stamp: int) -> torch.Tenso
     return se3.interpolate(poses[after - 1], poses[after], fraction)
 
 
-def _load_depth(frame: RgbdFrame, camera: Camera, scale: float) -> np.ndarray:
+def load_depth(frame: RgbdFrame, camera: Camera, scale: float) -> np.ndarray:
     """Depth in metres as the colour camera saw it at its own stamp, float32 [H, W], 0 where unknown."""
     raw = cv2.imread(str(frame.depth), cv2.IMREAD_UNCHANGED)
     if raw is None or raw.dtype != np.uint16 or raw.ndim != 2:
@@ -215,7 +215,7 @@ def _move_depth(depth: np.ndarray, frame: RgbdFrame, camera: Camera) -> np.ndarr
     """The depth image as seen from the pose at the colour image's stamp; the nearest surface wins."""
     rows, columns = np.nonzero(depth)
     camera_from_depth = se3.inverse(frame.map_from_camera) @ frame.map_from_depth_camera
-    points = se3.transform(camera_from_depth, _lift(camera, np.stack((columns, rows), 1), depth[rows, columns]))
+    points = se3.transform(camera_from_depth, lift(camera, np.stack((columns, rows), 1), depth[rows, columns]))
     pixels, valid = camera.project(points)
     valid &= camera.in_image(pixels)
     column, row = pixels[valid].round().long().numpy().T
@@ -225,7 +225,7 @@ def _move_depth(depth: np.ndarray, frame: RgbdFrame, camera: Camera) -> np.ndarr
     return np.where(np.isfinite(moved), moved, 0).astype(np.float32)
 
 
-def _lift(camera: Camera, pixels: np.ndarray, depth: np.ndarray) -> torch.Tensor:
+def lift(camera: Camera, pixels: np.ndarray, depth: np.ndarray) -> torch.Tensor:
     """Points [N, 3] in the camera frame at pixels [N, 2] with depth along the optical axis [N]."""
     rays, _ = camera.unproject(torch.from_numpy(np.asarray(pixels, np.float64)))
     return rays * (torch.from_numpy(np.asarray(depth, np.float64)) / rays[:, 2])[:, None]
@@ -275,10 +275,10 @@ def _choose_keyframes(frames: list[RgbdFrame], camera: Camera, scale: float, pro
 
 
 def _keyframe(frame: RgbdFrame, grey: np.ndarray, camera: Camera, scale: float) -> _Keyframe:
-    return _Keyframe(frame, grey, _without_edges(_load_depth(frame, camera, scale)))
+    return _Keyframe(frame, grey, without_edges(load_depth(frame, camera, scale)))
 
 
-def _without_edges(depth: np.ndarray) -> np.ndarray:
+def without_edges(depth: np.ndarray) -> np.ndarray:
     """Depth with 0 wherever the window around holds an edge or a pixel without depth."""
     window = np.ones((_EDGE_WINDOW_PX, _EDGE_WINDOW_PX), np.uint8)
     low, high = cv2.erode(depth, window), cv2.dilate(depth, window)
@@ -333,7 +333,7 @@ def _corners(keyframe: _Keyframe, camera: Camera, mask: np.ndarray, count: int) 
         return np.empty((0, 3))
     pixels = corners[:, 0]
     column, row = pixels.round().astype(int).T
-    return se3.transform(keyframe.frame.map_from_camera, _lift(camera, pixels, keyframe.depth[row, column])).numpy()
+    return se3.transform(keyframe.frame.map_from_camera, lift(camera, pixels, keyframe.depth[row, column])).numpy()
 
 
 def _visible(xyz: np.ndarray, keyframe: _Keyframe, camera: Camera) -> tuple[np.ndarray, np.ndarray]:
@@ -366,7 +366,7 @@ def find_depth_scale(frames: list[RgbdFrame], camera: Camera) -> DepthScale:
     if likeness[best] - likeness.min() >= _SCALE_MARGIN:
         return DepthScale(DEPTH_SCALES[best], f"found: patches of neighbouring images agree to {likeness[best]:.2f} with it, "
                           f"to {likeness[1 - best]:.2f} with {DEPTH_SCALES[1 - best]:.0f}")
-    raw = _load_depth(frames[0], camera, 1.0)
+    raw = load_depth(frames[0], camera, 1.0)
     median = float(np.median(raw[raw > 0])) if (raw > 0).any() else 0.0
     nearest = 0.4  # metres: structured-light and time-of-flight cameras measure nothing nearer
     scale = DEPTH_SCALES[0] if median / DEPTH_SCALES[0] >= nearest else DEPTH_SCALES[1]
@@ -390,7 +390,7 @@ def _scale_pairs(frames: list[RgbdFrame]) -> list[tuple[int, int]]:
 def _likeness(a: RgbdFrame, b: RgbdFrame, camera: Camera, scale: float) -> float:
     """Mean normalised cross-correlation of patches of image a with where depth puts them in image b; 0 where none is seen."""
     grey_a, grey_b = (cv2.GaussianBlur(_load_grey(frame.image, camera), (0, 0), 1.5).astype(np.float32) for frame in (a, b))
-    depth = _without_edges(_load_depth(a, camera, scale))
+    depth = without_edges(load_depth(a, camera, scale))
     corners = cv2.goodFeaturesToTrack(grey_a, _SCALE_CORNERS, 0.01, 10, mask=(depth > 0).astype(np.uint8))
     if corners is None:
         return 0.0
@@ -399,7 +399,7 @@ def _likeness(a: RgbdFrame, b: RgbdFrame, camera: Camera, scale: float) -> float
     span = np.arange(-_SCALE_PATCH_PX, _SCALE_PATCH_PX + 1)
     offsets = np.stack(np.meshgrid(span, span), -1).reshape(-1, 2)
     pixels = (centre[:, None] + offsets).reshape(-1, 2)
-    points = _lift(camera, pixels, np.repeat(depth[row, column], len(offsets)))
+    points = lift(camera, pixels, np.repeat(depth[row, column], len(offsets)))
     b_from_a = se3.inverse(b.map_from_camera) @ a.map_from_camera
     moved, valid = camera.project(se3.transform(b_from_a, points))
     valid = (valid & camera.in_image(moved)).numpy().reshape(len(centre), -1).all(1)

@@ -1,0 +1,142 @@
+# Copyright the pixloc_ros authors. SPDX-License-Identifier: Apache-2.0
+"""What cameras and light do to images: drawn anew for each image, so that reference and query differ.
+
+All work on float32 [H, W], grey levels 0 to 255, and never move anything: a pixel stays where it is.
+"""
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import cv2
+import numpy as np
+
+from ..errors import InputError
+
+_BLUR_AT_640_PX = 15.0
+
+
+@dataclass(frozen=True)
+class AugmentationOptions:
+    """How often each change happens to a query; a reference, being chosen with care, gets `reference_share` of that.
+
+    clean: share of images that are left as they are.
+    """
+
+    clean: float = 0.15
+    light: float = 0.7
+    dark: float = 0.2
+    shadow: float = 0.25
+    occlusion: float = 0.25
+    blur: float = 0.25
+    defocus: float = 0.15
+    half_resolution: float = 0.2
+    vignetting: float = 0.25
+    noise: float = 0.5
+    jpeg: float = 0.2
+    reference_share: float = 0.3
+
+    def __post_init__(self) -> None:
+        if any(not 0 <= value <= 1 for value in vars(self).values()):
+            raise InputError("augmentation: all numbers are shares between 0 and 1")
+
+
+def augment(image: np.ndarray, rng: np.random.Generator, options: AugmentationOptions, reference: bool = False) -> np.ndarray:
+    """Changed copy of a uint8 [H, W] image, in the order light takes: scene, lens, motion, sensor, file."""
+    share = options.reference_share if reference else 1.0
+    if rng.random() < options.clean:
+        return image
+    x = image.astype(np.float32)
+    for chance, change in (
+            (options.shadow, _shadow), (0.0 if reference else options.occlusion, _occlusion), (options.light, _light),
+            (options.dark, _dark), (options.vignetting, _vignetting), (options.defocus, _defocus), (options.blur, _motion_blur),
+            (options.half_resolution, _half_resolution), (options.noise, _noise)):
+        if rng.random() < chance * share:
+            x = change(x, rng)
+    x = np.clip(np.round(x), 0, 255).astype(np.uint8)
+    return _jpeg(x, rng) if rng.random() < options.jpeg * share else x
+
+
+def _light(x: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Exposure, gamma and black level; overexposed parts saturate."""
+    gain, gamma, offset = np.exp(rng.uniform(-0.6, 0.5)), np.exp(rng.uniform(-0.4, 0.4)), rng.uniform(-15, 15)
+    return np.clip(255 * gain * (np.clip(x, 0, 255) / 255) ** gamma + offset, 0, 255)
+
+
+def _dark(x: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Low light: little signal, and noise that does not shrink with it."""
+    dim = 255 * rng.uniform(0.12, 0.5) * (np.clip(x, 0, 255) / 255) ** rng.uniform(1.0, 1.6)
+    return np.clip(dim + rng.normal(0, rng.uniform(1, 4), x.shape), 0, 255).astype(np.float32)
+
+
+def _shadow(x: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Half of the image or a polygon of it darker, with a border from sharp to soft."""
+    height, width = x.shape
+    mask = np.zeros((height, width), np.uint8)
+    corners = rng.uniform(-0.3, 1.3, (int(rng.integers(3, 6)), 2)) * (width, height)
+    cv2.fillPoly(mask, [cv2.convexHull(corners.astype(np.int32))], 255)
+    soft = cv2.GaussianBlur(mask.astype(np.float32) / 255, (0, 0), rng.uniform(0.5, 0.05 * width))
+    return x * (1 - rng.uniform(0.2, 0.7) * soft)
+
+
+def _occlusion(x: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Textured blocks over up to a third of the image."""
+    x = x.copy()
+    height, width = x.shape
+    covered, wanted = np.zeros(x.shape, bool), rng.uniform(0.03, 0.33)
+    while covered.mean() < wanted:
+        w, h = (int(min(height, width) * rng.uniform(0.08, 0.4)) for _ in range(2))
+        left, top = int(rng.integers(-w // 2, width - w // 2)), int(rng.integers(-h // 2, height - h // 2))
+        rows, columns = slice(max(top, 0), top + h), slice(max(left, 0), left + w)
+        shape = x[rows, columns].shape
+        cells = rng.integers(1, 10, 2)
+        low, high = np.sort(rng.uniform(0, 255, 2))
+        texture = rng.uniform(low, high, tuple(cells)).astype(np.float32)
+        way = cv2.INTER_LINEAR if rng.random() < 0.5 else cv2.INTER_NEAREST
+        x[rows, columns] = cv2.resize(texture, shape[::-1], interpolation=way)
+        covered[rows, columns] = True
+    return x
+
+
+def _vignetting(x: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    height, width = x.shape
+    v, u = np.meshgrid(np.linspace(-1, 1, height, dtype=np.float32), np.linspace(-1, 1, width, dtype=np.float32), indexing="ij")
+    return x * (1 - np.float32(rng.uniform(0.1, 0.4)) * (u * u + v * v))
+
+
+def _defocus(x: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    return cv2.GaussianBlur(x, (0, 0), rng.uniform(0.4, 1.6) * x.shape[1] / 320)
+
+
+def _motion_blur(x: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """A straight streak, centred, so that the image does not move: the pose is that of the middle of the exposure."""
+    length = rng.uniform(2.0, _BLUR_AT_640_PX) * max(x.shape[1] / 640, 0.5)
+    radius = int(np.ceil(length / 2)) + 1
+    angle = rng.uniform(0, np.pi)
+    end = 0.5 * length * np.array([np.cos(angle), np.sin(angle)])
+    kernel = np.zeros((2 * radius + 1,) * 2, np.float32)
+    for t in np.linspace(-1, 1, 4 * radius + 1):  # bilinear splats along the streak keep its centre exact
+        column, row = radius + t * end
+        c, r = int(np.floor(column)), int(np.floor(row))
+        a, b = column - c, row - r
+        kernel[r:r + 2, c:c + 2] += np.outer((1 - b, b), (1 - a, a)).astype(np.float32)
+    return cv2.filter2D(x, -1, kernel / kernel.sum(), borderType=cv2.BORDER_REFLECT)
+
+
+def _half_resolution(x: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """As a camera of fewer pixels saw it, enlarged again. Rounded sizes scale both axes by themselves: nothing moves."""
+    height, width = x.shape
+    share = rng.uniform(0.4, 0.8)
+    small = cv2.resize(x, (round(width * share), round(height * share)), interpolation=cv2.INTER_AREA)
+    return cv2.resize(small, (width, height), interpolation=cv2.INTER_LINEAR)
+
+
+def _noise(x: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Read noise, and shot noise that grows with the root of the signal."""
+    read, shot = rng.uniform(0, 4), rng.uniform(0, 0.5)
+    sigma = np.sqrt(read ** 2 + shot ** 2 * np.clip(x, 0, 255))
+    return x + (sigma * rng.standard_normal(x.shape, dtype=np.float32)).astype(np.float32)
+
+
+def _jpeg(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    _, data = cv2.imencode(".jpg", image, (cv2.IMWRITE_JPEG_QUALITY, int(rng.integers(25, 90))))
+    return cv2.imdecode(data, cv2.IMREAD_GRAYSCALE)

@@ -1,0 +1,176 @@
+# Copyright the pixloc_ros authors. SPDX-License-Identifier: Apache-2.0
+"""Pairs of images with known points and motion, and batches of them: what every data source hands to training."""
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Protocol
+
+import cv2
+import numpy as np
+import torch
+
+from ..errors import InputError
+from ..geometry import se3
+from ..geometry.cameras import Camera
+
+_PREFIX_MODELS = ("pinhole", "radial", "plumb_bob", "rational_polynomial")
+"""Camera models whose parameters begin with those of the models before them, the rest being zero there."""
+
+
+class BadSample(Exception):
+    """This draw gave no usable pair. The message is a few words for the tally of skipped samples."""
+
+
+@dataclass(frozen=True)
+class View:
+    """What the network sees in training: image width and height in pixels, and points per pair."""
+
+    width: int = 320
+    height: int = 240
+    points: int = 256
+
+    def __post_init__(self) -> None:
+        if min(self.width, self.height) < 64 or self.width % 32 or self.height % 32 and self.height % 16:
+            raise InputError(f"view: {self.width}x{self.height} must be at least 64 pixels and a multiple of 32 by 16")
+        if self.points < 16:
+            raise InputError("view: points must be at least 16")
+
+
+@dataclass(frozen=True, eq=False)
+class Pair:
+    """Two images of one scene.
+
+    reference, query: uint8 [H, W] grey. xyz: float64 [n, 3], points that the reference sees, in its camera's frame, n at most
+    the view's points. query_from_reference: float64 [4, 4]. name: where it comes from, for people.
+    """
+
+    reference: np.ndarray
+    query: np.ndarray
+    reference_camera: Camera
+    query_camera: Camera
+    xyz: torch.Tensor
+    query_from_reference: torch.Tensor
+    name: str
+
+
+class PairSource(Protocol):
+    """A data source: draws a pair with the generator's randomness alone, or raises BadSample."""
+
+    def draw(self, rng: np.random.Generator) -> Pair: ...
+
+
+@dataclass(frozen=True, eq=False)
+class Batch:
+    """Pairs of one image size.
+
+    reference, query: float32 [B, 1, H, W], grey levels 0 to 255. Cameras have params [B, P]. xyz: float32 [B, N, 3], mask
+    bool [B, N]. query_from_reference, initial: float64 [B, 4, 4]. names: [B]. skipped: why samples were left out on the way.
+    """
+
+    reference: torch.Tensor
+    query: torch.Tensor
+    reference_camera: Camera
+    query_camera: Camera
+    xyz: torch.Tensor
+    mask: torch.Tensor
+    query_from_reference: torch.Tensor
+    initial: torch.Tensor
+    names: tuple[str, ...]
+    skipped: tuple[str, ...] = ()
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+
+def collate(pairs: Sequence[Pair], initial: Sequence[torch.Tensor], points: int, skipped: Sequence[str] = ()) -> Batch:
+    """Put pairs and their initial poses [4, 4] together; points are padded to `points`.
+
+    Padding repeats the first point, so that it is finite and in front of the camera, but it is masked.
+    """
+    xyz = torch.empty(len(pairs), points, 3)
+    mask = torch.zeros(len(pairs), points, dtype=torch.bool)
+    for b, pair in enumerate(pairs):
+        count = min(len(pair.xyz), points)
+        xyz[b, :count] = pair.xyz[:count].float()
+        xyz[b, count:] = pair.xyz[0].float()
+        mask[b, :count] = True
+    return Batch(
+        _stack_images([pair.reference for pair in pairs]), _stack_images([pair.query for pair in pairs]),
+        stack_cameras([pair.reference_camera for pair in pairs]), stack_cameras([pair.query_camera for pair in pairs]),
+        xyz, mask, torch.stack([pair.query_from_reference for pair in pairs]), torch.stack(list(initial)),
+        tuple(pair.name for pair in pairs), tuple(skipped))
+
+
+def _stack_images(images: Sequence[np.ndarray]) -> torch.Tensor:
+    return torch.from_numpy(np.stack(images)).float()[:, None]
+
+
+def stack_cameras(cameras: Sequence[Camera]) -> Camera:
+    """One camera with batched params; models are raised to the one that contains them all.
+
+    Raises InputError where the image sizes differ, or fisheye cameras are mixed with others.
+    """
+    first = cameras[0]
+    if any((c.width, c.height) != (first.width, first.height) for c in cameras):
+        raise InputError("cameras of different image sizes cannot share a batch: use the same view for all")
+    models = {camera.model for camera in cameras}
+    if len(models) == 1:
+        params = [camera.params for camera in cameras]
+        model = first.model
+    elif models <= set(_PREFIX_MODELS):
+        model = max(models, key=_PREFIX_MODELS.index)
+        length = max(camera.params.shape[-1] for camera in cameras)
+        params = [torch.nn.functional.pad(camera.params, (0, length - camera.params.shape[-1])) for camera in cameras]
+    else:
+        raise InputError("fisheye cameras cannot share a batch with others: undistort those images")
+    return Camera(model, first.width, first.height, torch.stack(params), torch.stack([camera.limit for camera in cameras]))
+
+
+def member_camera(camera: Camera, index: int) -> Camera:
+    """One camera of a batch."""
+    return replace(camera, params=camera.params[index], limit=camera.limit[index])
+
+
+def perturbed(query_from_reference: torch.Tensor, rotation_rad: float, translation: float, rng: np.random.Generator
+              ) -> torch.Tensor:
+    """The pose [4, 4] turned about the query camera's centre by an angle and moved by a distance, both in random directions."""
+    turn, shift = (torch.from_numpy(v / np.linalg.norm(v)) for v in rng.normal(size=(2, 3)))
+    return se3.retract(query_from_reference, torch.cat((translation * shift, rotation_rad * turn)))
+
+
+def random_rotation_vector(rng: np.random.Generator, longest_rad: float) -> torch.Tensor:
+    """A rotation vector float64 [3]: random axis, angle uniform up to the longest."""
+    axis = rng.normal(size=3)
+    return torch.from_numpy(axis / np.linalg.norm(axis) * rng.uniform(0, longest_rad))
+
+
+def fit_view(image: np.ndarray, camera: Camera, view: View, rng: np.random.Generator, largest_zoom: float = 1.25
+             ) -> tuple[np.ndarray, Camera]:
+    """Shrink or enlarge an image until it covers the view, a little more at random, and cut the view out at random."""
+    height, width = image.shape[:2]
+    scale = max(view.width / width, view.height / height) * rng.uniform(1.0, largest_zoom)
+    size = (max(view.width, round(width * scale)), max(view.height, round(height * scale)))
+    image = cv2.resize(image, size, interpolation=cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR)
+    camera = camera.scaled(size[0] / width, size[1] / height, *size)
+    left, top = (int(rng.integers(0, n - m + 1)) for n, m in zip(size, (view.width, view.height)))
+    params = camera.params.clone()
+    params[2:4] -= params.new_tensor([left, top])
+    cut = np.ascontiguousarray(image[top:top + view.height, left:left + view.width])
+    return cut, replace(camera, width=view.width, height=view.height, params=params)
+
+
+def spread_corners(grey: np.ndarray, count: int, rng: np.random.Generator, mask: np.ndarray | None = None,
+                   corner_share: float = 0.7) -> np.ndarray:
+    """Pixels float64 [n, 2] to put points at: corners, as maps have them, and the rest anywhere, n at most count.
+
+    mask: uint8 [H, W], where points may be.
+    """
+    corners = cv2.goodFeaturesToTrack(grey, round(count * corner_share), 0.003, 4.0, mask=mask)
+    corners = np.empty((0, 2)) if corners is None else corners[:, 0].astype(np.float64)
+    rows, columns = np.nonzero(mask) if mask is not None else (np.arange(grey.size) // grey.shape[1],
+                                                               np.arange(grey.size) % grey.shape[1])
+    if len(rows) == 0:
+        return corners
+    chosen = rng.choice(len(rows), min(count - len(corners), len(rows)), replace=False)
+    return np.concatenate((corners, np.stack((columns[chosen], rows[chosen]), 1)))
