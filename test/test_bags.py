@@ -52,7 +52,7 @@ def test_events_come_in_the_order_of_their_stamps(tmp_path, storage):
         assert torch.allclose(bag.base_from_camera, expected, atol=1e-12)
         assert bag.truth().map_from_body[:, 0, 3].tolist() == [100, 101, 102]
         assert len(bag.odometry()) == 6
-        assert bag.image_stamps().tolist() == [T0, T0 + 100 * MS, T0 + 200 * MS]
+        assert bag.image_count == 3 and list(bag.image_stamps()) == [T0, T0 + 100 * MS, T0 + 200 * MS]
     stamps = [e.stamp_ns for e in events]
     assert stamps == sorted(stamps) == [e.stamp_ns for e in again]
     assert [type(e) for e in events] == [OdometryMessage, CameraFrame, OdometryMessage] * 3

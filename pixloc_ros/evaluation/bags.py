@@ -137,9 +137,13 @@ class BagReader:
         """map_from_base as the bag knows it; empty where it does not."""
         return Trajectory.from_poses(self._truth_poses())
 
-    def image_stamps(self) -> np.ndarray:
-        """int64 [N] stamps of all images, in order."""
-        return np.array(sorted(_stamp(m) for _, m in self._messages([self.image_topic])), np.int64)
+    @property
+    def image_count(self) -> int:
+        return sum(c.msgcount for c in self._reader.connections if c.topic == self.image_topic)
+
+    def image_stamps(self) -> Iterator[int]:
+        """Stamps of the images in the order of recording."""
+        return (_stamp(message) for _, message in self._messages([self.image_topic]))
 
     def raw_messages(self, topics: Iterable[str]) -> Iterator[RawMessage]:
         """Messages of some topics in the order they were recorded, for playing them again."""
@@ -151,6 +155,15 @@ class BagReader:
         for connection, time_ns, data in self._checked(self._reader.messages(connections)):
             cdr = data if self._reader.is2 else ros2.ros1_to_cdr(data, connection.msgtype)
             yield RawMessage(time_ns, connection.topic, connection.msgtype, bytes(cdr))
+
+    def tf_has_odometry(self) -> bool:
+        """Whether the moving transforms hold odom_frame → base_frame (among the first messages)."""
+        for index, (_, message) in enumerate(self._messages(self._tf_topics("tf"))):
+            if any(self._is_odometry(t) for t in message.transforms):
+                return True
+            if index > 1000:
+                return False
+        return False
 
     def transform_topics(self) -> tuple[list[str], list[str]]:
         """The topics of moving and of static transforms."""
@@ -209,7 +222,7 @@ class BagReader:
         asked = self.options.odometry
         candidates = [t for t in self.topics_of_type(ODOMETRY) if not _is_truth_name(t)]
         self.odom_frame, self.base_frame = self.options.odom_frame, self.options.base_frame or "base_link"
-        if asked == "none" or (asked is None and not candidates and not self._tf_has_odometry()):
+        if asked == "none" or (asked is None and not candidates and not self.tf_has_odometry()):
             self.odometry_topic = None
         elif asked == "tf" or (asked is None and not candidates):
             self.odometry_topic = "tf"
@@ -239,14 +252,6 @@ class BagReader:
 
     def _tf_topics(self, name: str) -> list[str]:
         return [t for t in self.topics_of_type(TF, "tf/msg/tfMessage") if t.strip("/").split("/")[-1] == name]
-
-    def _tf_has_odometry(self) -> bool:
-        for index, (_, message) in enumerate(self._messages(self._tf_topics("tf"))):
-            if any(self._is_odometry(t) for t in message.transforms):
-                return True
-            if index > 1000:
-                return False
-        return False
 
     def _is_odometry(self, transform) -> bool:
         return (_frame_name(transform.header.frame_id), _frame_name(transform.child_frame_id)) == (

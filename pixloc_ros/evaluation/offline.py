@@ -18,7 +18,7 @@ from ..errors import InputError
 from ..geometry import se3
 from ..tracking.localizer import FrameLocalizer
 from ..tracking.tracker import Tracker, TrackerOptions
-from ..tracking.types import CameraFrame, FrameAlignment, TrackState
+from ..tracking.types import CameraFrame, TrackState
 from . import metrics
 from .bags import BagReader, OdometryMessage, UnusableFrame
 from .trajectory import Trajectory
@@ -48,16 +48,6 @@ class FrameRecord:
 
 
 @dataclass(frozen=True)
-class Snapshot:
-    """A frame kept for pictures."""
-
-    frame: CameraFrame
-    map_from_camera: torch.Tensor
-    alignment: FrameAlignment
-    state: TrackState
-
-
-@dataclass(frozen=True)
 class BagRun:
     """A drive and what the tracker said of it. odometry: odom_from_base. truth: map_from_base, maybe empty."""
 
@@ -65,7 +55,6 @@ class BagRun:
     truth: Trajectory
     odometry: Trajectory
     odometry_refused: Counter = field(default_factory=Counter)
-    snapshots: list[Snapshot] = field(default_factory=list)
 
     @property
     def estimate(self) -> Trajectory:
@@ -88,47 +77,44 @@ def first_pose(bag: BagReader, truth: Trajectory, given: torch.Tensor | None) ->
 
     Raises InputError where there is neither.
     """
-    stamps = bag.image_stamps()
-    if given is not None:
-        return int(stamps[0]), given
-    poses, known = truth.at(stamps, TRUTH_GAP_NS)
-    if not known.any():
-        raise InputError(f"nothing tells where the drive {bag.path} begins: give --initial-pose x y z qx qy qz qw")
-    first = int(known.argmax())
-    return int(stamps[first]), poses[first]
+    for stamp_ns in bag.image_stamps():
+        if given is not None:
+            return stamp_ns, given
+        pose, known = truth.at(np.array([stamp_ns]), TRUTH_GAP_NS)
+        if known[0]:
+            return stamp_ns, pose[0]
+    raise InputError(f"nothing tells where the drive {bag.path} begins: give --initial-pose x y z qx qy qz qw")
 
 
 def run_bag(localizer: FrameLocalizer, bag: BagReader, initial_pose: torch.Tensor | None = None,
-            options: TrackerOptions | None = None, snapshots: int = 0,
+            options: TrackerOptions | None = None,
             progress: Callable[..., None] = lambda done, of, note="": None) -> BagRun:
     """Track a whole bag.
 
-    initial_pose: map_from_base float64 [4, 4] at the first image; None: from the bag's truth. snapshots: how many frames,
-    spread evenly, are kept for pictures. Raises `InputError` where the bag or the start cannot be used.
+    initial_pose: map_from_base float64 [4, 4] at the first image; None: from the bag's truth. Raises `InputError` where the
+    bag or the start cannot be used.
     """
     truth = bag.truth()
     start_ns, start = first_pose(bag, truth, initial_pose)
-    runner = _Runner(localizer, options, bag, start_ns, start, snapshots, progress)
+    runner = _Runner(localizer, options, bag, start_ns, start, progress)
     for event in bag.events():
         runner.feed(event)
     runner.finish()
-    return BagRun(runner.records, truth, bag.odometry(), runner.refused, runner.snapshots)
+    return BagRun(runner.records, truth, bag.odometry(), runner.refused)
 
 
 class _Runner:
     """Feeds a tracker and keeps what it says."""
 
     def __init__(self, localizer: FrameLocalizer, options: TrackerOptions | None, bag: BagReader, start_ns: int,
-                 start: torch.Tensor, snapshots: int, progress: Callable[..., None]) -> None:
+                 start: torch.Tensor, progress: Callable[..., None]) -> None:
         self.records: list[FrameRecord] = []
-        self.snapshots: list[Snapshot] = []
         self.refused: Counter = Counter()
         self._localizer, self._bag, self._progress = localizer, bag, progress
         self._tracker = Tracker(localizer, options)
         self._start: tuple[int, torch.Tensor] | None = (start_ns, start)
         self._waiting: deque[CameraFrame | UnusableFrame] = deque()
-        self._images = len(bag.image_stamps())
-        self._snapshot_at = set(np.linspace(0, self._images - 1, snapshots + 2)[1:-1].round().astype(int).tolist())
+        self._images = bag.image_count
 
     def feed(self, event: OdometryMessage | CameraFrame | UnusableFrame) -> None:
         if isinstance(event, OdometryMessage):
@@ -152,8 +138,7 @@ class _Runner:
             self._track(self._waiting.popleft())
 
     def _track(self, frame: CameraFrame | UnusableFrame) -> None:
-        index = len(self.records)
-        self._progress(index, self._images, self._tracker.state.name)
+        self._progress(len(self.records), self._images, self._tracker.state.name)
         if isinstance(frame, UnusableFrame):
             self._unusable(frame.stamp_ns, frame.reason)
             return
@@ -171,8 +156,6 @@ class _Runner:
         self.records.append(FrameRecord(
             frame.stamp_ns, result.state, result.map_from_base, result.covariance, result.timings_ms,
             alignment.inlier_fraction if alignment is not None else float("nan"), result.message))
-        if index in self._snapshot_at and alignment is not None and alignment.details is not None:
-            self.snapshots.append(Snapshot(frame, alignment.map_from_camera, alignment, result.state))
 
     def _warm_up(self, frame: CameraFrame, map_from_base: torch.Tensor) -> None:
         """The first call of everything is slow; it must not pass for what a frame takes. The localizer keeps no state."""

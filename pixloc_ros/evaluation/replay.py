@@ -1,0 +1,175 @@
+# Copyright the pixloc_ros authors. SPDX-License-Identifier: Apache-2.0
+"""What the live node did with a replayed bag: the recording, and the figures drawn from it. The recorder itself is in `node`."""
+from __future__ import annotations
+
+import json
+from collections import Counter
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from ..geometry import se3
+from ..tracking.types import TrackState
+from . import metrics, offline
+from .offline import BagRun, FrameRecord
+from .trajectory import Trajectory, write_text
+
+CHAIN_TOLERANCE = 1e-6
+"""Metres and radians by which the TF chain map → camera may differ from the published pose."""
+
+
+@dataclass(frozen=True)
+class StatusRecord:
+    """One status message. received_s: monotonic clock. Times in milliseconds, NaN where the node did not measure them."""
+
+    stamp_ns: int
+    state: TrackState
+    message: str
+    inlier_fraction: float
+    frame_ms: float
+    feature_ms: float
+    alignment_ms: float
+    dropped: int
+    received_s: float
+
+
+@dataclass(frozen=True)
+class PoseRecord:
+    """One published pose. covariance: float64 [6, 6], base frame, body perturbation."""
+
+    stamp_ns: int
+    map_from_base: torch.Tensor
+    covariance: torch.Tensor
+    received_s: float
+
+
+@dataclass(frozen=True)
+class LookupRecord:
+    """A listener's lookup of map → base at an image's stamp, tried until it had waited too long. error: name of tf2's
+    exception, empty where it worked."""
+
+    stamp_ns: int
+    error: str
+    text: str
+    waited_ms: float
+
+
+@dataclass
+class Recording:
+    """What was sent and what came back. sent_s: image stamp to the time (monotonic clock, seconds) it was published.
+
+    chain: image stamp to map_from_camera [4, 4] along TF, looked up when all was over; None where tf2 refused.
+    last_odometry_ns: the last stamp at which odom → base is known to TF.
+    """
+
+    sent_s: dict[int, float] = field(default_factory=dict)
+    statuses: list[StatusRecord] = field(default_factory=list)
+    poses: list[PoseRecord] = field(default_factory=list)
+    lookups: list[LookupRecord] = field(default_factory=list)
+    chain: dict[int, torch.Tensor | None] = field(default_factory=dict)
+    last_odometry_ns: int | None = None
+
+    def write(self, path: Path) -> None:
+        """As JSON lines, in the order of stamps."""
+        rows: list[dict[str, object]] = [{"kind": "sent", "stamp_ns": k, "at_s": v} for k, v in self.sent_s.items()]
+        rows += [{"kind": "status", **vars(r), "state": r.state.name} for r in self.statuses]
+        rows += [{"kind": "pose", "stamp_ns": r.stamp_ns, "received_s": r.received_s,
+                  "map_from_base": r.map_from_base.tolist(), "covariance": r.covariance.tolist()} for r in self.poses]
+        rows += [{"kind": "lookup", **vars(r)} for r in self.lookups]
+        rows += [{"kind": "chain", "stamp_ns": k, "map_from_camera": None if v is None else v.tolist()}
+                 for k, v in self.chain.items()]
+        rows.sort(key=lambda row: row["stamp_ns"])
+        write_text(path, "".join(json.dumps(row) + "\n" for row in rows))
+
+
+def as_run(recording: Recording, truth: Trajectory, odometry: Trajectory) -> BagRun:
+    """The recording in the form of an offline run, one record for each image sent.
+
+    An image that the node said nothing of has no pose and the message "not reported".
+    """
+    statuses = {r.stamp_ns: r for r in recording.statuses}
+    poses = {r.stamp_ns: r for r in recording.poses}
+    records = []
+    state = TrackState.INITIALIZING
+    for stamp_ns in sorted(recording.sent_s):
+        status, pose = statuses.get(stamp_ns), poses.get(stamp_ns)
+        state = status.state if status is not None else state
+        timings = {}
+        if status is not None:
+            timings = {"total": status.frame_ms, "features": status.feature_ms, "alignment": status.alignment_ms}
+            timings = {stage: ms for stage, ms in timings.items() if np.isfinite(ms)}
+        records.append(FrameRecord(
+            stamp_ns, state, pose.map_from_base if pose else None, pose.covariance if pose else None, timings,
+            status.inlier_fraction if status else float("nan"), status.message if status else "not reported"))
+    return BagRun(records, truth, odometry)
+
+
+def summarize(recording: Recording, run: BagRun, base_from_camera: torch.Tensor, skip_map_frames: int = 0) -> dict[str, object]:
+    """`offline.summarize` of the run, and what only a live run can tell: JSON-ready.
+
+    latency_ms: from the moment an image was handed to DDS until its pose came back. unreported_frames: images without a
+    status. chain_error_m, _rad: largest difference between TF's map → camera and the published pose. tf_errors: failed
+    lookups at image stamps that have a pose. tf_beyond_odometry: of images newer than the last odometry, for which nobody
+    could know; not counted as errors.
+    """
+    stats = offline.summarize(run, skip_map_frames)
+    statuses = Counter(r.stamp_ns for r in recording.statuses)
+    latency = [(r.received_s - recording.sent_s[r.stamp_ns]) * 1e3 for r in recording.poses if r.stamp_ns in recording.sent_s]
+    translation, rotation, missing = chain_errors(recording, base_from_camera)
+    posed = {r.stamp_ns for r in recording.poses}
+    failed = [r for r in recording.lookups if r.error and r.stamp_ns in posed]
+    beyond = [r for r in failed if recording.last_odometry_ns is not None and r.stamp_ns > recording.last_odometry_ns]
+    failed = [r for r in failed if r not in beyond]
+    stats.update(
+        metrics.percentiles("latency_ms", latency),
+        dropped_frames=recording.statuses[-1].dropped if recording.statuses else 0,
+        unreported_frames=sum(stamp not in statuses for stamp in recording.sent_s),
+        repeated_statuses=sum(n - 1 for n in statuses.values()),
+        chain_checked=len(translation), chain_missing=missing,
+        chain_error_m=max(translation, default=0.0), chain_error_rad=max(rotation, default=0.0),
+        tf_lookups=sum(r.stamp_ns in posed for r in recording.lookups), tf_errors=len(failed),
+        tf_error_messages=dict(Counter(f"{r.error}: {r.text}" for r in failed).most_common(5)),
+        tf_beyond_odometry=len(beyond),
+        **metrics.percentiles("tf_wait_ms", [r.waited_ms for r in recording.lookups if not r.error]))
+    stats["problems"] = problems(stats)
+    return stats
+
+
+def problems(stats: dict[str, object]) -> list[str]:
+    """What a node must never do, in words; empty where all is well."""
+    found = []
+    if not stats["published_frames"]:
+        found.append("no pose was published")
+    if stats["unreported_frames"]:
+        found.append(f"{stats['unreported_frames']} images were neither tracked nor reported")
+    if stats["repeated_statuses"]:
+        found.append(f"{stats['repeated_statuses']} images were reported more than once")
+    if max(stats["chain_error_m"], stats["chain_error_rad"]) > CHAIN_TOLERANCE:
+        found.append(f"the TF chain differs from the published pose by {stats['chain_error_m']:.2g} m, "
+                     f"{stats['chain_error_rad']:.2g} rad")
+    if stats["chain_missing"]:
+        found.append(f"TF gives no pose of the camera at {stats['chain_missing']} images with a published pose")
+    if stats["tf_errors"]:
+        found.append(f"{stats['tf_errors']} lookups at image stamps failed: {next(iter(stats['tf_error_messages']))}")
+    return found
+
+
+def chain_errors(recording: Recording, base_from_camera: torch.Tensor) -> tuple[list[float], list[float], int]:
+    """Metres and radians between TF's map_from_camera and the published pose, and at how many poses TF gives none.
+
+    Images beyond the last odometry are left out: nobody knows odom → base there.
+    """
+    translation, rotation, missing = [], [], 0
+    for pose in recording.poses:
+        if recording.last_odometry_ns is not None and pose.stamp_ns > recording.last_odometry_ns:
+            continue
+        found = recording.chain.get(pose.stamp_ns)
+        if found is None:
+            missing += 1
+            continue
+        distance, angle = se3.pose_difference(found, pose.map_from_base @ base_from_camera)
+        translation.append(float(distance))
+        rotation.append(float(angle))
+    return translation, rotation, missing
