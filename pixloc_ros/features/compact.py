@@ -27,16 +27,17 @@ class CompactNetwork(nn.Module):
     """Grey image to four levels of 64, 64, 24, 8 channels, coarse to fine.
 
     The three robust levels come from the image shrunk by `deep_scale` (strides 32, 8, 4 times that), the last and exact one,
-    stride 2, from the first layers on the full image: near the solution features need not be clever, only sharp. No
-    confidences yet.
+    stride 2, from the first layers on the full image: near the solution features need not be clever, only sharp.
+    confidences: whether it has a confidence head per level; the encoder as it was pretrained has none.
     """
 
     channels = (64, 64, 24, 8)
     takes_grey = True
 
-    def __init__(self, deep_scale: int = 1) -> None:
+    def __init__(self, deep_scale: int = 1, confidences: bool = False) -> None:
         super().__init__()
         self.deep_scale = deep_scale
+        self.confidence = nn.ModuleList(nn.Conv2d(channels, 1, 1) for channels in self.channels) if confidences else None
         self.skip = nn.Conv2d(1, 24, 1)
         self.stem = nn.Sequential(_conv(1, 4), _conv(4, 8, 2), _conv(8, 8))
         self.block1 = _conv(8, 24, 2)
@@ -45,6 +46,11 @@ class CompactNetwork(nn.Module):
         self.block4 = nn.Sequential(_conv(64, 64, 2), _conv(64, 64), _conv(64, 64))
         self.block5 = nn.Sequential(_conv(64, 128, 2), _conv(128, 128), _conv(128, 128), _conv(128, 64, kernel=1))
         self.fusion = nn.Sequential(_conv(64, 64), _conv(64, 64), nn.Conv2d(64, 64, 1))
+
+    @classmethod
+    def for_weights(cls, state: dict[str, torch.Tensor]) -> CompactNetwork:
+        """A network with the heads that a state dict has."""
+        return cls(confidences=any(name.startswith("confidence.") for name in state))
 
     @property
     def strides(self) -> tuple[int, ...]:
@@ -85,9 +91,12 @@ class CompactNetwork(nn.Module):
         size = x8.shape[-2:]
         fused = x8 + F.interpolate(x16, size, mode="bilinear") + F.interpolate(x32, size, mode="bilinear")
         levels = (x32, self.fusion(fused), x4, fine)
-        return FeaturePyramid(
-            tuple(FeatureLevel(F.normalize(level.contiguous(memory_format=torch.channels_last), dim=1), None, float(stride))
-                  for level, stride in zip(levels, self.strides)), (width, height))
+        return FeaturePyramid(tuple(self._level(k, level) for k, level in enumerate(levels)), (width, height))
+
+    def _level(self, index: int, features: torch.Tensor) -> FeatureLevel:
+        confidence = None if self.confidence is None else torch.sigmoid(self.confidence[index](features)[:, 0])
+        features = F.normalize(features.contiguous(memory_format=torch.channels_last), dim=1)
+        return FeatureLevel(features, confidence, float(self.strides[index]))
 
 
 def pad_to_multiple(image: torch.Tensor, multiple: int) -> torch.Tensor:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-from functools import partial
 from pathlib import Path
 
 import cv2
@@ -17,8 +16,8 @@ from .pyramid import FeaturePyramid
 from .vgg import VggNetwork
 from .weights import load_weights, resolve_weights
 
-NETWORKS = {"compact": CompactNetwork, "vgg16": partial(VggNetwork, 16), "vgg19": partial(VggNetwork, 19)}
-"""Architecture to its network: `strides` and `channels` per level, `takes_grey` (one channel in, or three), and a forward
+NETWORKS = {"compact": CompactNetwork.for_weights, "vgg16": lambda _: VggNetwork(16), "vgg19": lambda _: VggNetwork(19)}
+"""Architecture to what makes the network for a state dict: with `strides` and `channels` per level, `takes_grey` (one channel in, or three), and a forward
 pass from float32 [B, 1 or 3, H, W], 0 to 255, to a pyramid."""
 DAMPING = "damping.theta"
 """Where a weights file keeps the optimizer's learned damping, if it has one: [levels, 6], coarse to fine."""
@@ -77,7 +76,7 @@ def load_extractor(weights: str | Path = "compact") -> Extractor:
     state, card = load_weights(path)
     if card["architecture"] not in NETWORKS:
         raise InputError(f"{path} is of architecture '{card['architecture']}': this version knows {', '.join(NETWORKS)}")
-    network = NETWORKS[card["architecture"]]()
+    network = NETWORKS[card["architecture"]](state)
     damping = _split_damping(state, len(network.strides), path)
     try:
         network.load_state_dict(state)
