@@ -17,8 +17,8 @@ from .vgg import VggNetwork
 from .weights import load_weights, resolve_weights
 
 NETWORKS = {"compact": CompactNetwork.for_weights, "vgg16": lambda _: VggNetwork(16), "vgg19": lambda _: VggNetwork(19)}
-"""Architecture to what makes the network for a state dict: with `strides` and `channels` per level, `takes_grey` (one channel in, or three), and a forward
-pass from float32 [B, 1 or 3, H, W], 0 to 255, to a pyramid."""
+"""Architecture to what makes the network for a state dict: with `strides` and `channels` per level, `takes_grey` (one
+channel in, or three), and a forward pass from float32 [B, 1 or 3, H, W], 0 to 255, to a pyramid."""
 DAMPING = "damping.theta"
 """Where a weights file keeps the optimizer's learned damping, if it has one: [levels, 6], coarse to fine."""
 WORKING_SIDE_PX = 640

@@ -82,7 +82,7 @@ class FrameLocalizer:
             # true = map_from_camera · exp(e)  <=>  camera_from_map(true) = exp(-e) · camera_from_map
             prior = PriorFactor(se3.inverse(prior_pose) @ map_from_local, torch.linalg.inv(prior_covariance))
         return align(pyramid, camera, local.points, se3.inverse(start) @ map_from_local, self.options.alignment,
-                     prior=prior), map_from_local
+                     self.extractor.damping, prior), map_from_local
 
     def _judge(self, result: AlignmentResult, map_from_camera: torch.Tensor, map_from_local: torch.Tensor,
                timings_ms: dict[str, float]) -> FrameAlignment:
