@@ -1,0 +1,68 @@
+# Copyright the pixloc_ros authors. SPDX-License-Identifier: Apache-2.0
+"""`pixloc features`: what a network makes of an image, level by level, as a NumPy file."""
+from __future__ import annotations
+
+import argparse
+import os
+from pathlib import Path
+
+
+def add_parser(subparsers) -> None:
+    parser = subparsers.add_parser(
+        "features", help="write an image's features and confidences of every level",
+        description="Writes, per level k from coarse to fine, features_k float32 [C, H, W] (unit length over C) and "
+                    "confidence_k float32 [H, W] (ones where the network has none), with strides [levels], image_size and "
+                    "original_size (width, height). Pixel p of the image of image_size is at (p + 0.5) / stride - 0.5 on a level.",
+        epilog="example:\n  pixloc features photo.jpg --weights vgg.safetensors -o features.npz",
+        formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("image", type=Path, metavar="IMAGE")
+    parser.add_argument("--weights", default="compact", metavar="W",
+                        help="a .safetensors file, or the name of a shipped network (default compact)")
+    parser.add_argument("-o", "--output", type=Path, required=True, metavar="FILE.npz")
+    parser.add_argument("--max-side", type=int, metavar="PX",
+                        help="shrink the image to this longer side first (default: what the network works at)")
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    import cv2
+    import numpy as np
+
+    from ..errors import InputError
+    from ..features import load_extractor
+    from ..features.images import load_image
+
+    if args.output.suffix != ".npz":
+        raise InputError(f"{args.output} must end in .npz: features are written in that format")
+    image = load_image(args.image)
+    extractor = load_extractor(args.weights)
+    height, width = image.shape[:2]
+    scale = min(1.0, (extractor.working_side if args.max_side is None else args.max_side) / max(width, height))
+    size = (round(width * scale), round(height * scale))
+    if min(size) < 1:
+        raise InputError(f"--max-side {args.max_side} leaves nothing of the image: give some hundred pixels")
+    if size != (width, height):
+        image = cv2.resize(image, size, interpolation=cv2.INTER_AREA)
+    pyramid = extractor.suited_to(*size).extract(image)
+
+    arrays = {"strides": np.array([level.stride for level in pyramid.levels]), "image_size": np.array(pyramid.image_size),
+              "original_size": np.array((width, height)), "fingerprint": np.array(extractor.fingerprint)}
+    print(f"{'stride':>8}{'channels':>10}{'size':>12}{'confidence':>12}")
+    for k, level in enumerate(pyramid.levels):
+        features = level.features[0].numpy()
+        confidence = np.ones(features.shape[1:], np.float32) if level.confidence is None else level.confidence[0].numpy()
+        arrays[f"features_{k}"], arrays[f"confidence_{k}"] = np.ascontiguousarray(features), confidence
+        extent = f"{features.shape[2]}x{features.shape[1]}"
+        mean = "-" if level.confidence is None else f"{confidence.mean():.3f}"
+        print(f"{level.stride:>8g}{level.channels:>10}{extent:>12}{mean:>12}")
+    temporary = args.output.with_name(f".{args.output.name}.{os.getpid()}.tmp")
+    try:
+        args.output.parent.mkdir(parents=True, exist_ok=True)
+        with temporary.open("wb") as file:
+            np.savez(file, **arrays)
+        os.replace(temporary, args.output)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise InputError(f"cannot write {args.output} ({error.strerror or error}): choose another place") from error
+    print(f"{args.output}: {args.output.stat().st_size / 1e6:.1f} MB")
+    return 0
