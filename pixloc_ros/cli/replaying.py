@@ -6,18 +6,25 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import torch
 
 from ..evaluation import offline
 from ..evaluation import replay as evaluation
 from ..evaluation.bags import BagReader
+from ..evaluation.localize import open_localizer
 from ..evaluation.trajectory import write_text, write_tum
 from ..node.replay import ReplayOptions, replay
+from ..visualization.drive_report import DriveReport
 
 
 def replay_and_report(map_path: Path, bag: BagReader, initial_pose: torch.Tensor | None, output: Path,
-                      options: ReplayOptions, skip_map_frames: int, progress: Callable[..., None]) -> dict[str, object]:
-    """Replay a bag and write poses.tum, summary.json, recording.jsonl and node.log to a folder → the summary."""
+                      options: ReplayOptions, skip_map_frames: int, progress: Callable[..., None],
+                      page: str = "report.html", title: str = "pixloc replay", lead: str = "") -> dict[str, object]:
+    """Replay a bag and write poses.tum, summary.json, recording.jsonl, node.log and the page to a folder → the summary.
+
+    title, lead: of the page; by default the bag's name and how it was played.
+    """
     truth, odometry = bag.truth(), bag.odometry()
     start_ns, start = offline.first_pose(bag, truth, initial_pose)
     recording = replay(map_path, bag, start_ns, start, output / "node.log", options, progress)
@@ -26,4 +33,10 @@ def replay_and_report(map_path: Path, bag: BagReader, initial_pose: torch.Tensor
     recording.write(output / "recording.jsonl")
     write_tum(output / "poses.tum", run.estimate)
     write_text(output / "summary.json", json.dumps(stats, indent=2) + "\n")
+    localizer = open_localizer(map_path, options.weights)
+    lead = lead or (f"{bag.path}, map {map_path.name}, played at {options.rate:g} times real time to the live node"
+                    f"{', every image' if options.all_frames else ''}.")
+    latency = np.array(evaluation.latencies_ms(recording))
+    report = DriveReport(title, lead, stats, run, latency, "From image to pose, over DDS and back")
+    write_text(output / page, report.html(localizer, bag))
     return stats

@@ -24,6 +24,7 @@ def add_parser(subparsers) -> None:
     add_bag_arguments(parser)
     parser.add_argument("-o", "--output", type=Path, required=True, metavar="FILE", help="poses: stamp tx ty tz qx qy qz qw")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write figures")
+    parser.add_argument("--report", type=Path, metavar="FILE", help="write a page with plots and pictures (HTML)")
     parser.set_defaults(run=run)
 
 
@@ -38,9 +39,22 @@ def run(args: argparse.Namespace) -> int:
     localizer = open_localizer(args.map, args.weights)
     with BagReader(args.bag, options) as bag, show_progress("track") as progress:
         result = offline.run_bag(localizer, bag, start, progress=progress)
-    stats = offline.summarize(result, args.skip_map_frames)
+        stats = offline.summarize(result, args.skip_map_frames)
+        if args.report:
+            _write_report(args, localizer, bag, result, stats)
     write_tum(args.output, result.estimate)
     if args.json:
         write_text(args.json, json.dumps(stats, indent=2) + "\n")
     print(format_run(stats))
     return 0 if stats["published_frames"] else 1
+
+
+def _write_report(args: argparse.Namespace, localizer, bag, result, stats) -> None:
+    import numpy as np
+
+    from ..evaluation.trajectory import write_text
+    from ..visualization.drive_report import DriveReport
+
+    times = np.array([r.timings_ms["total"] for r in result.records if "alignment" in r.timings_ms])
+    report = DriveReport("pixloc track", f"{args.bag}, map {args.map.name}, offline.", stats, result, times, "Time a frame")
+    write_text(args.report, report.html(localizer, bag))

@@ -116,14 +116,13 @@ def summarize(recording: Recording, run: BagRun, base_from_camera: torch.Tensor,
     """
     stats = offline.summarize(run, skip_map_frames)
     statuses = Counter(r.stamp_ns for r in recording.statuses)
-    latency = [(r.received_s - recording.sent_s[r.stamp_ns]) * 1e3 for r in recording.poses if r.stamp_ns in recording.sent_s]
     translation, rotation, missing = chain_errors(recording, base_from_camera)
     posed = {r.stamp_ns for r in recording.poses}
     failed = [r for r in recording.lookups if r.error and r.stamp_ns in posed]
     beyond = [r for r in failed if recording.last_odometry_ns is not None and r.stamp_ns > recording.last_odometry_ns]
     failed = [r for r in failed if r not in beyond]
     stats.update(
-        metrics.percentiles("latency_ms", latency),
+        metrics.percentiles("latency_ms", latencies_ms(recording)),
         dropped_frames=recording.statuses[-1].dropped if recording.statuses else 0,
         unreported_frames=sum(stamp not in statuses for stamp in recording.sent_s),
         repeated_statuses=sum(n - 1 for n in statuses.values()),
@@ -135,6 +134,11 @@ def summarize(recording: Recording, run: BagRun, base_from_camera: torch.Tensor,
         **metrics.percentiles("tf_wait_ms", [r.waited_ms for r in recording.lookups if not r.error]))
     stats["problems"] = problems(stats)
     return stats
+
+
+def latencies_ms(recording: Recording) -> list[float]:
+    """Of each pose: milliseconds from handing its image to DDS until the pose came back."""
+    return [(r.received_s - recording.sent_s[r.stamp_ns]) * 1e3 for r in recording.poses if r.stamp_ns in recording.sent_s]
 
 
 def problems(stats: dict[str, object]) -> list[str]:
