@@ -1,5 +1,6 @@
 # Copyright the pixloc_ros authors. SPDX-License-Identifier: Apache-2.0
 """The simulated world: the renderer against closed-form projection, the data set against itself."""
+
 import json
 from dataclasses import replace
 
@@ -62,11 +63,17 @@ def dataset(tmp_path_factory, rough_options):
     return folder, summary
 
 
-LENSES = [camera(), camera("plumb_bob", -0.25, 0.08, 0.001, -0.002, -0.01), camera("equidistant", -0.02, 0.003, 0.0, 0.0, focal=190.0)]
+LENSES = [
+    camera(),
+    camera("plumb_bob", -0.25, 0.08, 0.001, -0.002, -0.01),
+    camera("equidistant", -0.02, 0.003, 0.0, 0.0, focal=190.0),
+]
 
 
 @pytest.mark.parametrize("lens", LENSES, ids=lambda lens: lens.model)
-@pytest.mark.parametrize("pose", [looking((0.3, 0.1, 0.05), 0.05), looking((0.9, -1.2, -0.3), 0.7, -0.15)], ids=["frontal", "oblique"])
+@pytest.mark.parametrize(
+    "pose", [looking((0.3, 0.1, 0.05), 0.05), looking((0.9, -1.2, -0.3), 0.7, -0.15)], ids=["frontal", "oblique"]
+)
 def test_corners_are_where_projection_says(lens, pose):
     world, corners = chequered_wall()
     image, _ = Renderer(world).render(lens, pose)
@@ -91,8 +98,10 @@ def test_depth_is_that_of_the_first_surface_on_the_ray(place, lens):
     rays, valid = lens.unproject(torch.from_numpy(pixels.astype(float)))
     expected = place.cast(rays.numpy(), pose)
     seen = depth[pixels[:, 1], pixels[:, 0]]
-    # Inverse depth is linear in the pixel on a plane (nearly so through a lens): elsewhere the pixel shows several surfaces.
-    around = 1.0 / np.maximum([depth[pixels[:, 1] + dy, pixels[:, 0] + dx] for dy in (-1, 0, 1) for dx in (-1, 0, 1)], 1e-3)
+    # Inverse depth is (through a lens nearly) linear on a plane: elsewhere the pixel shows several surfaces.
+    around = 1.0 / np.maximum(
+        [depth[pixels[:, 1] + dy, pixels[:, 0] + dx] for dy in (-1, 0, 1) for dx in (-1, 0, 1)], 1e-3
+    )
     bend = np.abs(around + around[::-1] - 2 * around[4]).max(0) / around[4]
     inner = valid.numpy() & (bend < 3e-4)
     assert inner.sum() > 250
@@ -132,7 +141,9 @@ def test_image_warped_by_depth_agrees_with_the_other_view(place):
     lens, first, second = camera(), looking((0.0, 0.1, 0.6), -2.8), looking((-0.12, 0.16, 0.62), -2.77, 0.01)
     image, depth = place.render(lens, first)
     other, other_depth = place.render(lens, second)
-    grid = torch.stack(torch.meshgrid(torch.arange(320.0), torch.arange(240.0), indexing="xy"), -1).double().reshape(-1, 2)
+    grid = (
+        torch.stack(torch.meshgrid(torch.arange(320.0), torch.arange(240.0), indexing="xy"), -1).double().reshape(-1, 2)
+    )
     rays, _ = lens.unproject(grid)
     points = rays / rays[:, 2:] * torch.from_numpy(depth.astype(float)).reshape(-1, 1)
     local = se3.transform(se3.inverse(second) @ first, points)
@@ -142,7 +153,9 @@ def test_image_warped_by_depth_agrees_with_the_other_view(place):
     good = (valid & lens.in_image(pixels, 2)).reshape(240, 320).numpy()
     good &= np.abs(there - local[:, 2].reshape(240, 320).numpy()) < 0.02
     assert good.mean() > 0.6
-    grey, target = (cv2.GaussianBlur(cv2.cvtColor(i, cv2.COLOR_RGB2GRAY), (0, 0), 1.0).astype(np.float32) for i in (other, image))
+    grey, target = (
+        cv2.GaussianBlur(cv2.cvtColor(i, cv2.COLOR_RGB2GRAY), (0, 0), 1.0).astype(np.float32) for i in (other, image)
+    )
     cost = {}
     for dx in (-0.1, 0.0, 0.1):
         for dy in (-0.1, 0.0, 0.1):
@@ -184,7 +197,10 @@ def test_sensor_blurs_along_the_motion_only_and_keeps_the_middle():
     def at(offset):
         return looking((0.0, offset * 1.6, 0.0), 0.0)  # 8 px sideways in 0.05 s
 
-    still, moving = (s.capture(renderer, lens, at, np.random.default_rng(0))[60:180, 80:240, 0].astype(float) for s in (sharp, blurred))
+    still, moving = (
+        s.capture(renderer, lens, at, np.random.default_rng(0))[60:180, 80:240, 0].astype(float)
+        for s in (sharp, blurred)
+    )
     slope = [np.abs(np.diff(image, axis=axis)).max() for image in (still, moving) for axis in (1, 0)]
     assert slope[2] < 0.5 * slope[0] and slope[3] > 0.9 * slope[1]
     assert np.array_equal(still, encode(renderer.radiance(lens, at(0.0))[0])[60:180, 80:240, 0])
@@ -214,17 +230,24 @@ def test_odometry_without_errors_is_the_truth_and_with_them_drifts_within_bounds
         truth = drive.at((odometry.stamps_ns - drives.START_NS) * 1e-9)
         distance, _ = se3.pose_difference(se3.inverse(truth[0]) @ truth, odometry.odom_from_base)
         assert low <= float(distance.max()) <= high
-    assert np.linalg.eigvalsh(odometry.pose_covariance).min() > 0 and np.linalg.eigvalsh(odometry.twist_covariance).min() > 0
+    assert (
+        np.linalg.eigvalsh(odometry.pose_covariance).min() > 0
+        and np.linalg.eigvalsh(odometry.twist_covariance).min() > 0
+    )
     sigma = np.sqrt(odometry.pose_covariance[-1, 0, 0] + odometry.pose_covariance[-1, 1, 1])
-    assert 0.2 < float(distance[-1]) / sigma < 4.0 or float(distance[-1]) < sigma, "the covariance reported is about right"
+    assert 0.2 < float(distance[-1]) / sigma < 4.0 or float(distance[-1]) < sigma, (
+        "the covariance reported is about right"
+    )
 
 
 def test_points_project_into_the_keyframes_of_the_written_model(dataset):
     folder, summary = dataset
     lens = Camera.parse_colmap_line((folder / "map" / "cameras.txt").read_text().splitlines()[1].split(" ", 1)[1])
     lines = (folder / "map" / "images.txt").read_text().splitlines()[2:]
-    points = {int(row[0]): [float(v) for v in row[1:4]] for row in
-              (line.split() for line in (folder / "map" / "points3D.txt").read_text().splitlines()[1:])}
+    points = {
+        int(row[0]): [float(v) for v in row[1:4]]
+        for row in (line.split() for line in (folder / "map" / "points3D.txt").read_text().splitlines()[1:])
+    }
     assert len(lines) // 2 == summary["keyframes"] and len(points) == summary["points"] > 150
     errors = []
     for header, body in zip(lines[0::2], lines[1::2]):
@@ -268,7 +291,9 @@ def pose_of(message) -> torch.Tensor:
     position = getattr(message, "position", getattr(message, "translation", None))
     q = getattr(message, "orientation", getattr(message, "rotation", None))
     rotation = se3.rotation_from_quaternion(torch.tensor([q.x, q.y, q.z, q.w], dtype=torch.float64))
-    return se3.from_rotation_translation(rotation, torch.tensor([position.x, position.y, position.z], dtype=torch.float64))
+    return se3.from_rotation_translation(
+        rotation, torch.tensor([position.x, position.y, position.z], dtype=torch.float64)
+    )
 
 
 def stamp_of(message) -> int:
@@ -278,9 +303,18 @@ def stamp_of(message) -> int:
 def test_bag_is_consistent(dataset, rough_options):
     folder, summary = dataset
     messages, qos = read_bag(folder / "drive")
-    assert set(messages) == {"/camera/image_raw/compressed", "/camera/camera_info", "/odom", "/tf", "/tf_static", "/ground_truth/pose"}
+    assert set(messages) == {
+        "/camera/image_raw/compressed",
+        "/camera/camera_info",
+        "/odom",
+        "/tf",
+        "/tf_static",
+        "/ground_truth/pose",
+    }
     assert [q.durability.name for q in qos["/tf_static"]] == ["TRANSIENT_LOCAL"]
-    images, infos, truths = (messages[t] for t in ("/camera/image_raw/compressed", "/camera/camera_info", "/ground_truth/pose"))
+    images, infos, truths = (
+        messages[t] for t in ("/camera/image_raw/compressed", "/camera/camera_info", "/ground_truth/pose")
+    )
     assert len(images) == len(infos) == len(truths) == summary["frames"]
     for (when, image), (_, info), (_, truth) in zip(images, infos, truths):
         assert when == stamp_of(image) == stamp_of(info) == stamp_of(truth)
@@ -310,15 +344,19 @@ def test_bag_is_consistent(dataset, rough_options):
 
 
 def test_image_of_the_bag_is_seen_from_its_true_pose(dataset, rough_options):
-    """The truth, the mount and the image belong together: a render from that pose is the same picture but for the light."""
+    """Truth, mount and image belong together: a render from that pose is the same picture but for the light."""
     folder, _ = dataset
     messages, _ = read_bag(folder / "drive")
     image = cv2.imdecode(messages["/camera/image_raw/compressed"][-1][1].data, cv2.IMREAD_GRAYSCALE)
     pose = pose_of(messages["/ground_truth/pose"][-1][1].pose) @ drives.camera_mount()
     renderer = Renderer(build_world(rough_options.seed, rough_options.texel))
     render, _ = renderer.render(rough_options.make_camera(), pose)
-    shift, response = cv2.phaseCorrelate(*(cv2.Laplacian(cv2.GaussianBlur(i, (0, 0), 1.5), cv2.CV_64F) for i in
-                                           (image, cv2.cvtColor(render, cv2.COLOR_RGB2GRAY))))
+    shift, response = cv2.phaseCorrelate(
+        *(
+            cv2.Laplacian(cv2.GaussianBlur(i, (0, 0), 1.5), cv2.CV_64F)
+            for i in (image, cv2.cvtColor(render, cv2.COLOR_RGB2GRAY))
+        )
+    )
     assert response > 0.2 and np.hypot(*shift) < 0.1
 
 
@@ -354,13 +392,26 @@ def test_command_line(tmp_path, capsys):
 
     assert main(["simulate", "-o", str(tmp_path / "x"), "--size", "abc"]) == 2
     assert "640x480" in capsys.readouterr().err
-    arguments = ["simulate", "-o", str(tmp_path / "x"), "--seconds", "1", "--rate", "1.2", "--size", "96x64", "--texel", "0.05",
-                 "--encoding", "mono8"]
+    arguments = [
+        "simulate",
+        "-o",
+        str(tmp_path / "x"),
+        "--seconds",
+        "1",
+        "--rate",
+        "1.2",
+        "--size",
+        "96x64",
+        "--texel",
+        "0.05",
+        "--encoding",
+        "mono8",
+    ]
     (tmp_path / "x").mkdir()
     (tmp_path / "x" / "simulation.json").write_text("{}")
     assert main(arguments) == 0, "an earlier simulation may be replaced"
     assert json.loads((tmp_path / "x" / "simulation.json").read_text())["frames"] == 1
     assert [p.name for p in tmp_path.iterdir()] == ["x"], "nothing temporary is left"
     messages, _ = read_bag(tmp_path / "x" / "drive")
-    (_, image), = messages["/camera/image_raw"]
+    ((_, image),) = messages["/camera/image_raw"]
     assert (image.encoding, image.width, image.height, image.step, len(image.data)) == ("mono8", 96, 64, 96, 96 * 64)

@@ -1,5 +1,6 @@
 # Copyright the pixloc_ros authors. SPDX-License-Identifier: Apache-2.0
 """`pixloc simulate`: a mapping drive and a test drive through a small textured world."""
+
 from __future__ import annotations
 
 import argparse
@@ -9,25 +10,45 @@ from pathlib import Path
 
 def add_parser(subparsers) -> None:
     parser = subparsers.add_parser(
-        "simulate", help="make a data set to try things on: a map's images and model, and a drive as a rosbag2",
-        description="Drives a wheeled robot twice through a small textured workshop. The first drive becomes a COLMAP model "
-                    "with its images, the second one (other path, light and speed; wheel odometry that slips) a rosbag2 with "
-                    "ground truth. Nothing is downloaded; the same seed gives the same data.",
-        epilog="example:\n  pixloc simulate -o sim\n  pixloc map colmap --model sim/map --images sim/images -o sim.pixmap\n"
-               "  pixloc track --map sim.pixmap sim/drive -o poses.tum\n"
-               "  pixloc evaluate --reference sim/drive_truth.tum --estimate poses.tum",
-        formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("-o", "--output", type=Path, required=True, metavar="DIR", help="made, or replaced if it is a simulation")
+        "simulate",
+        help="make a data set to try things on: a map's images and model, and a drive as a rosbag2",
+        description="Drives a wheeled robot twice through a small textured workshop. The first drive becomes a COLMAP "
+        "model with its images, the second one (other path, light and speed; wheel odometry that slips) a rosbag2 with "
+        "ground truth. Nothing is downloaded; the same seed gives the same data.",
+        epilog="example:\n"
+        "  pixloc simulate -o sim\n"
+        "  pixloc map colmap --model sim/map --images sim/images -o sim.pixmap\n"
+        "  pixloc track --map sim.pixmap sim/drive -o poses.tum\n"
+        "  pixloc evaluate --reference sim/drive_truth.tum --estimate poses.tum",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument(
+        "-o", "--output", type=Path, required=True, metavar="DIR", help="made, or replaced if it is a simulation"
+    )
     parser.add_argument("--seed", type=int, default=0, help="another seed is another place (default 0)")
-    parser.add_argument("--seconds", type=float, default=25.0, metavar="S", help="length of the test drive (default 25)")
+    parser.add_argument(
+        "--seconds", type=float, default=25.0, metavar="S", help="length of the test drive (default 25)"
+    )
     parser.add_argument("--rate", type=float, default=10.0, metavar="HZ", help="images a second (default 10)")
     parser.add_argument("--size", default="640x480", metavar="WxH", help="image size (default 640x480)")
-    parser.add_argument("--camera", metavar="'MODEL W H P...'",
-                        help="a camera as in COLMAP's cameras.txt, instead of --size (default: a pinhole that sees 80 degrees)")
-    parser.add_argument("--encoding", default="jpeg", metavar="NAME",
-                        help="images of the bag: jpeg, png, rgb8, bgr8, mono8, mono16, bayer_rggb8, yuv422, yuv422_yuy2 (default jpeg)")
-    parser.add_argument("--texel", type=float, default=0.004, metavar="M",
-                        help="detail of the textures; 0.01 is rough and quick (default 0.004)")
+    parser.add_argument(
+        "--camera",
+        metavar="'MODEL W H P...'",
+        help="a camera as in COLMAP's cameras.txt, instead of --size (default: a pinhole that sees 80 degrees)",
+    )
+    parser.add_argument(
+        "--encoding",
+        default="jpeg",
+        metavar="NAME",
+        help="images of the bag: jpeg, png, rgb8, bgr8, mono8, mono16, bayer_rggb8, yuv422, yuv422_yuy2 (default jpeg)",
+    )
+    parser.add_argument(
+        "--texel",
+        type=float,
+        default=0.004,
+        metavar="M",
+        help="detail of the textures; 0.01 is rough and quick (default 0.004)",
+    )
     parser.add_argument("--rgbd", action="store_true", help="write the mapping drive in TUM RGB-D format too")
     parser.set_defaults(run=run)
 
@@ -39,14 +60,27 @@ def run(args: argparse.Namespace) -> int:
 
     camera = Camera.parse_colmap_line(args.camera) if args.camera else None
     try:
-        width, height = (camera.width, camera.height) if camera else (int(word) for word in args.size.lower().split("x"))
+        width, height = (
+            (camera.width, camera.height) if camera else (int(word) for word in args.size.lower().split("x"))
+        )
     except ValueError:
         raise InputError(f"--size {args.size} cannot be read: write it as 640x480") from None
-    options = SimulationOptions(seed=args.seed, seconds=args.seconds, rate_hz=args.rate, width=width, height=height, texel=args.texel,
-                                encoding=args.encoding, rgbd=args.rgbd, camera=camera)
+    options = SimulationOptions(
+        seed=args.seed,
+        seconds=args.seconds,
+        rate_hz=args.rate,
+        width=width,
+        height=height,
+        texel=args.texel,
+        encoding=args.encoding,
+        rgbd=args.rgbd,
+        camera=camera,
+    )
     summary = simulate(args.output, options, _show)
-    print(f"{args.output}: {summary['keyframes']} keyframes, {summary['points']} points, {summary['frames']} images over "
-          f"{summary['drive_length_m']:.1f} m, odometry drifts by {summary['odometry_drift_end_m']:.2f} m")
+    print(
+        f"{args.output}: {summary['keyframes']} keyframes, {summary['points']} points, {summary['frames']} images over "
+        f"{summary['drive_length_m']:.1f} m, odometry drifts by {summary['odometry_drift_end_m']:.2f} m"
+    )
     return 0
 
 

@@ -1,17 +1,20 @@
 # Copyright the pixloc_ros authors. SPDX-License-Identifier: Apache-2.0
 """Writes a drive as a rosbag2 (MCAP), with the topics and frames a wheeled robot with one camera has.
 
-=============================  =================================  =======================================================
-topic                          type                               frames
-=============================  =================================  =======================================================
-/camera/image_raw/compressed   sensor_msgs/CompressedImage        camera_optical (or /camera/image_raw, sensor_msgs/Image)
-/camera/camera_info            sensor_msgs/CameraInfo             camera_optical
-/odom                          nav_msgs/Odometry                  odom -> base_link
-/tf                            tf2_msgs/TFMessage                 odom -> base_link
-/tf_static                     tf2_msgs/TFMessage                 base_link -> camera_optical, transient local
-/ground_truth/pose             geometry_msgs/PoseStamped          map, of base_link, at the stamps of the images
-=============================  =================================  =======================================================
+============================  ===========================  ===============================================
+topic                         type                         frames
+============================  ===========================  ===============================================
+/camera/image_raw/compressed  sensor_msgs/CompressedImage  camera_optical
+/camera/camera_info           sensor_msgs/CameraInfo       camera_optical
+/odom                         nav_msgs/Odometry            odom -> base_link
+/tf                           tf2_msgs/TFMessage           odom -> base_link
+/tf_static                    tf2_msgs/TFMessage           base_link -> camera_optical, transient local
+/ground_truth/pose            geometry_msgs/PoseStamped    map, of base_link, at the stamps of the images
+============================  ===========================  ===============================================
+
+With a raw encoding, /camera/image_raw (sensor_msgs/Image) takes the place of the compressed images.
 """
+
 from __future__ import annotations
 
 import os
@@ -34,8 +37,13 @@ COMPRESSED = ("jpeg", "png")
 RAW = ("rgb8", "bgr8", "mono8", "mono16", "bayer_rggb8", "yuv422", "yuv422_yuy2")
 ENCODINGS = COMPRESSED + RAW
 _JPEG_QUALITY = 92
-_ROS_MODEL = {"pinhole": ("plumb_bob", 5), "plumb_bob": ("plumb_bob", 5), "radial": ("plumb_bob", 5),
-              "rational_polynomial": ("rational_polynomial", 8), "equidistant": ("equidistant", 4)}
+_ROS_MODEL = {
+    "pinhole": ("plumb_bob", 5),
+    "plumb_bob": ("plumb_bob", 5),
+    "radial": ("plumb_bob", 5),
+    "rational_polynomial": ("rational_polynomial", 8),
+    "equidistant": ("equidistant", 4),
+}
 
 
 def encode_image(image: np.ndarray, encoding: str) -> np.ndarray:
@@ -73,13 +81,20 @@ def _yuv422(image: np.ndarray, luma_first: bool) -> np.ndarray:
     return out
 
 
-def write_drive_bag(path: Path, images: Iterable[tuple[int, np.ndarray]], encoding: str, camera: Camera, odometry: WheelOdometry,
-                    map_from_base: torch.Tensor, base_from_camera: torch.Tensor) -> None:
+def write_drive_bag(
+    path: Path,
+    images: Iterable[tuple[int, np.ndarray]],
+    encoding: str,
+    camera: Camera,
+    odometry: WheelOdometry,
+    map_from_base: torch.Tensor,
+    base_from_camera: torch.Tensor,
+) -> None:
     """Write a drive; the folder appears under its name only when it is complete, and replaces an earlier one.
 
     images: (stamp_ns, encoded bytes as from `encode_image`) in the order of time; read one by one while writing.
-    map_from_base: float64 [N, 4, 4], the truth for each image. Raises `InputError` if rosbags is not installed or the camera
-    has no CameraInfo form.
+    map_from_base: float64 [N, 4, 4], the truth for each image. Raises `InputError` if rosbags is not installed or the
+    camera has no CameraInfo form.
     """
     path = Path(path)
     try:
@@ -120,7 +135,9 @@ class _DriveWriter:
     def _topic(self, name: str, type_name: str, qos=()):
         full = f"{type_name.split('/')[0]}/msg/{type_name.split('/')[1]}"
         connection = self._writer.add_connection(name, full, typestore=self._store, offered_qos_profiles=list(qos))
-        return lambda stamp_ns, message: self._writer.write(connection, stamp_ns, self._store.serialize_cdr(message, full))
+        return lambda stamp_ns, message: self._writer.write(
+            connection, stamp_ns, self._store.serialize_cdr(message, full)
+        )
 
     def _header(self, stamp_ns: int, frame: str):
         stamp = self._type("builtin_interfaces/Time")(stamp_ns // 10**9, stamp_ns % 10**9)
@@ -130,7 +147,9 @@ class _DriveWriter:
         return self._type("geometry_msgs/Quaternion")(*se3.quaternion_from_rotation(pose[:3, :3]).tolist())
 
     def _pose(self, pose: torch.Tensor):
-        return self._type("geometry_msgs/Pose")(self._type("geometry_msgs/Point")(*pose[:3, 3].tolist()), self._quaternion(pose))
+        return self._type("geometry_msgs/Pose")(
+            self._type("geometry_msgs/Point")(*pose[:3, 3].tolist()), self._quaternion(pose)
+        )
 
     def _transform(self, stamp_ns: int, parent: str, child: str, pose: torch.Tensor):
         translation = self._type("geometry_msgs/Vector3")(*pose[:3, 3].tolist())
@@ -138,7 +157,9 @@ class _DriveWriter:
         stamped = self._type("geometry_msgs/TransformStamped")(self._header(stamp_ns, parent), child, transform)
         return self._type("tf2_msgs/TFMessage")([stamped])
 
-    def write(self, images: Iterable[tuple[int, np.ndarray]], odometry: WheelOdometry, map_from_base: torch.Tensor) -> None:
+    def write(
+        self, images: Iterable[tuple[int, np.ndarray]], odometry: WheelOdometry, map_from_base: torch.Tensor
+    ) -> None:
         publish_static = self._topic("/tf_static", "tf2_msgs/TFMessage", _latched())
         publish_tf = self._topic("/tf", "tf2_msgs/TFMessage")
         publish_odometry = self._topic("/odom", "nav_msgs/Odometry")
@@ -170,9 +191,11 @@ class _DriveWriter:
         forward, turn = (float(value) for value in odometry.twist[number])
         twist = self._type("geometry_msgs/Twist")(vector(forward, 0.0, 0.0), vector(0.0, 0.0, turn))
         message = self._type("nav_msgs/Odometry")(
-            self._header(stamp_ns, ODOM_FRAME), BASE_FRAME,
+            self._header(stamp_ns, ODOM_FRAME),
+            BASE_FRAME,
             self._type("geometry_msgs/PoseWithCovariance")(self._pose(pose), odometry.pose_covariance[number].ravel()),
-            self._type("geometry_msgs/TwistWithCovariance")(twist, odometry.twist_covariance[number].ravel()))
+            self._type("geometry_msgs/TwistWithCovariance")(twist, odometry.twist_covariance[number].ravel()),
+        )
         publish_odometry(stamp_ns, message)
         publish_tf(stamp_ns, self._transform(stamp_ns, ODOM_FRAME, BASE_FRAME, pose))
 
@@ -182,15 +205,27 @@ class _DriveWriter:
         projection = np.array([fx, 0.0, cx, 0.0, 0.0, fy, cy, 0.0, 0.0, 0.0, 1.0, 0.0])
         region = self._type("sensor_msgs/RegionOfInterest")(0, 0, 0, 0, False)
         return self._type("sensor_msgs/CameraInfo")(
-            self._header(stamp_ns, CAMERA_FRAME), self._camera.height, self._camera.width, self._model, self._distortion,
-            matrix, np.eye(3).ravel(), projection, 0, 0, region)
+            self._header(stamp_ns, CAMERA_FRAME),
+            self._camera.height,
+            self._camera.width,
+            self._model,
+            self._distortion,
+            matrix,
+            np.eye(3).ravel(),
+            projection,
+            0,
+            0,
+            region,
+        )
 
     def _image(self, stamp_ns: int, data: np.ndarray):
         header = self._header(stamp_ns, CAMERA_FRAME)
         if self._encoding in COMPRESSED:
             return self._type("sensor_msgs/CompressedImage")(header, self._encoding, data)
         height = self._camera.height
-        return self._type("sensor_msgs/Image")(header, height, self._camera.width, self._encoding, 0, len(data) // height, data)
+        return self._type("sensor_msgs/Image")(
+            header, height, self._camera.width, self._encoding, 0, len(data) // height, data
+        )
 
 
 def _latched():
@@ -198,5 +233,16 @@ def _latched():
     from rosbags.interfaces import Qos, QosDurability, QosHistory, QosLiveliness, QosReliability, QosTime
 
     forever = QosTime(2147483647, 4294967295)
-    return (Qos(QosHistory.KEEP_LAST, 1, QosReliability.RELIABLE, QosDurability.TRANSIENT_LOCAL, forever, forever,
-                QosLiveliness.AUTOMATIC, forever, False),)
+    return (
+        Qos(
+            QosHistory.KEEP_LAST,
+            1,
+            QosReliability.RELIABLE,
+            QosDurability.TRANSIENT_LOCAL,
+            forever,
+            forever,
+            QosLiveliness.AUTOMATIC,
+            forever,
+            False,
+        ),
+    )

@@ -10,9 +10,10 @@ Layout of the folder::
     drive_truth.tum    map_from_base of its images
     simulation.json    what was simulated
 
-The test drive takes another path than the mapping drive (its way points are moved), is faster, and the light has changed:
-half of the lamps are off and there is more daylight; its exposure is longer, so that it blurs more.
+The test drive takes another path than the mapping drive (its way points are moved), is faster, and the light has
+changed: half of the lamps are off and there is more daylight; its exposure is longer, so that it blurs more.
 """
+
 from __future__ import annotations
 
 import dataclasses
@@ -58,9 +59,10 @@ Progress = Callable[[str, int, int], None]
 class SimulationOptions:
     """What to simulate.
 
-    seed: the place, the paths, all noise. seconds, rate_hz: length and image rate of the test drive; the mapping drive is as
-    long as that needs. width, height, field_of_view_deg (horizontal): the camera, a pinhole unless `camera` is given.
-    texel: detail of the textures (m); shadows are as rough as these. encoding: images of the bag, one of `bag_writer.ENCODINGS`. rgbd: write rgbd/ too.
+    seed: the place, the paths, all noise. seconds, rate_hz: length and image rate of the test drive; the mapping drive
+    is as long as that needs. width, height, field_of_view_deg (horizontal): the camera, a pinhole unless `camera` is
+    given. texel: detail of the textures (m); shadows are as rough as these. encoding: images of the bag, one of
+    `bag_writer.ENCODINGS`. rgbd: write rgbd/ too.
     workers: threads. Raises `InputError` for values that make no data set.
     """
 
@@ -77,13 +79,23 @@ class SimulationOptions:
     camera: Camera | None = None
 
     def __post_init__(self) -> None:
-        for name, low, high in (("seconds", 1.0, 3600.0), ("rate_hz", 0.5, 120.0), ("width", 64, 4096), ("height", 64, 4096),
-                                ("field_of_view_deg", 20.0, 130.0), ("texel", 0.001, 0.05), ("workers", 1, 64), ("seed", 0, 2**63)):
+        for name, low, high in (
+            ("seconds", 1.0, 3600.0),
+            ("rate_hz", 0.5, 120.0),
+            ("width", 64, 4096),
+            ("height", 64, 4096),
+            ("field_of_view_deg", 20.0, 130.0),
+            ("texel", 0.001, 0.05),
+            ("workers", 1, 64),
+            ("seed", 0, 2**63),
+        ):
             value = getattr(self, name)
             if not low <= value <= high:
                 raise InputError(f"simulation: {name} is {value:g}, use a value from {low:g} to {high:g}")
         if self.encoding not in ENCODINGS:
-            raise InputError(f"simulation: image encoding '{self.encoding}' is not known: use one of {', '.join(ENCODINGS)}")
+            raise InputError(
+                f"simulation: image encoding '{self.encoding}' is not known: use one of {', '.join(ENCODINGS)}"
+            )
         if self.width % 2 or self.height % 2:
             raise InputError(f"simulation: the image size {self.width}x{self.height} is odd: use even numbers")
 
@@ -92,7 +104,12 @@ class SimulationOptions:
         if self.camera is not None:
             return self.camera
         focal = 0.5 * self.width / np.tan(np.deg2rad(self.field_of_view_deg) / 2)
-        params = [focal, focal * 1.002, (self.width - 1) / 2 + 0.006 * self.width, (self.height - 1) / 2 - 0.004 * self.height]
+        params = [
+            focal,
+            focal * 1.002,
+            (self.width - 1) / 2 + 0.006 * self.width,
+            (self.height - 1) / 2 - 0.004 * self.height,
+        ]
         return Camera("pinhole", self.width, self.height, torch.tensor(params, dtype=torch.float64))
 
 
@@ -131,7 +148,15 @@ def _simulate(folder: Path, options: SimulationOptions, progress: Progress) -> d
     test_renderer = Renderer(sheet, dataclasses.replace(TEST_LIGHT, spacing=spacing))
     progress("building the world", 3, 3)
 
-    test = Drive(DriveOptions(duration_s=options.seconds, speed=_TEST_SPEED, wander=_TEST_WANDER_M, start=_TEST_START_M, seed=options.seed + 1))
+    test = Drive(
+        DriveOptions(
+            duration_s=options.seconds,
+            speed=_TEST_SPEED,
+            wander=_TEST_WANDER_M,
+            start=_TEST_START_M,
+            seed=options.seed + 1,
+        )
+    )
     keyframes = _mapping_drive(options, renderer, camera, mount, test.length, progress)
     (folder / "images").mkdir()
     for frame in keyframes:
@@ -155,7 +180,9 @@ def _simulate(folder: Path, options: SimulationOptions, progress: Progress) -> d
     dead_reckoned = truth[0] @ se3.inverse(odometry.odom_from_base[nearest[0]]) @ odometry.odom_from_base[nearest]
     drift, _ = se3.pose_difference(truth, dead_reckoned)
     name, params = camera.to_colmap()
-    plain = {field.name: getattr(options, field.name) for field in dataclasses.fields(options) if field.name != "camera"}
+    plain = {
+        field.name: getattr(options, field.name) for field in dataclasses.fields(options) if field.name != "camera"
+    }
     return {
         "options": plain,
         "camera": f"{name} {camera.width} {camera.height} " + " ".join(f"{v:.10g}" for v in params),
@@ -171,9 +198,15 @@ def _simulate(folder: Path, options: SimulationOptions, progress: Progress) -> d
     }
 
 
-def _mapping_drive(options: SimulationOptions, renderer: Renderer, camera: Camera, mount: torch.Tensor, length: float,
-                   progress: Progress) -> list[Keyframe]:
-    """Keyframes every 0.4 m or 18 degrees, sharp as from a slow drive, over the whole round or as much of it as the test drive sees."""
+def _mapping_drive(
+    options: SimulationOptions,
+    renderer: Renderer,
+    camera: Camera,
+    mount: torch.Tensor,
+    length: float,
+    progress: Progress,
+) -> list[Keyframe]:
+    """Sharp keyframes every 0.4 m or 18 degrees, over the whole round or as much of it as the test drive sees."""
     drive = Drive(DriveOptions(speed=_MAPPING_SPEED, seed=options.seed))
     needed = _TEST_START_M + length + 1.5
     time = np.arange(0.0, drive.duration_s, 0.02)
@@ -193,7 +226,9 @@ def _mapping_drive(options: SimulationOptions, renderer: Renderer, camera: Camer
         rng = np.random.default_rng([options.seed, 11, number])
         pose = drive.at(at) @ mount
         radiance, depth = renderer.radiance(camera, pose)
-        return Keyframe(f"{number:04d}.jpg", START_NS + round(at * 1e9), MAPPING_SENSOR.develop(radiance, rng), depth, pose)
+        return Keyframe(
+            f"{number:04d}.jpg", START_NS + round(at * 1e9), MAPPING_SENSOR.develop(radiance, rng), depth, pose
+        )
 
     return list(_in_order(make, len(chosen), options.workers, "mapping drive", progress))
 
@@ -206,8 +241,16 @@ def _image_stamps(options: SimulationOptions, start_ns: int) -> np.ndarray:
     return start_ns + np.rint((0.053 + np.arange(count) * period + jitter) * 1e9).astype(np.int64)
 
 
-def _test_images(options: SimulationOptions, renderer: Renderer, camera: Camera, mount: torch.Tensor, drive: Drive,
-                 stamps_ns: np.ndarray, start_ns: int, progress: Progress) -> Iterator[tuple[int, np.ndarray]]:
+def _test_images(
+    options: SimulationOptions,
+    renderer: Renderer,
+    camera: Camera,
+    mount: torch.Tensor,
+    drive: Drive,
+    stamps_ns: np.ndarray,
+    start_ns: int,
+    progress: Progress,
+) -> Iterator[tuple[int, np.ndarray]]:
     def make(number: int) -> tuple[int, np.ndarray]:
         at = float(stamps_ns[number] - start_ns) * 1e-9
         rng = np.random.default_rng([options.seed, 13, number])
@@ -218,7 +261,10 @@ def _test_images(options: SimulationOptions, renderer: Renderer, camera: Camera,
 
 
 def _in_order(make: Callable, count: int, workers: int, what: str, progress: Progress) -> Iterator:
-    """make(0), make(1), ... by several threads (NumPy and OpenCV let go of the interpreter's lock), a few ahead of the reader."""
+    """make(0), make(1), ... by several threads, a few ahead of the reader.
+
+    NumPy and OpenCV let go of the interpreter's lock, so threads do what processes would.
+    """
     progress(what, 0, count)
     with ThreadPoolExecutor(workers) as pool:
         waiting = [pool.submit(make, number) for number in range(min(2 * workers, count))]

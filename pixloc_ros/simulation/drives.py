@@ -1,5 +1,6 @@
 # Copyright the pixloc_ros authors. SPDX-License-Identifier: Apache-2.0
 """Drives of a wheeled robot: smooth paths, exact poses at any time, and what its wheels make of them."""
+
 from __future__ import annotations
 
 from dataclasses import dataclass
@@ -14,10 +15,26 @@ START_NS = 1_700_000_000_000_000_000
 """Stamp at which drives begin; any fixed time in the past does."""
 
 # A figure of eight around the two islands of the workshop, through the opening between its rooms (map frame, m).
-WAYPOINTS = np.array([
-    (0.0, 0.0), (1.45, -1.55), (3.0, -2.2), (4.5, -1.55), (4.75, 0.1), (4.35, 1.75), (3.0, 2.35), (1.5, 1.55),
-    (0.0, 0.0), (-1.45, -1.55), (-3.0, -2.2), (-4.5, -1.5), (-4.8, 0.0), (-4.45, 1.6), (-3.0, 2.3), (-1.5, 1.6),
-])
+WAYPOINTS = np.array(
+    [
+        (0.0, 0.0),
+        (1.45, -1.55),
+        (3.0, -2.2),
+        (4.5, -1.55),
+        (4.75, 0.1),
+        (4.35, 1.75),
+        (3.0, 2.35),
+        (1.5, 1.55),
+        (0.0, 0.0),
+        (-1.45, -1.55),
+        (-3.0, -2.2),
+        (-4.5, -1.5),
+        (-4.8, 0.0),
+        (-4.45, 1.6),
+        (-3.0, 2.3),
+        (-1.5, 1.6),
+    ]
+)
 _OPTICAL_FROM_BASE = np.array([[0.0, -1.0, 0.0], [0.0, 0.0, -1.0], [1.0, 0.0, 0.0]])
 _STEP_S = 0.002
 
@@ -37,8 +54,8 @@ class DriveOptions:
     """How a drive goes.
 
     duration_s: None for one round. speed (m/s), turn_rate (rad/s), acceleration (m/s²): limits. wander: how far the way
-    points are moved at random (m). start: where on the path it begins (m). shake: standard deviation of the body's pitch
-    and roll (rad), as wheels and floor cause it; its height moves by a third of a metre per radian of that.
+    points are moved at random (m). start: where on the path it begins (m). shake: standard deviation of the body's
+    pitch and roll (rad), as wheels and floor cause it; its height moves by a third of a metre per radian of that.
     """
 
     duration_s: float | None = None
@@ -105,7 +122,9 @@ class Drive:
     def at(self, time_s: np.ndarray | float) -> torch.Tensor:
         """map_from_base at times since the start (s, any shape [...]): float64 [..., 4, 4]."""
         time_s = np.asarray(time_s, float)
-        yaw, x, y, roll, pitch, z = (np.interp(time_s, self._time, v) for v in (self._yaw, self._x, self._y, *self._shake))
+        yaw, x, y, roll, pitch, z = (
+            np.interp(time_s, self._time, v) for v in (self._yaw, self._x, self._y, *self._shake)
+        )
         zero = np.zeros_like(yaw)
         heading = se3.so3_exp(torch.from_numpy(np.stack((zero, zero, yaw), -1)))
         tilt = se3.so3_exp(torch.from_numpy(np.stack((roll, pitch, zero), -1)))
@@ -128,8 +147,8 @@ class OdometryErrors:
 
     scale: distance read per distance driven. yaw_scale: the same of turning. yaw_per_metre: turning read where there is
     none (rad/m). noise: standard deviation of distance and turning read, per square root of a metre and of a radian.
-    slips_per_minute: bursts during which the wheels spin: they read up to `slip` too much of the way, and turn falsely by
-    up to `slip_yaw` rad per metre.
+    slips_per_minute: bursts during which the wheels spin: they read up to `slip` too much of the way, and turn falsely
+    by up to `slip_yaw` rad per metre.
     """
 
     scale: float = 1.02
@@ -146,8 +165,8 @@ class WheelOdometry:
     """What a wheeled base publishes.
 
     stamps_ns: int64 [N]. odom_from_base: float64 [N, 4, 4], planar, the identity at the start. pose_covariance: float64
-    [N, 6, 6] (translation, rotation) along the axes of odom, about the base (as nav_msgs/Odometry wants it). twist: float64
-    [N, 2] forward speed and turn rate as read. twist_covariance: float64 [N, 6, 6] in base axes.
+    [N, 6, 6] (translation, rotation) along the axes of odom, about the base (as nav_msgs/Odometry wants it). twist:
+    float64 [N, 2] forward speed and turn rate as read. twist_covariance: float64 [N, 6, 6] in base axes.
     """
 
     stamps_ns: np.ndarray
@@ -157,8 +176,10 @@ class WheelOdometry:
     twist_covariance: np.ndarray
 
 
-def wheel_odometry(drive: Drive, errors: OdometryErrors, seed: int, start_ns: int = START_NS, rate_hz: float = 50.0) -> WheelOdometry:
-    """Dead reckoning from the wheels of a drive. The covariance grows as an honest, slightly generous driver's would."""
+def wheel_odometry(
+    drive: Drive, errors: OdometryErrors, seed: int, start_ns: int = START_NS, rate_hz: float = 50.0
+) -> WheelOdometry:
+    """Dead reckoning from the wheels of a drive. The covariance grows as an honest driver's would."""
     rng = np.random.default_rng([seed, 23])
     period_ns = round(1e9 / rate_hz)
     offsets_ns = np.arange(int(drive.duration_s * 1e9) // period_ns + 1, dtype=np.int64) * period_ns
@@ -180,14 +201,20 @@ def wheel_odometry(drive: Drive, errors: OdometryErrors, seed: int, start_ns: in
         pose = pose + np.array([forward * c, forward * s, turn])
         motion = np.array([[1, 0, -forward * s], [0, 1, forward * c], [0, 0, 1]])
         effect = np.array([[c, -s, 0], [s, c, 0], [0, 0, 1]])
-        noise = np.diag([0.05**2, 0.02**2, 0.05**2]) * abs(forward) + np.diag([0.0, 0.0, 0.03**2]) * abs(turn) + 1e-10 * np.eye(3)
+        noise = (
+            np.diag([0.05**2, 0.02**2, 0.05**2]) * abs(forward)
+            + np.diag([0.0, 0.0, 0.03**2]) * abs(turn)
+            + 1e-10 * np.eye(3)
+        )
         covariance = motion @ covariance @ motion.T + effect @ noise @ effect.T
         poses.append(pose)
         covariances.append(covariance)
     poses = np.array(poses)
     zero = np.zeros(len(poses))
     rotation = se3.so3_exp(torch.from_numpy(np.stack((zero, zero, poses[:, 2]), -1)))
-    odom_from_base = se3.from_rotation_translation(rotation, torch.from_numpy(np.stack((poses[:, 0], poses[:, 1], zero), -1)))
+    odom_from_base = se3.from_rotation_translation(
+        rotation, torch.from_numpy(np.stack((poses[:, 0], poses[:, 1], zero), -1))
+    )
     pose_covariance = np.zeros((len(poses), 6, 6))
     planar = np.ix_(range(len(poses)), (0, 1, 5), (0, 1, 5))
     pose_covariance[planar] = np.array(covariances)
@@ -199,7 +226,9 @@ def wheel_odometry(drive: Drive, errors: OdometryErrors, seed: int, start_ns: in
     return WheelOdometry(start_ns + offsets_ns, odom_from_base, pose_covariance, twist, twist_covariance)
 
 
-def _slip_bursts(rng: np.random.Generator, count: int, rate_hz: float, errors: OdometryErrors) -> tuple[np.ndarray, np.ndarray]:
+def _slip_bursts(
+    rng: np.random.Generator, count: int, rate_hz: float, errors: OdometryErrors
+) -> tuple[np.ndarray, np.ndarray]:
     """False distance (share of the way) and false turning (rad/m) of every step [count]."""
     slip, yaw = np.zeros(count), np.zeros(count)
     for _ in range(rng.poisson(errors.slips_per_minute * count / rate_hz / 60.0)):

@@ -1,5 +1,6 @@
 # Copyright the pixloc_ros authors. SPDX-License-Identifier: Apache-2.0
-"""Light that falls on every surface, computed once per light setting: lamps with soft shadows, daylight, ambient occlusion."""
+"""Light on every surface, computed once per setting: lamps with soft shadows, daylight, ambient occlusion."""
+
 from __future__ import annotations
 
 from dataclasses import dataclass
@@ -83,7 +84,7 @@ def _lamp_light(points, normals, world: World, lamp: Lamp, rng: np.random.Genera
 
 
 def _openness(points, normals, world: World, rng: np.random.Generator) -> np.ndarray:
-    """How much of the half space above each point is free for `_OPEN_DISTANCE`, 0..1 [N]: darkens corners and niches."""
+    """How much of what each point faces is free for `_OPEN_DISTANCE`, 0..1 [N]: darkens corners and niches."""
     total = np.zeros(points.shape[1], np.float32)
     upper = np.array([[LENGTH / 2], [WIDTH / 2], [HEIGHT]], np.float32)
     lower = np.array([[-LENGTH / 2], [-WIDTH / 2], [0.0]], np.float32)
@@ -93,7 +94,9 @@ def _openness(points, normals, world: World, rng: np.random.Generator) -> np.nda
         direction += np.float32(1.02) * normals  # cosine-weighted about the normal
         direction /= np.sqrt((direction * direction).sum(0))
         towards = direction * np.float32(_OPEN_DISTANCE)
-        room = (np.where(towards > 0, upper, lower) - points) / np.where(np.abs(towards) < 1e-6, np.float32(1e-6), towards)
+        room = (np.where(towards > 0, upper, lower) - points) / np.where(
+            np.abs(towards) < 1e-6, np.float32(1e-6), towards
+        )
         nearest = np.clip(room.min(0), 0.0, 1.0)
         _blocked(points, towards, world, nearest)
         total += nearest
@@ -126,6 +129,10 @@ def bake(world: World, lighting: Lighting | None) -> list[np.ndarray]:
             light += power * _lamp_light(points, normals, world, lamp, rng)[:, None] * lamp.colour.astype(np.float32)
     for lamp in world.daylight:
         if lighting.daylight > 0:
-            light += lighting.daylight * _lamp_light(points, normals, world, lamp, rng)[:, None] * lamp.colour.astype(np.float32)
+            light += (
+                lighting.daylight
+                * _lamp_light(points, normals, world, lamp, rng)[:, None]
+                * lamp.colour.astype(np.float32)
+            )
     ends = np.cumsum([rows * columns for rows, columns in sizes])
     return [part.reshape(*size, 3).astype(np.float32) for part, size in zip(np.split(light, ends[:-1]), sizes)]

@@ -2,13 +2,15 @@
 """A small renderer for flat textured pieces, on the CPU, made for measurements rather than looks.
 
 Two passes. First, which quad is seen: every quad is scan-converted into an inverse-depth buffer of twice the image's
-resolution, where inverse depth is linear in the pixel. Then colour: each pixel's ray meets its quad's plane in closed form,
-and the texture is looked up at the level of detail of the pixel's footprint, with several taps along its longer axis, so
-that nothing aliases and nothing is shifted. Pixels that several quads share get the mean of their four quarters.
+resolution, where inverse depth is linear in the pixel. Then colour: each pixel's ray meets its quad's plane in closed
+form, and the texture is looked up at the level of detail of the pixel's footprint, with several taps along its longer
+axis, so that nothing aliases and nothing is shifted. Pixels that several quads share get the mean of their four
+quarters.
 
-Depth and geometry are exact to float32; any `Camera` can be used (the first pass then runs in a pinhole view that covers
-it, the second one on the camera's own rays).
+Depth and geometry are exact to float32; any `Camera` can be used (the first pass then runs in a pinhole view that
+covers it, the second one on the camera's own rays).
 """
+
 from __future__ import annotations
 
 import functools
@@ -31,8 +33,9 @@ _TAPS = (1, 2, 4)
 _STRETCH_LIMITS = (1.4**2, 2.8**2)
 """Taps along the longer axis of a pixel's footprint, by the squared ratio of its axes."""
 _LOD_BIAS = 0.25
-"""A little softer than one texel per pixel. Measured on a chequerboard: edges stay where they are to a few hundredths of a
-pixel; at -0.25 the error of a corner is twice as large, and the picture no closer to the integral over each pixel."""
+"""A little softer than one texel per pixel. Measured on a chequerboard: edges stay where they are to a few hundredths
+of a pixel; at -0.25 the error of a corner is twice as large, and the picture no closer to the integral over each
+pixel."""
 _BLOCK = 32768
 """Rays shaded at once."""
 _SHEET_WIDTH = 8192
@@ -65,7 +68,8 @@ class _Sheet:
 class TextureSheet:
     """All textures of a world with their levels of detail; made once, shared by renderers with different light.
 
-    levels: float32 [6, textures * level_count] = scale x, scale y from texels of level 0, last column, last row, place x, y.
+    levels: float32 [6, textures * level_count] = scale x, scale y from texels of level 0, last column, last row, place
+    x, y.
     """
 
     def __init__(self, world: World) -> None:
@@ -75,7 +79,9 @@ class TextureSheet:
             pyramid = [texture]
             while max(pyramid[-1].shape[:2]) > 1:
                 rows, columns = pyramid[-1].shape[:2]
-                pyramid.append(cv2.resize(pyramid[-1], (max(1, columns // 2), max(1, rows // 2)), interpolation=cv2.INTER_AREA))
+                pyramid.append(
+                    cv2.resize(pyramid[-1], (max(1, columns // 2), max(1, rows // 2)), interpolation=cv2.INTER_AREA)
+                )
             pyramids.append(pyramid)
         self.level_count = max(len(pyramid) for pyramid in pyramids)
         sheet = _Sheet([image.shape[:2] for pyramid in pyramids for image in pyramid], np.uint8)
@@ -109,16 +115,23 @@ class Renderer:
         for index, image in enumerate(light):
             self._light.put(index, image)
         light_size = np.array([image.shape[1::-1] for image in light], float)
-        self._corners = np.array([[q.origin, q.origin + q.right, q.origin + q.right + q.down, q.origin + q.down] for q in quads])
+        self._corners = np.array(
+            [[q.origin, q.origin + q.right, q.origin + q.right + q.down, q.origin + q.down] for q in quads]
+        )
         self._normals = np.array([q.normal for q in quads])
         self._right = np.array([q.right / (q.right @ q.right) for q in quads])
         self._down = np.array([q.down / (q.down @ q.down) for q in quads])
         self._texture = np.array([q.texture for q in quads])
         self._texture_size = np.array([self.world.textures[q.texture].shape[1::-1] for q in quads], np.float32)
         # Texels to places on the sheet of light: scale, place, last sample; and the quad's own light.
-        self._light_table = np.column_stack((
-            (light_size - 1) / self._texture_size, np.array(self._light.places), light_size - 1, [q.emission for q in quads],
-        )).T.astype(np.float32)
+        self._light_table = np.column_stack(
+            (
+                (light_size - 1) / self._texture_size,
+                np.array(self._light.places),
+                light_size - 1,
+                [q.emission for q in quads],
+            )
+        ).T.astype(np.float32)
 
     def render(self, camera: Camera, map_from_camera: torch.Tensor, gain: float = 1.0) -> tuple[np.ndarray, np.ndarray]:
         """What an ideal camera sees: image uint8 [H, W, 3] RGB, and depth float32 [H, W] along z in metres.
@@ -156,7 +169,7 @@ class Renderer:
         return radiance, depth
 
     def cast(self, rays: np.ndarray, map_from_camera: torch.Tensor) -> np.ndarray:
-        """Depth along z, float64 [N], of what the rays [N, 3] (camera frame, any length) hit first; 0 where nothing is hit.
+        """Depth along z, float64 [N], of what the rays [N, 3] (camera frame, any length) hit first; 0 for nothing.
 
         Every ray is tried against every quad, which suits a few rays and checks the renderer.
         """
@@ -167,7 +180,15 @@ class Renderer:
         columns, rows = self._texture_size.T
         with np.errstate(divide="ignore", invalid="ignore"):
             u, v = u / inverse_depth + 0.5, v / inverse_depth + 0.5
-            hit = facing & (inverse_depth > 0) & (inverse_depth < 1 / NEAR) & (u >= 0) & (u <= columns) & (v >= 0) & (v <= rows)
+            hit = (
+                facing
+                & (inverse_depth > 0)
+                & (inverse_depth < 1 / NEAR)
+                & (u >= 0)
+                & (u <= columns)
+                & (v >= 0)
+                & (v <= rows)
+            )
         nearest = np.where(hit, inverse_depth, 0.0).max(1)
         return np.where(nearest > 0, 1.0 / np.where(nearest > 0, nearest, 1.0), 0.0)
 
@@ -183,7 +204,9 @@ class Renderer:
         across = np.einsum("qi,qi->q", self._right, offset)[:, None] * inverse_depth + self._right @ rotation
         along = np.einsum("qi,qi->q", self._down, offset)[:, None] * inverse_depth + self._down @ rotation
         size = self._texture_size
-        table = np.stack((across * size[:, :1] - 0.5 * inverse_depth, along * size[:, 1:] - 0.5 * inverse_depth, inverse_depth))
+        table = np.stack(
+            (across * size[:, :1] - 0.5 * inverse_depth, along * size[:, 1:] - 0.5 * inverse_depth, inverse_depth)
+        )
         return np.ascontiguousarray(table.transpose(0, 2, 1).reshape(9, -1), np.float32), inverse_depth
 
     def _visible(self, view: _View, pose: np.ndarray, inverse_depth_rows: np.ndarray) -> np.ndarray:
@@ -192,7 +215,13 @@ class Renderer:
         facing = np.einsum("qi,qi->q", self._normals, pose[:3, 3] - self._corners[:, 0]) > 1e-6
         x, y, z = points[..., 0], points[..., 1], points[..., 2]
         left, right, top, bottom = view.bounds
-        outside = (z < NEAR).all(1) | (x < left * z).all(1) | (x > right * z).all(1) | (y < top * z).all(1) | (y > bottom * z).all(1)
+        outside = (
+            (z < NEAR).all(1)
+            | (x < left * z).all(1)
+            | (x > right * z).all(1)
+            | (y < top * z).all(1)
+            | (y > bottom * z).all(1)
+        )
         buffer = np.zeros((view.rows, view.columns), np.float32)
         ids = np.full((view.rows, view.columns), -1, np.int16)
         for index in np.flatnonzero(facing & ~outside):
@@ -203,7 +232,9 @@ class Renderer:
             ids = ids[view.lookup]
         return ids
 
-    def _shade(self, quad: np.ndarray, table: np.ndarray, x: np.ndarray, y: np.ndarray, steps) -> tuple[np.ndarray, np.ndarray]:
+    def _shade(
+        self, quad: np.ndarray, table: np.ndarray, x: np.ndarray, y: np.ndarray, steps
+    ) -> tuple[np.ndarray, np.ndarray]:
         """As `_shade_block`, for any number of rays, a block at a time: blocks that fit the cache are quicker."""
         radiance, depth = np.empty((len(quad), 3), np.float32), np.empty(len(quad), np.float32)
         for start in range(0, len(quad), _BLOCK):
@@ -212,8 +243,10 @@ class Renderer:
             radiance[part], depth[part] = self._shade_block(quad[part], table, x[part], y[part], local)
         return radiance, depth
 
-    def _shade_block(self, quad: np.ndarray, table: np.ndarray, x: np.ndarray, y: np.ndarray, steps) -> tuple[np.ndarray, np.ndarray]:
-        """Radiance [N, 3] and depth [N] of rays (x, y, 1) [N] that meet the given quads [N]; black and 0 where quad is -1.
+    def _shade_block(
+        self, quad: np.ndarray, table: np.ndarray, x: np.ndarray, y: np.ndarray, steps
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Radiance [N, 3] and depth [N] of rays (x, y, 1) [N] that meet the quads [N]; black and 0 where quad is -1.
 
         steps: dx/dcolumn, dy/dcolumn, dx/drow, dy/drow of the rays, numbers or [N]: the footprint of a pixel.
         """
@@ -232,7 +265,9 @@ class Renderer:
         longer, shorter = np.maximum(length_column, length_row), np.minimum(length_column, length_row)
         along_u, along_v = np.where(by_column, u_column, u_row), np.where(by_column, v_column, v_row)
         colour = self._texels(quad, u, v, along_u, along_v, longer, shorter)
-        scale_x, scale_y, place_x, place_y, last_x, last_y, emission = (np.take(column, quad) for column in self._light_table)
+        scale_x, scale_y, place_x, place_y, last_x, last_y, emission = (
+            np.take(column, quad) for column in self._light_table
+        )
         light_x = np.clip((u + np.float32(0.5)) * scale_x, 0, last_x) + place_x
         light_y = np.clip((v + np.float32(0.5)) * scale_y, 0, last_y) + place_y
         light = _remap(self._light.image, light_x, light_y)
@@ -261,7 +296,9 @@ class Renderer:
             sums = []
             for level in (whole, whole + 1):
                 entry = base[index] + level
-                scale_x, scale_y, last_x, last_y, place_x, place_y = (np.take(column, entry) for column in self.sheet.levels)
+                scale_x, scale_y, last_x, last_y, place_x, place_y = (
+                    np.take(column, entry) for column in self.sheet.levels
+                )
                 x, y = centre_u * scale_x - np.float32(0.5), centre_v * scale_y - np.float32(0.5)
                 step_x, step_y = step_u * scale_x, step_v * scale_y
                 total = None
@@ -305,18 +342,28 @@ class _View:
             low, high = rays[valid].min(0), rays[valid].max(0)
             self.columns, self.rows = (int(n) + 3 for n in np.ceil((high - low) * self.focal))
             self.centre = 1.0 - low * self.focal
-            column, row = (np.rint(np.where(valid, rays[..., i], 0.0) * self.focal[i] + self.centre[i]).astype(np.intp) for i in (0, 1))
+            column, row = (
+                np.rint(np.where(valid, rays[..., i], 0.0) * self.focal[i] + self.centre[i]).astype(np.intp)
+                for i in (0, 1)
+            )
             self.lookup = (np.clip(row, 0, self.rows - 1), np.clip(column, 0, self.columns - 1))
             self._quarter_rays = rays
             centre_rays, centre_valid = _ray_grid(camera, 1)
             self.valid = centre_valid & valid[0::2, 0::2] & valid[0::2, 1::2] & valid[1::2, 0::2] & valid[1::2, 1::2]
             x, y = np.where(centre_valid[..., None], centre_rays, 0.0).transpose(2, 0, 1)
-            self.steps = tuple(np.gradient(grid, axis=axis).astype(np.float32).ravel() for axis in (1, 0) for grid in (x, y))
+            self.steps = tuple(
+                np.gradient(grid, axis=axis).astype(np.float32).ravel() for axis in (1, 0) for grid in (x, y)
+            )
         self.x, self.y = x.astype(np.float32).ravel(), y.astype(np.float32).ravel()
         # Scan conversion evaluates inverse depth on these.
-        self.column_ray = ((np.arange(self.columns) - self.centre[0]) / self.focal[0])
-        self.row_ray = ((np.arange(self.rows) - self.centre[1]) / self.focal[1])
-        self.bounds = (self.column_ray[0] - 1e-3, self.column_ray[-1] + 1e-3, self.row_ray[0] - 1e-3, self.row_ray[-1] + 1e-3)
+        self.column_ray = (np.arange(self.columns) - self.centre[0]) / self.focal[0]
+        self.row_ray = (np.arange(self.rows) - self.centre[1]) / self.focal[1]
+        self.bounds = (
+            self.column_ray[0] - 1e-3,
+            self.column_ray[-1] + 1e-3,
+            self.row_ray[0] - 1e-3,
+            self.row_ray[-1] + 1e-3,
+        )
 
     def quarter(self, rows: np.ndarray, columns: np.ndarray, dy: int, dx: int) -> tuple:
         """Rays x, y and pixel steps of one quarter of the given pixels."""
@@ -362,7 +409,9 @@ def _clip_near(polygon: np.ndarray) -> np.ndarray:
     return np.array(kept)
 
 
-def _scan_convert(pixels: np.ndarray, inverse_depth: np.ndarray, index: int, view: _View, buffer: np.ndarray, ids: np.ndarray) -> None:
+def _scan_convert(
+    pixels: np.ndarray, inverse_depth: np.ndarray, index: int, view: _View, buffer: np.ndarray, ids: np.ndarray
+) -> None:
     """Enter a convex polygon [N, 2] into the buffers where it is nearest; a sample counts if its centre lies inside."""
     low, high = pixels.min(0), pixels.max(0)
     top, bottom = max(0, int(np.ceil(low[1]))), min(view.rows - 1, int(np.floor(high[1])))

@@ -1,5 +1,6 @@
 # Copyright the pixloc_ros authors. SPDX-License-Identifier: Apache-2.0
 """From light to image as a real camera does it: motion blur, vignetting, automatic exposure, noise, gamma."""
+
 from __future__ import annotations
 
 from collections.abc import Callable
@@ -23,7 +24,8 @@ _GREY = 0.20
 class Sensor:
     """How the camera sees.
 
-    exposure_s: time over which motion blurs; the image's stamp is its middle. gain: exposure on top of the automatic one.
+    exposure_s: time over which motion blurs; the image's stamp is its middle. gain: exposure on top of the automatic
+    one.
     automatic: 0 keeps the gain as it is, 1 brings every image to the same mean brightness.
     read_noise, shot_noise: standard deviation of the linear signal (white = 1), constant and times its square root.
     vignetting: share of the light that is lost in the corners.
@@ -36,8 +38,13 @@ class Sensor:
     shot_noise: float = 0.012
     vignetting: float = 0.25
 
-    def capture(self, renderer: Renderer, camera: Camera, map_from_camera_at: Callable[[float], torch.Tensor],
-                rng: np.random.Generator) -> np.ndarray:
+    def capture(
+        self,
+        renderer: Renderer,
+        camera: Camera,
+        map_from_camera_at: Callable[[float], torch.Tensor],
+        rng: np.random.Generator,
+    ) -> np.ndarray:
         """One image, uint8 [H, W, 3] RGB.
 
         map_from_camera_at: the camera's pose, float64 [4, 4], so many seconds after the image's stamp.
@@ -62,7 +69,9 @@ class Sensor:
         if self.exposure_s <= 0:
             return 1
         start, end = map_from_camera_at(-self.exposure_s / 2), map_from_camera_at(self.exposure_s / 2)
-        rows, columns = np.meshgrid(np.linspace(0, camera.height - 1, 8), np.linspace(0, camera.width - 1, 8), indexing="ij")
+        rows, columns = np.meshgrid(
+            np.linspace(0, camera.height - 1, 8), np.linspace(0, camera.width - 1, 8), indexing="ij"
+        )
         rays, valid = camera.unproject(torch.from_numpy(np.stack((columns, rows), -1).reshape(-1, 2)))
         rays = rays[valid & (rays[:, 2] > 0.1)]
         depth = torch.from_numpy(renderer.cast(rays.numpy(), start))

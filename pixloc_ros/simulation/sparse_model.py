@@ -1,11 +1,13 @@
 # Copyright the pixloc_ros authors. SPDX-License-Identifier: Apache-2.0
 """A sparse model of rendered keyframes that looks like the work of structure from motion, as a COLMAP text model.
 
-What is real about it: points sit on corners that a detector finds, are seen by the keyframes that could match them, their
-observations are noisy (half a pixel by default) and each point is triangulated from those, so that its error is that of
-structure from motion: small sideways, larger along the view where the baseline is short. What is ideal: the poses are exact
-and there are no wrong matches.
+What is real about it: points sit on corners that a detector finds, are seen by the keyframes that could match them,
+their observations are noisy (half a pixel by default) and each point is triangulated from those, so that its error is
+that of
+structure from motion: small sideways, larger along the view where the baseline is short. What is ideal: the poses are
+exact and there are no wrong matches.
 """
+
 from __future__ import annotations
 
 from collections.abc import Sequence
@@ -56,7 +58,9 @@ class SparseModel:
     pixel: np.ndarray
 
 
-def build_sparse_model(keyframes: Sequence[Keyframe], camera: Camera, rng: np.random.Generator, noise_px: float = 0.5) -> SparseModel:
+def build_sparse_model(
+    keyframes: Sequence[Keyframe], camera: Camera, rng: np.random.Generator, noise_px: float = 0.5
+) -> SparseModel:
     """Detect corners, follow them through the keyframes by projection and depth, and triangulate noisy observations."""
     true_xyz, rgb, origin = _detect(keyframes, camera)
     point, keyframe, pixel = _observe(true_xyz, origin, keyframes, camera, rng)
@@ -123,7 +127,9 @@ def _visible(points: np.ndarray, frame: Keyframe, camera: Camera) -> tuple[np.nd
     return pixels[good], index[good], z[good]
 
 
-def _observe(points: np.ndarray, origin: np.ndarray, keyframes: Sequence[Keyframe], camera: Camera, rng: np.random.Generator):
+def _observe(
+    points: np.ndarray, origin: np.ndarray, keyframes: Sequence[Keyframe], camera: Camera, rng: np.random.Generator
+):
     """Exact observations: point [M], keyframe [M], pixel [M, 2], sorted by point."""
     centres = np.array([k.map_from_camera[:3, 3].numpy() for k in keyframes])
     first_view = points - centres[origin]
@@ -143,7 +149,9 @@ def _observe(points: np.ndarray, origin: np.ndarray, keyframes: Sequence[Keyfram
     return point[order], keyframe[order], pixel[order]
 
 
-def _has_parallax(points: np.ndarray, point: np.ndarray, keyframe: np.ndarray, keyframes: Sequence[Keyframe]) -> np.ndarray:
+def _has_parallax(
+    points: np.ndarray, point: np.ndarray, keyframe: np.ndarray, keyframes: Sequence[Keyframe]
+) -> np.ndarray:
     """Which points are seen from directions far enough apart to be triangulated: bool [P]."""
     centres = np.array([k.map_from_camera[:3, 3].numpy() for k in keyframes])
     view = points[point] - centres[keyframe]
@@ -158,7 +166,7 @@ def _has_parallax(points: np.ndarray, point: np.ndarray, keyframe: np.ndarray, k
 
 
 def _triangulate(xyz: np.ndarray, point: np.ndarray, pixel: np.ndarray, map_from_camera: torch.Tensor, camera: Camera):
-    """Points that fit their observations best (three Gauss-Newton steps from the given ones), and their mean errors (px)."""
+    """Points that fit their observations best, three Gauss-Newton steps from the given ones; mean errors (px)."""
     camera_from_map = se3.inverse(map_from_camera)
     rotation = camera_from_map[:, :3, :3]
     target, index = torch.from_numpy(pixel), torch.from_numpy(point)
@@ -181,7 +189,9 @@ def write_colmap_text(folder: Path, model: SparseModel, keyframes: Sequence[Keyf
     folder.mkdir(parents=True)
     name, params = camera.to_colmap()
     numbers = " ".join(f"{value:.12g}" for value in params)
-    (folder / "cameras.txt").write_text(f"# CAMERA_ID MODEL WIDTH HEIGHT PARAMS[]\n1 {name} {camera.width} {camera.height} {numbers}\n")
+    (folder / "cameras.txt").write_text(
+        f"# CAMERA_ID MODEL WIDTH HEIGHT PARAMS[]\n1 {name} {camera.width} {camera.height} {numbers}\n"
+    )
     place = np.zeros(len(model.point), int)
     with open(folder / "images.txt", "w") as file:
         file.write("# IMAGE_ID QW QX QY QZ TX TY TZ CAMERA_ID NAME\n# POINTS2D[] as X Y POINT3D_ID\n")
@@ -192,17 +202,28 @@ def write_colmap_text(folder: Path, model: SparseModel, keyframes: Sequence[Keyf
             x, y, z, w = se3.quaternion_from_rotation(camera_from_map[:3, :3]).tolist()
             pose = " ".join(f"{value:.12g}" for value in (w, x, y, z, *camera_from_map[:3, 3].tolist()))
             file.write(f"{index + 1} {pose} 1 {frame.name}\n")
-            file.write(" ".join(f"{u + 0.5:.4f} {v + 0.5:.4f} {p + 1}" for (u, v), p in zip(model.pixel[here], model.point[here])) + "\n")
+            file.write(
+                " ".join(
+                    f"{u + 0.5:.4f} {v + 0.5:.4f} {p + 1}" for (u, v), p in zip(model.pixel[here], model.point[here])
+                )
+                + "\n"
+            )
     starts = np.searchsorted(model.point, np.arange(len(model.xyz) + 1))
     with open(folder / "points3D.txt", "w") as file:
         file.write("# POINT3D_ID X Y Z R G B ERROR TRACK[] as IMAGE_ID POINT2D_IDX\n")
         for index, (xyz, rgb, error) in enumerate(zip(model.xyz, model.rgb, model.error)):
             track = " ".join(f"{model.keyframe[m] + 1} {place[m]}" for m in range(starts[index], starts[index + 1]))
-            file.write(f"{index + 1} " + " ".join(f"{v:.9g}" for v in xyz) + " " + " ".join(str(int(v)) for v in rgb) + f" {error:.4f} {track}\n")
+            file.write(
+                f"{index + 1} "
+                + " ".join(f"{v:.9g}" for v in xyz)
+                + " "
+                + " ".join(str(int(v)) for v in rgb)
+                + f" {error:.4f} {track}\n"
+            )
 
 
 def write_tum_rgbd(folder: Path, keyframes: Sequence[Keyframe], camera: Camera, images: str) -> None:
-    """The keyframes as a sequence in TUM RGB-D format: rgb.txt, depth.txt, groundtruth.txt (camera poses), camera.txt, depth/.
+    """The keyframes in TUM RGB-D format: rgb.txt, depth.txt, groundtruth.txt (camera poses), camera.txt, depth/.
 
     images: where the images lie, relative to folder. Depth PNGs hold millimetres.
     """
@@ -221,4 +242,6 @@ def write_tum_rgbd(folder: Path, keyframes: Sequence[Keyframe], camera: Camera, 
         header = "timestamp tx ty tz qx qy qz qw" if key == "groundtruth" else "timestamp filename"
         (folder / f"{key}.txt").write_text(f"# {header}\n" + "".join(lines))
     name, params = camera.to_colmap()
-    (folder / "camera.txt").write_text(f"{name} {camera.width} {camera.height} " + " ".join(f"{v:.12g}" for v in params) + "\n")
+    (folder / "camera.txt").write_text(
+        f"{name} {camera.width} {camera.height} " + " ".join(f"{v:.12g}" for v in params) + "\n"
+    )

@@ -1,10 +1,13 @@
 # Copyright the pixloc_ros authors. SPDX-License-Identifier: Apache-2.0
 """Procedural textures with the statistics of photographs.
 
-Every function takes a random generator, the size in texels and the size of a texel in metres (so that a brick is as large
-as a brick at any resolution) and returns uint8 [H, W, 3], RGB, gamma encoded. Surfaces are built on `fractal_noise`, whose
-octaves carry equal energy: the 1/f amplitude spectrum of natural images, which gives an aligner gradients at every scale.
+Every function takes a random generator, the size in texels and the size of a texel in metres (so that a brick is as
+large as a brick at any resolution) and returns uint8 [H, W, 3], RGB, gamma encoded. Surfaces are built on
+`fractal_noise`, whose
+octaves carry equal energy: the 1/f amplitude spectrum of natural images, which gives an aligner gradients at every
+scale.
 """
+
 from __future__ import annotations
 
 import cv2
@@ -13,20 +16,44 @@ import numpy as np
 Colour = tuple[float, float, float]
 
 _WORDS = (
-    "EXIT", "DANGER", "STORE 3", "LOADING", "GATE", "PUMP", "NORTH", "KEEP CLEAR", "FRAGILE", "THIS SIDE UP", "NOTICE", "MAP",
-    "CONCERT", "HARBOUR", "SUMMER", "VOLT", "LAB", "SAFETY FIRST", "ROBOTS", "COFFEE", "OPEN DAY", "PLAN B", "WORKSHOP", "ARCHIVE",
+    "EXIT",
+    "DANGER",
+    "STORE 3",
+    "LOADING",
+    "GATE",
+    "PUMP",
+    "NORTH",
+    "KEEP CLEAR",
+    "FRAGILE",
+    "THIS SIDE UP",
+    "NOTICE",
+    "MAP",
+    "CONCERT",
+    "HARBOUR",
+    "SUMMER",
+    "VOLT",
+    "LAB",
+    "SAFETY FIRST",
+    "ROBOTS",
+    "COFFEE",
+    "OPEN DAY",
+    "PLAN B",
+    "WORKSHOP",
+    "ARCHIVE",
 )
 _FONTS = (cv2.FONT_HERSHEY_DUPLEX, cv2.FONT_HERSHEY_TRIPLEX, cv2.FONT_HERSHEY_COMPLEX, cv2.FONT_HERSHEY_SIMPLEX)
 
 
-def fractal_noise(rng: np.random.Generator, height: int, width: int, texel: float, largest: float = 2.0,
-                  persistence: float = 1.0) -> np.ndarray:
+def fractal_noise(
+    rng: np.random.Generator, height: int, width: int, texel: float, largest: float = 2.0, persistence: float = 1.0
+) -> np.ndarray:
     """Sum of octaves from wavelength `largest` (m) down to a texel: float32 [H, W], zero mean, unit variance.
 
-    persistence: amplitude of an octave relative to the next larger one; 1 gives the 1/f amplitude spectrum of photographs
-    (equal energy per octave), smaller values are smoother.
+    persistence: amplitude of an octave relative to the next larger one; 1 gives the 1/f amplitude spectrum of
+    photographs (equal energy per octave), smaller values are smoother.
     """
-    # From the coarsest grid to the finest, each enlarged to the next: an octave costs as much as all coarser ones together.
+    # From the coarsest grid to the finest, each enlarged to the next: an octave costs as much as all coarser ones
+    # together.
     sizes = [(height, width)]
     while 2 * texel * 2 ** (len(sizes) - 1) < largest and max(sizes[-1]) > 2 or len(sizes) == 1:
         sizes.append(((sizes[-1][0] + 1) // 2, (sizes[-1][1] + 1) // 2))
@@ -46,7 +73,7 @@ def _broad_noise(rng: np.random.Generator, height: int, width: int, texel: float
 
 
 def _tint(shade: np.ndarray, colour: Colour, other: Colour | None = None, mix: np.ndarray | None = None) -> np.ndarray:
-    """Colour (0..1) times shade [H, W], optionally mixed with another colour by `mix` [H, W] in 0..1: uint8 [H, W, 3]."""
+    """Colour (0..1) times shade [H, W], maybe mixed with another by `mix` [H, W] in 0..1: uint8 [H, W, 3]."""
     out = np.empty((*shade.shape, 3), np.uint8)
     for channel in range(3):
         value = colour[channel] if mix is None else colour[channel] + (other[channel] - colour[channel]) * mix
@@ -62,7 +89,9 @@ def _px(metres: float, texel: float) -> int:
     return max(1, int(round(metres / texel)))
 
 
-def _draw_cracks(rng: np.random.Generator, image: np.ndarray, texel: float, per_square_metre: float, colour: Colour) -> None:
+def _draw_cracks(
+    rng: np.random.Generator, image: np.ndarray, texel: float, per_square_metre: float, colour: Colour
+) -> None:
     """Random walks drawn as thin dark lines: cracks and scratches."""
     height, width = image.shape[:2]
     count = rng.poisson(per_square_metre * height * width * texel * texel)
@@ -95,7 +124,9 @@ def _draw_stains(rng: np.random.Generator, image: np.ndarray, texel: float, coun
         image[y0:y1, x0:x1] = np.clip(image[y0:y1, x0:x1] * (1.0 + weight), 0, 255)
 
 
-def concrete(rng: np.random.Generator, height: int, width: int, texel: float, colour: Colour = (0.52, 0.51, 0.49)) -> np.ndarray:
+def concrete(
+    rng: np.random.Generator, height: int, width: int, texel: float, colour: Colour = (0.52, 0.51, 0.49)
+) -> np.ndarray:
     """Rough cast concrete with stains, pores and cracks."""
     noise = fractal_noise(rng, height, width, texel, 2.5)
     tone = _broad_noise(rng, height, width, texel)
@@ -105,8 +136,14 @@ def concrete(rng: np.random.Generator, height: int, width: int, texel: float, co
     return image
 
 
-def plaster(rng: np.random.Generator, height: int, width: int, texel: float, colour: Colour = (0.78, 0.77, 0.72),
-            contrast: float = 0.035) -> np.ndarray:
+def plaster(
+    rng: np.random.Generator,
+    height: int,
+    width: int,
+    texel: float,
+    colour: Colour = (0.78, 0.77, 0.72),
+    contrast: float = 0.035,
+) -> np.ndarray:
     """Painted plaster: nearly blank, with the faint mottling and the few marks that real walls have."""
     noise = fractal_noise(rng, height, width, texel, 3.0, 0.9)
     image = _tint(1.0 + contrast * noise, colour)
@@ -115,8 +152,9 @@ def plaster(rng: np.random.Generator, height: int, width: int, texel: float, col
     return image
 
 
-def dado(rng: np.random.Generator, height: int, width: int, texel: float, lower: Colour, upper: Colour,
-         edge: float = 1.1) -> np.ndarray:
+def dado(
+    rng: np.random.Generator, height: int, width: int, texel: float, lower: Colour, upper: Colour, edge: float = 1.1
+) -> np.ndarray:
     """A wall painted in two colours with a stripe between, worn near the floor. Row 0 is the top."""
     image = plaster(rng, height, width, texel, upper, 0.05)
     wobble = fractal_noise(rng, 1, width, texel, 1.0)[0] * 0.002 / texel
@@ -132,8 +170,16 @@ def dado(rng: np.random.Generator, height: int, width: int, texel: float, lower:
     return image
 
 
-def bricks(rng: np.random.Generator, height: int, width: int, texel: float, colour: Colour = (0.56, 0.30, 0.22),
-           length: float = 0.24, course: float = 0.075, mortar: float = 0.011) -> np.ndarray:
+def bricks(
+    rng: np.random.Generator,
+    height: int,
+    width: int,
+    texel: float,
+    colour: Colour = (0.56, 0.30, 0.22),
+    length: float = 0.24,
+    course: float = 0.075,
+    mortar: float = 0.011,
+) -> np.ndarray:
     """Running bond with uneven bricks: repetitive, told apart only by each brick's own tone and dirt."""
     noise = fractal_noise(rng, height, width, texel, 2.0)
     wobble = fractal_noise(rng, height, width, texel, 0.3, 0.6)
@@ -143,10 +189,12 @@ def bricks(rng: np.random.Generator, height: int, width: int, texel: float, colo
     row = np.floor(y / course)
     x = x + (row % 2) * np.float32(length / 2)
     column = np.floor(x / length)
-    inside = np.minimum.reduce([y - row * course, (row + 1) * course - y, x - column * length, (column + 1) * length - x])
+    inside = np.minimum.reduce(
+        [y - row * course, (row + 1) * course - y, x - column * length, (column + 1) * length - x]
+    )
     body = _sigmoid((inside - mortar / 2) * (2.0 / max(texel, 0.002)))
     rows, columns = int(row.max()) + 2, int(column.max()) + 2
-    index = (np.clip(row, 0, None).astype(np.int32) * columns + np.clip(column, 0, None).astype(np.int32))
+    index = np.clip(row, 0, None).astype(np.int32) * columns + np.clip(column, 0, None).astype(np.int32)
     shade = rng.normal(1.0, 0.16, rows * columns).astype(np.float32)[index]
     hue = rng.uniform(0, 1, rows * columns).astype(np.float32)[index]
     brick = _tint(shade * (1.0 + 0.15 * noise), colour, (colour[0] * 0.82, colour[1] * 1.15, colour[2] * 1.35), hue)
@@ -156,8 +204,17 @@ def bricks(rng: np.random.Generator, height: int, width: int, texel: float, colo
     return image
 
 
-def tiles(rng: np.random.Generator, height: int, width: int, texel: float, size: float = 0.3, joint: float = 0.006,
-          colours: tuple[Colour, ...] = ((0.62, 0.60, 0.56),), spread: float = 0.05, grain: float = 0.11) -> np.ndarray:
+def tiles(
+    rng: np.random.Generator,
+    height: int,
+    width: int,
+    texel: float,
+    size: float = 0.3,
+    joint: float = 0.006,
+    colours: tuple[Colour, ...] = ((0.62, 0.60, 0.56),),
+    spread: float = 0.05,
+    grain: float = 0.11,
+) -> np.ndarray:
     """Square tiles, chequered when two colours are given, with dirt that ignores the joints."""
     noise = fractal_noise(rng, height, width, texel, 2.5)
     row = np.arange(height, dtype=np.float32) * texel
@@ -176,13 +233,23 @@ def tiles(rng: np.random.Generator, height: int, width: int, texel: float, size:
     return image
 
 
-def planks(rng: np.random.Generator, height: int, width: int, texel: float, board: float = 0.12,
-           colour: Colour = (0.55, 0.40, 0.25), along_rows: bool = True) -> np.ndarray:
+def planks(
+    rng: np.random.Generator,
+    height: int,
+    width: int,
+    texel: float,
+    board: float = 0.12,
+    colour: Colour = (0.55, 0.40, 0.25),
+    along_rows: bool = True,
+) -> np.ndarray:
     """Wooden boards with grain and knots, running along the rows (or the columns)."""
     if not along_rows:
         return np.ascontiguousarray(np.rot90(planks(rng, width, height, texel, board, colour)))
-    grain = cv2.resize(fractal_noise(rng, height, max(8, width // 12), texel, 0.25, 0.95), (width, height),
-                       interpolation=cv2.INTER_LINEAR)
+    grain = cv2.resize(
+        fractal_noise(rng, height, max(8, width // 12), texel, 0.25, 0.95),
+        (width, height),
+        interpolation=cv2.INTER_LINEAR,
+    )
     noise = fractal_noise(rng, height, width, texel, 1.5)
     index = (np.arange(height) * texel / board).astype(np.int32)
     offset = (np.arange(height, dtype=np.float32) * texel) - index * board
@@ -196,8 +263,17 @@ def planks(rng: np.random.Generator, height: int, width: int, texel: float, boar
         centre = (int(rng.integers(0, width)), int(rng.integers(0, height)))
         radius = _px(rng.uniform(0.006, 0.016), texel)
         for ring, darkness in ((2.0, 0.75), (1.3, 0.5), (0.8, 0.3)):
-            cv2.ellipse(image, centre, (int(radius * ring * 1.6) + 1, int(radius * ring) + 1), 0, 0, 360,
-                        tuple(255 * c * darkness for c in colour), max(1, radius // 3), cv2.LINE_AA)
+            cv2.ellipse(
+                image,
+                centre,
+                (int(radius * ring * 1.6) + 1, int(radius * ring) + 1),
+                0,
+                0,
+                360,
+                tuple(255 * c * darkness for c in colour),
+                max(1, radius // 3),
+                cv2.LINE_AA,
+            )
     return image
 
 
@@ -211,10 +287,17 @@ def crate_side(rng: np.random.Generator, height: int, width: int, texel: float) 
     if rng.random() < 0.6:
         cv2.line(mask, (0, height), (width, 0), 255, rim)
     cv2.rectangle(mask, (0, 0), (width - 1, height - 1), 255, 2 * rim)
-    edge = cv2.GaussianBlur(cv2.dilate(mask, np.ones((3, 3), np.uint8), iterations=_px(0.006, texel)), (0, 0), 0.008 / texel + 0.3)
+    edge = cv2.GaussianBlur(
+        cv2.dilate(mask, np.ones((3, 3), np.uint8), iterations=_px(0.006, texel)), (0, 0), 0.008 / texel + 0.3
+    )
     image = (image * (1 - 0.55 * (edge[..., None] / 255.0))).astype(np.uint8)
     np.copyto(image, frame, where=mask[..., None] > 0)
-    for corner in ((rim // 2, rim // 2), (width - rim // 2, rim // 2), (rim // 2, height - rim // 2), (width - rim // 2, height - rim // 2)):
+    for corner in (
+        (rim // 2, rim // 2),
+        (width - rim // 2, rim // 2),
+        (rim // 2, height - rim // 2),
+        (width - rim // 2, height - rim // 2),
+    ):
         cv2.circle(image, corner, _px(0.007, texel), (45, 42, 40), -1, cv2.LINE_AA)
     _write(rng, image, (width * 0.2, height * 0.35, width * 0.8, height * 0.62), (50, 40, 35))
     return image
@@ -238,13 +321,21 @@ def cardboard(rng: np.random.Generator, height: int, width: int, texel: float) -
     return image
 
 
-def metal(rng: np.random.Generator, height: int, width: int, texel: float, colour: Colour = (0.45, 0.50, 0.55),
-          pitch: float = 0.0) -> np.ndarray:
+def metal(
+    rng: np.random.Generator,
+    height: int,
+    width: int,
+    texel: float,
+    colour: Colour = (0.45, 0.50, 0.55),
+    pitch: float = 0.0,
+) -> np.ndarray:
     """Painted sheet metal with scratches and rust; corrugated along the rows when pitch (m) is given."""
     noise = fractal_noise(rng, height, width, texel, 1.5)
     shade = 1.0 + 0.07 * noise
     if pitch:
-        shade = shade * (0.82 + 0.26 * np.sin(np.arange(height, dtype=np.float32) * (2 * np.pi * texel / pitch)))[:, None]
+        shade = (
+            shade * (0.82 + 0.26 * np.sin(np.arange(height, dtype=np.float32) * (2 * np.pi * texel / pitch)))[:, None]
+        )
     rust = _sigmoid((noise + 0.5 * fractal_noise(rng, height, width, texel, 0.8) - 1.9) * 4.0)
     image = _tint(shade, colour, (0.42, 0.25, 0.14), rust)
     _draw_cracks(rng, image, texel, 2.5, (0.68, 0.67, 0.65))
@@ -270,13 +361,26 @@ def poster(rng: np.random.Generator, height: int, width: int, texel: float) -> n
             corners = np.array([x, y]) + rng.uniform(-1.2, 1.2, (int(rng.integers(3, 7)), 2)) * size
             cv2.fillPoly(image, [corners.astype(np.int32)], colour, cv2.LINE_AA)
         else:
-            cv2.line(image, (x, y), tuple(int(c) for c in rng.uniform((0, 0), (width, height))), colour, max(1, size // 6), cv2.LINE_AA)
+            cv2.line(
+                image,
+                (x, y),
+                tuple(int(c) for c in rng.uniform((0, 0), (width, height))),
+                colour,
+                max(1, size // 6),
+                cv2.LINE_AA,
+            )
     ink = (20, 20, 25) if rng.random() < 0.6 else (240, 238, 230)
     _write(rng, image, (width * 0.06, height * 0.03, width * 0.94, height * 0.2), ink)
     for line in range(int(rng.integers(2, 6))):
         y = height * (0.78 + 0.035 * line)
         _small_print(rng, image, width * 0.08, y, width * rng.uniform(0.5, 0.85), height * 0.02, ink)
-    cv2.rectangle(image, (0, 0), (width - 1, height - 1), (235, 233, 226) if rng.random() < 0.7 else (30, 30, 32), _px(0.012, texel))
+    cv2.rectangle(
+        image,
+        (0, 0),
+        (width - 1, height - 1),
+        (235, 233, 226) if rng.random() < 0.7 else (30, 30, 32),
+        _px(0.012, texel),
+    )
     return image
 
 
@@ -291,8 +395,17 @@ def notice_board(rng: np.random.Generator, height: int, width: int, texel: float
         cv2.rectangle(image, (x, y), (x + w, y + h), paper, -1)
         _write(rng, image, (x + w * 0.1, y + h * 0.05, x + w * 0.9, y + h * 0.22), (30, 30, 40))
         for line in range(int(rng.integers(3, 10))):
-            _small_print(rng, image, x + w * 0.1, y + h * (0.3 + 0.065 * line), w * rng.uniform(0.4, 0.8), h * 0.03, (60, 60, 70))
-        cv2.circle(image, (x + w // 2, y + 4), _px(0.006, texel), tuple(float(c) for c in rng.uniform(30, 230, 3)), -1, cv2.LINE_AA)
+            _small_print(
+                rng, image, x + w * 0.1, y + h * (0.3 + 0.065 * line), w * rng.uniform(0.4, 0.8), h * 0.03, (60, 60, 70)
+            )
+        cv2.circle(
+            image,
+            (x + w // 2, y + 4),
+            _px(0.006, texel),
+            tuple(float(c) for c in rng.uniform(30, 230, 3)),
+            -1,
+            cv2.LINE_AA,
+        )
     cv2.rectangle(image, (0, 0), (width - 1, height - 1), (95, 70, 45), _px(0.03, texel))
     return image
 
@@ -304,10 +417,18 @@ def door(rng: np.random.Generator, height: int, width: int, texel: float) -> np.
     for top, bottom in ((0.08, 0.42), (0.5, 0.86)):
         a, b = (int(width * 0.16), int(height * top)), (int(width * 0.84), int(height * bottom))
         cv2.rectangle(image, a, b, tuple(255 * c * 0.55 for c in colour), _px(0.015, texel))
-        cv2.rectangle(image, (a[0] + 3, a[1] + 3), (b[0] + 3, b[1] + 3), tuple(255 * min(1, c * 1.4) for c in colour), _px(0.006, texel))
+        cv2.rectangle(
+            image,
+            (a[0] + 3, a[1] + 3),
+            (b[0] + 3, b[1] + 3),
+            tuple(255 * min(1, c * 1.4) for c in colour),
+            _px(0.006, texel),
+        )
     cv2.rectangle(image, (0, int(height * 0.91)), (width, height), (150, 152, 155), -1)
     cv2.circle(image, (int(width * 0.9), int(height * 0.5)), _px(0.03, texel), (205, 200, 185), -1, cv2.LINE_AA)
-    cv2.rectangle(image, (int(width * 0.3), int(height * 0.2)), (int(width * 0.7), int(height * 0.27)), (235, 235, 228), -1)
+    cv2.rectangle(
+        image, (int(width * 0.3), int(height * 0.2)), (int(width * 0.7), int(height * 0.27)), (235, 235, 228), -1
+    )
     _write(rng, image, (width * 0.32, height * 0.205, width * 0.68, height * 0.265), (30, 40, 80))
     cv2.rectangle(image, (0, 0), (width - 1, height - 1), (70, 66, 60), _px(0.05, texel))
     return image
@@ -324,9 +445,21 @@ def window(rng: np.random.Generator, height: int, width: int, texel: float) -> n
     for _ in range(3):
         x, w = int(rng.uniform(0, width)), int(rng.uniform(0.15, 0.3) * width)
         top = int(height * rng.uniform(0.4, 0.65))
-        cv2.rectangle(image, (x, top), (x + w, height), tuple(float(c) for c in rng.uniform(100, 190) + rng.uniform(-20, 20, 3)), -1)
+        cv2.rectangle(
+            image,
+            (x, top),
+            (x + w, height),
+            tuple(float(c) for c in rng.uniform(100, 190) + rng.uniform(-20, 20, 3)),
+            -1,
+        )
         for k in range(3):
-            cv2.rectangle(image, (x + int(w * (0.12 + 0.3 * k)), top + int(height * 0.06)), (x + int(w * (0.27 + 0.3 * k)), top + int(height * 0.14)), (60, 70, 85), -1)
+            cv2.rectangle(
+                image,
+                (x + int(w * (0.12 + 0.3 * k)), top + int(height * 0.06)),
+                (x + int(w * (0.27 + 0.3 * k)), top + int(height * 0.14)),
+                (60, 70, 85),
+                -1,
+            )
     bar = _px(0.04, texel)
     for k in range(4):
         cv2.line(image, (int(width * k / 3), 0), (int(width * k / 3), height), (225, 224, 218), bar)
@@ -337,17 +470,37 @@ def window(rng: np.random.Generator, height: int, width: int, texel: float) -> n
 
 def goods(rng: np.random.Generator, height: int, width: int, texel: float) -> np.ndarray:
     """Fronts of small things on a shelf: binders, tins, packets."""
-    image = _tint(1.0 + 0.06 * fractal_noise(rng, height, width, texel, 0.3), tuple(rng.uniform(0.2, 0.9) * (0.5 + 0.5 * rng.uniform(0, 1, 3))))
+    image = _tint(
+        1.0 + 0.06 * fractal_noise(rng, height, width, texel, 0.3),
+        tuple(rng.uniform(0.2, 0.9) * (0.5 + 0.5 * rng.uniform(0, 1, 3))),
+    )
     if rng.random() < 0.5:
         edges = np.unique(np.concatenate([[0, width], rng.integers(0, width, max(2, int(width * texel / 0.06)))]))
         for left, right in zip(edges[:-1], edges[1:]):
             tone = rng.uniform(40, 235) * (0.45 + 0.55 * rng.uniform(0, 1, 3))
             shade = (0.7 + 0.3 * np.sin(np.linspace(0.3, np.pi - 0.3, right - left)))[None, :, None]
             image[:, left:right] = np.clip(image[:, left:right] * 0.35 + tone * shade * 0.65, 0, 255)
-            cv2.rectangle(image, (int(left) + 2, int(height * 0.2)), (int(right) - 3, int(height * rng.uniform(0.35, 0.6))), tuple(float(c) for c in rng.uniform(200, 245, 3)), -1)
+            cv2.rectangle(
+                image,
+                (int(left) + 2, int(height * 0.2)),
+                (int(right) - 3, int(height * rng.uniform(0.35, 0.6))),
+                tuple(float(c) for c in rng.uniform(200, 245, 3)),
+                -1,
+            )
     else:
-        cv2.rectangle(image, (0, int(height * 0.3)), (width, int(height * 0.7)), tuple(float(c) for c in rng.uniform(20, 250, 3)), -1)
-        _write(rng, image, (width * 0.05, height * 0.36, width * 0.95, height * 0.64), tuple(float(c) for c in rng.uniform(0, 255, 3)))
+        cv2.rectangle(
+            image,
+            (0, int(height * 0.3)),
+            (width, int(height * 0.7)),
+            tuple(float(c) for c in rng.uniform(20, 250, 3)),
+            -1,
+        )
+        _write(
+            rng,
+            image,
+            (width * 0.05, height * 0.36, width * 0.95, height * 0.64),
+            tuple(float(c) for c in rng.uniform(0, 255, 3)),
+        )
     return image
 
 
@@ -370,10 +523,20 @@ def floor_marks(rng: np.random.Generator, image: np.ndarray, texel: float) -> No
     for _ in range(6):
         x, y = int(rng.uniform(0.1, 0.9) * width), int(rng.uniform(0.25, 0.75) * height)
         length = _px(0.5, texel)
-        cv2.arrowedLine(layer, (x, y), (x + int(rng.choice((-1, 1))) * length, y), 255, _px(0.06, texel), cv2.LINE_AA, 0, 0.4)
+        cv2.arrowedLine(
+            layer, (x, y), (x + int(rng.choice((-1, 1))) * length, y), 255, _px(0.06, texel), cv2.LINE_AA, 0, 0.4
+        )
     for _ in range(7):
-        cv2.putText(layer, str(int(rng.integers(1, 60))), (int(rng.uniform(0, 0.9) * width), int(rng.uniform(0.1, 0.95) * height)),
-                    _FONTS[0], 0.012 / texel, 255, _px(0.05, texel), cv2.LINE_AA)
+        cv2.putText(
+            layer,
+            str(int(rng.integers(1, 60))),
+            (int(rng.uniform(0, 0.9) * width), int(rng.uniform(0.1, 0.95) * height)),
+            _FONTS[0],
+            0.012 / texel,
+            255,
+            _px(0.05, texel),
+            cv2.LINE_AA,
+        )
     worn = layer.astype(np.float32) / 255.0 * _sigmoid(2.5 * fractal_noise(rng, height, width, texel, 1.0) + 1.5)
     for channel, paint in enumerate((215.0, 190.0, 70.0)):
         image[..., channel] = image[..., channel] * (1 - 0.8 * worn) + paint * 0.8 * worn
@@ -382,7 +545,9 @@ def floor_marks(rng: np.random.Generator, image: np.ndarray, texel: float) -> No
         centre = tuple(int(c) for c in rng.uniform((0, 0), (width, height)))
         radius = _px(rng.uniform(0.5, 2.5), texel)
         start = rng.uniform(0, 360)
-        cv2.ellipse(layer, centre, (radius, radius), 0, start, start + rng.uniform(15, 70), 255, _px(0.04, texel), cv2.LINE_AA)
+        cv2.ellipse(
+            layer, centre, (radius, radius), 0, start, start + rng.uniform(15, 70), 255, _px(0.04, texel), cv2.LINE_AA
+        )
     tyre = layer.astype(np.float32) / 255.0 * 0.35 * _sigmoid(2 * fractal_noise(rng, height, width, texel, 0.5))
     image[:] = (image * (1 - tyre[..., None])).astype(np.uint8)
 
@@ -396,10 +561,14 @@ def _write(rng: np.random.Generator, image: np.ndarray, box: tuple[float, float,
     if scale * h < 3:
         return
     thickness = max(1, int(round(scale * 2.5)))
-    cv2.putText(image, word, (int(x0), int(y0 + (y1 - y0 + h * scale) / 2)), font, scale, tuple(ink), thickness, cv2.LINE_AA)
+    cv2.putText(
+        image, word, (int(x0), int(y0 + (y1 - y0 + h * scale) / 2)), font, scale, tuple(ink), thickness, cv2.LINE_AA
+    )
 
 
-def _small_print(rng: np.random.Generator, image: np.ndarray, x: float, y: float, width: float, height: float, ink: tuple) -> None:
+def _small_print(
+    rng: np.random.Generator, image: np.ndarray, x: float, y: float, width: float, height: float, ink: tuple
+) -> None:
     """A row of dashes that reads as text from afar."""
     end, thickness = x + width, max(1, int(height))
     while x < end:

@@ -1,9 +1,10 @@
 # Copyright the pixloc_ros authors. SPDX-License-Identifier: Apache-2.0
 """A place made of textured flat pieces: two rooms of a workshop, 12 m x 8 m, with everything that stands in them.
 
-The map frame is z-up with its origin on the floor between the two rooms: x in [-6, 6], y in [-4, 4], z in [0, 3], metres.
-Like a real building the place has rich walls, repetitive ones (bricks, tiles) and almost blank ones.
+The map frame is z-up with its origin on the floor between the two rooms: x in [-6, 6], y in [-4, 4], z in [0, 3],
+metres. Like a real building the place has rich walls, repetitive ones (bricks, tiles) and almost blank ones.
 """
+
 from __future__ import annotations
 
 from collections.abc import Callable
@@ -24,9 +25,9 @@ TextureMaker = Callable[[np.random.Generator, int, int, float], np.ndarray]
 class Quad:
     """A flat textured rectangle, seen from one side only.
 
-    origin: its upper left corner as seen from the front (m, map frame); right, down: its edges from there (m), at a right
-    angle. texture: index into `World.textures`; texel (0, 0) lies at the origin. emission: radiance added to what it
-    reflects, in units of the texture.
+    origin: its upper left corner as seen from the front (m, map frame); right, down: its edges from there (m), at a
+    right angle. texture: index into `World.textures`; texel (0, 0) lies at the origin. emission: radiance added to
+    what it reflects, in units of the texture.
     """
 
     origin: np.ndarray
@@ -74,27 +75,46 @@ class World:
 
     def add_quad(self, origin, right, down, texture: int, emission: float = 0.0) -> None:
         """Add a rectangle: see `Quad` for the arguments."""
-        self.quads.append(Quad(np.array(origin, float), np.array(right, float), np.array(down, float), texture, emission))
+        self.quads.append(
+            Quad(np.array(origin, float), np.array(right, float), np.array(down, float), texture, emission)
+        )
 
-    def add_box(self, centre, size, yaw: float, sides: int | list[int], top: int | None, bottom: int | None = None) -> None:
-        """A box turned by yaw about z. centre, size: (x, y, z) m. sides: one texture, or four (front +x, then left, back, right).
+    def add_box(
+        self, centre, size, yaw: float, sides: int | list[int], top: int | None, bottom: int | None = None
+    ) -> None:
+        """A box turned by yaw about z. centre, size: (x, y, z) m.
 
-        top, bottom: textures, or None to leave that face out.
+        sides: one texture, or four: front (+x), left, back, right. top, bottom: textures, or None to leave that face
+        out.
         """
         centre, half = np.array(centre, float), np.array(size, float) / 2
         forward = np.array([np.cos(yaw), np.sin(yaw), 0.0])
         left, up = np.array([-forward[1], forward[0], 0.0]), np.array([0.0, 0.0, 1.0])
         faces = [sides] * 4 if isinstance(sides, int) else sides
-        axes = ((forward, left, half[0], half[1]), (left, -forward, half[1], half[0]),
-                (-forward, -left, half[0], half[1]), (-left, forward, half[1], half[0]))
+        axes = (
+            (forward, left, half[0], half[1]),
+            (left, -forward, half[1], half[0]),
+            (-forward, -left, half[0], half[1]),
+            (-left, forward, half[1], half[0]),
+        )
         for (out, across, depth, breadth), texture in zip(axes, faces):
             # Seen from outside, the right-hand direction of a side is its left-turned normal: up × out.
             corner = centre + out * depth - across * breadth + up * half[2]
             self.add_quad(corner, across * 2 * breadth, -up * 2 * half[2], texture)
         if top is not None:
-            self.add_quad(centre + up * half[2] + forward * half[0] + left * half[1], -left * 2 * half[1], -forward * 2 * half[0], top)
+            self.add_quad(
+                centre + up * half[2] + forward * half[0] + left * half[1],
+                -left * 2 * half[1],
+                -forward * 2 * half[0],
+                top,
+            )
         if bottom is not None:
-            self.add_quad(centre - up * half[2] - forward * half[0] + left * half[1], -left * 2 * half[1], forward * 2 * half[0], bottom)
+            self.add_quad(
+                centre - up * half[2] - forward * half[0] + left * half[1],
+                -left * 2 * half[1],
+                forward * 2 * half[0],
+                bottom,
+            )
         if max(size) >= _MIN_SHADOW_SIZE:
             self.blockers.append((*centre, *half, yaw))
 
@@ -123,17 +143,37 @@ class _Builder:
         ground = textures.concrete(rng, int(WIDTH / texel), int(LENGTH / texel), texel, (0.50, 0.49, 0.47))
         half = ground.shape[1] // 2
         # One room has tiles: the floor alone tells the rooms apart.
-        ground[:, half:] = textures.tiles(rng, ground.shape[0], ground.shape[1] - half, texel, 0.4, 0.008,
-                                          ((0.52, 0.50, 0.46), (0.40, 0.40, 0.41)), 0.07)
+        ground[:, half:] = textures.tiles(
+            rng,
+            ground.shape[0],
+            ground.shape[1] - half,
+            texel,
+            0.4,
+            0.008,
+            ((0.52, 0.50, 0.46), (0.40, 0.40, 0.41)),
+            0.07,
+        )
         textures.floor_marks(rng, ground, texel)
         world.add_quad((-LENGTH / 2, WIDTH / 2, 0), (LENGTH, 0, 0), (0, -WIDTH, 0), world.add_texture(ground))
-        ceiling = self.texture(textures.tiles, WIDTH, LENGTH, texel * 2, size=0.62, joint=0.02, colours=((0.76, 0.76, 0.74),), spread=0.02, grain=0.05)
+        ceiling = self.texture(
+            textures.tiles,
+            WIDTH,
+            LENGTH,
+            texel * 2,
+            size=0.62,
+            joint=0.02,
+            colours=((0.76, 0.76, 0.74),),
+            spread=0.02,
+            grain=0.05,
+        )
         world.add_quad((-LENGTH / 2, -WIDTH / 2, HEIGHT), (LENGTH, 0, 0), (0, WIDTH, 0), ceiling)
         green, cream = (0.33, 0.43, 0.38), (0.80, 0.77, 0.68)
         north_west = self.texture(textures.bricks, HEIGHT, LENGTH / 2)
         north_east = self.texture(textures.dado, HEIGHT, LENGTH / 2, lower=(0.36, 0.42, 0.50), upper=(0.80, 0.79, 0.76))
         south_west = self.texture(textures.dado, HEIGHT, LENGTH / 2, lower=green, upper=cream)
-        south_east = self.texture(textures.tiles, HEIGHT, LENGTH / 2, size=0.2, joint=0.005, colours=((0.72, 0.74, 0.72),), spread=0.04)
+        south_east = self.texture(
+            textures.tiles, HEIGHT, LENGTH / 2, size=0.2, joint=0.005, colours=((0.72, 0.74, 0.72),), spread=0.04
+        )
         west = self.texture(textures.concrete, HEIGHT, WIDTH)
         east = self.texture(textures.plaster, HEIGHT, WIDTH)
         x, y, down = LENGTH / 2, WIDTH / 2, (0, 0, -HEIGHT)
@@ -145,11 +185,22 @@ class _Builder:
         world.add_quad((x, y, HEIGHT), (0, -WIDTH, 0), down, east)
         for sign in (-1, 1):
             length = 2.0
-            faces = [self.texture(textures.bricks, HEIGHT, length, colour=(0.62, 0.55, 0.47)), self.texture(textures.concrete, HEIGHT, 0.25),
-                     self.texture(textures.plaster, HEIGHT, length, colour=(0.70, 0.74, 0.77)), self.texture(textures.concrete, HEIGHT, 0.25)]
+            faces = [
+                self.texture(textures.bricks, HEIGHT, length, colour=(0.62, 0.55, 0.47)),
+                self.texture(textures.concrete, HEIGHT, 0.25),
+                self.texture(textures.plaster, HEIGHT, length, colour=(0.70, 0.74, 0.77)),
+                self.texture(textures.concrete, HEIGHT, 0.25),
+            ]
             world.add_box((0, sign * (y - length / 2), HEIGHT / 2), (0.25, length, HEIGHT), 0.0, faces, None)
         lintel = self.texture(textures.concrete, 0.4, WIDTH - 4)
-        world.add_box((0, 0, HEIGHT - 0.2), (0.3, WIDTH - 4, 0.4), 0.0, lintel, None, self.texture(textures.concrete, 0.3, WIDTH - 4))
+        world.add_box(
+            (0, 0, HEIGHT - 0.2),
+            (0.3, WIDTH - 4, 0.4),
+            0.0,
+            lintel,
+            None,
+            self.texture(textures.concrete, 0.3, WIDTH - 4),
+        )
 
     def ceiling_lamps(self) -> None:
         glow = self.world.add_texture(np.full((16, 16, 3), 250, np.uint8))
@@ -159,7 +210,9 @@ class _Builder:
                 self.world.add_box((x, y, HEIGHT - 0.05), (1.3, 0.3, 0.1), 0.0, housing, None, housing)
                 self.world.blockers.pop()
                 self.world.add_quad((x - 0.6, y - 0.12, HEIGHT - 0.102), (1.2, 0, 0), (0, 0.24, 0), glow, 4.0)
-                self.world.lamps.append(Lamp(np.array([x, y, HEIGHT - 0.14]), np.array([1.0, 0.95, 0.86]), np.array([0.55, 0.1, 0.0])))
+                self.world.lamps.append(
+                    Lamp(np.array([x, y, HEIGHT - 0.14]), np.array([1.0, 0.95, 0.86]), np.array([0.55, 0.1, 0.0]))
+                )
         pipe = self.texture(textures.metal, 0.12, LENGTH, colour=(0.62, 0.60, 0.52))
         for y, z in ((3.3, 2.8), (-3.5, 2.7)):
             self.world.add_box((0, y, z), (LENGTH - 0.02, 0.12, 0.12), 0.0, pipe, pipe, pipe)
@@ -167,7 +220,9 @@ class _Builder:
 
     # ---- things on walls
 
-    def on_wall(self, wall: str, along: float, bottom: float, width: float, height: float, texture: int, gap: float = 0.012) -> None:
+    def on_wall(
+        self, wall: str, along: float, bottom: float, width: float, height: float, texture: int, gap: float = 0.012
+    ) -> None:
         """Hang a thing: along = its centre's coordinate along the wall, gap = its distance from the wall (m)."""
         x, y = LENGTH / 2 - gap, WIDTH / 2 - gap
         top, down = bottom + height, (0, 0, -height)
@@ -180,8 +235,17 @@ class _Builder:
         else:
             self.world.add_quad((x, along + width / 2, top), (0, -width, 0), down, texture)
 
-    def hang(self, wall: str, along: float, bottom: float, width: float, height: float, maker: TextureMaker, **options) -> None:
-        self.on_wall(wall, along, bottom, width, height, self.texture(maker, height, width, self.fine(max(width, height)), **options))
+    def hang(
+        self, wall: str, along: float, bottom: float, width: float, height: float, maker: TextureMaker, **options
+    ) -> None:
+        self.on_wall(
+            wall,
+            along,
+            bottom,
+            width,
+            height,
+            self.texture(maker, height, width, self.fine(max(width, height)), **options),
+        )
 
     def wall_things(self) -> None:
         rng = self.rng
@@ -193,16 +257,46 @@ class _Builder:
             self.world.daylight.append(Lamp(centre + inward, np.array([0.82, 0.92, 1.0]), extent))
         self.hang("north", -1.1 + rng.uniform(-0.3, 0.2), 0.0, 1.0, 2.1, textures.door)
         self.hang("east", -2.4 + rng.uniform(-0.3, 0.3), 0.0, 1.0, 2.1, textures.door)
-        self.hang("west", 0.2 + rng.uniform(-0.3, 0.3), 0.0, 2.6, 2.5, textures.metal, pitch=0.12, colour=(0.40, 0.46, 0.50))
+        self.hang(
+            "west", 0.2 + rng.uniform(-0.3, 0.3), 0.0, 2.6, 2.5, textures.metal, pitch=0.12, colour=(0.40, 0.46, 0.50)
+        )
         self.hang("north", 3.6 + rng.uniform(-0.3, 0.3), 0.9, 1.9, 1.1, textures.notice_board)
         self.hang("south", 3.3 + rng.uniform(-0.3, 0.3), 1.0, 1.5, 0.9, textures.notice_board)
-        slots = [("north", -4.9), ("north", -3.6), ("north", -2.4), ("north", 1.2), ("north", 5.3), ("south", -5.2), ("south", -1.4),
-                 ("south", 1.3), ("south", 5.2), ("west", -2.7), ("west", 2.8), ("west", -1.8), ("east", 3.2), ("east", -0.6)]
+        slots = [
+            ("north", -4.9),
+            ("north", -3.6),
+            ("north", -2.4),
+            ("north", 1.2),
+            ("north", 5.3),
+            ("south", -5.2),
+            ("south", -1.4),
+            ("south", 1.3),
+            ("south", 5.2),
+            ("west", -2.7),
+            ("west", 2.8),
+            ("west", -1.8),
+            ("east", 3.2),
+            ("east", -0.6),
+        ]
         for wall, along in slots:
             if rng.random() < 0.85:
                 width = rng.uniform(0.45, 0.95)
-                self.hang(wall, along + rng.uniform(-0.15, 0.15), rng.uniform(1.0, 1.5), width, width * rng.uniform(1.0, 1.45), textures.poster)
-        for wall, along in (("north", -0.35), ("south", -0.45), ("east", 3.75), ("west", -3.7), ("north", 2.2), ("south", 2.2)):
+                self.hang(
+                    wall,
+                    along + rng.uniform(-0.15, 0.15),
+                    rng.uniform(1.0, 1.5),
+                    width,
+                    width * rng.uniform(1.0, 1.45),
+                    textures.poster,
+                )
+        for wall, along in (
+            ("north", -0.35),
+            ("south", -0.45),
+            ("east", 3.75),
+            ("west", -3.7),
+            ("north", 2.2),
+            ("south", 2.2),
+        ):
             self.hang(wall, along, rng.uniform(1.1, 1.5), 0.25, 0.25, textures.goods)
         for wall, along, length in (("south", -2.0, 1.4), ("east", 0.6, 1.2), ("north", 5.0, 1.0)):
             self.radiator(wall, along, length)
@@ -214,29 +308,54 @@ class _Builder:
                 self.world.add_quad((x, y + step, 2.1), (0, -2 * step, 0), (0, 0, -1.0), texture)
 
     def radiator(self, wall: str, along: float, length: float) -> None:
-        texture = np.ascontiguousarray(np.rot90(textures.metal(self.rng, int(length / self.texel), int(0.55 / self.texel), self.texel, (0.80, 0.79, 0.75), 0.06)))
+        texture = np.ascontiguousarray(
+            np.rot90(
+                textures.metal(
+                    self.rng, int(length / self.texel), int(0.55 / self.texel), self.texel, (0.80, 0.79, 0.75), 0.06
+                )
+            )
+        )
         index = self.world.add_texture(texture)
         distance = 0.07
-        centre = {"south": (along, -WIDTH / 2 + distance, 0.42), "north": (along, WIDTH / 2 - distance, 0.42), "east": (LENGTH / 2 - distance, along, 0.42)}[wall]
+        centre = {
+            "south": (along, -WIDTH / 2 + distance, 0.42),
+            "north": (along, WIDTH / 2 - distance, 0.42),
+            "east": (LENGTH / 2 - distance, along, 0.42),
+        }[wall]
         size = (0.1, length, 0.55) if wall == "east" else (length, 0.1, 0.55)
         self.world.add_box(centre, size, 0.0, index, index)
 
     # ---- things that stand on the floor
 
     def series(self) -> None:
-        """Textures shared by crates, boxes and shelves: series of equal goods are part of what makes a place ambiguous."""
+        """Textures shared by crates, boxes and shelves: series of equal goods make a place ambiguous."""
         fine = self.fine(0.8)
         self.crates = [self.texture(textures.crate_side, 0.8, 0.8, fine) for _ in range(6)]
         self.boxes = [self.texture(textures.cardboard, 0.4, 0.5, self.fine(0.4)) for _ in range(10)]
         self.goods = [self.texture(textures.goods, 0.3, 0.4, self.fine(0.3)) for _ in range(14)]
         self.wood = [self.texture(textures.planks, 0.5, 1.6, fine) for _ in range(3)]
-        self.steel = [self.texture(textures.metal, 1.0, 1.0, fine, colour=c) for c in ((0.36, 0.42, 0.52), (0.55, 0.30, 0.20), (0.62, 0.62, 0.60))]
-        self.drums = [self.texture(textures.metal, 0.88, 0.23, fine, colour=c, pitch=0.29) for c in ((0.26, 0.36, 0.52), (0.30, 0.42, 0.33))]
+        self.steel = [
+            self.texture(textures.metal, 1.0, 1.0, fine, colour=c)
+            for c in ((0.36, 0.42, 0.52), (0.55, 0.30, 0.20), (0.62, 0.62, 0.60))
+        ]
+        self.drums = [
+            self.texture(textures.metal, 0.88, 0.23, fine, colour=c, pitch=0.29)
+            for c in ((0.26, 0.36, 0.52), (0.30, 0.42, 0.33))
+        ]
 
     def pick(self, options: list[int], count: int = 4) -> list[int]:
         return [options[int(i)] for i in self.rng.integers(0, len(options), count)]
 
-    def shelf(self, x: float, y: float, yaw: float, length: float = 1.7, depth: float = 0.45, height: float = 1.9, backed: bool = True) -> None:
+    def shelf(
+        self,
+        x: float,
+        y: float,
+        yaw: float,
+        length: float = 1.7,
+        depth: float = 0.45,
+        height: float = 1.9,
+        backed: bool = True,
+    ) -> None:
         """A rack whose long side runs along its own y axis and whose open side looks along its own x axis."""
         rng, world = self.rng, self.world
         forward, left = np.array([np.cos(yaw), np.sin(yaw)]), np.array([-np.sin(yaw), np.cos(yaw)])
@@ -260,8 +379,13 @@ class _Builder:
                     break
                 if rng.random() < 0.88:
                     faces = self.pick(self.goods if rng.random() < 0.6 else self.boxes)
-                    world.add_box(place(rng.uniform(-0.03, 0.05), at + width / 2, level + 0.015 + tall / 2), (depth * 0.7, width, tall),
-                                  yaw + rng.uniform(-0.06, 0.06), faces, faces[0])
+                    world.add_box(
+                        place(rng.uniform(-0.03, 0.05), at + width / 2, level + 0.015 + tall / 2),
+                        (depth * 0.7, width, tall),
+                        yaw + rng.uniform(-0.06, 0.06),
+                        faces,
+                        faces[0],
+                    )
                 at += width + rng.uniform(0.01, 0.1)
 
     def crate(self, x: float, y: float, z: float, size: float, yaw: float) -> None:
@@ -273,8 +397,13 @@ class _Builder:
         z, size = 0.0, self.rng.uniform(0.45, 0.6)
         for _ in range(count):
             faces, tall = self.pick(self.boxes, 5), self.rng.uniform(0.25, 0.42)
-            self.world.add_box((x + self.rng.uniform(-0.04, 0.04), y + self.rng.uniform(-0.04, 0.04), z + tall / 2), (size, size * 0.8, tall),
-                               self.rng.uniform(-0.35, 0.35), faces[:4], faces[4])
+            self.world.add_box(
+                (x + self.rng.uniform(-0.04, 0.04), y + self.rng.uniform(-0.04, 0.04), z + tall / 2),
+                (size, size * 0.8, tall),
+                self.rng.uniform(-0.35, 0.35),
+                faces[:4],
+                faces[4],
+            )
             z, size = z + tall, size * self.rng.uniform(0.8, 0.98)
 
     def pallet(self, x: float, y: float, yaw: float) -> None:
@@ -286,15 +415,30 @@ class _Builder:
         world.add_box((x, y, 0.74), (0.7, 1.5, 0.05), yaw, wood, wood, wood)
         c, s = np.cos(yaw), np.sin(yaw)
         for fx, fy in ((-0.3, -0.7), (-0.3, 0.7), (0.3, -0.7), (0.3, 0.7)):
-            world.add_box((x + c * fx - s * fy, y + s * fx + c * fy, 0.36), (0.06, 0.06, 0.72), yaw, self.steel[2], None)
+            world.add_box(
+                (x + c * fx - s * fy, y + s * fx + c * fy, 0.36), (0.06, 0.06, 0.72), yaw, self.steel[2], None
+            )
         for fy in (-0.5, -0.1, 0.35):
             faces, tall = self.pick(self.goods, 5), rng.uniform(0.12, 0.4)
-            world.add_box((x - s * fy, y + c * fy, 0.765 + tall / 2), (rng.uniform(0.2, 0.4), rng.uniform(0.2, 0.35), tall), yaw + rng.uniform(-0.5, 0.5), faces[:4], faces[4])
+            world.add_box(
+                (x - s * fy, y + c * fy, 0.765 + tall / 2),
+                (rng.uniform(0.2, 0.4), rng.uniform(0.2, 0.35), tall),
+                yaw + rng.uniform(-0.5, 0.5),
+                faces[:4],
+                faces[4],
+            )
 
     def barrel(self, x: float, y: float) -> None:
         """An eight-sided drum."""
-        radius, height, texture, lid = 0.29, 0.88, self.drums[int(self.rng.integers(2))], self.steel[int(self.rng.integers(2))]
-        corners = [np.array([x + radius * np.cos(a), y + radius * np.sin(a), height]) for a in np.arange(8) * np.pi / 4 + 0.3]
+        radius, height, texture, lid = (
+            0.29,
+            0.88,
+            self.drums[int(self.rng.integers(2))],
+            self.steel[int(self.rng.integers(2))],
+        )
+        corners = [
+            np.array([x + radius * np.cos(a), y + radius * np.sin(a), height]) for a in np.arange(8) * np.pi / 4 + 0.3
+        ]
         for a, b in zip(corners, corners[1:] + corners[:1]):
             self.world.add_quad(a, b - a, (0, 0, -height), texture)
         side = radius * 1.3
@@ -304,13 +448,17 @@ class _Builder:
     def pillar(self, x: float, y: float, size: float = 0.36) -> None:
         faces = []
         for _ in range(4):
-            image = textures.concrete(self.rng, int(HEIGHT / self.texel), int(size / self.texel), self.texel, (0.60, 0.59, 0.56))
+            image = textures.concrete(
+                self.rng, int(HEIGHT / self.texel), int(size / self.texel), self.texel, (0.60, 0.59, 0.56)
+            )
             textures.hazard_stripes(image, self.texel, 1.3, 0.5)
             faces.append(self.world.add_texture(image))
         self.world.add_box((x, y, HEIGHT / 2), (size, size, HEIGHT), 0.0, faces, None)
         for sign in (-1, 1):
             sheet = self.texture(textures.goods, 0.3, 0.24, self.fine(0.3))
-            self.world.add_quad((x - sign * 0.12, y - sign * (size / 2 + 0.008), 1.85), (sign * 0.24, 0, 0), (0, 0, -0.3), sheet)
+            self.world.add_quad(
+                (x - sign * 0.12, y - sign * (size / 2 + 0.008), 1.85), (sign * 0.24, 0, 0), (0, 0, -0.3), sheet
+            )
 
     def floor_things(self) -> None:
         """Two islands the drives go round, and goods along the walls; a ring around each island stays free."""
@@ -345,8 +493,8 @@ class _Builder:
 def build_world(seed: int = 0, texel: float = 0.004) -> World:
     """The workshop. The same seed and texel give the same place, bit for bit; other seeds other textures and goods.
 
-    texel: size of a texel of walls and floor in metres (posters and goods get up to half of that). 0.004 is right for VGA
-    images from a metre away; tests are quicker with 0.01.
+    texel: size of a texel of walls and floor in metres (posters and goods get up to half of that). 0.004 is right for
+    VGA images from a metre away; tests are quicker with 0.01.
     """
     builder = _Builder(seed, texel)
     builder.shell()
