@@ -2,9 +2,9 @@
 # Copyright the pixloc_ros authors. SPDX-License-Identifier: Apache-2.0
 """Localization figures of a folder of scenes, as in docs/results.md.
 
-For each scene with map/, images/ and queries/: a map of the map split, the queries localized from each set of priors (and
-from retrieval), scored by the folder's own tool; for scenes with drive/, the bag tracked offline. Writes a Markdown table
-and a JSON file.
+For each scene with map/, images/ and queries/: a map of the map split's COLMAP model, and another of its RGB-D
+sequence where there is one (tum/); the queries localized from each set of priors (and from retrieval), scored by the
+folder's own tool; for scenes with drive/, the bag tracked offline. Writes a Markdown table and a JSON file.
 
     scripts/evaluate_scenes.py ../shared/data -o out/scenes
 """
@@ -23,10 +23,12 @@ from pixloc_ros.evaluation import localize, offline
 from pixloc_ros.evaluation.bags import BagReader
 from pixloc_ros.evaluation.report import format_number
 from pixloc_ros.evaluation.trajectory import read_benchmark_poses, write_benchmark_poses, write_text
-from pixloc_ros.features import load_extractor
-from pixloc_ros.mapping import build_map_from_colmap
+from pixloc_ros.features import Extractor, load_extractor
+from pixloc_ros.mapping import Map, build_map_from_colmap, build_map_from_rgbd
 
 PRIORS = ("small", "medium", "large", "none")
+RGBD_FOLDER = "tum"
+"""Of a scene: the map split in the format of the TUM RGB-D benchmark."""
 MAP_STRIDE = 3
 """Every third image of a drive is in the map."""
 
@@ -46,30 +48,46 @@ def main() -> int:
         return 2
     names = args.scenes or sorted(p.parent.name for p in args.data.glob("*/queries") if (p.parent / "map").is_dir())
     extractor = load_extractor(args.weights)
-    results = {name: evaluate_scene(args.data / name, args.output / name, extractor, args.weights, args.priors, score)
-               for name in names}
-    write_text(args.output / "scenes.json", json.dumps(results, indent=2) + "\n")
-    write_text(args.output / "scenes.md", markdown(results))
+    results = {}
+    for name in names:
+        for kind in ("colmap", "rgbd"):
+            if kind == "rgbd" and not (args.data / name / RGBD_FOLDER).is_dir():
+                continue
+            label = name if kind == "colmap" else f"{name}, RGB-D map"
+            results[label] = evaluate_scene(args.data / name, kind, args.output / name, extractor, args.weights,
+                                            args.priors, score)
+            # After each scene, so that a long run can be looked at.
+            write_text(args.output / "scenes.json", json.dumps(results, indent=2) + "\n")
+            write_text(args.output / "scenes.md", markdown(results))
     print(markdown(results))
     return 0
 
 
-def evaluate_scene(scene: Path, output: Path, extractor, weights: str, priors: list[str], score: Path) -> dict[str, object]:
-    """Everything about one scene; its files go to `output`."""
-    began = time.perf_counter()
+def build(scene: Path, kind: str, extractor: Extractor) -> Map:
+    """The scene's map from its COLMAP model ("colmap") or its RGB-D sequence ("rgbd")."""
     with show_progress(f"{scene.name}: map") as progress:
-        map_, _ = build_map_from_colmap(scene / "map", scene / "images", extractor, progress=progress)
-    path = output / f"{scene.name}.pixmap"
+        if kind == "colmap":
+            return build_map_from_colmap(scene / "map", scene / "images", extractor, progress=progress)[0]
+        return build_map_from_rgbd(scene / RGBD_FOLDER, extractor, progress=progress)[0]
+
+
+def evaluate_scene(scene: Path, kind: str, output: Path, extractor: Extractor, weights: str, priors: list[str],
+                   score: Path) -> dict[str, object]:
+    """Everything about one map of one scene; its files go to `output`."""
+    began = time.perf_counter()
+    map_ = build(scene, kind, extractor)
+    path = output / f"{scene.name}_{kind}.pixmap"
     map_.save(path)
-    result: dict[str, object] = {"map": {"keyframes": len(map_.keyframe_names), "points": len(map_.xyz),
-                                         "mebibytes": path.stat().st_size / 2**20, "seconds": time.perf_counter() - began}}
+    about = {"keyframes": len(map_.keyframe_names), "points": len(map_.xyz), "mebibytes": path.stat().st_size / 2**20,
+             "seconds": time.perf_counter() - began}
+    result: dict[str, object] = {"map": about}
     localizer = localize.open_localizer(path, weights)
     queries = localize.read_queries(scene / "images", scene / "queries" / "cameras.txt")
     for name in priors:
         starts = {} if name == "none" else read_benchmark_poses(scene / "queries" / f"priors_{name}.txt")
         with show_progress(f"{scene.name}: priors {name}") as progress:
             found = localize.localize_queries(localizer, queries, starts, progress)
-        poses = output / f"poses_{name}.txt"
+        poses = output / f"poses_{kind}_{name}.txt"
         write_benchmark_poses(poses, {r.name: r.camera_from_map for r in found if not r.reason})
         scored = subprocess.run([sys.executable, str(score), str(scene), str(poses), "--json"], check=True,
                                 capture_output=True, text=True)
@@ -85,8 +103,8 @@ def evaluate_scene(scene: Path, output: Path, extractor, weights: str, priors: l
 
 def markdown(results: dict[str, dict]) -> str:
     """Two tables: single images, and drives."""
-    lines = ["| scene | priors | queries | median deg | median % depth | median m | R@0.1°/0.2 % | R@0.5°/1 % | R@2°/5 % "
-             "| ms p50 | ms p99 |", "|---|---|---|---|---|---|---|---|---|---|---|"]
+    lines = ["| scene | priors | queries | median deg | median % depth | median m | R@0.1°/0.2 % | R@0.5°/1 % "
+             "| R@2°/5 % | ms p50 | ms p99 |", "|---|---|---|---|---|---|---|---|---|---|---|"]
     for scene, result in results.items():
         for prior in PRIORS:
             if prior in result:
@@ -95,8 +113,8 @@ def markdown(results: dict[str, dict]) -> str:
                 cells = [scene, prior, s["queries"], *(format_number(s[k]) for k in ("median_deg", "median_pct_depth",
                          "median_dist")), *recall, *(format_number(t[f"frame_ms_p{p}"]) for p in (50, 99))]
                 lines.append("| " + " | ".join(map(str, cells)) + " |")
-    lines += ["", "| drive | frames | tracked % | scored | median m | p95 m | median deg | p95 deg | odometry alone, median m "
-              "| losses | ms p50 | ms p99 |", "|---|---|---|---|---|---|---|---|---|---|---|---|"]
+    lines += ["", "| drive | frames | tracked % | scored | median m | p95 m | median deg | p95 deg "
+              "| odometry alone, median m | losses | ms p50 | ms p99 |", "|---|---|---|---|---|---|---|---|---|---|---|---|"]
     for scene, result in results.items():
         if "drive" in result:
             d = result["drive"]
