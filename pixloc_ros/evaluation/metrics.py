@@ -150,15 +150,15 @@ def _spread(values: torch.Tensor, found: np.ndarray) -> np.ndarray:
 
 
 def percentiles(name: str, values: Sequence[float]) -> dict[str, float | None]:
-    """{name}_p50, _p95, _p99 of N values; None for all where N = 0."""
+    """50th, 95th and 99th percentile of N values, {} in the name standing for the number; None for all where N = 0."""
     points = (50, 95, 99)
     numbers = np.percentile(values, points).tolist() if len(values) else [None] * len(points)
-    return {f"{name}_p{point}": number for point, number in zip(points, numbers)}
+    return {name.format(point): number for point, number in zip(points, numbers)}
 
 
 def timing_summary(frames: Sequence[Mapping[str, float]], total: str = "total") -> dict[str, object]:
     """Milliseconds per stage of N frames → frame_ms_p50, _p95, _p99 of the stage `total`, and the same of every stage."""
     stages = sorted({stage for frame in frames for stage in frame})
     by_stage = {stage: [frame[stage] for frame in frames if stage in frame] for stage in stages}
-    return {**percentiles("frame_ms", by_stage.get(total, [])),
-            "stage_ms": {stage: percentiles("ms", values) for stage, values in by_stage.items() if stage != total}}
+    return {**percentiles("frame_ms_p{}", by_stage.get(total, [])),
+            "stage_ms": {stage: percentiles("p{}", values) for stage, values in by_stage.items() if stage != total}}

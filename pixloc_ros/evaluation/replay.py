@@ -109,7 +109,7 @@ def as_run(recording: Recording, truth: Trajectory, odometry: Trajectory) -> Bag
 def summarize(recording: Recording, run: BagRun, base_from_camera: torch.Tensor, skip_map_frames: int = 0) -> dict[str, object]:
     """`offline.summarize` of the run, and what only a live run can tell: JSON-ready.
 
-    latency_ms: from the moment an image was handed to DDS until its pose came back. unreported_frames: images without a
+    latency_p50_ms, ...: from the moment an image was handed to DDS until its pose came back. unreported_frames: images without a
     status. chain_error_m, _rad: largest difference between TF's map → camera and the published pose. tf_errors: failed
     lookups at image stamps that have a pose. tf_beyond_odometry: of images newer than the last odometry, for which nobody
     could know; not counted as errors.
@@ -122,7 +122,7 @@ def summarize(recording: Recording, run: BagRun, base_from_camera: torch.Tensor,
     beyond = [r for r in failed if recording.last_odometry_ns is not None and r.stamp_ns > recording.last_odometry_ns]
     failed = [r for r in failed if r not in beyond]
     stats.update(
-        metrics.percentiles("latency_ms", latencies_ms(recording)),
+        metrics.percentiles("latency_p{}_ms", latencies_ms(recording)),
         dropped_frames=recording.statuses[-1].dropped if recording.statuses else 0,
         unreported_frames=sum(stamp not in statuses for stamp in recording.sent_s),
         repeated_statuses=sum(n - 1 for n in statuses.values()),
@@ -131,7 +131,7 @@ def summarize(recording: Recording, run: BagRun, base_from_camera: torch.Tensor,
         tf_lookups=sum(r.stamp_ns in posed for r in recording.lookups), tf_errors=len(failed),
         tf_error_messages=dict(Counter(f"{r.error}: {r.text}" for r in failed).most_common(5)),
         tf_beyond_odometry=len(beyond),
-        **metrics.percentiles("tf_wait_ms", [r.waited_ms for r in recording.lookups if not r.error]))
+        **metrics.percentiles("tf_wait_p{}_ms", [r.waited_ms for r in recording.lookups if not r.error]))
     stats["problems"] = problems(stats)
     return stats
 

@@ -68,10 +68,10 @@ def format_run(stats: Mapping[str, object]) -> str:
             rows.append(("odometry alone", f"{_median_p95(stats, 'odometry_error', 'm')}, "
                                            f"{_median_p95(stats, 'odometry_rotation_error', 'deg')}"))
         rows.append(("false tracks", str(stats["false_tracked_frames"])))
-    for key, label in (("frame_ms", "time a frame"), ("latency_ms", "image stamp to pose")):
-        if stats.get(f"{key}_p50") is not None:
-            rows.append((label, f"{format_number(stats[f'{key}_p50'])} ms, p95 {format_number(stats[f'{key}_p95'])}, "
-                                f"p99 {format_number(stats[f'{key}_p99'])}"))
+    for key, label in (("frame_ms_p{}", "time a frame"), ("latency_p{}_ms", "image stamp to pose")):
+        if stats.get(key.format(50)) is not None:
+            p50, p95, p99 = (format_number(stats[key.format(point)]) for point in (50, 95, 99))
+            rows.append((label, f"{p50} ms median, {p95} p95, {p99} p99"))
     width = max(len(label) for label, _ in rows)
     lines = [f"{label.ljust(width)}  {value}" for label, value in rows]
     for label, key in (("frames", "messages"), ("odometry", "odometry_messages")):
@@ -82,3 +82,23 @@ def format_run(stats: Mapping[str, object]) -> str:
 def _median_p95(stats: Mapping[str, object], key: str, unit: str) -> str:
     median, p95 = (format_number(stats[f"{key}_{name}_{unit}"]) for name in ("median", "p95"))
     return f"{median} {unit} median, {p95} p95"
+
+
+def format_demo(stats: Mapping[str, object]) -> str:
+    """The table that the demo ends with."""
+    def cell(key: str, unit: str) -> str:
+        return "–" if stats.get(key) is None else f"{format_number(stats[key])} {unit}"
+
+    rows = [("", "pixloc", "odometry alone")]
+    for label, ours, alone, unit in (("translation error", "translation_error", "odometry_error", "m"),
+                                     ("rotation error", "rotation_error", "odometry_rotation_error", "deg")):
+        rows += [(f"{label}, {name}", cell(f"{ours}_{name}_{unit}", unit), cell(f"{alone}_{name}_{unit}", unit))
+                 for name in ("median", "p95")]
+    lines = [f"frames   {stats['frames']}",
+             f"tracked  {100 * stats['tracked_fraction']:.1f} %",
+             f"latency  {cell('latency_p50_ms', 'ms')} p50, {cell('latency_p95_ms', 'ms')} p95 (image to pose)", "",
+             format_table(rows)]
+    if stats["dropped_frames"]:
+        lines += ["", f"{stats['dropped_frames']} images were dropped because newer ones had come: this machine was too slow or "
+                      "too busy for real time (try --rate 0.5)"]
+    return "\n".join(lines + [f"PROBLEM: {problem}" for problem in stats["problems"]])

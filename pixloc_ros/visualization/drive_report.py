@@ -72,9 +72,9 @@ class DriveReport:
         if s.get("odometry_error_median_m") is not None:
             cards.append(Card(f"{format_number(s['odometry_error_median_m'])} m", "odometry alone, median",
                               f"p95 {format_number(s['odometry_error_p95_m'])} m"))
-        for key, label in (("latency_ms", "from image to pose, median"), ("frame_ms", "a frame takes, median")):
-            if s.get(f"{key}_p50") is not None:
-                cards.append(Card(f"{s[f'{key}_p50']:.0f} ms", label, f"p95 {s[f'{key}_p95']:.0f} ms"))
+        for key, label in (("latency_p{}_ms", "from image to pose, median"), ("frame_ms_p{}", "a frame takes, median")):
+            if s.get(key.format(50)) is not None:
+                cards.append(Card(f"{s[key.format(50)]:.0f} ms", label, f"p95 {s[key.format(95)]:.0f} ms"))
         return cards
 
     def _error_rows(self) -> list[list[str]]:
