@@ -340,7 +340,11 @@ class LocalizationNode(Node):
         self._diagnostics.publish(message)
 
     def _log_condition(self, level: bytes, text: str) -> None:
-        (self.get_logger().error if level == ERROR else self.get_logger().warning)(text)
+        # Two calls in two lines: rclpy refuses another severity from the same line.
+        if level == ERROR:
+            self.get_logger().error(text)
+        else:
+            self.get_logger().warning(text)
 
 
 def main(arguments: list[str] | None = None) -> int:

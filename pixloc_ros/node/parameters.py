@@ -138,7 +138,7 @@ PARAMETERS: tuple[Parameter, ...] = (
         bounds=(1e-4, 3.2),
     ),
     # processing
-    Parameter("max_points", 512, "Map points used per image: more is more exact and slower.", bounds=(32, 8192)),
+    Parameter("max_points", 1024, "Map points used per image: more is more exact and slower.", bounds=(32, 8192)),
     Parameter(
         "threads", 0, "CPU threads of the network and the optimizer; 0: as many as there are cores.", bounds=(0, 256)
     ),

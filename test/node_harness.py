@@ -1,0 +1,297 @@
+# Copyright the pixloc_ros authors. SPDX-License-Identifier: Apache-2.0
+"""A node under test, a robot that feeds it and a listener, over real DDS in one process.
+
+The images of `Robot` carry their number as a grey value; `FakeLocalizer` reads it and answers with the true pose: so
+everything but the alignment itself is real.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import os
+import threading
+import time
+from array import array
+
+import cv2
+import numpy as np
+import rclpy
+import torch
+from builtin_interfaces.msg import Time
+from diagnostic_msgs.msg import DiagnosticArray
+from geometry_msgs.msg import PoseWithCovarianceStamped
+from nav_msgs.msg import Odometry
+from pixloc_ros.msg import LocalizationStatus
+from rclpy.executors import SingleThreadedExecutor
+from rclpy.parameter import Parameter
+from rclpy.qos import DurabilityPolicy, QoSProfile
+from sensor_msgs.msg import CameraInfo, CompressedImage, Image
+from tf2_msgs.msg import TFMessage
+from tf2_ros import Buffer, StaticTransformBroadcaster, TransformBroadcaster, TransformListener
+
+from pixloc_ros.geometry import se3
+from pixloc_ros.node import conversions
+from pixloc_ros.node.localization_node import LocalizationNode
+from pixloc_ros.tracking.tracker import Tracker
+from pixloc_ros.tracking.types import FrameAlignment
+
+WIDTH, HEIGHT = 64, 48
+PERIOD_NS = 50_000_000
+START_NS = 1_000_000_000_000
+BASE_FROM_CAMERA = torch.tensor(
+    [[0.0, 0.0, 1.0, 0.2], [-1.0, 0.0, 0.0, 0.05], [0.0, -1.0, 0.0, 0.5], [0.0, 0.0, 0.0, 1.0]], dtype=torch.float64
+)
+BROKEN = 250
+"""Grey value of an image that aligns with nothing."""
+
+
+def isolate() -> None:
+    """Own DDS domain, this machine only, unless the environment has chosen."""
+    os.environ.setdefault("ROS_AUTOMATIC_DISCOVERY_RANGE", "LOCALHOST")
+    os.environ.setdefault("ROS_DOMAIN_ID", str(10 + os.getpid() % 80))
+
+
+def true_pose(seconds: float) -> torch.Tensor:
+    """map_from_base while driving a curve, uphill."""
+    turn = 0.4 * seconds
+    return conversions.matrix_from_euler(
+        (3.0 * math.sin(turn) + 1.0, 3.0 * (1 - math.cos(turn)) - 2.0, 0.3 + 0.1 * seconds), 0.02, -0.1, turn + 0.7
+    )
+
+
+def odometry_pose(seconds: float) -> torch.Tensor:
+    """odom_from_base: begins elsewhere and drifts."""
+    motion = se3.inverse(true_pose(0.0)) @ true_pose(seconds * 1.01)
+    return conversions.matrix_from_euler((0.4, 0.1, 0.0), 0.0, 0.0, 0.2) @ motion
+
+
+def stamp_of(number: int) -> int:
+    """Of image `number`."""
+    return START_NS + number * PERIOD_NS
+
+
+def pose_of(number: int) -> torch.Tensor:
+    """True map_from_base at image `number`."""
+    return true_pose((stamp_of(number) - START_NS) * 1e-9)
+
+
+class FakeLocalizer:
+    """Reads the number of an image and answers with its pose."""
+
+    def localize(self, image, camera, map_from_camera, prior_covariance=None) -> FrameAlignment:
+        value = float(image[HEIGHT - 8 :].mean())
+        good = value < BROKEN - 10
+        number = round((value - 20) / 4)
+        pose = pose_of(number) @ BASE_FROM_CAMERA if good else map_from_camera
+        return FrameAlignment(pose, 1e-4 * torch.eye(6, dtype=torch.float64), good, "fake", 0.01, 0.9, 1.0, 200, 3)
+
+
+class FakeEngine:
+    map_name = "fake.pixmap"
+
+    def __init__(self, *_) -> None:
+        self.localizer = FakeLocalizer()
+
+    def tracker(self) -> Tracker:
+        return Tracker(self.localizer)
+
+    def warm_up(self) -> None:
+        pass
+
+
+def grey_image(number: int | None) -> np.ndarray:
+    """uint8 [HEIGHT, WIDTH]: white upper half, the number below; None: an image that aligns with nothing."""
+    image = np.full((HEIGHT, WIDTH), 255, np.uint8)
+    image[HEIGHT // 2 :] = BROKEN if number is None else 20 + 4 * number
+    return image
+
+
+def encoded(grey: np.ndarray, encoding: str) -> tuple[np.ndarray, int]:
+    """A grey picture as rows of another encoding, and its bytes per pixel."""
+    if encoding in ("mono8", "8UC1") or encoding.startswith("bayer") and encoding.endswith("8"):
+        return grey, 1
+    if encoding == "mono16" or encoding.endswith("16"):
+        return grey.astype(np.uint16) << 4, 2
+    if encoding in ("rgb8", "bgr8"):
+        return np.repeat(grey, 3, axis=1), 3
+    if encoding in ("rgba8", "bgra8"):
+        return np.repeat(grey, 4, axis=1), 4
+    luma = np.clip(np.rint(grey.astype(float) * 219 / 255 + 16), 0, 255).astype(np.uint8)
+    rows = np.full((HEIGHT, 2 * WIDTH), 128, np.uint8)
+    rows[:, 0 if encoding in ("yuv422_yuy2", "yuyv") else 1 :: 2] = luma
+    return rows, 2
+
+
+def image_message(number: int | None, stamp_ns: int, encoding: str = "mono8", frame: str = "camera_optical") -> Image:
+    """sensor_msgs/Image of `grey_image`."""
+    rows, pixel_bytes = encoded(grey_image(number), encoding)
+    message = Image(height=HEIGHT, width=WIDTH, encoding=encoding, step=WIDTH * pixel_bytes)
+    message.header.frame_id, message.header.stamp = frame, conversions.stamp_from_ns(stamp_ns)
+    data = array("B")
+    data.frombytes(np.ascontiguousarray(rows).tobytes())
+    message.data = data
+    return message
+
+
+def compressed_message(number: int | None, stamp_ns: int) -> CompressedImage:
+    """The same as JPEG."""
+    message = CompressedImage(format="jpeg")
+    message.header.frame_id, message.header.stamp = "camera_optical", conversions.stamp_from_ns(stamp_ns)
+    message.data = array("B", cv2.imencode(".jpg", grey_image(number))[1].tobytes())
+    return message
+
+
+def camera_info() -> CameraInfo:
+    return CameraInfo(
+        width=WIDTH, height=HEIGHT, distortion_model="plumb_bob", d=[0.0] * 5,
+        k=[60.0, 0.0, 31.5, 0.0, 60.0, 23.5, 0.0, 0.0, 1.0],
+    )  # fmt: skip
+
+
+def odometry_message(stamp_ns: int) -> Odometry:
+    message = Odometry(child_frame_id="base_link")
+    message.header.frame_id, message.header.stamp = "odom", conversions.stamp_from_ns(stamp_ns)
+    message.pose.pose = conversions.matrix_to_pose(odometry_pose((stamp_ns - START_NS) * 1e-9))
+    message.twist.twist.linear.x = 1.2
+    return message
+
+
+def initial_pose_message(number: int, stamp_ns: int | None = None) -> PoseWithCovarianceStamped:
+    message = PoseWithCovarianceStamped()
+    message.header.frame_id = "map"
+    message.header.stamp = Time() if stamp_ns is None else conversions.stamp_from_ns(stamp_ns)
+    message.pose.pose = conversions.matrix_to_pose(pose_of(number))
+    message.pose.covariance[0] = message.pose.covariance[7] = 0.04
+    message.pose.covariance[35] = 0.01
+    return message
+
+
+class Robot:
+    """Publishes what a robot does, and keeps all that the node says."""
+
+    def __init__(self, node: rclpy.node.Node, transport: str) -> None:
+        self.node = node
+        self.transport = transport
+        latched = QoSProfile(depth=1, durability=DurabilityPolicy.TRANSIENT_LOCAL)
+        self.raw = node.create_publisher(Image, "camera/image_raw", 50)
+        self.compressed = node.create_publisher(CompressedImage, "camera/image_raw/compressed", 50)
+        self.info = node.create_publisher(CameraInfo, "camera/camera_info", latched)
+        self.odometry = node.create_publisher(Odometry, "odom", 50)
+        self.initial_pose = node.create_publisher(PoseWithCovarianceStamped, "initialpose", 1)
+        self.tf = TransformBroadcaster(node)
+        self.static_tf = StaticTransformBroadcaster(node)
+        self.statuses: list[LocalizationStatus] = []
+        self.poses: list[PoseWithCovarianceStamped] = []
+        self.odometries: list[Odometry] = []
+        self.transforms: list = []
+        self.levels: dict[str, bytes] = {}
+        self.texts: list[str] = []
+        self.buffer = Buffer(node=node)
+        self.listener = TransformListener(self.buffer, node)
+        name = "localization_node"
+        node.create_subscription(LocalizationStatus, f"{name}/status", self.statuses.append, 500)
+        node.create_subscription(PoseWithCovarianceStamped, f"{name}/pose", self.poses.append, 500)
+        node.create_subscription(Odometry, f"{name}/odometry", self.odometries.append, 500)
+        node.create_subscription(TFMessage, "/tf", self._on_tf, 500)
+        node.create_subscription(DiagnosticArray, "/diagnostics", self._on_diagnostics, 50)
+        self.odometry_ns = START_NS - 40_000_000
+
+    def _on_tf(self, message: TFMessage) -> None:
+        self.transforms += [t for t in message.transforms if t.header.frame_id == "map"]
+
+    def _on_diagnostics(self, message: DiagnosticArray) -> None:
+        for status in message.status:
+            self.levels[status.name.split(": ")[1]] = status.level
+            self.texts.append(f"{status.name.split(': ')[1]}: {status.message}")
+
+    # ---- what it publishes
+
+    def describe_camera(self) -> None:
+        self.info.publish(camera_info())
+        self.static_tf.sendTransform(conversions.transform_stamped("base_link", "camera_optical", 0, BASE_FROM_CAMERA))
+
+    def drive_to(self, stamp_ns: int) -> None:
+        """Odometry and its TF at 50 Hz up to one sample at or after a stamp."""
+        while self.odometry_ns < stamp_ns:
+            self.odometry_ns += 20_000_000
+            message = odometry_message(self.odometry_ns)
+            self.odometry.publish(message)
+            pose = odometry_pose((self.odometry_ns - START_NS) * 1e-9)
+            self.tf.sendTransform(conversions.transform_stamped("odom", "base_link", self.odometry_ns, pose))
+
+    def see(self, number: int | None, stamp_ns: int | None = None) -> None:
+        """Publishes image `number`."""
+        stamp_ns = stamp_of(number) if stamp_ns is None else stamp_ns
+        if self.transport == "compressed":
+            self.compressed.publish(compressed_message(number, stamp_ns))
+        else:
+            self.raw.publish(image_message(number, stamp_ns))
+
+    def step(self, number: int, image: int | None = -1) -> LocalizationStatus:
+        """One image with its odometry (`image`: another picture than its own); the node's answer."""
+        self.drive_to(stamp_of(number))
+        self.see(number if image == -1 else image, stamp_of(number))
+        return self.status_of(stamp_of(number))
+
+    # ---- what it waits for
+
+    def wait(self, condition, seconds: float = 5.0):
+        """The first true value of the condition."""
+        deadline = time.monotonic() + seconds
+        while not (value := condition()):
+            assert time.monotonic() < deadline, f"waited {seconds} s in vain; last diagnostics: {self.texts[-7:]}"
+            time.sleep(0.002)
+        return value
+
+    def status_of(self, stamp_ns: int, number: int = 1) -> LocalizationStatus:
+        """The `number`-th status with this stamp."""
+
+        def found():
+            same = [s for s in self.statuses if conversions.stamp_to_ns(s.header.stamp) == stamp_ns]
+            return same[number - 1] if len(same) >= number else None
+
+        return self.wait(found)
+
+    def diagnosed(self, text: str) -> str:
+        """Waits for a diagnostic message that contains the text."""
+        return self.wait(lambda: next((t for t in self.texts if text in t), None))
+
+
+@contextlib.contextmanager
+def running(transport: str = "raw", engine=FakeEngine, ready: bool = True, **parameters):
+    """(node, robot): both spinning and connected, the node started with these parameters ('__' stands for a dot)."""
+    isolate()
+    context = rclpy.Context()
+    rclpy.init(context=context)
+    values = {"image_transport": transport, "map": "fake.pixmap", **parameters}
+    overrides = [Parameter(name.replace("__", "."), value=value) for name, value in values.items()]
+    node = LocalizationNode(engine, context=context, parameter_overrides=overrides)
+    robot_node = rclpy.create_node("robot", context=context)
+    robot = Robot(robot_node, transport)
+    executors = []
+    for member in (node, robot_node):
+        executor = SingleThreadedExecutor(context=context)
+        executor.add_node(member)
+        thread = threading.Thread(target=executor.spin, daemon=True)
+        thread.start()
+        executors.append((executor, thread))
+    try:
+        images = robot.compressed if transport == "compressed" else robot.raw
+        publishers = [images, robot.info, robot.initial_pose]
+        if values.get("odom_source", "topic") == "topic":
+            publishers.append(robot.odometry)
+        robot.wait(lambda: all(p.get_subscription_count() for p in publishers))
+        robot.wait(lambda: robot_node.count_publishers("localization_node/status") and "map" in robot.levels)
+        if ready:
+            robot.describe_camera()
+            robot.wait(lambda: node._inputs._camera is not None)
+        yield node, robot
+    finally:
+        node.close()
+        for executor, thread in executors:
+            executor.shutdown()
+            thread.join()
+        node.destroy_node()
+        robot_node.destroy_node()
+        context.try_shutdown()
