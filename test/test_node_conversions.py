@@ -130,7 +130,9 @@ def test_camera_of_a_binned_region():
     assert camera.params.tolist() == pytest.approx([250.0, 250.0, 109.5, 99.5])
 
 
-@pytest.mark.parametrize("encoding", ["mono8", "mono16", "rgb8", "bgr8", "bgra8", "rgb16", "bayer_gbrg8", "yuv422", "yuyv"])
+@pytest.mark.parametrize(
+    "encoding", ["mono8", "mono16", "rgb8", "bgr8", "bgra8", "rgb16", "bayer_gbrg8", "yuv422", "yuyv"]
+)
 @pytest.mark.parametrize("padding", [0, 5, 12])
 @pytest.mark.parametrize("is_bigendian", [0, 1])
 def test_images_through_cv_bridge_are_what_the_bag_reader_sees(encoding, padding, is_bigendian):
