@@ -392,7 +392,9 @@ def _ray_grid(camera: Camera, samples: int) -> tuple[np.ndarray, np.ndarray]:
     forward = rays[..., 2] > 1e-3
     slopes = rays[..., :2] / np.where(forward, rays[..., 2], 1.0)[..., None]
     if not forward[valid].all() or np.abs(slopes[valid]).max() > _MAX_RAY_SLOPE:
-        raise InputError("the camera's field of view is too wide to simulate: use one below 138 degrees")
+        raise InputError(
+            "the camera's field of view is too wide to simulate: use one below 138 degrees, corner to corner"
+        )
     return slopes, valid
 
 
