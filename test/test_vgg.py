@@ -14,7 +14,7 @@ from pixloc_ros.geometry.cameras import Camera
 
 
 def random_network(depth, seed=0):
-    """Random weights that keep the signal's size, so that every layer matters; batch normalisation that does something."""
+    """Random weights that keep the signal's size, so that every layer matters; normalisation that does something."""
     torch.manual_seed(seed)
     network = VggNetwork(depth)
     for module in network.modules():
@@ -61,7 +61,8 @@ def conv(x, layer):
     size = weight.shape[-1]
     height, width = x.shape[1:]
     x = np.pad(x, ((0, 0), (size // 2,) * 2, (size // 2,) * 2))
-    out = sum(np.tensordot(weight[:, :, i, j], x[:, i:i + height, j:j + width], 1) for i in range(size) for j in range(size))
+    out = sum(np.tensordot(weight[:, :, i, j], x[:, i:i + height, j:j + width], 1)
+              for i in range(size) for j in range(size))
     return out if layer.bias is None else out + layer.bias.double().numpy()[:, None, None]
 
 
@@ -108,7 +109,8 @@ def test_network_computes_what_its_description_says(depth, height, width):
     network, image = random_network(depth), image_of(height, width)
     pyramid = network(as_input(image))
     assert pyramid.image_size == (width, height)
-    for level, stride, (features, confidence) in zip(pyramid.levels, (16, 4, 1), reference_levels(network, image), strict=True):
+    expected = reference_levels(network, image)
+    for level, stride, (features, confidence) in zip(pyramid.levels, (16, 4, 1), expected, strict=True):
         assert level.stride == stride
         np.testing.assert_allclose(level.features[0], features, atol=1e-4)
         np.testing.assert_allclose(level.confidence[0], confidence, atol=1e-4)
@@ -124,12 +126,12 @@ def test_levels_of_odd_sizes_lose_less_than_sixteen_pixels(network, height, widt
         assert level.features.shape == (1, channels, *cells) and level.confidence.shape == (1, *cells)
         assert level.features.is_contiguous(memory_format=torch.channels_last)
         torch.testing.assert_close(level.features.norm(dim=1), torch.ones(1, *cells))
-        assert 0 < level.confidence.min() and level.confidence.max() < 1
+        assert level.confidence.min() > 0 and level.confidence.max() < 1
 
 
 def test_cells_are_where_the_pixel_convention_puts_them(network):
-    """With kernels that are their own mirror image, a mirrored picture has mirrored features at every image pixel. Any other
-    place of the cells than (p + 0.5) / stride - 0.5 would not be symmetric."""
+    """With kernels that are their own mirror image, a mirrored picture has mirrored features at every image pixel. Any
+    other place of the cells than (p + 0.5) / stride - 0.5 would not be symmetric."""
     mirrored = random_network(16, seed=3)
     for module in mirrored.modules():
         if isinstance(module, torch.nn.Conv2d):
@@ -139,7 +141,8 @@ def test_cells_are_where_the_pixel_convention_puts_them(network):
     opposite = torch.stack((95 - pixels[..., 0], pixels[..., 1]), -1)
     one, two = (mirrored(as_input(np.ascontiguousarray(i))) for i in (image, image[:, ::-1]))
     for a, b in zip(one.levels, two.levels):
-        (value_a, confidence_a, inside_a), (value_b, confidence_b, inside_b) = sample_level(a, pixels), sample_level(b, opposite)
+        value_a, confidence_a, inside_a = sample_level(a, pixels)
+        value_b, confidence_b, inside_b = sample_level(b, opposite)
         assert inside_a.all() and inside_b.all()
         torch.testing.assert_close(value_a, value_b, atol=1e-4, rtol=0)
         torch.testing.assert_close(confidence_a, confidence_b, atol=1e-4, rtol=0)
@@ -163,8 +166,8 @@ def test_levels_are_the_same_for_every_map(network):
 
 
 def test_normal_equations_on_its_features_follow_the_paper(network):
-    """PixLoc's residual, weights, Jacobian and normal equations, point by point in plain loops: bilinear values, central
-    differences one cell to either side, Cauchy loss of scale 0.1, weight = rho' times both confidences."""
+    """PixLoc's residual, weights, Jacobian and normal equations, point by point in plain loops: bilinear values,
+    central differences one cell to either side, Cauchy loss of scale 0.1, weight = rho' times both confidences."""
     pyramid = network(as_input(image_of(96, 128)))
     camera = Camera.from_colmap("PINHOLE", 128, 96, [110.0, 112.0, 64.5, 47.7])
     fx, fy, cx, cy = 110.0, 112.0, 64.0, 47.2  # COLMAP's corner convention taken off
@@ -190,16 +193,16 @@ def test_normal_equations_on_its_features_follow_the_paper(network):
             x, y, z = point = pose[:3, :3].numpy() @ xyz[i] + pose[:3, 3].numpy()
             cell = (np.array((fx * x / z + cx, fy * y / z + cy)) + 0.5) / level.stride - 0.5
             residual = bilinear(features, cell) - descriptors[i]
-            slopes = np.stack([(bilinear(features, cell + step) - bilinear(features, cell - step)) / 2 for step in np.eye(2)], 1)
+            slopes = np.stack([(bilinear(features, cell + step) - bilinear(features, cell - step)) / 2
+                               for step in np.eye(2)], 1)
             project = np.array(((fx / z, 0, -fx * x / z ** 2), (0, fy / z, -fy * y / z ** 2))) / level.stride
             cross = np.array(((0, -point[2], point[1]), (point[2], 0, -point[0]), (-point[1], point[0], 0)))
             jacobian = slopes @ project @ np.hstack((np.eye(3), -cross))
             weight = weights[i] * bilinear(confidences, cell) * 2 / (residual @ residual / 0.01 + 2)
             hessian += weight * jacobian.T @ jacobian
             gradient += weight * jacobian.T @ residual
-        ours = linearize(level, pyramid.image_size, camera, torch.from_numpy(xyz).float()[None],
-                         torch.from_numpy(descriptors).float()[None], torch.from_numpy(weights).float()[None], None, pose[None],
-                         RobustLoss("cauchy", 0.01), 0.0)
+        points = (torch.from_numpy(a).float()[None] for a in (xyz, descriptors, weights))
+        ours = linearize(level, pyramid.image_size, camera, *points, None, pose[None], RobustLoss("cauchy", 0.01), 0.0)
         assert ours.valid.all() and np.abs(gradient).max() > 1e-3
         np.testing.assert_allclose(ours.hessian[0], hessian, atol=1e-4 * np.abs(hessian).max())
         np.testing.assert_allclose(ours.gradient[0], gradient, atol=1e-4 * np.abs(gradient).max())

@@ -11,8 +11,9 @@ def add_parser(subparsers) -> None:
     parser = subparsers.add_parser(
         "features", help="write an image's features and confidences of every level",
         description="Writes, per level k from coarse to fine, features_k float32 [C, H, W] (unit length over C) and "
-                    "confidence_k float32 [H, W] (ones where the network has none), with strides [levels], image_size and "
-                    "original_size (width, height). Pixel p of the image of image_size is at (p + 0.5) / stride - 0.5 on a level.",
+                    "confidence_k float32 [H, W] (ones where the network has none), with strides [levels], image_size "
+                    "and original_size (width, height). Pixel p of the image of image_size is at "
+                    "(p + 0.5) / stride - 0.5 on a level.",
         epilog="example:\n  pixloc features photo.jpg --weights vgg.safetensors -o features.npz",
         formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("image", type=Path, metavar="IMAGE")
@@ -45,15 +46,19 @@ def run(args: argparse.Namespace) -> int:
         image = cv2.resize(image, size, interpolation=cv2.INTER_AREA)
     pyramid = extractor.suited_to(*size).extract(image)
 
-    arrays = {"strides": np.array([level.stride for level in pyramid.levels]), "image_size": np.array(pyramid.image_size),
-              "original_size": np.array((width, height)), "fingerprint": np.array(extractor.fingerprint)}
+    arrays = {"strides": np.array([level.stride for level in pyramid.levels]),
+              "image_size": np.array(pyramid.image_size), "original_size": np.array((width, height)),
+              "fingerprint": np.array(extractor.fingerprint)}
     print(f"{'stride':>8}{'channels':>10}{'size':>12}{'confidence':>12}")
     for k, level in enumerate(pyramid.levels):
         features = level.features[0].numpy()
-        confidence = np.ones(features.shape[1:], np.float32) if level.confidence is None else level.confidence[0].numpy()
+        confidence = np.ones(features.shape[1:], np.float32)
+        mean = "-"
+        if level.confidence is not None:
+            confidence = level.confidence[0].numpy()
+            mean = f"{confidence.mean():.3f}"
         arrays[f"features_{k}"], arrays[f"confidence_{k}"] = np.ascontiguousarray(features), confidence
         extent = f"{features.shape[2]}x{features.shape[1]}"
-        mean = "-" if level.confidence is None else f"{confidence.mean():.3f}"
         print(f"{level.stride:>8g}{level.channels:>10}{extent:>12}{mean:>12}")
     temporary = args.output.with_name(f".{args.output.name}.{os.getpid()}.tmp")
     try:

@@ -14,24 +14,27 @@ def add_parser(subparsers) -> None:
     parser = subparsers.add_parser(
         "weights", help="import published weights, or look into a weights file",
         description="Weights files are safetensors with a card: architecture, data, licence.",
-        epilog="examples:\n  pixloc weights import checkpoint_best.tar -o vgg.safetensors\n  pixloc weights show vgg.safetensors",
+        epilog="examples:\n  pixloc weights import checkpoint_best.tar -o vgg.safetensors\n"
+               "  pixloc weights show vgg.safetensors",
         formatter_class=argparse.RawDescriptionHelpFormatter)
     actions = parser.add_subparsers(title="actions", metavar="ACTION", required=True)
 
     importing = actions.add_parser(
         "import", help="a checkpoint of the PixLoc authors to a weights file",
-        description="Reads what the authors' training saved, checks every tensor and setting, and writes the network and its "
-                    "damping under one name. The published weights carry no licence: they are for you to fetch, not for us to ship.")
+        description="Reads what the authors' training saved, checks every tensor and setting, and writes the network "
+                    "and its damping as one file. The published weights carry no licence: they are for you to fetch, "
+                    "not for us to ship.")
     importing.add_argument("checkpoint", type=Path, metavar="FILE.tar", help="checkpoint_best.tar as published")
     importing.add_argument("-o", "--output", type=Path, required=True, metavar="FILE.safetensors")
     importing.add_argument("--trust", action="store_true",
-                           help="read the file even if it holds Python objects; this runs whatever code is hidden in it")
+                           help="read the file even if it holds Python objects; this runs any code hidden in it")
     importing.set_defaults(run=run_import)
 
     showing = actions.add_parser(
         "show", help="card, parameters and damping of a weights file",
-        description="Prints the card, the number of parameters, and the optimizer's learned damping per level and degree of "
-                    "freedom (of the query camera: t along, R about its axes). Large values hold a motion back.")
+        description="Prints the card, the number of parameters, and the optimizer's learned damping per level and "
+                    "degree of freedom (of the query camera: t along, R about its axes). "
+                    "Large values hold a motion back.")
     showing.add_argument("weights", metavar="FILE", help="a .safetensors file, or the name of a shipped network")
     showing.add_argument("--json", action="store_true", help="print JSON instead of a table")
     showing.set_defaults(run=run_show)
@@ -51,7 +54,8 @@ def run_import(args: argparse.Namespace) -> int:
         save_weights(args.output, state, card)
     except OSError as error:
         raise InputError(f"cannot write {args.output} ({error.strerror or error}): choose another place") from error
-    print(f"{args.output}: {card['architecture']}, trained on {card['training_data']}; see 'pixloc weights show {args.output}'")
+    print(f"{args.output}: {card['architecture']}, trained on {card['training_data']}; "
+          f"see 'pixloc weights show {args.output}'")
     return 0
 
 
@@ -71,20 +75,21 @@ def _summary(weights: str) -> dict:
     counts = {name: sum(p.numel() for p in part.parameters()) for name, part in extractor.network.named_children()}
     damping = None
     if extractor.damping is not None:
-        damping = [dict(zip(DEGREES_OF_FREEDOM, extractor.damping(level).tolist())) for level in range(len(extractor.strides))]
-    return {"name": extractor.name, "fingerprint": extractor.fingerprint, "card": card, "strides": list(extractor.strides),
-            "channels": list(extractor.channels), "parameters": {**counts, "total": sum(counts.values())}, "damping": damping}
+        damping = [dict(zip(DEGREES_OF_FREEDOM, extractor.damping(k).tolist())) for k in range(len(extractor.strides))]
+    return {"name": extractor.name, "fingerprint": extractor.fingerprint, "card": card,
+            "strides": list(extractor.strides), "channels": list(extractor.channels),
+            "parameters": {**counts, "total": sum(counts.values())}, "damping": damping}
 
 
 def _table(summary: dict) -> str:
     facts = {"name": summary["name"], "fingerprint": summary["fingerprint"], **summary["card"]}
     width = max(map(len, facts))
-    lines = [f"{name:<{width}}  {value if isinstance(value, str) else json.dumps(value)}" for name, value in facts.items()]
+    lines = [f"{name:<{width}}  {fact if isinstance(fact, str) else json.dumps(fact)}" for name, fact in facts.items()]
     lines.append("\nparameters")
     lines += [f"  {name:<18}{count:>12,}" for name, count in summary["parameters"].items()]
     lines.append("\nlevels, coarse to fine, and the damping learned for them")
     lines.append(f"{'stride':>8}{'channels':>10}" + "".join(f"{name:>10}" for name in DEGREES_OF_FREEDOM))
     for k, (stride, channels) in enumerate(zip(summary["strides"], summary["channels"])):
-        factors = [f"{value:.3g}" for value in summary["damping"][k].values()] if summary["damping"] else ["-"] * 6
+        factors = [f"{x:.3g}" for x in summary["damping"][k].values()] if summary["damping"] else ["-"] * 6
         lines.append(f"{stride:>8}{channels:>10}" + "".join(f"{text:>10}" for text in factors))
     return "\n".join(lines)

@@ -1,8 +1,8 @@
 # Copyright the pixloc_ros authors. SPDX-License-Identifier: Apache-2.0
 """Checkpoints of the PixLoc authors (torch.save, `checkpoint_best.tar`) to weights files.
 
-The only module that unpickles: those files hold numpy scalars beside the tensors. Everything is checked, nothing is loaded
-by guess: a key that is missing or unknown, a shape or a setting that this network does not have, ends the import.
+The only module that unpickles: those files hold numpy scalars beside the tensors. Everything is checked, nothing is
+loaded by guess: a key that is missing or unknown, a shape or a setting that this network does not have ends the import.
 """
 from __future__ import annotations
 
@@ -27,31 +27,31 @@ DEPRECATED = {"pad", "verbose", "learned_damping", "lambda_", "sqrt_diag_damping
               "init_target_offset"}
 ANY = None
 SETTINGS = {
-    # Allowed values: what decides the meaning of the weights must be as in this network, what only concerned training may be
-    # anything.
+    # Allowed values: what decides the meaning of the weights must be as in this network, what only concerned training
+    # may be anything.
     "model": {"name": ("two_view_refiner",), "normalize_features": (True,), "duplicate_optimizer_per_scale": (True,),
               "success_thresh": ANY, "clamp_error": ANY, "normalize_dt": ANY},
     "model.extractor": {"name": ("unet",), "encoder": ("vgg16", "vgg19"), "num_downsample": (4,),
-                        "decoder": (list(DECODER_CHANNELS),), "decoder_norm": ("nn.BatchNorm2d",), "output_scales": ([0, 2, 4],),
-                        "output_dim": ([32, 128, 128],), "do_average_pooling": (False,), "compute_uncertainty": (True,),
-                        "checkpointed": ANY},
+                        "decoder": (list(DECODER_CHANNELS),), "decoder_norm": ("nn.BatchNorm2d",),
+                        "output_scales": ([0, 2, 4],), "output_dim": ([32, 128, 128],), "do_average_pooling": (False,),
+                        "compute_uncertainty": (True,), "checkpointed": ANY},
     "model.optimizer": {"name": ("learned_optimizer",), "num_iters": ANY, "loss_fn": ANY, "jacobi_scaling": (False,),
-                        "normalize_features": (False,), "feature_dim": ANY, "grad_stop_criteria": ANY, "dt_stop_criteria": ANY,
-                        "dR_stop_criteria": ANY},
+                        "normalize_features": (False,), "feature_dim": ANY, "grad_stop_criteria": ANY,
+                        "dt_stop_criteria": ANY, "dR_stop_criteria": ANY},
     "model.optimizer.damping": {"type": ("constant",), "log_range": ([-6, 5],)},
     "model.optimizer.interpolation": {"mode": ("linear",), "pad": ANY},
 }
 COMMON = {"trainable", "freeze_batch_normalization"}
-LICENCE = ("none of its own: the code it came with is Apache-2.0, the weights were published without a licence and learned from "
-           "images with terms of their own; not to be bundled or passed on without asking their authors")
+LICENCE = ("none of its own: the code it came with is Apache-2.0, the weights were published without a licence and "
+           "learned from images with terms of their own; not to be bundled or passed on without asking their authors")
 
 
 def import_checkpoint(path: Path, trust: bool = False) -> tuple[dict[str, torch.Tensor], dict]:
     """A checkpoint's network and damping under our names, and a card for `save_weights`.
 
-    path: what the authors' training saved. trust: unpickle without restrictions where the restricted reader refuses the file;
-    this runs whatever code the file contains. Raises InputError, naming what is wrong, where the file is cut short or no
-    checkpoint, or where it is of another network.
+    path: what the authors' training saved. trust: unpickle without restrictions where the restricted reader refuses the
+    file; this runs whatever code the file contains. Raises InputError, naming what is wrong, where the file is cut
+    short or no checkpoint, or where it is of another network.
     """
     if not path.is_file():
         raise InputError(f"no checkpoint {path}: give the .tar file that the PixLoc authors publish")
@@ -61,7 +61,7 @@ def import_checkpoint(path: Path, trust: bool = False) -> tuple[dict[str, torch.
             digest.update(block)
     checkpoint = _unpickle(path, trust)
     if not isinstance(checkpoint, dict):
-        raise InputError(f"{path} holds a {type(checkpoint).__name__}, not a training checkpoint: give checkpoint_best.tar")
+        raise InputError(f"{path} holds a {type(checkpoint).__name__}, no checkpoint: give checkpoint_best.tar")
     _check_names(path, "entries", set(checkpoint), set(NEEDED_ENTRIES), ENTRIES)
     conf = checkpoint["conf"]
     if not isinstance(conf, dict) or not isinstance(conf.get("model"), dict):
@@ -90,8 +90,9 @@ def _unpickle(path: Path, trust: bool) -> object:
     except pickle.UnpicklingError as error:
         if not trust:
             found = re.search(r"GLOBAL (\S+)", str(error))
-            raise InputError(f"{path} holds more than tensors and numbers ({found[1] if found else 'unknown objects'}), and reading "
-                             "it could run code hidden in it: if you trust where it came from, add --trust") from error
+            what = found[1] if found else "unknown objects"
+            raise InputError(f"{path} holds more than tensors and numbers ({what}), and reading it could run code "
+                             "hidden in it: if you trust where it came from, add --trust") from error
     except Exception as error:  # a damaged archive fails in many ways, all of them the file's fault
         raise _unreadable(path, error) from error
     try:
@@ -110,8 +111,8 @@ def _check_names(path: Path, what: str, found: set, needed: set, known: set) -> 
         if names:
             listed = sorted(map(str, names))
             more = f" and {len(listed) - 4} more" if len(listed) > 4 else ""
-            raise InputError(f"{path} {problem} {what}: {', '.join(listed[:4])}{more}; this is not a PixLoc checkpoint of the "
-                             "published layout")
+            raise InputError(f"{path} {problem} {what}: {', '.join(listed[:4])}{more}; this is not a PixLoc checkpoint "
+                             "of the published layout")
 
 
 def _check_settings(path: Path, model: dict) -> None:
@@ -125,8 +126,8 @@ def _check_settings(path: Path, model: dict) -> None:
         _check_names(path, f"settings in conf.{section}", set(settings), set(), {*known, *inner, *COMMON, *DEPRECATED})
         for name, allowed in known.items():
             if allowed is not ANY and name in settings and settings[name] not in allowed:
-                raise InputError(f"{path}: conf.{section}.{name} is {settings[name]}: only {' or '.join(map(str, allowed))} can be "
-                                 "imported")
+                raise InputError(f"{path}: conf.{section}.{name} is {settings[name]}: only "
+                                 f"{' or '.join(map(str, allowed))} can be imported")
 
 
 def _names(depth: int) -> Iterator[tuple[str, str]]:
@@ -169,17 +170,16 @@ def _rename(path: Path, source: dict[str, torch.Tensor], depth: int) -> dict[str
 def _card(path: Path, checkpoint: dict, depth: int, sha256: str) -> dict:
     data = checkpoint["conf"].get("data")
     trained_on = str(data.get("name", "unknown")) if isinstance(data, dict) else "unknown"
-    figures = checkpoint.get("eval")
-    numbers = {str(k): float(v) for k, v in figures.items() if isinstance(v, int | float | np.number) and math.isfinite(v)} \
-        if isinstance(figures, dict) else {}
+    figures = checkpoint["eval"] if isinstance(checkpoint.get("eval"), dict) else {}
     return {
         "architecture": f"vgg{depth}",
-        "description": "PixLoc's U-Net with learned confidences and damping, as trained by its authors (Sarlin et al., CVPR 2021).",
+        "description": "PixLoc's U-Net and damping, as its authors trained them (Sarlin et al., CVPR 2021).",
         "initial_weights": f"VGG{depth} trained on ImageNet",
         "training_data": trained_on,
         "licence": LICENCE,
         "source": path.name,
         "source_sha256": sha256,
         "epoch": int(checkpoint["epoch"]) if isinstance(checkpoint.get("epoch"), int | np.integer) else None,
-        "figures": numbers,
+        "figures": {str(name): float(value) for name, value in figures.items()
+                    if isinstance(value, int | float | np.number) and math.isfinite(value)},
     }

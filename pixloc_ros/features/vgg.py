@@ -70,7 +70,7 @@ class VggNetwork(nn.Module):
     def with_strides(self, strides: tuple[int, ...]) -> VggNetwork:
         """Itself. Raises InputError where a map's strides are others."""
         if tuple(strides) != self.strides:
-            raise InputError(f"the network has no levels of strides {', '.join(map(str, strides))}: build the map again")
+            raise InputError(f"the network has no levels of strides {', '.join(map(str, strides))}: build the map anew")
         return self
 
     def forward(self, rgb: torch.Tensor) -> FeaturePyramid:
