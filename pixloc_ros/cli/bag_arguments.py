@@ -5,14 +5,16 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+_POSE = ("X", "Y", "Z", "QX", "QY", "QZ", "QW")
+
 
 def add_bag_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("bag", type=Path, metavar="BAG", help="rosbag2 folder, .mcap or .db3 file, or ROS 1 .bag")
     parser.add_argument("--map", type=Path, required=True, metavar="FILE", help="made by 'pixloc map'")
     parser.add_argument("--weights", default="compact", metavar="NAME|FILE",
                         help="the network that made the map (default compact)")
-    parser.add_argument("--initial-pose", nargs="+", metavar="V",
-                        help="x y z qx qy qz qw of the base in the map at the first image, or 'truth' (default: truth)")
+    parser.add_argument("--initial-pose", nargs=7, metavar=_POSE,
+                        help="of the base in the map at the first image (default: from the bag's ground truth)")
     parser.add_argument("--skip-map-frames", type=int, default=0, metavar="N",
                         help="leave every N-th image, from the first on, out of the errors: those the map was made of")
     topics = parser.add_argument_group("what cannot be found in the bag by itself")
@@ -22,7 +24,7 @@ def add_bag_arguments(parser: argparse.ArgumentParser) -> None:
     topics.add_argument("--truth-topic", metavar="NAME", help="'tf:PARENT:CHILD': that transform; 'none': there is none")
     topics.add_argument("--odom-frame", default="odom", metavar="NAME", help="for odometry from TF (default odom)")
     topics.add_argument("--base-frame", metavar="NAME", help="default: the child frame of the odometry, or base_link")
-    topics.add_argument("--base-from-camera", nargs=7, metavar=("X", "Y", "Z", "QX", "QY", "QZ", "QW"),
+    topics.add_argument("--base-from-camera", nargs=7, metavar=_POSE,
                         help="where the camera (optical axes) sits, if the bag has no static transforms")
 
 
@@ -43,6 +45,4 @@ def initial_pose(args: argparse.Namespace):
     """The pose given, or None for the truth's. Raises InputError for numbers that make no pose."""
     from ..evaluation.trajectory import parse_pose
 
-    if args.initial_pose in (None, ["truth"]):
-        return None
-    return parse_pose(args.initial_pose, "--initial-pose")
+    return parse_pose(args.initial_pose, "--initial-pose") if args.initial_pose else None

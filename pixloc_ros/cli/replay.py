@@ -36,8 +36,9 @@ def run(args: argparse.Namespace) -> int:
 
     if not args.rate > 0:
         raise InputError("--rate must be positive: 1 is real time")
-    with BagReader(args.bag, bag_options(args)) as bag, show_progress("replay") as progress:
-        stats = replay_and_report(args.map, bag, initial_pose(args), args.output,
+    options, start = bag_options(args), initial_pose(args)
+    with BagReader(args.bag, options) as bag, show_progress("replay") as progress:
+        stats = replay_and_report(args.map, bag, start, args.output,
                                   ReplayOptions(args.rate, args.all_frames, args.weights), args.skip_map_frames, progress)
     print(format_run(stats))
     for problem in stats["problems"]:

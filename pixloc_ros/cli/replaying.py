@@ -25,6 +25,7 @@ def replay_and_report(map_path: Path, bag: BagReader, initial_pose: torch.Tensor
 
     title, lead: of the page; by default the bag's name and how it was played.
     """
+    localizer = open_localizer(map_path, options.weights)  # first: what is wrong with the map is told in one line
     truth, odometry = bag.truth(), bag.odometry()
     start_ns, start = offline.first_pose(bag, truth, initial_pose)
     recording = replay(map_path, bag, start_ns, start, output / "node.log", options, progress)
@@ -33,7 +34,6 @@ def replay_and_report(map_path: Path, bag: BagReader, initial_pose: torch.Tensor
     recording.write(output / "recording.jsonl")
     write_tum(output / "poses.tum", run.estimate)
     write_text(output / "summary.json", json.dumps(stats, indent=2) + "\n")
-    localizer = open_localizer(map_path, options.weights)
     lead = lead or (f"{bag.path}, map {map_path.name}, played at {options.rate:g} times real time to the live node"
                     f"{', every image' if options.all_frames else ''}.")
     latency = np.array(evaluation.latencies_ms(recording))

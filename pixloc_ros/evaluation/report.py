@@ -94,8 +94,10 @@ def format_demo(stats: Mapping[str, object]) -> str:
                                      ("rotation error", "rotation_error", "odometry_rotation_error", "deg")):
         rows += [(f"{label}, {name}", cell(f"{ours}_{name}_{unit}", unit), cell(f"{alone}_{name}_{unit}", unit))
                  for name in ("median", "p95")]
+    processed = stats["frames"] - stats["dropped_frames"]
+    of_processed = f" ({100 * stats['tracked_frames'] / max(processed, 1):.1f} % of the {processed} not dropped)"
     lines = [f"frames   {stats['frames']}",
-             f"tracked  {100 * stats['tracked_fraction']:.1f} %",
+             f"tracked  {100 * stats['tracked_fraction']:.1f} %{of_processed if stats['dropped_frames'] else ''}",
              f"latency  {cell('latency_p50_ms', 'ms')} p50, {cell('latency_p95_ms', 'ms')} p95 (image to pose)", "",
              format_table(rows)]
     if stats["dropped_frames"]:

@@ -19,13 +19,14 @@ main { max-width: 1040px; margin: 0 auto; padding: 32px 20px 64px; }
 h1 { font-size: 26px; line-height: 1.2; margin: 0 0 4px; }
 h2 { font-size: 17px; margin: 36px 0 10px; }
 .lead { color: var(--soft); margin: 0 0 22px; }
-.cards { display: grid; grid-template-columns: repeat(auto-fit, minmax(180px, 1fr)); gap: 12px; }
-.card { background: #fff; border: 1px solid var(--line); border-radius: 10px; padding: 14px 16px; }
-.card b { display: block; font-size: 25px; line-height: 1.25; font-variant-numeric: tabular-nums; color: var(--accent); }
+.cards { display: grid; grid-template-columns: repeat(auto-fit, minmax(150px, 1fr)); gap: 10px; }
+.card { background: #fff; border: 1px solid var(--line); border-radius: 10px; padding: 12px 14px; }
+.card b { display: block; font-size: 23px; line-height: 1.25; font-variant-numeric: tabular-nums; color: var(--accent); }
 .card.bad b { color: var(--bad); }
 .card span { display: block; font-weight: 600; }
 .card small { color: var(--soft); }
 .panel { background: #fff; border: 1px solid var(--line); border-radius: 10px; padding: 14px; }
+.panel + .panel { margin-top: 14px; }
 .problems { background: #fef2f2; border: 1px solid #fecaca; color: var(--bad); border-radius: 10px; padding: 10px 16px; margin-top: 14px; }
 .problems p { margin: 2px 0; }
 .scroll { overflow-x: auto; }

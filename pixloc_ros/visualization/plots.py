@@ -33,11 +33,11 @@ def plot_paths(points: np.ndarray, keyframes: np.ndarray, truth: Trajectory, est
     margin = max(0.12 * float((high - low).max()), 0.5)
     width, height = high - low + 2 * margin
     # A street is long and thin: let the page's width decide, within reason.
-    size = (9.0, float(np.clip(9.0 * height / width, 3.2, 8.0)))
+    size = (9.0, float(np.clip(9.0 * height / width, 3.2, 6.5)))
     with plt.rc_context(_STYLE):
         figure, axes = plt.subplots(figsize=size, layout="constrained")
         shown = points[:: max(1, len(points) // _MOST_POINTS)]
-        axes.scatter(shown[:, 0], shown[:, 1], s=1.2, c=POINTS, alpha=0.55, linewidths=0, label="map points")
+        axes.scatter(shown[:, 0], shown[:, 1], s=1.2, c=POINTS, alpha=0.8, linewidths=0, label="map points")
         axes.scatter(keyframes[:, 0], keyframes[:, 1], s=14, marker="x", c="#6b7280", linewidths=0.8, label="map images")
         for track, colour, style, weight, label in ((odometry, ODOMETRY, (0, (4, 2)), 1.6, "odometry alone"),
                                                     (truth, TRUTH, "-", 3.4, "truth")):
