@@ -58,8 +58,10 @@ class BagPlayer:
 
         Raises InputError when time is up.
         """
-        first = next(self._bag.raw_messages([self._bag.image_topic]))
-        publishers = [self._publisher(first), self._start, self._tf]
+        # All made before the first message goes out: what is sent before the two sides know each other is lost.
+        data = [topic for topic in self._topics if topic not in self._moving]
+        firsts = [next(self._bag.raw_messages([topic])) for topic in data]
+        publishers = [*map(self._publisher, firsts), self._start, self._tf]
         deadline = time.monotonic() + timeout_s
         while any(p.get_subscription_count() == 0 for p in publishers):
             alive()
