@@ -21,7 +21,7 @@ def pose_at(seconds: float) -> torch.Tensor:
     return look_at(centre, (0.6 * seconds - 1.0, 0.1, 0.0))
 
 
-def write_sequence(folder, stamps, depth_delay=0.0, scale=5000.0, pose=pose_at, pose_rate=100):
+def write_sequence(folder, stamps, depth_delay=0.0, scale=5000.0, pose=pose_at, pose_rate=100, bias=1.0):
     picture = texture()
     (folder / "rgb").mkdir(parents=True)
     (folder / "depth").mkdir()
@@ -30,7 +30,7 @@ def write_sequence(folder, stamps, depth_delay=0.0, scale=5000.0, pose=pose_at, 
         later = seconds + depth_delay
         cv2.imwrite(str(folder / "rgb" / f"{seconds:.3f}.png"), plane_view(pose(seconds), CAMERA, picture)[0])
         metres = plane_view(pose(later), CAMERA, picture)[1]
-        cv2.imwrite(str(folder / "depth" / f"{later:.3f}.png"), np.round(metres * scale).astype(np.uint16))
+        cv2.imwrite(str(folder / "depth" / f"{later:.3f}.png"), np.round(metres * bias * scale).astype(np.uint16))
         rgb.append(f"{START + seconds:.6f} rgb/{seconds:.3f}.png")
         depth.append(f"{START + later:.6f} depth/{later:.3f}.png")
     truth = ["# timestamp tx ty tz qx qy qz qw"]
@@ -46,7 +46,7 @@ def write_sequence(folder, stamps, depth_delay=0.0, scale=5000.0, pose=pose_at, 
 
 @pytest.fixture(scope="module")
 def sequence(tmp_path_factory):
-    return write_sequence(tmp_path_factory.mktemp("tum") / "plane", np.arange(0, 4, 0.25))
+    return write_sequence(tmp_path_factory.mktemp("tum") / "plane", np.arange(0, 3, 0.25))
 
 
 @pytest.fixture
@@ -61,7 +61,7 @@ def copy(sequence, tmp_path):
 
 def test_stamps_are_exact_and_poses_interpolated(sequence):
     frames = read_rgbd_sequence(sequence)
-    assert [frame.stamp_ns for frame in frames] == [START * 10**9 + k * 250_000_000 for k in range(16)]
+    assert [frame.stamp_ns for frame in frames] == [START * 10**9 + k * 250_000_000 for k in range(12)]
     for k, frame in enumerate(frames):
         distance, angle = se3.pose_difference(frame.map_from_camera, pose_at(0.25 * k))
         assert distance < 1e-4 and angle < 1e-4
@@ -72,7 +72,7 @@ def test_association_within_20_ms(copy):
     (copy / "depth.txt").write_text(text.replace(f"{START + 1}.000000", f"{START + 1}.019000").replace(
         f"{START + 2}.000000", f"{START + 2}.021000"))
     stamps = [frame.stamp_ns - START * 10**9 for frame in read_rgbd_sequence(copy)]
-    assert 1_000_000_000 in stamps and 2_000_000_000 not in stamps and len(stamps) == 15
+    assert 1_000_000_000 in stamps and 2_000_000_000 not in stamps and len(stamps) == 11
     lines = (copy / "groundtruth.txt").read_text().splitlines()
     kept = [line for line in lines if line.startswith("#") or abs(float(line.split()[0]) - START - 1.5) > 0.0211]
     (copy / "groundtruth.txt").write_text("\n".join(kept))
@@ -87,7 +87,7 @@ def built(sequence):
 def test_points_lie_on_the_surface_and_are_seen_from_several_places(built):
     map_, report, scale = built
     assert scale.value == 5000 and report.missing == ()
-    assert np.abs(map_.xyz[:, 2]).max() < 2e-3
+    assert np.quantile(np.abs(map_.xyz[:, 2]), [0.5, 0.95]) == pytest.approx([0, 0], abs=8e-3)
     assert len(map_.xyz) > 300 and map_.track_length.mean() > 3
     assert map_.keyframe_names[0] == "0.000.png" and (np.diff(map_.keyframe_stamp_ns) > 0).all()
     assert map_.quality[map_.track_length > 2].mean() > 0.8
@@ -102,6 +102,16 @@ def test_a_corner_of_the_scene_is_one_point(built):
     assert np.quantile(distance[:, 1], 0.05) > 0.02
 
 
+def test_points_seen_from_several_places_correct_the_depth(tmp_path):
+    """Depth that is 2 % too large puts the plane 3 to 4 cm too low."""
+    folder = write_sequence(tmp_path / "biased", np.arange(0, 2, 0.25), bias=1.02)
+    map_, _, _ = build_map_from_rgbd(folder, FakeExtractor(), depth_scale=5000)
+    several = map_.track_length >= 3
+    assert several.sum() > 100
+    assert np.median(np.abs(map_.xyz[several, 2])) < 0.012
+    assert np.median(np.abs(map_.xyz[map_.track_length == 1, 2])) > 0.03
+
+
 def test_every_observation_projects_into_its_keyframe(built):
     map_ = built[0]
     for k in range(len(map_.keyframe_names)):
@@ -111,7 +121,7 @@ def test_every_observation_projects_into_its_keyframe(built):
 
 
 def test_still_frames_make_one_keyframe(tmp_path):
-    folder = write_sequence(tmp_path / "still", np.arange(0, 1, 0.1), pose=lambda seconds: pose_at(0.02 * seconds))
+    folder = write_sequence(tmp_path / "still", np.arange(0, 0.5, 0.1), pose=lambda seconds: pose_at(0.02 * seconds))
     map_, _, scale = build_map_from_rgbd(folder, FakeExtractor())
     assert len(map_.keyframe_names) == 1
     assert scale.value == 5000 and "assumed" in scale.reason
@@ -119,7 +129,7 @@ def test_still_frames_make_one_keyframe(tmp_path):
 
 @pytest.mark.parametrize("scale", [1000.0, 5000.0])
 def test_depth_scale_is_found(tmp_path, scale):
-    folder = write_sequence(tmp_path / "a", np.arange(0, 2.5, 0.25), scale=scale)
+    folder = write_sequence(tmp_path / "a", np.arange(0, 1.5, 0.25), scale=scale)
     found = find_depth_scale(read_rgbd_sequence(folder), CAMERA)
     assert found.value == scale and "found" in found.reason
     map_, _, used = build_map_from_rgbd(folder, FakeExtractor(), depth_scale=2 * scale)
@@ -144,7 +154,7 @@ def test_depth_of_another_instant_is_moved_to_the_image(tmp_path):
 
     folder = write_sequence(tmp_path / "late", np.arange(0, 1, 0.125), depth_delay=0.015, pose=fast, pose_rate=200)
     map_, _, _ = build_map_from_rgbd(folder, FakeExtractor(), depth_scale=5000)
-    assert np.abs(map_.xyz[:, 2]).mean() < 4e-3
+    assert np.abs(map_.xyz[:, 2]).mean() < 8e-3
     assert map_.track_length.mean() > 1.5
 
 
@@ -154,7 +164,7 @@ def test_missing_images_are_told(copy):
     map_, report, _ = build_map_from_rgbd(copy, FakeExtractor(), depth_scale=5000)
     assert report.missing == ("lost.png",) and "lost.png" not in map_.keyframe_names
     (copy / "rgb").unlink()
-    with pytest.raises(InputError, match="none of the 16 images"):
+    with pytest.raises(InputError, match="none of the 12 images"):
         build_map_from_rgbd(copy, FakeExtractor())
 
 

@@ -34,11 +34,15 @@ _KEYFRAME_ROTATION_RAD = np.radians(6.0)
 _KEYFRAME_TRANSLATION = 0.06  # of the median depth
 _CORNERS = 700
 _CORNER_DISTANCE_PX = 7.0
-_CORNER_QUALITY = 0.003
+_CORNER_QUALITY = 0.01
 _EDGE_WINDOW_PX = 7
 _EDGE_STEP = 0.04  # of the depth: what counts as an edge within the window
 _DEPTH_AGREEMENT = 0.03  # of the depth
 _NEIGHBOURS = 30
+_PATCH_PX, _PATCH_BLUR_PX = 6, 1.0
+_TRACK_ITERATIONS, _LARGEST_SHIFT_PX, _LEAST_LIKENESS = 8, 4.0, 0.8
+_TRIANGULATION_ITERATIONS = 4
+_PIXEL_SIGMA_PX, _DEPTH_SIGMA = 0.5, 0.02  # of a tracked observation; of measured depth, as a share
 _SCALE_PAIRS, _SCALE_CORNERS, _SCALE_PATCH_PX = 24, 150, 5
 _SCALE_MARGIN = 0.03
 
@@ -293,27 +297,111 @@ def _find_points(keyframes: list[_Keyframe], camera: Camera) -> tuple[np.ndarray
     """
     poses = torch.stack([keyframe.frame.map_from_camera for keyframe in keyframes])
     near = _neighbours(poses, float(np.median([np.median(k.depth[k.depth > 0]) for k in keyframes if (k.depth > 0).any()] or [1.0])))
-    found: list[np.ndarray] = []
+    found: list[_Patches] = []
     for k, keyframe in enumerate(keyframes):
-        earlier = [found[n] for n in near[k] if n < k]
+        earlier = [found[n].xyz for n in near[k] if n < k]
         mask = (keyframe.depth > 0).astype(np.uint8)
+        room = _CORNERS
         if earlier:
             pixels, seen = _visible(np.concatenate(earlier), keyframe, camera)
             for x, y in pixels[seen].round().astype(int):
                 cv2.circle(mask, (int(x), int(y)), int(_CORNER_DISTANCE_PX), 0, -1)
-            room = _CORNERS - int(seen.sum())
-        else:
-            room = _CORNERS
+            room -= int(seen.sum())
         found.append(_corners(keyframe, camera, mask, room))
-    start = np.cumsum([0] + [len(points) for points in found])
-    xyz = np.concatenate(found)
-    images, points = [], []
+    start = np.cumsum([0] + [len(patches.xyz) for patches in found])
+    patches = _Patches(*(np.concatenate([getattr(one, name) for one in found]) for name in ("xyz", "grid", "grey")))
+    images, points, observed = [], [], []
     for k, keyframe in enumerate(keyframes):
         candidates = np.concatenate([np.arange(start[n], start[n + 1]) for n in near[k]])
-        _, seen = _visible(xyz[candidates], keyframe, camera)
-        points.append(candidates[seen])
-        images.append(np.full(int(seen.sum()), k, np.int64))
-    return xyz, np.concatenate(images), np.concatenate(points)
+        candidates = candidates[_visible(patches.xyz[candidates], keyframe, camera)[1]]
+        pixels, tracked = _track(patches, candidates, keyframe, camera)
+        points.append(candidates[tracked])
+        observed.append(pixels[tracked])
+        images.append(np.full(int(tracked.sum()), k, np.int64))
+    image, point = np.concatenate(images), np.concatenate(points)
+    return _triangulate(patches.xyz, poses, camera, image, point, np.concatenate(observed)), image, point
+
+
+@dataclass(frozen=True)
+class _Patches:
+    """Corners as small pieces of surface: xyz [n, 3] of the centre in the map, grid [n, S * S, 3] of the pixels around relative
+    to it, float32, and their grey values [n, S * S], float32, as the keyframe that the corner was found in saw them."""
+
+    xyz: np.ndarray
+    grid: np.ndarray
+    grey: np.ndarray
+
+
+def _track(patches: _Patches, which: np.ndarray, keyframe: _Keyframe, camera: Camera) -> tuple[np.ndarray, np.ndarray]:
+    """Where a keyframe shows the patches `which`: pixels [n, 2], and whether they look like it there (bool [n]).
+
+    Depth and pose say where a patch's pixels fall; a shift of the patch along its own image axes is then found by Lucas and
+    Kanade's method, so that errors of depth and of its alignment with the colour image do not stay.
+    """
+    camera_from_map = se3.inverse(keyframe.frame.map_from_camera)
+    points = torch.from_numpy(patches.xyz[which][:, None] + patches.grid[which])
+    pixels, valid = camera.project(se3.transform(camera_from_map, points.reshape(-1, 3)))
+    side = 2 * _PATCH_PX + 1
+    inside = (valid & camera.in_image(pixels, _LARGEST_SHIFT_PX)).numpy().reshape(len(which), -1).all(1)
+    pixels = pixels.numpy().reshape(len(which), side, side, 2)
+    middle = _PATCH_PX
+    # How the keyframe's pixels move when the patch's do, at its centre: columns of [n, 2, 2].
+    across = (pixels[:, middle, -1] - pixels[:, middle, 0]) / (side - 1)
+    down = (pixels[:, -1, middle] - pixels[:, 0, middle]) / (side - 1)
+    affine = np.stack((across, down), -1)
+    template = _standardized(patches.grey[which]).reshape(-1, side, side)
+    slopes = np.stack((np.gradient(template, axis=2), np.gradient(template, axis=1)), -1).reshape(len(which), side * side, 2)
+    normal = np.einsum("npi,npj->nij", slopes, slopes) + 1e-6 * np.eye(2)
+    image = cv2.GaussianBlur(keyframe.grey, (0, 0), _PATCH_BLUR_PX).astype(np.float32)
+    shift = np.zeros((len(which), 2))
+    likeness = np.zeros(len(which))
+    flat = pixels.reshape(len(which), side * side, 2)
+    for step in range(_TRACK_ITERATIONS + 1):
+        where = (flat + np.einsum("nij,nj->ni", affine, shift)[:, None]).astype(np.float32)
+        values = _standardized(cv2.remap(image, where, None, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE))
+        likeness = (values * template.reshape(len(which), -1)).sum(1)
+        if step < _TRACK_ITERATIONS:
+            difference = template.reshape(len(which), -1) - values
+            shift += np.linalg.solve(normal, np.einsum("npi,np->ni", slopes, difference)[..., None])[..., 0]
+            shift = np.clip(shift, -2 * _LARGEST_SHIFT_PX, 2 * _LARGEST_SHIFT_PX)
+    moved = np.einsum("nij,nj->ni", affine, shift)
+    tracked = inside & (likeness > _LEAST_LIKENESS) & (np.linalg.norm(moved, axis=1) < _LARGEST_SHIFT_PX)
+    return pixels[:, middle, middle] + moved, tracked
+
+
+def _standardized(values: np.ndarray) -> np.ndarray:
+    """Rows with their mean taken off and of unit length."""
+    values = values - values.mean(1, keepdims=True)
+    return values / np.maximum(np.linalg.norm(values, axis=1, keepdims=True), 1e-6)
+
+
+def _triangulate(xyz: np.ndarray, poses: torch.Tensor, camera: Camera, image: np.ndarray, point: np.ndarray,
+                 observed: np.ndarray) -> np.ndarray:
+    """Points moved to where they reproject best, [P, 3]: Gauss-Newton per point, poses fixed, held by the measured depth."""
+    result = xyz.copy()
+    centres = poses[:, :3, 3].numpy()
+    distance = np.full(len(xyz), np.inf)
+    np.minimum.at(distance, point, np.linalg.norm(xyz[point] - centres[image], axis=1))
+    hold = (_PIXEL_SIGMA_PX / (_DEPTH_SIGMA * np.where(np.isfinite(distance), distance, 1.0))) ** 2
+    observed_pixels, camera_from_map = torch.from_numpy(observed), se3.inverse(poses)
+    order = np.argsort(image, kind="stable")
+    bounds = np.searchsorted(image[order], np.arange(len(poses) + 1))
+    for _ in range(_TRIANGULATION_ITERATIONS):
+        normal, gradient = np.zeros((len(xyz), 3, 3)), np.zeros((len(xyz), 3))
+        for k in range(len(poses)):
+            rows = order[bounds[k]:bounds[k + 1]]
+            inside = se3.transform(camera_from_map[k], torch.from_numpy(result[point[rows]]))
+            pixels, valid, jacobian = camera.project_with_jacobian(inside)
+            jacobian = (jacobian @ camera_from_map[k, :3, :3]).numpy()
+            error = (pixels - observed_pixels[rows]).numpy()
+            weight = valid.numpy() / (1 + (error ** 2).sum(1))  # Cauchy, one pixel
+            # A keyframe sees a point once, so plain indexing adds up.
+            normal[point[rows]] += np.einsum("n,nki,nkj->nij", weight, jacobian, jacobian)
+            gradient[point[rows]] += np.einsum("n,nki,nk->ni", weight, jacobian, error)
+        normal += hold[:, None, None] * np.eye(3)
+        gradient += hold[:, None] * (result - xyz)
+        result = result - np.linalg.solve(normal, gradient[..., None])[..., 0]
+    return result
 
 
 def _neighbours(poses: torch.Tensor, depth: float) -> list[list[int]]:
@@ -324,16 +412,32 @@ def _neighbours(poses: torch.Tensor, depth: float) -> list[list[int]]:
     return [sorted(row) for row in near.tolist()]
 
 
-def _corners(keyframe: _Keyframe, camera: Camera, mask: np.ndarray, count: int) -> np.ndarray:
-    """Corners of the image inside the mask as map points [n, 3]."""
+def _corners(keyframe: _Keyframe, camera: Camera, mask: np.ndarray, count: int) -> _Patches:
+    """Corners of the image inside the mask."""
+    side = 2 * _PATCH_PX + 1
+    nothing = _Patches(np.empty((0, 3)), np.empty((0, side * side, 3), np.float32), np.empty((0, side * side), np.float32))
     if count <= 0:
-        return np.empty((0, 3))
+        return nothing
     corners = cv2.goodFeaturesToTrack(keyframe.grey, count, _CORNER_QUALITY, _CORNER_DISTANCE_PX, mask=mask)
     if corners is None:
-        return np.empty((0, 3))
-    pixels = corners[:, 0]
-    column, row = pixels.round().astype(int).T
-    return se3.transform(keyframe.frame.map_from_camera, lift(camera, pixels, keyframe.depth[row, column])).numpy()
+        return nothing
+    # Whole pixels: depth belongs to them.
+    pixels = corners[:, 0].round()
+    column, row = pixels.astype(int).T
+    span = np.arange(-_PATCH_PX, _PATCH_PX + 1)
+    offsets = np.stack(np.meshgrid(span, span), -1).reshape(-1, 2)
+    around = (pixels[:, None] + offsets).reshape(-1, 2)
+    image = cv2.GaussianBlur(keyframe.grey, (0, 0), _PATCH_BLUR_PX).astype(np.float32)
+    grey = cv2.remap(image, around.reshape(len(pixels), -1, 2).astype(np.float32), None, cv2.INTER_NEAREST,
+                     borderMode=cv2.BORDER_REPLICATE)
+    centre = np.repeat(keyframe.depth[row, column], side * side)
+    column, row = np.clip(around, 0, [camera.width - 1, camera.height - 1]).astype(int).T
+    depth = keyframe.depth[row, column]
+    # Where the patch reaches over an edge its middle's depth stands in.
+    depth = np.where(np.abs(depth - centre) < _EDGE_STEP * centre, depth, centre)
+    points = se3.transform(keyframe.frame.map_from_camera, lift(camera, around, depth)).numpy().reshape(len(pixels), -1, 3)
+    xyz = points[:, len(offsets) // 2]
+    return _Patches(xyz, (points - xyz[:, None]).astype(np.float32), grey)
 
 
 def _visible(xyz: np.ndarray, keyframe: _Keyframe, camera: Camera) -> tuple[np.ndarray, np.ndarray]:
