@@ -1,5 +1,7 @@
 # Copyright the pixloc_ros authors. SPDX-License-Identifier: Apache-2.0
-"""Time to choose the local points of a frame, over the keyframes of a map as priors: benchmarks/local_points.py MAP"""
+"""Time to choose the local points of a frame, over the keyframes of a map as priors: benchmarks/local_points.py
+MAP"""
+
 from __future__ import annotations
 
 import sys

@@ -55,8 +55,10 @@ def check_small_model(folder):
     assert torch.equal(model.camera_from_map[2], torch.eye(4).double())
     rows = {point: k for k, point in enumerate(model.point_ids.tolist())}
     assert model.xyz[rows[12]].tolist() == [1, 2, 3] and model.error_px[rows[11]] == 1.25
-    seen = {(int(model.point_ids[p]), int(model.image_ids[k])): xy.tolist() for p, k, xy in
-            zip(model.observation_point, model.observation_image, model.observation_px)}
+    seen = {
+        (int(model.point_ids[p]), int(model.image_ids[k])): xy.tolist()
+        for p, k, xy in zip(model.observation_point, model.observation_image, model.observation_px)
+    }
     # The half pixel between COLMAP's corner and our centre is gone.
     assert seen == {(12, 5): [32.5, 43.5], (12, 9): [1, 2], (11, 5): [50, 40], (11, 9): [4.5, 5.5]}
 
@@ -73,9 +75,10 @@ def write_binary(folder):
     cameras += struct.pack("<IiQQ4d", 7, 2, 64, 48, 50, 32, 24, 0.01)
     images = struct.pack("<Q", 3)
     for head, name, keypoints in [
-            ((5, 1, 0, 0, 0, 0.5, 0, 2, 1), b"a folder/first image.jpg", [(50.5, 40.5, 11), (10, 20.25, -1), (33, 44, 12)]),
-            ((9, 0.5 ** 0.5, 0, 0.5 ** 0.5, 0, 1, 2, 3, 7), b"second.jpg", [(1.5, 2.5, 12), (5, 6, 11)]),
-            ((2, 2, 0, 0, 0, 0, 0, 0, 1), b"empty.jpg", [])]:
+        ((5, 1, 0, 0, 0, 0.5, 0, 2, 1), b"a folder/first image.jpg", [(50.5, 40.5, 11), (10, 20.25, -1), (33, 44, 12)]),
+        ((9, 0.5**0.5, 0, 0.5**0.5, 0, 1, 2, 3, 7), b"second.jpg", [(1.5, 2.5, 12), (5, 6, 11)]),
+        ((2, 2, 0, 0, 0, 0, 0, 0, 1), b"empty.jpg", []),
+    ]:
         images += struct.pack("<I7dI", *head) + name + b"\0" + struct.pack("<Q", len(keypoints))
         images += b"".join(struct.pack("<ddq", *keypoint) for keypoint in keypoints)
     points = struct.pack("<Q", 2) + struct.pack("<Q3d3BdQ4I", 12, 1, 2, 3, 10, 20, 30, 0.5, 2, 5, 2, 9, 0)
@@ -100,10 +103,17 @@ def test_rigs_and_frames_give_the_poses(model, suffix):
     else:
         write_binary(model)
         (model / "rigs.bin").write_bytes(
-            struct.pack("<QII", 1, 3, 3) + struct.pack("<iI", 0, 1) + struct.pack("<iIB7d", 0, 7, 1, 1, 0, 0, 0, -1, 0, 0)
-            + struct.pack("<iIB", 1, 4, 0))
-        (model / "frames.bin").write_bytes(struct.pack("<QII7dI", 1, 8, 3, 1, 0, 0, 0, 10, 20, 30, 3) + struct.pack("<iIQ", 0, 1, 5)
-                                           + struct.pack("<iIQ", 1, 4, 77) + struct.pack("<iIQ", 0, 7, 9))
+            struct.pack("<QII", 1, 3, 3)
+            + struct.pack("<iI", 0, 1)
+            + struct.pack("<iIB7d", 0, 7, 1, 1, 0, 0, 0, -1, 0, 0)
+            + struct.pack("<iIB", 1, 4, 0)
+        )
+        (model / "frames.bin").write_bytes(
+            struct.pack("<QII7dI", 1, 8, 3, 1, 0, 0, 0, 10, 20, 30, 3)
+            + struct.pack("<iIQ", 0, 1, 5)
+            + struct.pack("<iIQ", 1, 4, 77)
+            + struct.pack("<iIQ", 0, 7, 9)
+        )
     poses = read_colmap_model(model).camera_from_map
     assert poses[0, :3, 3].tolist() == [10, 20, 30] and poses[1, :3, 3].tolist() == [9, 20, 30]
     assert torch.equal(poses[1, :3, :3], torch.eye(3).double())
@@ -117,24 +127,27 @@ def test_camera_without_pose_in_its_rig(model):
         read_colmap_model(model)
 
 
-@pytest.mark.parametrize("name, old, new, message", [
-    ("cameras", "PINHOLE 100", "KALEIDOSCOPE 100", "camera 1: .*'KALEIDOSCOPE' is not supported"),
-    ("cameras", "90 91 50 40", "90 91 50", "camera 1: .*takes 4 numbers, not 3"),
-    ("cameras", "1 PINHOLE 100 80", "1 PINHOLE 100 tall", "line 2: expected CAMERA_ID"),
-    ("cameras", CAMERAS, "", "refers to camera 1"),
-    ("images", IMAGES, "# nothing\n", "holds no image"),
-    ("images", "0.5 0 2 1 a", "nan 0 2 1 a", "pose of image 'a folder/first image.jpg' is not finite"),
-    ("images", "5 1 0 0 0", "5 0 0 0 0", "zero quaternion"),
-    ("images", "5 1 0 0 0", "5 one 0 0 0", "line 3: expected IMAGE_ID"),
-    ("images", "20.25 -1", "20.25", "line 4: expected X Y POINT3D_ID"),
-    ("images", "20.25 -1", "20.25 many", "line 4: expected X Y POINT3D_ID"),
-    ("points3D", POINTS, "", "holds no point"),
-    ("points3D", "5 2 9 0", "6 2 9 0", "refers to image 6"),
-    ("points3D", "5 2 9 0", "5 3 9 0", "refers to observation 3 of image 5, which has 3"),
-    ("points3D", "5 2 9 0", "5 2 9", "line 2: expected POINT3D_ID"),
-    ("points3D", "12 1 2 3", "12 1 inf 3", "point 12 is not finite"),
-    ("points3D", "12 1 2 3", "12 1 x 3", "line 2: expected POINT3D_ID"),
-])
+@pytest.mark.parametrize(
+    "name, old, new, message",
+    [
+        ("cameras", "PINHOLE 100", "KALEIDOSCOPE 100", "camera 1: .*'KALEIDOSCOPE' is not supported"),
+        ("cameras", "90 91 50 40", "90 91 50", "camera 1: .*takes 4 numbers, not 3"),
+        ("cameras", "1 PINHOLE 100 80", "1 PINHOLE 100 tall", "line 2: expected CAMERA_ID"),
+        ("cameras", CAMERAS, "", "refers to camera 1"),
+        ("images", IMAGES, "# nothing\n", "holds no image"),
+        ("images", "0.5 0 2 1 a", "nan 0 2 1 a", "pose of image 'a folder/first image.jpg' is not finite"),
+        ("images", "5 1 0 0 0", "5 0 0 0 0", "zero quaternion"),
+        ("images", "5 1 0 0 0", "5 one 0 0 0", "line 3: expected IMAGE_ID"),
+        ("images", "20.25 -1", "20.25", "line 4: expected X Y POINT3D_ID"),
+        ("images", "20.25 -1", "20.25 many", "line 4: expected X Y POINT3D_ID"),
+        ("points3D", POINTS, "", "holds no point"),
+        ("points3D", "5 2 9 0", "6 2 9 0", "refers to image 6"),
+        ("points3D", "5 2 9 0", "5 3 9 0", "refers to observation 3 of image 5, which has 3"),
+        ("points3D", "5 2 9 0", "5 2 9", "line 2: expected POINT3D_ID"),
+        ("points3D", "12 1 2 3", "12 1 inf 3", "point 12 is not finite"),
+        ("points3D", "12 1 2 3", "12 1 x 3", "line 2: expected POINT3D_ID"),
+    ],
+)
 def test_what_is_wrong_is_said_in_one_line(model, name, old, new, message):
     path = model / f"{name}.txt"
     assert old in path.read_text()
@@ -167,7 +180,7 @@ def test_a_cut_or_damaged_binary_file_never_crashes(tmp_path_factory, name, data
     path = folder / f"{name}.bin"
     content = bytearray(path.read_bytes())
     if data.draw(st.booleans()):
-        path.write_bytes(content[:data.draw(st.integers(0, len(content) - 1))])
+        path.write_bytes(content[: data.draw(st.integers(0, len(content) - 1))])
         with pytest.raises(InputError, match="cut short"):
             read_colmap_model(folder)
     else:
@@ -181,15 +194,24 @@ def test_a_cut_or_damaged_binary_file_never_crashes(tmp_path_factory, name, data
 
 def test_a_million_points_take_seconds(tmp_path):
     count = 200_000
-    point = np.zeros(count, np.dtype([("head", [("id", "<u8"), ("xyz", "<f8", 3), ("rgb", "u1", 3), ("error", "<f8"), ("n", "<u8")]),
-                                      ("track", "<u4", (2, 2))]))
+    point = np.zeros(
+        count,
+        np.dtype(
+            [
+                ("head", [("id", "<u8"), ("xyz", "<f8", 3), ("rgb", "u1", 3), ("error", "<f8"), ("n", "<u8")]),
+                ("track", "<u4", (2, 2)),
+            ]
+        ),
+    )
     point["head"]["id"], point["head"]["n"] = np.arange(count), 2
     point["head"]["xyz"] = np.random.default_rng(0).normal(size=(count, 3))
     point["track"] = np.stack((np.full((count, 2), [1, 2]), np.repeat(np.arange(count)[:, None], 2, 1)), -1)
     (tmp_path / "points3D.bin").write_bytes(struct.pack("<Q", count) + point.tobytes())
     (tmp_path / "cameras.bin").write_bytes(struct.pack("<QIiQQ4d", 1, 1, 1, 100, 80, 90, 90, 50, 40))
     keypoints = np.zeros(count, np.dtype([("xy", "<f8", 2), ("id", "<i8")])).tobytes()
-    images = b"".join(struct.pack("<I7dI", k, 1, 0, 0, 0, 0, 0, k, 1) + b"i\0" + struct.pack("<Q", count) + keypoints for k in (1, 2))
+    images = b"".join(
+        struct.pack("<I7dI", k, 1, 0, 0, 0, 0, 0, k, 1) + b"i\0" + struct.pack("<Q", count) + keypoints for k in (1, 2)
+    )
     (tmp_path / "images.bin").write_bytes(struct.pack("<Q", 2) + images)
     model = read_colmap_model(tmp_path)
     assert np.array_equal(model.xyz, point["head"]["xyz"]) and len(model.observation_point) == 2 * count
@@ -222,9 +244,13 @@ def compare(model, other):
         point = other.points3D[point_id]
         assert np.array_equal(model.xyz[p], point.xyz) and model.error_px[p] == point.error
         rows = range(start[p], start[p + 1])
-        assert [int(model.image_ids[model.observation_image[r]]) for r in rows] == [e.image_id for e in point.track.elements]
+        assert [int(model.image_ids[model.observation_image[r]]) for r in rows] == [
+            e.image_id for e in point.track.elements
+        ]
         for r, element in zip(rows, point.track.elements):
-            assert np.array_equal(model.observation_px[r] + 0.5, pixels[model.observation_image[r]][element.point2D_idx])
+            assert np.array_equal(
+                model.observation_px[r] + 0.5, pixels[model.observation_image[r]][element.point2D_idx]
+            )
 
 
 @pytest.mark.parametrize("scene", SCENES)
@@ -240,9 +266,14 @@ def test_shared_models_against_pycolmap(shared_data, scene, tmp_path):
 @pytest.mark.parametrize("kind", ["text", "binary"])
 def test_a_rig_written_by_pycolmap(tmp_path, kind):
     pycolmap = pytest.importorskip("pycolmap")
-    options = pycolmap.SyntheticDatasetOptions(num_rigs=1, num_cameras_per_rig=2, num_frames_per_rig=4, num_points3D=60,
-                                               camera_model_id=pycolmap.CameraModelId.OPENCV,
-                                               camera_params=[300, 310, 512, 384, 0.05, -0.02, 0.001, 0.002])
+    options = pycolmap.SyntheticDatasetOptions(
+        num_rigs=1,
+        num_cameras_per_rig=2,
+        num_frames_per_rig=4,
+        num_points3D=60,
+        camera_model_id=pycolmap.CameraModelId.OPENCV,
+        camera_params=[300, 310, 512, 384, 0.05, -0.02, 0.001, 0.002],
+    )
     model = pycolmap.synthesize_dataset(options)
     (model.write_text if kind == "text" else model.write_binary)(str(tmp_path))
     ours = read_colmap_model(tmp_path)
@@ -259,8 +290,8 @@ def test_a_rig_written_by_pycolmap(tmp_path, kind):
 
 @pytest.fixture(scope="module")
 def plane_model(tmp_path_factory):
-    """Model and images of a plane: four views, 200 points; the first point's first observation is 10 pixels off, the last point
-    is seen once."""
+    """A plane: four views, 200 points. The first point's first observation is 10 pixels off, the last
+    point is seen once."""
     folder = tmp_path_factory.mktemp("plane")
     camera, picture = pinhole(), texture()
     poses = [look_at((0.3 * k - 0.5, -1.0, 2.5), (0, 0, 0)) for k in range(4)]
@@ -293,7 +324,9 @@ def test_map_of_a_model(plane_model):
 
 
 def test_track_length_and_error_limits(plane_model):
-    map_, _ = build_map_from_colmap(plane_model, plane_model / "images", FakeExtractor(), min_track_length=1, max_error_px=20)
+    map_, _ = build_map_from_colmap(
+        plane_model, plane_model / "images", FakeExtractor(), min_track_length=1, max_error_px=20
+    )
     assert len(map_.xyz) == 200 and map_.track_length[0] == 4
     with pytest.raises(InputError, match="no point that 5 images see"):
         build_map_from_colmap(plane_model, plane_model / "images", FakeExtractor(), min_track_length=5)

@@ -61,10 +61,17 @@ def test_on_a_road_near_keyframes_that_look_ahead_are_used(selector):
 def test_points_fall_into_the_enlarged_image(road, selector):
     prior = look_at((33.3, -1, 0.4), (40, 1, 0))
     local = selector.select(prior, CAMERA)
-    pixels, valid = CAMERA.project(se3.transform(se3.inverse(prior), torch.from_numpy(road.xyz[local.point_ids.numpy()])))
+    pixels, valid = CAMERA.project(
+        se3.transform(se3.inverse(prior), torch.from_numpy(road.xyz[local.point_ids.numpy()]))
+    )
     assert bool(valid.all())
     margin = 0.05 * np.array([CAMERA.width, CAMERA.height])
-    assert bool(((pixels.numpy() >= -margin - 1e-3) & (pixels.numpy() <= margin + [CAMERA.width - 1, CAMERA.height - 1] + 1e-3)).all())
+    assert bool(
+        (
+            (pixels.numpy() >= -margin - 1e-3)
+            & (pixels.numpy() <= margin + [CAMERA.width - 1, CAMERA.height - 1] + 1e-3)
+        ).all()
+    )
 
 
 def test_of_keyframes_in_one_place_those_that_look_the_same_way_are_used():
@@ -77,13 +84,17 @@ def test_of_keyframes_in_one_place_those_that_look_the_same_way_are_used():
         a = np.radians(heading)
         keyframes = selector.select(look_at((0, 0, 0.02), (np.cos(a), np.sin(a), 0)), CAMERA).keyframe_ids.numpy()
         difference = (10.0 * keyframes - heading + 180) % 360 - 180
-        assert (np.abs(difference) <= 35).all() and difference.min() <= 0 <= difference.max() and abs(difference[0]) <= 10
+        assert (
+            (np.abs(difference) <= 35).all() and difference.min() <= 0 <= difference.max() and abs(difference[0]) <= 10
+        )
 
 
 def test_a_camera_rolled_over_prefers_keyframes_that_are_rolled_too():
     upright, rolled = look_at((0, -4, 0), (0, 0, 0)), look_at((0.1, -4, 0), (0, 0, 0), up=(1, 0, 0.01))
     xyz = np.random.default_rng(0).uniform((-1, -0.2, -1), (1, 0.2, 1), (500, 3))
-    selector = LocalPointSelector(numbers_map(torch.stack((upright, rolled)), xyz, CAMERA), LocalPointOptions(keyframes=1))
+    selector = LocalPointSelector(
+        numbers_map(torch.stack((upright, rolled)), xyz, CAMERA), LocalPointOptions(keyframes=1)
+    )
     assert selector.select(look_at((0.05, -4, 0), (0, 0, 0)), CAMERA).keyframe_ids.tolist() == [0]
     assert selector.select(look_at((0.05, -4, 0), (0, 0, 0), up=(1, 0, 0)), CAMERA).keyframe_ids.tolist() == [1]
 
@@ -159,7 +170,13 @@ def test_fisheye_camera(selector):
 
 
 @settings(max_examples=60, deadline=None)
-@given(x=st.floats(-20, 130), y=st.floats(-6, 6), heading=st.floats(-3.1, 3.1), pitch=st.floats(-1, 1), count=st.integers(1, 700))
+@given(
+    x=st.floats(-20, 130),
+    y=st.floats(-6, 6),
+    heading=st.floats(-3.1, 3.1),
+    pitch=st.floats(-1, 1),
+    count=st.integers(1, 700),
+)
 def test_any_prior_gives_a_sound_answer(selector, x, y, heading, pitch, count):
     local = selector.select(look_at((x, y, 0), (x + np.cos(heading), y + np.sin(heading), pitch)), CAMERA, count)
     assert len(local.points) <= count and len(local.points) == len(set(local.point_ids.tolist()))

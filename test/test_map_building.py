@@ -29,8 +29,17 @@ def source(tmp_path_factory):
         seen = np.flatnonzero((valid & CAMERA.in_image(pixels)).numpy())[::-1]
         image.append(np.full(len(seen), k))
         point.append(seen)
-    return PosedImages("plane", paths, [p.name for p in paths], [CAMERA] * 5, POSES, np.arange(5) * 100, xyz,
-                       np.concatenate(image), np.concatenate(point))
+    return PosedImages(
+        "plane",
+        paths,
+        [p.name for p in paths],
+        [CAMERA] * 5,
+        POSES,
+        np.arange(5) * 100,
+        xyz,
+        np.concatenate(image),
+        np.concatenate(point),
+    )
 
 
 @pytest.mark.parametrize("confidence", [False, True])
@@ -69,7 +78,9 @@ def test_statistics(source):
     assert map_.quality[point] == pytest.approx(max(np.mean(cosines), 0), abs=5e-3)
     assert (map_.quality[map_.track_length == 1] == 0).all()
     k = 2
-    z = se3.transform(se3.inverse(POSES[k]), torch.from_numpy(map_.xyz[map_.observation_point[map_.observations(k)]]))[:, 2]
+    z = se3.transform(se3.inverse(POSES[k]), torch.from_numpy(map_.xyz[map_.observation_point[map_.observations(k)]]))[
+        :, 2
+    ]
     assert map_.keyframe_depth[k] == pytest.approx(float(z.median()), rel=1e-5)
     assert np.allclose(np.linalg.norm(map_.global_descriptors.astype(float), axis=1), 1, atol=2e-3)
 
@@ -96,8 +107,12 @@ def test_missing_and_broken_images_are_left_out_and_told(source, tmp_path):
 
 def test_images_without_points_are_left_out(source):
     keep = source.observation_image != 1
-    map_, report = build_map(_with(source, observation_image=source.observation_image[keep],
-                                   observation_point=source.observation_point[keep]), FakeExtractor())
+    map_, report = build_map(
+        _with(
+            source, observation_image=source.observation_image[keep], observation_point=source.observation_point[keep]
+        ),
+        FakeExtractor(),
+    )
     assert report.empty == ("1.png",) and len(map_.keyframe_names) == 4
 
 

@@ -69,8 +69,9 @@ def test_stamps_are_exact_and_poses_interpolated(sequence):
 
 def test_association_within_20_ms(copy):
     text = (copy / "depth.txt").read_text()
-    (copy / "depth.txt").write_text(text.replace(f"{START + 1}.000000", f"{START + 1}.019000").replace(
-        f"{START + 2}.000000", f"{START + 2}.021000"))
+    (copy / "depth.txt").write_text(
+        text.replace(f"{START + 1}.000000", f"{START + 1}.019000").replace(f"{START + 2}.000000", f"{START + 2}.021000")
+    )
     stamps = [frame.stamp_ns - START * 10**9 for frame in read_rgbd_sequence(copy)]
     assert 1_000_000_000 in stamps and 2_000_000_000 not in stamps and len(stamps) == 11
     lines = (copy / "groundtruth.txt").read_text().splitlines()
@@ -116,7 +117,9 @@ def test_every_observation_projects_into_its_keyframe(built):
     map_ = built[0]
     for k in range(len(map_.keyframe_names)):
         points = map_.observation_point[map_.observations(k)]
-        pixels, valid = CAMERA.project(se3.transform(se3.inverse(map_.map_from_keyframe[k]), torch.from_numpy(map_.xyz[points])))
+        pixels, valid = CAMERA.project(
+            se3.transform(se3.inverse(map_.map_from_keyframe[k]), torch.from_numpy(map_.xyz[points]))
+        )
         assert bool((valid & CAMERA.in_image(pixels)).all())
 
 
@@ -149,6 +152,7 @@ def test_depth_scale_is_assumed_where_the_camera_only_turns(tmp_path):
 
 def test_depth_of_another_instant_is_moved_to_the_image(tmp_path):
     """A slanted view that turns fast: 15 ms are several pixels."""
+
     def fast(seconds):
         return look_at((1.5 * seconds - 1, -1.2, 1.5), (3 * seconds - 1.5, 0.3, 0))
 
@@ -168,21 +172,24 @@ def test_missing_images_are_told(copy):
         build_map_from_rgbd(copy, FakeExtractor())
 
 
-@pytest.mark.parametrize("name, change, message", [
-    ("rgb", None, "cannot read .*rgb.txt"),
-    ("rgb", lambda text: "# nothing\n", "rgb.txt is empty"),
-    ("depth", lambda text: text.replace(f"{START}.000000", "noon"), "depth.txt, line 2: 'noon' is no time stamp"),
-    ("depth", lambda text: text.replace(f"{START}.000000", "inf"), "line 2: 'inf' is no time stamp"),
-    ("depth", lambda text: text.replace(" depth/0.000.png", ""), "depth.txt, line 2: 1 words where 2 are needed"),
-    ("groundtruth", lambda text: text.replace("1.600000000", "nan"), "is not finite"),
-    ("groundtruth", lambda text: text.replace("1.600000000", "one"), "could not convert"),
-    ("groundtruth", lambda text: text.replace(str(START)[:5], "12050"), "use the same clock"),
-    ("groundtruth", lambda text: text.replace(str(START)[:5], "99999"), "no time stamp"),
-    ("camera", None, "give --camera"),
-    ("camera", lambda text: text + text, "camera.txt has 2 lines"),
-    ("camera", lambda text: "PINHOLE 320 240 1\n", "takes 4 numbers"),
-    ("camera", lambda text: "PINHOLE 640 480 500 500 320 240\n", "is 320x240 but the camera is 640x480"),
-])
+@pytest.mark.parametrize(
+    "name, change, message",
+    [
+        ("rgb", None, "cannot read .*rgb.txt"),
+        ("rgb", lambda text: "# nothing\n", "rgb.txt is empty"),
+        ("depth", lambda text: text.replace(f"{START}.000000", "noon"), "depth.txt, line 2: 'noon' is no time stamp"),
+        ("depth", lambda text: text.replace(f"{START}.000000", "inf"), "line 2: 'inf' is no time stamp"),
+        ("depth", lambda text: text.replace(" depth/0.000.png", ""), "depth.txt, line 2: 1 words where 2 are needed"),
+        ("groundtruth", lambda text: text.replace("1.600000000", "nan"), "is not finite"),
+        ("groundtruth", lambda text: text.replace("1.600000000", "one"), "could not convert"),
+        ("groundtruth", lambda text: text.replace(str(START)[:5], "12050"), "use the same clock"),
+        ("groundtruth", lambda text: text.replace(str(START)[:5], "99999"), "no time stamp"),
+        ("camera", None, "give --camera"),
+        ("camera", lambda text: text + text, "camera.txt has 2 lines"),
+        ("camera", lambda text: "PINHOLE 320 240 1\n", "takes 4 numbers"),
+        ("camera", lambda text: "PINHOLE 640 480 500 500 320 240\n", "is 320x240 but the camera is 640x480"),
+    ],
+)
 def test_what_is_wrong_is_said_in_one_line(copy, name, change, message):
     path = copy / f"{name}.txt"
     if change is None:

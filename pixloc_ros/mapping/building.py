@@ -1,5 +1,6 @@
 # Copyright the pixloc_ros authors. SPDX-License-Identifier: Apache-2.0
 """From posed images and points to a map: what the COLMAP and the RGB-D source share."""
+
 from __future__ import annotations
 
 from collections.abc import Callable
@@ -25,9 +26,9 @@ Progress = Callable[[int, int, str], None]
 class PosedImages:
     """Images of known pose, and which of them sees which point.
 
-    name: the map's. paths, names: per image. camera: per image, of the file's size. map_from_camera: float64 [K, 4, 4].
-    stamp_ns: int64 [K], -1 where unknown. xyz: float64 [P, 3]. observation_image, observation_point: int64 [M], each pair
-    once.
+    name: the map's. paths, names: per image. camera: per image, of the file's size. map_from_camera: float64 [K, 4,
+    4]. stamp_ns: int64 [K], -1 where unknown. xyz: float64 [P, 3]. observation_image, observation_point: int64 [M],
+    each pair once.
     """
 
     name: str
@@ -43,8 +44,8 @@ class PosedImages:
 
 @dataclass(frozen=True)
 class BuildReport:
-    """What became of the source. missing: names of images that were not found or not readable. empty: images that see no
-    point. outside: observations left out because the point lies at the border of the image or outside."""
+    """What became of the source. missing: names of images that were not found or not readable. empty: images that see
+    no point. outside: observations left out because the point lies at the border of the image or outside."""
 
     missing: tuple[str, ...]
     empty: tuple[str, ...]
@@ -64,13 +65,14 @@ class _Keyframe:
     confidences: list[np.ndarray | None]
 
 
-def build_map(source: PosedImages, extractor: Extractor, working_side: int | None = None,
-              progress: Progress | None = None) -> tuple[Map, BuildReport]:
+def build_map(
+    source: PosedImages, extractor: Extractor, working_side: int | None = None, progress: Progress | None = None
+) -> tuple[Map, BuildReport]:
     """Extract every image's features where its points project, and put them together as a map.
 
-    The place is the projection of the 3D point with the image's pose, not the keypoint that once gave rise to it, so that
-    the pose's own residual is zero in the map (PixLoc, `base_refiner`). An observation is kept where it is valid at every
-    level. working_side: longer side in pixels that images are shrunk to, the extractor's own by default.
+    The place is the projection of the 3D point with the image's pose, not the keypoint that once gave rise to it, so
+    that the pose's own residual is zero in the map (PixLoc, `base_refiner`). An observation is kept where it is valid
+    at every level. working_side: longer side in pixels that images are shrunk to, the extractor's own by default.
 
     Raises InputError where no image is found, one has another size than its camera, or nothing is left.
     """
@@ -82,7 +84,7 @@ def build_map(source: PosedImages, extractor: Extractor, working_side: int | Non
     for k, path in enumerate(source.paths):
         if progress:
             progress(k, len(source.paths), source.names[k])
-        points = source.observation_point[order[bounds[k]:bounds[k + 1]]]
+        points = source.observation_point[order[bounds[k] : bounds[k + 1]]]
         if len(points) == 0:
             empty.append(source.names[k])
             continue
@@ -103,15 +105,19 @@ def build_map(source: PosedImages, extractor: Extractor, working_side: int | Non
     if progress:
         progress(len(source.paths), len(source.paths), "")
     if missing and not keyframes:
-        raise InputError(f"none of the {len(missing)} images could be read, for example {source.paths[0]}: "
-                         "check the images folder")
+        raise InputError(
+            f"none of the {len(missing)} images could be read, for example {source.paths[0]}: check the images folder"
+        )
     if not keyframes:
-        raise InputError("no image sees a point away from its border: check that poses, camera and images belong together")
+        raise InputError(
+            "no image sees a point away from its border: check that poses, camera and images belong together"
+        )
     return _assemble(source, keyframes, extractor, side), BuildReport(tuple(missing), tuple(empty), outside)
 
 
-def _keyframe(index: int, image: np.ndarray, camera: Camera, source: PosedImages, points: np.ndarray,
-              extractor: Extractor) -> _Keyframe:
+def _keyframe(
+    index: int, image: np.ndarray, camera: Camera, source: PosedImages, points: np.ndarray, extractor: Extractor
+) -> _Keyframe:
     camera_from_map = se3.inverse(source.map_from_camera[index])
     xyz = se3.transform(camera_from_map, torch.from_numpy(source.xyz[points]))
     pixels, valid = camera.project(xyz)
@@ -123,9 +129,14 @@ def _keyframe(index: int, image: np.ndarray, camera: Camera, source: PosedImages
     keep = valid.numpy()
     coarse = torch.nn.functional.normalize(pyramid.levels[0].features[0].mean((1, 2)), dim=0)
     return _Keyframe(
-        index, camera, float(xyz[valid, 2].median()) if keep.any() else 0.0, coarse.numpy().astype(np.float16), points[keep],
+        index,
+        camera,
+        float(xyz[valid, 2].median()) if keep.any() else 0.0,
+        coarse.numpy().astype(np.float16),
+        points[keep],
         [torch.nn.functional.normalize(values[0][valid], dim=-1).half().numpy() for values, _, _ in samples],
-        [None if confidence is None else confidence[0][valid].half().numpy() for _, confidence, _ in samples])
+        [None if confidence is None else confidence[0][valid].half().numpy() for _, confidence, _ in samples],
+    )
 
 
 def _assemble(source: PosedImages, keyframes: list[_Keyframe], extractor: Extractor, working_side: int) -> Map:
@@ -134,21 +145,36 @@ def _assemble(source: PosedImages, keyframes: list[_Keyframe], extractor: Extrac
     levels = range(len(extractor.strides))
     descriptors = tuple(np.concatenate([keyframe.descriptors[level] for keyframe in keyframes]) for level in levels)
     confidences = tuple(
-        None if keyframes[0].confidences[level] is None
-        else np.concatenate([keyframe.confidences[level] for keyframe in keyframes]) for level in levels)
+        None
+        if keyframes[0].confidences[level] is None
+        else np.concatenate([keyframe.confidences[level] for keyframe in keyframes])
+        for level in levels
+    )
     track_length = np.bincount(observation_point, minlength=len(used))
     cameras, camera_index = _unique_cameras([keyframe.camera for keyframe in keyframes])
     images = [keyframe.image for keyframe in keyframes]
     return Map(
-        name=source.name, extractor_name=extractor.name, extractor_fingerprint=extractor.fingerprint,
-        strides=tuple(extractor.strides), channels=tuple(extractor.channels), working_side=working_side, cameras=cameras,
-        keyframe_names=[source.names[k] for k in images], map_from_keyframe=source.map_from_camera[images].contiguous(),
-        keyframe_camera=np.array(camera_index, np.int32), keyframe_stamp_ns=source.stamp_ns[images].astype(np.int64),
+        name=source.name,
+        extractor_name=extractor.name,
+        extractor_fingerprint=extractor.fingerprint,
+        strides=tuple(extractor.strides),
+        channels=tuple(extractor.channels),
+        working_side=working_side,
+        cameras=cameras,
+        keyframe_names=[source.names[k] for k in images],
+        map_from_keyframe=source.map_from_camera[images].contiguous(),
+        keyframe_camera=np.array(camera_index, np.int32),
+        keyframe_stamp_ns=source.stamp_ns[images].astype(np.int64),
         keyframe_depth=np.array([keyframe.depth for keyframe in keyframes], np.float32),
-        global_descriptors=np.stack([keyframe.global_descriptor for keyframe in keyframes]), xyz=source.xyz[used],
-        track_length=track_length.astype(np.int32), quality=_agreement(descriptors[-1], observation_point, track_length),
+        global_descriptors=np.stack([keyframe.global_descriptor for keyframe in keyframes]),
+        xyz=source.xyz[used],
+        track_length=track_length.astype(np.int32),
+        quality=_agreement(descriptors[-1], observation_point, track_length),
         observation_offsets=np.cumsum([0] + [len(keyframe.points) for keyframe in keyframes]),
-        observation_point=observation_point.astype(np.int32), descriptors=descriptors, confidences=confidences)
+        observation_point=observation_point.astype(np.int32),
+        descriptors=descriptors,
+        confidences=confidences,
+    )
 
 
 def _unique_cameras(cameras: list[Camera]) -> tuple[list[Camera], list[int]]:

@@ -1,10 +1,12 @@
 # Copyright the pixloc_ros authors. SPDX-License-Identifier: Apache-2.0
 """COLMAP models, text and binary, of every version from 3.0 to 4.x, and maps made from them.
 
-Formats: COLMAP's documentation, "Output Format"; since 3.12 a model may also hold rigs and frames, whose poses then count
-(an image's pose is that of its camera in the rig times that of the rig in the frame). COLMAP's pixel (0, 0) is the corner
-of the top-left pixel: the half pixel is taken off here, in cameras (`Camera.from_colmap`) and in observations.
+Formats: COLMAP's documentation, "Output Format"; since 3.12 a model may also hold rigs and frames, whose poses then
+count (an image's pose is that of its camera in the rig times that of the rig in the frame). COLMAP's pixel (0, 0) is
+the corner of the top-left pixel: the half pixel is taken off here, in cameras (`Camera.from_colmap`) and in
+observations.
 """
+
 from __future__ import annotations
 
 import os
@@ -23,9 +25,26 @@ from ..geometry.cameras import Camera
 from .building import BuildReport, PosedImages, Progress, build_map
 from .map_file import Map
 
-_MODELS = ("SIMPLE_PINHOLE", "PINHOLE", "SIMPLE_RADIAL", "RADIAL", "OPENCV", "OPENCV_FISHEYE", "FULL_OPENCV", "FOV",
-           "SIMPLE_RADIAL_FISHEYE", "RADIAL_FISHEYE", "THIN_PRISM_FISHEYE", "RAD_TAN_THIN_PRISM_FISHEYE", "SIMPLE_DIVISION",
-           "DIVISION", "SIMPLE_FISHEYE", "FISHEYE", "EUCM", "EQUIRECTANGULAR")
+_MODELS = (
+    "SIMPLE_PINHOLE",
+    "PINHOLE",
+    "SIMPLE_RADIAL",
+    "RADIAL",
+    "OPENCV",
+    "OPENCV_FISHEYE",
+    "FULL_OPENCV",
+    "FOV",
+    "SIMPLE_RADIAL_FISHEYE",
+    "RADIAL_FISHEYE",
+    "THIN_PRISM_FISHEYE",
+    "RAD_TAN_THIN_PRISM_FISHEYE",
+    "SIMPLE_DIVISION",
+    "DIVISION",
+    "SIMPLE_FISHEYE",
+    "FISHEYE",
+    "EUCM",
+    "EQUIRECTANGULAR",
+)
 """COLMAP's camera models by the number that binary files use."""
 _PARAMETER_COUNTS = (3, 4, 4, 5, 8, 8, 12, 5, 4, 5, 12, 16, 4, 5, 3, 4, 6, 2)
 _PARTS = ("cameras", "images", "points3D")
@@ -44,9 +63,10 @@ _DATA_ID = np.dtype([("type", "<i4"), ("sensor", "<u4"), ("data", "<u8")])
 class ColmapModel:
     """A sparse reconstruction.
 
-    cameras: by COLMAP's id. image_ids: int64 [K]. names: [K]. camera_ids: int64 [K]. camera_from_map: float64 [K, 4, 4].
-    point_ids: int64 [P]. xyz: float64 [P, 3]. error_px: float64 [P], mean reprojection error, -1 where COLMAP has none.
-    observation_image, observation_point: int64 [M], indices (not ids), by point. observation_px: float64 [M, 2].
+    cameras: by COLMAP's id. image_ids: int64 [K]. names: [K]. camera_ids: int64 [K]. camera_from_map: float64 [K, 4,
+    4]. point_ids: int64 [P]. xyz: float64 [P, 3]. error_px: float64 [P], mean reprojection error, -1 where COLMAP has
+    none. observation_image, observation_point: int64 [M], indices (not ids), by point. observation_px: float64 [M,
+    2].
     """
 
     cameras: dict[int, Camera]
@@ -66,8 +86,8 @@ class ColmapModel:
 class _Raw:
     """The contents of a model's files, ids not yet resolved. Poses are (qw, qx, qy, qz, tx, ty, tz).
 
-    keypoints_start: int64 [K + 1]. track_start: int64 [P + 1]. sensor_poses: (rig, camera) to pose, None for the origin.
-    frames: (rig, pose, [(camera, image)]).
+    keypoints_start: int64 [K + 1]. track_start: int64 [P + 1]. sensor_poses: (rig, camera) to pose, None for the
+    origin. frames: (rig, pose, [(camera, image)]).
     """
 
     cameras: dict[int, Camera]
@@ -90,12 +110,14 @@ class _Raw:
 def read_colmap_model(folder: Path) -> ColmapModel:
     """Read a model's folder, binary files first where both kinds are there.
 
-    Raises InputError where files are missing, cut short or malformed, hold no image or no point, use an unknown camera
-    model, refer to what is not there, or hold numbers that are not finite.
+    Raises InputError where files are missing, cut short or malformed, hold no image or no point, use an unknown
+    camera model, refer to what is not there, or hold numbers that are not finite.
     """
     folder = Path(folder)
     if not folder.is_dir():
-        raise InputError(f"no folder {folder}: give the folder of a COLMAP model (cameras, images, points3D as .bin or .txt)")
+        raise InputError(
+            f"no folder {folder}: give the folder of a COLMAP model (cameras, images, points3D as .bin or .txt)"
+        )
     for suffix in (".bin", ".txt"):
         if all((folder / f"{part}{suffix}").is_file() for part in _PARTS):
             break
@@ -105,14 +127,21 @@ def read_colmap_model(folder: Path) -> ColmapModel:
     return _resolve(raw, folder, suffix)
 
 
-def build_map_from_colmap(model: Path, images: Path, extractor: Extractor, min_track_length: int = 2,
-                          max_error_px: float = 4.0, working_side: int | None = None, name: str | None = None,
-                          progress: Progress | None = None) -> tuple[Map, BuildReport]:
+def build_map_from_colmap(
+    model: Path,
+    images: Path,
+    extractor: Extractor,
+    min_track_length: int = 2,
+    max_error_px: float = 4.0,
+    working_side: int | None = None,
+    name: str | None = None,
+    progress: Progress | None = None,
+) -> tuple[Map, BuildReport]:
     """Map of a COLMAP model and its images.
 
     Points seen by fewer than `min_track_length` images are left out, as are single observations that lie more than
-    `max_error_px` from where the point projects. name: the map's, the model's folder by default. Images that are missing are
-    left out and reported. Raises InputError as `read_colmap_model` and `build_map` do.
+    `max_error_px` from where the point projects. name: the map's, the model's folder by default. Images that are
+    missing are left out and reported. Raises InputError as `read_colmap_model` and `build_map` do.
     """
     reconstruction = read_colmap_model(model)
     images = Path(images)
@@ -120,13 +149,21 @@ def build_map_from_colmap(model: Path, images: Path, extractor: Extractor, min_t
         raise InputError(f"no folder {images}: give the folder that the model's image names are relative to")
     image, point = _good_observations(reconstruction, min_track_length, max_error_px)
     if len(point) == 0:
-        raise InputError(f"{model} has no point that {min_track_length} images see within {max_error_px:g} pixels: "
-                         "lower the least track length or check the reconstruction")
+        raise InputError(
+            f"{model} has no point that {min_track_length} images see within {max_error_px:g} pixels: "
+            "lower the least track length or check the reconstruction"
+        )
     source = PosedImages(
-        name or Path(model).resolve().name, [images / image_name for image_name in reconstruction.names], reconstruction.names,
+        name or Path(model).resolve().name,
+        [images / image_name for image_name in reconstruction.names],
+        reconstruction.names,
         [reconstruction.cameras[camera] for camera in reconstruction.camera_ids.tolist()],
-        se3.inverse(reconstruction.camera_from_map), np.full(len(reconstruction.names), -1, np.int64), reconstruction.xyz,
-        image, point)
+        se3.inverse(reconstruction.camera_from_map),
+        np.full(len(reconstruction.names), -1, np.int64),
+        reconstruction.xyz,
+        image,
+        point,
+    )
     return build_map(source, extractor, working_side, progress)
 
 
@@ -136,7 +173,7 @@ def _good_observations(model: ColmapModel, min_track_length: int, max_error_px: 
     order = np.argsort(model.observation_image, kind="stable")
     bounds = np.searchsorted(model.observation_image[order], np.arange(len(model.names) + 1))
     for k, camera in enumerate(model.camera_ids.tolist()):
-        rows = order[bounds[k]:bounds[k + 1]]
+        rows = order[bounds[k] : bounds[k + 1]]
         xyz = se3.transform(model.camera_from_map[k], torch.from_numpy(model.xyz[model.observation_point[rows]]))
         pixels, valid = model.cameras[camera].project(xyz)
         distance = np.linalg.norm(pixels.numpy() - model.observation_px[rows], axis=1)
@@ -153,8 +190,12 @@ def _missing(folder: Path) -> InputError:
     if present:
         lacking = [f"{part}{present[0]}" for part in _PARTS if not (folder / f"{part}{present[0]}").is_file()]
         return InputError(f"{folder} lacks {', '.join(lacking)}: export the whole COLMAP model again")
-    nested = sorted(path.parent for pattern in ("*/cameras.*", "*/*/cameras.*") for path in folder.glob(pattern)
-                    if path.suffix in (".bin", ".txt"))
+    nested = sorted(
+        path.parent
+        for pattern in ("*/cameras.*", "*/*/cameras.*")
+        for path in folder.glob(pattern)
+        if path.suffix in (".bin", ".txt")
+    )
     hint = f"did you mean {nested[0]}?" if nested else "it must hold cameras, images and points3D as .bin or .txt"
     return InputError(f"{folder} is not a COLMAP model: {hint}")
 
@@ -170,7 +211,9 @@ def _resolve(raw: _Raw, folder: Path, suffix: str) -> ColmapModel:
         raise InputError(f"{points_file} holds no point: triangulate the model first (colmap point_triangulator)")
     unknown = set(raw.image_cameras.tolist()) - set(raw.cameras)
     if unknown:
-        raise InputError(f"{images_file} refers to camera {min(unknown)}, which cameras{suffix} does not hold: export the model again")
+        raise InputError(
+            f"{images_file} refers to camera {min(unknown)}, which cameras{suffix} lacks: export the model again"
+        )
     camera_from_map = _image_poses(raw, folder, suffix)
     if not np.isfinite(raw.xyz).all():
         bad = raw.point_ids[~np.isfinite(raw.xyz).all(1)][0]
@@ -181,18 +224,32 @@ def _resolve(raw: _Raw, folder: Path, suffix: str) -> ColmapModel:
     image = by_id[np.minimum(place, len(by_id) - 1)]
     missing = raw.image_ids[image] != raw.track_images
     if missing.any():
-        raise InputError(f"{points_file} refers to image {raw.track_images[missing][0]}, which {images_file.name} does not hold: "
-                         "export the whole model again")
+        raise InputError(
+            f"{points_file} refers to image {raw.track_images[missing][0]}, which {images_file.name} does not hold: "
+            "export the whole model again"
+        )
     count = np.diff(raw.keypoints_start)
     missing = (raw.track_keypoints < 0) | (raw.track_keypoints >= count[image])
     if missing.any():
         row = np.flatnonzero(missing)[0]
-        raise InputError(f"{points_file} refers to observation {raw.track_keypoints[row]} of image {raw.track_images[row]}, "
-                         f"which has {count[image[row]]}: export the whole model again")
+        raise InputError(
+            f"{points_file} refers to observation {raw.track_keypoints[row]} of image {raw.track_images[row]}, "
+            f"which has {count[image[row]]}: export the whole model again"
+        )
     keypoints = raw.keypoints[raw.keypoints_start[image] + raw.track_keypoints]
     return ColmapModel(
-        raw.cameras, raw.image_ids, raw.names, raw.image_cameras, camera_from_map, raw.point_ids, raw.xyz, raw.error, image,
-        np.repeat(np.arange(len(raw.point_ids)), np.diff(raw.track_start)), keypoints - 0.5)
+        raw.cameras,
+        raw.image_ids,
+        raw.names,
+        raw.image_cameras,
+        camera_from_map,
+        raw.point_ids,
+        raw.xyz,
+        raw.error,
+        image,
+        np.repeat(np.arange(len(raw.point_ids)), np.diff(raw.track_start)),
+        keypoints - 0.5,
+    )
 
 
 def _image_poses(raw: _Raw, folder: Path, suffix: str) -> torch.Tensor:
@@ -206,12 +263,18 @@ def _image_poses(raw: _Raw, folder: Path, suffix: str) -> torch.Tensor:
                 continue
             sensor = raw.sensor_poses.get((rig, camera), _UNPOSED)
             if sensor is _UNPOSED:
-                raise InputError(f"{folder / f'rigs{suffix}'} gives camera {camera} of rig {rig} no pose: calibrate the rig first")
-            camera_from_map[row[image]] = rig_from_map if sensor is None else _transforms(sensor[None])[0] @ rig_from_map
+                raise InputError(
+                    f"{folder / f'rigs{suffix}'} gives camera {camera} of rig {rig} no pose: calibrate the rig first"
+                )
+            camera_from_map[row[image]] = (
+                rig_from_map if sensor is None else _transforms(sensor[None])[0] @ rig_from_map
+            )
     sound = torch.isfinite(camera_from_map).flatten(1).all(1)
     if not bool(sound.all()):
         name = raw.names[int(torch.nonzero(~sound)[0])]
-        raise InputError(f"{folder}: the pose of image '{name}' is not finite or has a zero quaternion: take the image out of the model")
+        raise InputError(
+            f"{folder}: the pose of image '{name}' is not finite or has a zero quaternion: remove the image"
+        )
     return camera_from_map
 
 
@@ -245,7 +308,7 @@ class _Bytes:
         end = self.position + count * dtype.itemsize
         if end > len(self.data):
             raise self.cut_short()
-        values = self.data[self.position:end].view(dtype)
+        values = self.data[self.position : end].view(dtype)
         self.position = end
         return values
 
@@ -256,20 +319,22 @@ class _Bytes:
         """Up to the next zero byte."""
         chunk = 256
         while True:
-            zeros = np.flatnonzero(self.data[self.position:self.position + chunk] == 0)
+            zeros = np.flatnonzero(self.data[self.position : self.position + chunk] == 0)
             if zeros.size:
                 break
             if self.position + chunk >= len(self.data):
                 raise self.cut_short()
             chunk *= 4
-        value = os.fsdecode(self.data[self.position:self.position + zeros[0]].tobytes())
+        value = os.fsdecode(self.data[self.position : self.position + zeros[0]].tobytes())
         self.position += int(zeros[0]) + 1
         return value
 
     def finish(self) -> None:
         if self.position != len(self.data):
-            raise InputError(f"{self.path} has {len(self.data) - self.position} bytes too many: it is not a COLMAP file "
-                             "of a known version, export the model as text")
+            raise InputError(
+                f"{self.path} has {len(self.data) - self.position} bytes too many: it is not a COLMAP file "
+                "of a known version, export the model as text"
+            )
 
 
 def _read_binary(folder: Path) -> _Raw:
@@ -278,10 +343,23 @@ def _read_binary(folder: Path) -> _Raw:
     points, track, track_start = _binary_points(folder / "points3D.bin")
     rigs_file, frames_file = folder / "rigs.bin", folder / "frames.bin"
     with_rigs = rigs_file.is_file() and frames_file.is_file()
-    return _Raw(cameras, ids, poses, camera_ids, names, keypoints, keypoints_start, points["id"].astype(np.int64),
-                np.ascontiguousarray(points["xyz"]), np.ascontiguousarray(points["error"]), track["image"].astype(np.int64),
-                track["keypoint"].astype(np.int64), track_start, _binary_rigs(rigs_file) if with_rigs else {},
-                _binary_frames(frames_file) if with_rigs else [])
+    return _Raw(
+        cameras,
+        ids,
+        poses,
+        camera_ids,
+        names,
+        keypoints,
+        keypoints_start,
+        points["id"].astype(np.int64),
+        np.ascontiguousarray(points["xyz"]),
+        np.ascontiguousarray(points["error"]),
+        track["image"].astype(np.int64),
+        track["keypoint"].astype(np.int64),
+        track_start,
+        _binary_rigs(rigs_file) if with_rigs else {},
+        _binary_frames(frames_file) if with_rigs else [],
+    )
 
 
 def _binary_cameras(path: Path) -> dict[int, Camera]:
@@ -291,7 +369,9 @@ def _binary_cameras(path: Path) -> dict[int, Camera]:
         camera_id, model = file.number("<u4"), file.number("<i4")
         width, height = file.number(), file.number()
         if not 0 <= model < len(_MODELS):
-            raise InputError(f"{path}: camera {camera_id} has the unknown model number {model}: undistort the images with COLMAP")
+            raise InputError(
+                f"{path}: camera {camera_id} has the unknown model number {model}: undistort the images with COLMAP"
+            )
         params = file.take("<f8", _PARAMETER_COUNTS[model]).tolist()
         cameras[camera_id] = _camera(path, camera_id, _MODELS[model], width, height, params)
     file.finish()
@@ -320,7 +400,8 @@ def _binary_images(path: Path) -> tuple[np.ndarray, np.ndarray, np.ndarray, list
 
 
 def _binary_points(path: Path) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Points, track elements, and where each point's track starts. Walks over the lengths, then gathers all at once."""
+    """Points, track elements, and where each point's track starts. Walks over the lengths, then gathers all at
+    once."""
     file = _Bytes(path)
     count = file.number()
     data, position, size = file.data, file.position, len(file.data)
@@ -415,9 +496,23 @@ def _read_text(folder: Path) -> _Raw:
     point_ids, xyz, error, track, track_start = _text_points(folder / "points3D.txt")
     rigs_file, frames_file = folder / "rigs.txt", folder / "frames.txt"
     with_rigs = rigs_file.is_file() and frames_file.is_file()
-    return _Raw(cameras, ids, poses, camera_ids, names, keypoints, keypoints_start, point_ids, xyz, error, track[:, 0],
-                track[:, 1], track_start, _text_rigs(rigs_file) if with_rigs else {},
-                _text_frames(frames_file) if with_rigs else [])
+    return _Raw(
+        cameras,
+        ids,
+        poses,
+        camera_ids,
+        names,
+        keypoints,
+        keypoints_start,
+        point_ids,
+        xyz,
+        error,
+        track[:, 0],
+        track[:, 1],
+        track_start,
+        _text_rigs(rigs_file) if with_rigs else {},
+        _text_frames(frames_file) if with_rigs else [],
+    )
 
 
 def _text_cameras(path: Path) -> dict[int, Camera]:
@@ -454,8 +549,14 @@ def _text_images(path: Path) -> tuple[np.ndarray, np.ndarray, np.ndarray, list[s
     if odd.size:
         raise _malformed(path, keypoint_lines[odd[0]][0], "X Y POINT3D_ID of each observation")
     start = np.concatenate(([0], np.cumsum(counts // 3)))
-    return (head[:, 0].astype(np.int64), head[:, 1:8], head[:, 8].astype(np.int64), names,
-            values.reshape(-1, 3)[:, :2], start)
+    return (
+        head[:, 0].astype(np.int64),
+        head[:, 1:8],
+        head[:, 8].astype(np.int64),
+        names,
+        values.reshape(-1, 3)[:, :2],
+        start,
+    )
 
 
 def _text_points(path: Path) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
@@ -470,8 +571,13 @@ def _text_points(path: Path) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.nda
     in_track = np.ones(len(values), bool)
     in_track[start[:, None] + np.arange(8)] = False
     track = values[in_track].astype(np.int64).reshape(-1, 2)
-    return (head[:, 0].astype(np.int64), head[:, 1:4].copy(), head[:, 7].copy(), track,
-            np.concatenate(([0], np.cumsum((counts - 8) // 2))))
+    return (
+        head[:, 0].astype(np.int64),
+        head[:, 1:4].copy(),
+        head[:, 7].copy(),
+        track,
+        np.concatenate(([0], np.cumsum((counts - 8) // 2))),
+    )
 
 
 def _text_rigs(path: Path) -> dict[tuple[int, int], np.ndarray | None]:

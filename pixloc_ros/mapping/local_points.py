@@ -1,5 +1,6 @@
 # Copyright the pixloc_ros authors. SPDX-License-Identifier: Apache-2.0
 """The map points that a camera near a given pose should see, with the features seen from most alike."""
+
 from __future__ import annotations
 
 import math
@@ -25,9 +26,10 @@ _SHORT_TRACK_QUALITY = 0.5
 
 @dataclass(frozen=True)
 class LocalPointOptions:
-    """keyframes: how many are used. candidates: how many near the prior are looked at. margin: share of the image's size by
-    which it is enlarged on each side, since the prior is not exact. angle_rad, roll_rad, octaves: difference of viewing
-    direction, of rotation about it, and of scale (log2 of the ratio of distances) at which an observation counts 1/e."""
+    """keyframes: how many are used. candidates: how many near the prior are looked at. margin: share of the image's
+    size by which it is enlarged on each side, since the prior is not exact. angle_rad, roll_rad, octaves: difference
+    of viewing direction, of rotation about it, and of scale (log2 of the ratio of distances) at which an observation
+    counts 1/e."""
 
     keyframes: int = 3
     candidates: int = 20
@@ -37,15 +39,21 @@ class LocalPointOptions:
     octaves: float = 0.7
 
     def __post_init__(self) -> None:
-        if not 1 <= self.keyframes <= self.candidates or not self.margin >= 0 or not min(
-                self.angle_rad, self.roll_rad, self.octaves) > 0:
-            raise InputError("local points: keyframes must be 1 to candidates, margin not negative, angles and octaves positive")
+        if (
+            not 1 <= self.keyframes <= self.candidates
+            or not self.margin >= 0
+            or not min(self.angle_rad, self.roll_rad, self.octaves) > 0
+        ):
+            raise InputError(
+                "local points: keyframes must be 1 to candidates, margin not negative, angles and octaves positive"
+            )
 
 
 @dataclass(frozen=True)
 class LocalPoints:
-    """points: N of them, xyz float32 relative to `origin`, along the map's axes. origin: float64 [3] in the map frame.
-    point_ids: int64 [N], indices into the map's points. keyframe_ids: int64 [k], the keyframes used, best first."""
+    """points: N of them, xyz float32 relative to `origin`, along the map's axes. origin: float64 [3] in the map
+    frame. point_ids: int64 [N], indices into the map's points. keyframe_ids: int64 [k], the keyframes used, best
+    first."""
 
     points: ReferencePoints
     origin: torch.Tensor
@@ -57,9 +65,9 @@ class LocalPoints:
 class _View:
     """A keyframe's observations, n of them.
 
-    first_row: of its observations in the map. points: int64 [n] rising. offsets: float32 [n, 3] from the keyframe's centre,
-    along the map's axes; rays: their directions. scales: float32 [n], log2 of focal length over distance. quality: float32
-    [n], of the points.
+    first_row: of its observations in the map. points: int64 [n] rising. offsets: float32 [n, 3] from the keyframe's
+    centre, along the map's axes; rays: their directions. scales: float32 [n], log2 of focal length over distance.
+    quality: float32 [n], of the points.
     """
 
     first_row: int
@@ -73,10 +81,11 @@ class _View:
 class LocalPointSelector:
     """Chooses keyframes and points for a prior pose. Deterministic; the cost does not grow with the map.
 
-    Keyframes are indexed by centre and viewing direction, the latter scaled with the map's typical depth. Of the nearest
-    ones, those are taken that together see most of what the camera should see, from alike: points are projected, and each
-    counts by how much viewing direction, roll and scale differ. So on a road a keyframe behind the camera serves as far as
-    it sees the same things, and of keyframes taken in one place those that look the same way do.
+    Keyframes are indexed by centre and viewing direction, the latter scaled with the map's typical depth. Of the
+    nearest ones, those are taken that together see most of what the camera should see, from alike: points are
+    projected, and each counts by how much viewing direction, roll and scale differ. So on a road a keyframe behind
+    the camera serves as far as it sees the same things, and of keyframes taken in one place those that look the same
+    way do.
     """
 
     def __init__(self, map_: Map, options: LocalPointOptions = LocalPointOptions()) -> None:
@@ -92,7 +101,8 @@ class LocalPointSelector:
         self.select(map_.map_from_keyframe[0], map_.cameras[map_.keyframe_camera[0]])
 
     def select(self, map_from_camera: torch.Tensor, camera: Camera, max_points: int = 512) -> LocalPoints:
-        """Points for a camera near `map_from_camera` (float64 [4, 4]): at most `max_points`, none where the map has none.
+        """Points for a camera near `map_from_camera` (float64 [4, 4]): at most `max_points`, none where the map has
+        none.
 
         camera: of the image that will be aligned. Raises InputError where the map's file is damaged.
         """
@@ -103,7 +113,9 @@ class LocalPointSelector:
         views = [self._view(k) for k in keyframes]
         starts = np.cumsum([0] + [len(view.points) for view in views])
         pixels, weights = np.empty((starts[-1], 2)), np.zeros(starts[-1])
-        for k, view, roll, first, last in zip(keyframes, views, self._roll_weights(keyframes, seen), starts, starts[1:]):
+        for k, view, roll, first, last in zip(
+            keyframes, views, self._roll_weights(keyframes, seen), starts, starts[1:]
+        ):
             seen.weigh(view, self._centres[k], 1, pixels[first:last], weights[first:last])
             weights[first:last] *= roll
         points = _concatenate([view.points for view in views], np.int64)
@@ -113,7 +125,9 @@ class LocalPointSelector:
         rows = max(1, round(max_points / columns))
         best = best[selection.spread(pixels[best], scores, seen.size, columns, rows, max_points)]
         first_rows = np.repeat([view.first_row - start for view, start in zip(views, starts)], np.diff(starts))
-        return self._gather(points[best], (first_rows.astype(np.int64) + np.arange(starts[-1]))[best], seen.centre, keyframes)
+        return self._gather(
+            points[best], (first_rows.astype(np.int64) + np.arange(starts[-1]))[best], seen.centre, keyframes
+        )
 
     def _keys(self, centres: np.ndarray, rotations: np.ndarray) -> np.ndarray:
         return np.concatenate((centres, self._depth * rotations[..., :, 2]), axis=-1)
@@ -125,7 +139,7 @@ class LocalPointSelector:
     def _roll_weights(self, keyframes: np.ndarray, seen: _Camera) -> np.ndarray:
         relative = seen.rotation.T @ self._rotations[keyframes]
         roll = np.arctan2(relative[:, 1, 0] - relative[:, 0, 1], relative[:, 0, 0] + relative[:, 1, 1])
-        return np.exp(-(roll / self._options.roll_rad) ** 2)
+        return np.exp(-((roll / self._options.roll_rad) ** 2))
 
     def _view(self, keyframe: int) -> _View:
         """Kept for the frames that follow."""
@@ -134,16 +148,24 @@ class LocalPointSelector:
             map_ = self._map
             rows = map_.observations(keyframe)
             points = map_.observation_point[rows].astype(np.int64)
-            if points.size and not (0 <= points[0] and points[-1] < len(map_.xyz) and (np.diff(points) > 0).all()):
-                raise InputError(f"map '{map_.name}' is damaged: check it with 'pixloc map info --verify', build it again")
+            if points.size and not (points[0] >= 0 and points[-1] < len(map_.xyz) and (np.diff(points) > 0).all()):
+                raise InputError(
+                    f"map '{map_.name}' is damaged: check it with 'pixloc map info --verify', build it again"
+                )
             offsets = (map_.xyz[points] - self._centres[keyframe]).astype(np.float32)
             distance = np.maximum(np.linalg.norm(offsets, axis=1), np.float32(1e-6))
             # A short track says little about its point: its quality is drawn towards the middle.
             pairs = map_.track_length[points] - 1
             quality = (map_.quality[points] * pairs + _SHORT_TRACK_QUALITY) / (pairs + 1)
             scales = np.log2(self._focal[map_.keyframe_camera[keyframe]] / distance)
-            view = _View(rows.start, points, offsets, offsets / distance[:, None], scales.astype(np.float32),
-                         quality.astype(np.float32))
+            view = _View(
+                rows.start,
+                points,
+                offsets,
+                offsets / distance[:, None],
+                scales.astype(np.float32),
+                quality.astype(np.float32),
+            )
         self._views[keyframe] = view
         if len(self._views) > _CACHED_VIEWS:
             self._views.popitem(last=False)
@@ -152,8 +174,8 @@ class LocalPointSelector:
     def _choose(self, candidates: np.ndarray, seen: _Camera) -> list[int]:
         """Positions in `candidates` of the keyframes to use, best first.
 
-        What a sample of their points is worth is summed per cell of the image; the square root of a cell's sum counts, so
-        that a keyframe that fills an empty part of the image wins over one more of the same.
+        What a sample of their points is worth is summed per cell of the image; the square root of a cell's sum
+        counts, so that a keyframe that fills an empty part of the image wins over one more of the same.
         """
         columns, rows = _COVERAGE_GRID
         worth = np.zeros((len(candidates), columns * rows))
@@ -180,9 +202,15 @@ class LocalPointSelector:
         map_ = self._map
         xyz = torch.from_numpy((map_.xyz[points] - centre).astype(np.float32))
         descriptors = tuple(torch.from_numpy(level.take(rows, 0)).float() for level in map_.descriptors)
-        confidences = tuple(None if level is None else torch.from_numpy(level[rows]).float() for level in map_.confidences)
-        return LocalPoints(ReferencePoints(xyz, descriptors, confidences), torch.from_numpy(centre), torch.from_numpy(points),
-                           torch.from_numpy(keyframes.astype(np.int64)))
+        confidences = tuple(
+            None if level is None else torch.from_numpy(level[rows]).float() for level in map_.confidences
+        )
+        return LocalPoints(
+            ReferencePoints(xyz, descriptors, confidences),
+            torch.from_numpy(centre),
+            torch.from_numpy(points),
+            torch.from_numpy(keyframes.astype(np.int64)),
+        )
 
 
 class _Camera:
@@ -191,14 +219,28 @@ class _Camera:
     def __init__(self, camera: Camera, rotation: np.ndarray, centre: np.ndarray, options: LocalPointOptions) -> None:
         self.rotation, self.centre = rotation, centre
         self.size = (camera.width, camera.height)
-        self._projection = (*camera_numbers(camera), self.size, options.margin * np.array(self.size, float),
-                            np.ascontiguousarray(rotation.T))
+        self._projection = (
+            *camera_numbers(camera),
+            self.size,
+            options.margin * np.array(self.size, float),
+            np.ascontiguousarray(rotation.T),
+        )
         self._focal_log2 = math.log2(float(camera.params[:2].mean()))
         self._falloff = (options.angle_rad, options.octaves)
 
     def weigh(self, view: _View, centre: np.ndarray, step: int, pixels: np.ndarray, weights: np.ndarray) -> int:
-        return selection.weigh(*self._projection, centre - self.centre, view.offsets, view.rays, view.scales, step,
-                               self._focal_log2, *self._falloff, pixels, weights)
+        return selection.weigh(
+            *self._projection,
+            centre - self.centre,
+            view.offsets,
+            view.rays,
+            view.scales,
+            step,
+            self._focal_log2,
+            *self._falloff,
+            pixels,
+            weights,
+        )
 
 
 def _concatenate(arrays: list[np.ndarray], dtype: type) -> np.ndarray:

@@ -1,10 +1,11 @@
 # Copyright the pixloc_ros authors. SPDX-License-Identifier: Apache-2.0
 """Maps from a posed RGB-D sequence in the format of the TUM RGB-D benchmark (Sturm et al., IROS 2012).
 
-A folder with rgb.txt and depth.txt (`stamp filename`), groundtruth.txt (`stamp tx ty tz qx qy qz qw`, the camera's pose in
-the map, optical axes) and camera.txt (`MODEL WIDTH HEIGHT PARAMS...`, one line as in COLMAP's cameras.txt). Depth images are
-16-bit PNG, aligned with the colour images, in units of 1 / scale metres; 0 is no measurement.
+A folder with rgb.txt and depth.txt (`stamp filename`), groundtruth.txt (`stamp tx ty tz qx qy qz qw`, the camera's
+pose in the map, optical axes) and camera.txt (`MODEL WIDTH HEIGHT PARAMS...`, one line as in COLMAP's cameras.txt).
+Depth images are 16-bit PNG, aligned with the colour images, in units of 1 / scale metres; 0 is no measurement.
 """
+
 from __future__ import annotations
 
 import decimal
@@ -49,8 +50,8 @@ _SCALE_MARGIN = 0.03
 
 @dataclass(frozen=True, eq=False)
 class RgbdFrame:
-    """One colour image with its depth image and pose. stamp_ns: of the colour image. map_from_depth_camera: the pose at the
-    depth image's stamp. Poses float64 [4, 4]."""
+    """One colour image with its depth image and pose. stamp_ns: of the colour image. map_from_depth_camera: the pose
+    at the depth image's stamp. Poses float64 [4, 4]."""
 
     stamp_ns: int
     image: Path
@@ -89,44 +90,71 @@ def read_rgbd_sequence(sequence: Path) -> list[RgbdFrame]:
         image_pose, depth_pose = (_pose_at(pose_stamps, poses, instant) for instant in (stamp, depth_stamp))
         if image_pose is None or depth_pose is None:
             continue
-        frames.append(RgbdFrame(stamp, sequence / name, sequence / depth[k][0], image_pose, depth_pose,
-                                abs(stamp - depth_stamp) < _SAME_INSTANT_NS))
+        frames.append(
+            RgbdFrame(
+                stamp,
+                sequence / name,
+                sequence / depth[k][0],
+                image_pose,
+                depth_pose,
+                abs(stamp - depth_stamp) < _SAME_INSTANT_NS,
+            )
+        )
     if not frames:
-        raise InputError(f"{sequence}: no colour image has a depth image and a pose within 20 ms: "
-                         "check that rgb.txt, depth.txt and groundtruth.txt use the same clock")
+        raise InputError(
+            f"{sequence}: no colour image has a depth image and a pose within 20 ms: "
+            "check that rgb.txt, depth.txt and groundtruth.txt use the same clock"
+        )
     return frames
 
 
-def build_map_from_rgbd(sequence: Path, extractor: Extractor, camera: Camera | None = None, depth_scale: float | None = None,
-                        working_side: int | None = None, name: str | None = None, progress: Progress | None = None
-                        ) -> tuple[Map, BuildReport, DepthScale]:
+def build_map_from_rgbd(
+    sequence: Path,
+    extractor: Extractor,
+    camera: Camera | None = None,
+    depth_scale: float | None = None,
+    working_side: int | None = None,
+    name: str | None = None,
+    progress: Progress | None = None,
+) -> tuple[Map, BuildReport, DepthScale]:
     """Map of a posed RGB-D sequence.
 
-    camera: of the colour images; read from camera.txt in the folder by default. depth_scale: units of the depth images per
-    metre; found by `find_depth_scale` by default. name: the map's, the folder's by default.
+    camera: of the colour images; read from camera.txt in the folder by default. depth_scale: units of the depth
+    images per metre; found by `find_depth_scale` by default. name: the map's, the folder's by default.
 
-    Keyframes are taken where the camera has moved, the sharpest image of each stretch. Points are corners with sound depth
-    away from edges of the depth; each is looked for in the keyframes around: it is seen where its projection's depth agrees.
-    Raises InputError as `read_rgbd_sequence` and `build_map` do, and where depth and colour images have different sizes.
+    Keyframes are taken where the camera has moved, the sharpest image of each stretch. Points are corners with sound
+    depth away from edges of the depth; each is looked for in the keyframes around: it is seen where its projection's
+    depth agrees. Raises InputError as `read_rgbd_sequence` and `build_map` do, and where depth and colour images have
+    different sizes.
     """
     sequence = Path(sequence)
     frames = read_rgbd_sequence(sequence)
     camera = read_camera(sequence) if camera is None else camera
     present = [frame for frame in frames if frame.image.is_file() and frame.depth.is_file()]
     if not present:
-        raise InputError(f"none of the {len(frames)} images of {sequence} was found, for example {frames[0].image}: "
-                         "keep the folders that rgb.txt and depth.txt name")
+        raise InputError(
+            f"none of the {len(frames)} images of {sequence} was found, for example {frames[0].image}: "
+            "keep the folders that rgb.txt and depth.txt name"
+        )
     missing = tuple(frame.image.name for frame in frames if not (frame.image.is_file() and frame.depth.is_file()))
     scale = find_depth_scale(present, camera) if depth_scale is None else DepthScale(float(depth_scale), "as given")
     if not (np.isfinite(scale.value) and scale.value > 0):
-        raise InputError(f"depth scale {scale.value:g}: give the depth images' units per metre, for example 1000 for millimetres")
+        raise InputError(
+            f"depth scale {scale.value:g}: give the depth images' units per metre, for example 1000 for millimetres"
+        )
     keyframes = _choose_keyframes(present, camera, scale.value, progress)
     xyz, image, point = _find_points(keyframes, camera)
     source = PosedImages(
-        name or sequence.resolve().name, [keyframe.frame.image for keyframe in keyframes],
-        [keyframe.frame.image.name for keyframe in keyframes], [camera] * len(keyframes),
+        name or sequence.resolve().name,
+        [keyframe.frame.image for keyframe in keyframes],
+        [keyframe.frame.image.name for keyframe in keyframes],
+        [camera] * len(keyframes),
         torch.stack([keyframe.frame.map_from_camera for keyframe in keyframes]),
-        np.array([keyframe.frame.stamp_ns for keyframe in keyframes], np.int64), xyz, image, point)
+        np.array([keyframe.frame.stamp_ns for keyframe in keyframes], np.int64),
+        xyz,
+        image,
+        point,
+    )
     map_, report = build_map(source, extractor, working_side, progress)
     return map_, BuildReport(missing + report.missing, report.empty, report.outside), scale
 
@@ -149,12 +177,16 @@ def _read_list(path: Path, words: int) -> tuple[np.ndarray, list[list[str]]]:
         if not parts:
             continue
         try:
-            stamp = int((decimal.Decimal(parts[0]) * 10 ** 9).to_integral_value())
+            stamp = int((decimal.Decimal(parts[0]) * 10**9).to_integral_value())
             stamps.append(np.int64(stamp))
         except (decimal.InvalidOperation, ValueError, OverflowError):
-            raise InputError(f"{path}, line {number}: '{parts[0]}' is no time stamp: write seconds first in every line") from None
+            raise InputError(
+                f"{path}, line {number}: '{parts[0]}' is no time stamp: write seconds first in every line"
+            ) from None
         if len(parts) < words:
-            raise InputError(f"{path}, line {number}: {len(parts)} words where {words} are needed: mend or remove the line")
+            raise InputError(
+                f"{path}, line {number}: {len(parts)} words where {words} are needed: mend or remove the line"
+            )
         rest.append(parts[1:])
     if not stamps:
         raise InputError(f"{path} is empty: record the sequence again")
@@ -172,14 +204,18 @@ def _read_poses(path: Path) -> tuple[np.ndarray, torch.Tensor]:
     bad = ~torch.isfinite(values).all(1) | ((norm - 1).abs() > 0.01)
     if bool(bad.any()):
         k = int(torch.nonzero(bad)[0])
-        raise InputError(f"{path}: the pose at {stamps[k] / 1e9:.6f} s is not finite or has no unit quaternion: remove that line")
+        raise InputError(
+            f"{path}: the pose at {stamps[k] / 1e9:.6f} s is not finite or has no unit quaternion: remove that line"
+        )
     return stamps, se3.from_rotation_translation(se3.rotation_from_quaternion(values[:, 3:]), values[:, :3])
 
 
 def read_camera(sequence: Path) -> Camera:
     path = sequence / "camera.txt"
     if not path.is_file():
-        raise InputError(f"no camera for {sequence}: give --camera \"MODEL WIDTH HEIGHT PARAMS...\" or write that line to {path}")
+        raise InputError(
+            f'no camera for {sequence}: give --camera "MODEL WIDTH HEIGHT PARAMS..." or write that line to {path}'
+        )
     lines = [line for line in path.read_text().splitlines() if line.strip() and not line.startswith("#")]
     if len(lines) != 1:
         raise InputError(f"{path} has {len(lines)} lines: write the one camera as MODEL WIDTH HEIGHT PARAMS...")
@@ -209,8 +245,10 @@ def load_depth(frame: RgbdFrame, camera: Camera, scale: float) -> np.ndarray:
     if raw is None or raw.dtype != np.uint16 or raw.ndim != 2:
         raise InputError(f"{frame.depth} is not a 16-bit depth image: replace the file or take it off depth.txt")
     if raw.shape != (camera.height, camera.width):
-        raise InputError(f"{frame.depth} is {raw.shape[1]}x{raw.shape[0]} but the camera is {camera.width}x{camera.height}: "
-                         "depth must be aligned with the colour images")
+        raise InputError(
+            f"{frame.depth} is {raw.shape[1]}x{raw.shape[0]} but the camera is {camera.width}x{camera.height}: "
+            "depth must be aligned with the colour images"
+        )
     depth = (raw / np.float32(scale)).astype(np.float32)
     return depth if frame.same_instant else _move_depth(depth, frame, camera)
 
@@ -250,12 +288,16 @@ class _Keyframe:
 def _load_grey(path: Path, camera: Camera) -> np.ndarray:
     image = load_image(path)
     if image.shape[:2] != (camera.height, camera.width):
-        raise InputError(f"{path} is {image.shape[1]}x{image.shape[0]} but the camera is {camera.width}x{camera.height}: "
-                         "give the camera of these images")
+        raise InputError(
+            f"{path} is {image.shape[1]}x{image.shape[0]} but the camera is {camera.width}x{camera.height}: "
+            "give the camera of these images"
+        )
     return image if image.ndim == 2 else cv2.cvtColor(image, cv2.COLOR_RGB2GRAY)
 
 
-def _choose_keyframes(frames: list[RgbdFrame], camera: Camera, scale: float, progress: Progress | None) -> list[_Keyframe]:
+def _choose_keyframes(
+    frames: list[RgbdFrame], camera: Camera, scale: float, progress: Progress | None
+) -> list[_Keyframe]:
     """One keyframe per stretch of little motion: the one of the sharpest image."""
     keyframes: list[_Keyframe] = []
     first: torch.Tensor | None = None
@@ -292,11 +334,14 @@ def without_edges(depth: np.ndarray) -> np.ndarray:
 def _find_points(keyframes: list[_Keyframe], camera: Camera) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Points [P, 3] in the map, and the keyframe and point of every observation.
 
-    Each keyframe is filled up with corners where it does not yet see a point found before, so that a corner of the room is
-    one point, not one per keyframe; then every point is looked for in the keyframes around the one that it was found in.
+    Each keyframe is filled up with corners where it does not yet see a point found before, so that a corner of the
+    room is one point, not one per keyframe; then every point is looked for in the keyframes around the one that it
+    was found in.
     """
     poses = torch.stack([keyframe.frame.map_from_camera for keyframe in keyframes])
-    near = _neighbours(poses, float(np.median([np.median(k.depth[k.depth > 0]) for k in keyframes if (k.depth > 0).any()] or [1.0])))
+    near = _neighbours(
+        poses, float(np.median([np.median(k.depth[k.depth > 0]) for k in keyframes if (k.depth > 0).any()] or [1.0]))
+    )
     found: list[_Patches] = []
     for k, keyframe in enumerate(keyframes):
         earlier = [found[n].xyz for n in near[k] if n < k]
@@ -324,8 +369,9 @@ def _find_points(keyframes: list[_Keyframe], camera: Camera) -> tuple[np.ndarray
 
 @dataclass(frozen=True)
 class _Patches:
-    """Corners as small pieces of surface: xyz [n, 3] of the centre in the map, grid [n, S * S, 3] of the pixels around relative
-    to it, float32, and their grey values [n, S * S], float32, as the keyframe that the corner was found in saw them."""
+    """Corners as small pieces of surface: xyz [n, 3] of the centre in the map, grid [n, S * S, 3] of the pixels
+    around relative to it, float32, and their grey values [n, S * S], float32, as the keyframe that the corner was
+    found in saw them."""
 
     xyz: np.ndarray
     grid: np.ndarray
@@ -335,8 +381,8 @@ class _Patches:
 def _track(patches: _Patches, which: np.ndarray, keyframe: _Keyframe, camera: Camera) -> tuple[np.ndarray, np.ndarray]:
     """Where a keyframe shows the patches `which`: pixels [n, 2], and whether they look like it there (bool [n]).
 
-    Depth and pose say where a patch's pixels fall; a shift of the patch along its own image axes is then found by Lucas and
-    Kanade's method, so that errors of depth and of its alignment with the colour image do not stay.
+    Depth and pose say where a patch's pixels fall; a shift of the patch along its own image axes is then found by
+    Lucas and Kanade's method, so that errors of depth and of its alignment with the colour image do not stay.
     """
     camera_from_map = se3.inverse(keyframe.frame.map_from_camera)
     points = torch.from_numpy(patches.xyz[which][:, None] + patches.grid[which])
@@ -350,7 +396,9 @@ def _track(patches: _Patches, which: np.ndarray, keyframe: _Keyframe, camera: Ca
     down = (pixels[:, -1, middle] - pixels[:, 0, middle]) / (side - 1)
     affine = np.stack((across, down), -1)
     template = _standardized(patches.grey[which]).reshape(-1, side, side)
-    slopes = np.stack((np.gradient(template, axis=2), np.gradient(template, axis=1)), -1).reshape(len(which), side * side, 2)
+    slopes = np.stack((np.gradient(template, axis=2), np.gradient(template, axis=1)), -1).reshape(
+        len(which), side * side, 2
+    )
     normal = np.einsum("npi,npj->nij", slopes, slopes) + 1e-6 * np.eye(2)
     image = cv2.GaussianBlur(keyframe.grey, (0, 0), _PATCH_BLUR_PX).astype(np.float32)
     shift = np.zeros((len(which), 2))
@@ -375,9 +423,11 @@ def _standardized(values: np.ndarray) -> np.ndarray:
     return values / np.maximum(np.linalg.norm(values, axis=1, keepdims=True), 1e-6)
 
 
-def _triangulate(xyz: np.ndarray, poses: torch.Tensor, camera: Camera, image: np.ndarray, point: np.ndarray,
-                 observed: np.ndarray) -> np.ndarray:
-    """Points moved to where they reproject best, [P, 3]: Gauss-Newton per point, poses fixed, held by the measured depth."""
+def _triangulate(
+    xyz: np.ndarray, poses: torch.Tensor, camera: Camera, image: np.ndarray, point: np.ndarray, observed: np.ndarray
+) -> np.ndarray:
+    """Points moved to where they reproject best, [P, 3]: Gauss-Newton per point, poses fixed, held by the measured
+    depth."""
     result = xyz.copy()
     centres = poses[:, :3, 3].numpy()
     distance = np.full(len(xyz), np.inf)
@@ -389,12 +439,12 @@ def _triangulate(xyz: np.ndarray, poses: torch.Tensor, camera: Camera, image: np
     for _ in range(_TRIANGULATION_ITERATIONS):
         normal, gradient = np.zeros((len(xyz), 3, 3)), np.zeros((len(xyz), 3))
         for k in range(len(poses)):
-            rows = order[bounds[k]:bounds[k + 1]]
+            rows = order[bounds[k] : bounds[k + 1]]
             inside = se3.transform(camera_from_map[k], torch.from_numpy(result[point[rows]]))
             pixels, valid, jacobian = camera.project_with_jacobian(inside)
             jacobian = (jacobian @ camera_from_map[k, :3, :3]).numpy()
             error = (pixels - observed_pixels[rows]).numpy()
-            weight = valid.numpy() / (1 + (error ** 2).sum(1))  # Cauchy, one pixel
+            weight = valid.numpy() / (1 + (error**2).sum(1))  # Cauchy, one pixel
             # A keyframe sees a point once, so plain indexing adds up.
             normal[point[rows]] += np.einsum("n,nki,nkj->nij", weight, jacobian, jacobian)
             gradient[point[rows]] += np.einsum("n,nki,nk->ni", weight, jacobian, error)
@@ -415,7 +465,9 @@ def _neighbours(poses: torch.Tensor, depth: float) -> list[list[int]]:
 def _corners(keyframe: _Keyframe, camera: Camera, mask: np.ndarray, count: int) -> _Patches:
     """Corners of the image inside the mask."""
     side = 2 * _PATCH_PX + 1
-    nothing = _Patches(np.empty((0, 3)), np.empty((0, side * side, 3), np.float32), np.empty((0, side * side), np.float32))
+    nothing = _Patches(
+        np.empty((0, 3)), np.empty((0, side * side, 3), np.float32), np.empty((0, side * side), np.float32)
+    )
     if count <= 0:
         return nothing
     corners = cv2.goodFeaturesToTrack(keyframe.grey, count, _CORNER_QUALITY, _CORNER_DISTANCE_PX, mask=mask)
@@ -428,14 +480,21 @@ def _corners(keyframe: _Keyframe, camera: Camera, mask: np.ndarray, count: int) 
     offsets = np.stack(np.meshgrid(span, span), -1).reshape(-1, 2)
     around = (pixels[:, None] + offsets).reshape(-1, 2)
     image = cv2.GaussianBlur(keyframe.grey, (0, 0), _PATCH_BLUR_PX).astype(np.float32)
-    grey = cv2.remap(image, around.reshape(len(pixels), -1, 2).astype(np.float32), None, cv2.INTER_NEAREST,
-                     borderMode=cv2.BORDER_REPLICATE)
+    grey = cv2.remap(
+        image,
+        around.reshape(len(pixels), -1, 2).astype(np.float32),
+        None,
+        cv2.INTER_NEAREST,
+        borderMode=cv2.BORDER_REPLICATE,
+    )
     centre = np.repeat(keyframe.depth[row, column], side * side)
     column, row = np.clip(around, 0, [camera.width - 1, camera.height - 1]).astype(int).T
     depth = keyframe.depth[row, column]
     # Where the patch reaches over an edge its middle's depth stands in.
     depth = np.where(np.abs(depth - centre) < _EDGE_STEP * centre, depth, centre)
-    points = se3.transform(keyframe.frame.map_from_camera, lift(camera, around, depth)).numpy().reshape(len(pixels), -1, 3)
+    points = (
+        se3.transform(keyframe.frame.map_from_camera, lift(camera, around, depth)).numpy().reshape(len(pixels), -1, 3)
+    )
     xyz = points[:, len(offsets) // 2]
     return _Patches(xyz, (points - xyz[:, None]).astype(np.float32), grey)
 
@@ -457,9 +516,9 @@ def _visible(xyz: np.ndarray, keyframe: _Keyframe, camera: Camera) -> tuple[np.n
 def find_depth_scale(frames: list[RgbdFrame], camera: Camera) -> DepthScale:
     """Which of the usual scales makes the images agree: 5000 (TUM's benchmark) or 1000 (millimetres).
 
-    Patches around corners are moved from one image to another with the depth of either scale; the scale is taken under
-    which they look alike (mean normalised cross-correlation). Where the camera turns only, every scale agrees: then it is
-    TUM's, unless that puts the scene nearer than depth cameras can see.
+    Patches around corners are moved from one image to another with the depth of either scale; the scale is taken
+    under which they look alike (mean normalised cross-correlation). Where the camera turns only, every scale agrees:
+    then it is TUM's, unless that puts the scene nearer than depth cameras can see.
     """
     likeness = np.zeros(len(DEPTH_SCALES))
     pairs = _scale_pairs(frames)
@@ -468,13 +527,18 @@ def find_depth_scale(frames: list[RgbdFrame], camera: Camera) -> DepthScale:
     likeness /= max(len(pairs), 1)
     best = int(likeness.argmax())
     if likeness[best] - likeness.min() >= _SCALE_MARGIN:
-        return DepthScale(DEPTH_SCALES[best], f"found: patches of neighbouring images agree to {likeness[best]:.2f} with it, "
-                          f"to {likeness[1 - best]:.2f} with {DEPTH_SCALES[1 - best]:.0f}")
+        return DepthScale(
+            DEPTH_SCALES[best],
+            f"found: patches of neighbouring images agree to {likeness[best]:.2f} with it, "
+            f"to {likeness[1 - best]:.2f} with {DEPTH_SCALES[1 - best]:.0f}",
+        )
     raw = load_depth(frames[0], camera, 1.0)
     median = float(np.median(raw[raw > 0])) if (raw > 0).any() else 0.0
     nearest = 0.4  # metres: structured-light and time-of-flight cameras measure nothing nearer
     scale = DEPTH_SCALES[0] if median / DEPTH_SCALES[0] >= nearest else DEPTH_SCALES[1]
-    return DepthScale(scale, f"assumed: the camera hardly moves, median depth {median / scale:.2f} m; set --depth-scale to be sure")
+    return DepthScale(
+        scale, f"assumed: the camera hardly moves, median depth {median / scale:.2f} m; set --depth-scale to be sure"
+    )
 
 
 def _scale_pairs(frames: list[RgbdFrame]) -> list[tuple[int, int]]:
@@ -487,13 +551,16 @@ def _scale_pairs(frames: list[RgbdFrame]) -> list[tuple[int, int]]:
     value, order = distance.flatten().sort(descending=True, stable=True)
     # Not the farthest pairs, which may share no view, but the middle of those that are some way apart.
     usable = order[value > 0.25 * float(value[0])] if float(value[0]) > 0 else order[:0]
-    usable = usable[::max(1, len(usable) // _SCALE_PAIRS)][:_SCALE_PAIRS]
+    usable = usable[:: max(1, len(usable) // _SCALE_PAIRS)][:_SCALE_PAIRS]
     return [(chosen[int(k) // len(chosen)], chosen[int(k) % len(chosen)]) for k in usable]
 
 
 def _likeness(a: RgbdFrame, b: RgbdFrame, camera: Camera, scale: float) -> float:
-    """Mean normalised cross-correlation of patches of image a with where depth puts them in image b; 0 where none is seen."""
-    grey_a, grey_b = (cv2.GaussianBlur(_load_grey(frame.image, camera), (0, 0), 1.5).astype(np.float32) for frame in (a, b))
+    """Mean normalised cross-correlation of patches of image a with where depth puts them in image b; 0 where none is
+    seen."""
+    grey_a, grey_b = (
+        cv2.GaussianBlur(_load_grey(frame.image, camera), (0, 0), 1.5).astype(np.float32) for frame in (a, b)
+    )
     depth = without_edges(load_depth(a, camera, scale))
     corners = cv2.goodFeaturesToTrack(grey_a, _SCALE_CORNERS, 0.01, 10, mask=(depth > 0).astype(np.uint8))
     if corners is None:
@@ -510,8 +577,17 @@ def _likeness(a: RgbdFrame, b: RgbdFrame, camera: Camera, scale: float) -> float
     if not valid.any():
         return 0.0
     patches_a, patches_b = (
-        cv2.remap(grey, where.astype(np.float32).reshape(len(centre), -1, 2)[valid], None, cv2.INTER_LINEAR,
-                  borderMode=cv2.BORDER_REPLICATE) for grey, where in ((grey_a, pixels), (grey_b, moved.numpy())))
+        cv2.remap(
+            grey,
+            where.astype(np.float32).reshape(len(centre), -1, 2)[valid],
+            None,
+            cv2.INTER_LINEAR,
+            borderMode=cv2.BORDER_REPLICATE,
+        )
+        for grey, where in ((grey_a, pixels), (grey_b, moved.numpy()))
+    )
     patches_a, patches_b = (patch - patch.mean(1, keepdims=True) for patch in (patches_a, patches_b))
     product = (patches_a * patches_b).sum(1)
-    return float((product / np.maximum(np.linalg.norm(patches_a, axis=1) * np.linalg.norm(patches_b, axis=1), 1e-6)).mean())
+    return float(
+        (product / np.maximum(np.linalg.norm(patches_a, axis=1) * np.linalg.norm(patches_b, axis=1), 1e-6)).mean()
+    )

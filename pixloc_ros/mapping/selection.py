@@ -1,5 +1,6 @@
 # Copyright the pixloc_ros authors. SPDX-License-Identifier: Apache-2.0
 """The loops over points behind `local_points`, compiled: they run once per frame and have a millisecond."""
+
 from __future__ import annotations
 
 import math
@@ -13,14 +14,31 @@ _JIT = {"cache": True, "nogil": True, "error_model": "numpy"}
 
 
 @numba.njit(**_JIT)
-def weigh(kind, cam, limit, image_size, margin, camera_from_map, shift, offsets, rays, scales, step, focal_log2, angle, octaves,
-          pixels, weights):
-    """How much each observation of a keyframe counts for a camera: 0 outside the image enlarged by `margin` pixels [2].
+def weigh(
+    kind,
+    cam,
+    limit,
+    image_size,
+    margin,
+    camera_from_map,
+    shift,
+    offsets,
+    rays,
+    scales,
+    step,
+    focal_log2,
+    angle,
+    octaves,
+    pixels,
+    weights,
+):
+    """How much each observation of a keyframe counts for a camera: 0 outside the image enlarged by `margin` pixels
+    [2].
 
-    kind, cam, limit: of `camera_numbers`. camera_from_map: rotation [3, 3]. shift [3]: the keyframe's centre seen from the
-    camera's, map axes. offsets, rays [n, 3]: from the keyframe's centre to the points, map axes, and their directions.
-    scales [n]: log2 of the keyframe's focal length over distance. Every `step`-th row is looked at; its pixel and its weight
-    go to rows 0, 1, ... of pixels [., 2] and weights [.].
+    kind, cam, limit: of `camera_numbers`. camera_from_map: rotation [3, 3]. shift [3]: the keyframe's centre seen
+    from the camera's, map axes. offsets, rays [n, 3]: from the keyframe's centre to the points, map axes, and their
+    directions. scales [n]: log2 of the keyframe's focal length over distance. Every `step`-th row is looked at; its
+    pixel and its weight go to rows 0, 1, ... of pixels [., 2] and weights [.].
     """
     pixel, jacobian = np.empty(2), np.empty((2, 3))
     width, height = image_size
@@ -31,14 +49,17 @@ def weigh(kind, cam, limit, image_size, margin, camera_from_map, shift, offsets,
         x = camera_from_map[0, 0] * dx + camera_from_map[0, 1] * dy + camera_from_map[0, 2] * dz
         y = camera_from_map[1, 0] * dx + camera_from_map[1, 1] * dy + camera_from_map[1, 2] * dz
         z = camera_from_map[2, 0] * dx + camera_from_map[2, 1] * dy + camera_from_map[2, 2] * dz
-        if _project(kind, cam, limit, x, y, z, pixel, jacobian):
-            if -margin[0] <= pixel[0] <= width - 1 + margin[0] and -margin[1] <= pixel[1] <= height - 1 + margin[1]:
-                distance = math.sqrt(dx * dx + dy * dy + dz * dz)
-                cosine = (rays[i, 0] * dx + rays[i, 1] * dy + rays[i, 2] * dz) / distance
-                scale = (focal_log2 - math.log2(distance) - scales[i]) / octaves
-                # 2 (1 - cos) is the squared angle, as far as this matters.
-                weights[row] = math.exp(2.0 * (cosine - 1.0) / (angle * angle) - scale * scale)
-                pixels[row, 0], pixels[row, 1] = pixel[0], pixel[1]
+        if (
+            _project(kind, cam, limit, x, y, z, pixel, jacobian)
+            and -margin[0] <= pixel[0] <= width - 1 + margin[0]
+            and -margin[1] <= pixel[1] <= height - 1 + margin[1]
+        ):
+            distance = math.sqrt(dx * dx + dy * dy + dz * dz)
+            cosine = (rays[i, 0] * dx + rays[i, 1] * dy + rays[i, 2] * dz) / distance
+            scale = (focal_log2 - math.log2(distance) - scales[i]) / octaves
+            # 2 (1 - cos) is the squared angle, as far as this matters.
+            weights[row] = math.exp(2.0 * (cosine - 1.0) / (angle * angle) - scale * scale)
+            pixels[row, 0], pixels[row, 1] = pixel[0], pixel[1]
         row += 1
     return row
 
@@ -61,7 +82,8 @@ def add_worth(pixels, weights, factor, image_size, columns, rows, worth):
 
 @numba.njit(**_JIT)
 def best_of_each_point(points, starts, weights):
-    """Row of each point's observation of largest weight; the first keyframe's where they are equal, none where all are 0.
+    """Row of each point's observation of largest weight; the first keyframe's where they are equal, none where all
+    are 0.
 
     points: [n], rising within each keyframe, whose rows are starts[k] to starts[k + 1].
     """
