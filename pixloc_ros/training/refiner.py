@@ -45,7 +45,7 @@ class PairRefiner(nn.Module):
             images = images.expand(-1, 3, -1, -1)
         pyramid = network(images.contiguous(memory_format=torch.channels_last))
         count = len(batch)
-        reference, query = _part(pyramid, slice(0, count)), _part(pyramid, slice(count, None))
+        reference, query = image_subset(pyramid, slice(0, count)), image_subset(pyramid, slice(count, None))
         pixels, valid = batch.reference_camera.project(batch.xyz)
         mask = batch.mask & valid & batch.reference_camera.in_image(pixels)
         descriptors, confidences = [], []
@@ -57,7 +57,7 @@ class PairRefiner(nn.Module):
         return ReferencePoints(batch.xyz, tuple(descriptors), tuple(confidences)), mask, query
 
 
-def _part(pyramid: FeaturePyramid, which: slice) -> FeaturePyramid:
+def image_subset(pyramid: FeaturePyramid, which: slice) -> FeaturePyramid:
     """Some images of a batch."""
     levels = (FeatureLevel(level.features[which], None if level.confidence is None else level.confidence[which], level.stride)
               for level in pyramid.levels)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import zlib
-from collections.abc import Callable
 from pathlib import Path
 
 import cv2
@@ -16,13 +15,14 @@ from ..features.images import load_image
 from ..geometry import se3
 from ..geometry.cameras import Camera
 from ..mapping.colmap import read_colmap_model
-from ..mapping.rgbd import find_depth_scale, load_depth, lift, read_camera, read_rgbd_sequence, without_edges
+from ..mapping.rgbd import find_depth_scale, lift, load_depth, read_camera, read_rgbd_sequence, without_edges
 from .pairs import BadSample, Pair, View, fit_view, spread_corners
 
 HELD_OUT_SHARE = 10
 """One image in this many is kept for validation."""
 
 _LEAST_POINTS = 32
+_LEAST_SHARED = 0.25
 _LEAST_OVERLAP = 0.3  # of the reference's points, in the query
 _LARGEST_TURN_RAD = np.radians(25.0)
 _LARGEST_SHIFT = 0.4  # of the depth
@@ -31,14 +31,29 @@ _LARGEST_SHIFT = 0.4  # of the depth
 class ScenePairs:
     """Draws pairs of images of one scene. Candidates are fixed at the start; points are found when a pair is drawn.
 
-    paths: of the images. camera_from_map [K, 4, 4]. candidates: int64 [n, 2], reference and query. points: gives the points
-    [n, 3], in its camera's frame, that the image of an index sees.
+    paths: of the images. camera_from_map [K, 4, 4]. near: bool [K, K], which images (rows) may be references of which
+    queries (columns). held_out: draw only pairs whose query is kept for validation, else only those of which neither image
+    is. Raises InputError where no pair is left or images are missing.
     """
 
-    def __init__(self, name: str, paths: list[Path], cameras: list[Camera], camera_from_map: torch.Tensor,
-                 candidates: np.ndarray, points: Callable[[int, np.random.Generator], torch.Tensor], view: View) -> None:
-        self.name, self.paths, self.cameras, self.camera_from_map = name, paths, cameras, camera_from_map
-        self.candidates, self.points, self.view = candidates, points, view
+    def __init__(self, folder: Path, paths: list[Path], cameras: list[Camera], camera_from_map: torch.Tensor,
+                 near: np.ndarray, view: View, held_out: bool) -> None:
+        missing = [path for path in paths if not path.is_file()]
+        if missing:
+            raise InputError(f"{folder}: {len(missing)} of {len(paths)} images are missing, for example {missing[0]}: check "
+                             "the folder")
+        self.name, self.paths, self.cameras = folder.resolve().parent.name, paths, cameras
+        self.camera_from_map, self.view = camera_from_map, view
+        kept_back = np.array([zlib.crc32(path.name.encode()) % HELD_OUT_SHARE == 0 for path in paths])
+        usable = near & ~np.eye(len(near), dtype=bool) & ~kept_back[:, None]
+        usable &= (kept_back if held_out else ~kept_back)[None]
+        self.candidates = np.argwhere(usable)
+        if len(self.candidates) == 0:
+            raise InputError(f"{folder}: no two images share enough to train on: take it off the training configuration")
+
+    def points(self, image: int, rng: np.random.Generator) -> torch.Tensor:
+        """Points [n, 3], in its camera's frame, that an image sees."""
+        raise NotImplementedError
 
     def draw(self, rng: np.random.Generator) -> Pair:
         """Raises BadSample where the views cut out share too little, InputError where an image cannot be read."""
@@ -59,67 +74,51 @@ class ScenePairs:
                     f"{self.name}/{self.paths[a].name}-{self.paths[b].name}")
 
 
-def colmap_pairs(model: Path, images: Path, view: View, held_out: bool) -> ScenePairs:
+class ColmapPairs(ScenePairs):
     """Pairs of a COLMAP model: images that share at least a quarter of the reference's points.
 
-    held_out: those whose query is kept for validation, else those of which neither image is. Raises InputError as
-    `read_colmap_model` does, and where no two images share enough points or images are missing.
+    Raises InputError as `read_colmap_model` and `ScenePairs` do.
     """
-    scene = read_colmap_model(model)
-    paths = [images / name for name in scene.names]
-    _require_files(paths, f"the images of {model}")
-    sees = scipy.sparse.csr_matrix(
-        (np.ones(len(scene.observation_point)), (scene.observation_image, scene.observation_point)),
-        (len(paths), len(scene.xyz)), dtype=np.float64)
-    sees.data[:] = 1  # a point may be observed twice in an image
-    shared = (sees @ sees.T).toarray()
-    near = shared >= np.maximum(_LEAST_POINTS, 0.25 * shared.diagonal()[:, None])
-    candidates = _candidates(near, paths, held_out, str(model))
-    xyz = torch.from_numpy(scene.xyz)
 
-    def points(image: int, _: np.random.Generator) -> torch.Tensor:
-        return se3.transform(scene.camera_from_map[image], xyz[torch.from_numpy(sees[image].indices.astype(np.int64))])
+    def __init__(self, model: Path, images: Path, view: View, held_out: bool) -> None:
+        scene = read_colmap_model(model)
+        shape = (len(scene.names), len(scene.xyz))
+        self.sees = scipy.sparse.csr_matrix(
+            (np.ones(len(scene.observation_point)), (scene.observation_image, scene.observation_point)), shape)
+        self.sees.data[:] = 1  # a point may be observed twice in an image
+        self.xyz = torch.from_numpy(scene.xyz)
+        shared = (self.sees @ self.sees.T).toarray()
+        near = shared >= np.maximum(_LEAST_POINTS, _LEAST_SHARED * shared.diagonal()[:, None])
+        super().__init__(model, [images / name for name in scene.names],
+                         [scene.cameras[k] for k in scene.camera_ids.tolist()], scene.camera_from_map, near, view, held_out)
 
-    cameras = [scene.cameras[k] for k in scene.camera_ids.tolist()]
-    return ScenePairs(Path(model).parent.name, paths, cameras, scene.camera_from_map, candidates, points, view)
+    def points(self, image: int, rng: np.random.Generator) -> torch.Tensor:
+        observed = torch.from_numpy(self.sees[[image]].indices.astype(np.int64))
+        return se3.transform(self.camera_from_map[image], self.xyz[observed])
 
 
-def rgbd_pairs(sequence: Path, view: View, held_out: bool) -> ScenePairs:
-    """Pairs of an RGB-D sequence (format: `mapping.rgbd`): frames near each other, points at corners with sound depth."""
-    frames = read_rgbd_sequence(sequence)
-    camera = read_camera(sequence)
-    paths = [frame.image for frame in frames]
-    _require_files(paths + [frame.depth for frame in frames], f"the images of {sequence}")
-    scale = find_depth_scale(frames, camera).value
-    poses = torch.stack([frame.map_from_camera for frame in frames])
-    depth = float(np.median([np.median(d[d > 0]) for d in (load_depth(f, camera, scale) for f in frames[::10]) if (d > 0).any()]))
-    distance, angle = se3.pose_difference(poses[:, None], poses[None])
-    near = ((distance < _LARGEST_SHIFT * depth) & (angle < _LARGEST_TURN_RAD)).numpy()
-    candidates = _candidates(near, paths, held_out, str(sequence))
+class RgbdPairs(ScenePairs):
+    """Pairs of an RGB-D sequence (format: `mapping.rgbd`): frames near each other, points at corners with sound depth.
 
-    def points(image: int, rng: np.random.Generator) -> torch.Tensor:
-        sound = without_edges(load_depth(frames[image], camera, scale))
-        pixels = spread_corners(_load_grey(paths[image]), 4 * view.points, rng, (sound > 0).astype(np.uint8))
+    Raises InputError as `read_rgbd_sequence`, `load_depth` and `ScenePairs` do.
+    """
+
+    def __init__(self, sequence: Path, view: View, held_out: bool) -> None:
+        self.frames, self.camera = read_rgbd_sequence(sequence), read_camera(sequence)
+        self.depth_scale = find_depth_scale(self.frames, self.camera).value
+        poses = torch.stack([frame.map_from_camera for frame in self.frames])
+        some = [load_depth(frame, self.camera, self.depth_scale) for frame in self.frames[::10]]
+        depth = float(np.median([np.median(image[image > 0]) for image in some if (image > 0).any()]))
+        distance, angle = se3.pose_difference(poses[:, None], poses[None])
+        near = ((distance < _LARGEST_SHIFT * depth) & (angle < _LARGEST_TURN_RAD)).numpy()
+        super().__init__(sequence, [frame.image for frame in self.frames], [self.camera] * len(self.frames),
+                         se3.inverse(poses), near, view, held_out)
+
+    def points(self, image: int, rng: np.random.Generator) -> torch.Tensor:
+        sound = without_edges(load_depth(self.frames[image], self.camera, self.depth_scale))
+        pixels = spread_corners(_load_grey(self.paths[image]), 4 * self.view.points, rng, (sound > 0).astype(np.uint8))
         column, row = pixels.round().astype(int).T
-        return lift(camera, pixels, sound[row, column])
-
-    return ScenePairs(Path(sequence).parent.name, paths, [camera] * len(paths), se3.inverse(poses), candidates, points, view)
-
-
-def _candidates(near: np.ndarray, paths: list[Path], held_out: bool, scene: str) -> np.ndarray:
-    """Reference and query of all usable pairs, int64 [n, 2]."""
-    kept_back = np.array([zlib.crc32(path.name.encode()) % HELD_OUT_SHARE == 0 for path in paths])
-    usable = near & ~np.eye(len(near), dtype=bool) & ~kept_back[:, None] & (kept_back if held_out else ~kept_back)[None]
-    candidates = np.argwhere(usable)
-    if len(candidates) == 0:
-        raise InputError(f"{scene}: no two images share enough to train on: take it off the training configuration")
-    return candidates
-
-
-def _require_files(paths: list[Path], what: str) -> None:
-    missing = [path for path in paths if not path.is_file()]
-    if missing:
-        raise InputError(f"{what}: {len(missing)} of {len(paths)} are missing, for example {missing[0]}: check the folder")
+        return lift(self.camera, pixels, sound[row, column])
 
 
 def _load_grey(path: Path) -> np.ndarray:

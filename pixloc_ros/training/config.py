@@ -1,0 +1,238 @@
+# Copyright the pixloc_ros authors. SPDX-License-Identifier: Apache-2.0
+"""A training run's configuration: a JSON file whose sections are the dataclasses below. Unknown keys are refused."""
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import typing
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+
+from ..alignment import AlignmentOptions, LearnedDamping, RobustLoss
+from ..errors import InputError
+from ..features.damping import LOG10_RANGE
+from ..features.extractor import DAMPING, NETWORKS
+from ..features.weights import load_weights, resolve_weights
+from .augmentation import AugmentationOptions
+from .datasets import Curriculum, PairMixture
+from .loss import LossOptions
+from .pairs import PairSource, View
+from .photos import MotionRange, PhotoPairs, list_photos
+from .scenes import ColmapPairs, RgbdPairs
+
+CONFIDENCE_HEADS = "confidence."
+"""What the names of the weights of confidence heads begin with."""
+FIRST_CONFIDENCE = 2.0
+"""What new heads begin with, before the sigmoid."""
+
+
+@dataclass(frozen=True)
+class NetworkSection:
+    """architecture: a name of `features.extractor.NETWORKS`. start: weights to begin with (a shipped name, or a file); none
+    starts at random. confidences: give the network confidence heads where the start has none; they begin equal everywhere.
+    frozen: beginnings of the names of parameters that are not trained. strides: the sets of levels to train, taken in turn;
+    the network's own by default. damping: where the damping starts if `start` has none.
+    """
+
+    architecture: str = "compact"
+    start: str | None = None
+    confidences: bool = True
+    frozen: tuple[str, ...] = ()
+    strides: tuple[tuple[int, ...], ...] = ()
+    damping: float = 0.01
+
+
+@dataclass(frozen=True)
+class AlignmentSection:
+    """iterations: unrolled per level. robust_loss, robust_scale: of the feature residual, as in `RobustLoss`."""
+
+    iterations: int = 8
+    robust_loss: str = "geman_mcclure"
+    robust_scale: float = 0.05
+
+    def options(self) -> AlignmentOptions:
+        return AlignmentOptions("paper", self.iterations, RobustLoss(self.robust_loss, self.robust_scale))
+
+
+@dataclass(frozen=True)
+class DataSection:
+    """One data source. kind: "photos" (folders), "colmap" (model, images) or "rgbd" (sequence). Paths are relative to the
+    configuration file. weight: how often it is drawn. motion: between the views that photos are made into."""
+
+    kind: str
+    weight: float = 1.0
+    folders: tuple[str, ...] = ()
+    model: str = ""
+    images: str = ""
+    sequence: str = ""
+    motion: MotionRange = MotionRange()
+
+
+@dataclass(frozen=True)
+class RunSection:
+    """steps: in all. batch: pairs per step and process. learning_rate: at its highest, after `warmup` steps; it ends at a
+    tenth. damping_rate: times that for the damping (PixLoc: 100). clip_norm: longest gradient. checkpoint_every,
+    validate_every, report_every: steps. validation_pairs: clean, and as many augmented. workers: processes that prepare data
+    beside the training, 0 for none. threads: of the training process, 0 for all cores.
+    """
+
+    steps: int = 2000
+    batch: int = 4
+    learning_rate: float = 1e-4
+    damping_rate: float = 100.0
+    warmup: int = 50
+    clip_norm: float = 1.0
+    checkpoint_every: int = 1
+    validate_every: int = 200
+    validation_pairs: int = 24
+    report_every: int = 10
+    workers: int = 1
+    threads: int = 1
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if min(self.steps, self.batch, self.checkpoint_every, self.validate_every, self.validation_pairs,
+               self.report_every) < 1 or min(self.warmup, self.workers, self.threads, self.seed) < 0:
+            raise InputError("run: steps, batch, the intervals and validation_pairs must be at least 1, warmup, workers, "
+                             "threads and seed not negative")
+        if not (self.learning_rate > 0 and self.damping_rate > 0 and self.clip_norm > 0):
+            raise InputError("run: learning_rate, damping_rate and clip_norm must be above 0")
+
+
+@dataclass(frozen=True)
+class TrainingConfig:
+    """Everything that a run depends on. card: goes into the weights file as it is: licence, credit, training data."""
+
+    data: tuple[DataSection, ...]
+    network: NetworkSection = NetworkSection()
+    view: View = View()
+    alignment: AlignmentSection = AlignmentSection()
+    loss: LossOptions = LossOptions()
+    initial_error: Curriculum = Curriculum()
+    augmentation: AugmentationOptions = AugmentationOptions()
+    run: RunSection = RunSection()
+    card: dict = field(default_factory=dict)
+    folder: str = "."
+
+    def to_json(self) -> dict:
+        """As a plain dictionary."""
+        return dataclasses.asdict(self)
+
+
+def read_config(path: Path) -> TrainingConfig:
+    """Raises InputError where the file is missing, not JSON, or holds what is unknown or out of range."""
+    try:
+        values = json.loads(Path(path).read_text(encoding="utf-8"))
+    except OSError as error:
+        raise InputError(f"cannot read {path} ({error.strerror}): give a training configuration") from None
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise InputError(f"{path} is not JSON ({error}): mend it there") from None
+    if not isinstance(values, dict) or "folder" in values or not values.get("data"):
+        raise InputError(f"{path} must be a JSON object with at least the section 'data'")
+    try:
+        return _build(TrainingConfig, {**values, "folder": str(Path(path).resolve().parent)}, "")
+    except InputError as error:
+        raise InputError(f"{path}: {error}") from None
+
+
+def _build(kind: type, values: typing.Any, where: str) -> typing.Any:
+    """A value of a dataclass, tuple, number or text from what JSON gave."""
+    origin, arguments = typing.get_origin(kind), typing.get_args(kind)
+    if dataclasses.is_dataclass(kind):
+        if not isinstance(values, dict):
+            raise InputError(f"'{where}' must be an object")
+        hints = typing.get_type_hints(kind)
+        unknown = sorted(set(values) - set(hints))
+        if unknown:
+            raise InputError(f"unknown key '{'.'.join(filter(None, (where, unknown[0])))}': known here are {', '.join(hints)}")
+        required = [f.name for f in dataclasses.fields(kind)
+                    if f.default is f.default_factory is dataclasses.MISSING and f.name not in values]
+        if required:
+            raise InputError(f"'{where}' lacks '{required[0]}'")
+        return kind(**{name: _build(hints[name], value, ".".join(filter(None, (where, name))))
+                       for name, value in values.items()})
+    if origin is tuple:
+        kinds = [arguments[0]] * len(values) if isinstance(values, list) and arguments[-1] is Ellipsis else arguments
+        if not isinstance(values, list) or len(kinds) != len(values):
+            raise InputError(f"'{where}' must be a list" + ("" if arguments[-1] is Ellipsis else f" of {len(arguments)}"))
+        return tuple(_build(k, value, f"{where}[{n}]") for n, (k, value) in enumerate(zip(kinds, values)))
+    allowed = tuple(k for k in (arguments or (kind,)))
+    if float in allowed and isinstance(values, int) and not isinstance(values, bool):
+        return float(values)
+    if not isinstance(values, allowed) or isinstance(values, bool) and bool not in allowed:
+        raise InputError(f"'{where}' must be {' or '.join(k.__name__ for k in allowed)}, not {values!r}")
+    return values
+
+
+def build_mixture(config: TrainingConfig, held_out: bool, augmented: bool) -> PairMixture:
+    """The data of a run, or that held out from it. Raises InputError where a source is unusable."""
+    sources = [_build_source(section, Path(config.folder), config.view, held_out) for section in config.data]
+    weights = [section.weight for section in config.data]
+    if min(weights) < 0 or sum(weights) == 0:
+        raise InputError("data: weights must not be negative, and one above 0")
+    return PairMixture(sources, weights, config.view.points, config.run.seed, config.augmentation if augmented else None)
+
+
+def _build_source(section: DataSection, folder: Path, view: View, held_out: bool) -> PairSource:
+    if section.kind == "photos" and section.folders:
+        return PhotoPairs(list_photos([folder / f for f in section.folders], held_out), view, section.motion)
+    if section.kind == "colmap" and section.model and section.images:
+        return ColmapPairs(folder / section.model, folder / section.images, view, held_out)
+    if section.kind == "rgbd" and section.sequence:
+        return RgbdPairs(folder / section.sequence, view, held_out)
+    raise InputError(f"data: a source of kind '{section.kind}' is unknown or incomplete: use photos with folders, colmap with "
+                     "model and images, or rgbd with sequence")
+
+
+def build_network(section: NetworkSection, folder: Path) -> tuple[torch.nn.Module, LearnedDamping, dict]:
+    """Network and damping as they start, and the card of the weights they start from. Raises InputError where those do not
+    fit."""
+    if section.architecture not in NETWORKS:
+        raise InputError(f"network: architecture '{section.architecture}' is unknown: choose one of {', '.join(NETWORKS)}")
+    state, card = {}, {}
+    if section.start is not None:
+        near = folder / section.start
+        state, card = load_weights(near if near.is_file() else resolve_weights(section.start))
+    theta = state.pop(DAMPING, None)
+    # Architectures with heads to choose from look at the names of the weights.
+    names = {**state, **dict.fromkeys((CONFIDENCE_HEADS,) if section.confidences else ())}
+    network = NETWORKS[section.architecture](names)
+    damping = _build_damping(section.damping, theta, len(network.strides))
+    if section.start is not None:
+        fresh = _load_state(network, state, section)
+        for name, parameter in network.named_parameters():
+            if name in fresh:  # confidences that are the same everywhere change nothing at first
+                torch.nn.init.constant_(parameter, FIRST_CONFIDENCE if name.endswith("bias") else 0.0)
+    for name, parameter in network.named_parameters():
+        parameter.requires_grad_(not name.startswith(section.frozen) if section.frozen else True)
+    # Evaluation mode: batch norms, where there are any, keep their statistics, so that processes compute the same.
+    return network.eval().to(memory_format=torch.channels_last), damping, card
+
+
+def _build_damping(start: float, theta: torch.Tensor | None, levels: int) -> LearnedDamping:
+    """With the given theta [levels, 6], or the same factor everywhere."""
+    low, high = LOG10_RANGE
+    if not 10.0 ** low < start < 10.0 ** high:
+        raise InputError(f"network: damping must lie between 1e{low:g} and 1e{high:g}")
+    damping = LearnedDamping(levels)
+    with torch.no_grad():
+        share = (math.log10(start) - low) / (high - low)
+        damping.theta.copy_(torch.full((levels, 6), math.log(share / (1 - share))) if theta is None else theta)
+    return damping
+
+
+def _load_state(network: torch.nn.Module, state: dict[str, torch.Tensor], section: NetworkSection) -> set[str]:
+    """Put the start's weights in place → the names of the confidence heads that it lacks."""
+    try:
+        result = network.load_state_dict(state, strict=False)
+    except RuntimeError as error:
+        raise InputError(f"network: {section.start} does not fit '{section.architecture}': "
+                         f"{str(error).splitlines()[1].strip()}") from error
+    wrong = result.unexpected_keys + [name for name in result.missing_keys if not name.startswith(CONFIDENCE_HEADS)]
+    if wrong:
+        raise InputError(f"network: {section.start} and '{section.architecture}' do not agree about '{wrong[0]}': choose weights "
+                         "of this architecture")
+    return set(result.missing_keys)

@@ -1,0 +1,297 @@
+# Copyright the pixloc_ros authors. SPDX-License-Identifier: Apache-2.0
+"""The training loop: one process, or several under torchrun.
+
+A run's folder holds config.json, log.jsonl (a line per step and validation), checkpoint.safetensors, weights.safetensors (the
+latest), best.safetensors (lowest validation loss) and curves.png.
+"""
+from __future__ import annotations
+
+import contextlib
+import json
+import math
+import os
+import signal
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, replace
+from datetime import date
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from safetensors.torch import save
+from torch.nn.parallel import DistributedDataParallel
+
+from ..alignment import AlignmentOptions, ReferencePoints, align
+from ..errors import InputError
+from ..features.extractor import DAMPING
+from ..features.pyramid import FeaturePyramid
+from ..features.weights import save_weights
+from ..geometry import se3
+from .checkpoint import FILE_NAME, load_checkpoint, save_checkpoint, write_atomically
+from .config import TrainingConfig, build_mixture, build_network
+from .datasets import TrainingSteps, validation_batches
+from .loss import squared_distances
+from .pairs import Batch, member_camera
+from .refiner import PairRefiner, image_subset
+from .report import Validation, draw_curves, progress_line, read_log, validation_table
+
+FINAL_RATE = 0.1
+"""What the learning rate ends at, as a share of its highest value."""
+
+
+class Diverged(InputError):
+    """Loss or gradient is not a number. The batch has been saved."""
+
+
+class Trainer:
+    """A run, ready to go on from where it is.
+
+    out: the run's folder, made here. resume: go on from its checkpoint, or start if it has none. say: where lines for people
+    go. Raises InputError where the folder already holds a run and `resume` is off, and for bad data or networks.
+    """
+
+    def __init__(self, config: TrainingConfig, out: Path, resume: bool = False, say: Callable[[str], None] = print) -> None:
+        self.config, self.out = config, Path(out)
+        self.rank, self.world = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
+        self.say = say if self.rank == 0 else lambda line: None
+        torch.manual_seed(config.run.seed)
+        network, damping, self.start_card = build_network(config.network, Path(config.folder))
+        self.refiner = PairRefiner(network, damping, config.alignment.options(), config.loss)
+        self.strides = config.network.strides or (tuple(network.strides),)
+        for strides in self.strides:  # refused here rather than in the middle of the run
+            if strides != tuple(network.strides):
+                network.with_strides(strides)
+        rate = config.run.learning_rate
+        self.optimizer = torch.optim.Adam([
+            {"params": [p for p in network.parameters() if p.requires_grad], "lr": rate, "peak": rate},
+            {"params": list(damping.parameters()), "lr": rate, "peak": rate * config.run.damping_rate}])
+        self.step, self.skipped, self.seconds, self.best = 0, 0, 0.0, math.inf
+        self._open_folder(resume)
+        self.model = DistributedDataParallel(self.refiner) if self.world > 1 else self.refiner
+        self.training = build_mixture(config, held_out=False, augmented=True)
+        self.validation: dict[str, list[Batch]] | None = None
+        self._stop = False
+
+    def _open_folder(self, resume: bool) -> None:
+        checkpoint = self.out / FILE_NAME
+        if resume and checkpoint.is_file():
+            state = load_checkpoint(checkpoint, self.refiner, self.optimizer)
+            self.step, self.skipped, self.seconds = state["step"], state["skipped"], state["seconds"]
+            self.best = math.inf if state["best"] is None else state["best"]
+            for key in _changed_keys(state["config"], json.loads(json.dumps(self.config.to_json()))):
+                self.say(f"changed since the run began: {key}")
+            self.say(f"going on at step {self.step}")
+        elif checkpoint.is_file():
+            raise InputError(f"{self.out} already holds a training run: add --resume to go on with it, or give another folder")
+        if self.rank == 0:
+            self.out.mkdir(parents=True, exist_ok=True)
+            write_atomically(self.out / "config.json", json.dumps(self.config.to_json(), indent=1).encode())
+            # What was logged after the checkpoint is done again.
+            kept = [r for r in read_log(self.out / "log.jsonl") if r["step"] <= self.step] if self.step else []
+            write_atomically(self.out / "log.jsonl", "".join(json.dumps(r) + "\n" for r in kept).encode())
+
+    # ---- the loop
+
+    def run(self) -> None:
+        """Train until the last step. After SIGTERM or SIGINT the step under way is finished and saved, then KeyboardInterrupt is
+        raised. Raises Diverged, the batch saved beside the checkpoint, where loss or gradient is not a number."""
+        run = self.config.run
+        if run.threads:
+            torch.set_num_threads(run.threads)
+        if self.step == 0 and self.rank == 0:
+            self._validate()
+        recent: list[dict] = []
+        started = time.perf_counter()
+        with self._signals():
+            for batch in self._batches():
+                waited = time.perf_counter()
+                record = self._one_step(batch)
+                now = time.perf_counter()
+                record |= {"step_ms": 1e3 * (now - started), "data_ms": 1e3 * (waited - started)}
+                self.seconds += now - started
+                recent.append(record)
+                last = self.step == run.steps
+                if self.rank == 0:
+                    self._log(record)
+                    if self.step % run.report_every == 0 or last:
+                        self.say(progress_line(recent, run.steps, self.strides[0]))
+                        recent = []
+                    if self.step % run.validate_every == 0 or last:
+                        self._validate()
+                    if self.step % run.checkpoint_every == 0 or self._stop or last:
+                        self._save()
+                if self._stop:
+                    self.say(f"stopped after step {self.step}; go on with --resume")
+                    raise KeyboardInterrupt
+                started = time.perf_counter()
+
+    def _batches(self) -> Iterator[Batch]:
+        run = self.config.run
+        steps = TrainingSteps(self.training, self.config.initial_error, run.batch, self.rank, self.world)
+        # Fresh processes: OpenCV's threads do not survive a fork.
+        yield from torch.utils.data.DataLoader(
+            steps, batch_size=None, sampler=range(self.step, run.steps), num_workers=run.workers,
+            multiprocessing_context="spawn" if run.workers else None)
+
+    def learning_rate(self, step: int) -> float:
+        """Share of the highest rate: a linear rise, then half a cosine down to a tenth."""
+        run = self.config.run
+        rise = min(1.0, (step + 1) / (run.warmup + 1))
+        fall = 0.5 * (1 + math.cos(math.pi * min(step / run.steps, 1.0)))
+        return rise * (FINAL_RATE + (1 - FINAL_RATE) * fall)
+
+    def _one_step(self, batch: Batch) -> dict:
+        share = self.learning_rate(self.step)
+        for group in self.optimizer.param_groups:
+            group["lr"] = share * group["peak"]
+        self.optimizer.zero_grad(set_to_none=True)
+        loss, kept, errors, success = self.model(batch, self.strides[self.step % len(self.strides)])
+        # Sums over all processes: the mean over the pairs is then the same however they are spread over processes.
+        totals = torch.cat((torch.stack((kept.sum(), loss.detach().sum(), (errors[:, -1] * kept).sum(),
+                                         torch.tensor(len(batch.skipped)))).double(),
+                            (success & kept[:, None]).sum(0).double()))
+        if self.world > 1:
+            dist.all_reduce(totals)
+        count = max(float(totals[0]), 1.0)
+        if not bool(torch.isfinite(totals).all()):
+            self._give_up(batch, "the loss")
+        # DistributedDataParallel averages over the processes; this makes it the mean over the pairs kept.
+        (loss.sum() * (self.world / count)).backward()
+        norm = torch.nn.utils.clip_grad_norm_([p for g in self.optimizer.param_groups for p in g["params"]], self.config.run.clip_norm)
+        if not bool(torch.isfinite(norm)):
+            self._give_up(batch, "the gradient")
+        self.optimizer.step()
+        rotation, translation = self.config.initial_error.limits(self.step)
+        self.step += 1
+        self.skipped += int(totals[3])
+        return {"kind": "step", "step": self.step, "loss": float(totals[1]) / count, "error_px": float(totals[2]) / count,
+                "success": (totals[4:] / count).tolist(), "kept": int(totals[0]), "gradient": float(norm),
+                "rate": self.optimizer.param_groups[0]["lr"], "rotation_deg": rotation, "translation": translation,
+                "skipped": self.skipped}
+
+    def _give_up(self, batch: Batch, what: str) -> None:
+        path = self.out / f"bad_batch_{self.step}_{self.rank}.safetensors"
+        tensors = {name: value for name, value in vars(batch).items() if isinstance(value, torch.Tensor)}
+        tensors |= {"reference_camera": batch.reference_camera.params, "query_camera": batch.query_camera.params}
+        write_atomically(path, save({k: v.contiguous() for k, v in tensors.items()}, {"names": json.dumps(batch.names)}))
+        raise Diverged(f"{what} of step {self.step} is not a number: the batch is in {path}; go on from the last checkpoint with "
+                       "--resume and a lower learning_rate")
+
+    @contextlib.contextmanager
+    def _signals(self) -> Iterator[None]:
+        """Note SIGTERM and SIGINT instead of dying in the middle of a step."""
+        def stop(*_: object) -> None:
+            self._stop = True
+
+        try:
+            old = {number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGINT)}
+        except ValueError:  # not the main thread, so signals do not come here
+            old = {}
+        try:
+            yield
+        finally:
+            for number, handler in old.items():
+                signal.signal(number, handler)
+
+    # ---- what is kept
+
+    def _log(self, record: dict) -> None:
+        with (self.out / "log.jsonl").open("a") as file:
+            file.write(json.dumps(record) + "\n")
+
+    def _save(self) -> None:
+        save_checkpoint(self.out / FILE_NAME, self.refiner, self.optimizer, {
+            "step": self.step, "skipped": self.skipped, "seconds": self.seconds,
+            "best": self.best if math.isfinite(self.best) else None, "config": self.config.to_json()})
+
+    def _export(self, name: str, figures: dict) -> None:
+        state = {k: v.detach().contiguous() for k, v in self.refiner.network.state_dict().items()}
+        card = {"architecture": self.config.network.architecture, **self.config.card, "start": self.start_card,
+                "training": {"date": date.today().isoformat(), "steps": self.step,
+                             "pairs": self.step * self.config.run.batch * self.world, "hours": round(self.seconds / 3600, 3),
+                             "validation": figures}}
+        save_weights(self.out / name, {**state, DAMPING: self.refiner.damping.theta.detach().clone()}, card)
+
+    # ---- validation
+
+    def _validate(self) -> None:
+        """Table, log line, curves and weights. The held-out pairs start with the curriculum's last errors."""
+        if self.validation is None:
+            count, size = self.config.run.validation_pairs, self.config.run.batch
+            limits = self.config.initial_error.limits(self.config.run.steps)
+            self.validation = {name: validation_batches(build_mixture(self.config, True, augmented), count, size, limits)
+                               for name, augmented in (("clean", False), ("augmented", True))}
+        rows = {name: evaluate(self.refiner, batches, self.strides) for name, batches in self.validation.items()}
+        self.say(validation_table(self.step, self.config.run.validation_pairs, rows))
+        figures = {name: asdict(row) for name, row in rows.items()}
+        self._log({"kind": "validation", "step": self.step, **figures})
+        draw_curves(read_log(self.out / "log.jsonl"), self.out / "curves.png")
+        self._export("weights.safetensors", figures)
+        mean = float(np.mean([row.loss for row in rows.values()]))
+        if mean < self.best:
+            self.best = mean
+            self._export("best.safetensors", figures)
+
+
+@torch.no_grad()
+def evaluate(refiner: PairRefiner, batches: list[Batch], strides: tuple[tuple[int, ...], ...]) -> Validation:
+    """The training loss, and the errors of the running system's optimizer (`AlignmentOptions()` with the learned damping) on
+    the same pairs. The sets of levels take turns over the batches."""
+    losses, success, pixels, degrees, shares = [], [], [], [], []
+    for k, batch in enumerate(batches):
+        levels = strides[k % len(strides)]
+        loss, _ = refiner.refine(batch, levels)
+        losses.append(loss.loss[loss.kept])
+        success.append(loss.success[loss.kept].double())
+        points, mask, query = refiner.features(batch, levels)
+        for b in range(len(batch)):
+            error_px, rotation, translation = _running_errors(refiner, batch, b, points, mask, query)
+            pixels.append(error_px)
+            degrees.append(rotation)
+            shares.append(translation)
+    degrees, shares = np.array(degrees), np.array(shares)
+    return Validation(float(torch.cat(losses).mean()), tuple(torch.cat(success).mean(0).tolist()), float(np.median(pixels)),
+                      float(((degrees < 0.1) & (shares < 0.002)).mean()), float(((degrees < 0.5) & (shares < 0.01)).mean()))
+
+
+def _running_errors(refiner: PairRefiner, batch: Batch, b: int, points: ReferencePoints, mask: torch.Tensor, query: FeaturePyramid
+                    ) -> tuple[float, float, float]:
+    """Mean reprojection error in pixels, rotation in degrees and translation as a share of the depth, of one pair."""
+    one, camera = slice(b, b + 1), member_camera(batch.query_camera, b)
+    member = ReferencePoints(points.xyz[b], tuple(d[b] for d in points.descriptors),
+                             tuple(c if c is None else c[b] for c in points.confidences))
+    options = replace(AlignmentOptions(), loss=refiner.alignment.loss)
+    result = align(image_subset(query, one), camera, member, batch.initial[b], options, refiner.damping, mask=mask[one])
+    truth, estimate, xyz = batch.query_from_reference[b], result.camera_from_map, batch.xyz[b].double()
+    seen = camera.in_image(camera.project(se3.transform(truth, xyz))[0]) & mask[b]
+    distance, angle = se3.pose_difference(se3.inverse(estimate), se3.inverse(truth))
+    depth = se3.transform(truth, xyz)[mask[b], 2].median()
+    error = squared_distances(camera, xyz[None], truth[None], estimate[None])[0].sqrt()[seen].mean()
+    return float(error), math.degrees(float(angle)), float(distance / depth)
+
+
+def _changed_keys(old: dict, new: dict, prefix: str = "") -> list[str]:
+    """Names of the settings in which two configurations differ."""
+    changed = []
+    for key in sorted(set(old) | set(new)):
+        a, b = old.get(key), new.get(key)
+        if isinstance(a, dict) and isinstance(b, dict):
+            changed += _changed_keys(a, b, f"{prefix}{key}.")
+        elif a != b:
+            changed.append(f"{prefix}{key}")
+    return changed
+
+
+@contextlib.contextmanager
+def processes() -> Iterator[None]:
+    """Join the other processes that torchrun started, if it did."""
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        yield
+        return
+    dist.init_process_group("gloo")
+    try:
+        yield
+    finally:
+        dist.destroy_process_group()
