@@ -24,6 +24,7 @@ from node_harness import (
 )
 from pixloc_ros.msg import LocalizationStatus
 from rclpy.time import Time
+from rosgraph_msgs.msg import Clock
 from tf2_ros import TransformException
 
 from pixloc_ros.errors import InputError
@@ -336,6 +337,18 @@ def test_time_going_back_starts_again():
         robot.see(0, early)
         robot.diagnosed("image stamps went back by")
         assert robot.status_of(early).state in (INITIALIZING, TRACKING)
+
+
+def test_clock_going_back_starts_again():
+    with running(use_sim_time=True, **start_pose()) as (_, robot):
+        clock = robot.node.create_publisher(Clock, "/clock", 10)
+        robot.wait(clock.get_subscription_count)
+        clock.publish(Clock(clock=conversions.stamp_from_ns(stamp_of(30))))
+        assert robot.step(0).state == TRACKING
+        clock.publish(Clock(clock=conversions.stamp_from_ns(START_NS)))
+        robot.diagnosed("the clock went back")
+        assert robot.step(1).state == TRACKING
+        assert robot.statuses[-1].prior_source == "initial_pose"
 
 
 def test_without_odometry():

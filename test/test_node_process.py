@@ -104,7 +104,7 @@ def test_broken_map_is_told_and_the_node_stays_until_interrupted(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("parameter", "text"), [("odom_source:=wheels", "give one of topic, tf, none"), ("image_topic:='bad topic'", "topic")]
+    ("parameter", "text"), [("odom_source:=wheels", "one of topic, tf, none"), ("image_topic:='bad topic'", "topic")]
 )
 def test_bad_parameters_end_the_node_with_one_line(parameter, text):
     process = start(parameter)

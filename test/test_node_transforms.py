@@ -103,6 +103,7 @@ def test_queue_keeps_the_newest():
     queue = FrameQueue(1)
     first, second = (ReceivedImage(None, stamp, 0.0) for stamp in (1, 2))
     assert queue.put(first) is None and queue.put(second) is first
+    assert queue.put(first) is first, "a latecomer does not replace a newer image"
     assert queue.take() is second
     waiting = []
     thread = threading.Thread(target=lambda: waiting.append(queue.take()))

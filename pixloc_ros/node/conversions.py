@@ -17,6 +17,7 @@ from builtin_interfaces.msg import Time
 from geometry_msgs.msg import Point, Pose, PoseWithCovariance, Quaternion, Transform, TransformStamped, Twist, Vector3
 from rcl_interfaces.msg import FloatingPointRange, IntegerRange, ParameterDescriptor
 from sensor_msgs.msg import CameraInfo
+from std_msgs.msg import Header
 
 from ..errors import InputError
 from ..geometry.cameras import Camera
@@ -102,13 +103,20 @@ def matrix_to_pose(matrix: torch.Tensor) -> Pose:
     return Pose(position=Point(x=px, y=py, z=pz), orientation=Quaternion(x=x, y=y, z=z, w=w))
 
 
-def transform_stamped(parent: str, child: str, stamp_ns: int, parent_from_child: torch.Tensor) -> TransformStamped:
-    """The TF message of one transform."""
-    (px, py, pz), (x, y, z, w) = _position_and_quaternion(parent_from_child)
-    message = TransformStamped(child_frame_id=child)
-    message.header.frame_id, message.header.stamp = parent, stamp_from_ns(stamp_ns)
-    message.transform = Transform(translation=Vector3(x=px, y=py, z=pz), rotation=Quaternion(x=x, y=y, z=z, w=w))
-    return message
+def matrix_to_transform(matrix: torch.Tensor) -> Transform:
+    """geometry_msgs/Transform of a [4, 4] transform."""
+    (px, py, pz), (x, y, z, w) = _position_and_quaternion(matrix)
+    return Transform(translation=Vector3(x=px, y=py, z=pz), rotation=Quaternion(x=x, y=y, z=z, w=w))
+
+
+def transform_stamped(
+    parent: str, child: str, stamp_ns: int, parent_from_child: torch.Tensor | Transform
+) -> TransformStamped:
+    """The TF message of one transform: [4, 4], or already a message."""
+    if isinstance(parent_from_child, torch.Tensor):
+        parent_from_child = matrix_to_transform(parent_from_child)
+    header = Header(stamp=stamp_from_ns(stamp_ns), frame_id=parent)
+    return TransformStamped(header=header, child_frame_id=child, transform=parent_from_child)
 
 
 def matrix_from_euler(position: tuple[float, float, float], roll: float, pitch: float, yaw: float) -> torch.Tensor:

@@ -31,8 +31,10 @@ class FrameQueue:
         self._condition = threading.Condition()
 
     def put(self, frame: ReceivedImage) -> ReceivedImage | None:
-        """Adds an image; returns the oldest waiting one if it had to make way."""
+        """Adds an image; returns the one that had to make way: the oldest waiting, or a latecomer among the newest."""
         with self._condition:
+            if self._limit == 1 and self._frames and frame.stamp_ns < self._frames[0].stamp_ns:
+                return frame
             dropped = self._frames.popleft() if len(self._frames) >= self._limit else None
             self._frames.append(frame)
             self._condition.notify()

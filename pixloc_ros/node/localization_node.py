@@ -40,7 +40,7 @@ from .frames import FrameQueue, ReceivedImage
 from .images import decode_image
 from .inputs import JUMP_BACK_NS, Inputs, Rejected
 from .outputs import Counters, Outputs
-from .parameters import FRAME_QUEUE_LIMIT, PARAMETERS, Value, check_values
+from .parameters import BY_NAME, FRAME_QUEUE_LIMIT, PARAMETERS, Value, check_values
 
 _MAX_INITIAL_POSE_AGE_NS = 10 * NS_PER_S
 """How long ago an initial pose may have been true: as long as the tracker keeps odometry."""
@@ -98,21 +98,20 @@ class LocalizationNode(Node):
             self.declare_parameter(parameter.name, parameter.default, conversions.parameter_descriptor(parameter))
         self._values = {parameter.name: self.get_parameter(parameter.name).value for parameter in PARAMETERS}
         check_values(self._values)
-        self.add_on_set_parameters_callback(self._check_parameters)
-        self.add_post_set_parameters_callback(self._apply_parameters)
+        self.add_on_set_parameters_callback(self._on_set_parameters)
 
     def _setting(self, name: str) -> Value:
         return self._values[name]
 
-    def _check_parameters(self, parameters: list[rclpy.Parameter]) -> SetParametersResult:
+    def _on_set_parameters(self, parameters: list[rclpy.Parameter]) -> SetParametersResult:
+        """Checks new values and applies those that may change; rclpy refuses the others by their descriptors."""
+        new = {p.name: p.value for p in parameters if p.name in BY_NAME and BY_NAME[p.name].live}
         try:
-            check_values({p.name: p.value for p in parameters if p.name in self._values})
+            check_values(new)
         except InputError as error:
             return SetParametersResult(successful=False, reason=str(error))
+        self._values = self._values | new
         return SetParametersResult(successful=True)
-
-    def _apply_parameters(self, parameters: list[rclpy.Parameter]) -> None:
-        self._values = self._values | {p.name: p.value for p in parameters if p.name in self._values}
 
     def _load(self, load_engine: Callable[[str, str, int], Engine]) -> Engine | None:
         if self._setting("threads"):

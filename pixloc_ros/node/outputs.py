@@ -9,8 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
-import torch
-from geometry_msgs.msg import PoseWithCovarianceStamped, TwistWithCovariance
+from geometry_msgs.msg import PoseWithCovarianceStamped, Transform, TwistWithCovariance
 from nav_msgs.msg import Odometry
 from rclpy.node import Node
 from tf2_ros import TransformBroadcaster
@@ -48,7 +47,7 @@ class Outputs:
         self._status = node.create_publisher(LocalizationStatus, "~/status", 100)
         self._broadcaster = TransformBroadcaster(node)
         self._tf_lock = threading.Lock()
-        self._schedule: TransformSchedule[torch.Tensor] = TransformSchedule()
+        self._schedule: TransformSchedule[Transform] = TransformSchedule()
         self._last: TrackResult | None = None
 
     def result(self, result: TrackResult, twist: TwistWithCovariance | None) -> None:
@@ -63,7 +62,8 @@ class Outputs:
         transform = result.map_from_base if blind else result.map_from_odom
         if transform is not None and self._setting("publish_tf"):
             with self._tf_lock:
-                self._send(self._schedule.found(transform, result.stamp_ns, self._tolerance_ns()))
+                message = conversions.matrix_to_transform(transform)
+                self._send(self._schedule.found(message, result.stamp_ns, self._tolerance_ns()))
         pose = PoseWithCovarianceStamped()
         pose.header.frame_id, pose.header.stamp = self._setting("global_frame_id"), stamp_from_ns(result.stamp_ns)
         pose.pose = conversions.pose_with_covariance(result.map_from_base, result.covariance)
@@ -118,7 +118,7 @@ class Outputs:
     def _tolerance_ns(self) -> int:
         return round(self._setting("transform_tolerance") * NS_PER_S)
 
-    def _send(self, stamped: list[tuple[int, torch.Tensor]]) -> None:
+    def _send(self, stamped: list[tuple[int, Transform]]) -> None:
         if not stamped:
             return
         parent = self._setting("global_frame_id")
