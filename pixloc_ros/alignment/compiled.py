@@ -33,7 +33,7 @@ def camera_numbers(camera: Camera) -> tuple[int, np.ndarray, float]:
 
 
 @numba.njit(**_JIT)
-def _project(kind, cam, limit, x, y, z, pixel, jac):
+def project_point(kind, cam, limit, x, y, z, pixel, jac):
     """Pixel (2) and its derivative jac (2, 3) of a point in the camera frame; False where it is invalid."""
     if kind == EQUIDISTANT:
         radius2 = x * x + y * y
@@ -104,7 +104,7 @@ def _linearize(features, stride, query_confidence, width, height, border, kind, 
         x = pose[0, 0] * px + pose[0, 1] * py + pose[0, 2] * pz + pose[0, 3]
         y = pose[1, 0] * px + pose[1, 1] * py + pose[1, 2] * pz + pose[1, 3]
         z = pose[2, 0] * px + pose[2, 1] * py + pose[2, 2] * pz + pose[2, 3]
-        if not _project(kind, cam, limit, x, y, z, pixel, jac):
+        if not project_point(kind, cam, limit, x, y, z, pixel, jac):
             continue
         pixels[i, 0], pixels[i, 1] = pixel[0], pixel[1]
         cell_x, cell_y = (pixel[0] + 0.5) / stride - 0.5, (pixel[1] + 0.5) / stride - 0.5

@@ -8,7 +8,7 @@ import math
 import numba
 import numpy as np
 
-from ..alignment.compiled import _project
+from ..alignment.compiled import project_point
 
 _JIT = {"cache": True, "nogil": True, "error_model": "numpy"}
 
@@ -50,7 +50,7 @@ def weigh(
         y = camera_from_map[1, 0] * dx + camera_from_map[1, 1] * dy + camera_from_map[1, 2] * dz
         z = camera_from_map[2, 0] * dx + camera_from_map[2, 1] * dy + camera_from_map[2, 2] * dz
         if (
-            _project(kind, cam, limit, x, y, z, pixel, jacobian)
+            project_point(kind, cam, limit, x, y, z, pixel, jacobian)
             and -margin[0] <= pixel[0] <= width - 1 + margin[0]
             and -margin[1] <= pixel[1] <= height - 1 + margin[1]
         ):

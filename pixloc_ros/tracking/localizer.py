@@ -64,8 +64,8 @@ class FrameLocalizer:
             if len(local.points) < self.options.alignment.min_points:
                 return _failure(map_from_camera, "no map points near the prior", len(local.points), clock.laps)
             result, map_from_local = self._align(pyramid, camera, local, start, map_from_camera, prior_covariance)
-            clock.lap("alignment")
             moved = _moved_px(result, local.points, camera, se3.inverse(start) @ map_from_local)
+            clock.lap("alignment")
             if not bool(result.converged) or moved < RESELECT_SHARE * max(camera.width, camera.height):
                 break
             # The points were chosen for a view quite different from the one found: choose and align once more from there.
