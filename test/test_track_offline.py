@@ -158,7 +158,7 @@ def test_nothing_found_at_all(tmp_path):
 
 
 def test_losses_and_false_tracks_are_counted():
-    states = "TRACKING LOST LOST RELOCALIZING LOST TRACKING DEGRADED LOST".split()
+    states = ["TRACKING", "LOST", "LOST", "RELOCALIZING", "LOST", "TRACKING", "DEGRADED", "LOST"]
     pose = torch.eye(4, dtype=torch.float64)
     covariance = torch.eye(6, dtype=torch.float64)
     records = []

@@ -67,7 +67,7 @@ def _simulated_world(folder: Path, seconds: float) -> Path:
     from ..simulation.datasets import SUMMARY, SimulationOptions, simulate
 
     options = SimulationOptions(seconds=seconds)
-    wanted = {k: v for k, v in dataclasses.asdict(options).items() if k not in ("camera", "workers")}
+    wanted = {k: v for k, v in dataclasses.asdict(options).items() if k not in ("camera", "workers", "rgbd")}
     try:
         there = json.loads((folder / SUMMARY).read_text())["options"]
     except (OSError, ValueError, KeyError):

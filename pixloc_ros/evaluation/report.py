@@ -10,9 +10,11 @@ def format_number(value: float | int | None, digits: int = 3) -> str:
     if value is None:
         return "–"
     if isinstance(value, int) or value == 0:
-        return str(value)
+        return f"{value:g}"
     text = f"{value:.{digits}g}"
-    return f"{value:.0f}" if "e+" in text else f"{float(text):.10f}".rstrip("0").rstrip(".")
+    if "e-" in text:
+        return f"< {10.0 ** -9:.9f}" if abs(value) < 1e-9 else f"{float(text):.12f}".rstrip("0")
+    return f"{value:.0f}" if "e+" in text else text
 
 
 def format_table(rows: Sequence[Sequence[str]]) -> str:
@@ -101,6 +103,6 @@ def format_demo(stats: Mapping[str, object]) -> str:
              f"latency  {cell('latency_p50_ms', 'ms')} p50, {cell('latency_p95_ms', 'ms')} p95 (image to pose)", "",
              format_table(rows)]
     if stats["dropped_frames"]:
-        lines += ["", f"{stats['dropped_frames']} images were dropped because newer ones had come: this machine was too slow or "
-                      "too busy for real time (try --rate 0.5)"]
+        lines += ["", f"dropped because newer images had come: {stats['dropped_frames']}. This machine is too slow or too busy "
+                      "for this rate; try a lower --rate"]
     return "\n".join(lines + [f"PROBLEM: {problem}" for problem in stats["problems"]])

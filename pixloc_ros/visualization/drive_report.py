@@ -81,7 +81,8 @@ class DriveReport:
         names = ("median", "p95", "max")
         rows = [["", *names, *(name.replace("m_", " m, ").replace("deg", "°") for name in self.stats["recall"])]]
         recall = [f"{100 * v:.1f} %" for v in self.stats["recall"].values()]
-        for label, prefix, unit in (("pixloc, translation", "translation_error", "m"), ("pixloc, rotation", "rotation_error", "deg"),
+        for label, prefix, unit in (("pixloc, translation", "translation_error", "m"),
+                                    ("pixloc, rotation", "rotation_error", "deg"),
                                     ("odometry alone, translation", "odometry_error", "m"),
                                     ("odometry alone, rotation", "odometry_rotation_error", "deg")):
             values = [self.stats.get(f"{prefix}_{name}_{unit}") for name in names]

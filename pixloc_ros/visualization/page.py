@@ -27,7 +27,8 @@ h2 { font-size: 17px; margin: 36px 0 10px; }
 .card small { color: var(--soft); }
 .panel { background: #fff; border: 1px solid var(--line); border-radius: 10px; padding: 14px; }
 .panel + .panel { margin-top: 14px; }
-.problems { background: #fef2f2; border: 1px solid #fecaca; color: var(--bad); border-radius: 10px; padding: 10px 16px; margin-top: 14px; }
+.problems { background: #fef2f2; border: 1px solid #fecaca; color: var(--bad); border-radius: 10px; padding: 10px 16px;
+            margin-top: 14px; }
 .problems p { margin: 2px 0; }
 .scroll { overflow-x: auto; }
 table { border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nums; }

@@ -72,7 +72,7 @@ def plot_errors(seconds: np.ndarray, translation_m: np.ndarray, rotation_deg: np
                       label="pixloc")
             axes.set(yscale="log", ylabel=unit, title=title)
         rows[1].set_xlabel("seconds")
-        rows[0].legend(loc="upper left", ncols=2)
+        rows[0].legend(loc="lower right", bbox_to_anchor=(1.0, 1.0), ncols=2, borderaxespad=0.2)
         return _png(figure)
 
 

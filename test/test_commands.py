@@ -1,0 +1,106 @@
+# Copyright the pixloc_ros authors. SPDX-License-Identifier: Apache-2.0
+"""The commands one after the other, on a small simulated world, with the real network and the live node."""
+import json
+
+import cv2
+import numpy as np
+import pytest
+from node_harness import isolate
+
+from pixloc_ros.cli.main import main
+from pixloc_ros.evaluation.trajectory import read_benchmark_poses, read_tum
+from pixloc_ros.simulation.datasets import SimulationOptions, simulate
+
+
+def pixloc(*arguments) -> int:
+    return main([str(argument) for argument in arguments])
+
+
+@pytest.fixture(scope="module")
+def scene(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("commands") / "scene"
+    simulate(folder, SimulationOptions(seconds=2.0, rate_hz=6.0, width=320, height=240, texel=0.02))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def site(scene):
+    path = scene.parent / "site.pixmap"
+    assert pixloc("map", "colmap", "--model", scene / "map", "--images", scene / "images", "-o", path) == 0
+    return path
+
+
+def model_poses(scene) -> dict[str, list[str]]:
+    lines = [line.split() for line in (scene / "map" / "images.txt").read_text().splitlines() if not line.startswith("#")]
+    return {words[9]: words[1:8] for words in lines[::2]}
+
+
+def test_localize_finds_the_maps_own_images(scene, site, tmp_path, capsys):
+    poses = model_poses(scene)
+    names = sorted(poses)[:4]
+    camera = json.loads((scene / "simulation.json").read_text())["camera"]
+    (tmp_path / "cameras.txt").write_text("".join(f"{name} {camera}\n" for name in sorted(poses)))
+    (tmp_path / "priors.txt").write_text(f"{names[0]} {' '.join(poses[names[0]])}\n")
+    (scene / "images" / "list.txt").write_text("\n".join(names))
+    code = pixloc("localize", "--map", site, "--images", scene / "images" / "list.txt", "--cameras", tmp_path / "cameras.txt",
+                  "--prior", tmp_path / "priors.txt", "-o", tmp_path / "out.txt", "--json", tmp_path / "stats.json")
+    assert code == 0 and "4 of 4 images localized" in capsys.readouterr().out
+    found = read_benchmark_poses(tmp_path / "out.txt")
+    assert list(found) == names
+    for name in names:
+        assert np.linalg.norm(found[name][:3, 3].numpy() - np.array(poses[name][4:], float)) < 0.02
+    stats = json.loads((tmp_path / "stats.json").read_text())
+    assert stats["localized"] == 4 and stats["priors"] == {"given": 1, "retrieval": 3}
+    assert stats["frame_ms_p50"] > 0 and [entry["name"] for entry in stats["per_image"]] == names
+
+
+def test_localize_counts_what_it_cannot_use(scene, site, tmp_path, capsys):
+    images = tmp_path / "images"
+    images.mkdir()
+    name = sorted(model_poses(scene))[0]
+    (images / "good.jpg").write_bytes((scene / "images" / name).read_bytes())
+    (images / "broken.jpg").write_bytes(b"not an image")
+    cv2.imwrite(str(images / "small.jpg"), np.zeros((100, 100), np.uint8))
+    camera = json.loads((scene / "simulation.json").read_text())["camera"]
+    (tmp_path / "c.txt").write_text("".join(f"{n}.jpg {camera}\n" for n in ("broken", "good", "small")))
+    code = pixloc("localize", "--map", site, "--images", images, "--cameras", tmp_path / "c.txt", "-o", tmp_path / "out.txt")
+    out = capsys.readouterr().out
+    assert code == 0 and "1 of 3 images localized" in out
+    assert "not a readable image" in out and "100x100" in out
+    assert list(read_benchmark_poses(tmp_path / "out.txt")) == ["good.jpg"]
+
+
+def test_track_writes_poses_figures_and_page(scene, site, tmp_path, capsys):
+    code = pixloc("track", "--map", site, scene / "drive", "-o", tmp_path / "poses.tum", "--json", tmp_path / "stats.json",
+                  "--report", tmp_path / "page.html")
+    assert code == 0 and "tracked" in capsys.readouterr().out
+    stats = json.loads((tmp_path / "stats.json").read_text())
+    assert stats["tracked_fraction"] > 0.9 and stats["translation_error_median_m"] < 0.05
+    assert {"frames", "frame_ms_p50", "frame_ms_p99", "odometry_error_median_m"} <= stats.keys()
+    assert len(read_tum(tmp_path / "poses.tum")) == stats["published_frames"]
+    assert "</html>" in (tmp_path / "page.html").read_text()
+    assert pixloc("evaluate", "--reference", scene / "drive_truth.tum", "--estimate", tmp_path / "poses.tum", "--json") == 0
+    assert json.loads(capsys.readouterr().out)["translation_error_median_m"] == pytest.approx(
+        stats["translation_error_median_m"], abs=1e-6)
+
+
+def test_demo_through_the_live_node(scene, tmp_path, capsys):
+    isolate()
+    output = tmp_path / "demo"
+    code = pixloc("demo", "--data", scene, "-o", output, "--all-frames", "--rate", "0.7")
+    out = capsys.readouterr().out
+    summary = json.loads((output / "summary.json").read_text())
+    assert code == 0 and summary["problems"] == [], summary["problems"]
+    assert {"frames", "tracked_fraction", "translation_error_median_m", "translation_error_p95_m", "rotation_error_median_deg",
+            "rotation_error_p95_deg", "odometry_error_median_m", "latency_p50_ms", "latency_p95_ms"} <= summary.keys()
+    assert summary["tracked_fraction"] > 0.9 and summary["unreported_frames"] == 0
+    assert "odometry alone" in out and str(output / "index.html") in out
+    assert {p.name for p in output.iterdir()} == {"index.html", "summary.json", "poses.tum", "recording.jsonl", "node.log",
+                                                  "scene.pixmap"}
+
+
+def test_replay_says_in_one_line_that_the_map_is_unfit(scene, tmp_path, capsys):
+    (tmp_path / "broken.pixmap").write_bytes(b"\0" * 1000)
+    assert pixloc("replay", "--map", tmp_path / "broken.pixmap", scene / "drive", "-o", tmp_path / "out") == 2
+    err = capsys.readouterr().err
+    assert err.count("\n") == 1 and "broken.pixmap" in err

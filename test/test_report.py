@@ -1,0 +1,196 @@
+# Copyright the pixloc_ros authors. SPDX-License-Identifier: Apache-2.0
+"""What is told of a drive: figures of a live run, texts, plots, overlays, the page."""
+import json
+import re
+from types import SimpleNamespace
+
+import cv2
+import numpy as np
+import pytest
+import torch
+
+from pixloc_ros.evaluation import replay
+from pixloc_ros.evaluation.offline import BagRun, summarize
+from pixloc_ros.evaluation.replay import LookupRecord, PoseRecord, Recording, StatusRecord
+from pixloc_ros.evaluation.report import format_demo, format_number, format_run, format_table
+from pixloc_ros.evaluation.trajectory import Trajectory
+from pixloc_ros.geometry import se3
+from pixloc_ros.geometry.cameras import Camera
+from pixloc_ros.tracking.types import CameraFrame, FrameAlignment, TrackState
+from pixloc_ros.visualization import plots
+from pixloc_ros.visualization.drive_report import DriveReport
+from pixloc_ros.visualization.overlays import AGREES, DISAGREES, draw_overlay
+from pixloc_ros.visualization.page import Card, Page
+
+N, T0, MS = 8, 10**18, 1_000_000
+BASE_FROM_CAMERA = se3.se3_exp(torch.tensor([.2, 0, .5, 1, 1, 1], dtype=torch.float64))
+
+
+def truth() -> Trajectory:
+    xi = torch.zeros(N, 6, dtype=torch.float64)
+    xi[:, 0] = torch.arange(N)
+    return Trajectory(T0 + np.arange(N, dtype=np.int64) * 100 * MS, se3.se3_exp(xi))
+
+
+def recording() -> Recording:
+    """A drive on which all went well: every pose 2 cm off, 30 ms after its image."""
+    track, heard = truth(), Recording(last_odometry_ns=int(T0 + N * 100 * MS))
+    for i, (stamp, pose) in enumerate(zip(track.stamps_ns.tolist(), track.map_from_body)):
+        pose = pose.clone()
+        pose[1, 3] += .02
+        heard.sent_s[stamp] = i * .1
+        heard.statuses.append(StatusRecord(stamp, TrackState.TRACKING, "", .9, 20.0, 10.0, 5.0, 0, i * .1 + .031))
+        heard.poses.append(PoseRecord(stamp, pose, torch.eye(6, dtype=torch.float64) * 1e-4, i * .1 + .03))
+        heard.lookups.append(LookupRecord(stamp, "", "", 40.0))
+        heard.chain[stamp] = pose @ BASE_FROM_CAMERA
+    return heard
+
+
+def figures(heard: Recording) -> dict:
+    run = replay.as_run(heard, truth(), Trajectory.from_poses([]))
+    stats = replay.summarize(heard, run, BASE_FROM_CAMERA)
+    json.dumps(stats, allow_nan=False)
+    return stats
+
+
+def test_live_run_without_fault():
+    stats = figures(recording())
+    assert stats["problems"] == []
+    assert (stats["frames"], stats["tracked_frames"], stats["unreported_frames"]) == (N, N, 0)
+    assert stats["latency_p50_ms"] == pytest.approx(30)
+    assert stats["frame_ms_p50"] == 20
+    assert stats["translation_error_median_m"] == pytest.approx(.02)
+    assert stats["chain_checked"] == N and stats["chain_error_m"] < 1e-12
+    assert stats["tf_lookups"] == N and stats["tf_errors"] == 0
+
+
+@pytest.mark.parametrize(("spoil", "problem"), [
+    (lambda h: h.statuses.pop(3), "1 images were neither tracked nor reported"),
+    (lambda h: h.statuses.append(h.statuses[0]), "1 images were reported more than once"),
+    (lambda h: h.chain.update({T0: h.chain[T0] + 2e-6}), "TF chain differs"),
+    (lambda h: h.chain.update({T0: None}), "TF gives no pose of the camera at 1 images"),
+    (lambda h: h.lookups.__setitem__(2, LookupRecord(T0 + 200 * MS, "ExtrapolationException", "too late", 1.0)),
+     "1 lookups at image stamps failed: ExtrapolationException: too late"),
+    (lambda h: h.poses.clear(), "no pose was published")])
+def test_faults_of_a_live_run_are_found(spoil, problem):
+    heard = recording()
+    spoil(heard)
+    assert any(problem in line for line in figures(heard)["problems"])
+
+
+def test_nobody_can_know_what_is_beyond_the_last_odometry():
+    heard = recording()
+    last = int(truth().stamps_ns[-1])
+    heard.last_odometry_ns = last - 1
+    heard.chain[last] = None
+    heard.lookups[-1] = LookupRecord(last, "ExtrapolationException", "future", 1000.0)
+    stats = figures(heard)
+    assert stats["problems"] == [] and stats["tf_beyond_odometry"] == 1 and stats["chain_checked"] == N - 1
+
+
+def test_dropped_and_lost_frames_are_in_the_figures():
+    heard = recording()
+    del heard.poses[4:]
+    heard.statuses[4:] = [StatusRecord(s.stamp_ns, TrackState.LOST, "lost: look", float("nan"), float("nan"), float("nan"),
+                                       float("nan"), 1, s.received_s) for s in heard.statuses[4:]]
+    stats = figures(heard)
+    assert stats["tracked_fraction"] == .5 and stats["losses"] == 1 and stats["dropped_frames"] == 1
+    assert stats["messages"] == {"lost: look": 4} and stats["problems"] == []
+    assert "dropped because newer images had come: 1" in format_demo(stats)
+
+
+def test_recording_is_json_lines(tmp_path):
+    recording().write(tmp_path / "r.jsonl")
+    rows = [json.loads(line) for line in (tmp_path / "r.jsonl").read_text().splitlines()]
+    assert {row["kind"] for row in rows} == {"sent", "status", "pose", "lookup", "chain"}
+    assert len(rows) == 5 * N and [row["stamp_ns"] for row in rows] == sorted(row["stamp_ns"] for row in rows)
+
+
+def test_texts():
+    assert [format_number(v) for v in (None, 0.0, 3, .001234, 12345.6, 1e-6, 999.9)] == [
+        "–", "0", "3", "0.00123", "12346", "0.000001", "1000"]
+    assert format_table([("a", "b"), ("long", "1")]).splitlines() == ["a     b", "───────", "long  1"]
+    text = format_run(figures(recording()))
+    assert "8  (100.0 %)" in text and "0.02 m median" in text and "image stamp to pose" in text
+
+
+def test_figures_of_a_run_without_truth_or_frames():
+    stats = summarize(BagRun([], Trajectory.from_poses([]), Trajectory.from_poses([])))
+    assert stats["frames"] == 0 and stats["tracked_fraction"] == 0
+    format_run(stats)
+
+
+def is_png(data: bytes) -> bool:
+    image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR)
+    return image is not None and image.std() > 1
+
+
+def test_plots_draw_with_little_and_with_much():
+    empty, track = Trajectory.from_poses([]), truth()
+    points = np.random.default_rng(0).normal(size=(100_000, 3))
+    assert is_png(plots.plot_paths(points, points[:5], track, track, track))
+    assert is_png(plots.plot_paths(points[:10], points[:5], empty, empty, empty))
+    one = Trajectory(track.stamps_ns[:1], track.map_from_body[:1])
+    assert is_png(plots.plot_paths(points[:10], points[:5], empty, one, empty))
+    seconds, nothing = np.arange(5.), np.full(5, np.nan)
+    assert is_png(plots.plot_errors(seconds, seconds * .01, seconds, nothing, nothing, [(1., 2.)]))
+    assert is_png(plots.plot_errors(seconds, nothing, nothing, seconds, seconds, []))
+    assert is_png(plots.plot_times(np.array([20.0]), "x"))
+    assert is_png(plots.plot_times(np.linspace(1, 200, 50), "x", 100.0))
+
+
+class OnePointLocalizer:
+    """Says that one point agrees and one does not, on an image shrunk to half."""
+
+    map = SimpleNamespace(working_side=160, map_from_keyframe=torch.eye(4, dtype=torch.float64)[None], xyz=np.zeros((1, 3)))
+    focal_px = 100.0
+
+    def __init__(self, success=True):
+        self.success = success
+
+    def localize(self, image, camera, start):
+        details = SimpleNamespace(pixels=torch.tensor([[40., 30.], [120., 90.], [80., 80.]]),
+                                  visible=torch.tensor([True, True, False]), inliers=torch.tensor([True, False, False]))
+        return FrameAlignment(start, torch.eye(6), self.success, "", 0.1, .5, 1.0, 3, 1, {}, details)
+
+
+def grey_frame() -> CameraFrame:
+    camera = Camera("pinhole", 320, 240, torch.tensor([200., 200, 160, 120], dtype=torch.float64))
+    return CameraFrame(T0, np.full((240, 320), 128, np.uint8), camera)
+
+
+def test_overlay_puts_the_points_where_they_are():
+    frame, pose = grey_frame(), torch.eye(4, dtype=torch.float64)
+    image = draw_overlay(OnePointLocalizer(), frame, pose)
+    assert image.shape == (720, 960, 3)
+    for (x, y), colour in (((40, 30), AGREES), ((120, 90), DISAGREES)):
+        column, row = round((x + .5) * 6 - .5), round((y + .5) * 6 - .5)
+        assert np.abs(image[row, column].astype(int) - colour).max() < 10
+    assert (image[480:490, 480:490] == 128).all()  # the invisible point is not drawn
+    assert draw_overlay(OnePointLocalizer(success=False), frame, pose) is None
+
+
+def test_page_needs_nothing_from_outside_and_escapes_text():
+    page = Page("<title>", "a & b")
+    page.cards([Card("1 <m>", "label", "note")])
+    page.problems(["<script>alert(1)</script>"])
+    page.table([("", "x"), ("row", "1")])
+    page.plot(plots.plot_times(np.array([1., 2.]), "x"), "times")
+    page.pictures([(np.zeros((10, 10, 3), np.uint8), "picture")])
+    text = page.html()
+    assert "&lt;title&gt;" in text and "a &amp; b" in text and "<script" not in text
+    assert not re.search(r'(src|href)="(?!data:)', text) and "http" not in text and "@import" not in text
+    assert text.count("data:image/png") == text.count("data:image/jpeg") == 1
+
+
+def test_drive_report():
+    heard = recording()
+    run = replay.as_run(heard, truth(), truth())
+    stats = replay.summarize(heard, run, BASE_FROM_CAMERA)
+    frame = grey_frame()
+    bag = SimpleNamespace(base_from_camera=BASE_FROM_CAMERA,
+                          events=lambda: [CameraFrame(s, frame.image, frame.camera) for s in truth().stamps_ns.tolist()])
+    report = DriveReport("title", "lead", stats, run, np.array(replay.latencies_ms(heard)), "Latency")
+    text = report.html(OnePointLocalizer(), bag)
+    assert "100.0 %" in text and "2 cm" in text and "90 % of the points agree" in text
+    assert text.count("data:image/jpeg") == 6 and text.count("data:image/png") == 3
