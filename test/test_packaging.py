@@ -1,5 +1,6 @@
 # Copyright the pixloc_ros authors. SPDX-License-Identifier: Apache-2.0
 """What makes the repository build and install: files that must agree, the environment's hook, a plain colcon build."""
+import ast
 import importlib.util
 import os
 import re
@@ -27,6 +28,14 @@ def load(path: Path):
     return module
 
 
+def imported(path: Path) -> set:
+    """Top-level names of the packages that a module imports, at whatever depth."""
+    nodes = list(ast.walk(ast.parse(path.read_text())))
+    names = {alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names}
+    names |= {node.module for node in nodes if isinstance(node, ast.ImportFrom) and not node.level}
+    return {name.split(".")[0] for name in names}
+
+
 def package_xml() -> ElementTree.Element:
     return ElementTree.parse(ROOT / "package.xml").getroot()
 
@@ -51,7 +60,7 @@ def test_every_requirement_is_explained():
 
 
 def test_package_xml_names_what_is_imported():
-    """Imports of all modules against the rosdep keys; the two without a usable key are in docs/dependencies.md."""
+    """Imports of all modules against the rosdep keys; the one without a key is in docs/dependencies.md."""
     keys = {element.text for element in package_xml() if element.tag.endswith("depend")}
     python_keys = {
         "torch": "python3-torch",
@@ -64,9 +73,7 @@ def test_package_xml_names_what_is_imported():
         "safetensors": None,
     }
     for path in (ROOT / "pixloc_ros").rglob("*.py"):
-        for name in re.findall(r"^\s*(?:import|from) ([a-z]\w*)", path.read_text(), re.MULTILINE):
-            if name in sys.stdlib_module_names or name == "pixloc_ros":
-                continue
+        for name in imported(path) - sys.stdlib_module_names - {"pixloc_ros"}:
             key = python_keys.get(name, name)
             assert key is None or key in keys, f"{path.name} imports {name}, which package.xml does not name"
 
