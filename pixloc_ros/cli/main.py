@@ -32,13 +32,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"pixloc {__version__}")
     subparsers = parser.add_subparsers(title="verbs", metavar="VERB", required=True)
     for verb in VERBS:
-        try:
-            module = importlib.import_module(f"{__package__}.{verb}")
-        except ModuleNotFoundError as error:
-            if error.name != f"{__package__}.{verb}":
-                raise
-            continue
-        module.add_parser(subparsers)
+        importlib.import_module(f"{__package__}.{verb}").add_parser(subparsers)
     return parser
 
 

@@ -45,14 +45,14 @@ class Recorder:
     def __init__(self, node: Node, localizer: str, map_frame: str, base_frame: str, camera_frame: str) -> None:
         self._map_frame, self._base_frame, self._camera_frame = map_frame, base_frame, camera_frame
         self.recording = Recording()
+        self._node, self._topics = node, (f"{localizer}/pose", f"{localizer}/status")
         self._lock = threading.Lock()
         self._pending: dict[int, _Pending] = {}
         self._reported: set[int] = set()
         self._buffer = Buffer(cache_time=Duration(seconds=_KEEP_S), node=node)
         self._listener = TransformListener(self._buffer, node)
-        self._subscriptions = [
-            node.create_subscription(PoseWithCovarianceStamped, f"{localizer}/pose", self._on_pose, _DEPTH),
-            node.create_subscription(LocalizationStatus, f"{localizer}/status", self._on_status, _DEPTH)]
+        node.create_subscription(PoseWithCovarianceStamped, self._topics[0], self._on_pose, _DEPTH)
+        node.create_subscription(LocalizationStatus, self._topics[1], self._on_status, _DEPTH)
         node.create_timer(_TRY_EVERY_S, self._try_lookups, clock=Clock(clock_type=ClockType.STEADY_TIME))
 
     def sent(self, stamp_ns: int) -> None:
@@ -63,8 +63,8 @@ class Recorder:
             self._pending[stamp_ns] = _Pending(stamp_ns, now)
 
     def hears_node(self) -> bool:
-        """Whether the node's topics are connected."""
-        return all(s.get_publisher_count() > 0 for s in self._subscriptions)
+        """Whether the node's topics are there."""
+        return all(self._node.count_publishers(topic) for topic in self._topics)
 
     def outstanding(self) -> int:
         """Images that the node has not reported yet, or whose lookups are still being tried."""
