@@ -29,9 +29,10 @@ import torch
 from pixloc_ros.cli.progress import show_progress
 from pixloc_ros.errors import InputError
 from pixloc_ros.evaluation import localize
-from pixloc_ros.evaluation.trajectory import Trajectory, read_tum, write_text, write_tum
+from pixloc_ros.evaluation.trajectory import Trajectory, read_benchmark_poses, read_tum, write_text, write_tum
 from pixloc_ros.features import load_extractor
 from pixloc_ros.features.images import load_image
+from pixloc_ros.geometry import se3
 from pixloc_ros.geometry.cameras import Camera
 from pixloc_ros.mapping import build_map_from_colmap
 
@@ -42,6 +43,7 @@ LEVELS = {0: "small", 1: "medium", 2: "large"}
 RUNS = [("clean", 0), ("clean", 1), ("clean", 2), *((variant, 0) for variant in VARIANTS[1:])]
 TIMED_QUERIES, ROUNDS, QUIETEST = 8, 6, 3
 """As in the harness."""
+SAME_FRAME = 1e-3
 
 
 def main() -> int:
@@ -87,21 +89,32 @@ def compare(scene: Path, args: argparse.Namespace, harness: list[str]) -> None:
         map_, _ = build_map_from_colmap(scene / "map", scene / "images", extractor, progress=progress)
     map_.save(map_path)
     if not args.no_accuracy:
-        found = localize_all(export, map_path, args.weights, args.output / "ours" / name)
+        found = localize_all(export, world_from_map(export, scene), map_path, args.weights, args.output / "ours" / name)
         specs = [word for (variant, level), path in found.items()
                  for word in ("--external", f"{OURS}@{variant}@{level}={path}")]
         subprocess.run([*harness, "--peers", *specs], check=True, stdout=subprocess.DEVNULL)
     if not args.no_timing:
         # In a process of its own, so that the peak of its memory is its own.
         with multiprocessing.get_context("spawn").Pool(1) as pool:
-            timing = pool.apply(time_ours, (export, map_path, args.weights))
+            timing = pool.apply(time_ours, (export, world_from_map(export, scene), map_path, args.weights))
         result = json.loads(results.read_text())
         result["peers"].setdefault(OURS, {}).update(timing)
         write_text(results, json.dumps(result))
 
 
-def localize_all(export: Path, map_path: Path, weights: str, output: Path) -> dict[tuple[str, int], Path]:
-    """Trajectories (TUM files) of every variant and prior set, one pose a query that was found."""
+def world_from_map(export: Path, scene: Path) -> torch.Tensor:
+    """[4, 4]: the harness may use another world frame than the scene's map; the queries' truth is known in both."""
+    world_from_camera = read_tum(export / "truth.txt").map_from_body
+    camera_from_map = read_benchmark_poses(scene / "queries" / "truth.txt")
+    both = world_from_camera @ torch.stack([camera_from_map[name] for name in _query_names(export)])
+    if float((both - both[0]).abs().max()) > SAME_FRAME:
+        raise InputError(f"{export} and {scene} have different poses: remove the export")
+    return both[0]
+
+
+def localize_all(export: Path, frame: torch.Tensor, map_path: Path, weights: str, output: Path
+                 ) -> dict[tuple[str, int], Path]:
+    """Trajectories (TUM files) of every variant and prior set, one pose a query that was found. frame: world_from_map."""
     localizer = localize.open_localizer(map_path, weights)
     names = _query_names(export)
     paths = {}
@@ -111,9 +124,10 @@ def localize_all(export: Path, map_path: Path, weights: str, output: Path) -> di
         poses = []
         with show_progress(f"{export.name}: {variant}, priors {LEVELS[level]}") as progress:
             for k, (name, stamp) in enumerate(zip(names, priors.stamps_ns.tolist(), strict=True)):
-                result = localizer.localize(load_image(export / variant / name), camera, priors.map_from_body[k])
+                prior = se3.inverse(frame) @ priors.map_from_body[k]
+                result = localizer.localize(load_image(export / variant / _png(name)), camera, prior)
                 if result.success:
-                    poses.append((stamp, result.map_from_camera))
+                    poses.append((stamp, frame @ result.map_from_camera))
                 progress(k + 1, len(names))
         paths[variant, level] = output / f"{variant}_{level}.txt"
         paths[variant, level].parent.mkdir(parents=True, exist_ok=True)
@@ -121,17 +135,18 @@ def localize_all(export: Path, map_path: Path, weights: str, output: Path) -> di
     return paths
 
 
-def time_ours(export: Path, map_path: Path, weights: str) -> dict[str, object]:
+def time_ours(export: Path, frame: torch.Tensor, map_path: Path, weights: str) -> dict[str, object]:
     """Milliseconds a query (small priors), as the harness takes them: median over the quietest rounds."""
     torch.set_num_threads(2)
     localizer = localize.open_localizer(map_path, weights)
     priors, camera = read_tum(export / "prior_0.txt"), _camera(export / "clean")
-    images = [load_image(export / "clean" / name) for name in _query_names(export)[:TIMED_QUERIES]]
+    starts = se3.inverse(frame) @ priors.map_from_body
+    images = [load_image(export / "clean" / _png(name)) for name in _query_names(export)[:TIMED_QUERIES]]
     rounds = []
     for _ in range(ROUNDS + 1):
         outside, cpu, wall = _busy_s(), time.process_time(), time.perf_counter()
         stages = [localizer.localize(image, camera, prior).timings_ms
-                  for image, prior in zip(images, priors.map_from_body)]
+                  for image, prior in zip(images, starts)]
         wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
         rounds.append(((_busy_s() - outside - cpu) / wall, 1e3 * cpu / len(images), 1e3 * wall / len(images), stages))
     quiet = sorted(rounds[1:], key=lambda r: r[0])[:QUIETEST]  # the first round warms up
@@ -182,9 +197,13 @@ def _accuracy(summary: dict | None, metric: bool) -> list[str]:
 
 
 def _query_names(export: Path) -> list[str]:
-    """Names of the queries' image files, in the order of the trajectories."""
-    lists = json.loads((export / "lists.json").read_text())
-    return [Path(query["name"]).with_suffix(".png").name for query in lists["queries"]]
+    """In the order of the trajectories."""
+    return [query["name"] for query in json.loads((export / "lists.json").read_text())["queries"]]
+
+
+def _png(name: str) -> str:
+    """How the export calls a query's image."""
+    return str(Path(name).with_suffix(".png"))
 
 
 def _camera(folder: Path) -> Camera:

@@ -1,0 +1,167 @@
+#!/usr/bin/env python3
+# Copyright the pixloc_ros authors. SPDX-License-Identifier: Apache-2.0
+"""What one frame costs, stage by stage: JPEG in, pose out, as the tracker runs it.
+
+Simulated drives (made once, kept in out/benchmarks) are tracked at several image sizes, each in a process of its own:
+
+    benchmarks/frame.py
+    benchmarks/frame.py --json new.json --compare old.json      # and how the medians moved
+    benchmarks/frame.py --map kitti07.pixmap --bag kitti07/drive
+
+Stages: "decode" the JPEG; "prepare" the image (grey, size); "features", the network; "gather", choice of map points and
+their descriptors; "alignment"; "tracker", everything else a frame takes (motion prior, gates, covariances). Times are
+of the clock; "CPU" is processor time of all threads, which suffers less from other work on the machine; "others" is how
+many cores that took meanwhile: repeat a run where it is not near 0. Peak memory is of the whole process, map and
+network included.
+"""
+from __future__ import annotations
+
+import argparse
+import json
+import multiprocessing
+import resource
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import cv2
+import measuring
+import numpy as np
+import torch
+
+from pixloc_ros.errors import InputError
+from pixloc_ros.evaluation import localize, offline
+from pixloc_ros.evaluation.bags import BagReader, OdometryMessage
+from pixloc_ros.evaluation.report import format_number
+from pixloc_ros.features import load_extractor
+from pixloc_ros.geometry.cameras import Camera
+from pixloc_ros.tracking.image_format import decode_compressed
+from pixloc_ros.tracking.tracker import Tracker
+from pixloc_ros.tracking.types import CameraFrame
+
+SIZES = ("320x240", "640x480", "1280x720")
+STAGES = ("decode", "prepare", "features", "gather", "alignment", "tracker", "total")
+JPEG_QUALITY = 90
+
+
+@dataclass(frozen=True)
+class Drive:
+    """A bag in memory. frames: stamp_ns, camera, JPEG. start: stamp_ns, map_from_base [4, 4]."""
+
+    frames: list[tuple[int, Camera, np.ndarray]]
+    odometry: list[OdometryMessage]
+    base_from_camera: torch.Tensor
+    start: tuple[int, torch.Tensor]
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--sizes", nargs="+", default=SIZES, metavar="WxH", help="of the simulated images")
+    parser.add_argument("--map", type=Path, help="with --bag: time this map and drive instead")
+    parser.add_argument("--bag", type=Path)
+    parser.add_argument("--frames", type=int, default=200, help="how many to time at each size (default 200)")
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="of the network (default: all)")
+    parser.add_argument("--weights", default="compact")
+    parser.add_argument("--data", type=Path, default=measuring.DATA, help="where simulated drives are kept")
+    parser.add_argument("--json", type=Path, help="write the figures here")
+    parser.add_argument("--compare", type=Path, metavar="OLD.json", help="figures of an earlier run to compare with")
+    args = parser.parse_args()
+    if (args.map is None) != (args.bag is None):
+        parser.error("--map and --bag go together")
+    torch.set_num_threads(args.threads)
+    figures: dict[str, object] = {"machine": measuring.describe_machine(), "sizes": {}}
+    if args.bag:
+        cases = {args.bag.resolve().parent.name: (args.map, args.bag)}
+    else:
+        cases = {}
+        for size in args.sizes:
+            drive = measuring.simulated_drive(*(int(side) for side in size.split("x")), args.data)
+            cases[size] = (measuring.map_of_drive(drive, load_extractor(args.weights)), drive / "drive")
+    for name, (map_path, bag) in cases.items():
+        with multiprocessing.get_context("spawn").Pool(1) as pool:
+            figures["sizes"][name] = pool.apply(time_drive, (map_path, bag, args.weights, args.frames, args.threads))
+    old = json.loads(args.compare.read_text())["sizes"] if args.compare else {}
+    measuring.report(figures, rows(figures["sizes"], old), args.json)
+    return 0
+
+
+def time_drive(map_path: Path, bag: Path, weights: str, frames: int, threads: int) -> dict[str, object]:
+    """Track the drive until so many frames are timed."""
+    torch.set_num_threads(threads)
+    drive = read_drive(bag)
+    localizer = localize.open_localizer(map_path, weights)
+    _track(localizer, drive)  # caches, compiled code
+    laps: list[dict[str, float]] = []
+    outside, cpu, wall = measuring.busy_s(), time.process_time(), time.perf_counter()
+    while len(laps) < frames:
+        laps += _track(localizer, drive)
+    wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
+    return {
+        "frames": len(laps), "tracked": float(np.mean([lap["tracked"] for lap in laps])),
+        "stages": {stage: measuring.percentiles([lap[stage] for lap in laps]) for stage in STAGES},
+        "cpu_ms": 1e3 * cpu / len(laps), "others_cores": (measuring.busy_s() - outside - cpu) / wall,
+        "peak_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
+    }
+
+
+def read_drive(bag: Path) -> Drive:
+    """The bag with its images as JPEG, whatever they were."""
+    frames, odometry = [], []
+    with BagReader(bag) as reader:
+        start = offline.first_pose(reader, reader.truth(), None)
+        for event in reader.events():
+            if isinstance(event, OdometryMessage):
+                odometry.append(event)
+            elif isinstance(event, CameraFrame) and event.stamp_ns >= start[0]:
+                pixels = event.image if event.image.ndim == 2 else cv2.cvtColor(event.image, cv2.COLOR_RGB2BGR)
+                jpeg = cv2.imencode(".jpg", pixels, (cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY))[1]
+                frames.append((event.stamp_ns, event.camera, jpeg))
+        return Drive(frames, odometry, reader.base_from_camera, start)
+
+
+def _track(localizer: localize.FrameLocalizer, drive: Drive) -> list[dict[str, float]]:
+    """Milliseconds per stage of every frame of one pass."""
+    tracker = Tracker(localizer)
+    tracker.initialize(drive.start[1], offline.initial_covariance(), drive.start[0])
+    odometry = iter(drive.odometry)
+    laps = []
+    for stamp_ns, camera, jpeg in drive.frames:
+        while not tracker.odometry.covers(stamp_ns) and (sample := next(odometry, None)) is not None:
+            tracker.add_odometry(sample.stamp_ns, sample.odom_from_base, sample.twist_covariance)
+        began = time.perf_counter()
+        image = decode_compressed(jpeg)
+        decoded = time.perf_counter()
+        result = tracker.track(CameraFrame(stamp_ns, image, camera), drive.base_from_camera)
+        ended = time.perf_counter()
+        stages = result.alignment.timings_ms if result.alignment is not None else {}
+        lap = {stage: stages.get(stage, 0.0) for stage in STAGES}
+        lap.update(decode=1e3 * (decoded - began), tracker=1e3 * (ended - decoded) - sum(stages.values()),
+                   total=1e3 * (ended - began), tracked=float(result.state.name == "TRACKING"))
+        laps.append(lap)
+    return laps
+
+
+def rows(sizes: dict[str, dict], old: dict[str, dict]) -> list[tuple[str, ...]]:
+    table = [("", *(f"{stage} ms" for stage in STAGES), "CPU ms", "peak MiB", "tracked %", "others")]
+    for size, entry in sizes.items():
+        before = old.get(size, {})
+        for name in ("p50", "p95", "p99"):
+            compared = before.get("stages", {}) if name == "p50" else {}
+            cells = [measuring.against(entry["stages"][stage][name], compared.get(stage, {}).get(name))
+                     for stage in STAGES]
+            rest = ["", "", "", ""]
+            if name == "p50":
+                rest = [measuring.against(entry["cpu_ms"], before.get("cpu_ms")),
+                        measuring.against(entry["peak_mib"], before.get("peak_mib")),
+                        f"{100 * entry['tracked']:.1f}", format_number(entry["others_cores"])]
+            table.append((f"{size} {name}", *cells, *rest))
+    return table
+
+
+if __name__ == "__main__":
+    try:
+        sys.exit(main())
+    except InputError as error:
+        print(f"frame: error: {error}", file=sys.stderr)
+        sys.exit(2)

@@ -1,0 +1,103 @@
+# Copyright the pixloc_ros authors. SPDX-License-Identifier: Apache-2.0
+"""What the benchmarks share: the machine, its load, test data, statistics, tables and files of figures."""
+from __future__ import annotations
+
+import json
+import os
+import platform
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from pixloc_ros.cli.progress import show_progress
+from pixloc_ros.evaluation.report import format_number, format_table
+from pixloc_ros.evaluation.trajectory import write_text
+from pixloc_ros.features import Extractor
+from pixloc_ros.mapping import Map, build_map_from_colmap
+from pixloc_ros.simulation.datasets import SUMMARY, SimulationOptions, simulate
+
+DATA = Path("out") / "benchmarks"
+"""Where simulated drives and their maps are kept between runs."""
+DRIVE_SECONDS = 6.0
+
+
+def describe_machine() -> dict[str, object]:
+    """Processor, cores, versions, commit and load: what figures are worth nothing without."""
+    names = [line.split(":", 1)[1].strip() for line in _lines("/proc/cpuinfo") if line.startswith("model name")]
+    commit = subprocess.run(["git", "describe", "--always", "--dirty"], capture_output=True, text=True,
+                            cwd=Path(__file__).parent, check=False).stdout.strip()
+    return {"processor": names[0] if names else platform.machine(), "cores": len(os.sched_getaffinity(0)),
+            "threads": torch.get_num_threads(), "instructions": torch.backends.cpu.get_cpu_capability(),
+            "torch": torch.__version__, "python": platform.python_version(), "commit": commit or "unknown",
+            "load": round(os.getloadavg()[0], 1)}
+
+
+def busy_s() -> float:
+    """Seconds of processor time that the whole machine has spent, stolen time included; 0 where that is not known."""
+    lines = _lines("/proc/stat")
+    if not lines:
+        return 0.0
+    ticks = [int(word) for word in lines[0].split()[1:9]]
+    return (sum(ticks) - ticks[3] - ticks[4]) / os.sysconf("SC_CLK_TCK")
+
+
+def memory_mib() -> dict[str, float]:
+    """Resident memory of this process now: its own, and pages of mapped files, which the system can drop."""
+    fields = dict(line.split(":", 1) for line in _lines("/proc/self/status") if ":" in line)
+    return {name: int(fields.get(key, "0").split()[0]) / 1024
+            for name, key in (("own", "RssAnon"), ("file", "RssFile"))}
+
+
+def _lines(path: str) -> list[str]:
+    try:
+        return Path(path).read_text().splitlines()
+    except OSError:
+        return []
+
+
+def percentiles(values: Sequence[float]) -> dict[str, float]:
+    return {f"p{p}": float(np.percentile(values, p)) for p in (50, 95, 99)}
+
+
+def simulated_drive(width: int, height: int, folder: Path = DATA) -> Path:
+    """A short simulated drive with images of a size, made once."""
+    path = folder / f"drive_{width}x{height}"
+    if not (path / SUMMARY).is_file():
+        print(f"making {path} (once)", file=sys.stderr)
+        options = SimulationOptions(seconds=DRIVE_SECONDS, width=width, height=height)
+        with show_progress("simulation:") as progress:
+            simulate(path, options, lambda what, done, of: progress(done, of, what))
+    return path
+
+
+def map_of_drive(drive: Path, extractor: Extractor) -> Path:
+    """The drive's map, made once per network."""
+    path = drive.with_name(f"{drive.name}_{extractor.fingerprint}.pixmap")
+    if not path.is_file():
+        build_map_from_colmap(drive / "map", drive / "images", extractor)[0].save(path)
+    return path
+
+
+def resident_map(path: Path) -> Map:
+    """A map with all its pages read, so that reading the file is no part of what is measured."""
+    return Map.open(path, verify=True)
+
+
+def report(figures: dict[str, object], rows: Sequence[tuple[str, ...]], json_path: Path | None) -> None:
+    """Print machine and table; keep the figures where asked."""
+    machine = figures["machine"]
+    print(", ".join(f"{key} {value}" for key, value in machine.items()))
+    print()
+    print(format_table(rows))
+    if json_path is not None:
+        write_text(json_path, json.dumps(figures, indent=2) + "\n")
+
+
+def against(new: float, old: float | None) -> str:
+    """A figure, and how it compares with an earlier one."""
+    text = format_number(new)
+    return text if not old else f"{text} ({100 * (new / old - 1):+.0f} %)"

@@ -1,0 +1,195 @@
+#!/usr/bin/env python3
+# Copyright the pixloc_ros authors. SPDX-License-Identifier: Apache-2.0
+"""What the size of a map costs: opening it, memory, choosing points, a whole frame.
+
+The map of a simulated drive, thinned to 1000 points of 10 keyframes, is repeated side by side up to a million points and ten
+thousand keyframes; the same images are then localized in each size of map, in its middle copy. Each map is opened in a
+process of its own, its file dropped from the system's cache before (where the system lets us).
+
+    benchmarks/scaling.py [--json new.json] [--compare old.json]
+
+Memory: what opening and using the map added to the process; "own" memory, and "file" pages, which the system takes back
+when it needs them.
+"""
+from __future__ import annotations
+
+import argparse
+import json
+import multiprocessing
+import os
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import measuring
+import numpy as np
+import torch
+
+from pixloc_ros.errors import InputError
+from pixloc_ros.evaluation.bags import BagReader
+from pixloc_ros.evaluation.report import format_number
+from pixloc_ros.features import load_extractor
+from pixloc_ros.geometry import se3
+from pixloc_ros.mapping import LocalPointSelector, Map
+from pixloc_ros.tracking.localizer import FrameLocalizer
+from pixloc_ros.tracking.types import CameraFrame
+
+COPY_POINTS, COPY_KEYFRAMES = 1000, 10
+COPIES = (1, 10, 100, 1000)
+SPACING_M = 100.0
+FRAMES, ROUNDS = 20, 5
+START_STD = (0.03, 0.01)
+"""Standard deviations of the priors: metres, radians."""
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--copies", nargs="+", type=int, default=COPIES, help="sizes, in copies of 1000 points")
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="of the network (default: all)")
+    parser.add_argument("--weights", default="compact")
+    parser.add_argument("--data", type=Path, default=measuring.DATA, help="where drive and maps are kept (2 GB)")
+    parser.add_argument("--json", type=Path, help="write the figures here")
+    parser.add_argument("--compare", type=Path, metavar="OLD.json", help="figures of an earlier run to compare with")
+    args = parser.parse_args()
+    drive = measuring.simulated_drive(640, 480, args.data)
+    base = Map.open(measuring.map_of_drive(drive, load_extractor(args.weights)))
+    figures: dict[str, object] = {"machine": measuring.describe_machine(), "maps": {}}
+    old = json.loads(args.compare.read_text())["maps"] if args.compare else {}
+    table = [("points / keyframes", "file MiB", "open ms", "own MiB", "file MiB", "ready ms", "own, in use",
+              "file, in use", "select p50 ms", "select p99", "frame p50 ms", "frame p99", "points used", "found %",
+              "others")]
+    for copies in args.copies:
+        path = args.data / f"scaling_{base.extractor_fingerprint}_{copies}.pixmap"
+        if not path.is_file():
+            repeated(thinned(base, COPY_POINTS, COPY_KEYFRAMES), copies).save(path)
+        offset_m = SPACING_M * (copies // 2)
+        drop_from_cache(path)
+        with multiprocessing.get_context("spawn").Pool(1) as pool:
+            run = pool.apply(time_map, (path, offset_m, drive, args.weights, args.threads))
+        name = f"{run['points']} / {run['keyframes']}"
+        figures["maps"][name] = run
+        before = old.get(name, {})
+        cells = [measuring.against(run[key], before.get(key)) for key in (
+            "open_ms", "open_own_mib", "open_file_mib", "ready_ms", "used_own_mib", "used_file_mib", "select_p50_ms",
+            "select_p99_ms", "frame_p50_ms", "frame_p99_ms")]
+        table.append((name, format_number(path.stat().st_size / 2**20), *cells, format_number(run["points_used"]),
+                      format_number(100 * run["found"]), format_number(run["others_cores"])))
+    measuring.report(figures, table, args.json)
+    return 0
+
+
+def thinned(map_: Map, points: int, keyframes: int) -> Map:
+    """At most so many keyframes, from the drive's start, and of what they see so many points."""
+    keyframes = min(keyframes, len(map_.keyframe_names))
+    rows = np.arange(map_.observation_offsets[keyframes])
+    seen = np.unique(map_.observation_point[rows])
+    kept = np.sort(np.random.default_rng(0).permutation(seen)[:points])
+    rows = rows[np.isin(map_.observation_point[rows], kept)]
+    return replace(
+        map_, keyframe_names=map_.keyframe_names[:keyframes], map_from_keyframe=map_.map_from_keyframe[:keyframes],
+        keyframe_camera=map_.keyframe_camera[:keyframes], keyframe_stamp_ns=map_.keyframe_stamp_ns[:keyframes],
+        keyframe_depth=map_.keyframe_depth[:keyframes], global_descriptors=map_.global_descriptors[:keyframes],
+        xyz=map_.xyz[kept], track_length=map_.track_length[kept], quality=map_.quality[kept],
+        observation_offsets=np.searchsorted(rows, map_.observation_offsets[:keyframes + 1]),
+        observation_point=np.searchsorted(kept, map_.observation_point[rows]).astype(np.int32),
+        descriptors=tuple(level[rows] for level in map_.descriptors),
+        confidences=tuple(None if level is None else level[rows] for level in map_.confidences))
+
+
+def repeated(map_: Map, copies: int) -> Map:
+    """The map side by side so many times, along x."""
+    keyframes, points, observations = len(map_.keyframe_names), len(map_.xyz), len(map_.observation_point)
+    which = np.arange(copies)
+    shift = np.array([SPACING_M, 0.0, 0.0])
+    poses = map_.map_from_keyframe.repeat(copies, 1, 1)
+    poses[:, :3, 3] += torch.from_numpy(np.repeat(which, keyframes)[:, None] * shift)
+
+    def again(array: np.ndarray) -> np.ndarray:
+        return np.tile(array, (copies,) + (1,) * (array.ndim - 1))
+
+    offsets = (which[:, None] * observations + map_.observation_offsets[:-1]).ravel()
+    return replace(
+        map_, keyframe_names=[f"{copy}/{name}" for copy in which for name in map_.keyframe_names], map_from_keyframe=poses,
+        keyframe_camera=again(map_.keyframe_camera), keyframe_stamp_ns=again(map_.keyframe_stamp_ns),
+        keyframe_depth=again(map_.keyframe_depth), global_descriptors=again(map_.global_descriptors),
+        xyz=again(map_.xyz) + np.repeat(which, points)[:, None] * shift, track_length=again(map_.track_length),
+        quality=again(map_.quality), observation_offsets=np.append(offsets, copies * observations),
+        observation_point=again(map_.observation_point) + np.repeat(which * points, observations).astype(np.int32),
+        descriptors=tuple(again(level) for level in map_.descriptors),
+        confidences=tuple(None if level is None else again(level) for level in map_.confidences))
+
+
+def drop_from_cache(path: Path) -> None:
+    """So that opening reads the disk, as after a start of the machine."""
+    if hasattr(os, "posix_fadvise"):
+        with open(path, "rb") as file:
+            os.fsync(file.fileno())
+            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+
+
+def time_map(path: Path, offset_m: float, drive: Path, weights: str, threads: int) -> dict[str, float]:
+    """Open, choose points, localize, in a fresh process."""
+    torch.set_num_threads(threads)
+    extractor = load_extractor(weights)
+    frames, poses, camera = _frames(drive, offset_m)
+    _warm_up(drive, extractor, frames[0], poses[0], camera)
+    before = measuring.memory_mib()
+
+    def added(name: str) -> float:
+        return max(0.0, measuring.memory_mib()[name] - before[name])
+
+    began = time.perf_counter()
+    map_ = Map.open(path)
+    run = {"open_ms": 1e3 * (time.perf_counter() - began), "open_own_mib": added("own"), "open_file_mib": added("file")}
+    localizer = FrameLocalizer(map_, extractor)
+    run["ready_ms"] = 1e3 * (time.perf_counter() - began)
+    selector = LocalPointSelector(map_)
+    outside, cpu, wall = measuring.busy_s(), time.process_time(), time.perf_counter()
+    select_ms, frame_ms, used = [], [], []
+    for round_ in range(ROUNDS + 1):
+        for image, pose in zip(frames, poses):
+            began = time.perf_counter()
+            selector.select(pose, camera, localizer.options.max_points)
+            selected = time.perf_counter()
+            result = localizer.localize(image, camera, pose)
+            if round_:  # the first reads the file
+                select_ms.append(1e3 * (selected - began))
+                frame_ms.append(1e3 * (time.perf_counter() - selected))
+                used.append(result.points_used if result.success else np.nan)
+    wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
+    run.update({f"select_{name}_ms": value for name, value in measuring.percentiles(select_ms).items()})
+    run.update({f"frame_{name}_ms": value for name, value in measuring.percentiles(frame_ms).items()})
+    run.update(used_own_mib=added("own"), used_file_mib=added("file"), points=len(map_.xyz),
+               keyframes=len(map_.keyframe_names), points_used=float(np.nanmedian(used)),
+               found=float(np.mean(np.isfinite(used))), others_cores=(measuring.busy_s() - outside - cpu) / wall)
+    return run
+
+
+def _frames(drive: Path, offset_m: float):
+    """Images of the drive's start, priors around their poses in the copy at `offset_m`, and their camera."""
+    with BagReader(drive / "drive") as bag:
+        truth = bag.truth()
+        frames = [event for event in bag.events() if isinstance(event, CameraFrame)]
+        poses, known = truth.at(np.array([frame.stamp_ns for frame in frames]), 10**9)
+        chosen = [k for k in range(len(frames)) if known[k]][:FRAMES]
+        noise = torch.randn(len(chosen), 6, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+        noise *= torch.tensor([START_STD[0]] * 3 + [START_STD[1]] * 3, dtype=torch.float64)
+        priors = poses[chosen] @ bag.base_from_camera @ se3.se3_exp(noise)
+        priors[:, 0, 3] += offset_m
+        return [frames[k].image for k in chosen], list(priors), frames[0].camera
+
+
+def _warm_up(drive: Path, extractor, image: np.ndarray, prior: torch.Tensor, camera) -> None:
+    """Compile and allocate with another map, so that it is not counted as this one's."""
+    other = Map.open(measuring.map_of_drive(drive, extractor))
+    for _ in range(3):
+        FrameLocalizer(other, extractor).localize(image, camera, other.map_from_keyframe[0])
+
+
+if __name__ == "__main__":
+    try:
+        sys.exit(main())
+    except InputError as error:
+        print(f"scaling: error: {error}", file=sys.stderr)
+        sys.exit(2)
