@@ -56,7 +56,7 @@ def load_checkpoint(path: Path, model: nn.Module, optimizer: torch.optim.Optimiz
         groups = optimizer.state_dict()["param_groups"]
         optimizer.load_state_dict({"state": slots, "param_groups": groups})
     except (RuntimeError, ValueError) as error:
-        raise InputError(f"{path} is of another network ({str(error).splitlines()[-1].strip()}): resume with the configuration it "
-                         "was made with") from error
+        raise InputError(f"{path} is of another network ({str(error).splitlines()[-1].strip()}): resume with the configuration "
+                         "it was made with") from error
     torch.set_rng_state(tensors[_RANDOM])
     return state

@@ -130,10 +130,11 @@ class Trainer:
     def _batches(self) -> Iterator[Batch]:
         run = self.config.run
         steps = TrainingSteps(self.training, self.config.initial_error, run.batch, self.rank, self.world)
-        # Fresh processes: OpenCV's threads do not survive a fork.
+        # Fresh processes, since OpenCV's threads do not survive a fork; an own generator, since the loader takes a number from
+        # it each time that a run goes on.
         yield from torch.utils.data.DataLoader(
             steps, batch_size=None, sampler=range(self.step, run.steps), num_workers=run.workers,
-            multiprocessing_context="spawn" if run.workers else None)
+            multiprocessing_context="spawn" if run.workers else None, generator=torch.Generator())
 
     def learning_rate(self, step: int) -> float:
         """Share of the highest rate: a linear rise, then half a cosine down to a tenth."""
@@ -159,7 +160,8 @@ class Trainer:
             self._give_up(batch, "the loss")
         # DistributedDataParallel averages over the processes; this makes it the mean over the pairs kept.
         (loss.sum() * (self.world / count)).backward()
-        norm = torch.nn.utils.clip_grad_norm_([p for g in self.optimizer.param_groups for p in g["params"]], self.config.run.clip_norm)
+        parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
+        norm = torch.nn.utils.clip_grad_norm_(parameters, self.config.run.clip_norm)
         if not bool(torch.isfinite(norm)):
             self._give_up(batch, "the gradient")
         self.optimizer.step()
