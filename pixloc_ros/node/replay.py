@@ -30,6 +30,7 @@ _START_TIMEOUT_S = 120.0
 _SILENCE_S = 5.0
 """The node is given up on when images are outstanding and nothing has come for so long."""
 _STOP_TIMEOUT_S = 10.0
+_ODOMETRY_WAIT_S, _LONGEST_ODOMETRY_WAIT_S = 0.5, 5.0
 
 
 class NodeDied(InputError):
@@ -88,6 +89,9 @@ def _arguments(map_path: Path, bag: BagReader, options: ReplayOptions) -> list[s
         "image_transport": "compressed" if bag.image_compressed else "raw", "image_reliability": "reliable",
         "odom_source": source, "global_frame_id": MAP_FRAME, "odom_frame_id": bag.odom_frame,
         "base_frame_id": bag.base_frame, "process_all_frames": str(options.all_frames).lower()}
+    # The node waits by the wall clock: where the bag is played slowly, odometry comes later, and a machine that plays and
+    # records besides may hold a message up. A pose from extrapolated odometry would not agree with the TF that follows.
+    parameters["odometry_wait_s"] = f"{min(_ODOMETRY_WAIT_S / min(options.rate, 1.0), _LONGEST_ODOMETRY_WAIT_S):.3f}"
     if source == "topic":
         parameters["odom_topic"] = bag.odometry_topic
     parameters.update(options.parameters)
