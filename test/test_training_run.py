@@ -15,14 +15,15 @@ import torch
 from safetensors import safe_open
 from training_scene import invented_photo, write_config
 
-from pixloc_ros.alignment import AlignmentOptions
+from pixloc_ros.alignment import AlignmentOptions, ReferencePoints, align
 from pixloc_ros.cli.main import main
 from pixloc_ros.errors import InputError
 from pixloc_ros.features import load_extractor
+from pixloc_ros.features.sampling import sample_level
 from pixloc_ros.training.checkpoint import FILE_NAME, load_checkpoint
 from pixloc_ros.training.config import build_mixture, build_network, read_config
 from pixloc_ros.training.datasets import validation_batches
-from pixloc_ros.training.pairs import View, collate, perturbed
+from pixloc_ros.training.pairs import View, collate, member_camera, perturbed
 from pixloc_ros.training.photos import MotionRange, render_pair
 from pixloc_ros.training.refiner import PairRefiner
 from pixloc_ros.training.report import read_log
@@ -130,6 +131,28 @@ def test_weights_of_a_run_serve_the_extractor(tmp_path, capsys):
     assert extractor.damping is not None and pyramid.levels[0].confidence is not None
     assert (tmp_path / "run" / "curves.png").read_bytes()[:4] == b"\x89PNG"
     assert main(["train", str(path), "-o", str(tmp_path / "run")]) == 2
+
+
+def test_inference_gives_the_poses_of_training(tmp_path):
+    """The extractor, one image at a time and without gradients, against the training's batch, with gradients."""
+    config = read_config(write_config(tmp_path, steps=2))
+    trainer = Trainer(config, tmp_path / "run", say=silent)
+    trainer.run()
+    batch = trainer.training.batch([(0, 100 + k) for k in range(3)], (3.0, 0.05))
+    _, trained = trainer.refiner.refine(batch, trainer.strides[0])
+    assert trained.camera_from_map.requires_grad
+    extractor = load_extractor(tmp_path / "run" / "weights.safetensors")
+    options = dataclasses.replace(config.alignment.options(), stop_cells=0.0)
+    for b in range(3):
+        reference, query = (extractor.extract(images[b, 0].byte().numpy()) for images in (batch.reference, batch.query))
+        pixels, _ = member_camera(batch.reference_camera, b).project(batch.xyz[b])
+        samples = [sample_level(level, pixels[None]) for level in reference.levels]
+        points = ReferencePoints(batch.xyz[b], tuple(torch.nn.functional.normalize(v[0], dim=-1) for v, _, _ in samples),
+                                 tuple(c[0] for _, c, _ in samples))
+        with torch.inference_mode():
+            result = align(query, member_camera(batch.query_camera, b), points, batch.initial[b], options, extractor.damping,
+                           mask=batch.mask[b:b + 1])
+        torch.testing.assert_close(result.camera_from_map, trained.camera_from_map[b].detach(), rtol=0, atol=1e-4)
 
 
 def test_numbers_that_are_none_stop_the_run_and_save_the_batch(tmp_path):

@@ -72,7 +72,7 @@ class Trainer:
         self.model = DistributedDataParallel(self.refiner) if self.world > 1 else self.refiner
         self.training = build_mixture(config, held_out=False, augmented=True)
         self.validation: dict[str, list[Batch]] | None = None
-        self._stop = False
+        self._asked_to_stop = self._stopping = False
 
     def _open_folder(self, resume: bool) -> None:
         checkpoint = self.out / FILE_NAME
@@ -95,8 +95,8 @@ class Trainer:
     # ---- the loop
 
     def run(self) -> None:
-        """Train until the last step. After SIGTERM or SIGINT the step under way is finished and saved, then KeyboardInterrupt is
-        raised. Raises Diverged, the batch saved beside the checkpoint, where loss or gradient is not a number."""
+        """Train until the last step. After SIGTERM or SIGINT the next step to end is saved, then KeyboardInterrupt is raised.
+        Raises Diverged, the batch saved beside the checkpoint, where loss or gradient is not a number."""
         run = self.config.run
         if run.threads:
             torch.set_num_threads(run.threads)
@@ -120,9 +120,9 @@ class Trainer:
                         recent = []
                     if self.step % run.validate_every == 0 or last:
                         self._validate()
-                    if self.step % run.checkpoint_every == 0 or self._stop or last:
+                    if self.step % run.checkpoint_every == 0 or self._stopping or last:
                         self._save()
-                if self._stop:
+                if self._stopping:
                     self.say(f"stopped after step {self.step}; go on with --resume")
                     raise KeyboardInterrupt
                 started = time.perf_counter()
@@ -134,7 +134,8 @@ class Trainer:
         # it each time that a run goes on.
         yield from torch.utils.data.DataLoader(
             steps, batch_size=None, sampler=range(self.step, run.steps), num_workers=run.workers,
-            multiprocessing_context="spawn" if run.workers else None, generator=torch.Generator())
+            multiprocessing_context="spawn" if run.workers else None, generator=torch.Generator(),
+            worker_init_fn=_ignore_interrupts)
 
     def learning_rate(self, step: int) -> float:
         """Share of the highest rate: a linear rise, then half a cosine down to a tenth."""
@@ -151,11 +152,12 @@ class Trainer:
         loss, kept, errors, success = self.model(batch, self.strides[self.step % len(self.strides)])
         # Sums over all processes: the mean over the pairs is then the same however they are spread over processes.
         totals = torch.cat((torch.stack((kept.sum(), loss.detach().sum(), (errors[:, -1] * kept).sum(),
-                                         torch.tensor(len(batch.skipped)))).double(),
+                                         torch.tensor(len(batch.skipped)), torch.tensor(self._asked_to_stop))).double(),
                             (success & kept[:, None]).sum(0).double()))
         if self.world > 1:
             dist.all_reduce(totals)
         count = max(float(totals[0]), 1.0)
+        self._stopping = float(totals[4]) > 0  # all processes stop after the same step
         if not bool(torch.isfinite(totals).all()):
             self._give_up(batch, "the loss")
         # DistributedDataParallel averages over the processes; this makes it the mean over the pairs kept.
@@ -169,7 +171,7 @@ class Trainer:
         self.step += 1
         self.skipped += int(totals[3])
         return {"kind": "step", "step": self.step, "loss": float(totals[1]) / count, "error_px": float(totals[2]) / count,
-                "success": (totals[4:] / count).tolist(), "kept": int(totals[0]), "gradient": float(norm),
+                "success": (totals[5:] / count).tolist(), "kept": int(totals[0]), "gradient": float(norm),
                 "rate": self.optimizer.param_groups[0]["lr"], "rotation_deg": rotation, "translation": translation,
                 "skipped": self.skipped}
 
@@ -185,7 +187,7 @@ class Trainer:
     def _signals(self) -> Iterator[None]:
         """Note SIGTERM and SIGINT instead of dying in the middle of a step."""
         def stop(*_: object) -> None:
-            self._stop = True
+            self._asked_to_stop = True
 
         try:
             old = {number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGINT)}
@@ -272,6 +274,11 @@ def _running_errors(refiner: PairRefiner, batch: Batch, b: int, points: Referenc
     depth = se3.transform(truth, xyz)[mask[b], 2].median()
     error = squared_distances(camera, xyz[None], truth[None], estimate[None])[0].sqrt()[seen].mean()
     return float(error), math.degrees(float(angle)), float(distance / depth)
+
+
+def _ignore_interrupts(_: int) -> None:
+    """Ctrl-C reaches the processes that prepare data as well: they end with the training process, not before it."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def _changed_keys(old: dict, new: dict, prefix: str = "") -> list[str]:
