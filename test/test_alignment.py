@@ -261,7 +261,8 @@ def test_no_points_in_view_is_a_failure_not_a_pose():
 
 def test_features_that_are_not_numbers_are_a_failure_not_a_pose():
     pyramid, points, truth = scene()
-    broken = FeaturePyramid(tuple(FeatureLevel(level.features * float("nan"), None, level.stride) for level in pyramid.levels), SIZE)
+    broken = FeaturePyramid(tuple(FeatureLevel(level.features * float("nan"), None, level.stride)
+                                  for level in pyramid.levels), SIZE)
     for strategy in ("adaptive", "paper"):
         result = align(broken, CAMERA, points, truth, AlignmentOptions(strategy=strategy))
         assert not result.converged or torch.equal(result.camera_from_map, truth)

@@ -6,8 +6,8 @@ from pathlib import Path
 PACKAGE = Path(__file__).resolve().parents[1] / "pixloc_ros"
 FLOORS = [{"cli", "node"}, {"evaluation", "visualization", "simulation", "training"}, {"tracking"}, {"mapping"}, {"alignment"},
           {"features"}, {"geometry"}]
-ROS = {"rclpy", "tf2_ros", "cv_bridge", "sensor_msgs", "geometry_msgs", "nav_msgs", "std_msgs", "diagnostic_msgs", "rosgraph_msgs",
-       "tf2_msgs", "builtin_interfaces", "launch", "launch_ros"}
+ROS = {"rclpy", "tf2_ros", "cv_bridge", "sensor_msgs", "geometry_msgs", "nav_msgs", "std_msgs", "diagnostic_msgs",
+       "rosgraph_msgs", "tf2_msgs", "builtin_interfaces", "launch", "launch_ros"}
 
 
 def imports(file):

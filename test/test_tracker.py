@@ -63,7 +63,10 @@ class FakeLocalizer:
         self.starts: list[torch.Tensor] = []
         self.covariances: list[torch.Tensor | None] = []
 
-    def localize(self, image, camera, map_from_camera, prior_covariance=None):
+    def prepare(self, image, camera):
+        return image
+
+    def localize_prepared(self, image, map_from_camera, prior_covariance=None):
         self.starts.append(map_from_camera @ se3.inverse(BASE_FROM_CAMERA))
         self.covariances.append(prior_covariance)
         if se3.pose_difference(self.starts[-1], self.answer.map_from_camera)[0] > self.reach_m:
@@ -415,10 +418,10 @@ def test_unusable_input_is_refused_and_changes_nothing():
     def refuse(*_):
         raise InputError("image is smaller than the network's stride")
 
-    answering, robot.localizer.localize = robot.localizer.localize, refuse
+    answering, robot.localizer.prepare = robot.localizer.prepare, refuse
     with pytest.raises(InputError, match="smaller"):
         robot.tracker.track(frame, BASE_FROM_CAMERA)
-    robot.localizer.localize = answering
+    robot.localizer.prepare = answering
     assert robot.tracker.state is TRACKING
     assert robot.see().state is TRACKING
 

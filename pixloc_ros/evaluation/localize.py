@@ -13,12 +13,12 @@ import torch
 
 from ..errors import InputError
 from ..features import load_extractor
-from ..features.images import fit_to_working_size, load_image
+from ..features.images import load_image
 from ..geometry import se3
 from ..geometry.cameras import Camera
 from ..mapping import Map
 from ..tracking.localizer import FrameLocalizer, LocalizerOptions
-from ..tracking.types import FrameAlignment
+from ..tracking.types import FrameAlignment, PreparedImage
 from . import metrics
 
 RETRIEVED_KEYFRAMES = 3
@@ -88,12 +88,12 @@ def localize_queries(localizer: FrameLocalizer, queries: Sequence[Query], priors
         began = time.perf_counter()
         prior = "given" if query.name in priors else "retrieval"
         try:
-            image = load_image(query.path)
+            prepared = localizer.prepare(load_image(query.path), query.camera)
             if query.name in priors:
                 starts = [se3.inverse(priors[query.name])]
             else:
-                starts = similar_keyframes(localizer, image, query.camera, RETRIEVED_KEYFRAMES)
-            alignment = max((localizer.localize(image, query.camera, start) for start in starts), key=_goodness)
+                starts = similar_keyframes(localizer.map, prepared, RETRIEVED_KEYFRAMES)
+            alignment = max((localizer.localize_prepared(prepared, start) for start in starts), key=_goodness)
             reason = "" if alignment.success else alignment.reason
         except InputError as error:
             alignment, reason = None, str(error)
@@ -102,11 +102,9 @@ def localize_queries(localizer: FrameLocalizer, queries: Sequence[Query], priors
     return results
 
 
-def similar_keyframes(localizer: FrameLocalizer, image: np.ndarray, camera: Camera, count: int) -> list[torch.Tensor]:
+def similar_keyframes(map_: Map, prepared: PreparedImage, count: int) -> list[torch.Tensor]:
     """Poses (map_from_camera [4, 4]) of the keyframes whose global descriptors are most like the image's, best first."""
-    map_ = localizer.map
-    image, _ = fit_to_working_size(image, camera, map_.working_side)
-    coarse = localizer.extractor.extract(image).levels[0].features[0].mean((1, 2))
+    coarse = prepared.pyramid.levels[0].features[0].mean((1, 2))
     likeness = map_.global_descriptors.astype(np.float32) @ torch.nn.functional.normalize(coarse, dim=0).numpy()
     return [map_.map_from_keyframe[k] for k in np.argsort(-likeness, kind="stable")[:count]]
 

@@ -160,7 +160,8 @@ class _Runner:
     def _warm_up(self, frame: CameraFrame, map_from_base: torch.Tensor) -> None:
         """The first call of everything is slow; it must not pass for what a frame takes. The localizer keeps no state."""
         with contextlib.suppress(InputError):
-            self._localizer.localize(frame.image, frame.camera, map_from_base @ self._bag.base_from_camera)
+            prepared = self._localizer.prepare(frame.image, frame.camera)
+            self._localizer.localize_prepared(prepared, map_from_base @ self._bag.base_from_camera)
 
     def _unusable(self, stamp_ns: int, reason: str) -> None:
         self.records.append(FrameRecord(stamp_ns, self._tracker.state, None, None, {}, float("nan"), reason, unusable=True))

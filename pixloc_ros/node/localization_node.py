@@ -241,12 +241,14 @@ class LocalizationNode(Node):
                 "of this image size (binning and roi are understood)"
             )
             raise Rejected("calibration", "size", text)
+        # The network runs while the odometry of the image's stamp is on its way.
+        frame = self._tracker.prepare(CameraFrame(stamp_ns, pixels, camera))
         base_from_camera = self._inputs.base_from_camera(received.message.header.frame_id, stamp_ns, deadline)
         self._feed_odometry(stamp_ns, deadline)
         self._feed_initial_pose(stamp_ns)
         self._board.clear("image", "stamp", "order", "format", "unusable")
         self._board.clear("calibration", "missing", "size")
-        return CameraFrame(stamp_ns, pixels, camera), base_from_camera
+        return frame, base_from_camera
 
     def _feed_odometry(self, stamp_ns: int, deadline: float) -> None:
         source = self._setting("odom_source")

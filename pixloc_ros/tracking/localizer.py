@@ -15,7 +15,7 @@ from ..geometry import se3
 from ..geometry.cameras import Camera
 from ..mapping.local_points import LocalPoints, LocalPointSelector
 from ..mapping.map_file import Map
-from .types import FrameAlignment
+from .types import FrameAlignment, PreparedImage
 
 RESELECT_SHARE = 0.05
 """Where the points moved by more than this share of the image, they are chosen again for the view that was found."""
@@ -45,18 +45,33 @@ class FrameLocalizer:
         self.focal_px = float(np.median([float(c.params[:2].mean()) for c in map_.cameras]))
 
     @torch.inference_mode()
-    def localize(self, image: np.ndarray, camera: Camera, map_from_camera: torch.Tensor,
-                 prior_covariance: torch.Tensor | None = None) -> FrameAlignment:
-        """Pose of an image that was taken near `map_from_camera`.
+    def prepare(self, image: np.ndarray, camera: Camera) -> PreparedImage:
+        """All that can be done before the prior is known: resizing and the network.
 
-        image: uint8 [H, W] or [H, W, 3] RGB. camera: of that size (InputError otherwise). map_from_camera: float64 [4, 4],
-        the start. prior_covariance: float64 [6, 6] (translation, rotation), camera frame, right perturbation.
+        image: uint8 [H, W] or [H, W, 3] RGB. camera: of that size (InputError otherwise).
         """
         clock = _Stopwatch()
         image, camera = fit_to_working_size(image, camera, self.map.working_side, self.focal_px)
         clock.lap("prepare")
         pyramid = self.extractor.extract(image)
         clock.lap("features")
+        return PreparedImage(pyramid, camera, clock.laps)
+
+    def localize(self, image: np.ndarray, camera: Camera, map_from_camera: torch.Tensor,
+                 prior_covariance: torch.Tensor | None = None) -> FrameAlignment:
+        """Pose of an image that was taken near `map_from_camera`: `prepare`, then `localize_prepared`."""
+        return self.localize_prepared(self.prepare(image, camera), map_from_camera, prior_covariance)
+
+    @torch.inference_mode()
+    def localize_prepared(self, prepared: PreparedImage, map_from_camera: torch.Tensor,
+                          prior_covariance: torch.Tensor | None = None) -> FrameAlignment:
+        """Pose of a prepared image that was taken near `map_from_camera`.
+
+        map_from_camera: float64 [4, 4], the start. prior_covariance: float64 [6, 6] (translation, rotation), camera frame,
+        right perturbation.
+        """
+        clock = _Stopwatch(prepared.timings_ms)
+        pyramid, camera = prepared.pyramid, prepared.camera
         start = map_from_camera
         for _ in range(MAX_PASSES):
             local = self._selector.select(start, camera, self.options.max_points)
@@ -120,8 +135,8 @@ def _failure(map_from_camera: torch.Tensor, reason: str, points: int, timings_ms
 
 
 class _Stopwatch:
-    def __init__(self) -> None:
-        self.laps: dict[str, float] = {}
+    def __init__(self, laps: dict[str, float] | None = None) -> None:
+        self.laps = dict(laps or {})
         self._last = time.perf_counter()
 
     def lap(self, name: str) -> None:

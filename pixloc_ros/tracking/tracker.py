@@ -29,18 +29,16 @@ from ..geometry import se3
 from ..geometry.cameras import Camera
 from .motion_prior import KnownPose, MotionOptions, predict
 from .odometry import OdometryBuffer, OdometryOptions, OdometryReport, OdometrySample, OdometryUnavailable
-from .types import CameraFrame, FrameAlignment, MotionPrior, TrackResult, TrackState
+from .types import CameraFrame, FrameAlignment, MotionPrior, PreparedImage, TrackResult, TrackState
 
 
 class Localizer(Protocol):
     """What the tracker needs of `FrameLocalizer`."""
 
-    def localize(
-        self,
-        image: np.ndarray,
-        camera: Camera,
-        map_from_camera: torch.Tensor,
-        prior_covariance: torch.Tensor | None = None,
+    def prepare(self, image: np.ndarray, camera: Camera) -> PreparedImage: ...
+
+    def localize_prepared(
+        self, prepared: PreparedImage, map_from_camera: torch.Tensor, prior_covariance: torch.Tensor | None = None
     ) -> FrameAlignment: ...
 
 
@@ -171,6 +169,13 @@ class Tracker:
 
     # ---- one image
 
+    def prepare(self, frame: CameraFrame) -> CameraFrame:
+        """The frame with its features, which need no prior: worth calling while odometry is awaited. Nothing is done while
+        there is no pose to start from. Raises InputError for an image or camera that cannot be used."""
+        if self._known is None or frame.prepared is not None:
+            return frame
+        return replace(frame, prepared=self._localizer.prepare(frame.image, frame.camera))
+
     def track(self, frame: CameraFrame, base_from_camera: torch.Tensor) -> TrackResult:
         """Pose of the base when the image was taken.
 
@@ -198,7 +203,8 @@ class Tracker:
         camera_from_base = se3.inverse(base_from_camera)
         if start_covariance is not None:
             start_covariance = se3.transform_covariance(start_covariance, camera_from_base)
-        alignment = self._localizer.localize(frame.image, frame.camera, start @ base_from_camera, start_covariance)
+        prepared = self.prepare(frame).prepared
+        alignment = self._localizer.localize_prepared(prepared, start @ base_from_camera, start_covariance)
         self._last_stamp_ns = frame.stamp_ns
         if self._searching:
             self._attempts += 1

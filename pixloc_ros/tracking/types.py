@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import torch
 
+from ..features.pyramid import FeaturePyramid
 from ..geometry.cameras import Camera
 
 
@@ -22,16 +23,28 @@ class TrackState(enum.IntEnum):
 
 
 @dataclass(frozen=True)
+class PreparedImage:
+    """What an image gives before anything is known of its pose: features, and the camera of the size they were computed at."""
+
+    pyramid: FeaturePyramid
+    camera: Camera
+    timings_ms: dict[str, float]
+    """Stages "prepare", "features"."""
+
+
+@dataclass(frozen=True)
 class CameraFrame:
     """One image as it left the camera.
 
     stamp_ns: acquisition time from the message header, integer nanoseconds.
     image: uint8 [H, W] grey or [H, W, 3] RGB; its size equals the camera's.
+    prepared: its features, where they were computed ahead (`Tracker.prepare`).
     """
 
     stamp_ns: int
     image: np.ndarray
     camera: Camera
+    prepared: PreparedImage | None = None
 
 
 @dataclass(frozen=True)
