@@ -54,6 +54,7 @@ def main() -> int:
     parser.add_argument("--rivals", nargs="*", default=[], help="rivals to run (again); results of others are kept")
     parser.add_argument("--harness", type=Path, help="the harness (default: DATA/../tools/peers/run.py)")
     parser.add_argument("--python", default=sys.executable, help="interpreter with the rivals' packages")
+    parser.add_argument("--max-queries", type=int, default=0, help="so many of a scene's queries only (0: all)")
     parser.add_argument("--weights", default="compact")
     parser.add_argument("--no-timing", action="store_true", help="accuracy only")
     parser.add_argument("--no-accuracy", action="store_true", help="time again, on a quieter machine")
@@ -64,8 +65,9 @@ def main() -> int:
         return 2
     names = args.scenes or sorted(p.parent.name for p in args.data.glob("*/queries") if (p.parent / "map").is_dir())
     for name in names:
-        compare(args.data / name, args, [args.python, str(harness), "--scene", str(args.data / name), "--cache",
-                                         str(args.output / "cache"), "--out", str(args.output / f"{name}.json")])
+        compare(args.data / name, args, [
+            args.python, str(harness), "--scene", str(args.data / name), "--max-queries", str(args.max_queries),
+            "--cache", str(args.output / "cache"), "--out", str(args.output / f"{name}.json")])
     results = {name: json.loads((args.output / f"{name}.json").read_text()) for name in names}
     table = markdown(results)
     write_text(args.output / "rivals.md", table)
