@@ -396,13 +396,13 @@ def test_publish_tf_off_and_live_parameters():
 def test_only_the_newest_image_is_processed_and_drops_are_told():
     class SlowEngine(FakeEngine):
         def tracker(self):
-            localize = self.localizer.localize
+            localize = self.localizer.localize_prepared
 
             def slowly(*arguments):
                 time.sleep(0.1)
                 return localize(*arguments)
 
-            self.localizer.localize = slowly
+            self.localizer.localize_prepared = slowly
             return super().tracker()
 
     with running(engine=SlowEngine, **start_pose()) as (_, robot):

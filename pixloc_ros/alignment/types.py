@@ -38,7 +38,7 @@ class PriorFactor:
 
 @dataclass(frozen=True)
 class LevelTrace:
-    """How one level went: costs [..., iterations + 1] (mean robust cost after each step), poses likewise, number of iterations."""
+    """How one level went: costs [..., iterations + 1] (mean robust cost after each step), poses likewise, number of steps."""
 
     stride: float
     costs: torch.Tensor
