@@ -277,8 +277,10 @@ def _running_errors(refiner: PairRefiner, batch: Batch, b: int, points: Referenc
 
 
 def _ignore_interrupts(_: int) -> None:
-    """Ctrl-C reaches the processes that prepare data as well: they end with the training process, not before it."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    """Ctrl-C and torchrun's SIGTERM reach the processes that prepare data as well: these end with the training process, not
+    before it."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
 
 
 def _changed_keys(old: dict, new: dict, prefix: str = "") -> list[str]:
