@@ -26,7 +26,7 @@ from .conversions import NS_PER_S, stamp_from_ns, stamp_to_ns
 
 _CLOCK_STEP_NS = 10_000_000
 _DEPTH = 200
-_DISCOVERY_S = 0.5
+_DISCOVERY_S = 1.0
 
 
 class BagPlayer:
