@@ -157,11 +157,11 @@ else
 fi
 
 PYTHON_ID=$("$PYTHON" -c 'import sys; print(sys.version)')
-DEPENDENCIES=$(fingerprint requirements*.txt scripts/setup.sh scripts/patch_ros_wheels.py)-$(fingerprint - <<<"$PYTHON_ID ${TORCH_INDEX:-}")
+DEPENDENCIES=$(fingerprint requirements*.txt scripts/patch_ros_wheels.py)-$(fingerprint - <<<"$PYTHON_ID ${TORCH_INDEX:-}")
 PACKAGE=$DEPENDENCIES-$(fingerprint setup.py setup.cfg pyproject.toml scripts/bare_ros_env.py pixloc_ros/__init__.py)
 # The overlay's Python modules are linked: only their names matter to the build.
 mapfile -t BUILD_FILES < <(find CMakeLists.txt package.xml msg overlay -type f \( -name CMakeLists.txt -o -name package.xml -o -name '*.msg' \) | LC_ALL=C sort)
-INTERFACES=$DEPENDENCIES-$(fingerprint "${BUILD_FILES[@]}")-$(find overlay -name '*.py' | LC_ALL=C sort | fingerprint -)
+INTERFACES=$DEPENDENCIES-$(declare -f build_interfaces | fingerprint -)-$(fingerprint "${BUILD_FILES[@]}")-$(find overlay -name '*.py' | LC_ALL=C sort | fingerprint -)
 
 if done_already dependencies "$DEPENDENCIES" && done_already package "$PACKAGE" && done_already interfaces "$INTERFACES" &&
   [ -x "$VENV/bin/pixloc" ] && [ -d build/overlay/install ]; then
@@ -170,7 +170,7 @@ if done_already dependencies "$DEPENDENCIES" && done_already package "$PACKAGE" 
 fi
 printf '##### %s\n' "$(date)" >"$LOG"
 check_system
-if [ ! -x "$VENV/bin/python" ]; then
+if [ ! -x "$VENV/bin/pip" ]; then
   run "Making .venv with Python $(version "$PYTHON")" "$PYTHON" -m venv "$VENV"
 fi
 mkdir -p "$STAMPS"
