@@ -19,7 +19,6 @@ from __future__ import annotations
 import argparse
 import json
 import multiprocessing
-import resource
 import sys
 import time
 from dataclasses import dataclass
@@ -101,7 +100,7 @@ def time_drive(map_path: Path, bag: Path, weights: str, frames: int, threads: in
         "frames": len(laps), "tracked": float(np.mean([lap["tracked"] for lap in laps])),
         "stages": {stage: measuring.percentiles([lap[stage] for lap in laps]) for stage in STAGES},
         "cpu_ms": 1e3 * cpu / len(laps), "others_cores": (measuring.busy_s() - outside - cpu) / wall,
-        "peak_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
+        "peak_mib": measuring.peak_mib(),
     }
 
 

@@ -52,6 +52,11 @@ def memory_mib() -> dict[str, float]:
             for name, key in (("own", "RssAnon"), ("file", "RssFile"))}
 
 
+def peak_mib() -> float:
+    """Largest resident memory of this process so far. Not `getrusage`, which counts what the parent held when it forked."""
+    return max((int(line.split()[1]) / 1024 for line in _lines("/proc/self/status") if line.startswith("VmHWM")), default=0.0)
+
+
 def _lines(path: str) -> list[str]:
     try:
         return Path(path).read_text().splitlines()
