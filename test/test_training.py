@@ -76,6 +76,17 @@ def test_levels_contribute_where_the_one_before_succeeded(errors, counted):
     assert loss.success[0].tolist() == [errors[0] < 48, errors[1] < 12, errors[2] < 3]
 
 
+def test_balanced_levels_count_cells():
+    xyz = torch.tensor([[[x, y, 1.0] for x in (-0.05, 0.0, 0.05) for y in (-0.1, -0.05, 0.0, 0.1)]], dtype=torch.float64)
+    truth = torch.eye(4, dtype=torch.float64)[None]
+    mask = torch.ones(1, 12, dtype=torch.bool)
+    traces = tuple(trace_at(shifted(0.2 * stride), stride) for stride in (16.0, 4.0, 2.0))
+    each = pair_loss(traces[2:], CAMERA, xyz, mask, truth, truth)
+    all_three = pair_loss(traces, CAMERA, xyz, mask, truth, truth, LossOptions(balance_levels=True))
+    torch.testing.assert_close(all_three.loss, each.loss)
+    assert float(pair_loss(traces, CAMERA, xyz, mask, truth, truth).loss) > 2 * float(each.loss)
+
+
 def test_points_outside_either_view_do_not_count_and_few_points_drop_the_pair():
     xyz = random_points(40)
     truth = torch.eye(4, dtype=torch.float64)[None]

@@ -19,12 +19,16 @@ from ..geometry.cameras import Camera
 class LossOptions:
     """scale_px: up to about this distance the loss is quadratic, beyond it linear; PixLoc's is 2, less asks for more exactness.
     success_px: a level succeeded where its error is below this times its stride. limit_px: losses above it are cut off, so
-    that hopeless pairs do not pull. min_points: pairs with fewer are dropped."""
+    that hopeless pairs do not pull. min_points: pairs with fewer are dropped. balance_levels: an error of one cell counts the
+    same at every level, the finest level as without; otherwise, as in PixLoc, a pixel does, and coarse levels outweigh fine
+    ones.
+    """
 
     scale_px: float = 2.0
     success_px: float = 3.0
     limit_px: float = 50.0
     min_points: int = 10
+    balance_levels: bool = False
 
     def __post_init__(self) -> None:
         if not (self.scale_px > 0 and self.success_px > 0 and self.limit_px > 0) or self.min_points < 1:
@@ -72,7 +76,7 @@ def pair_loss(traces: tuple[LevelTrace, ...], camera: Camera, xyz: torch.Tensor,
     [B, N, 3] float, mask bool [B, N]: points in the reference camera's frame. truth, initial: query_from_reference [B, 4, 4].
 
     Points count that are in the image from both the true and the initial pose. A level contributes where the level before it
-    succeeded: one that was given a hopeless start has nothing to learn. Every level weighs the same.
+    succeeded: one that was given a hopeless start has nothing to learn.
     """
     xyz = xyz.to(truth.dtype)
     counted = mask
@@ -85,8 +89,9 @@ def pair_loss(traces: tuple[LevelTrace, ...], camera: Camera, xyz: torch.Tensor,
     errors, success = [], []
     for trace in traces:
         squared = squared_distances(camera, xyz, truth, trace.camera_from_map[:, -1].to(truth.dtype))
-        robust = _masked_mean(robust_pixels(squared, options.scale_px), counted)
-        share = robust.clamp(max=options.limit_px) / len(traces)
+        ratio = trace.stride / traces[-1].stride if options.balance_levels else 1.0
+        robust = _masked_mean(robust_pixels(squared / ratio ** 2, options.scale_px), counted)
+        share = robust.clamp(max=options.limit_px / ratio) / len(traces)
         total = total + torch.where(reached, share, torch.zeros_like(share))
         error = _masked_mean(squared.detach().sqrt(), counted)
         solved = error < options.success_px * trace.stride
