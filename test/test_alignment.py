@@ -269,6 +269,24 @@ def test_features_that_are_not_numbers_are_a_failure_not_a_pose():
         assert not result.inliers.any()
 
 
+@pytest.mark.parametrize("backend", ["torch", "compiled"])
+def test_a_fine_level_that_recognises_nothing_does_not_move_the_pose(backend):
+    """As under motion blur: the coarse level's pose, Hessian and inliers stand; other poses of the batch are untouched."""
+    pyramid, points, truth = scene(torch.float32)
+    noise = torch.randn(points.descriptors[1].shape, generator=torch.Generator().manual_seed(0))
+    noise = torch.nn.functional.normalize(noise, dim=-1)
+    descriptors = torch.stack((points.descriptors[1], noise))
+    both = ReferencePoints(points.xyz.expand(2, -1, -1), (points.descriptors[0].expand(2, -1, -1), descriptors), (None, None))
+    start = perturbed(truth.double(), 0.5).expand(2, 4, 4)
+    result = align(pyramid, CAMERA.to(torch.float32), both, start, AlignmentOptions(iterations=40, backend=backend))
+    coarse_end = result.trace[0].camera_from_map[:, -1]
+    torch.testing.assert_close(result.camera_from_map[1], coarse_end[1])
+    assert not torch.allclose(result.camera_from_map[0], coarse_end[0], atol=1e-6)
+    assert result.inliers.float().mean() > 0.9
+    translation, _ = se3.pose_difference(result.camera_from_map, truth.double().expand(2, 4, 4))
+    assert translation[0] < 1e-3 and translation[1] < 0.02
+
+
 def test_level_count_must_agree():
     pyramid, points, truth = scene()
     with pytest.raises(InputError, match="same network"):

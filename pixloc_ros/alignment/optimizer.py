@@ -7,7 +7,9 @@ outcome. Batched over poses (hypotheses or training pairs); differentiable in fe
 """
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass, field
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -22,6 +24,7 @@ from .linearization import Linearization, linearize
 from .robust import RobustLoss
 from .types import AlignmentResult, LevelTrace, PriorFactor, ReferencePoints
 
+T = TypeVar("T")
 STRATEGIES = ("adaptive", "paper")
 BACKENDS = ("auto", "torch", "compiled")
 DIAGONAL_FLOOR = 1e-6
@@ -40,7 +43,9 @@ class AlignmentOptions:
     loss: robust loss of the squared feature residual. border_cells: how far inside the image a point must be, in cells.
     min_points: fewer visible points than this is a failure. stop_cells: a level ends when a step moves the reprojections by
     less than this share of a cell (root mean square). feature_variance: squared feature residual that counts as one sigma,
-    which sets the image's weight against a prior factor. backend: "torch" (any device, differentiable), "compiled" (one CPU
+    which sets the image's weight against a prior factor. least_fine_inliers: the finest level's pose stands only where at
+    least this share of its visible points agrees with the map, else the level's before it (adaptive only): sharp features are
+    misled by motion blur, which the deeper ones tolerate. backend: "torch" (any device, differentiable), "compiled" (one CPU
     core, adaptive only, no gradients) or "auto": compiled wherever it can be.
     """
 
@@ -51,6 +56,7 @@ class AlignmentOptions:
     min_points: int = 10
     stop_cells: float = 0.05
     feature_variance: float = 0.05
+    least_fine_inliers: float = 0.17
     backend: str = "auto"
 
     def __post_init__(self) -> None:
@@ -80,6 +86,10 @@ class _LevelEnd:
     @classmethod
     def of(cls, pose: torch.Tensor, alive: torch.Tensor, now: Linearization, trace: LevelTrace) -> _LevelEnd:
         return cls(pose, alive, now.hessian, now.mean_cost(), now.squared, now.valid, now.pixels, trace)
+
+    def inliers(self, loss: RobustLoss) -> torch.Tensor:
+        """Visible points [B, N] whose residual is in the robust loss's quadratic zone."""
+        return self.valid & (self.squared < 2 * loss.scale)
 
 
 @dataclass(frozen=True)
@@ -123,15 +133,19 @@ def align(pyramid: FeaturePyramid, camera: Camera, points: ReferencePoints, came
                          "build the map with the same network")
     alive = torch.ones(pose.shape[0], dtype=torch.bool, device=pose.device)
     run = _choose(options, pyramid, camera, points)
-    traces = []
+    traces, end = [], None
     for k in range(len(pyramid.levels)):
         level = _Level(pyramid, k, camera, points, mask, options)
         factors = damping(k) if damping is not None else None
         # Between levels the pose is a constant: each level's loss teaches that level only (PixLoc, section 4.3).
-        end = run(level, pose.detach(), factors, prior, alive)
+        coarser, end = end, run(level, pose.detach(), factors, prior, alive)
         pose, alive = end.camera_from_map, end.alive
         traces.append(end.trace)
-    inliers = end.valid & (end.squared < 2 * options.loss.scale)
+    if coarser is not None and options.strategy == "adaptive":
+        fine_share = end.inliers(options.loss).sum(-1) / end.valid.sum(-1).clamp(min=1)
+        end = _take(fine_share < options.least_fine_inliers, coarser, end)
+        pose = end.camera_from_map
+    inliers = end.inliers(options.loss)
     finished = torch.isfinite(pose).all(-1).all(-1) & alive
     if not bool(finished.all()):
         reason = "points" if not bool(alive.all()) else "diverged"
@@ -235,7 +249,7 @@ def _run_adaptive(level: _Level, pose: torch.Tensor, factors: torch.Tensor | Non
         done += 1
         still = _moved_cells(now, step.detach(), stride) < options.stop_cells
         pose = torch.where(accept[:, None, None], candidate, pose)
-        now = _where(accept, new, now)
+        now = _take(accept, new, now)
         hessian = torch.where(accept[:, None, None], new_hessian, hessian)
         gradient = torch.where(accept[:, None], new_gradient, gradient)
         prior_cost = torch.where(accept, new_prior_cost, prior_cost)
@@ -291,9 +305,9 @@ def _run_compiled(level: _Level, pose: torch.Tensor, factors: torch.Tensor | Non
                      LevelTrace(features.stride, costs, poses.to(pose.dtype), iterations))
 
 
-def _where(take: torch.Tensor, new: Linearization, old: Linearization) -> Linearization:
-    """Batch elements of `new` where `take`, else of `old`."""
-    def pick(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
-        return torch.where(take.view(-1, *(1,) * (a.dim() - 1)), a, b)
+def _take(which: torch.Tensor, new: T, old: T) -> T:
+    """Batch elements of the dataclass `new` where `which`, else of `old`; what is no tensor comes from `old`."""
+    def pick(a, b):
+        return torch.where(which.view(-1, *(1,) * (a.dim() - 1)), a, b) if isinstance(a, torch.Tensor) else b
 
-    return Linearization(*(pick(getattr(new, name), getattr(old, name)) for name in Linearization.__dataclass_fields__))
+    return type(old)(*(pick(getattr(new, field.name), getattr(old, field.name)) for field in dataclasses.fields(old)))
