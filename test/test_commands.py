@@ -104,3 +104,15 @@ def test_replay_says_in_one_line_that_the_map_is_unfit(scene, tmp_path, capsys):
     assert pixloc("replay", "--map", tmp_path / "broken.pixmap", scene / "drive", "-o", tmp_path / "out") == 2
     err = capsys.readouterr().err
     assert err.count("\n") == 1 and "broken.pixmap" in err
+
+
+def test_images_of_another_place_are_doubtful_and_small_ones_refused(scene, site, tmp_path, capsys):
+    """Neither may pass for localized: noise that aligns with nothing, and a stamp-sized picture."""
+    rng = np.random.default_rng(0)
+    cv2.imwrite(str(tmp_path / "noise.png"), cv2.GaussianBlur(rng.integers(0, 255, (240, 320), np.uint8), (0, 0), 2))
+    cv2.imwrite(str(tmp_path / "tiny.png"), rng.integers(0, 255, (40, 50), np.uint8))
+    (tmp_path / "c.txt").write_text("noise.png PINHOLE 320 240 250 250 160 120\ntiny.png PINHOLE 50 40 40 40 25 20\n")
+    code = pixloc("localize", "--map", site, "--images", tmp_path, "--cameras", tmp_path / "c.txt", "-o", tmp_path / "out.txt")
+    out = capsys.readouterr().out
+    assert code == 1 and "0 of 2 images localized" in out
+    assert "1 doubtful" in out and "the image is 50x40" in out

@@ -53,6 +53,9 @@ def run(args: argparse.Namespace) -> int:
         write_text(args.json, json.dumps(stats, indent=2) + "\n")
     times = "" if stats["frame_ms_p50"] is None else f", {stats['frame_ms_p50']:.0f} ms an image"
     print(f"{args.output}: {stats['localized']} of {stats['images']} images localized{times}")
+    if stats["doubtful"]:
+        print(f"  {stats['doubtful']} doubtful, written too: less than {localize.DOUBTFUL_INLIERS:.0%} of the points agree with "
+              "the map (inlier_fraction in --json)")
     for reason, count in stats["reasons"].items():
         print(f"  {count} failed: {reason}")
-    return 0 if poses else 1
+    return 0 if stats["localized"] else 1

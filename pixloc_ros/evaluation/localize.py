@@ -24,6 +24,10 @@ from . import metrics
 RETRIEVED_KEYFRAMES = 3
 """Without a prior, the alignment starts from so many of the most similar keyframes and the best result is taken."""
 
+DOUBTFUL_INLIERS = 0.15
+"""Poses that fewer of the visible points agree with are written, but called doubtful: right ones under heavy blur and wrong ones
+look alike there (see `tracking.tracker.QualityGates`)."""
+
 
 @dataclass(frozen=True)
 class Query:
@@ -112,9 +116,10 @@ def similar_keyframes(map_: Map, prepared: PreparedImage, count: int) -> list[to
 def summarize(results: Sequence[QueryResult]) -> dict[str, object]:
     """Counts, times and one entry an image: JSON-ready."""
     found = [r for r in results if not r.reason]
+    doubtful = sum(r.alignment.inlier_fraction < DOUBTFUL_INLIERS for r in found)
     used = [r for r in results if r.alignment is not None]
     return {
-        "images": len(results), "localized": len(found), "failed": len(results) - len(found),
+        "images": len(results), "localized": len(found) - doubtful, "doubtful": doubtful, "failed": len(results) - len(found),
         "reasons": dict(Counter(r.reason for r in results if r.reason)),
         "priors": dict(Counter(r.prior for r in results)),
         **metrics.timing_summary([{**r.alignment.timings_ms, "total": r.total_ms} for r in used]),

@@ -12,6 +12,7 @@ import torch
 from ..errors import InputError
 from .compact import CompactNetwork
 from .damping import LearnedDamping
+from .images import check_image_size
 from .pyramid import FeaturePyramid
 from .vgg import VggNetwork
 from .weights import load_weights, resolve_weights
@@ -22,7 +23,6 @@ channel in, or three), and a forward pass from float32 [B, 1 or 3, H, W], 0 to 2
 DAMPING = "damping.theta"
 """Where a weights file keeps the optimizer's learned damping, if it has one: [levels, 6], coarse to fine."""
 WORKING_SIDE_PX = 640
-SMALLEST_SIDE_PX = 64
 
 
 class Extractor:
@@ -59,9 +59,7 @@ class Extractor:
                 image.ndim == 3 and image.shape[2] != 3):
             raise InputError(f"an image must be uint8 [H, W] or [H, W, 3], not {getattr(image, 'dtype', type(image))} "
                              f"{getattr(image, 'shape', '')}: convert it first")
-        if min(image.shape[:2]) < SMALLEST_SIDE_PX:
-            raise InputError(f"the image is {image.shape[1]}x{image.shape[0]}: the network needs at least "
-                             f"{SMALLEST_SIDE_PX} pixels along each side")
+        check_image_size(image.shape[1], image.shape[0])
         if self.network.takes_grey and image.ndim == 3:
             image = cv2.cvtColor(image, cv2.COLOR_RGB2GRAY)
         elif not self.network.takes_grey and image.ndim == 2:

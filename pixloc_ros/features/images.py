@@ -11,6 +11,16 @@ from ..errors import InputError
 from ..geometry.cameras import Camera
 
 
+SMALLEST_SIDE_PX = 64
+"""Smaller images hold too few cells of the robust levels to say anything, also when they are enlarged."""
+
+
+def check_image_size(width: int, height: int) -> None:
+    """Raise InputError where an image as it came, before any resizing, is too small for the networks."""
+    if min(width, height) < SMALLEST_SIDE_PX:
+        raise InputError(f"the image is {width}x{height}: the network needs at least {SMALLEST_SIDE_PX} pixels along each side")
+
+
 def load_image(path: Path) -> np.ndarray:
     """An image file as uint8 [H, W] (grey file) or [H, W, 3] RGB. Raises InputError where it is missing or not an image."""
     if not Path(path).is_file():
@@ -29,7 +39,7 @@ def fit_to_working_size(image: np.ndarray, camera: Camera, working_side: int,
     the map's images, the image is brought to that focal length instead (enlarged twice at most, never above the working
     side), so that the same thing has the same size in pixels in the map and in the query.
 
-    image: uint8 [H, W(, 3)], of the camera's size, else InputError.
+    image: uint8 [H, W(, 3)], of the camera's size and at least 64 pixels along each side, else InputError.
     """
     height, width = image.shape[:2]
     if (width, height) != (camera.width, camera.height):
@@ -41,6 +51,7 @@ def fit_to_working_size(image: np.ndarray, camera: Camera, working_side: int,
     else:
         focal = float(camera.params[..., :2].mean())
         scale = min(scale, focal_px / focal, 2.0)
+    check_image_size(width, height)
     size = (round(width * scale), round(height * scale))
     if size == (width, height):
         return image, camera
