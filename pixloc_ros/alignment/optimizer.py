@@ -56,7 +56,7 @@ class AlignmentOptions:
     min_points: int = 10
     stop_cells: float = 0.05
     feature_variance: float = 0.05
-    least_fine_inliers: float = 0.17
+    least_fine_inliers: float = 0.15
     backend: str = "auto"
 
     def __post_init__(self) -> None:
