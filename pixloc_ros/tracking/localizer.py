@@ -17,7 +17,7 @@ from ..mapping.local_points import LocalPoints, LocalPointSelector
 from ..mapping.map_file import Map
 from .types import FrameAlignment, PreparedImage
 
-RESELECT_SHARE = 0.05
+RESELECT_SHARE = 0.02
 """Where the points moved by more than this share of the image, they are chosen again for the view that was found."""
 MAX_PASSES = 2
 
