@@ -25,7 +25,7 @@ from pixloc_ros.evaluation.report import format_number
 from pixloc_ros.features import load_extractor
 
 SIZES = ("320x240", "640x480", "1280x720")
-MATRIX = 1024
+MATRIX = 512
 SECONDS = 2.0
 """For each figure."""
 
