@@ -10,7 +10,6 @@ import numpy as np
 from ..errors import InputError
 from ..geometry.cameras import Camera
 
-
 SMALLEST_SIDE_PX = 64
 """Smaller images hold too few cells of the robust levels to say anything, also when they are enlarged."""
 
