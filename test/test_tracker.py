@@ -519,3 +519,16 @@ def test_innovation_counts_both_uncertainties():
     found = robot.tracker._known
     found = replace(found, covariance=0.03**2 * EYE6, map_from_base=map_from_base(1.0) @ shifted(0.1))
     assert _mahalanobis(map_from_base(1.0), 0.04**2 * EYE6, found) == pytest.approx(2.0)
+
+
+@pytest.mark.parametrize("sigmas, inliers, believed", [(9, 0.6, True), (9, 0.3, False), (40, 0.9, False)])
+def test_a_sure_image_is_believed_over_slipping_wheels(sigmas, inliers, believed):
+    """Beyond the usual gate only with many inliers, and never far beyond."""
+    robot = Robot().tracking()
+    before = robot.see()
+    spread = float((before.prior.covariance[1, 1] + 0.01**2).sqrt())
+    sideways = torch.tensor([0, sigmas * spread, 0, 0, 0, 0], dtype=torch.float64)
+    result = robot.see(offset=se3.se3_exp(sideways), inlier_fraction=inliers)
+    assert (result.state is TRACKING) == believed
+    truth = map_from_base(robot.t) @ se3.se3_exp(sideways)
+    assert (se3.pose_difference(result.map_from_base, truth)[0] < 1e-6) == believed
