@@ -1,6 +1,7 @@
 # Copyright the pixloc_ros authors. SPDX-License-Identifier: Apache-2.0
 """Dependencies point one way (docs/design.md), and ROS stays at the edge."""
 import ast
+import gc
 from pathlib import Path
 
 PACKAGE = Path(__file__).resolve().parents[1] / "pixloc_ros"
@@ -12,7 +13,10 @@ ROS = {"rclpy", "tf2_ros", "cv_bridge", "sensor_msgs", "geometry_msgs", "nav_msg
 
 def imports(file):
     """(absolute module, names) of every import in a file, relative ones resolved."""
-    for node in ast.walk(ast.parse(file.read_text())):
+    gc.disable()  # a finalizer that runs while Python 3.11 builds a tree can break it (python/cpython#106905)
+    tree = ast.parse(file.read_text())
+    gc.enable()
+    for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):

@@ -1,6 +1,7 @@
 # Copyright the pixloc_ros authors. SPDX-License-Identifier: Apache-2.0
 """What makes the repository build and install: files that must agree, the environment's hook, a plain colcon build."""
 import ast
+import gc
 import importlib.util
 import os
 import re
@@ -30,7 +31,9 @@ def load(path: Path):
 
 def imported(path: Path) -> set:
     """Top-level names of the packages that a module imports, at whatever depth."""
+    gc.disable()  # a finalizer that runs while Python 3.11 builds a tree can break it (python/cpython#106905)
     nodes = list(ast.walk(ast.parse(path.read_text())))
+    gc.enable()
     names = {alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names}
     names |= {node.module for node in nodes if isinstance(node, ast.ImportFrom) and not node.level}
     return {name.split(".")[0] for name in names}

@@ -6,6 +6,7 @@ from contextlib import suppress
 from threading import Thread
 
 from rclpy.callback_groups import ReentrantCallbackGroup
+from rclpy.exceptions import InvalidHandle
 from rclpy.executors import ExternalShutdownException, SingleThreadedExecutor
 from rclpy.node import Node
 from rclpy.qos import DurabilityPolicy, HistoryPolicy, QoSProfile
@@ -61,11 +62,13 @@ class TransformListener:
             self.dedicated_listener_thread.start()
 
     def __del__(self) -> None:
-        if getattr(self, "executor", None) is not None:
-            self.executor.shutdown()
-            self.dedicated_listener_thread.join()
-        if hasattr(self, "tf_static_sub"):
-            self.unregister()
+        # The collector may come after the context is gone, with nothing left to shut down or to destroy.
+        with suppress(InvalidHandle):
+            if getattr(self, "executor", None) is not None:
+                self.executor.shutdown()
+                self.dedicated_listener_thread.join()
+            if hasattr(self, "tf_static_sub"):
+                self.unregister()
 
     def unregister(self) -> None:
         """Stop listening."""
