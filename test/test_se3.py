@@ -89,6 +89,37 @@ def test_group_properties(xi_a, xi_b):
 
 
 @settings(max_examples=60, deadline=None)
+@given(vectors6, vectors6, st.sampled_from([1.0, 1e-2, 1e-5, 1e-9, 0.0]), st.floats(-1, 2))
+def test_single_poses_without_gradients_are_those_of_the_tensor_code(xi_a, xi_b, size, fraction):
+    xi_b = xi_b * size
+    covariance = xi_a[:, None] * xi_b + torch.eye(6, dtype=torch.float64)
+
+    def everything() -> list[torch.Tensor]:
+        a = se3.se3_exp(xi_a)
+        b = a @ se3.se3_exp(xi_b)
+        return [
+            *(a, se3.se3_log(b), se3.inverse(a), se3.interpolate(a, b, fraction), *se3.pose_difference(a, b)),
+            *(se3.transform_covariance(covariance, a), se3.se3_log(se3.inverse(a) @ b)),
+        ]
+
+    with torch.no_grad():
+        compiled = everything()
+    for fast, slow in zip(compiled, everything(), strict=True):
+        assert fast.shape == slow.shape and fast.dtype == slow.dtype
+        torch.testing.assert_close(fast, slow, atol=1e-12, rtol=1e-12)
+
+
+@pytest.mark.parametrize("axis", random_axes(4).tolist())
+@pytest.mark.parametrize("angle", ANGLES)
+def test_single_logarithm_from_zero_to_pi(angle, axis):
+    xi = torch.tensor([0.3, -2.0, 1.0, *axis], dtype=torch.float64)
+    xi[3:] *= angle
+    with torch.no_grad():
+        found = se3.se3_log(se3.se3_exp(xi))
+    torch.testing.assert_close(found, xi, atol=1e-11 if angle < 3 else 1e-7, rtol=0)
+
+
+@settings(max_examples=60, deadline=None)
 @given(st.lists(coordinate, min_size=3, max_size=3))
 def test_quaternions_match_scipy(w):
     rotation = Rotation.from_rotvec(w)
@@ -181,6 +212,8 @@ def test_check_pose_refuses_in_one_line(change, word):
     pose = torch.eye(4, dtype=torch.float64)
     se3.check_pose(pose)
     change(pose)
+    with pytest.raises(InputError, match=word), torch.no_grad():
+        se3.check_pose(pose)
     with pytest.raises(InputError, match=word) as caught:
         se3.check_pose(torch.stack((torch.eye(4, dtype=torch.float64), pose)), "start pose")
     assert str(caught.value).startswith("start pose") and "\n" not in str(caught.value)

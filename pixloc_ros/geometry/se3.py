@@ -2,7 +2,8 @@
 """Rotations and rigid transforms as matrices, with their exponentials, logarithms and covariances.
 
 Every function takes torch tensors of float32 or float64 on any device, broadcasts over leading dimensions, is
-differentiable (also where an angle is zero) and never waits for the device, except `check_pose`.
+differentiable (also where an angle is zero) and never waits for the device, except `check_pose`. One transform in double
+precision on the CPU, where no gradient is asked for, goes through compiled code (`single`): a tracker takes many of them.
 
 Poses are ``a_from_b`` matrices ``[..., 4, 4]``: they map coordinates in frame b to frame a. Tangent vectors are
 ``[..., 6]`` = (translation, rotation), metres and radians.
@@ -29,6 +30,7 @@ from __future__ import annotations
 import torch
 
 from ..errors import InputError
+from . import single
 
 # Below this squared angle the closed forms lose digits and series (exact to float64 there) take over.
 _SERIES_LIMIT = 0.25
@@ -36,6 +38,13 @@ _SINC = (1.0, -1 / 6, 1 / 120, -1 / 5040, 1 / 362880, -1 / 39916800, 1 / 6227020
 _VERSINE = (1 / 2, -1 / 24, 1 / 720, -1 / 40320, 1 / 3628800, -1 / 479001600, 1 / 87178291200)
 _CUBIC = (1 / 6, -1 / 120, 1 / 5040, -1 / 362880, 1 / 39916800, -1 / 6227020800, 1 / 1307674368000)
 _INVERSE_V = (1 / 12, 1 / 720, 1 / 30240, 1 / 1209600, 1 / 47900160, 691 / 1307674368000, 1 / 74724249600)
+
+
+def _is_single(*tensors: torch.Tensor) -> bool:
+    """Whether compiled code can serve: matrices of double precision on the CPU, not batched, and no gradients."""
+    if torch.is_grad_enabled():
+        return False
+    return all(t.ndim == 2 and t.dtype is torch.float64 and t.is_cpu and t.is_contiguous() for t in tensors)
 
 
 def _polynomial(coefficients: tuple[float, ...], x: torch.Tensor) -> torch.Tensor:
@@ -104,6 +113,8 @@ def from_rotation_translation(rotation: torch.Tensor, translation: torch.Tensor)
 
 def se3_exp(xi: torch.Tensor) -> torch.Tensor:
     """Exponential of the tangent vector xi ``[..., 6]`` = (rho, phi) → T ``[..., 4, 4]``, translation V(phi) rho."""
+    if xi.ndim == 1 and _is_single(xi[None]):
+        return torch.from_numpy(single.exp(xi.numpy()))
     rho, phi = xi[..., :3], xi[..., 3:]
     squared, small, angle = _angle_squared(phi)
     b = torch.where(small, _polynomial(_VERSINE, squared), 2.0 * ((0.5 * angle).sin() / angle) ** 2)
@@ -116,6 +127,8 @@ def se3_exp(xi: torch.Tensor) -> torch.Tensor:
 
 def se3_log(transform_: torch.Tensor) -> torch.Tensor:
     """Inverse of `se3_exp`: T ``[..., 4, 4]`` → xi ``[..., 6]`` = (rho, phi), ``|phi| <= π``."""
+    if _is_single(transform_):
+        return torch.from_numpy(single.log(transform_.numpy()))
     phi = so3_log(transform_[..., :3, :3])
     translation = transform_[..., :3, 3]
     squared, small, angle = _angle_squared(phi)
@@ -129,6 +142,8 @@ def se3_log(transform_: torch.Tensor) -> torch.Tensor:
 
 def inverse(a_from_b: torch.Tensor) -> torch.Tensor:
     """``b_from_a`` of a rigid transform ``[..., 4, 4]``; exact transposition, no general matrix inverse."""
+    if _is_single(a_from_b):
+        return torch.from_numpy(single.inverse(a_from_b.numpy()))
     rotation = a_from_b[..., :3, :3].mT
     return from_rotation_translation(rotation, -_matrix_times_vector(rotation, a_from_b[..., :3, 3]))
 
@@ -188,6 +203,8 @@ def interpolate(a_from_b0: torch.Tensor, a_from_b1: torch.Tensor, fraction: floa
 
     Transforms ``[..., 4, 4]``, fraction a number or a tensor ``[...]``.
     """
+    if isinstance(fraction, float) and _is_single(a_from_b0, a_from_b1):
+        return torch.from_numpy(single.interpolate(a_from_b0.numpy(), a_from_b1.numpy(), fraction))
     fraction = torch.as_tensor(fraction, dtype=a_from_b0.dtype, device=a_from_b0.device).unsqueeze(-1)
     rotation0 = a_from_b0[..., :3, :3]
     turn = so3_log(rotation0.mT @ a_from_b1[..., :3, :3])
@@ -216,6 +233,9 @@ def pose_difference(map_from_a: torch.Tensor, map_from_b: torch.Tensor) -> tuple
 
     Mind the direction: the arguments are ``map_from_camera``, not ``camera_from_map``.
     """
+    if _is_single(map_from_a, map_from_b):
+        numbers = torch.tensor(single.pose_difference(map_from_a.numpy(), map_from_b.numpy()), dtype=torch.float64)
+        return numbers[0], numbers[1]
     distance = torch.linalg.vector_norm(map_from_a[..., :3, 3] - map_from_b[..., :3, 3], dim=-1)
     return distance, rotation_angle(map_from_a[..., :3, :3].mT @ map_from_b[..., :3, :3])
 
@@ -226,6 +246,8 @@ def transform_covariance(covariance: torch.Tensor, a_from_b: torch.Tensor) -> to
     If Σ belongs to body perturbations ``map_from_b · exp(xi)``, the result belongs to ``map_from_a · exp(xi)`` where a
     is rigidly attached to b; if Σ belongs to ``a_from_b · exp(xi)``, the result belongs to ``exp(xi) · a_from_b``.
     """
+    if _is_single(covariance, a_from_b):
+        return torch.from_numpy(single.transform_covariance(covariance.numpy(), a_from_b.numpy()))
     matrix = adjoint(a_from_b)
     return matrix @ covariance @ matrix.mT
 
@@ -248,6 +270,8 @@ def check_pose(pose: torch.Tensor, name: str = "pose", tolerance: float = 1e-3) 
     """
     if pose.shape[-2:] != (4, 4):
         raise InputError(f"{name} is not a 4x4 matrix but {tuple(pose.shape)}: give a rigid transform")
+    if _is_single(pose) and single.is_pose(pose.numpy(), tolerance):
+        return
     if not bool(torch.isfinite(pose).all()):
         raise InputError(f"{name} holds NaN or infinite numbers: give a finite rigid transform")
     rotation = pose[..., :3, :3]
