@@ -17,19 +17,19 @@ from ..mapping.local_points import LocalPoints, LocalPointSelector
 from ..mapping.map_file import Map
 from .types import FrameAlignment, PreparedImage
 
-RESELECT_SHARE = 0.02
-"""Where the points moved by more than this share of the image, they are chosen again for the view that was found."""
 MAX_PASSES = 2
 
 
 @dataclass(frozen=True)
 class LocalizerOptions:
-    """alignment: of the optimizer. max_points: map points used per frame. use_prior_factor: let a prior covariance, where
-    one is given, take part in the optimisation. covariance_scale: what the Hessian's covariance is multiplied with, so that
-    it agrees with the errors measured on the validation sequences (docs/results.md)."""
+    """alignment: of the optimizer. max_points: map points used per frame. reselect_share: where the points moved by more than
+    this share of the image, they are chosen again for the view that was found (infinity: never). use_prior_factor: let a
+    prior covariance, where one is given, take part in the optimisation. covariance_scale: what the Hessian's covariance is
+    multiplied with, so that it agrees with the errors measured on the validation sequences (docs/results.md)."""
 
     alignment: AlignmentOptions = field(default_factory=AlignmentOptions)
     max_points: int = 1024
+    reselect_share: float = 0.02
     use_prior_factor: bool = True
     covariance_scale: float = 1.0
 
@@ -81,7 +81,7 @@ class FrameLocalizer:
             result, map_from_local = self._align(pyramid, camera, local, start, map_from_camera, prior_covariance)
             moved = _moved_px(result, local.points, camera, se3.inverse(start) @ map_from_local)
             clock.lap("alignment")
-            if not bool(result.converged) or moved < RESELECT_SHARE * max(camera.width, camera.height):
+            if not bool(result.converged) or moved < self.options.reselect_share * max(camera.width, camera.height):
                 break
             # The points were chosen for a view quite different from the one found: choose and align once more from there.
             start = map_from_local @ se3.inverse(result.camera_from_map)
