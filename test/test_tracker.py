@@ -13,14 +13,8 @@ from hypothesis import strategies as st
 from pixloc_ros.errors import InputError
 from pixloc_ros.geometry import se3
 from pixloc_ros.geometry.cameras import Camera
-from pixloc_ros.tracking.tracker import (
-    QualityGates,
-    Tracker,
-    TrackerOptions,
-    _mahalanobis,
-    _not_better_than,
-    _not_worse_than,
-)
+from pixloc_ros.tracking.covariances import mahalanobis, not_better_than, not_worse_than
+from pixloc_ros.tracking.tracker import QualityGates, Tracker, TrackerOptions
 from pixloc_ros.tracking.types import CameraFrame, FrameAlignment, TrackState
 
 SECOND = 1_000_000_000
@@ -507,18 +501,16 @@ def test_covariance_clamps():
     for _ in range(10):
         roots = torch.randn(2, 6, 6, generator=generator, dtype=torch.float64)
         a, b = roots @ roots.mT + 1e-3 * EYE6
-        for bounded, sign in ((_not_worse_than(a, b), -1), (_not_better_than(a, b), 1)):
+        for bounded, sign in ((not_worse_than(a, b), -1), (not_better_than(a, b), 1)):
             for other in (a, b):
                 assert float((sign * torch.linalg.eigvalsh(bounded - other)).min()) > -1e-9
-        torch.testing.assert_close(_not_worse_than(a, 1e6 * EYE6), a)
-        torch.testing.assert_close(_not_better_than(a, 1e-9 * EYE6), a)
+        torch.testing.assert_close(not_worse_than(a, 1e6 * EYE6), a)
+        torch.testing.assert_close(not_better_than(a, 1e-9 * EYE6), a)
 
 
 def test_innovation_counts_both_uncertainties():
-    robot = Robot().tracking()
-    found = robot.tracker._known
-    found = replace(found, covariance=0.03**2 * EYE6, map_from_base=map_from_base(1.0) @ shifted(0.1))
-    assert _mahalanobis(map_from_base(1.0), 0.04**2 * EYE6, found) == pytest.approx(2.0)
+    pose = map_from_base(1.0)
+    assert mahalanobis(pose, 0.04**2 * EYE6, pose @ shifted(0.1), 0.03**2 * EYE6) == pytest.approx(2.0)
 
 
 @pytest.mark.parametrize("sigmas, inliers, believed", [(9, 0.6, True), (9, 0.3, False), (40, 0.9, False)])

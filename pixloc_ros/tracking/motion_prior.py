@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 
 from ..geometry import se3
+from .covariances import isotropic
 from .odometry import OdometryBuffer, OdometrySample, OdometryUnavailable
 from .types import MotionPrior
 
@@ -66,11 +67,11 @@ def predict(
             step = se3.se3_log(se3.inverse(before.map_from_base) @ known.map_from_base)
             # The velocity is that of the middle of the step: it had from there to the end of the guess to change.
             change = 0.5 * seconds * (step_s + seconds)
-            noise = _isotropic(options.acceleration * change, options.angular_acceleration * change)
+            noise = isotropic(options.acceleration * change, options.angular_acceleration * change)
             # The velocity is no better than the two poses it was measured between.
             noise = noise + ratio**2 * (known.covariance + before.covariance)
             return _moved(known, se3.se3_exp(ratio * step), noise, "constant velocity", seconds)
-    noise = _isotropic(options.speed * abs(seconds), options.turn_rate * abs(seconds))
+    noise = isotropic(options.speed * abs(seconds), options.turn_rate * abs(seconds))
     return _moved(known, torch.eye(4, dtype=torch.float64), noise, "static", seconds)
 
 
@@ -78,7 +79,3 @@ def _moved(known: KnownPose, motion: torch.Tensor, noise: torch.Tensor, source: 
     # known · exp(e) · motion · exp(n) = known · motion · exp(Ad(motion⁻¹) e) · exp(n)
     covariance = se3.transform_covariance(known.covariance, se3.inverse(motion)) + noise
     return MotionPrior(known.map_from_base @ motion, covariance, source, seconds)
-
-
-def _isotropic(translation_std: float, rotation_std: float) -> torch.Tensor:
-    return torch.diag(torch.tensor([translation_std**2] * 3 + [rotation_std**2] * 3, dtype=torch.float64))

@@ -7,10 +7,12 @@ import bisect
 import threading
 from dataclasses import dataclass, field
 
+import numpy as np
 import torch
 
 from ..errors import InputError
 from ..geometry import se3
+from .covariances import from_variances
 
 # A reported velocity variance above this ((10 m/s)² or (10 rad/s)²) is a driver's way of saying "not measured".
 _PLACEHOLDER_VARIANCE = 100.0
@@ -110,6 +112,7 @@ class OdometryBuffer:
         with self._lock:
             self._restart()
 
+    @torch.no_grad()
     def add(
         self, stamp_ns: int, odom_from_base: torch.Tensor, twist_covariance: torch.Tensor | None = None
     ) -> OdometryReport:
@@ -163,6 +166,7 @@ class OdometryBuffer:
         newest = self.newest_stamp_ns
         return newest is not None and newest >= stamp_ns
 
+    @torch.no_grad()
     def lookup(self, stamp_ns: int) -> OdometrySample:
         """Odometry at a time: interpolated (slerp, straight line), or for a short while extrapolated and marked so.
 
@@ -201,6 +205,7 @@ class OdometryBuffer:
             extrapolated,
         )
 
+    @torch.no_grad()
     def motion_between(self, start: OdometrySample, end: OdometrySample) -> tuple[torch.Tensor, torch.Tensor]:
         """Motion ``start_from_end`` [4, 4] of the base between two looked-up samples, and its covariance [6, 6] (body
         perturbation, base axes at the end): by the path in between, the time, and the reported velocity variances.
@@ -227,9 +232,8 @@ class OdometryBuffer:
             + noise.acceleration**2 * guess2
             + 0.25 * rotation * distance**2  # the heading was wrong, on average by half, all along the path
         )
-        covariance = torch.diag(torch.tensor([translation] * 3 + [rotation] * 3, dtype=torch.float64))
-        covariance += torch.diag(end.twist_variance * seconds**2)
-        return se3.inverse(start.odom_from_base) @ end.odom_from_base, covariance
+        variances = np.array([translation] * 3 + [rotation] * 3) + end.twist_variance.numpy() * seconds**2
+        return se3.inverse(start.odom_from_base) @ end.odom_from_base, from_variances(variances)
 
     def _restart(self) -> None:
         self._samples = []
@@ -242,8 +246,9 @@ def _stamp(sample: OdometrySample) -> int:
 
 def _meaningful_variance(covariance: torch.Tensor | None) -> torch.Tensor:
     """Diagonal of a reported velocity covariance, 0 where it is NaN, not positive (unknown) or a huge placeholder."""
-    if covariance is None:
-        return torch.zeros(6, dtype=torch.float64)
-    variance = torch.as_tensor(covariance, dtype=torch.float64).reshape(6, 6).diagonal()
-    good = torch.isfinite(variance) & (variance > 0) & (variance < _PLACEHOLDER_VARIANCE)
-    return torch.where(good, variance, 0.0)
+    variance = np.zeros(6)
+    if covariance is not None:
+        reported = torch.as_tensor(covariance, dtype=torch.float64).detach().cpu().numpy().reshape(6, 6).diagonal()
+        good = np.isfinite(reported) & (reported > 0) & (reported < _PLACEHOLDER_VARIANCE)
+        variance[good] = reported[good]
+    return torch.from_numpy(variance)

@@ -27,6 +27,7 @@ import torch
 from ..errors import InputError
 from ..geometry import se3
 from ..geometry.cameras import Camera
+from .covariances import isotropic, mahalanobis, not_better_than, not_worse_than
 from .motion_prior import KnownPose, MotionOptions, predict
 from .odometry import OdometryBuffer, OdometryOptions, OdometryReport, OdometrySample, OdometryUnavailable
 from .types import CameraFrame, FrameAlignment, MotionPrior, PreparedImage, TrackResult, TrackState
@@ -143,7 +144,7 @@ class Tracker:
         Raises InputError if either is not usable; the tracker is unchanged then.
         """
         se3.check_pose(map_from_base, "initial pose")
-        default = _isotropic(self.options.initial_translation_std, self.options.initial_rotation_std)
+        default = isotropic(self.options.initial_translation_std, self.options.initial_rotation_std)
         if covariance is None or not bool(covariance.any()):
             covariance = default
         elif not bool(torch.isfinite(covariance).all()) or float(torch.linalg.eigvalsh(covariance.double())[0]) < -1e-9:
@@ -179,6 +180,7 @@ class Tracker:
             return frame
         return replace(frame, prepared=self._localizer.prepare(frame.image, frame.camera))
 
+    @torch.no_grad()
     def track(self, frame: CameraFrame, base_from_camera: torch.Tensor) -> TrackResult:
         """Pose of the base when the image was taken.
 
@@ -275,21 +277,20 @@ class Tracker:
         if self._candidate is not None:
             return self._predict(self._candidate.pose, None, stamp_ns, odometry).map_from_base, None
         x, y, yaw = _SEARCH[self._attempts % len(_SEARCH)]
-        std = prior.covariance.diagonal().sqrt()
+        std = np.sqrt(prior.covariance.numpy().diagonal())
         # At least a quarter of the way: whoever is lost should not trust the covariance that led there.
         reach_m, reach_rad = self.options.search_translation, self.options.search_rotation
-        translation = std[:3].clamp(reach_m / 4, reach_m / 2)
-        rotation = std[5].clamp(reach_rad / 4, reach_rad / 2)
-        zero = torch.zeros((), dtype=torch.float64)
-        offset = torch.stack((x * translation[0], y * translation[1], zero, zero, zero, yaw * rotation))
-        return prior.map_from_base @ se3.se3_exp(offset), None
+        translation = std[:2].clip(reach_m / 4, reach_m / 2)
+        rotation = std[5].clip(reach_rad / 4, reach_rad / 2)
+        offset = np.array([x * translation[0], y * translation[1], 0.0, 0.0, 0.0, yaw * rotation])
+        return prior.map_from_base @ se3.se3_exp(torch.from_numpy(offset)), None
 
     def _quality_problem(self, alignment: FrameAlignment) -> str:
         gates = self.options.gates
         if not alignment.success:
             return f"alignment failed ({alignment.reason})"
-        numbers = torch.cat((alignment.map_from_camera.flatten(), alignment.covariance.flatten()))
-        if not bool(torch.isfinite(numbers).all()):
+        numbers = alignment.map_from_camera.numpy(), alignment.covariance.numpy()
+        if not all(np.isfinite(values).all() for values in numbers):
             return "alignment gave a pose that is not finite"
         visible = alignment.visible_fraction * alignment.points_used
         if alignment.visible_fraction < gates.min_visible_fraction or visible < gates.min_visible_points:
@@ -310,7 +311,7 @@ class Tracker:
         """Believe the pose found (return "") or say why not yet. Keeps the candidate."""
         gates = self.options.gates
         limit = gates.max_innovation
-        innovation = _mahalanobis(prior.map_from_base, prior.covariance, found)
+        innovation = mahalanobis(prior.map_from_base, prior.covariance, found.map_from_base, found.covariance)
         lost = self.state in (TrackState.LOST, TrackState.RELOCALIZING)
         if innovation <= limit and not lost:
             self._accept(found, prior)
@@ -321,7 +322,8 @@ class Tracker:
         count = 1
         if self._candidate is not None:
             expected = self._predict(self._candidate.pose, None, found.stamp_ns, found.odometry)
-            if _mahalanobis(expected.map_from_base, expected.covariance, found) <= limit:
+            away = mahalanobis(expected.map_from_base, expected.covariance, found.map_from_base, found.covariance)
+            if away <= limit:
                 count += self._candidate.count
         if count >= self.options.confirm_frames:
             self._accept(found, None)
@@ -334,7 +336,7 @@ class Tracker:
     def _accept(self, found: KnownPose, prior: MotionPrior | None) -> None:
         covariance = found.covariance
         if prior is not None:
-            covariance = self._floored(_not_worse_than(covariance, prior.covariance))
+            covariance = self._floored(not_worse_than(covariance, prior.covariance))
         # Poses on both sides of a jump tell no velocity.
         self._before = None if self._initial or prior is None else self._known
         self._known = KnownPose(found.stamp_ns, found.map_from_base, covariance, found.odometry)
@@ -368,7 +370,7 @@ class Tracker:
     def _floored(self, covariance: torch.Tensor) -> torch.Tensor:
         """Covariance with the floor as least variance in every direction: what a perfect measurement would still
         have."""
-        return _not_better_than(covariance, _isotropic(self.options.translation_floor, self.options.rotation_floor))
+        return not_better_than(covariance, isotropic(self.options.translation_floor, self.options.rotation_floor))
 
     def _forget_pose(self) -> None:
         self._known: KnownPose | None = None
@@ -402,35 +404,3 @@ class Tracker:
             stamp_ns, self.state, map_from_base, covariance, map_from_odom, prior, distance, rotation, alignment,
             timings_ms, message,
         )  # fmt: skip
-
-
-def _isotropic(translation_std: float, rotation_std: float) -> torch.Tensor:
-    return torch.diag(torch.tensor([translation_std**2] * 3 + [rotation_std**2] * 3, dtype=torch.float64))
-
-
-def _mahalanobis(map_from_base: torch.Tensor, covariance: torch.Tensor, found: KnownPose) -> float:
-    """Distance between a predicted and a found pose in standard deviations of their difference."""
-    error = se3.se3_log(se3.inverse(map_from_base) @ found.map_from_base)
-    return float((error @ torch.linalg.solve(covariance + found.covariance, error)).clamp(min=0).sqrt())
-
-
-def _clamped_against(covariance: torch.Tensor, reference: torch.Tensor, **limits: float) -> torch.Tensor:
-    """Covariance with its variances, in units of the reference's and along their common axes, clamped."""
-    root = torch.linalg.cholesky(reference)
-    half = torch.linalg.solve_triangular(root, covariance, upper=False)
-    relative = torch.linalg.solve_triangular(root, half.mT, upper=False)
-    values, axes = torch.linalg.eigh(0.5 * (relative + relative.mT))
-    basis = root @ axes
-    return basis @ torch.diag(values.clamp(**limits)) @ basis.mT
-
-
-def _not_worse_than(covariance: torch.Tensor, prior_covariance: torch.Tensor) -> torch.Tensor:
-    """Along directions the image does not determine, the prior's variance stands; along the others the image's.
-
-    They are not multiplied as independent measurements would be: successive images see the same wrong map.
-    """
-    return _clamped_against(covariance, prior_covariance, max=1.0)
-
-
-def _not_better_than(covariance: torch.Tensor, floor: torch.Tensor) -> torch.Tensor:
-    return _clamped_against(covariance, floor, min=1.0)
