@@ -215,6 +215,29 @@ def _solve(hessian, gradient, factors, floor, step):
 
 
 @numba.njit(**_JIT)
+def _solve_along(hessian, gradient, factors, axes, floor, step):
+    """`_solve` with the damping along the columns of axes."""
+    if not axes.size:
+        _solve(hessian, gradient, factors, floor, step)
+        return
+    half, turned, pull, along = np.zeros((6, 6)), np.zeros((6, 6)), np.zeros(6), np.empty(6)
+    for m in range(6):
+        for n in range(6):
+            for k in range(6):
+                half[m, n] += hessian[m, k] * axes[k, n]
+    for m in range(6):
+        for k in range(6):
+            pull[m] += axes[k, m] * gradient[k]
+            for n in range(6):
+                turned[m, n] += axes[k, m] * half[k, n]
+    _solve(turned, pull, factors, floor, along)
+    for m in range(6):
+        step[m] = 0.0
+        for k in range(6):
+            step[m] += axes[m, k] * along[k]
+
+
+@numba.njit(**_JIT)
 def _rotation(w, out):
     """Rotation matrix of a rotation vector (Rodrigues)."""
     angle2 = w[0] * w[0] + w[1] * w[1] + w[2] * w[2]
@@ -293,9 +316,10 @@ def _mean_cost(confidence, loss, valid):
 
 @numba.njit(**_JIT)
 def run_level(features, stride, query_confidence, width, height, border, kind, cam, limit, xyz, descriptors, confidences, mask,
-              start, loss_kind, loss_scale, prior_inverse, information, base_factors, iterations, min_points, stop_cells,
+              start, loss_kind, loss_scale, prior_inverse, information, base_factors, axes, iterations, min_points, stop_cells,
               floor, down, up, least_scale, most_scale, least_shared, poses, costs, hessian, squared, valid, pixels):
-    """Levenberg-Marquardt with step acceptance on one level from `start` [4, 4].
+    """Levenberg-Marquardt with step acceptance on one level from `start` [4, 4]. The damping acts along the columns of axes
+    [6, 6], the camera's where that is empty.
 
     Fills poses [iterations + 1, 4, 4], costs [iterations + 1], and hessian, squared, valid, pixels at the last pose.
     Returns the iterations done, or -1 where too few points were visible at the start.
@@ -317,7 +341,7 @@ def run_level(features, stride, query_confidence, width, height, border, kind, c
     prior_cost = _with_prior(hessian, gradient, pose, prior_inverse, information, full_hessian, full_gradient)
     scale, done = 1.0, 0
     for k in range(iterations):
-        _solve(full_hessian, full_gradient, base_factors * scale, floor, step)
+        _solve_along(full_hessian, full_gradient, base_factors * scale, axes, floor, step)
         _retract(pose, step, candidate)
         new_count = _linearize(features, stride, query_confidence, width, height, border, kind, cam, limit, xyz, descriptors,
                                confidences, mask, candidate, loss_kind, loss_scale, new_hessian, new_gradient, new_motion,

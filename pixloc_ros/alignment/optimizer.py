@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 from ..errors import InputError
-from ..features.damping import LearnedDamping
+from ..features.damping import LearnedDamping, MotionCues, TemporalPrior
 from ..features.pyramid import FeaturePyramid
 from ..geometry import se3
 from ..geometry.cameras import Camera
@@ -112,12 +112,14 @@ class _Level:
 
 def align(pyramid: FeaturePyramid, camera: Camera, points: ReferencePoints, camera_from_map: torch.Tensor,
           options: AlignmentOptions = AlignmentOptions(), damping: LearnedDamping | None = None,
-          prior: PriorFactor | None = None, mask: torch.Tensor | None = None) -> AlignmentResult:
+          prior: PriorFactor | None = None, mask: torch.Tensor | None = None, cues: MotionCues | None = None
+          ) -> AlignmentResult:
     """Move the poses until the query's features at the projected points agree with the map's.
 
     pyramid: features of the query, batch size B or 1. camera: of the pyramid's image size. points: [N, 3] or [B, N, 3].
     camera_from_map: initial poses, [4, 4] or [B, 4, 4]. damping: learned factors; without it the adaptive strategy starts
-    at 0.01 and the paper's runs with theta = 0. mask: bool [B, N], which points exist (padding in training).
+    at 0.01 and the paper's runs with theta = 0. mask: bool [B, N], which points exist (padding in training). cues: what a
+    `TemporalPrior` takes; where its axes are not given, those of a base at the camera are meant.
 
     The result's leading dimensions are those of `camera_from_map`. Nothing is raised for a hard image: see `converged`.
     """
@@ -128,17 +130,19 @@ def align(pyramid: FeaturePyramid, camera: Camera, points: ReferencePoints, came
                                  tuple(c if c is None else c[None] for c in points.confidences))
     if prior is not None and prior.camera_from_map.dim() == 2:
         prior = PriorFactor(prior.camera_from_map[None], prior.information[None])
+    if cues is not None and cues.values.dim() == 1:
+        cues = MotionCues(cues.values[None], cues.camera_from_base[None])
     if len(points.descriptors) != len(pyramid.levels):
         raise InputError(f"the map has {len(points.descriptors)} feature levels, the image {len(pyramid.levels)}: "
                          "build the map with the same network")
     alive = torch.ones(pose.shape[0], dtype=torch.bool, device=pose.device)
+    dampings, priors = _learned(damping, prior, cues, len(pyramid.levels), pose.device)
     run = _choose(options, pyramid, camera, points)
     traces, end = [], None
     for k in range(len(pyramid.levels)):
         level = _Level(pyramid, k, camera, points, mask, options)
-        factors = damping(k) if damping is not None else None
         # Between levels the pose is a constant: each level's loss teaches that level only (PixLoc, section 4.3).
-        coarser, end = end, run(level, pose.detach(), factors, prior, alive)
+        coarser, end = end, run(level, pose.detach(), dampings[k], priors[k], alive)
         pose, alive = end.camera_from_map, end.alive
         traces.append(end.trace)
     if coarser is not None and options.strategy == "adaptive":
@@ -153,6 +157,38 @@ def align(pyramid: FeaturePyramid, camera: Camera, points: ReferencePoints, came
         reason = "converged" if all(t.iterations < options.iterations for t in traces) else "iterations"
     result = AlignmentResult(pose, finished, end.hessian, end.cost, end.valid, inliers, end.pixels, tuple(traces), reason)
     return _first(result) if single else result
+
+
+@dataclass(frozen=True)
+class _Damping:
+    """Factors of the Hessian's diagonal, float64 [6] or [B, 6], along the columns of axes [B, 6, 6] (None: the camera's)."""
+
+    factors: torch.Tensor
+    axes: torch.Tensor | None = None
+
+
+_CAMERA_FROM_BASE = torch.tensor([[0.0, -1, 0, 0], [0, 0, -1, 0], [1, 0, 0, 0], [0, 0, 0, 1]], dtype=torch.float64)
+"""Of a base at the camera: x forward, y left, z up."""
+
+
+def _learned(damping: LearnedDamping | None, prior: PriorFactor | None, cues: MotionCues | None, levels: int,
+             device: torch.device) -> tuple[list[_Damping | None], list[PriorFactor | None]]:
+    """Damping and prior factor of every level."""
+    if not isinstance(damping, TemporalPrior):
+        return [None if damping is None else _Damping(damping(k).double()) for k in range(levels)], [prior] * levels
+    factors, trust = damping.predict(None if cues is None else cues.values)
+    # A body perturbation of map_from_base is, but for its sign, a left one of camera_from_map by this matrix.
+    camera_from_base = _CAMERA_FROM_BASE.to(device)[None] if cues is None else cues.camera_from_base
+    axes = se3.adjoint(camera_from_base)
+    dampings = [_Damping(factors[..., k, :].double(), axes) for k in range(levels)]
+    if prior is None:
+        return dampings, [None] * levels
+    root = trust.double().sqrt()
+    back = se3.adjoint(se3.inverse(camera_from_base))
+    along = axes.mT @ prior.information.double() @ axes
+    priors = [PriorFactor(prior.camera_from_map, back.mT @ (root[..., k, :, None] * along * root[..., k, None, :]) @ back)
+              for k in range(levels)]
+    return dampings, priors
 
 
 def _choose(options: AlignmentOptions, pyramid: FeaturePyramid, camera: Camera, points: ReferencePoints):
@@ -187,8 +223,11 @@ def _normal_equations(now: Linearization, pose: torch.Tensor, prior: PriorFactor
     return hessian + information, gradient + pull, (pull * error).sum(-1)
 
 
-def _solve(hessian: torch.Tensor, gradient: torch.Tensor, factors: torch.Tensor) -> torch.Tensor:
+def _solve(hessian: torch.Tensor, gradient: torch.Tensor, factors: torch.Tensor, axes: torch.Tensor | None) -> torch.Tensor:
     """The damped step [B, 6]; zero where the system is not positive definite. No host synchronisation."""
+    if axes is not None:
+        step = _solve(axes.mT @ hessian @ axes, (axes.mT @ gradient[..., None])[..., 0], factors, None)
+        return (axes @ step[..., None])[..., 0]
     diagonal = hessian.diagonal(dim1=-2, dim2=-1)
     damped = hessian + torch.diag_embed((diagonal * factors).clamp(min=DIAGONAL_FLOOR))
     factor, failed = torch.linalg.cholesky_ex(damped)
@@ -203,18 +242,18 @@ def _moved_cells(now: Linearization, step: torch.Tensor, stride: float) -> torch
     return ((motion ** 2).sum((-1, -2)) / count).sqrt() / stride
 
 
-def _run_paper(level: _Level, pose: torch.Tensor, factors: torch.Tensor | None, prior: PriorFactor | None, alive: torch.Tensor
+def _run_paper(level: _Level, pose: torch.Tensor, damping: _Damping | None, prior: PriorFactor | None, alive: torch.Tensor
                ) -> _LevelEnd:
     """Fixed damping, every step taken (PixLoc's rule); early stop only outside training."""
     options, stride = level.options, level.pyramid.levels[level.index].stride
-    factors = torch.full((6,), 10 ** -0.5, dtype=torch.float64, device=pose.device) if factors is None else factors.double()
+    damping = damping or _Damping(torch.full((6,), 10 ** -0.5, dtype=torch.float64, device=pose.device))
     training = torch.is_grad_enabled()
     now, poses, costs, done = level.linearize(pose), [pose], [], 0
     costs.append(now.mean_cost())
     for _ in range(options.iterations):
         alive = alive & (now.valid.sum(-1) >= options.min_points)
         hessian, gradient, _ = _normal_equations(now, pose, prior, options.feature_variance)
-        step = _solve(hessian, gradient, factors) * alive[:, None]
+        step = _solve(hessian, gradient, damping.factors, damping.axes) * alive[:, None]
         pose = se3.retract(pose, step.to(pose.dtype))
         still = _moved_cells(now, step.detach(), stride) < options.stop_cells
         now, done = level.linearize(pose), done + 1
@@ -226,18 +265,18 @@ def _run_paper(level: _Level, pose: torch.Tensor, factors: torch.Tensor | None, 
     return _LevelEnd.of(pose, alive, now, LevelTrace(stride, torch.stack(costs, -1), torch.stack(poses, -3), done))
 
 
-def _run_adaptive(level: _Level, pose: torch.Tensor, factors: torch.Tensor | None, prior: PriorFactor | None,
+def _run_adaptive(level: _Level, pose: torch.Tensor, damping: _Damping | None, prior: PriorFactor | None,
                   alive: torch.Tensor) -> _LevelEnd:
     """Levenberg-Marquardt with step acceptance; each pose of the batch has its own damping scale."""
     options, stride = level.options, level.pyramid.levels[level.index].stride
-    base = torch.full((6,), ADAPTIVE_START, dtype=torch.float64, device=pose.device) if factors is None else factors.double()
+    damping = damping or _Damping(torch.full((6,), ADAPTIVE_START, dtype=torch.float64, device=pose.device))
     scale = torch.ones(pose.shape[0], 1, dtype=torch.float64, device=pose.device)
     now, done = level.linearize(pose), 0
     poses, costs = [pose], [now.mean_cost()]
     alive = alive & (now.valid.sum(-1) >= options.min_points)
     hessian, gradient, prior_cost = _normal_equations(now, pose, prior, options.feature_variance)
     for _ in range(options.iterations):
-        step = _solve(hessian, gradient, base * scale) * alive[:, None]
+        step = _solve(hessian, gradient, damping.factors * scale, damping.axes) * alive[:, None]
         candidate = se3.retract(pose, step.to(pose.dtype))
         new = level.linearize(candidate)
         new_hessian, new_gradient, new_prior_cost = _normal_equations(new, candidate, prior, options.feature_variance)
@@ -261,14 +300,15 @@ def _run_adaptive(level: _Level, pose: torch.Tensor, factors: torch.Tensor | Non
     return _LevelEnd.of(pose, alive, now, LevelTrace(stride, torch.stack(costs, -1), torch.stack(poses, -3), done))
 
 
-def _run_compiled(level: _Level, pose: torch.Tensor, factors: torch.Tensor | None, prior: PriorFactor | None,
+def _run_compiled(level: _Level, pose: torch.Tensor, damping: _Damping | None, prior: PriorFactor | None,
                   alive: torch.Tensor) -> _LevelEnd:
     """`_run_adaptive` without gradients on one CPU core, pose after pose."""
     options, points, k = level.options, level.points, level.index
     features = level.pyramid.levels[k]
     batch, count, steps = pose.shape[0], points.xyz.shape[-2], options.iterations
     kind, numbers, limit = compiled.camera_numbers(level.camera)
-    base = np.full(6, ADAPTIVE_START) if factors is None else factors.double().detach().numpy()
+    damping = damping or _Damping(torch.full((6,), ADAPTIVE_START, dtype=torch.float64))
+    factors = damping.factors if damping.factors.dim() == 2 else damping.factors[None]
     poses, costs = np.zeros((batch, steps + 1, 4, 4)), np.zeros((batch, steps + 1))
     hessian, squared = np.zeros((batch, 6, 6)), np.zeros((batch, count))
     valid, pixels = np.zeros((batch, count), bool), np.zeros((batch, count, 2))
@@ -291,7 +331,8 @@ def _run_compiled(level: _Level, pose: torch.Tensor, factors: torch.Tensor | Non
             limit, member(points.xyz, b, (), np.float32), member(points.descriptors[k], b, (), np.float32),
             member(points.confidences[k], b, (0,), np.float32), member(level.mask, b, (0,), np.bool_),
             np.ascontiguousarray(pose[b].double().numpy()), compiled.LOSSES[options.loss.kind], options.loss.scale,
-            prior_inverse, information, base, steps if bool(alive[b]) else 0, options.min_points, options.stop_cells,
+            prior_inverse, information, member(factors, b, (), np.float64),
+            member(damping.axes, b, (0, 0), np.float64), steps if bool(alive[b]) else 0, options.min_points, options.stop_cells,
             DIAGONAL_FLOOR, ADAPTIVE_DOWN, ADAPTIVE_UP, *ADAPTIVE_RANGE, LEAST_SHARED_VIEW,
             poses[b], costs[b], hessian[b], squared[b], valid[b], pixels[b])
         if done < 0:

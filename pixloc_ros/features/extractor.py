@@ -11,7 +11,7 @@ import torch
 
 from ..errors import InputError
 from .compact import CompactNetwork
-from .damping import LearnedDamping
+from .damping import TENSORS, LearnedDamping, take_damping
 from .images import check_image_size
 from .pyramid import FeaturePyramid
 from .vgg import VggNetwork
@@ -20,7 +20,7 @@ from .weights import load_weights, resolve_weights
 NETWORKS = {"compact": CompactNetwork.for_weights, "vgg16": lambda _: VggNetwork(16), "vgg19": lambda _: VggNetwork(19)}
 """Architecture to what makes the network for a state dict: with `strides` and `channels` per level, `takes_grey` (one
 channel in, or three), and a forward pass from float32 [B, 1 or 3, H, W], 0 to 255, to a pyramid."""
-DAMPING = "damping.theta"
+DAMPING = TENSORS + "theta"
 """Where a weights file keeps the optimizer's learned damping, if it has one: [levels, 6], coarse to fine."""
 WORKING_SIDE_PX = 640
 
@@ -75,7 +75,7 @@ def load_extractor(weights: str | Path = "compact") -> Extractor:
     if card["architecture"] not in NETWORKS:
         raise InputError(f"{path} is of architecture '{card['architecture']}': this version knows {', '.join(NETWORKS)}")
     network = NETWORKS[card["architecture"]](state)
-    damping = _split_damping(state, len(network.strides), path)
+    damping = take_damping(state, len(network.strides), path)
     try:
         network.load_state_dict(state)
     except RuntimeError as error:
@@ -86,15 +86,3 @@ def load_extractor(weights: str | Path = "compact") -> Extractor:
     for name in sorted(state):
         digest.update(name.encode() + state[name].contiguous().numpy().tobytes())
     return Extractor(network, path.stem, digest.hexdigest()[:16], damping)
-
-
-def _split_damping(state: dict[str, torch.Tensor], levels: int, path: Path) -> LearnedDamping | None:
-    """Take the damping out of a weights file's tensors; None where it has none."""
-    theta = state.pop(DAMPING, None)
-    if theta is None:
-        return None
-    if theta.shape != (levels, 6) or not bool(theta.isfinite().all()):
-        raise InputError(f"{path}: '{DAMPING}' must hold {levels}x6 finite numbers, not {tuple(theta.shape)}: import it again")
-    damping = LearnedDamping(levels).requires_grad_(False)
-    damping.theta.copy_(theta)
-    return damping
