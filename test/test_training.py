@@ -117,11 +117,11 @@ def small_problem(levels=((8.0, 3, 12, 16),)):
     return xyz, truth, initial, features, descriptors
 
 
-def unrolled_loss(problem, levels, features, confidence, descriptors, damping, theta):
+def unrolled_loss(problem, levels, features, confidence, descriptors, damping, theta, strategy):
     xyz, truth, initial, *_ = problem
     pyramid = FeaturePyramid(tuple(FeatureLevel(f, confidence, stride) for f, (stride, *_) in zip(features, levels)), (128, 96))
     points = ReferencePoints(xyz, tuple(descriptors), (None,) * len(features))
-    options = AlignmentOptions("paper", 4, RobustLoss("cauchy", 0.1))
+    options = AlignmentOptions(strategy, 4, RobustLoss("cauchy", 0.1))
     with_theta = torch.func.functional_call  # theta as an argument, for the check
     damping_of = lambda level: with_theta(damping, {"theta": theta}, (level,))  # noqa: E731
     result = align(pyramid, CAMERA, points, initial, options, damping_of)
@@ -129,7 +129,8 @@ def unrolled_loss(problem, levels, features, confidence, descriptors, damping, t
                      LossOptions(success_px=100.0)).loss.sum()
 
 
-def test_gradient_of_the_loss_through_the_unrolled_alignment():
+@pytest.mark.parametrize("strategy", ["paper", "adaptive"])
+def test_gradient_of_the_loss_through_the_unrolled_alignment(strategy):
     """In double precision, against finite differences: in features, confidences, descriptors and damping."""
     levels = ((8.0, 3, 12, 16),)
     problem = small_problem(levels)
@@ -138,7 +139,7 @@ def test_gradient_of_the_loss_through_the_unrolled_alignment():
     theta = damping.theta.detach().clone().requires_grad_()
 
     def loss(features, confidence, descriptors, theta):
-        return unrolled_loss(problem, levels, [features], confidence, [descriptors], damping, theta)
+        return unrolled_loss(problem, levels, [features], confidence, [descriptors], damping, theta, strategy)
 
     inputs = (problem[3][0], confidence.requires_grad_(), problem[4][0], theta)
     assert torch.autograd.gradcheck(loss, inputs, eps=1e-6, atol=1e-5, rtol=1e-4, fast_mode=True)
@@ -344,6 +345,9 @@ def test_augmentation_is_repeatable_and_differs_between_the_two_images():
     ({"data": [{"kind": "photos"}]}, "unknown or incomplete"),
     ({"data": [{"kind": "video"}]}, "unknown or incomplete"),
     ({"initial_error": {"rotation_deg": [1]}}, "list of 2"),
+    ({"run": {"rates": {"stem.": -1}}}, "rates must be positive"),
+    ({"run": {"average": 1.0}}, "average must be"),
+    ({"alignment": {"strategy": "newton"}}, "choose one of"),
     ({"network": {"architecture": "huge"}}, "choose one of"),
     ({"network": {"start": "nothing"}}, "no weights"),
 ])

@@ -28,7 +28,8 @@ def write_atomically(path: Path, data: bytes) -> None:
 
 
 def save_checkpoint(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer, state: dict) -> None:
-    """model's and optimizer's tensors, torch's random state, and `state`, which JSON must be able to hold."""
+    """model's (all modules of a run together) and optimizer's tensors, torch's random state, and `state`, which JSON must be
+    able to hold."""
     tensors = {f"model.{name}": value for name, value in model.state_dict().items()}
     for index, values in optimizer.state_dict()["state"].items():
         tensors |= {f"optimizer.{index}.{name}": value for name, value in values.items()}

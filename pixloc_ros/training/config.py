@@ -34,7 +34,8 @@ class NetworkSection:
     """architecture: a name of `features.extractor.NETWORKS`. start: weights to begin with (a shipped name, or a file); none
     starts at random. confidences: give the network confidence heads where the start has none; they begin equal everywhere.
     frozen: beginnings of the names of parameters that are not trained. strides: the sets of levels to train, taken in turn;
-    the network's own by default. damping: where the damping starts if `start` has none.
+    the network's own by default. damping: where the damping starts if `start` has none. learn_damping: otherwise it stays
+    there, and the weights come without one.
     """
 
     architecture: str = "compact"
@@ -43,18 +44,24 @@ class NetworkSection:
     frozen: tuple[str, ...] = ()
     strides: tuple[tuple[int, ...], ...] = ()
     damping: float = 0.01
+    learn_damping: bool = True
 
 
 @dataclass(frozen=True)
 class AlignmentSection:
-    """iterations: unrolled per level. robust_loss, robust_scale: of the feature residual, as in `RobustLoss`."""
+    """strategy: "paper" or "adaptive", which the running system uses (see `AlignmentOptions`). iterations: unrolled per level.
+    robust_loss, robust_scale: of the feature residual, as in `RobustLoss`."""
 
+    strategy: str = "paper"
     iterations: int = 8
     robust_loss: str = "geman_mcclure"
     robust_scale: float = 0.05
 
+    def __post_init__(self) -> None:
+        self.options()  # refuses what it does not know
+
     def options(self) -> AlignmentOptions:
-        return AlignmentOptions("paper", self.iterations, RobustLoss(self.robust_loss, self.robust_scale))
+        return AlignmentOptions(self.strategy, self.iterations, RobustLoss(self.robust_loss, self.robust_scale))
 
 
 @dataclass(frozen=True)
@@ -74,7 +81,9 @@ class DataSection:
 @dataclass(frozen=True)
 class RunSection:
     """steps: in all. batch: pairs per step and process. learning_rate: at its highest, after `warmup` steps; it ends at a
-    tenth. damping_rate: times that for the damping (PixLoc: 100). clip_norm: longest gradient. checkpoint_every,
+    tenth. rates: beginnings of parameters' names to what their learning rate is multiplied with. damping_rate: the same for
+    the damping (PixLoc: 100). clip_norm: longest gradient. average: validated and kept are the weights' running means, in
+    which a step's weights count 1 - average; 0: the latest weights. checkpoint_every,
     validate_every, report_every: steps. validation_pairs: clean, and as many augmented. workers: processes that prepare data
     beside the training, 0 for none. threads: of the training process, 0 for all cores.
     """
@@ -82,7 +91,9 @@ class RunSection:
     steps: int = 2000
     batch: int = 4
     learning_rate: float = 1e-4
+    rates: dict = field(default_factory=dict)
     damping_rate: float = 100.0
+    average: float = 0.0
     warmup: int = 50
     clip_norm: float = 1.0
     checkpoint_every: int = 1
@@ -100,6 +111,10 @@ class RunSection:
                              "threads and seed not negative")
         if not (self.learning_rate > 0 and self.damping_rate > 0 and self.clip_norm > 0):
             raise InputError("run: learning_rate, damping_rate and clip_norm must be above 0")
+        if any(isinstance(v, bool) or not isinstance(v, (int, float)) or not 0 < v < math.inf for v in self.rates.values()):
+            raise InputError("run: rates must be positive numbers; parameters that shall not change go to network.frozen")
+        if not 0 <= self.average < 1:
+            raise InputError("run: average must be at least 0 and below 1")
 
 
 @dataclass(frozen=True)
@@ -208,6 +223,7 @@ def build_network(section: NetworkSection, folder: Path) -> tuple[torch.nn.Modul
                 torch.nn.init.constant_(parameter, FIRST_CONFIDENCE if name.endswith("bias") else 0.0)
     for name, parameter in network.named_parameters():
         parameter.requires_grad_(not name.startswith(section.frozen) if section.frozen else True)
+    damping.requires_grad_(section.learn_damping)
     # Evaluation mode: batch norms, where there are any, keep their statistics, so that processes compute the same.
     return network.eval().to(memory_format=torch.channels_last), damping, card
 

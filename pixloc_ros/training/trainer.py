@@ -7,6 +7,7 @@ latest), best.safetensors (lowest validation loss) and curves.png.
 from __future__ import annotations
 
 import contextlib
+import copy
 import json
 import math
 import os
@@ -30,7 +31,7 @@ from ..features.pyramid import FeaturePyramid
 from ..features.weights import save_weights
 from ..geometry import se3
 from .checkpoint import FILE_NAME, load_checkpoint, save_checkpoint, write_atomically
-from .config import TrainingConfig, build_mixture, build_network
+from .config import RunSection, TrainingConfig, build_mixture, build_network
 from .datasets import TrainingSteps, validation_batches
 from .loss import squared_distances
 from .pairs import Batch, member_camera
@@ -63,10 +64,11 @@ class Trainer:
         for strides in self.strides:  # refused here rather than in the middle of the run
             if strides != tuple(network.strides):
                 network.with_strides(strides)
-        rate = config.run.learning_rate
-        self.optimizer = torch.optim.Adam([
-            {"params": [p for p in network.parameters() if p.requires_grad], "lr": rate, "peak": rate},
-            {"params": list(damping.parameters()), "lr": rate, "peak": rate * config.run.damping_rate}])
+        self.optimizer = torch.optim.Adam(_parameter_groups(self.refiner, config.run))
+        # What is validated and kept: the running means, where they are asked for.
+        self.kept = copy.deepcopy(self.refiner).requires_grad_(False) if config.run.average else self.refiner
+        self.state = torch.nn.ModuleDict({"latest": self.refiner, "average": self.kept} if config.run.average
+                                         else {"latest": self.refiner})
         self.step, self.skipped, self.seconds, self.best = 0, 0, 0.0, math.inf
         self._open_folder(resume)
         self.model = DistributedDataParallel(self.refiner) if self.world > 1 else self.refiner
@@ -77,7 +79,7 @@ class Trainer:
     def _open_folder(self, resume: bool) -> None:
         checkpoint = self.out / FILE_NAME
         if resume and checkpoint.is_file():
-            state = load_checkpoint(checkpoint, self.refiner, self.optimizer)
+            state = load_checkpoint(checkpoint, self.state, self.optimizer)
             self.step, self.skipped, self.seconds = state["step"], state["skipped"], state["seconds"]
             self.best = math.inf if state["best"] is None else state["best"]
             for key in _changed_keys(state["config"], json.loads(json.dumps(self.config.to_json()))):
@@ -167,6 +169,7 @@ class Trainer:
         if not bool(torch.isfinite(norm)):
             self._give_up(batch, "the gradient")
         self.optimizer.step()
+        self._average()
         rotation, translation = self.config.initial_error.limits(self.step)
         self.step += 1
         self.skipped += int(totals[3])
@@ -174,6 +177,14 @@ class Trainer:
                 "success": (totals[5:] / count).tolist(), "kept": int(totals[0]), "gradient": float(norm),
                 "rate": self.optimizer.param_groups[0]["lr"], "rotation_deg": rotation, "translation": translation,
                 "skipped": self.skipped}
+
+    @torch.no_grad()
+    def _average(self) -> None:
+        """Bring the running means up to date; over the first steps they are plain means."""
+        if self.kept is not self.refiner:
+            weight = max(1 - self.config.run.average, 1 / (self.step + 2))
+            for mean, latest in zip(self.kept.parameters(), self.refiner.parameters(), strict=True):
+                mean.lerp_(latest, weight)
 
     def _give_up(self, batch: Batch, what: str) -> None:
         path = self.out / f"bad_batch_{self.step}_{self.rank}.safetensors"
@@ -206,17 +217,19 @@ class Trainer:
             file.write(json.dumps(record) + "\n")
 
     def _save(self) -> None:
-        save_checkpoint(self.out / FILE_NAME, self.refiner, self.optimizer, {
+        save_checkpoint(self.out / FILE_NAME, self.state, self.optimizer, {
             "step": self.step, "skipped": self.skipped, "seconds": self.seconds,
             "best": self.best if math.isfinite(self.best) else None, "config": self.config.to_json()})
 
     def _export(self, name: str, figures: dict) -> None:
-        state = {k: v.detach().contiguous() for k, v in self.refiner.network.state_dict().items()}
+        state = {k: v.detach().contiguous() for k, v in self.kept.network.state_dict().items()}
+        if self.config.network.learn_damping:
+            state[DAMPING] = self.kept.damping.theta.detach().clone()
         card = {"architecture": self.config.network.architecture, **self.config.card, "start": self.start_card,
                 "training": {"date": date.today().isoformat(), "steps": self.step,
                              "pairs": self.step * self.config.run.batch * self.world, "hours": round(self.seconds / 3600, 3),
                              "validation": figures}}
-        save_weights(self.out / name, {**state, DAMPING: self.refiner.damping.theta.detach().clone()}, card)
+        save_weights(self.out / name, state, card)
 
     # ---- validation
 
@@ -227,7 +240,7 @@ class Trainer:
             limits = self.config.initial_error.limits(self.config.run.steps)
             self.validation = {name: validation_batches(build_mixture(self.config, True, augmented), count, size, limits)
                                for name, augmented in (("clean", False), ("augmented", True))}
-        rows = {name: evaluate(self.refiner, batches, self.strides) for name, batches in self.validation.items()}
+        rows = {name: evaluate(self.kept, batches, self.strides) for name, batches in self.validation.items()}
         self.say(validation_table(self.step, self.config.run.validation_pairs, rows))
         figures = {name: asdict(row) for name, row in rows.items()}
         self._log({"kind": "validation", "step": self.step, **figures})
@@ -274,6 +287,24 @@ def _running_errors(refiner: PairRefiner, batch: Batch, b: int, points: Referenc
     depth = se3.transform(truth, xyz)[mask[b], 2].median()
     error = squared_distances(camera, xyz[None], truth[None], estimate[None])[0].sqrt()[seen].mean()
     return float(error), math.degrees(float(angle)), float(distance / depth)
+
+
+def _parameter_groups(refiner: PairRefiner, run: RunSection) -> list[dict]:
+    """What is trained, one group per learning rate. Raises InputError where a rate is for nothing."""
+    unused = [start for start in run.rates if not any(name.startswith(start) for name, _ in refiner.network.named_parameters())]
+    if unused:
+        raise InputError(f"run: rates names '{unused[0]}', with which no parameter's name begins")
+    groups: dict[float, list] = {}
+    for name, parameter in refiner.network.named_parameters():
+        if parameter.requires_grad:
+            factor = math.prod(factor for start, factor in run.rates.items() if name.startswith(start))
+            groups.setdefault(factor, []).append(parameter)
+    if refiner.damping.theta.requires_grad:
+        groups.setdefault(run.damping_rate, []).append(refiner.damping.theta)
+    if not groups:
+        raise InputError("network: everything is frozen: nothing is left to train")
+    rate = run.learning_rate
+    return [{"params": parameters, "lr": rate, "peak": rate * factor} for factor, parameters in groups.items()]
 
 
 def _ignore_interrupts(_: int) -> None:
