@@ -56,7 +56,7 @@ def weigh(
         ):
             distance = math.sqrt(dx * dx + dy * dy + dz * dz)
             cosine = (rays[i, 0] * dx + rays[i, 1] * dy + rays[i, 2] * dz) / distance
-            scale = (focal_log2 - math.log2(distance) - scales[i]) / octaves
+            scale = (focal_log2 - np.log2(distance) - scales[i]) / octaves
             # 2 (1 - cos) is the squared angle, as far as this matters.
             weights[row] = math.exp(2.0 * (cosine - 1.0) / (angle * angle) - scale * scale)
             pixels[row, 0], pixels[row, 1] = pixel[0], pixel[1]
