@@ -122,12 +122,17 @@ def write_benchmark_poses(path: Path, camera_from_map: Mapping[str, torch.Tensor
 
 def write_text(path: Path, text: str) -> None:
     """Write a text file so that readers see the old or the new one, never a part. Makes the folder."""
+    write_bytes(path, text.encode())
+
+
+def write_bytes(path: Path, data: bytes) -> None:
+    """Write a file so that readers see the old or the new one, never a part. Makes the folder."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            file.write(text)
+        with os.fdopen(handle, "wb") as file:
+            file.write(data)
         os.chmod(temporary, 0o644)
         os.replace(temporary, path)
     except BaseException:

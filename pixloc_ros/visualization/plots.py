@@ -14,7 +14,7 @@ matplotlib.use("Agg")
 from matplotlib import pyplot as plt  # noqa: E402  (the backend must be chosen first)
 
 TRUTH, ESTIMATE, ODOMETRY, POINTS, BAD = "#111827", "#2563eb", "#ea7317", "#b6bec9", "#dc2626"
-_STYLE = {
+STYLE = {
     "font.size": 10, "axes.titlesize": 11, "axes.titleweight": "bold", "axes.titlelocation": "left",
     "axes.spines.top": False, "axes.spines.right": False, "axes.edgecolor": "#9ca3af", "axes.labelcolor": "#374151",
     "axes.grid": True, "grid.color": "#e5e7eb", "grid.linewidth": 0.8, "xtick.color": "#4b5563", "ytick.color": "#4b5563",
@@ -34,7 +34,7 @@ def plot_paths(points: np.ndarray, keyframes: np.ndarray, truth: Trajectory, est
     width, height = high - low + 2 * margin
     # A street is long and thin: let the page's width decide, within reason.
     size = (9.0, float(np.clip(9.0 * height / width, 3.2, 6.5)))
-    with plt.rc_context(_STYLE):
+    with plt.rc_context(STYLE):
         figure, axes = plt.subplots(figsize=size, layout="constrained")
         shown = points[:: max(1, len(points) // _MOST_POINTS)]
         axes.scatter(shown[:, 0], shown[:, 1], s=1.2, c=POINTS, alpha=0.8, linewidths=0, label="map points")
@@ -53,13 +53,13 @@ def plot_paths(points: np.ndarray, keyframes: np.ndarray, truth: Trajectory, est
         axes.set(xlim=(low[0] - margin, high[0] + margin), ylim=(low[1] - margin, high[1] + margin), xlabel="x (m)",
                  ylabel="y (m)", aspect="equal", title="From above")
         axes.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), markerscale=1.5)
-        return _png(figure)
+        return png(figure)
 
 
 def plot_errors(seconds: np.ndarray, translation_m: np.ndarray, rotation_deg: np.ndarray, odometry_m: np.ndarray,
                 odometry_deg: np.ndarray, gaps: Sequence[tuple[float, float]]) -> bytes:
     """Errors over time, on logarithmic scales. All arrays float64 [N], NaN where unknown. gaps: (from, to) without a pose."""
-    with plt.rc_context(_STYLE):
+    with plt.rc_context(STYLE):
         figure, rows = plt.subplots(2, 1, figsize=(9.0, 4.6), sharex=True, layout="constrained")
         for axes, ours, alone, unit, title in ((rows[0], translation_m, odometry_m, "m", "Translation error"),
                                                (rows[1], rotation_deg, odometry_deg, "deg", "Rotation error")):
@@ -73,12 +73,12 @@ def plot_errors(seconds: np.ndarray, translation_m: np.ndarray, rotation_deg: np
             axes.set(yscale="log", ylabel=unit, title=title)
         rows[1].set_xlabel("seconds")
         rows[0].legend(loc="lower right", bbox_to_anchor=(1.0, 1.0), ncols=2, borderaxespad=0.2)
-        return _png(figure)
+        return png(figure)
 
 
 def plot_times(milliseconds: np.ndarray, label: str, limit_ms: float | None = None) -> bytes:
     """Histogram of times [N] with its percentiles. limit_ms: the time between two images."""
-    with plt.rc_context(_STYLE):
+    with plt.rc_context(STYLE):
         figure, axes = plt.subplots(figsize=(9.0, 2.6), layout="constrained")
         p50, p95, p99 = np.percentile(milliseconds, (50, 95, 99))
         end = max(float(np.percentile(milliseconds, 99.5)), p50 * 1.5)
@@ -92,14 +92,15 @@ def plot_times(milliseconds: np.ndarray, label: str, limit_ms: float | None = No
             axes.annotate("next image", (limit_ms, 0.55), xycoords=("data", "axes fraction"), xytext=(3, 0),
                           textcoords="offset points", fontsize=8.5, color=BAD)
         axes.set(xlabel="ms", ylabel="images", title=label, xlim=(0, end))
-        return _png(figure)
+        return png(figure)
 
 
 def _positions(track: Trajectory) -> np.ndarray:
     return track.map_from_body[:, :3, 3].numpy()
 
 
-def _png(figure: plt.Figure) -> bytes:
+def png(figure: plt.Figure) -> bytes:
+    """The figure as a PNG file; the figure is closed."""
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=_DPI)
     plt.close(figure)

@@ -1,0 +1,207 @@
+# Copyright the pixloc_ros authors. SPDX-License-Identifier: Apache-2.0
+"""The convergence basin: from how far away the alignment still finds the pose.
+
+Each query's true pose is turned, shifted, or both, by amounts that grow step by step in fixed random directions, and the
+alignment starts from there. The image is prepared once a query and the map is what it is: only the alignment runs again.
+"""
+from __future__ import annotations
+
+import json
+import math
+import zlib
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from ..errors import InputError
+from ..geometry import se3
+from ..geometry.cameras import Camera
+from ..mapping.local_points import LocalPointSelector
+from ..mapping.map_file import Map
+from ..tracking.localizer import FrameLocalizer
+from .report import format_number, format_table
+
+KINDS = ("rotation", "translation", "together")
+SUCCESS_DEG, SUCCESS_DEPTH = 0.5, 0.01
+"""A start succeeds where the pose ends up within both: degrees, and a share of the depth."""
+RADIUS_SHARES = (0.9, 0.5)
+
+
+@dataclass(frozen=True)
+class BasinOptions:
+    """rotation_deg, translation: the largest initial errors, the latter as a share of the depth; "together" takes both at the
+    same step. steps: equal steps from zero to there. directions: starts per query and step. seed: of the directions."""
+
+    rotation_deg: float = 40.0
+    translation: float = 0.5
+    steps: int = 8
+    directions: int = 1
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if not (0 < self.rotation_deg <= 180 and 0 < self.translation < math.inf) or min(self.steps, self.directions) < 1:
+            raise InputError("basin: the rotation must lie above 0 and up to 180 degrees, the translation above 0, steps and "
+                             "directions must be at least 1")
+
+    def sizes(self, kind: str) -> tuple[np.ndarray, np.ndarray]:
+        """Degrees and shares of the depth [steps + 1] of each step of a kind of start."""
+        ramp = np.linspace(0, 1, self.steps + 1)
+        still = np.zeros_like(ramp)
+        return (still if kind == "translation" else ramp * self.rotation_deg,
+                still if kind == "rotation" else ramp * self.translation)
+
+
+@dataclass(frozen=True)
+class BasinQuery:
+    """An image of known pose. image: uint8 [H, W(, 3)], or what loads it. map_from_camera: float64 [4, 4]. depth: what
+    translations are shares of, in the map's unit."""
+
+    name: str
+    image: np.ndarray | Callable[[], np.ndarray]
+    camera: Camera
+    map_from_camera: torch.Tensor
+    depth: float
+
+
+@dataclass(frozen=True)
+class BasinCurve:
+    """What became of one kind of starts.
+
+    rotation_deg, translation: float64 [S], of the start. final_deg, final_depth: float64 [S, starts], errors of the poses
+    found, the latter as a share of the depth; infinite where none was.
+    """
+
+    rotation_deg: np.ndarray
+    translation: np.ndarray
+    final_deg: np.ndarray
+    final_depth: np.ndarray
+
+    @property
+    def success(self) -> np.ndarray:
+        """Share [S] of the starts that end within the limits."""
+        return ((self.final_deg < SUCCESS_DEG) & (self.final_depth < SUCCESS_DEPTH)).mean(1)
+
+    def radius(self, share: float) -> float:
+        """Up to which step, of all steps but counted from 0 to 1, at least `share` succeed: 1 where the curve never falls
+        below, else where the line between two steps crosses; 0 where it lies below from the start."""
+        success = self.success
+        below = np.flatnonzero(success < share)
+        if len(below) == 0:
+            return 1.0
+        k = int(below[0])
+        if k == 0:
+            return 0.0
+        crossing = (success[k - 1] - share) / (success[k - 1] - success[k])
+        return float((k - 1 + crossing) / (len(success) - 1))
+
+    def to_json(self) -> dict[str, object]:
+        """One entry per step; medians are None where half of the starts or more found no pose."""
+        steps = [{"initial_deg": float(deg), "initial_depth": float(depth), "starts": self.final_deg.shape[1],
+                  "success": float(success), "median_deg": _finite(np.median(final_deg)),
+                  "median_depth": _finite(np.median(final_depth))}
+                 for deg, depth, success, final_deg, final_depth in zip(
+                     self.rotation_deg, self.translation, self.success, self.final_deg, self.final_depth)]
+        radii = {f"{share:.0%}": {"deg": self.radius(share) * float(self.rotation_deg[-1]),
+                                  "depth": self.radius(share) * float(self.translation[-1]),
+                                  "reached_end": self.radius(share) == 1.0} for share in RADIUS_SHARES}
+        return {"steps": steps, "radius": radii}
+
+
+@dataclass(frozen=True)
+class Basin:
+    """A curve for each kind of start. label: what was measured."""
+
+    label: str
+    options: BasinOptions
+    queries: int
+    curves: Mapping[str, BasinCurve] = field(default_factory=dict)
+
+    def to_json(self) -> dict[str, object]:
+        return {"label": self.label, "options": asdict(self.options), "queries": self.queries,
+                "success_limits": {"deg": SUCCESS_DEG, "depth": SUCCESS_DEPTH},
+                "curves": {kind: curve.to_json() for kind, curve in self.curves.items()}}
+
+
+def measure_basin(localizer: FrameLocalizer, queries: Iterable[BasinQuery], options: BasinOptions = BasinOptions(),
+                  label: str = "", progress: Callable[[int, int], None] = lambda done, of: None) -> Basin:
+    """Localize every query from every start. The same input gives the same figures.
+
+    Raises InputError where there is no query, or an image does not fit its camera.
+    """
+    queries = list(queries)
+    if not queries:
+        raise InputError("the convergence basin needs at least one image of known pose")
+    errors = {kind: np.full((2, options.steps + 1, len(queries), options.directions), np.inf) for kind in KINDS}
+    for q, query in enumerate(queries):
+        progress(q, len(queries))
+        prepared = localizer.prepare(query.image() if callable(query.image) else query.image, query.camera)
+        for j in range(options.directions):
+            axis, way = _directions(options.seed, query.name, j)
+            for kind in KINDS:
+                for k, (degrees, share) in enumerate(zip(*options.sizes(kind))):
+                    turn = se3.so3_exp(axis * math.radians(degrees))
+                    start = query.map_from_camera @ se3.from_rotation_translation(turn, way * (share * query.depth))
+                    found = localizer.localize_prepared(prepared, start)
+                    if found.success:
+                        distance, angle = se3.pose_difference(query.map_from_camera, found.map_from_camera)
+                        errors[kind][:, k, q, j] = math.degrees(float(angle)), float(distance) / query.depth
+    progress(len(queries), len(queries))
+    curves = {kind: BasinCurve(*options.sizes(kind), *errors[kind].reshape(2, options.steps + 1, -1)) for kind in KINDS}
+    return Basin(label, options, len(queries), curves)
+
+
+def median_depth(map_: Map, map_from_camera: torch.Tensor, camera: Camera) -> float:
+    """Of the map's points that a camera at a pose should see. Raises InputError where there are none."""
+    chosen = LocalPointSelector(map_).select(map_from_camera, camera, 1024)
+    if len(chosen.points) == 0:
+        raise InputError("the map has no points where an image was taken: check that the true poses belong to this map")
+    points = chosen.points.xyz.double() + chosen.origin
+    return float(se3.transform(se3.inverse(map_from_camera), points)[:, 2].median())
+
+
+def read_basin(path: Path) -> dict[str, object]:
+    """What `Basin.to_json` gave. Raises InputError where the file holds something else."""
+    try:
+        values = json.loads(Path(path).read_text(encoding="utf-8"))
+        if not all(values["curves"][kind]["steps"] and values["curves"][kind]["radius"] for kind in KINDS):
+            raise KeyError("curves")
+        return values
+    except OSError as error:
+        raise InputError(f"cannot read {path} ({error.strerror}): give a file that 'pixloc basin' wrote") from None
+    except (ValueError, KeyError, TypeError):
+        raise InputError(f"{path} is no convergence basin: give a file that 'pixloc basin' wrote") from None
+
+
+def format_basin(basin: Mapping[str, object]) -> str:
+    """What `Basin.to_json` gave as text: a line per step, then the radii."""
+    blocks = []
+    for kind, curve in basin["curves"].items():
+        rows = [(kind, "% of depth", "successes", "median deg", "median % of depth")]
+        for step in curve["steps"]:
+            depth = None if step["median_depth"] is None else 100 * step["median_depth"]
+            rows.append((f"{step['initial_deg']:.1f}°", f"{100 * step['initial_depth']:.1f}", f"{100 * step['success']:.0f} %",
+                         format_number(step["median_deg"]), format_number(depth)))
+        radii = [f"{name} succeed up to {format_radius(radius, kind)}" for name, radius in curve["radius"].items()]
+        blocks += [format_table(rows), "; ".join(radii), ""]
+    return "\n".join(blocks)
+
+
+def format_radius(radius: Mapping[str, float], kind: str) -> str:
+    """A radius in the units of its kind; with ≥ where the curve never fell below."""
+    parts = {"rotation": f"{radius['deg']:.0f}°", "translation": f"{100 * radius['depth']:.0f} %"}
+    value = parts.get(kind) or " & ".join(parts.values())
+    return f"≥ {value}" if radius["reached_end"] else value
+
+
+def _directions(seed: int, name: str, number: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """An axis and a direction of travel, unit vectors [3] along the camera's axes; functions of the query's name alone."""
+    rng = np.random.default_rng((seed, zlib.crc32(name.encode()), number))
+    axis, way = torch.from_numpy(rng.standard_normal((2, 3)))
+    return axis / axis.norm(), way / way.norm()
+
+
+def _finite(value: float) -> float | None:
+    return float(value) if np.isfinite(value) else None
