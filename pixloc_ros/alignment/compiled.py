@@ -1,5 +1,5 @@
 # Copyright the pixloc_ros authors. SPDX-License-Identifier: Apache-2.0
-"""The adaptive optimizer of one level, compiled for the CPU: what runs on a robot without a GPU.
+"""The adaptive optimizer, compiled for the CPU: what runs on a robot without a GPU.
 
 The same arithmetic as `linearization.linearize` and `optimizer.run_adaptive` (tests hold them together), without gradients.
 One pass over the points replaces some sixty tensor operations per iteration, and geometry is in double precision throughout.
@@ -386,3 +386,42 @@ def _prior_cost(pose, prior_inverse, information):
         for n in range(6):
             cost += error[m] * information[m, n] * error[n]
     return cost
+
+
+@numba.njit(**_JIT)
+def run_levels(features, strides, query_confidences, width, height, border, kind, cam, limit, xyz, descriptors, confidences,
+               mask, start, loss_kind, loss_scale, prior_inverse, information, factors, axes, iterations, min_points, stop_cells,
+               least_fine_inliers, floor, down, up, least_scale, most_scale, least_shared, poses, costs, done, hessian, squared,
+               valid, pixels):
+    """`run_level` on one level after the other, coarse to fine, from `start`: tuples have an entry a level, arrays a row.
+
+    information [levels, 6, 6], or no rows where there is no prior. Fills done [levels], the iterations of each, and what
+    `run_level` fills, where poses and costs go on with their last values. Returns the level whose end stands, and whether
+    enough points were visible at the start of every level.
+    """
+    levels, points = len(features), xyz.shape[0]
+    prior = np.empty((0, 0))
+    alive = True
+    pose = start
+    for k in range(levels):
+        if information.shape[0]:
+            prior = information[k]
+        most = iterations if alive else 0
+        steps = run_level(
+            features[k], strides[k], query_confidences[k], width, height, border, kind, cam, limit, xyz, descriptors[k],
+            confidences[k], mask, pose, loss_kind, loss_scale, prior_inverse,
+            prior, factors[k], axes, most, min_points, stop_cells, floor, down, up, least_scale, most_scale, least_shared,
+            poses[k], costs[k], hessian[k], squared[k], valid[k], pixels[k])
+        alive = alive and steps >= 0
+        steps = max(steps, 0)
+        done[k] = steps
+        pose = poses[k, steps]
+        poses[k, steps + 1:], costs[k, steps + 1:] = pose, costs[k, steps]
+    visible, inliers = 0, 0
+    for i in range(points):
+        if valid[levels - 1, i]:
+            visible += 1
+            inliers += squared[levels - 1, i] < 2 * loss_scale
+    if levels > 1 and inliers / max(visible, 1) < least_fine_inliers:
+        return levels - 2, alive
+    return levels - 1, alive

@@ -8,6 +8,7 @@ outcome. Batched over poses (hypotheses or training pairs); differentiable in fe
 from __future__ import annotations
 
 import dataclasses
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import TypeVar
 
@@ -135,9 +136,18 @@ def align(pyramid: FeaturePyramid, camera: Camera, points: ReferencePoints, came
     if len(points.descriptors) != len(pyramid.levels):
         raise InputError(f"the map has {len(points.descriptors)} feature levels, the image {len(pyramid.levels)}: "
                          "build the map with the same network")
-    alive = torch.ones(pose.shape[0], dtype=torch.bool, device=pose.device)
     dampings, priors = _learned(damping, prior, cues, len(pyramid.levels), pose.device)
-    run = _choose(options, pyramid, camera, points)
+    run = _align_compiled if _compiled_serves(options, pyramid, camera, points) else _align_tensors
+    result = run(pyramid, camera, points, pose, options, dampings, priors, mask)
+    return _first(result) if single else result
+
+
+def _align_tensors(pyramid: FeaturePyramid, camera: Camera, points: ReferencePoints, pose: torch.Tensor,
+                   options: AlignmentOptions, dampings: list[_Damping | None], priors: list[PriorFactor | None],
+                   mask: torch.Tensor | None) -> AlignmentResult:
+    """Level after level on any device, differentiable; damping and prior of each level."""
+    alive = torch.ones(pose.shape[0], dtype=torch.bool, device=pose.device)
+    run = _run_paper if options.strategy == "paper" else _run_adaptive
     traces, end = [], None
     for k in range(len(pyramid.levels)):
         level = _Level(pyramid, k, camera, points, mask, options)
@@ -149,14 +159,16 @@ def align(pyramid: FeaturePyramid, camera: Camera, points: ReferencePoints, came
         fine_share = end.inliers(options.loss).sum(-1) / end.valid.sum(-1).clamp(min=1)
         end = _take(fine_share < options.least_fine_inliers, coarser, end)
         pose = end.camera_from_map
-    inliers = end.inliers(options.loss)
     finished = torch.isfinite(pose).all(-1).all(-1) & alive
-    if not bool(finished.all()):
-        reason = "points" if not bool(alive.all()) else "diverged"
-    else:
-        reason = "converged" if all(t.iterations < options.iterations for t in traces) else "iterations"
-    result = AlignmentResult(pose, finished, end.hessian, end.cost, end.valid, inliers, end.pixels, tuple(traces), reason)
-    return _first(result) if single else result
+    reason = _reason(bool(finished.all()), bool(alive.all()), traces, options)
+    return AlignmentResult(pose, finished, end.hessian, end.cost, end.valid, end.inliers(options.loss), end.pixels,
+                           tuple(traces), reason)
+
+
+def _reason(finished: bool, alive: bool, traces: list[LevelTrace], options: AlignmentOptions) -> str:
+    if not finished:
+        return "diverged" if alive else "points"
+    return "converged" if all(t.iterations < options.iterations for t in traces) else "iterations"
 
 
 @dataclass(frozen=True)
@@ -191,16 +203,16 @@ def _learned(damping: LearnedDamping | None, prior: PriorFactor | None, cues: Mo
     return dampings, priors
 
 
-def _choose(options: AlignmentOptions, pyramid: FeaturePyramid, camera: Camera, points: ReferencePoints):
-    """The level runner: the compiled one where it can serve, unless told otherwise."""
-    if options.strategy == "paper":
-        return _run_paper
+def _compiled_serves(options: AlignmentOptions, pyramid: FeaturePyramid, camera: Camera, points: ReferencePoints) -> bool:
+    """Whether the compiled code is to be used: wherever it can, unless told otherwise."""
+    if options.strategy == "paper" or options.backend == "torch":
+        return False
     tensors = [level.features for level in pyramid.levels] + [points.xyz, *points.descriptors]
-    able = camera.params.dim() == 1 and all(t.device.type == "cpu" and t.dtype == torch.float32 for t in tensors) and not (
+    able = camera.params.dim() == 1 and all(t.is_cpu and t.dtype == torch.float32 for t in tensors) and not (
         torch.is_grad_enabled() and any(t.requires_grad for t in tensors))
     if options.backend == "compiled" and not able:
         raise InputError("the compiled alignment takes float32 features on the CPU, one camera, and no gradients: use torch")
-    return _run_compiled if able and options.backend != "torch" else _run_adaptive
+    return able
 
 
 def _first(result: AlignmentResult) -> AlignmentResult:
@@ -300,50 +312,69 @@ def _run_adaptive(level: _Level, pose: torch.Tensor, damping: _Damping | None, p
     return _LevelEnd.of(pose, alive, now, LevelTrace(stride, torch.stack(costs, -1), torch.stack(poses, -3), done))
 
 
-def _run_compiled(level: _Level, pose: torch.Tensor, damping: _Damping | None, prior: PriorFactor | None,
-                  alive: torch.Tensor) -> _LevelEnd:
-    """`_run_adaptive` without gradients on one CPU core, pose after pose."""
-    options, points, k = level.options, level.points, level.index
-    features = level.pyramid.levels[k]
-    batch, count, steps = pose.shape[0], points.xyz.shape[-2], options.iterations
-    kind, numbers, limit = compiled.camera_numbers(level.camera)
-    damping = damping or _Damping(torch.full((6,), ADAPTIVE_START, dtype=torch.float64))
-    factors = damping.factors if damping.factors.dim() == 2 else damping.factors[None]
-    poses, costs = np.zeros((batch, steps + 1, 4, 4)), np.zeros((batch, steps + 1))
-    hessian, squared = np.zeros((batch, 6, 6)), np.zeros((batch, count))
-    valid, pixels = np.zeros((batch, count), bool), np.zeros((batch, count, 2))
-    iterations = 0
-    alive = alive.clone()
+def _align_compiled(pyramid: FeaturePyramid, camera: Camera, points: ReferencePoints, pose: torch.Tensor,
+                    options: AlignmentOptions, dampings: list[_Damping | None], priors: list[PriorFactor | None],
+                    mask: torch.Tensor | None) -> AlignmentResult:
+    """What `_align_tensors` does with `_run_adaptive`, without gradients: one CPU core a pose."""
+    levels, batch, count, steps = len(pyramid.levels), pose.shape[0], points.xyz.shape[-2], options.iterations
+    strides = np.array([level.stride for level in pyramid.levels])
+    features = [_array(level.features.permute(0, 2, 3, 1), np.float32) for level in pyramid.levels]
+    query_confidences = [_array(level.confidence, np.float32, (1, 0, 0)) for level in pyramid.levels]
+    xyz, masks = _array(points.xyz, np.float32), _array(mask, np.bool_, (1, 0))
+    descriptors = [_array(values, np.float32) for values in points.descriptors]
+    confidences = [_array(values, np.float32, (1, 0)) for values in points.confidences]
+    starts = _array(pose, np.float64)
+    factors, axes = np.full((1, levels, 6), ADAPTIVE_START), np.empty((1, 0, 0))
+    if dampings[0] is not None:
+        factors = np.stack([_array(damping.factors, np.float64).reshape(-1, 6) for damping in dampings], 1)
+        axes = _array(dampings[0].axes, np.float64, (1, 0, 0))
+    information, prior_inverses = np.empty((1, 0, 6, 6)), np.eye(4)[None]
+    if priors[0] is not None:
+        information = np.stack([_array(prior.information, np.float64) for prior in priors], 1) * options.feature_variance
+        prior_inverses = np.stack([se3.inverse(one).numpy() for one in priors[0].camera_from_map.detach().double()])
 
-    def member(tensor: torch.Tensor | None, b: int, empty: tuple[int, ...], dtype: type) -> np.ndarray:
-        """Element b (or the only one) of a batch as an array; empty where there is none."""
-        if tensor is None:
-            return np.empty(empty, dtype)
-        return np.ascontiguousarray(tensor[b if tensor.shape[0] > 1 else 0].detach().numpy(), dtype)
+    poses, costs = np.empty((batch, levels, steps + 1, 4, 4)), np.empty((batch, levels, steps + 1))
+    hessian, done = np.empty((batch, levels, 6, 6)), np.empty((batch, levels), np.int64)
+    squared, pixels = np.zeros((batch, levels, count)), np.zeros((batch, levels, count, 2))
+    valid = np.empty((batch, levels, count), bool)
 
-    for b in range(batch):
-        information = member(prior.information if prior else None, b, (0, 0), np.float64) * options.feature_variance
-        prior_inverse = (se3.inverse(prior.camera_from_map[b if len(prior.camera_from_map) > 1 else 0].double()).numpy()
-                         if prior else np.eye(4))
-        done = compiled.run_level(
-            member(features.features.permute(0, 2, 3, 1), b, (), np.float32), features.stride,
-            member(features.confidence, b, (0, 0), np.float32), *level.pyramid.image_size, options.border_cells, kind, numbers,
-            limit, member(points.xyz, b, (), np.float32), member(points.descriptors[k], b, (), np.float32),
-            member(points.confidences[k], b, (0,), np.float32), member(level.mask, b, (0,), np.bool_),
-            np.ascontiguousarray(pose[b].double().numpy()), compiled.LOSSES[options.loss.kind], options.loss.scale,
-            prior_inverse, information, member(factors, b, (), np.float64),
-            member(damping.axes, b, (0, 0), np.float64), steps if bool(alive[b]) else 0, options.min_points, options.stop_cells,
-            DIAGONAL_FLOOR, ADAPTIVE_DOWN, ADAPTIVE_UP, *ADAPTIVE_RANGE, LEAST_SHARED_VIEW,
-            poses[b], costs[b], hessian[b], squared[b], valid[b], pixels[b])
-        if done < 0:
-            alive[b] = False
-        done = max(done, 0)
-        poses[b, done + 1:], costs[b, done + 1:] = poses[b, done], costs[b, done]
-        iterations = max(iterations, done)
-    poses, costs = (torch.from_numpy(a[:, :iterations + 1]) for a in (poses, costs))
-    return _LevelEnd(poses[:, -1].to(pose.dtype), alive, torch.from_numpy(hessian), costs[:, -1], torch.from_numpy(squared),
-                     torch.from_numpy(valid), torch.from_numpy(pixels),
-                     LevelTrace(features.stride, costs, poses.to(pose.dtype), iterations))
+    def run(b: int) -> tuple[int, bool]:
+        def of(array: np.ndarray) -> np.ndarray:
+            return array[b if len(array) > 1 else 0]
+
+        return compiled.run_levels(
+            tuple(map(of, features)), strides, tuple(map(of, query_confidences)), *pyramid.image_size, options.border_cells,
+            *compiled.camera_numbers(camera), of(xyz), tuple(map(of, descriptors)), tuple(map(of, confidences)), of(masks),
+            starts[b], compiled.LOSSES[options.loss.kind], options.loss.scale, of(prior_inverses), of(information), of(factors),
+            of(axes), steps, options.min_points, options.stop_cells, options.least_fine_inliers, DIAGONAL_FLOOR, ADAPTIVE_DOWN,
+            ADAPTIVE_UP, *ADAPTIVE_RANGE, LEAST_SHARED_VIEW, poses[b], costs[b], done[b], hessian[b], squared[b], valid[b],
+            pixels[b])
+
+    if batch == 1:
+        ends = [run(0)]
+    else:
+        with ThreadPoolExecutor(min(batch, torch.get_num_threads())) as pool:
+            ends = list(pool.map(run, range(batch)))
+    each, last = np.arange(batch), np.array([level for level, _ in ends])
+    alive = np.array([alive for _, alive in ends])
+    ended = done[each, last]
+    found = poses[each, last, ended]
+    finished = np.isfinite(found).all((1, 2)) & alive
+    most = done.max(0).tolist()
+    traces = [LevelTrace(level.stride, torch.from_numpy(costs[:, k, :most[k] + 1]),
+                         torch.from_numpy(poses[:, k, :most[k] + 1]).to(pose.dtype), most[k])
+              for k, level in enumerate(pyramid.levels)]
+    visible = valid[each, last]
+    inliers = visible & (squared[each, last] < 2 * options.loss.scale)
+    found, finished_each, hessian, cost, visible, inliers, pixels = map(torch.from_numpy, (
+        found, finished, hessian[each, last], costs[each, last, ended], visible, inliers, pixels[each, last]))
+    return AlignmentResult(found.to(pose.dtype), finished_each, hessian, cost, visible, inliers, pixels, tuple(traces),
+                           _reason(bool(finished.all()), bool(alive.all()), traces, options))
+
+
+def _array(tensor: torch.Tensor | None, dtype: type, empty: tuple[int, ...] = ()) -> np.ndarray:
+    """The tensor's memory where it has that type and order; an empty array where there is none."""
+    return np.empty(empty, dtype) if tensor is None else np.ascontiguousarray(tensor.detach().numpy(), dtype)
 
 
 def _take(which: torch.Tensor, new: T, old: T) -> T:
