@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import heapq
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
@@ -129,6 +129,22 @@ class BagReader:
             else:
                 yield self._frame(stamp_ns, message, camera)
 
+    def frames(self, wanted: Callable[[int], bool] = lambda stamp_ns: True, other: str | None = None
+               ) -> Iterator[CameraFrame | UnusableFrame | tuple[int, object]]:
+        """The images whose stamps are wanted, in the order of stamps; the others are not decoded.
+
+        wanted: asked once for every image. other: a further topic, whose messages come in between as (stamp_ns, message), at
+        equal stamps before the image.
+        """
+        camera = self._first_camera
+        for kind, stamp_ns, message in self._sorted_messages(other):
+            if kind == _INFO:
+                camera = _camera(message)
+            elif kind == _OTHER:
+                yield stamp_ns, message
+            elif kind == _IMAGE and wanted(stamp_ns):
+                yield self._frame(stamp_ns, message, camera)
+
     def odometry(self) -> Trajectory:
         """odom_from_base over time; empty where there is no odometry."""
         return Trajectory.from_poses((m.stamp_ns, m.odom_from_base) for m in self._odometry_messages())
@@ -143,7 +159,7 @@ class BagReader:
 
     def image_stamps(self) -> Iterator[int]:
         """Stamps of the images in the order of recording."""
-        return (_stamp(message) for _, message in self._messages([self.image_topic]))
+        return (_stamp(message) for _, message in self.messages([self.image_topic]))
 
     def raw_messages(self, topics: Iterable[str]) -> Iterator[RawMessage]:
         """Messages of some topics in the order they were recorded, for playing them again."""
@@ -158,7 +174,7 @@ class BagReader:
 
     def tf_has_odometry(self) -> bool:
         """Whether the moving transforms hold odom_frame → base_frame (among the first messages)."""
-        for index, (_, message) in enumerate(self._messages(self._tf_topics("tf"))):
+        for index, (_, message) in enumerate(self.messages(self._tf_topics("tf"))):
             if any(self._is_odometry(t) for t in message.transforms):
                 return True
             if index > 1000:
@@ -179,19 +195,19 @@ class BagReader:
         self.image_topic = self._chosen("image", options.image, self._image_candidates(), (IMAGE, COMPRESSED))
         self.image_compressed = self._types[self.image_topic] == COMPRESSED
         self.camera_info_topic = self._chosen("camera-info", options.camera_info, self._info_candidates(), (INFO,))
-        first = next((m for _, m in self._messages([self.image_topic])), None)
+        first = next((m for _, m in self.messages([self.image_topic])), None)
         if first is None:
             raise InputError(f"no image on {self.image_topic} in {self.path}: give another --image-topic")
         self.camera_frame = _frame_name(first.header.frame_id)
-        info = next((m for _, m in self._messages([self.camera_info_topic])), None)
+        info = next((m for _, m in self.messages([self.camera_info_topic])), None)
         if info is None:
             raise InputError(f"no message on {self.camera_info_topic} in {self.path}: give another --camera-info-topic")
         self._first_camera = _camera(info)
         self._find_odometry()
-        self._static = _static_transforms(m for _, m in self._messages(self._tf_topics("tf_static")))
+        self._static = _static_transforms(m for _, m in self.messages(self._tf_topics("tf_static")))
         self.base_from_camera = options.base_from_camera
         if self.base_from_camera is None:
-            self.base_from_camera = self._static_transform(self.base_frame, self.camera_frame)
+            self.base_from_camera = self.static_transform(self.base_frame, self.camera_frame)
         self._find_truth()
 
     def _chosen(self, what: str, asked: str | None, candidates: list[str], types: tuple[str, ...]) -> str:
@@ -228,7 +244,7 @@ class BagReader:
             self.odometry_topic = "tf"
         else:
             self.odometry_topic = self._chosen("odometry", asked, candidates, (ODOMETRY,))
-            first = next((m for _, m in self._messages([self.odometry_topic])), None)
+            first = next((m for _, m in self.messages([self.odometry_topic])), None)
             if first is None:
                 raise InputError(f"no message on {self.odometry_topic} in {self.path}: use --odometry-topic none")
             self.odom_frame = _frame_name(first.header.frame_id) or self.odom_frame
@@ -257,8 +273,9 @@ class BagReader:
         return (_frame_name(transform.header.frame_id), _frame_name(transform.child_frame_id)) == (
             self.odom_frame, self.base_frame)
 
-    def _static_transform(self, parent: str, child: str) -> torch.Tensor:
-        """parent_from_child along the static transforms, upwards and downwards."""
+    def static_transform(self, parent: str, child: str) -> torch.Tensor:
+        """parent_from_child, float64 [4, 4], along the static transforms, upwards and downwards. Raises InputError where none
+        leads there."""
         found = {parent: torch.eye(4, dtype=torch.float64)}
         queue = deque([parent])
         while queue:
@@ -285,7 +302,7 @@ class BagReader:
             raise InputError(f"{self.path} is damaged: {type(error).__name__}: {error}; record it again or recover it with "
                              "'mcap recover' or 'ros2 bag reindex'") from error
 
-    def _messages(self, topics: Iterable[str]) -> Iterator[tuple[str, object]]:
+    def messages(self, topics: Iterable[str]) -> Iterator[tuple[str, object]]:
         """(topic, message) in the order of recording."""
         wanted = set(topics)
         connections = [c for c in self._reader.connections if c.topic in wanted]
@@ -298,14 +315,14 @@ class BagReader:
                 raise InputError(f"{self.path}: a message on {connection.topic} cannot be read: {error}") from error
             yield connection.topic, message
 
-    def _sorted_messages(self) -> Iterator[tuple[int, int, object]]:
-        """(kind, stamp_ns, message) by stamp and kind, see `REORDER_NS`."""
+    def _sorted_messages(self, other: str | None = None) -> Iterator[tuple[int, int, object]]:
+        """(kind, stamp_ns, message) by stamp and kind, see `REORDER_NS`. other: one topic more."""
         order = count()
         heap: list[tuple[int, int, int, object]] = []
         newest = None
-        topics = [self.image_topic, self.camera_info_topic, *self._odometry_topics()]
-        for topic, message in self._messages(topics):
-            for kind, stamp_ns, item in self._classified(topic, message):
+        topics = [self.image_topic, self.camera_info_topic, *self._odometry_topics(), *([other] if other else [])]
+        for topic, message in self.messages(topics):
+            for kind, stamp_ns, item in self._classified(topic, message, other):
                 if newest is not None and stamp_ns < newest - REORDER_NS:
                     # The clock was set back: what came before is over.
                     yield from _drain(heap, None)
@@ -315,11 +332,13 @@ class BagReader:
             yield from _drain(heap, newest - REORDER_NS if newest is not None else None)
         yield from _drain(heap, None)
 
-    def _classified(self, topic: str, message) -> Iterator[tuple[int, int, object]]:
+    def _classified(self, topic: str, message, other: str | None) -> Iterator[tuple[int, int, object]]:
         if topic == self.image_topic:
             yield _IMAGE, _stamp(message), message
         elif topic == self.camera_info_topic:
             yield _INFO, _stamp(message), message
+        elif topic == other:
+            yield _OTHER, _stamp(message), message
         else:
             for odometry in self._odometry_of(message):
                 yield _ODOMETRY, odometry.stamp_ns, odometry
@@ -330,7 +349,7 @@ class BagReader:
         return self._tf_topics("tf") if self.odometry_topic == "tf" else [self.odometry_topic]
 
     def _odometry_messages(self) -> Iterator[OdometryMessage]:
-        for _, message in self._messages(self._odometry_topics()):
+        for _, message in self.messages(self._odometry_topics()):
             yield from self._odometry_of(message)
 
     def _odometry_of(self, message) -> Iterator[OdometryMessage]:
@@ -348,12 +367,12 @@ class BagReader:
         if self.truth_topic.startswith("tf:"):
             _, parent, child = self.truth_topic.split(":")
             base_from_body = self._base_from(child)
-            for _, message in self._messages(self._tf_topics("tf")):
+            for _, message in self.messages(self._tf_topics("tf")):
                 for transform in message.transforms:
                     if (_frame_name(transform.header.frame_id), _frame_name(transform.child_frame_id)) == (parent, child):
                         yield _stamp(transform), _matrix(transform.transform) @ se3.inverse(base_from_body)
             return
-        for _, message in self._messages([self.truth_topic]):
+        for _, message in self.messages([self.truth_topic]):
             body = _frame_name(getattr(message, "child_frame_id", ""))
             yield _stamp(message), _matrix(_pose_of(message)) @ se3.inverse(self._base_from(body))
 
@@ -361,7 +380,7 @@ class BagReader:
         """base_from_body; a body that no static transform knows (a marker's name, say) is taken for the base itself."""
         if body in ("", self.base_frame) or body not in self._static:
             return torch.eye(4, dtype=torch.float64)
-        return self._static_transform(self.base_frame, body)
+        return self.static_transform(self.base_frame, body)
 
     def _frame(self, stamp_ns: int, message, camera: Camera | InputError) -> CameraFrame | UnusableFrame:
         try:
@@ -383,7 +402,7 @@ class BagReader:
 
 
 # Also the order at equal stamps.
-_ODOMETRY, _INFO, _IMAGE = range(3)
+_ODOMETRY, _INFO, _OTHER, _IMAGE = range(4)
 
 
 def _drain(heap: list, until_ns: int | None) -> Iterator[tuple[int, int, object]]:
