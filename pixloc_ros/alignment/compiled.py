@@ -425,3 +425,20 @@ def run_levels(features, strides, query_confidences, width, height, border, kind
     if levels > 1 and inliers / max(visible, 1) < least_fine_inliers:
         return levels - 2, alive
     return levels - 1, alive
+
+
+@numba.njit(**_JIT)
+def median_motion(kind, cam, limit, xyz, pose, pixels, visible):
+    """Median distance in pixels between the projections of points [N, 3] at a pose [4, 4] and pixels [N, 2], over the visible
+    points that are valid there; 0 where there are none."""
+    moved, pixel, jacobian = np.empty(len(xyz)), np.empty(2), np.empty((2, 3))
+    count = 0
+    for i in range(len(xyz)):
+        px, py, pz = float(xyz[i, 0]), float(xyz[i, 1]), float(xyz[i, 2])
+        x = pose[0, 0] * px + pose[0, 1] * py + pose[0, 2] * pz + pose[0, 3]
+        y = pose[1, 0] * px + pose[1, 1] * py + pose[1, 2] * pz + pose[1, 3]
+        z = pose[2, 0] * px + pose[2, 1] * py + pose[2, 2] * pz + pose[2, 3]
+        if visible[i] and project_point(kind, cam, limit, x, y, z, pixel, jacobian):
+            moved[count] = math.hypot(pixel[0] - pixels[i, 0], pixel[1] - pixels[i, 1])
+            count += 1
+    return np.median(moved[:count]) if count else 0.0

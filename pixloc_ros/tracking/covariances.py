@@ -49,7 +49,7 @@ def not_better_than(covariance: torch.Tensor, floor: torch.Tensor) -> torch.Tens
 def _clamped_against(covariance: torch.Tensor, reference: torch.Tensor, least: float, most: float) -> torch.Tensor:
     """Covariance with its variances, in units of the reference's and along their common axes, clamped."""
     root = np.linalg.cholesky(reference.numpy())
-    relative = np.linalg.solve(root, np.linalg.solve(root, covariance.numpy()).T)
-    values, axes = np.linalg.eigh(0.5 * (relative + relative.T))
+    back = np.linalg.inv(root)
+    values, axes = np.linalg.eigh(back @ covariance.numpy() @ back.T)
     basis = root @ axes
     return torch.from_numpy((basis * values.clip(least, most)) @ basis.T)

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import torch
 
-from ..alignment import AlignmentOptions, AlignmentResult, PriorFactor, ReferencePoints, align
+from ..alignment import AlignmentOptions, AlignmentResult, PriorFactor, ReferencePoints, align, compiled
 from ..features import Extractor, FeaturePyramid
 from ..features.images import fit_to_working_size
 from ..geometry import se3
@@ -95,7 +95,8 @@ class FrameLocalizer:
         prior = None
         if prior_covariance is not None and self.options.use_prior_factor:
             # true = map_from_camera · exp(e)  <=>  camera_from_map(true) = exp(-e) · camera_from_map
-            prior = PriorFactor(se3.inverse(prior_pose) @ map_from_local, torch.linalg.inv(prior_covariance))
+            prior = PriorFactor(se3.inverse(prior_pose) @ map_from_local,
+                                torch.from_numpy(np.linalg.inv(prior_covariance.numpy())))
         return align(pyramid, camera, local.points, se3.inverse(start) @ map_from_local, self.options.alignment,
                      self.extractor.damping, prior), map_from_local
 
@@ -118,15 +119,17 @@ def hessian_covariance(hessian: torch.Tensor, cost: float) -> torch.Tensor:
     The residual variance is estimated by the mean robust cost. Infinite where the Hessian is singular: the image does not
     determine the pose.
     """
-    inverse, failed = torch.linalg.inv_ex(hessian)
-    return inverse * cost if not bool(failed) else torch.full((6, 6), torch.inf, dtype=torch.float64)
+    try:
+        return torch.from_numpy(np.linalg.inv(hessian.cpu().numpy()) * cost)
+    except np.linalg.LinAlgError:
+        return torch.full((6, 6), torch.inf, dtype=torch.float64)
 
 
 def _moved_px(result: AlignmentResult, points: ReferencePoints, camera: Camera, camera_from_local: torch.Tensor) -> float:
     """How far the visible reprojections moved from the start, in pixels (median)."""
-    pixels, valid = camera.project(se3.transform(camera_from_local, points.xyz.double()))
-    moved = (pixels - result.pixels).norm(dim=-1)[valid & result.visible]
-    return float(moved.median()) if len(moved) else 0.0
+    pose = np.ascontiguousarray(camera_from_local.numpy())
+    return compiled.median_motion(*compiled.camera_numbers(camera), points.xyz.cpu().numpy(), pose,
+                                  result.pixels.double().cpu().numpy(), result.visible.cpu().numpy())
 
 
 def _failure(map_from_camera: torch.Tensor, reason: str, points: int, timings_ms: dict[str, float]) -> FrameAlignment:
