@@ -15,7 +15,6 @@ from pathlib import Path
 import cv2
 import numpy as np
 import torch
-from scipy.spatial import cKDTree
 
 from ..errors import InputError
 from ..features import Extractor
@@ -24,6 +23,7 @@ from ..geometry import se3
 from ..geometry.cameras import Camera
 from .building import BuildReport, PosedImages, Progress, build_map
 from .map_file import Map
+from .patches import Patches, cut_patches, lift, neighbours, patch_pixels, refine_points, track_patches
 
 MAX_STAMP_DIFFERENCE_NS = 20_000_000
 DEPTH_SCALES = (5000.0, 1000.0)
@@ -40,10 +40,7 @@ _EDGE_WINDOW_PX = 7
 _EDGE_STEP = 0.04  # of the depth: what counts as an edge within the window
 _DEPTH_AGREEMENT = 0.03  # of the depth
 _NEIGHBOURS = 30
-_PATCH_PX, _PATCH_BLUR_PX = 6, 1.0
-_TRACK_ITERATIONS, _LARGEST_SHIFT_PX, _LEAST_LIKENESS = 8, 4.0, 0.8
-_TRIANGULATION_ITERATIONS = 4
-_PIXEL_SIGMA_PX, _DEPTH_SIGMA = 0.5, 0.02  # of a tracked observation; of measured depth, as a share
+_DEPTH_SIGMA = 0.02  # of measured depth, as a share
 _SCALE_PAIRS, _SCALE_CORNERS, _SCALE_PATCH_PX = 24, 150, 5
 _SCALE_MARGIN = 0.03
 
@@ -142,15 +139,15 @@ def build_map_from_rgbd(
         raise InputError(
             f"depth scale {scale.value:g}: give the depth images' units per metre, for example 1000 for millimetres"
         )
-    keyframes = _choose_keyframes(present, camera, scale.value, progress)
-    xyz, image, point = _find_points(keyframes, camera)
+    chosen, keyframes = _choose_keyframes(present, camera, scale.value, progress)
+    xyz, image, point = find_points(keyframes, camera)
     source = PosedImages(
         name or sequence.resolve().name,
-        [keyframe.frame.image for keyframe in keyframes],
-        [keyframe.frame.image.name for keyframe in keyframes],
+        [frame.image for frame in chosen],
+        [frame.image.name for frame in chosen],
         [camera] * len(keyframes),
-        torch.stack([keyframe.frame.map_from_camera for keyframe in keyframes]),
-        np.array([keyframe.frame.stamp_ns for keyframe in keyframes], np.int64),
+        torch.stack([frame.map_from_camera for frame in chosen]),
+        np.array([frame.stamp_ns for frame in chosen], np.int64),
         xyz,
         image,
         point,
@@ -250,14 +247,15 @@ def load_depth(frame: RgbdFrame, camera: Camera, scale: float) -> np.ndarray:
             "depth must be aligned with the colour images"
         )
     depth = (raw / np.float32(scale)).astype(np.float32)
-    return depth if frame.same_instant else _move_depth(depth, frame, camera)
+    if frame.same_instant:
+        return depth
+    return move_depth(depth, se3.inverse(frame.map_from_camera) @ frame.map_from_depth_camera, camera)
 
 
-def _move_depth(depth: np.ndarray, frame: RgbdFrame, camera: Camera) -> np.ndarray:
-    """The depth image as seen from the pose at the colour image's stamp; the nearest surface wins."""
+def move_depth(depth: np.ndarray, camera_from_depth_camera: torch.Tensor, camera: Camera) -> np.ndarray:
+    """A depth image float32 [H, W] as the same camera saw it from another pose; the nearest surface wins."""
     rows, columns = np.nonzero(depth)
-    camera_from_depth = se3.inverse(frame.map_from_camera) @ frame.map_from_depth_camera
-    points = se3.transform(camera_from_depth, lift(camera, np.stack((columns, rows), 1), depth[rows, columns]))
+    points = se3.transform(camera_from_depth_camera, lift(camera, np.stack((columns, rows), 1), depth[rows, columns]))
     pixels, valid = camera.project(points)
     valid &= camera.in_image(pixels)
     column, row = pixels[valid].round().long().numpy().T
@@ -267,25 +265,21 @@ def _move_depth(depth: np.ndarray, frame: RgbdFrame, camera: Camera) -> np.ndarr
     return np.where(np.isfinite(moved), moved, 0).astype(np.float32)
 
 
-def lift(camera: Camera, pixels: np.ndarray, depth: np.ndarray) -> torch.Tensor:
-    """Points [N, 3] in the camera frame at pixels [N, 2] with depth along the optical axis [N]."""
-    rays, _ = camera.unproject(torch.from_numpy(np.asarray(pixels, np.float64)))
-    return rays * (torch.from_numpy(np.asarray(depth, np.float64)) / rays[:, 2])[:, None]
-
-
 # ---- keyframes and points
 
 
 @dataclass(frozen=True, eq=False)
-class _Keyframe:
-    """A chosen frame with its grey image uint8 and its depth float32 [H, W] metres, 0 where unknown or at an edge."""
+class RgbdKeyframe:
+    """A chosen image: map_from_camera float64 [4, 4], grey uint8 [H, W], depth float32 [H, W] metres, 0 where unknown or at
+    an edge (`without_edges`)."""
 
-    frame: RgbdFrame
+    map_from_camera: torch.Tensor
     grey: np.ndarray
     depth: np.ndarray
 
 
-def _load_grey(path: Path, camera: Camera) -> np.ndarray:
+def load_grey(path: Path, camera: Camera) -> np.ndarray:
+    """An image file of the camera's size as uint8 [H, W]. Raises InputError where it has another or cannot be read."""
     image = load_image(path)
     if image.shape[:2] != (camera.height, camera.width):
         raise InputError(
@@ -297,31 +291,35 @@ def _load_grey(path: Path, camera: Camera) -> np.ndarray:
 
 def _choose_keyframes(
     frames: list[RgbdFrame], camera: Camera, scale: float, progress: Progress | None
-) -> list[_Keyframe]:
-    """One keyframe per stretch of little motion: the one of the sharpest image."""
-    keyframes: list[_Keyframe] = []
+) -> tuple[list[RgbdFrame], list[RgbdKeyframe]]:
+    """One frame per stretch of little motion, that of the sharpest image, and what was read of it."""
+    chosen: list[RgbdFrame] = []
+    keyframes: list[RgbdKeyframe] = []
     first: torch.Tensor | None = None
     best_sharpness, reach = 0.0, 0.0
     for k, frame in enumerate(frames):
         if progress:
             progress(k, len(frames), f"depth of {frame.image.name}")
-        grey = _load_grey(frame.image, camera)
+        grey = load_grey(frame.image, camera)
         sharpness = float(cv2.Laplacian(grey, cv2.CV_32F).var())
+        new = True
         if first is not None:
             distance, angle = se3.pose_difference(first, frame.map_from_camera)
-            if float(angle) < _KEYFRAME_ROTATION_RAD and float(distance) < reach:
-                if sharpness > best_sharpness:
-                    best_sharpness, keyframes[-1] = sharpness, _keyframe(frame, grey, camera, scale)
+            new = float(angle) >= _KEYFRAME_ROTATION_RAD or float(distance) >= reach
+            if not new and sharpness <= best_sharpness:
                 continue
-        keyframes.append(_keyframe(frame, grey, camera, scale))
-        known = keyframes[-1].depth[keyframes[-1].depth > 0]
-        first, best_sharpness = frame.map_from_camera, sharpness
+        depth = without_edges(load_depth(frame, camera, scale))
+        keyframe = RgbdKeyframe(frame.map_from_camera, grey, depth)
+        best_sharpness = sharpness
+        if not new:
+            chosen[-1], keyframes[-1] = frame, keyframe
+            continue
+        chosen.append(frame)
+        keyframes.append(keyframe)
+        known = depth[depth > 0]
+        first = frame.map_from_camera
         reach = _KEYFRAME_TRANSLATION * float(np.median(known)) if known.size else 0.0
-    return keyframes
-
-
-def _keyframe(frame: RgbdFrame, grey: np.ndarray, camera: Camera, scale: float) -> _Keyframe:
-    return _Keyframe(frame, grey, without_edges(load_depth(frame, camera, scale)))
+    return chosen, keyframes
 
 
 def without_edges(depth: np.ndarray) -> np.ndarray:
@@ -331,18 +329,17 @@ def without_edges(depth: np.ndarray) -> np.ndarray:
     return np.where((low > 0) & (high - low < _EDGE_STEP * depth), depth, 0).astype(np.float32)
 
 
-def _find_points(keyframes: list[_Keyframe], camera: Camera) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def find_points(keyframes: list[RgbdKeyframe], camera: Camera) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Points [P, 3] in the map, and the keyframe and point of every observation.
 
     Each keyframe is filled up with corners where it does not yet see a point found before, so that a corner of the
     room is one point, not one per keyframe; then every point is looked for in the keyframes around the one that it
     was found in.
     """
-    poses = torch.stack([keyframe.frame.map_from_camera for keyframe in keyframes])
-    near = _neighbours(
-        poses, float(np.median([np.median(k.depth[k.depth > 0]) for k in keyframes if (k.depth > 0).any()] or [1.0]))
-    )
-    found: list[_Patches] = []
+    poses = torch.stack([keyframe.map_from_camera for keyframe in keyframes])
+    depth = float(np.median([np.median(k.depth[k.depth > 0]) for k in keyframes if (k.depth > 0).any()] or [1.0]))
+    near = neighbours(poses, depth, _NEIGHBOURS)
+    found: list[Patches] = []
     for k, keyframe in enumerate(keyframes):
         earlier = [found[n].xyz for n in near[k] if n < k]
         mask = (keyframe.depth > 0).astype(np.uint8)
@@ -354,154 +351,41 @@ def _find_points(keyframes: list[_Keyframe], camera: Camera) -> tuple[np.ndarray
             room -= int(seen.sum())
         found.append(_corners(keyframe, camera, mask, room))
     start = np.cumsum([0] + [len(patches.xyz) for patches in found])
-    patches = _Patches(*(np.concatenate([getattr(one, name) for one in found]) for name in ("xyz", "grid", "grey")))
+    patches = Patches.concatenate(found)
     images, points, observed = [], [], []
     for k, keyframe in enumerate(keyframes):
         candidates = np.concatenate([np.arange(start[n], start[n + 1]) for n in near[k]])
         candidates = candidates[_visible(patches.xyz[candidates], keyframe, camera)[1]]
-        pixels, tracked = _track(patches, candidates, keyframe, camera)
+        pixels, tracked = track_patches(patches, candidates, keyframe.grey, camera, keyframe.map_from_camera)
         points.append(candidates[tracked])
         observed.append(pixels[tracked])
         images.append(np.full(int(tracked.sum()), k, np.int64))
     image, point = np.concatenate(images), np.concatenate(points)
-    return _triangulate(patches.xyz, poses, camera, image, point, np.concatenate(observed)), image, point
-
-
-@dataclass(frozen=True)
-class _Patches:
-    """Corners as small pieces of surface: xyz [n, 3] of the centre in the map, grid [n, S * S, 3] of the pixels
-    around relative to it, float32, and their grey values [n, S * S], float32, as the keyframe that the corner was
-    found in saw them."""
-
-    xyz: np.ndarray
-    grid: np.ndarray
-    grey: np.ndarray
-
-
-def _track(patches: _Patches, which: np.ndarray, keyframe: _Keyframe, camera: Camera) -> tuple[np.ndarray, np.ndarray]:
-    """Where a keyframe shows the patches `which`: pixels [n, 2], and whether they look like it there (bool [n]).
-
-    Depth and pose say where a patch's pixels fall; a shift of the patch along its own image axes is then found by
-    Lucas and Kanade's method, so that errors of depth and of its alignment with the colour image do not stay.
-    """
-    camera_from_map = se3.inverse(keyframe.frame.map_from_camera)
-    points = torch.from_numpy(patches.xyz[which][:, None] + patches.grid[which])
-    pixels, valid = camera.project(se3.transform(camera_from_map, points.reshape(-1, 3)))
-    side = 2 * _PATCH_PX + 1
-    inside = (valid & camera.in_image(pixels, _LARGEST_SHIFT_PX)).numpy().reshape(len(which), -1).all(1)
-    pixels = pixels.numpy().reshape(len(which), side, side, 2)
-    middle = _PATCH_PX
-    # How the keyframe's pixels move when the patch's do, at its centre: columns of [n, 2, 2].
-    across = (pixels[:, middle, -1] - pixels[:, middle, 0]) / (side - 1)
-    down = (pixels[:, -1, middle] - pixels[:, 0, middle]) / (side - 1)
-    affine = np.stack((across, down), -1)
-    template = _standardized(patches.grey[which]).reshape(-1, side, side)
-    slopes = np.stack((np.gradient(template, axis=2), np.gradient(template, axis=1)), -1).reshape(
-        len(which), side * side, 2
+    xyz = refine_points(
+        patches.xyz, poses, [camera] * len(poses), image, point, np.concatenate(observed), _DEPTH_SIGMA
     )
-    normal = np.einsum("npi,npj->nij", slopes, slopes) + 1e-6 * np.eye(2)
-    image = cv2.GaussianBlur(keyframe.grey, (0, 0), _PATCH_BLUR_PX).astype(np.float32)
-    shift = np.zeros((len(which), 2))
-    likeness = np.zeros(len(which))
-    flat = pixels.reshape(len(which), side * side, 2)
-    for step in range(_TRACK_ITERATIONS + 1):
-        where = (flat + np.einsum("nij,nj->ni", affine, shift)[:, None]).astype(np.float32)
-        values = _standardized(cv2.remap(image, where, None, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE))
-        likeness = (values * template.reshape(len(which), -1)).sum(1)
-        if step < _TRACK_ITERATIONS:
-            difference = template.reshape(len(which), -1) - values
-            shift += np.linalg.solve(normal, np.einsum("npi,np->ni", slopes, difference)[..., None])[..., 0]
-            shift = np.clip(shift, -2 * _LARGEST_SHIFT_PX, 2 * _LARGEST_SHIFT_PX)
-    moved = np.einsum("nij,nj->ni", affine, shift)
-    tracked = inside & (likeness > _LEAST_LIKENESS) & (np.linalg.norm(moved, axis=1) < _LARGEST_SHIFT_PX)
-    return pixels[:, middle, middle] + moved, tracked
+    return xyz, image, point
 
 
-def _standardized(values: np.ndarray) -> np.ndarray:
-    """Rows with their mean taken off and of unit length."""
-    values = values - values.mean(1, keepdims=True)
-    return values / np.maximum(np.linalg.norm(values, axis=1, keepdims=True), 1e-6)
-
-
-def _triangulate(
-    xyz: np.ndarray, poses: torch.Tensor, camera: Camera, image: np.ndarray, point: np.ndarray, observed: np.ndarray
-) -> np.ndarray:
-    """Points moved to where they reproject best, [P, 3]: Gauss-Newton per point, poses fixed, held by the measured
-    depth."""
-    result = xyz.copy()
-    centres = poses[:, :3, 3].numpy()
-    distance = np.full(len(xyz), np.inf)
-    np.minimum.at(distance, point, np.linalg.norm(xyz[point] - centres[image], axis=1))
-    hold = (_PIXEL_SIGMA_PX / (_DEPTH_SIGMA * np.where(np.isfinite(distance), distance, 1.0))) ** 2
-    observed_pixels, camera_from_map = torch.from_numpy(observed), se3.inverse(poses)
-    order = np.argsort(image, kind="stable")
-    bounds = np.searchsorted(image[order], np.arange(len(poses) + 1))
-    for _ in range(_TRIANGULATION_ITERATIONS):
-        normal, gradient = np.zeros((len(xyz), 3, 3)), np.zeros((len(xyz), 3))
-        for k in range(len(poses)):
-            rows = order[bounds[k] : bounds[k + 1]]
-            inside = se3.transform(camera_from_map[k], torch.from_numpy(result[point[rows]]))
-            pixels, valid, jacobian = camera.project_with_jacobian(inside)
-            jacobian = (jacobian @ camera_from_map[k, :3, :3]).numpy()
-            error = (pixels - observed_pixels[rows]).numpy()
-            weight = valid.numpy() / (1 + (error**2).sum(1))  # Cauchy, one pixel
-            # A keyframe sees a point once, so plain indexing adds up.
-            normal[point[rows]] += np.einsum("n,nki,nkj->nij", weight, jacobian, jacobian)
-            gradient[point[rows]] += np.einsum("n,nki,nk->ni", weight, jacobian, error)
-        normal += hold[:, None, None] * np.eye(3)
-        gradient += hold[:, None] * (result - xyz)
-        result = result - np.linalg.solve(normal, gradient[..., None])[..., 0]
-    return result
-
-
-def _neighbours(poses: torch.Tensor, depth: float) -> list[list[int]]:
-    """For each keyframe those near it in place and viewing direction, itself among them, by index."""
-    values = poses.numpy()
-    keys = np.concatenate((values[:, :3, 3], depth * values[:, :3, 2]), axis=1)
-    _, near = cKDTree(keys).query(keys, k=[*range(1, min(_NEIGHBOURS, len(keys)) + 1)])
-    return [sorted(row) for row in near.tolist()]
-
-
-def _corners(keyframe: _Keyframe, camera: Camera, mask: np.ndarray, count: int) -> _Patches:
-    """Corners of the image inside the mask."""
-    side = 2 * _PATCH_PX + 1
-    nothing = _Patches(
-        np.empty((0, 3)), np.empty((0, side * side, 3), np.float32), np.empty((0, side * side), np.float32)
-    )
-    if count <= 0:
-        return nothing
-    corners = cv2.goodFeaturesToTrack(keyframe.grey, count, _CORNER_QUALITY, _CORNER_DISTANCE_PX, mask=mask)
-    if corners is None:
-        return nothing
+def _corners(keyframe: RgbdKeyframe, camera: Camera, mask: np.ndarray, count: int) -> Patches:
+    """Patches around corners of the image inside the mask, at most `count`."""
+    corners = None
+    if count > 0:
+        corners = cv2.goodFeaturesToTrack(keyframe.grey, count, _CORNER_QUALITY, _CORNER_DISTANCE_PX, mask=mask)
     # Whole pixels: depth belongs to them.
-    pixels = corners[:, 0].round()
+    pixels = np.empty((0, 2)) if corners is None else corners[:, 0].round().astype(np.float64)
     column, row = pixels.astype(int).T
-    span = np.arange(-_PATCH_PX, _PATCH_PX + 1)
-    offsets = np.stack(np.meshgrid(span, span), -1).reshape(-1, 2)
-    around = (pixels[:, None] + offsets).reshape(-1, 2)
-    image = cv2.GaussianBlur(keyframe.grey, (0, 0), _PATCH_BLUR_PX).astype(np.float32)
-    grey = cv2.remap(
-        image,
-        around.reshape(len(pixels), -1, 2).astype(np.float32),
-        None,
-        cv2.INTER_NEAREST,
-        borderMode=cv2.BORDER_REPLICATE,
-    )
-    centre = np.repeat(keyframe.depth[row, column], side * side)
-    column, row = np.clip(around, 0, [camera.width - 1, camera.height - 1]).astype(int).T
+    centre = keyframe.depth[row, column][:, None]
+    column, row = np.moveaxis(np.clip(patch_pixels(pixels), 0, [camera.width - 1, camera.height - 1]).astype(int), -1, 0)
     depth = keyframe.depth[row, column]
     # Where the patch reaches over an edge its middle's depth stands in.
     depth = np.where(np.abs(depth - centre) < _EDGE_STEP * centre, depth, centre)
-    points = (
-        se3.transform(keyframe.frame.map_from_camera, lift(camera, around, depth)).numpy().reshape(len(pixels), -1, 3)
-    )
-    xyz = points[:, len(offsets) // 2]
-    return _Patches(xyz, (points - xyz[:, None]).astype(np.float32), grey)
+    return cut_patches(keyframe.grey, camera, keyframe.map_from_camera, pixels, depth)
 
 
-def _visible(xyz: np.ndarray, keyframe: _Keyframe, camera: Camera) -> tuple[np.ndarray, np.ndarray]:
+def _visible(xyz: np.ndarray, keyframe: RgbdKeyframe, camera: Camera) -> tuple[np.ndarray, np.ndarray]:
     """Pixels [n, 2] of map points in a keyframe, and where its depth agrees with theirs."""
-    points = se3.transform(se3.inverse(keyframe.frame.map_from_camera), torch.from_numpy(xyz))
+    points = se3.transform(se3.inverse(keyframe.map_from_camera), torch.from_numpy(xyz))
     pixels, valid = camera.project(points)
     seen = (valid & camera.in_image(pixels)).numpy()
     column, row = pixels[seen].round().long().numpy().T
@@ -559,7 +443,7 @@ def _likeness(a: RgbdFrame, b: RgbdFrame, camera: Camera, scale: float) -> float
     """Mean normalised cross-correlation of patches of image a with where depth puts them in image b; 0 where none is
     seen."""
     grey_a, grey_b = (
-        cv2.GaussianBlur(_load_grey(frame.image, camera), (0, 0), 1.5).astype(np.float32) for frame in (a, b)
+        cv2.GaussianBlur(load_grey(frame.image, camera), (0, 0), 1.5).astype(np.float32) for frame in (a, b)
     )
     depth = without_edges(load_depth(a, camera, scale))
     corners = cv2.goodFeaturesToTrack(grey_a, _SCALE_CORNERS, 0.01, 10, mask=(depth > 0).astype(np.uint8))
