@@ -3,21 +3,27 @@
 
 States (numbers in `TrackState`); a pose is given only in TRACKING and DEGRADED::
 
-    INITIALIZING  no pose yet; once an initial pose is given, images are aligned around it
-      → TRACKING      the image agreed with the map and with the prior
+    INITIALIZING  no pose yet: images are aligned around an initial pose, and looked for in the whole map
+      → TRACKING      an image agreed well with the map near the initial pose, or `confirm_frames` images elsewhere
     TRACKING      → DEGRADED  an image failed a gate: the pose is dead reckoning, its covariance grows
-    DEGRADED      → TRACKING  an image passed again;   → LOST  dead reckoning went on for too long or too far
+    DEGRADED      → TRACKING  an image passed again
+                  → LOST      dead reckoning went on for too long or too far, or the image surely shows another place
     LOST          → RELOCALIZING  with the next image
-    RELOCALIZING  → TRACKING  `confirm_frames` images in a row agreed with the map and with each other;
-                  → LOST      nothing found for `max_search_s`: only a new initial pose helps
+    RELOCALIZING  → TRACKING  `confirm_frames` images in a row agreed with the map and with odometry in one place, and no
+                              other place explains them as well
 
 An image whose quality is good but which contradicts the prior is a candidate: it is believed only after the images that
-follow confirm it, so one wrong alignment never moves the robot and a robot that was carried is still found.
+follow confirm it, so one wrong alignment never moves the robot and a robot that was carried is still found. Several candidates
+are followed side by side; where two places look alike, none is believed until the robot has moved to where they differ.
+
+Poses far from the prior come from a `PoseSearch` (`relocalization.Relocalizer`). Without one only the surroundings of the prior
+are searched, for `max_search_s`; then only a new initial pose helps.
 """
 
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Protocol
 
@@ -43,6 +49,20 @@ class Localizer(Protocol):
     ) -> FrameAlignment: ...
 
 
+class PoseSearch(Protocol):
+    """What the tracker needs of `Relocalizer`."""
+
+    def search(
+        self,
+        frame: CameraFrame,
+        base_from_camera: torch.Tensor,
+        turn: int = 0,
+        prior: MotionPrior | None = None,
+        known: Sequence[torch.Tensor] = (),
+        finalists: int | None = None,
+    ) -> list[FrameAlignment]: ...
+
+
 @dataclass(frozen=True)
 class QualityGates:
     """What an aligned image must satisfy to be believed.
@@ -51,7 +71,8 @@ class QualityGates:
     ones whose features agree; min_inlier_fraction_search: likewise while no prior holds the pose. max_cost: mean robust
     cost. max_innovation: Mahalanobis distance to the prior, six degrees of freedom (5.3 is passed by 99.99 % of honest
     Gaussian errors). sure_inlier_fraction, max_innovation_sure: with so many inliers the image is believed further away:
-    slipping wheels are commoner than a wrong alignment that looks so good.
+    slipping wheels are commoner than a wrong alignment that looks so good. rival_inlier_fraction: where another place has more
+    than this share of a place's inliers, neither is believed.
 
     On real sequences wrong alignments had at most 0.19 inliers (98 % of them below 0.15), right ones 0.19 and more, in
     blurred images, and 0.4 and more in sharp ones.
@@ -65,6 +86,7 @@ class QualityGates:
     max_innovation: float = 5.3
     sure_inlier_fraction: float = 0.4
     max_innovation_sure: float = 16.0
+    rival_inlier_fraction: float = 0.6
 
 
 @dataclass(frozen=True)
@@ -72,8 +94,9 @@ class TrackerOptions:
     """Limits of the tracker; metres, seconds, radians.
 
     max_degraded_s, max_degraded_m: how long and far dead reckoning on odometry is published; without odometry only
-    max_degraded_blind_s. max_search_s: how long an initial or lost pose is searched. confirm_frames: images that must
-    agree before a pose that contradicts the prior, or one found again, is believed. translation_floor, rotation_floor:
+    max_degraded_blind_s. max_search_s: how long an initial or lost pose is a hint where to look. confirm_frames: images
+    that must agree before a pose that contradicts the prior, or one found again, is believed. max_candidates: such poses
+    followed at a time. translation_floor, rotation_floor:
     standard deviations below which no covariance goes (map and calibration are not perfect). covariance_scale:
     multiplies what the image alone claims. search_translation, search_rotation: how far from the prior the search goes
     at most. initial_translation_std, initial_rotation_std: of an initial pose that comes without covariance.
@@ -88,6 +111,7 @@ class TrackerOptions:
     max_degraded_blind_s: float = 0.5
     max_search_s: float = 60.0
     confirm_frames: int = 3
+    max_candidates: int = 3
     translation_floor: float = 0.005
     rotation_floor: float = 0.001
     covariance_scale: float = 1.0
@@ -104,11 +128,35 @@ _SEARCH = ((0, 0, 0), (0, 0, 1), (0, 0, -1), (1, 0, 0), (-1, 0, 0), (0, 1, 0), (
 
 
 @dataclass(frozen=True)
+class _Look:
+    """One alignment of the image, judged. pose: None where `problem` says what is wrong with it."""
+
+    alignment: FrameAlignment
+    pose: KnownPose | None
+    problem: str
+    searched: bool = False
+
+
+@dataclass(frozen=True)
+class _View:
+    """What is known of an image before it is aligned. frame: with its features."""
+
+    frame: CameraFrame
+    base_from_camera: torch.Tensor
+    camera_from_base: torch.Tensor
+    odometry: OdometrySample | None
+
+
+@dataclass(frozen=True)
 class _Candidate:
-    """A good alignment that is not believed yet, and how many images in a row agreed with it."""
+    """A good alignment that is not believed yet. count: images in a row that agreed with it; before: the pose at the one before
+    the last. searched: found by the search, not around the prior."""
 
     pose: KnownPose
+    before: KnownPose | None
     count: int
+    inlier_fraction: float
+    searched: bool
 
 
 class Tracker:
@@ -117,8 +165,11 @@ class Tracker:
     `track` and the setters belong to one thread; `add_odometry` may be called from another.
     """
 
-    def __init__(self, localizer: Localizer, options: TrackerOptions | None = None) -> None:
+    def __init__(
+        self, localizer: Localizer, options: TrackerOptions | None = None, pose_search: PoseSearch | None = None
+    ) -> None:
         self.options = options or TrackerOptions()
+        self._pose_search = pose_search
         self.odometry = OdometryBuffer(self.options.odometry)
         self._localizer = localizer
         self.state = TrackState.INITIALIZING
@@ -127,9 +178,14 @@ class Tracker:
 
     @property
     def has_pose(self) -> bool:
-        """Whether there is a pose to start from: False after a reset, until `initialize`, and when the search was given
-        up."""
+        """Whether there is a pose to start from: False after a reset, until `initialize` or until one is found, and when the
+        search around the last one was given up."""
         return self._known is not None
+
+    @property
+    def can_relocalize(self) -> bool:
+        """Whether poses are looked for in the whole map."""
+        return self._pose_search is not None
 
     @property
     def _searching(self) -> bool:
@@ -165,18 +221,29 @@ class Tracker:
         self.state = TrackState.INITIALIZING
         self._forget_pose()
 
-    def set_map(self, localizer: Localizer) -> None:
-        """Go on with another map (the localizer made for it): poses in the old one mean nothing, so the tracker is
+    def relocalize(self) -> None:
+        """Forget the pose and look for it in the whole map, from the next image on: RELOCALIZING until one is believed.
+
+        Raises InputError where the tracker was made without a search.
+        """
+        if self._pose_search is None:
+            raise InputError("nothing can look for the pose in the whole map: give an initial pose")
+        self.reset()
+        self.state = TrackState.RELOCALIZING
+
+    def set_map(self, localizer: Localizer, pose_search: PoseSearch | None = None) -> None:
+        """Go on with another map (localizer and search made for it): poses in the old one mean nothing, so the tracker is
         reset."""
         self._localizer = localizer
+        self._pose_search = pose_search
         self.reset()
 
     # ---- one image
 
     def prepare(self, frame: CameraFrame) -> CameraFrame:
         """The frame with its features, which need no prior: worth calling while odometry is awaited. Nothing is done while
-        there is no pose to start from. Raises InputError for an image or camera that cannot be used."""
-        if self._known is None or frame.prepared is not None:
+        there is neither a pose to start from nor a search. Raises InputError for an image or camera that cannot be used."""
+        if (self._known is None and self._pose_search is None) or frame.prepared is not None:
             return frame
         return replace(frame, prepared=self._localizer.prepare(frame.image, frame.camera))
 
@@ -193,52 +260,42 @@ class Tracker:
         if refusal:
             return self._result(frame.stamp_ns, began, message=refusal)
         se3.check_pose(base_from_camera, "base_from_camera")
-        if self._known is None:
+        if self._known is None and self._pose_search is None:
             self._last_stamp_ns = frame.stamp_ns
             lost = "lost and given up" if self.state is TrackState.LOST else "no pose to start from"
             return self._result(frame.stamp_ns, began, message=f"{lost}: give an initial pose")
 
         odometry, odometry_problem = self._odometry_at(frame.stamp_ns)
-        if self._known.odometry is None or self._known.odometry.extrapolated_s:
-            # Odometry that was late for that image, or an initial pose, may be here by now.
-            known_odometry, _ = self._odometry_at(self._known.stamp_ns)
-            self._known = replace(self._known, odometry=known_odometry or self._known.odometry)
-        prior = self._predict(self._known, self._before, frame.stamp_ns, odometry)
-        start, start_covariance = self._start(prior, frame.stamp_ns, odometry)
-        camera_from_base = se3.inverse(base_from_camera)
-        if start_covariance is not None:
-            start_covariance = se3.transform_covariance(start_covariance, camera_from_base)
-        prepared = self.prepare(frame).prepared
-        alignment = self._localizer.localize_prepared(prepared, start @ base_from_camera, start_covariance)
+        prior = self._prior(frame.stamp_ns, odometry)
+        frame = self.prepare(frame)
+        view = _View(frame, base_from_camera, se3.inverse(base_from_camera), odometry)
+        looks: list[_Look] = []
+        believed = None
+        if prior is not None and not (self._searching and self._candidates):
+            looks.append(self._look(view, *self._start(prior), self._searching))
+            believed = looks[0] if self._agrees(looks[0], prior) else None
+        if believed is None:
+            looks += self._look_elsewhere(view, prior)
+            believed = next((look for look in looks if self._agrees(look, prior)), None)
         self._last_stamp_ns = frame.stamp_ns
-        if self._searching:
-            self._attempts += 1
 
-        problem = self._quality_problem(alignment)
-        distance = rotation = float("nan")
-        if not problem:
-            pose = alignment.map_from_camera @ camera_from_base
-            distance, rotation = (float(v) for v in se3.pose_difference(prior.map_from_base, pose))
-            measured = self._measured_covariance(alignment, base_from_camera)
-            found = KnownPose(frame.stamp_ns, pose, measured, odometry)
-            problem = self._consistency_problem(found, prior, alignment.inlier_fraction)
+        if believed is not None:
+            jumped = _distance(prior, believed.pose) > self.options.gates.max_innovation
+            problem = ""
+            self._accept(believed.pose, None if jumped else prior)
         else:
-            self._candidate = None
-        if problem:
-            self._fail(frame.stamp_ns, prior, odometry)
-            if self.state is TrackState.DEGRADED:
-                problem += ": dead reckoning" if odometry else ": guessing without odometry"
-            elif self.state is TrackState.LOST and self._known is None:
-                problem += f": nothing found for {self.options.max_search_s:g} s, give an initial pose"
-        elif odometry_problem and len(self.odometry):
-            problem = odometry_problem
-        covariance = prior.covariance
-        map_from_base = prior.map_from_base
+            problem, believed = self._wait_for_confirmation(looks, prior, frame.stamp_ns, odometry)
+        shown = believed or max(looks, key=lambda look: look.alignment.inlier_fraction * look.alignment.success, default=None)
         if self.state is TrackState.TRACKING:
             map_from_base, covariance = self._known.map_from_base, self._known.covariance
+            if not problem and odometry_problem and len(self.odometry):
+                problem = odometry_problem
+        else:
+            map_from_base, covariance = (None, None) if prior is None else (prior.map_from_base, prior.covariance)
         return self._result(
-            frame.stamp_ns, began, prior, alignment, map_from_base, covariance, odometry, distance, rotation, problem
-        )
+            frame.stamp_ns, began, prior, None if shown is None else shown.alignment, map_from_base, covariance, odometry,
+            None if shown is None else shown.pose, problem,
+        )  # fmt: skip
 
     # ---- steps of track
 
@@ -260,23 +317,30 @@ class Tracker:
         except OdometryUnavailable as unavailable:
             return None, str(unavailable)
 
-    def _predict(
-        self, known: KnownPose, before: KnownPose | None, stamp_ns: int, odometry: OdometrySample | None
-    ) -> MotionPrior:
-        prior = predict(known, before, stamp_ns, odometry, self.odometry, self.options.motion)
-        if self._initial and known is self._known:
+    def _prior(self, stamp_ns: int, odometry: OdometrySample | None) -> MotionPrior | None:
+        """From the last known pose; None where there is none."""
+        if self._known is None:
+            return None
+        if self._known.odometry is None or self._known.odometry.extrapolated_s:
+            # Odometry that was late for that image, or an initial pose, may be here by now.
+            known_odometry, _ = self._odometry_at(self._known.stamp_ns)
+            self._known = replace(self._known, odometry=known_odometry or self._known.odometry)
+        prior = self._predict(self._known, self._before, stamp_ns, odometry)
+        if self._initial:
             return MotionPrior(prior.map_from_base, prior.covariance, "initial pose", prior.age_s)
         return prior
 
-    def _start(
-        self, prior: MotionPrior, stamp_ns: int, odometry: OdometrySample | None
-    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+    def _predict(
+        self, known: KnownPose, before: KnownPose | None, stamp_ns: int, odometry: OdometrySample | None
+    ) -> MotionPrior:
+        return predict(known, before, stamp_ns, odometry, self.odometry, self.options.motion)
+
+    def _start(self, prior: MotionPrior) -> tuple[torch.Tensor, torch.Tensor | None]:
         """Where the alignment starts, and the covariance that holds it there (None while searching: nothing should)."""
         if not self._searching:
             return prior.map_from_base, prior.covariance
-        if self._candidate is not None:
-            return self._predict(self._candidate.pose, None, stamp_ns, odometry).map_from_base, None
         x, y, yaw = _SEARCH[self._attempts % len(_SEARCH)]
+        self._attempts += 1
         std = np.sqrt(prior.covariance.numpy().diagonal())
         # At least a quarter of the way: whoever is lost should not trust the covariance that led there.
         reach_m, reach_rad = self.options.search_translation, self.options.search_rotation
@@ -285,7 +349,45 @@ class Tracker:
         offset = np.array([x * translation[0], y * translation[1], 0.0, 0.0, 0.0, yaw * rotation])
         return prior.map_from_base @ se3.se3_exp(torch.from_numpy(offset)), None
 
-    def _quality_problem(self, alignment: FrameAlignment) -> str:
+    def _look(
+        self, view: _View, map_from_base: torch.Tensor, covariance: torch.Tensor | None, free: bool
+    ) -> _Look:
+        """The image aligned from a pose of the base. free: no prior was believed on the way there, so more must agree."""
+        if covariance is not None:
+            covariance = se3.transform_covariance(covariance, view.camera_from_base)
+        start = map_from_base @ view.base_from_camera
+        return self._judged(view, self._localizer.localize_prepared(view.frame.prepared, start, covariance), free)
+
+    def _judged(self, view: _View, alignment: FrameAlignment, free: bool) -> _Look:
+        problem = self._quality_problem(alignment, free)
+        if problem:
+            return _Look(alignment, None, problem)
+        pose = alignment.map_from_camera @ view.camera_from_base
+        measured = self._measured_covariance(alignment, view.base_from_camera)
+        return _Look(alignment, KnownPose(view.frame.stamp_ns, pose, measured, view.odometry), "")
+
+    def _look_elsewhere(self, view: _View, prior: MotionPrior | None) -> list[_Look]:
+        """Where the candidates should be by now, and what the search finds besides: a bounded number of alignments."""
+        expected = [
+            self._predict(candidate.pose, candidate.before, view.frame.stamp_ns, view.odometry).map_from_base
+            for candidate in self._candidates
+        ]
+        # What was found around the prior is found there again.
+        looks = [
+            self._look(view, pose, None, True)
+            for candidate, pose in zip(self._candidates, expected)
+            if self._searching or candidate.searched
+        ]
+        if self._pose_search is not None:
+            found = self._pose_search.search(
+                view.frame, view.base_from_camera, self._turn, prior if self._searching else None,
+                [pose @ view.base_from_camera for pose in expected], None if self._searching and not looks else 1,
+            )  # fmt: skip
+            self._turn += 1
+            looks += [replace(self._judged(view, alignment, True), searched=True) for alignment in found]
+        return looks
+
+    def _quality_problem(self, alignment: FrameAlignment, free: bool) -> str:
         gates = self.options.gates
         if not alignment.success:
             return f"alignment failed ({alignment.reason})"
@@ -295,7 +397,7 @@ class Tracker:
         visible = alignment.visible_fraction * alignment.points_used
         if alignment.visible_fraction < gates.min_visible_fraction or visible < gates.min_visible_points:
             return f"only {visible:.0f} of {alignment.points_used} map points are in the image"
-        enough = gates.min_inlier_fraction_search if self._searching else gates.min_inlier_fraction
+        enough = gates.min_inlier_fraction_search if free else gates.min_inlier_fraction
         if alignment.inlier_fraction < enough:
             return f"only {alignment.inlier_fraction:.0%} of the visible points agree with the map"
         if not alignment.cost <= gates.max_cost:
@@ -307,31 +409,116 @@ class Tracker:
         inflation = self.options.covariance_scale / max(alignment.inlier_fraction, 0.1) ** 2
         return self._floored(se3.transform_covariance(inflation * alignment.covariance, base_from_camera))
 
-    def _consistency_problem(self, found: KnownPose, prior: MotionPrior, inlier_fraction: float) -> str:
-        """Believe the pose found (return "") or say why not yet. Keeps the candidate."""
+    def _agrees(self, look: _Look, prior: MotionPrior | None) -> bool:
+        """Whether a look is believed at once, since it is where the prior says."""
         gates = self.options.gates
-        limit = gates.max_innovation
-        innovation = mahalanobis(prior.map_from_base, prior.covariance, found.map_from_base, found.covariance)
-        lost = self.state in (TrackState.LOST, TrackState.RELOCALIZING)
-        if innovation <= limit and not lost:
-            self._accept(found, prior)
-            return ""
-        if innovation <= gates.max_innovation_sure and inlier_fraction >= gates.sure_inlier_fraction and not lost:
-            self._accept(found, None)
-            return ""
-        count = 1
-        if self._candidate is not None:
-            expected = self._predict(self._candidate.pose, None, found.stamp_ns, found.odometry)
-            away = mahalanobis(expected.map_from_base, expected.covariance, found.map_from_base, found.covariance)
-            if away <= limit:
-                count += self._candidate.count
-        if count >= self.options.confirm_frames:
-            self._accept(found, None)
-            return ""
-        self._candidate = _Candidate(found, count)
-        if lost:
-            return f"a pose was found, confirmed by {count} of {self.options.confirm_frames} images"
-        return f"the image contradicts the {prior.source} prior ({innovation:.1f} standard deviations)"
+        if look.pose is None or prior is None or self.state in (TrackState.LOST, TrackState.RELOCALIZING):
+            return False
+        sure = look.alignment.inlier_fraction >= gates.sure_inlier_fraction
+        if self.state is TrackState.INITIALIZING and not sure:
+            return False
+        limit = gates.max_innovation_sure if sure and not look.searched else gates.max_innovation
+        return _distance(prior, look.pose) <= limit
+
+    def _wait_for_confirmation(
+        self, looks: list[_Look], prior: MotionPrior | None, stamp_ns: int, odometry: OdometrySample | None
+    ) -> tuple[str, _Look | None]:
+        """No look is where the prior says: follow the candidates, and believe one that was confirmed often enough.
+
+        Returns what is wrong (empty: nothing) and the look that is believed after all.
+        """
+        good = [look for look in looks if look.pose is not None]
+        followed = self._follow(good, stamp_ns, odometry)
+        self._candidates = [candidate for candidate, _ in followed]
+        winner = self._winner(prior)
+        if winner is not None:
+            look = next(look for candidate, look in followed if candidate is winner)
+            problem = ""
+            if self._initial and prior is not None:
+                away = float(se3.pose_difference(prior.map_from_base, winner.pose.map_from_base)[0])
+                if _distance(prior, winner.pose) > self.options.gates.max_innovation:
+                    problem = f"found {away:.1f} m away from the initial pose that was given"
+            self._accept(winner.pose, None)
+            return problem, look
+        sure = self.options.gates.sure_inlier_fraction
+        elsewhere = any(candidate.searched and candidate.inlier_fraction >= sure for candidate in self._candidates)
+        self._fail(stamp_ns, prior, odometry, elsewhere)
+        return self._problem(looks, prior, odometry), None
+
+    def _problem(self, looks: list[_Look], prior: MotionPrior | None, odometry: OdometrySample | None) -> str:
+        """Why no pose is believed, in words."""
+        options = self.options
+        if self._candidates and (self._searching or prior is None):
+            count = max(candidate.count for candidate in self._candidates)
+            if count >= options.confirm_frames:
+                return f"{len(self._candidates)} places look alike: drive on, or give an initial pose"
+            return f"a pose was found, confirmed by {count} of {options.confirm_frames} images"
+        if not looks:
+            problem = "no keyframe looks like the image"
+        elif looks[0].pose is not None and prior is not None:
+            away = _distance(prior, looks[0].pose)
+            problem = f"the image contradicts the {prior.source} prior ({away:.1f} standard deviations)"
+        else:
+            problem = looks[0].problem
+        if self.state is TrackState.DEGRADED:
+            return problem + (": dead reckoning" if odometry else ": guessing without odometry")
+        if self._known is None and prior is not None:
+            problem += f": nothing found for {options.max_search_s:g} s"
+            return problem + (", looking in the whole map" if self.can_relocalize else ", give an initial pose")
+        return problem
+
+    def _follow(
+        self, looks: list[_Look], stamp_ns: int, odometry: OdometrySample | None
+    ) -> list[tuple[_Candidate, _Look]]:
+        """The candidates that the image still shows, with the looks that say so, and new ones for what else it may show."""
+        limit = self.options.gates.max_innovation
+        left = list(looks)
+        followed: list[tuple[_Candidate, _Look]] = []
+        for candidate in self._candidates:
+            expected = self._predict(candidate.pose, candidate.before, stamp_ns, odometry)
+            distances = [_distance(expected, look.pose) for look in left]
+            if not distances:
+                break
+            nearest = int(np.argmin(distances))
+            if distances[nearest] > limit:
+                continue
+            look = left[nearest]
+            count = candidate.count + 1
+            found = _Candidate(look.pose, candidate.pose, count, look.alignment.inlier_fraction, candidate.searched)
+            followed.append((found, look))
+            left = [other for other in left if _distance(expected, other.pose) > limit]
+        for look in left:
+            # Without odometry the first step of a candidate tells its velocity.
+            before = self._moved_from(look.pose) if odometry is None else None
+            followed.append((_Candidate(look.pose, before, 1, look.alignment.inlier_fraction, look.searched), look))
+        followed.sort(key=lambda pair: (-pair[0].count, -pair[0].inlier_fraction))
+        return followed[: self.options.max_candidates]
+
+    def _moved_from(self, pose: KnownPose) -> KnownPose | None:
+        """The candidate that may have been this pose one image ago, by the greatest speeds that are believed of a robot."""
+        limits = self.options.odometry
+        for candidate in self._candidates:
+            away, turned = se3.pose_difference(candidate.pose.map_from_base, pose.map_from_base)
+            seconds = (pose.stamp_ns - candidate.pose.stamp_ns) * 1e-9
+            if float(away) <= limits.max_speed * seconds and float(turned) <= limits.max_turn_rate * seconds:
+                return candidate.pose
+        return None
+
+    def _winner(self, prior: MotionPrior | None) -> _Candidate | None:
+        """The candidate to believe: confirmed often enough, and no other place explains the images as well. A place near the
+        prior need not fear places far from it."""
+        gates = self.options.gates
+
+        def near(candidate: _Candidate) -> bool:
+            return prior is not None and _distance(prior, candidate.pose) <= gates.max_innovation
+
+        confirmed = [candidate for candidate in self._candidates if candidate.count >= self.options.confirm_frames]
+        for candidate in confirmed:
+            least = gates.rival_inlier_fraction * candidate.inlier_fraction
+            rivals = (c for c in self._candidates if c is not candidate and c.inlier_fraction > least)
+            if all(near(candidate) and not near(rival) for rival in rivals):
+                return candidate
+        return None
 
     def _accept(self, found: KnownPose, prior: MotionPrior | None) -> None:
         covariance = found.covariance
@@ -341,21 +528,22 @@ class Tracker:
         self._before = None if self._initial or prior is None else self._known
         self._known = KnownPose(found.stamp_ns, found.map_from_base, covariance, found.odometry)
         self._initial = False
-        self._candidate = None
-        self._attempts = 0
-        self._searching_since_ns = None
+        self._end_search()
         self.state = TrackState.TRACKING
 
-    def _fail(self, stamp_ns: int, prior: MotionPrior, odometry: OdometrySample | None) -> None:
-        if not self._searching and self._may_dead_reckon(stamp_ns, prior, odometry):
+    def _fail(self, stamp_ns: int, prior: MotionPrior | None, odometry: OdometrySample | None, elsewhere: bool) -> None:
+        """No pose is believed. elsewhere: the image surely shows another place, so that dead reckoning is not believed."""
+        if not self._searching and not elsewhere and self._may_dead_reckon(stamp_ns, prior, odometry):
             self.state = TrackState.DEGRADED
             return
         if self._searching_since_ns is None:
             self._searching_since_ns = stamp_ns
         if not self._searching:
             self.state = TrackState.LOST
-        elif (stamp_ns - self._searching_since_ns) * 1e-9 > self.options.max_search_s:
+        elif self._known is not None and (stamp_ns - self._searching_since_ns) * 1e-9 > self.options.max_search_s:
+            candidates, turn = self._candidates, self._turn
             self._forget_pose()
+            self._candidates, self._turn = candidates, turn
             self.state = TrackState.LOST
         elif self.state is TrackState.LOST:
             self.state = TrackState.RELOCALIZING
@@ -375,9 +563,13 @@ class Tracker:
     def _forget_pose(self) -> None:
         self._known: KnownPose | None = None
         self._before: KnownPose | None = None
-        self._candidate: _Candidate | None = None
         self._initial = False
+        self._end_search()
+
+    def _end_search(self) -> None:
+        self._candidates: list[_Candidate] = []
         self._attempts = 0
+        self._turn = 0
         self._searching_since_ns: int | None = None
 
     def _result(
@@ -389,10 +581,12 @@ class Tracker:
         map_from_base: torch.Tensor | None = None,
         covariance: torch.Tensor | None = None,
         odometry: OdometrySample | None = None,
-        distance: float = float("nan"),
-        rotation: float = float("nan"),
+        found: KnownPose | None = None,
         message: str = "",
     ) -> TrackResult:
+        distance = rotation = float("nan")
+        if prior is not None and found is not None:
+            distance, rotation = (float(v) for v in se3.pose_difference(prior.map_from_base, found.map_from_base))
         if self._searching:
             map_from_base = covariance = None
         map_from_odom = None
@@ -404,3 +598,8 @@ class Tracker:
             stamp_ns, self.state, map_from_base, covariance, map_from_odom, prior, distance, rotation, alignment,
             timings_ms, message,
         )  # fmt: skip
+
+
+def _distance(prior: MotionPrior, pose: KnownPose) -> float:
+    """Distance from a prior to a pose found, in standard deviations of both together."""
+    return mahalanobis(prior.map_from_base, prior.covariance, pose.map_from_base, pose.covariance)

@@ -1,0 +1,168 @@
+# Copyright the pixloc_ros authors. SPDX-License-Identifier: Apache-2.0
+"""Where an image may have been taken when next to nothing is known: hypotheses from alike keyframes and from a vague prior,
+aligned together at the coarse levels, the best of them to the end.
+
+The work for one image is bounded, whatever the map's size: what an image does not find, the next image looks for further down
+the list. Nothing here is believed: `Tracker` follows what was found over the next images first.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from scipy.stats import norm, qmc
+
+from ..alignment import ReferencePoints, align
+from ..features.pyramid import FeaturePyramid
+from ..geometry import se3
+from ..mapping.local_points import LocalPointSelector
+from ..mapping.retrieval import GlobalDescriptor, KeyframeIndex
+from .localizer import FrameLocalizer
+from .types import CameraFrame, FrameAlignment, MotionPrior
+
+_GATE = 3.5
+"""Standard deviations of a prior within which keyframes are looked at."""
+_SAME_ANGLE = 0.1
+_SAME_DEPTHS = 0.1
+
+
+@dataclass(frozen=True)
+class RelocalizationOptions:
+    """Work per image. hypotheses: poses aligned at the coarse levels. pool: alike keyframes that they are taken from, over
+    successive images. seeds: of the hypotheses, those spread over a prior's covariance, where there is a prior.
+    levels, points: what the coarse alignment uses. finalists: poses aligned to the end."""
+
+    hypotheses: int = 10
+    pool: int = 30
+    seeds: int = 4
+    levels: int = 2
+    points: int = 192
+    finalists: int = 2
+
+
+class Relocalizer:
+    """Finds poses of images in a map without a prior, or with a vague one. Holds no state: same input, same poses."""
+
+    def __init__(self, localizer: FrameLocalizer, options: RelocalizationOptions | None = None,
+                 descriptor: GlobalDescriptor | None = None) -> None:
+        """Raises InputError where the map's keyframes are described by another descriptor."""
+        self.options = options or RelocalizationOptions()
+        self._localizer = localizer
+        # Its own: the views of far keyframes must not drive those around the robot from the localizer's.
+        self._selector = LocalPointSelector(localizer.map)
+        self._alignment = replace(localizer.options.alignment, least_fine_inliers=0.0)
+        self._index = KeyframeIndex(localizer.map, descriptor)
+        self._keyframes = localizer.map.map_from_keyframe
+        depth = localizer.map.keyframe_depth
+        self._depth = float(np.median(depth[depth > 0])) if (depth > 0).any() else 1.0
+
+    def search(self, frame: CameraFrame, base_from_camera: torch.Tensor, turn: int = 0, prior: MotionPrior | None = None,
+               known: Sequence[torch.Tensor] = (), finalists: int | None = None) -> list[FrameAlignment]:
+        """Poses at which the image agrees best with the map, each found from a hypothesis of its own, best first.
+
+        frame: with its features (`prepared`). turn: 0 for the first image of a search, then counting up: later ones look at
+        other hypotheses. prior: of the base, where there is one: keyframes near it come first, and seeds are spread over its
+        covariance. known: map_from_camera poses that are already followed: hypotheses that lead there are dropped.
+        finalists: fewer or more than the options say.
+        """
+        prepared = frame.prepared
+        starts = self._hypotheses(frame, base_from_camera, turn, prior)
+        if not len(starts):
+            return []
+        poses, scores = self._align_coarsely(prepared.pyramid, prepared.camera, starts)
+        found: list[FrameAlignment] = []
+        taken = list(known)
+        for k in np.argsort(-scores, kind="stable"):
+            if len(found) == (self.options.finalists if finalists is None else finalists) or scores[k] <= 0:
+                break
+            if any(self._same(poses[k], other) for other in taken):
+                continue
+            alignment = self._localizer.localize_prepared(prepared, poses[k])
+            taken += [poses[k], alignment.map_from_camera]
+            found.append(alignment)
+        return sorted(found, key=lambda a: -agreement(a))
+
+    def _hypotheses(self, frame: CameraFrame, base_from_camera: torch.Tensor, turn: int, prior: MotionPrior | None
+                    ) -> torch.Tensor:
+        """map_from_camera [H, 4, 4] to start from."""
+        options = self.options
+        description = self._index.descriptor.describe(frame.image, frame.prepared.pyramid)
+        seeds = torch.empty((0, 4, 4), dtype=torch.float64)
+        ranked = self._index.by_place(self._index.most_alike(description, options.pool))
+        if prior is not None:
+            seeds = spread(prior, options.seeds, turn) @ base_from_camera
+            near = self._index.most_alike(description, options.pool, self._near(prior, base_from_camera))
+            ranked = _alternate(near, ranked)
+        count = options.hypotheses - len(seeds)
+        first = turn * count % max(len(ranked), 1)
+        keyframes = np.roll(ranked, -first)[:count]
+        return torch.cat((seeds, self._keyframes[torch.from_numpy(keyframes)]))
+
+    def _near(self, prior: MotionPrior, base_from_camera: torch.Tensor) -> np.ndarray:
+        """bool [K]: keyframes that a camera within the prior's gate could be aligned from."""
+        camera = prior.map_from_base @ base_from_camera
+        std = prior.covariance.diagonal().clamp(min=0).sqrt()
+        # What a keyframe may be away from the image all the same, and be a good start.
+        reach_m = _GATE * float(std[:3].max()) + 0.25 * self._depth
+        reach_rad = _GATE * float(std[3:].max()) + 0.5
+        away, turned = se3.pose_difference(camera, self._keyframes)
+        return ((away <= reach_m) & (turned <= reach_rad)).numpy()
+
+    def _align_coarsely(self, pyramid: FeaturePyramid, camera, starts: torch.Tensor) -> tuple[torch.Tensor, np.ndarray]:
+        """All hypotheses in one batch, at the coarse levels only: poses [H, 4, 4], and the share of points that agree."""
+        levels = min(self.options.levels, len(pyramid.levels))
+        locals_ = [self._selector.select(start, camera, self.options.points) for start in starts]
+        count = max(max(len(local.points) for local in locals_), 1)
+        origins = torch.stack([local.origin for local in locals_])
+        map_from_local = torch.eye(4, dtype=torch.float64).repeat(len(starts), 1, 1)
+        map_from_local[:, :3, 3] = origins
+        mask = torch.stack([torch.arange(count) < len(local.points) for local in locals_])
+
+        def padded(tensors: list[torch.Tensor | None]) -> torch.Tensor | None:
+            if tensors[0] is None:
+                return None
+            return torch.stack([torch.cat((t, t.new_zeros((count - len(t), *t.shape[1:])))) for t in tensors])
+
+        points = ReferencePoints(
+            padded([local.points.xyz for local in locals_]),
+            tuple(padded([local.points.descriptors[k] for local in locals_]) for k in range(levels)),
+            tuple(padded([local.points.confidences[k] for local in locals_]) for k in range(levels)))
+        coarse = FeaturePyramid(pyramid.levels[:levels], pyramid.image_size)
+        result = align(coarse, camera, points, se3.inverse(starts) @ map_from_local, self._alignment,
+                       damping=self._localizer.extractor.damping, mask=mask)
+        poses = map_from_local @ se3.inverse(result.camera_from_map)
+        scores = torch.where(result.converged, (result.inliers & mask).sum(-1) / count, 0.0)
+        return poses, scores.numpy()
+
+    def _same(self, one: torch.Tensor, other: torch.Tensor) -> bool:
+        away, turned = se3.pose_difference(one, other)
+        return float(away) < _SAME_DEPTHS * self._depth and float(turned) < _SAME_ANGLE
+
+
+def agreement(alignment: FrameAlignment) -> float:
+    """Number of points that agree: the more of the map is explained, the better. Negative where the alignment failed."""
+    return alignment.inlier_fraction * alignment.visible_fraction * alignment.points_used if alignment.success else -1.0
+
+
+def spread(prior: MotionPrior, count: int, turn: int) -> torch.Tensor:
+    """map_from_base [count, 4, 4] spread over a prior's covariance: the prior itself first, then evenly over a Gaussian
+    (a Halton sequence, of which each turn takes the next part)."""
+    first = turn * count
+    sequence = qmc.Halton(6, scramble=False).fast_forward(max(first, 1))
+    offsets = norm.ppf(sequence.random(count if first else count - 1).clip(1e-3, 1 - 1e-3))
+    if not first:
+        offsets = np.vstack((np.zeros((1, 6)), offsets))
+    values, axes = np.linalg.eigh(prior.covariance.numpy())
+    tangents = offsets * np.sqrt(values.clip(min=0)) @ axes.T
+    return prior.map_from_base @ se3.se3_exp(torch.from_numpy(tangents))
+
+
+def _alternate(first: np.ndarray, second: np.ndarray) -> np.ndarray:
+    """One of each in turn, without repetition."""
+    both = np.concatenate([np.stack((first[:n], second[:n]), 1).ravel() if (n := min(len(first), len(second))) else first[:0],
+                           first[n:], second[n:]])
+    _, index = np.unique(both, return_index=True)
+    return both[np.sort(index)]
