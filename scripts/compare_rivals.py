@@ -107,7 +107,7 @@ def world_from_map(export: Path, scene: Path) -> torch.Tensor:
     """[4, 4]: the harness may use another world frame than the scene's map; the queries' truth is known in both."""
     world_from_camera = read_tum(export / "truth.txt").map_from_body
     camera_from_map = read_benchmark_poses(scene / "queries" / "truth.txt")
-    both = world_from_camera @ torch.stack([camera_from_map[name] for name in _query_names(export)])
+    both = world_from_camera @ torch.stack([camera_from_map[name] for name in query_names(export)])
     if float((both - both[0]).abs().max()) > SAME_FRAME:
         raise InputError(f"{export} and {scene} have different poses: remove the export")
     return both[0]
@@ -117,16 +117,16 @@ def localize_all(export: Path, frame: torch.Tensor, map_path: Path, weights: str
                  ) -> dict[tuple[str, int], Path]:
     """Trajectories (TUM files) of every variant and prior set, one pose a query that was found. frame: world_from_map."""
     localizer = localize.open_localizer(map_path, weights)
-    names = _query_names(export)
+    names = query_names(export)
     paths = {}
     for variant, level in RUNS:
         priors = read_tum(export / f"prior_{level}.txt")
-        camera = _camera(export / variant)
+        camera = export_camera(export / variant)
         poses = []
         with show_progress(f"{export.name}: {variant}, priors {LEVELS[level]}") as progress:
             for k, (name, stamp) in enumerate(zip(names, priors.stamps_ns.tolist(), strict=True)):
                 prior = se3.inverse(frame) @ priors.map_from_body[k]
-                result = localizer.localize(load_image(export / variant / _png(name)), camera, prior)
+                result = localizer.localize(load_image(export / variant / png_name(name)), camera, prior)
                 if result.success:
                     poses.append((stamp, frame @ result.map_from_camera))
                 progress(k + 1, len(names))
@@ -140,9 +140,9 @@ def time_ours(export: Path, frame: torch.Tensor, map_path: Path, weights: str) -
     """Milliseconds a query (small priors), as the harness takes them: median over the quietest rounds."""
     torch.set_num_threads(2)
     localizer = localize.open_localizer(map_path, weights)
-    priors, camera = read_tum(export / "prior_0.txt"), _camera(export / "clean")
+    priors, camera = read_tum(export / "prior_0.txt"), export_camera(export / "clean")
     starts = se3.inverse(frame) @ priors.map_from_body
-    images = [load_image(export / "clean" / _png(name)) for name in _query_names(export)[:TIMED_QUERIES]]
+    images = [load_image(export / "clean" / png_name(name)) for name in query_names(export)[:TIMED_QUERIES]]
     rounds = []
     for _ in range(ROUNDS + 1):
         outside, cpu, wall = _busy_s(), time.process_time(), time.perf_counter()
@@ -197,17 +197,17 @@ def _accuracy(summary: dict | None, metric: bool) -> list[str]:
     return [f"{summary['med_deg']:.3f}", distance, f"{100 * summary['recall'][1]:.0f}"]
 
 
-def _query_names(export: Path) -> list[str]:
+def query_names(export: Path) -> list[str]:
     """In the order of the trajectories."""
     return [query["name"] for query in json.loads((export / "lists.json").read_text())["queries"]]
 
 
-def _png(name: str) -> str:
+def png_name(name: str) -> str:
     """How the export calls a query's image."""
     return str(Path(name).with_suffix(".png"))
 
 
-def _camera(folder: Path) -> Camera:
+def export_camera(folder: Path) -> Camera:
     return Camera.parse_colmap_line((folder / "camera.txt").read_text().strip())
 
 
