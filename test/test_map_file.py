@@ -203,7 +203,8 @@ def _rewritten(file, tmp_path, change):
     "change, message",
     [
         (lambda t, d: t["__metadata__"].update(version="2"), "format version 2"),
-        (lambda t, d: t.pop("point.xyz"), "lacks tensors"),
+        (lambda t, d: t.pop("point.xyz"), "gaps or overlaps"),
+        (lambda t, d: t.update(points=t.pop("point.xyz")), "lacks tensors"),
         (lambda t, d: t["point.xyz"].update(dtype="F32"), "makes no sense"),
         (lambda t, d: t["point.xyz"].update(shape=[-300, -3]), "makes no sense"),
         (lambda t, d: t["point.xyz"].update(shape=[900, 1]), "does not fit|makes no sense"),

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
 
 from ..errors import InputError
+from ..tensor_file import TensorFileError, load_tensors, save_tensors
 
 SHIPPED = Path(__file__).resolve().parents[1] / "weights"
 
@@ -28,10 +26,9 @@ def resolve_weights(weights: str | Path) -> Path:
 def load_weights(path: Path) -> tuple[dict[str, torch.Tensor], dict]:
     """State dict and card of a weights file. InputError where the file is not one, or is cut short."""
     try:
-        with safe_open(str(path), framework="pt") as file:
-            card = json.loads((file.metadata() or {}).get("card", "null"))
-            state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
-    except (SafetensorError, OSError, json.JSONDecodeError) as error:
+        state, metadata = load_tensors(path)
+        card = json.loads(metadata.get("card", "null"))
+    except (TensorFileError, OSError, json.JSONDecodeError) as error:
         raise InputError(f"{path} is not a readable weights file ({error}): fetch or import it again") from error
     if not isinstance(card, dict) or "architecture" not in card:
         raise InputError(f"{path} has no card that names its architecture: it was not written by pixloc")
@@ -41,6 +38,4 @@ def load_weights(path: Path) -> tuple[dict[str, torch.Tensor], dict]:
 def save_weights(path: Path, state: dict[str, torch.Tensor], card: dict) -> None:
     """Write a weights file under a temporary name, then rename it."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    temporary.write_bytes(save({k: v.contiguous() for k, v in state.items()}, {"card": json.dumps(card, indent=1)}))
-    os.replace(temporary, path)
+    save_tensors(path, state, {"card": json.dumps(card, indent=1)})

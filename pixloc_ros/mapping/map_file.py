@@ -1,20 +1,14 @@
 # Copyright the pixloc_ros authors. SPDX-License-Identifier: Apache-2.0
 """The map and its file, `*.pixmap` (docs/map_format.md).
 
-The file is laid out like safetensors: the length of a JSON header, the header, then the tensors one after another.
-Opening it maps it into memory; only the header and what is as long as the list of keyframes is read then, the rest
-when it is used.
+The file is a tensor file with a description. Opening it maps it into memory; only the header and what is as long as the
+list of keyframes is read then, the rest when it is used.
 """
 
 from __future__ import annotations
 
-import contextlib
 import json
-import mmap
-import os
-import struct
 import zlib
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -25,19 +19,11 @@ from ..errors import InputError
 from ..features import Extractor
 from ..geometry import se3
 from ..geometry.cameras import Camera
+from ..tensor_file import TensorFile, TensorFileError, tensor_bytes, write_arrays
 
 FORMAT = "pixmap"
 VERSION = 1
-_LONGEST_HEADER = 100_000_000  # safetensors' own bound
-_ALIGNMENT = 64
-_DTYPES = {
-    "F64": np.dtype("<f8"),
-    "I64": np.dtype("<i8"),
-    "F32": np.dtype("<f4"),
-    "I32": np.dtype("<i4"),
-    "F16": np.dtype("<f2"),
-}
-_DTYPE_NAMES = {dtype: name for name, dtype in _DTYPES.items()}
+_DTYPES = {"F64": np.float64, "I64": np.int64, "F32": np.float32, "I32": np.int32, "F16": np.float16}
 
 
 @dataclass(frozen=True, eq=False)
@@ -102,24 +88,13 @@ class Map:
         """Write the file: under a temporary name in the same folder, synced, then renamed. Same map, same bytes."""
         path = Path(path)
         tensors = self._tensors()
-        header = _header(self, tensors)
-        temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            with open(temporary, "wb") as file:
-                file.write(header)
-                for tensor in tensors.values():
-                    file.write(memoryview(tensor).cast("B") if tensor.size else b"")
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(temporary, path)
+            write_arrays(path, tensors, self._metadata(tensors))
         except OSError as error:
             raise InputError(
                 f"cannot write {path} ({error.strerror}): give a place that is writable and has room"
             ) from error
-        finally:
-            with contextlib.suppress(OSError):  # gone after the rename
-                temporary.unlink()
 
     def require_extractor(self, extractor: Extractor) -> None:
         """Raise InputError where the map's features come from another network than the one given."""
@@ -134,7 +109,6 @@ class Map:
         return slice(int(self.observation_offsets[keyframe]), int(self.observation_offsets[keyframe + 1]))
 
     def _tensors(self) -> dict[str, np.ndarray]:
-        """Name to array, widest items first, so that every tensor of the file is aligned to its items."""
         tensors = {
             "keyframe.map_from_keyframe": self.map_from_keyframe.numpy(),
             "keyframe.camera": self.keyframe_camera,
@@ -152,10 +126,32 @@ class Map:
             if confidences is not None:
                 tensors[f"observation.confidence.{level}"] = confidences
         specification = _specification(len(self.strides))
-        tensors = {
-            name: np.ascontiguousarray(tensor, _DTYPES[specification[name][0]]) for name, tensor in tensors.items()
+        return {name: np.ascontiguousarray(tensor, _DTYPES[specification[name][0]]) for name, tensor in tensors.items()}
+
+    def _metadata(self, tensors: dict[str, np.ndarray]) -> dict[str, str]:
+        description = {
+            "name": self.name,
+            "extractor": {
+                "name": self.extractor_name,
+                "fingerprint": self.extractor_fingerprint,
+                "strides": list(self.strides),
+                "channels": list(self.channels),
+                "working_side": self.working_side,
+            },
+            "cameras": [
+                {"model": camera.model, "width": camera.width, "height": camera.height, "params": camera.params.tolist()}
+                for camera in self.cameras
+            ],
+            "keyframe_names": self.keyframe_names,
+            "crc32": {name: zlib.crc32(tensor_bytes(tensor)) for name, tensor in tensors.items()},
         }
-        return dict(sorted(tensors.items(), key=lambda item: (-item[1].itemsize, item[0])))
+        text = json.dumps(description, sort_keys=True)
+        return {
+            "format": FORMAT,
+            "version": str(VERSION),
+            "map": text,
+            "map_crc32": str(zlib.crc32(text.encode())),
+        }
 
 
 def _specification(levels: int) -> dict[str, tuple[str, tuple[str | int, ...]]]:
@@ -178,68 +174,26 @@ def _specification(levels: int) -> dict[str, tuple[str, tuple[str | int, ...]]]:
     return tensors
 
 
-def _header(map_: Map, tensors: dict[str, np.ndarray]) -> bytes:
-    description = {
-        "name": map_.name,
-        "extractor": {
-            "name": map_.extractor_name,
-            "fingerprint": map_.extractor_fingerprint,
-            "strides": list(map_.strides),
-            "channels": list(map_.channels),
-            "working_side": map_.working_side,
-        },
-        "cameras": [
-            {"model": camera.model, "width": camera.width, "height": camera.height, "params": camera.params.tolist()}
-            for camera in map_.cameras
-        ],
-        "keyframe_names": map_.keyframe_names,
-        "crc32": {
-            name: zlib.crc32(memoryview(tensor).cast("B") if tensor.size else b"") for name, tensor in tensors.items()
-        },
-    }
-    text = json.dumps(description, sort_keys=True)
-    table: dict[str, object] = {
-        "__metadata__": {
-            "format": FORMAT,
-            "version": str(VERSION),
-            "map": text,
-            "map_crc32": str(zlib.crc32(text.encode())),
-        }
-    }
-    end = 0
-    for name, tensor in tensors.items():
-        table[name] = {
-            "dtype": _DTYPE_NAMES[tensor.dtype],
-            "shape": list(tensor.shape),
-            "data_offsets": [end, end + tensor.nbytes],
-        }
-        end += tensor.nbytes
-    header = json.dumps(table, separators=(",", ":")).encode()
-    header += b" " * (-(8 + len(header)) % _ALIGNMENT)
-    return struct.pack("<Q", len(header)) + header
-
-
 class _MappedFile:
-    """A file that has the layout of a map: header parsed, tensors as views."""
+    """A tensor file whose description and tensors are those of a map."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._mapping = self._map()
-        table, start = self._table()
-        metadata = table.pop("__metadata__", None)
-        self.description = self._description(metadata)
-        self.tensors = dict(self._views(table, start))
+        file = self._open()
+        self.description = self._description(file.metadata)
+        self.tensors = file.arrays
         self._check_shapes()
 
     def damaged(self, why: str) -> InputError:
         return InputError(f"{self.path} is damaged ({why}): build the map again or copy the file again")
 
-    def _map(self) -> mmap.mmap:
+    def _open(self) -> TensorFile:
         try:
-            with open(self.path, "rb") as file:
-                if os.fstat(file.fileno()).st_size < 8:
-                    raise InputError(f"{self.path} is not a pixloc map: make one with 'pixloc map'")
-                return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+            return TensorFile(self.path)
+        except TensorFileError as error:
+            if error.foreign:
+                raise InputError(f"{self.path} is not a pixloc map: make one with 'pixloc map'") from None
+            raise self.damaged(str(error)) from None
         except FileNotFoundError:
             raise InputError(f"no map file {self.path}: check the path, or make it with 'pixloc map'") from None
         except OSError as error:
@@ -247,21 +201,8 @@ class _MappedFile:
                 f"cannot read {self.path} ({error.strerror}): give a map file made with 'pixloc map'"
             ) from error
 
-    def _table(self) -> tuple[dict, int]:
-        (length,) = struct.unpack("<Q", self._mapping[:8])
-        foreign = InputError(f"{self.path} is not a pixloc map: make one with 'pixloc map'")
-        if length > _LONGEST_HEADER or self._mapping[8:9] != b"{":
-            raise foreign
-        if 8 + length > len(self._mapping):
-            raise self.damaged("it ends within its header")
-        try:
-            table = json.loads(self._mapping[8 : 8 + length])
-        except (ValueError, RecursionError):
-            raise foreign from None
-        return table, 8 + length
-
-    def _description(self, metadata: object) -> dict:
-        if not isinstance(metadata, dict) or metadata.get("format") != FORMAT:
+    def _description(self, metadata: dict[str, str]) -> dict:
+        if metadata.get("format") != FORMAT:
             raise InputError(
                 f"{self.path} is not a pixloc map but another safetensors file: make a map with 'pixloc map'"
             )
@@ -270,44 +211,24 @@ class _MappedFile:
                 f"{self.path} is a map of format version {metadata.get('version')}, this program reads version "
                 f"{VERSION}: update pixloc_ros or build the map again"
             )
-        text = metadata.get("map")
-        if not isinstance(text, str) or str(zlib.crc32(text.encode())) != metadata.get("map_crc32"):
+        text = metadata.get("map", "")
+        if str(zlib.crc32(text.encode())) != metadata.get("map_crc32"):
             raise self.damaged("its description does not match its checksum")
         return json.loads(text)
 
-    def _views(self, table: dict, start: int) -> Iterator[tuple[str, np.ndarray]]:
-        specification = _specification(len(self.description["extractor"]["strides"]))
-        optional = {name for name in specification if name.startswith("observation.confidence.")}
-        if not set(specification) - optional <= set(table) <= set(specification):
-            raise self.damaged("it lacks tensors or has too many")
-        size = len(self._mapping) - start
-        ends = [0]
-        for name, entry in table.items():
-            try:
-                first, last = entry["data_offsets"]
-                shape, dtype = tuple(entry["shape"]), _DTYPES[entry["dtype"]]
-                sound = entry["dtype"] == specification[name][0] and all(isinstance(n, int) and n >= 0 for n in shape)
-                count = int(np.prod(shape, dtype=object))
-                sound = sound and first == ends[-1] and last - first == count * dtype.itemsize
-            except (KeyError, TypeError, ValueError):
-                sound = False
-            if not sound:
-                raise self.damaged(f"the entry of '{name}' in its header makes no sense")
-            if last > size:
-                raise self.damaged(f"it is cut short: {size} bytes of data where '{name}' ends at {last}")
-            ends.append(last)
-            yield name, np.frombuffer(self._mapping, dtype, count, start + first).reshape(shape)
-        if ends[-1] != size:
-            raise self.damaged("it is longer than its header says")
-
     def _check_shapes(self) -> None:
         extractor = self.description["extractor"]
+        specification = _specification(len(extractor["strides"]))
+        optional = {name for name in specification if name.startswith("observation.confidence.")}
+        if not set(specification) - optional <= set(self.tensors) <= set(specification):
+            raise self.damaged("it lacks tensors or has too many")
         lengths: dict[str | int, int] = {f"C{level}": channels for level, channels in enumerate(extractor["channels"])}
         lengths["K"] = len(self.description["keyframe_names"])
         lengths["K+1"] = lengths["K"] + 1
-        specification = _specification(len(extractor["strides"]))
         for name, tensor in self.tensors.items():
-            wanted = specification[name][1]
+            dtype, wanted = specification[name]
+            if tensor.dtype != _DTYPES[dtype]:
+                raise self.damaged(f"'{name}' is of type {tensor.dtype}, which makes no sense")
             if len(wanted) != tensor.ndim or any(
                 length != (lengths.setdefault(symbol, length) if isinstance(symbol, str) else symbol)
                 for symbol, length in zip(wanted, tensor.shape)
@@ -315,8 +236,7 @@ class _MappedFile:
                 raise self.damaged(f"'{name}' has shape {list(tensor.shape)}, which does not fit the others")
 
     def _check(self, name: str) -> None:
-        tensor = self.tensors[name]
-        if zlib.crc32(memoryview(tensor).cast("B") if tensor.size else b"") != self.description["crc32"].get(name):
+        if zlib.crc32(tensor_bytes(self.tensors[name])) != self.description["crc32"].get(name):
             raise self.damaged(f"'{name}' does not match its checksum")
 
     def check_all(self) -> None:

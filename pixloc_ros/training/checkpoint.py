@@ -7,11 +7,10 @@ import os
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
 from torch import nn
 
 from ..errors import InputError
+from ..tensor_file import TensorFileError, load_tensors, save_tensors
 
 FILE_NAME = "checkpoint.safetensors"
 _RANDOM = "random.torch"
@@ -34,18 +33,15 @@ def save_checkpoint(path: Path, model: nn.Module, optimizer: torch.optim.Optimiz
     for index, values in optimizer.state_dict()["state"].items():
         tensors |= {f"optimizer.{index}.{name}": value for name, value in values.items()}
     tensors[_RANDOM] = torch.get_rng_state()
-    # Clones in plain memory order: the file knows no channels-last, and no two tensors may share memory.
-    plain = {name: value.detach().clone(memory_format=torch.contiguous_format) for name, value in tensors.items()}
-    write_atomically(path, save(plain, {"state": json.dumps(state)}))
+    save_tensors(path, tensors, {"state": json.dumps(state)})
 
 
 def load_checkpoint(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> dict:
     """Put a checkpoint's tensors in place → its `state`. Raises InputError where the file is damaged or of another model."""
     try:
-        with safe_open(str(path), framework="pt") as file:
-            state = json.loads((file.metadata() or {})["state"])
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
-    except (SafetensorError, OSError, KeyError, json.JSONDecodeError) as error:
+        tensors, metadata = load_tensors(path)
+        state = json.loads(metadata["state"])
+    except (TensorFileError, OSError, KeyError, json.JSONDecodeError) as error:
         raise InputError(f"{path} is not a readable checkpoint ({error}): start again in another folder") from error
     try:
         model.load_state_dict({n.removeprefix("model."): v for n, v in tensors.items() if n.startswith("model.")})

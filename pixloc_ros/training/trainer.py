@@ -21,7 +21,6 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.distributed as dist
-from safetensors.torch import save
 from torch.nn.parallel import DistributedDataParallel
 
 from ..alignment import AlignmentOptions, ReferencePoints, align
@@ -30,6 +29,7 @@ from ..features.extractor import DAMPING
 from ..features.pyramid import FeaturePyramid
 from ..features.weights import save_weights
 from ..geometry import se3
+from ..tensor_file import save_tensors
 from .checkpoint import FILE_NAME, load_checkpoint, save_checkpoint, write_atomically
 from .config import RunSection, TrainingConfig, build_mixture, build_network
 from .datasets import TrainingSteps, validation_batches
@@ -190,7 +190,7 @@ class Trainer:
         path = self.out / f"bad_batch_{self.step}_{self.rank}.safetensors"
         tensors = {name: value for name, value in vars(batch).items() if isinstance(value, torch.Tensor)}
         tensors |= {"reference_camera": batch.reference_camera.params, "query_camera": batch.query_camera.params}
-        write_atomically(path, save({k: v.contiguous() for k, v in tensors.items()}, {"names": json.dumps(batch.names)}))
+        save_tensors(path, tensors, {"names": json.dumps(batch.names)})
         raise Diverged(f"{what} of step {self.step} is not a number: the batch is in {path}; go on from the last checkpoint with "
                        "--resume and a lower learning_rate")
 
