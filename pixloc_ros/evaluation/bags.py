@@ -159,7 +159,7 @@ class BagReader:
 
     def image_stamps(self) -> Iterator[int]:
         """Stamps of the images in the order of recording."""
-        return (_stamp(message) for _, message in self.messages([self.image_topic]))
+        return (message_stamp(message) for _, message in self.messages([self.image_topic]))
 
     def raw_messages(self, topics: Iterable[str]) -> Iterator[RawMessage]:
         """Messages of some topics in the order they were recorded, for playing them again."""
@@ -198,7 +198,7 @@ class BagReader:
         first = next((m for _, m in self.messages([self.image_topic])), None)
         if first is None:
             raise InputError(f"no image on {self.image_topic} in {self.path}: give another --image-topic")
-        self.camera_frame = _frame_name(first.header.frame_id)
+        self.camera_frame = frame_name(first.header.frame_id)
         info = next((m for _, m in self.messages([self.camera_info_topic])), None)
         if info is None:
             raise InputError(f"no message on {self.camera_info_topic} in {self.path}: give another --camera-info-topic")
@@ -236,7 +236,7 @@ class BagReader:
 
     def _find_odometry(self) -> None:
         asked = self.options.odometry
-        candidates = [t for t in self.topics_of_type(ODOMETRY) if not _is_truth_name(t)]
+        candidates = [t for t in self.topics_of_type(ODOMETRY) if not is_truth_name(t)]
         self.odom_frame, self.base_frame = self.options.odom_frame, self.options.base_frame or "base_link"
         if asked == "none" or (asked is None and not candidates and not self.tf_has_odometry()):
             self.odometry_topic = None
@@ -247,8 +247,8 @@ class BagReader:
             first = next((m for _, m in self.messages([self.odometry_topic])), None)
             if first is None:
                 raise InputError(f"no message on {self.odometry_topic} in {self.path}: use --odometry-topic none")
-            self.odom_frame = _frame_name(first.header.frame_id) or self.odom_frame
-            child = _frame_name(first.child_frame_id)
+            self.odom_frame = frame_name(first.header.frame_id) or self.odom_frame
+            child = frame_name(first.child_frame_id)
             if self.options.base_frame not in (None, "", child) and child:
                 raise InputError(f"{self.odometry_topic} is the odometry of {child}, not of {self.base_frame}: "
                                  f"use --base-frame {child}")
@@ -256,7 +256,7 @@ class BagReader:
 
     def _find_truth(self) -> None:
         asked = self.options.truth
-        candidates = [t for t in self.topics_of_type(*_POSE_TYPES) if _is_truth_name(t)]
+        candidates = [t for t in self.topics_of_type(*_POSE_TYPES) if is_truth_name(t)]
         if asked == "none" or (asked is None and not candidates):
             self.truth_topic = None
         elif asked is not None and asked.startswith("tf:"):
@@ -270,7 +270,7 @@ class BagReader:
         return [t for t in self.topics_of_type(TF, "tf/msg/tfMessage") if t.strip("/").split("/")[-1] == name]
 
     def _is_odometry(self, transform) -> bool:
-        return (_frame_name(transform.header.frame_id), _frame_name(transform.child_frame_id)) == (
+        return (frame_name(transform.header.frame_id), frame_name(transform.child_frame_id)) == (
             self.odom_frame, self.base_frame)
 
     def static_transform(self, parent: str, child: str) -> torch.Tensor:
@@ -334,11 +334,11 @@ class BagReader:
 
     def _classified(self, topic: str, message, other: str | None) -> Iterator[tuple[int, int, object]]:
         if topic == self.image_topic:
-            yield _IMAGE, _stamp(message), message
+            yield _IMAGE, message_stamp(message), message
         elif topic == self.camera_info_topic:
-            yield _INFO, _stamp(message), message
+            yield _INFO, message_stamp(message), message
         elif topic == other:
-            yield _OTHER, _stamp(message), message
+            yield _OTHER, message_stamp(message), message
         else:
             for odometry in self._odometry_of(message):
                 yield _ODOMETRY, odometry.stamp_ns, odometry
@@ -356,10 +356,10 @@ class BagReader:
         if self.odometry_topic == "tf":
             for transform in message.transforms:
                 if self._is_odometry(transform):
-                    yield OdometryMessage(_stamp(transform), _matrix(transform.transform))
+                    yield OdometryMessage(message_stamp(transform), matrix(transform.transform))
         else:
             covariance = torch.tensor(np.asarray(message.twist.covariance, float).reshape(6, 6))
-            yield OdometryMessage(_stamp(message), _matrix(message.pose.pose), covariance)
+            yield OdometryMessage(message_stamp(message), matrix(message.pose.pose), covariance)
 
     def _truth_poses(self) -> Iterator[tuple[int, torch.Tensor]]:
         if self.truth_topic is None:
@@ -369,12 +369,12 @@ class BagReader:
             base_from_body = self._base_from(child)
             for _, message in self.messages(self._tf_topics("tf")):
                 for transform in message.transforms:
-                    if (_frame_name(transform.header.frame_id), _frame_name(transform.child_frame_id)) == (parent, child):
-                        yield _stamp(transform), _matrix(transform.transform) @ se3.inverse(base_from_body)
+                    if (frame_name(transform.header.frame_id), frame_name(transform.child_frame_id)) == (parent, child):
+                        yield message_stamp(transform), matrix(transform.transform) @ se3.inverse(base_from_body)
             return
         for _, message in self.messages([self.truth_topic]):
-            body = _frame_name(getattr(message, "child_frame_id", ""))
-            yield _stamp(message), _matrix(_pose_of(message)) @ se3.inverse(self._base_from(body))
+            body = frame_name(getattr(message, "child_frame_id", ""))
+            yield message_stamp(message), matrix(pose_of(message)) @ se3.inverse(self._base_from(body))
 
     def _base_from(self, body: str) -> torch.Tensor:
         """base_from_body; a body that no static transform knows (a marker's name, say) is taken for the base itself."""
@@ -411,11 +411,11 @@ def _drain(heap: list, until_ns: int | None) -> Iterator[tuple[int, int, object]
         yield kind, stamp_ns, message
 
 
-def _stamp(message) -> int:
+def message_stamp(message) -> int:
     return message.header.stamp.sec * 10**9 + message.header.stamp.nanosec
 
 
-def _frame_name(name: str) -> str:
+def frame_name(name: str) -> str:
     """tf2 names have no leading slash; ROS 1 bags may."""
     return name.lstrip("/")
 
@@ -424,7 +424,7 @@ def _info_topic(image_topic: str) -> str:
     return f"{image_topic.removesuffix('/compressed').rpartition('/')[0]}/camera_info"
 
 
-def _is_truth_name(topic: str) -> bool:
+def is_truth_name(topic: str) -> bool:
     words = topic.lower().replace("/", "_").replace("groundtruth", "ground_truth").split("_")
     return any(word in words for word in _TRUTH_WORDS)
 
@@ -441,14 +441,14 @@ def _camera(info) -> Camera | InputError:
         return error
 
 
-def _pose_of(message):
+def pose_of(message):
     """The Pose or Transform inside a message of one of `_POSE_TYPES`."""
     if hasattr(message, "transform"):
         return message.transform
     return message.pose.pose if hasattr(message.pose, "pose") else message.pose
 
 
-def _matrix(pose) -> torch.Tensor:
+def matrix(pose) -> torch.Tensor:
     """float64 [4, 4] of a geometry_msgs Pose or Transform; NaN where its numbers are, or its quaternion is 0."""
     t = pose.translation if hasattr(pose, "translation") else pose.position
     q = pose.rotation if hasattr(pose, "rotation") else pose.orientation
@@ -462,8 +462,8 @@ def _static_transforms(messages: Iterable) -> dict[str, dict[str, torch.Tensor]]
     edges: dict[str, dict[str, torch.Tensor]] = {}
     for message in messages:
         for transform in message.transforms:
-            parent, child = _frame_name(transform.header.frame_id), _frame_name(transform.child_frame_id)
-            parent_from_child = _matrix(transform.transform)
+            parent, child = frame_name(transform.header.frame_id), frame_name(transform.child_frame_id)
+            parent_from_child = matrix(transform.transform)
             se3.check_pose(parent_from_child, f"static transform {parent} -> {child}")
             edges.setdefault(parent, {})[child] = parent_from_child
             edges.setdefault(child, {})[parent] = se3.inverse(parent_from_child)
