@@ -111,7 +111,7 @@ build_interfaces() {
   # CMake refuses to export a target that names a folder inside of its sources, which numpy in .venv would be: the package is
   # built from a folder of links.
   mkdir -p build/overlay/source
-  ln -s "$ROOT"/{CMakeLists.txt,package.xml,LICENSE,config,launch,msg,pixloc_ros,scripts} build/overlay/source
+  ln -s "$ROOT"/{CMakeLists.txt,package.xml,LICENSE,config,launch,msg,pixloc_ros,scripts,srv} build/overlay/source
   (
     # a log folder and defaults of colcon's own would land in the repository's root and in the user's home
     export COLCON_LOG_PATH=$ROOT/build/overlay/log COLCON_HOME=$ROOT/build/overlay/home
@@ -160,7 +160,7 @@ PYTHON_ID=$("$PYTHON" -c 'import sys; print(sys.version)')
 DEPENDENCIES=$(fingerprint requirements*.txt scripts/patch_ros_wheels.py)-$(fingerprint - <<<"$PYTHON_ID ${TORCH_INDEX:-}")
 PACKAGE=$DEPENDENCIES-$(fingerprint setup.py setup.cfg pyproject.toml scripts/bare_ros_env.py pixloc_ros/__init__.py)
 # The overlay's Python modules are linked: only their names matter to the build.
-mapfile -t BUILD_FILES < <(find CMakeLists.txt package.xml msg overlay -type f \( -name CMakeLists.txt -o -name package.xml -o -name '*.msg' \) | LC_ALL=C sort)
+mapfile -t BUILD_FILES < <(find CMakeLists.txt package.xml msg srv overlay -type f \( -name CMakeLists.txt -o -name package.xml -o -name "*.msg" -o -name "*.srv" \) | LC_ALL=C sort)
 INTERFACES=$DEPENDENCIES-$(declare -f build_interfaces | fingerprint -)-$(fingerprint "${BUILD_FILES[@]}")-$(find overlay -name '*.py' | LC_ALL=C sort | fingerprint -)
 
 if done_already dependencies "$DEPENDENCIES" && done_already package "$PACKAGE" && done_already interfaces "$INTERFACES" &&

@@ -34,7 +34,7 @@ from pixloc_ros.geometry import se3
 from pixloc_ros.node import conversions
 from pixloc_ros.node.localization_node import LocalizationNode
 from pixloc_ros.tracking.tracker import Tracker
-from pixloc_ros.tracking.types import FrameAlignment
+from pixloc_ros.tracking.types import FrameAlignment, PreparedImage
 
 WIDTH, HEIGHT = 64, 48
 PERIOD_NS = 50_000_000
@@ -76,14 +76,28 @@ def pose_of(number: int) -> torch.Tensor:
     return true_pose((stamp_of(number) - START_NS) * 1e-9)
 
 
+def start_pose() -> dict:
+    """Parameters that start the node at image 0."""
+    pose = pose_of(0)
+    return {
+        "set_initial_pose": True,
+        "initial_pose__x": float(pose[0, 3]),
+        "initial_pose__y": float(pose[1, 3]),
+        "initial_pose__z": float(pose[2, 3]),
+        "initial_pose__roll": 0.02,
+        "initial_pose__pitch": -0.1,
+        "initial_pose__yaw": 0.7,
+    }
+
+
 class FakeLocalizer:
     """Reads the number of an image and answers with its pose."""
 
-    def prepare(self, image, camera) -> np.ndarray:
-        return image
+    def prepare(self, image, camera) -> PreparedImage:
+        return PreparedImage(image, camera, {})
 
-    def localize_prepared(self, image, map_from_camera, prior_covariance=None) -> FrameAlignment:
-        value = float(image[HEIGHT - 8 :].mean())
+    def localize_prepared(self, prepared, map_from_camera, prior_covariance=None) -> FrameAlignment:
+        value = float(prepared.pyramid[HEIGHT - 8 :].mean())
         good = value < BROKEN - 10
         number = round((value - 20) / 4)
         pose = pose_of(number) @ BASE_FROM_CAMERA if good else map_from_camera
@@ -239,6 +253,19 @@ class Robot:
 
     # ---- what it waits for
 
+    def connect(self, node: LocalizationNode, describe: bool = True) -> None:
+        """Waits until the node hears everything and, where it is described, knows the camera."""
+        images = self.compressed if self.transport == "compressed" else self.raw
+        publishers = [images, self.info, self.initial_pose]
+        if node.get_parameter("odom_source").value == "topic":
+            publishers.append(self.odometry)
+        self.wait(lambda: all(p.get_subscription_count() for p in publishers))
+        self.wait(lambda: self.node.count_publishers("localization_node/status") and "map" in self.levels)
+        if not describe:
+            return
+        self.describe_camera()
+        self.wait(lambda: node._pipeline.inputs._camera is not None)
+
     def wait(self, condition, seconds: float = 5.0):
         """The first true value of the condition."""
         deadline = time.monotonic() + seconds
@@ -262,7 +289,7 @@ class Robot:
 
 
 @contextlib.contextmanager
-def running(transport: str = "raw", engine=FakeEngine, ready: bool = True, **parameters):
+def running(transport: str = "raw", engine=FakeEngine, ready: bool = True, connect: bool = True, **parameters):
     """(node, robot): both spinning and connected, the node started with these parameters ('__' stands for a dot)."""
     isolate()
     context = rclpy.Context()
@@ -280,15 +307,8 @@ def running(transport: str = "raw", engine=FakeEngine, ready: bool = True, **par
         thread.start()
         executors.append((executor, thread))
     try:
-        images = robot.compressed if transport == "compressed" else robot.raw
-        publishers = [images, robot.info, robot.initial_pose]
-        if values.get("odom_source", "topic") == "topic":
-            publishers.append(robot.odometry)
-        robot.wait(lambda: all(p.get_subscription_count() for p in publishers))
-        robot.wait(lambda: robot_node.count_publishers("localization_node/status") and "map" in robot.levels)
-        if ready:
-            robot.describe_camera()
-            robot.wait(lambda: node._inputs._camera is not None)
+        if connect:
+            robot.connect(node, describe=ready)
         yield node, robot
     finally:
         node.close()

@@ -21,6 +21,7 @@ from node_harness import (
     pose_of,
     running,
     stamp_of,
+    start_pose,
 )
 from pixloc_ros.msg import LocalizationStatus
 from rclpy.time import Time
@@ -37,20 +38,6 @@ TRACKING, DEGRADED, INITIALIZING = (
     LocalizationStatus.DEGRADED,
     LocalizationStatus.INITIALIZING,
 )
-
-
-def start_pose() -> dict:
-    """Parameters that start the node at image 0."""
-    pose = pose_of(0)
-    return {
-        "set_initial_pose": True,
-        "initial_pose__x": float(pose[0, 3]),
-        "initial_pose__y": float(pose[1, 3]),
-        "initial_pose__z": float(pose[2, 3]),
-        "initial_pose__roll": 0.02,
-        "initial_pose__pitch": -0.1,
-        "initial_pose__yaw": 0.7,
-    }
 
 
 def matrix(message, what="pose") -> torch.Tensor:
@@ -80,6 +67,7 @@ def test_drive(transport):
             status = robot.step(number)
             assert status.state == TRACKING and status.message == "", (number, status)
             stamp = stamp_of(number)
+            robot.wait(lambda n=stamp: any(stamp_to_ns(t.header.stamp) == n for t in robot.transforms))
             # The lookup that users do when a pose comes; odometry at the stamp is there, so it must not fail.
             chain = looked_up(robot, "map", "camera_optical", stamp)
             pose = robot.wait(lambda n=number: robot.poses[n] if len(robot.poses) > n else None)
@@ -430,7 +418,7 @@ def test_broken_map_keeps_the_node_up():
         raise InputError("site.pixmap is cut short: copy it again")
 
     with running(engine=broken, **start_pose()) as (node, robot):
-        robot.diagnosed("map: site.pixmap is cut short: copy it again. Mend it and start the node again")
+        robot.diagnosed("map: site.pixmap is cut short: copy it again. Mend it and call ~/load_map")
         assert robot.levels["map"] == b"\2"
         status = robot.step(0)
         assert status.state == INITIALIZING and "no map is loaded" in status.message

@@ -91,7 +91,7 @@ def test_broken_map_is_told_and_the_node_stays_until_interrupted(tmp_path):
         while not heard and time.monotonic() < deadline:
             executor.spin_once(timeout_sec=0.1)
         status = next(s for s in heard[-1].status if s.name == "localization_node: map")
-        assert status.level == b"\2" and "broken.pixmap" in status.message and "start the node again" in status.message
+        assert status.level == b"\2" and "broken.pixmap" in status.message and "call ~/load_map" in status.message
         process.send_signal(signal.SIGINT)
         output = process.communicate(timeout=20)[0]
         assert process.returncode == 0, output

@@ -12,7 +12,7 @@ from tf2_ros import Buffer
 
 from pixloc_ros.node import conversions
 from pixloc_ros.node.diagnostics import ERROR, HOLD_S, OK, WARN, DiagnosticBoard
-from pixloc_ros.node.frames import FrameQueue, ReceivedImage
+from pixloc_ros.node.frames import ReceivedImage, WorkQueue
 from pixloc_ros.node.transform_schedule import TransformSchedule
 
 MS = 1_000_000
@@ -100,7 +100,7 @@ def test_future_date_is_the_tolerance():
 
 
 def test_queue_keeps_the_newest():
-    queue = FrameQueue(1)
+    queue = WorkQueue(1)
     first, second = (ReceivedImage(None, stamp, 0.0) for stamp in (1, 2))
     assert queue.put(first) is None and queue.put(second) is first
     assert queue.put(first) is first, "a latecomer does not replace a newer image"
@@ -114,10 +114,10 @@ def test_queue_keeps_the_newest():
 
 
 def test_queue_of_all():
-    queue = FrameQueue(3)
+    queue = WorkQueue(3)
     frames = [ReceivedImage(None, stamp, 0.0) for stamp in range(5)]
     assert [queue.put(f) for f in frames] == [None, None, None, frames[0], frames[1]]
-    assert queue.take() is frames[2] and queue.clear() == frames[3:]
+    assert queue.take() is frames[2] and queue.clear_frames() == frames[3:]
 
 
 def test_board():

@@ -142,13 +142,15 @@ def test_plots_draw_with_little_and_with_much():
 class OnePointLocalizer:
     """Says that one point agrees and one does not, on an image shrunk to half."""
 
-    map = SimpleNamespace(working_side=160, map_from_keyframe=torch.eye(4, dtype=torch.float64)[None], xyz=np.zeros((1, 3)))
-    focal_px = 100.0
+    map = SimpleNamespace(map_from_keyframe=torch.eye(4, dtype=torch.float64)[None], xyz=np.zeros((1, 3)))
 
     def __init__(self, success=True):
         self.success = success
 
-    def localize(self, image, camera, start):
+    def prepare(self, image, camera):
+        return SimpleNamespace(camera=camera.scaled(.5, .5, 160, 120))
+
+    def localize_prepared(self, prepared, start):
         details = SimpleNamespace(pixels=torch.tensor([[40., 30.], [120., 90.], [80., 80.]]),
                                   visible=torch.tensor([True, True, False]), inliers=torch.tensor([True, False, False]))
         return FrameAlignment(start, torch.eye(6), self.success, "", 0.1, .5, 1.0, 3, 1, {}, details)

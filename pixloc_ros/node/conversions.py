@@ -206,7 +206,7 @@ def camera_from_info(info: CameraInfo) -> Camera:
 
 def parameter_descriptor(parameter: Parameter) -> ParameterDescriptor:
     """What `ros2 param describe` shows, and what rclpy checks by itself."""
-    descriptor = ParameterDescriptor(description=parameter.description, read_only=not parameter.live)
+    descriptor = ParameterDescriptor(description=parameter.description)
     if parameter.choices:
         descriptor.additional_constraints = f"one of {parameter.constraint}"
     if parameter.bounds and isinstance(parameter.default, int):

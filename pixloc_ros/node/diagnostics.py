@@ -65,6 +65,12 @@ class DiagnosticBoard:
                 if name in conditions:
                     conditions[name].over = True
 
+    def clear_all(self, keep: tuple[str, ...] = ()) -> None:
+        """No condition holds any longer, except those of the components to keep."""
+        for component in COMPONENTS:
+            if component not in keep:
+                self.clear(component)
+
     def value(self, component: str, **values: object) -> None:
         """Figures shown with the component."""
         with self._lock:

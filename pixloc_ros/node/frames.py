@@ -1,12 +1,17 @@
 # Copyright the pixloc_ros authors. SPDX-License-Identifier: Apache-2.0
-"""Images on their way from the subscription to the worker thread."""
+"""Images and requests on their way from the executor's thread to the worker."""
 
 from __future__ import annotations
 
 import threading
 from collections import deque
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
+
+from rclpy.task import Future
+
+from ..errors import InputError
 
 
 @dataclass(frozen=True)
@@ -21,11 +26,35 @@ class ReceivedImage:
     received_at: float
 
 
-class FrameQueue:
-    """Hands images to one worker: the newest only (limit 1), or all of them up to a limit. Thread-safe."""
+@dataclass(frozen=True)
+class Request:
+    """Something else for the worker to do. future: gets None, or the InputError that `work` raised."""
+
+    work: Callable[[], None]
+    future: Future
+
+    def settle(self) -> None:
+        """Does it. Other errors than InputError are raised: they are ours."""
+        try:
+            self.work()
+            self.future.set_result(None)
+        except InputError as error:
+            self.future.set_result(error)
+
+    def refuse(self, reason: str) -> None:
+        """It will not be done."""
+        self.future.set_result(InputError(reason))
+
+
+class WorkQueue:
+    """Hands work to one worker: requests first, then images, the newest only (limit 1) or all of them up to a limit.
+
+    Thread-safe.
+    """
 
     def __init__(self, limit: int) -> None:
         self._frames: deque[ReceivedImage] = deque()
+        self._requests: deque[Request] = deque()
         self._limit = limit
         self._closed = False
         self._condition = threading.Condition()
@@ -40,21 +69,34 @@ class FrameQueue:
             self._condition.notify()
             return dropped
 
-    def take(self) -> ReceivedImage | None:
-        """Waits for the next image; None when the queue is closed."""
+    def ask(self, request: Request) -> bool:
+        """Adds a request; False where the queue is closed."""
         with self._condition:
-            self._condition.wait_for(lambda: self._frames or self._closed)
-            return None if self._closed else self._frames.popleft()
+            if not self._closed:
+                self._requests.append(request)
+                self._condition.notify()
+            return not self._closed
 
-    def clear(self) -> list[ReceivedImage]:
-        """Empties the queue and returns what was waiting."""
+    def take(self) -> ReceivedImage | Request | None:
+        """Waits for the next request or image; None when the queue is closed."""
+        with self._condition:
+            self._condition.wait_for(lambda: self._requests or self._frames or self._closed)
+            if self._closed:
+                return None
+            return (self._requests or self._frames).popleft()
+
+    def clear_frames(self) -> list[ReceivedImage]:
+        """Takes out the images that wait."""
         with self._condition:
             waiting = list(self._frames)
             self._frames.clear()
             return waiting
 
-    def close(self) -> None:
-        """Ends the worker's waiting; what still waits is not handed out."""
+    def close(self) -> list[Request]:
+        """Ends the worker's waiting; images that still wait are not handed out, requests are returned."""
         with self._condition:
             self._closed = True
             self._condition.notify_all()
+            left = list(self._requests)
+            self._requests.clear()
+            return left

@@ -1,5 +1,5 @@
 # Copyright the pixloc_ros authors. SPDX-License-Identifier: Apache-2.0
-"""Image messages to pixels, through cv_bridge where it can be trusted."""
+"""Image messages to pixels and back, through cv_bridge where it can be trusted."""
 
 from __future__ import annotations
 
@@ -28,3 +28,8 @@ def decode_image(message: Image | CompressedImage) -> np.ndarray:
     except CvBridgeError:
         pass  # an encoding that this version of cv_bridge does not know
     return decode_raw(memoryview(m.data), m.height, m.width, m.encoding, m.step, bool(m.is_bigendian))
+
+
+def rgb_message(pixels: np.ndarray) -> Image:
+    """uint8 [H, W, 3] RGB as a message, its header left empty."""
+    return _BRIDGE.cv2_to_imgmsg(pixels, encoding="rgb8")

@@ -17,6 +17,7 @@ from nav_msgs.msg import Odometry
 from rclpy.clock import ClockType
 from rclpy.node import Node
 from rclpy.qos import HistoryPolicy, QoSProfile, ReliabilityPolicy, qos_profile_sensor_data
+from rclpy.subscription import Subscription
 from rclpy.time import Time
 from sensor_msgs.msg import CameraInfo, CompressedImage, Image
 from tf2_ros import Buffer, TransformException, TransformListener
@@ -86,6 +87,9 @@ class Inputs:
     ) -> None:
         self._node, self._setting, self._board = node, setting, board
         self._on_image_checked, self._on_time_jump = on_image, on_time_jump
+        self._subscriptions: list[Subscription] = []
+        self._tf_buffer = Buffer(node=node)
+        self._tf_listener: TransformListener | None = None
         self._arrived = threading.Event()
         self._heard_at = dict.fromkeys(("image", "calibration", "odometry"), time.monotonic())
         self._ever_heard: set[str] = set()
@@ -100,15 +104,17 @@ class Inputs:
     def subscribe(self) -> None:
         """Starts to listen. Images come last: whoever waits for that subscription knows that the node is ready."""
         node, setting = self._node, self._setting
-        self._tf_buffer = Buffer(node=node)
+
+        def listen(*arguments) -> None:
+            self._subscriptions.append(node.create_subscription(*arguments))
+
+        self._heard_at = dict.fromkeys(self._heard_at, time.monotonic())
         self._tf_listener = TransformListener(self._tf_buffer, node)
-        node.create_subscription(PoseWithCovarianceStamped, "initialpose", self._on_initial_pose, 1)
-        node.create_subscription(
-            CameraInfo, setting("camera_info_topic"), self._on_camera_info, qos_profile_sensor_data
-        )
+        listen(PoseWithCovarianceStamped, "initialpose", self._on_initial_pose, 1)
+        listen(CameraInfo, setting("camera_info_topic"), self._on_camera_info, qos_profile_sensor_data)
         if setting("odom_source") == "topic":
             qos = QoSProfile(depth=200, reliability=ReliabilityPolicy.BEST_EFFORT)
-            node.create_subscription(Odometry, setting("odom_topic"), self._on_odometry, qos)
+            listen(Odometry, setting("odom_topic"), self._on_odometry, qos)
         reliable = setting("image_reliability") == "reliable"
         qos = QoSProfile(
             history=HistoryPolicy.KEEP_LAST,
@@ -118,7 +124,17 @@ class Inputs:
         transport = setting("image_transport")
         topic = image_subscription_topic(setting("image_topic"), transport)
         message_type = CompressedImage if transport == "compressed" else Image
-        self._image_subscription = node.create_subscription(message_type, topic, self._on_image, qos)
+        listen(message_type, topic, self._on_image, qos)
+        self._image_topic = self._subscriptions[-1].topic_name
+
+    def unsubscribe(self) -> None:
+        """Stops listening."""
+        for subscription in self._subscriptions:
+            self._node.destroy_subscription(subscription)
+        self._subscriptions.clear()
+        if self._tf_listener is not None:
+            self._tf_listener.unregister()
+        self._tf_listener = None
 
     # ---- callbacks
 
@@ -191,16 +207,19 @@ class Inputs:
         self._arrived.set()
 
     def _on_initial_pose(self, message: PoseWithCovarianceStamped) -> None:
-        name, wanted = message.header.frame_id, self._setting("global_frame_id")
-        what = "the initial pose"
         try:
-            if name != wanted:
-                raise InputError(f"{what} is in frame '{name}', not '{wanted}': set RViz's fixed frame to '{wanted}'")
-            map_from_base = conversions.pose_to_matrix(message.pose.pose, what)
-            covariance = conversions.covariance_from_message(message.pose.covariance, map_from_base, what)
+            self.set_initial_pose(message)
         except InputError as error:
             self._board.report("initial pose", "invalid", ERROR, f"{error}; it is refused")
-            return
+
+    def set_initial_pose(self, message: PoseWithCovarianceStamped) -> None:
+        """The next image starts from this pose. Raises InputError where it cannot be used."""
+        name, wanted = message.header.frame_id, self._setting("global_frame_id")
+        what = "the initial pose"
+        if name != wanted:
+            raise InputError(f"{what} is in frame '{name}', not '{wanted}': set RViz's fixed frame to '{wanted}'")
+        map_from_base = conversions.pose_to_matrix(message.pose.pose, what)
+        covariance = conversions.covariance_from_message(message.pose.covariance, map_from_base, what)
         self._board.clear("initial pose", "invalid")
         default = self._default_covariance()
         if covariance is None:
@@ -334,7 +353,7 @@ class Inputs:
 
     def check_silence(self) -> None:
         """Reports inputs from which nothing was heard for a while, and why that may be."""
-        topics = {"image": self._image_subscription.topic_name, "calibration": self.topic("camera_info_topic")}
+        topics = {"image": self._image_topic, "calibration": self.topic("camera_info_topic")}
         if self._setting("odom_source") == "topic":
             topics["odometry"] = self.topic("odom_topic")
         for component, topic in topics.items():

@@ -50,6 +50,11 @@ class Outputs:
         self._schedule: TransformSchedule[Transform] = TransformSchedule()
         self._last: TrackResult | None = None
 
+    def destroy(self) -> None:
+        """Removes the publishers from the node."""
+        for publisher in (self._pose, self._odometry, self._status):
+            self._node.destroy_publisher(publisher)
+
     def result(self, result: TrackResult, twist: TwistWithCovariance | None) -> None:
         """Transform, pose and odometry of an image; nothing, and no transform any more, where it gave no pose.
 

@@ -22,7 +22,7 @@ class Parameter:
     """One node parameter.
 
     default: its type is the parameter's type. bounds: inclusive range of a number. choices: allowed strings.
-    live: may be changed while the node runs; all others are fixed at start.
+    live: may be changed while the node runs; all others only before it is configured.
     """
 
     name: str
@@ -63,6 +63,11 @@ PARAMETERS: tuple[Parameter, ...] = (
         "compact",
         "Feature network: `compact` (shipped) or the path of a weights file. It must be the one "
         "that the map was made with.",
+    ),
+    Parameter(
+        "autostart",
+        True,
+        "Be active at once. Switch it off where a lifecycle manager (Nav2) configures and activates the node.",
     ),
     # inputs
     Parameter("image_topic", "camera/image_raw", "Images of the camera."),

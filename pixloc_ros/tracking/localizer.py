@@ -85,7 +85,7 @@ class FrameLocalizer:
                 break
             # The points were chosen for a view quite different from the one found: choose and align once more from there.
             start = map_from_local @ se3.inverse(result.camera_from_map)
-        return self._judge(result, map_from_camera, map_from_local, clock.laps)
+        return self._judge(result, local, map_from_camera, map_from_local, clock.laps)
 
     def _align(self, pyramid: FeaturePyramid, camera: Camera, local: LocalPoints, start: torch.Tensor, prior_pose: torch.Tensor,
                prior_covariance: torch.Tensor | None) -> tuple[AlignmentResult, torch.Tensor]:
@@ -100,8 +100,8 @@ class FrameLocalizer:
         return align(pyramid, camera, local.points, se3.inverse(start) @ map_from_local, self.options.alignment,
                      self.extractor.damping, prior), map_from_local
 
-    def _judge(self, result: AlignmentResult, map_from_camera: torch.Tensor, map_from_local: torch.Tensor,
-               timings_ms: dict[str, float]) -> FrameAlignment:
+    def _judge(self, result: AlignmentResult, local: LocalPoints, map_from_camera: torch.Tensor,
+               map_from_local: torch.Tensor, timings_ms: dict[str, float]) -> FrameAlignment:
         visible, inliers = int(result.visible.sum()), int(result.inliers.sum())
         covariance = hessian_covariance(result.hessian.double(), float(result.cost)) * self.options.covariance_scale
         success = bool(result.converged) and bool(torch.isfinite(covariance).all())
@@ -110,7 +110,8 @@ class FrameLocalizer:
             map_from_camera=map_from_local @ se3.inverse(result.camera_from_map) if success else map_from_camera,
             covariance=covariance, success=success, reason=result.reason, cost=float(result.cost),
             inlier_fraction=inliers / max(visible, 1), visible_fraction=visible / points, points_used=points,
-            iterations=sum(level.iterations for level in result.trace), timings_ms=timings_ms, details=result)
+            iterations=sum(level.iterations for level in result.trace), timings_ms=timings_ms, details=result,
+            points=local)
 
 
 def hessian_covariance(hessian: torch.Tensor, cost: float) -> torch.Tensor:

@@ -10,6 +10,7 @@ import torch
 
 from ..features.pyramid import FeaturePyramid
 from ..geometry.cameras import Camera
+from ..mapping.local_points import LocalPoints
 
 
 class TrackState(enum.IntEnum):
@@ -85,6 +86,8 @@ class FrameAlignment:
     """Stages "prepare", "features", "gather", "alignment"."""
     details: object | None = None
     """The `AlignmentResult`, for pictures."""
+    points: LocalPoints | None = None
+    """The map points that `details` speaks of."""
 
 
 @dataclass(frozen=True)

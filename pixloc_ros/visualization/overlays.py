@@ -6,7 +6,8 @@ import cv2
 import numpy as np
 import torch
 
-from ..features.images import fit_to_working_size
+from ..alignment.types import AlignmentResult
+from ..geometry.cameras import Camera
 from ..tracking.localizer import FrameLocalizer
 from ..tracking.types import CameraFrame
 
@@ -22,13 +23,18 @@ def draw_overlay(localizer: FrameLocalizer, frame: CameraFrame, map_from_camera:
     map_from_camera: float64 [4, 4], the pose to show. The image is aligned once more from there, to know which points agree;
     None where that fails.
     """
-    alignment = localizer.localize(frame.image, frame.camera, map_from_camera)
-    if not alignment.success:
-        return None
-    result = alignment.details
-    _, working = fit_to_working_size(frame.image, frame.camera, localizer.map.working_side, localizer.focal_px)
-    scale = _WIDTH / frame.camera.width
-    canvas = _canvas(frame.image, scale)
+    prepared = localizer.prepare(frame.image, frame.camera)
+    alignment = localizer.localize_prepared(prepared, map_from_camera)
+    return draw_alignment(frame.image, prepared.camera, alignment.details) if alignment.success else None
+
+
+def draw_alignment(image: np.ndarray, working: Camera, result: AlignmentResult) -> np.ndarray:
+    """What an alignment says of the image it used → uint8 [H, W, 3] RGB, 960 pixels wide.
+
+    image: uint8 [H, W] or [H, W, 3] RGB. working: the camera of the size at which it was aligned.
+    """
+    scale = _WIDTH / image.shape[1]
+    canvas = _canvas(image, scale)
     # Pixel centres are at whole numbers on every scale.
     pixels = (result.pixels.numpy() + 0.5) * (_WIDTH / working.width) - 0.5
     visible, agrees = result.visible.numpy(), result.inliers.numpy()

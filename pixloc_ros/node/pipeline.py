@@ -1,0 +1,379 @@
+# Copyright the pixloc_ros authors. SPDX-License-Identifier: Apache-2.0
+"""From images to poses: `Inputs` in, `Tracker`, `Outputs` out. Exists while the node is configured.
+
+The executor's thread runs all callbacks, each of which only checks and stores. One worker thread owns the tracker: it
+takes images and requests from `WorkQueue`, waits for what belongs to an image's stamp, and publishes. So odometry,
+services and TF are never held up by the network.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+from dataclasses import replace
+
+import numpy as np
+import torch
+from geometry_msgs.msg import PoseWithCovarianceStamped, TwistWithCovariance
+from rclpy.node import Node
+from rclpy.task import Future
+from sensor_msgs.msg import CompressedImage, Image
+
+from ..errors import InputError
+from ..tracking.types import CameraFrame, TrackResult, TrackState
+from .conversions import NS_PER_S
+from .debug_outputs import DebugOutputs
+from .diagnostics import ERROR, WARN, DiagnosticBoard
+from .engine import Engine
+from .frames import ReceivedImage, Request, WorkQueue
+from .images import decode_image
+from .inputs import Inputs, Rejected
+from .outputs import Counters, Outputs
+from .parameters import FRAME_QUEUE_LIMIT, Value
+
+_MAX_INITIAL_POSE_AGE_NS = 10 * NS_PER_S
+"""How long ago an initial pose may have been true: as long as the tracker keeps odometry."""
+
+LoadEngine = Callable[[str, str, int], Engine]
+
+
+class Pipeline:
+    """Subscriptions, worker and publishers.
+
+    setting: value of a parameter by name. load_engine: called with map, weights and max_points. on_failure: called in the
+    worker's thread when it ends because of an error in the program. Where the map cannot be used, the pipeline stands all
+    the same, rejects images with the reason, and waits for `load_map`.
+    """
+
+    def __init__(
+        self,
+        node: Node,
+        setting: Callable[[str], Value],
+        board: DiagnosticBoard,
+        load_engine: LoadEngine,
+        on_failure: Callable[[BaseException], None],
+    ) -> None:
+        self._node, self._setting, self._board = node, setting, board
+        self._load_engine, self._on_failure = load_engine, on_failure
+        # The worker's own
+        self._engine: Engine | None = None
+        self._tracker = None
+        self._map_name = ""
+        self._state = TrackState.INITIALIZING
+        self._last_image_ns: int | None = None
+        self._twist: TwistWithCovariance | None = None
+        # Shared by the worker and the callbacks
+        self._counters = Counters()
+        self._counters_lock = threading.Lock()
+        self._paused = threading.Event()
+        self._start_anew = threading.Event()
+        self._publishing = threading.Lock()
+        self._frame_ms: deque[float] = deque(maxlen=100)
+        self._delay_ms: deque[float] = deque(maxlen=100)
+
+        # Wakes the executor, which does not notice by itself that the worker has answered a request.
+        self._answered = node.create_guard_condition(lambda: None)
+        self._queue = WorkQueue(FRAME_QUEUE_LIMIT if setting("process_all_frames") else 1)
+        self.inputs = Inputs(node, setting, board, self._on_image, self.restart)
+        self._outputs = Outputs(node, setting)
+        self._debug = DebugOutputs(node, setting)
+        ready = threading.Event()
+        self._worker = threading.Thread(target=self._work, args=(ready,), name="localization")
+        self._worker.start()
+        ready.wait()
+
+    # ---- for the node
+
+    def start(self) -> None:
+        """Begins to listen, with the initial pose of the parameters."""
+        self.inputs.expect_start()
+        self.inputs.subscribe()
+
+    def stop(self) -> None:
+        """Stops listening and forgets the pose."""
+        self.inputs.unsubscribe()
+        self.restart("deactivated")
+        self._paused.clear()
+        self._board.clear_all(keep=("map",))
+
+    def close(self) -> None:
+        """Ends the worker and the publishers."""
+        for request in self._queue.close():
+            request.refuse("the node is being cleaned up")
+        self._worker.join()
+        self._node.destroy_guard_condition(self._answered)
+        self._outputs.destroy()
+        self._debug.destroy()
+
+    def restart(self, reason: str) -> None:
+        """Forgets all that belongs to the time before: clocks went back, or the node was deactivated."""
+        self._board.report("localization", "time", WARN, f"{reason}: localization starts again")
+        self._board.clear("localization", "time")
+        waiting = self._queue.clear_frames()
+        with self._publishing:
+            self._start_anew.set()
+            self._outputs.fall_silent()
+            self._debug.forget()
+        self.inputs.forget()
+        for frame in waiting:
+            self._drop(frame, f"dropped: {reason}")
+
+    def pause(self) -> None:
+        """No image is looked at, and no pose and no transform published, until `resume`."""
+        with self._publishing:
+            self._paused.set()
+            self._outputs.fall_silent()
+        self._board.report("localization", "paused", WARN, "paused: nothing is published; call ~/resume to go on")
+
+    def resume(self) -> None:
+        """Goes on from the last pose and the odometry since."""
+        self._paused.clear()
+        self._board.clear("localization", "paused")
+
+    def load_map(self, path: str) -> Future:
+        """Future of None, or of the InputError that says why the map cannot be used; the old one stays then."""
+        return self._ask(lambda: self._change_map(path))
+
+    def relocalize(self) -> Future:
+        """Future of None, or of an InputError: the pose is forgotten and searched for in the whole map."""
+        return self._ask(self._forget_pose)
+
+    def set_pose(self, message: PoseWithCovarianceStamped) -> None:
+        """As a message on initialpose. Raises InputError."""
+        self.inputs.set_initial_pose(message)
+
+    def repeat_transform(self) -> None:
+        """Sends the transform again where it would soon be too old."""
+        self._outputs.repeat_transform(self.inputs.newest_ns)
+
+    @property
+    def map_name(self) -> str:
+        """File name of the map in use; empty without one."""
+        return self._map_name
+
+    def report_values(self) -> None:
+        """Puts figures onto the board: counters, state, times."""
+        with self._counters_lock:
+            self._board.value("image", **vars(self._counters))
+        self._board.value("map", file=self._map_name)
+        self._board.value("localization", state=self._state.name)
+        for name, values in (("frame_ms", tuple(self._frame_ms)), ("delay_ms", tuple(self._delay_ms))):
+            if values:
+                p50, p95 = np.percentile(values, (50, 95))
+                self._board.value("localization", **{f"{name}_p50": f"{p50:.1f}", f"{name}_p95": f"{p95:.1f}"})
+
+    # ---- callbacks
+
+    def _on_image(self, message: Image | CompressedImage, stamp_ns: int) -> None:
+        self._count("received")
+        frame = ReceivedImage(message, stamp_ns, time.monotonic())
+        if self._paused.is_set():
+            self._drop(frame, "dropped: paused")
+            return
+        dropped = self._queue.put(frame)
+        if dropped is not None:
+            self._drop(dropped, "dropped: a newer image came before its turn")
+
+    def _ask(self, work: Callable[[], None]) -> Future:
+        request = Request(work, Future())
+        request.future.add_done_callback(lambda _: self._answered.trigger())
+        if not self._queue.ask(request):
+            request.refuse("the node is being cleaned up")
+        return request.future
+
+    # ---- worker
+
+    def _work(self, ready: threading.Event) -> None:
+        try:
+            with torch.inference_mode():
+                # Here, because compute threads belong to the thread that first asks for them.
+                try:
+                    self._use_engine(self._load(self._setting("map")))
+                except InputError as error:
+                    text = f"{error}. Mend it and call ~/load_map, or start the node again: nothing is localized until then"
+                    self._board.report("map", "load", ERROR, text)
+                ready.set()
+                while (job := self._queue.take()) is not None:
+                    if isinstance(job, Request):
+                        job.settle()
+                    else:
+                        self._process(job)
+        except BaseException as error:
+            self._on_failure(error)
+        finally:
+            ready.set()
+            for request in self._queue.close():
+                request.refuse("the node is ending")
+
+    def _load(self, map_path: str) -> Engine:
+        if self._setting("threads"):
+            torch.set_num_threads(self._setting("threads"))
+        engine = self._load_engine(map_path, self._setting("weights"), self._setting("max_points"))
+        engine.warm_up()
+        return engine
+
+    def _use_engine(self, engine: Engine) -> None:
+        self._engine, self._tracker, self._map_name = engine, engine.tracker(), engine.map_name
+        self._board.clear("map", "load")
+
+    def _change_map(self, path: str) -> None:
+        engine = self._load(path)
+        self._use_engine(engine)
+        self.restart(f"map {engine.map_name} loaded")
+
+    def _forget_pose(self) -> None:
+        if self._tracker is None:
+            raise InputError("no map is loaded: call ~/load_map first")
+        self._tracker.reset()
+        with self._publishing:
+            self._outputs.fall_silent()
+
+    def _process(self, received: ReceivedImage) -> None:
+        began = time.monotonic()
+        if self._start_anew.is_set():
+            self._begin()
+        try:
+            frame, base_from_camera = self._assemble(received)
+            result = self._tracker.track(frame, base_from_camera)
+        except Rejected as rejection:
+            self._reject(received, rejection)
+            return
+        except InputError as error:
+            self._reject(received, Rejected("image", "unusable", f"{error}; the image is not used"))
+            return
+        with self._publishing:
+            outdated = self._start_anew.is_set() or self._paused.is_set()
+            if not outdated:
+                self._last_image_ns, self._state = received.stamp_ns, result.state
+                self._outputs.result(result, self._twist)
+        if outdated:
+            self._drop(received, "dropped: paused or started again meanwhile")
+            return
+        now = time.monotonic()
+        self._frame_ms.append((now - began) * 1e3)
+        self._delay_ms.append((now - received.received_at) * 1e3)
+        self._count("processed")
+        self._publish_status(received, result.message, result, self._frame_ms[-1])
+        self._judge(result)
+        self._debug.result(frame, received.message.header.frame_id, result)
+
+    def _begin(self) -> None:
+        self._start_anew.clear()
+        self._last_image_ns = self._twist = None
+        self._state = TrackState.INITIALIZING
+        self.inputs.expect_start()
+        if self._engine is not None:
+            self._tracker = self._engine.tracker()
+
+    def _assemble(self, received: ReceivedImage) -> tuple[CameraFrame, torch.Tensor]:
+        """The frame and base_from_camera, with odometry and initial pose given to the tracker. Raises Rejected."""
+        stamp_ns = received.stamp_ns
+        if self._tracker is None:
+            raise Rejected("map", "load", "no map is loaded: see the error at the start, mend it, call ~/load_map")
+        if stamp_ns <= 0:
+            raise Rejected("image", "stamp", "images have no time stamp: the driver must fill in header.stamp")
+        if self._last_image_ns is not None and stamp_ns <= self._last_image_ns:
+            late_s = (self._last_image_ns - stamp_ns) / NS_PER_S
+            text = f"an image is {late_s:.3f} s older than the last one: it is not used; look for a second publisher"
+            raise Rejected("image", "order", text, WARN)
+        try:
+            pixels = decode_image(received.message)
+        except InputError as error:
+            raise Rejected("image", "format", f"{error}; the image is not used") from None
+        deadline = received.received_at + self._setting("odometry_wait_s")
+        camera = self.inputs.camera(deadline)
+        height, width = pixels.shape[:2]
+        if (width, height) != (camera.width, camera.height):
+            topic = self.inputs.topic("camera_info_topic")
+            text = (
+                f"images are {width}x{height} but {topic} says {camera.width}x{camera.height}: publish the calibration "
+                "of this image size (binning and roi are understood)"
+            )
+            raise Rejected("calibration", "size", text)
+        # The network runs while the odometry of the image's stamp is on its way.
+        frame = self._tracker.prepare(CameraFrame(stamp_ns, pixels, camera))
+        base_from_camera = self.inputs.base_from_camera(received.message.header.frame_id, stamp_ns, deadline)
+        self._feed_odometry(stamp_ns, deadline)
+        self._feed_initial_pose(stamp_ns)
+        self._board.clear("image", "stamp", "order", "format", "unusable")
+        self._board.clear("calibration", "missing", "size")
+        return frame, base_from_camera
+
+    def _feed_odometry(self, stamp_ns: int, deadline: float) -> None:
+        source = self._setting("odom_source")
+        if source == "tf":
+            self._tracker.add_odometry(stamp_ns, self.inputs.odom_from_base(stamp_ns, deadline))
+        if source != "topic":
+            return
+        for message in self.inputs.take_odometry(stamp_ns, deadline):
+            report = self._tracker.add_odometry(message.stamp_ns, message.odom_from_base, message.twist_covariance)
+            self._twist = message.twist
+            if report.message:
+                self._board.report("odometry", "tracker", WARN, report.message)
+                self._board.clear("odometry", "tracker")
+        newest_ns = self._tracker.odometry.newest_stamp_ns
+        if newest_ns is None or newest_ns >= stamp_ns:
+            self._board.clear("odometry", "late")
+            return
+        behind_s = (stamp_ns - newest_ns) / NS_PER_S
+        if behind_s > 1.0:
+            self._twist = None
+        text = (
+            f"the newest odometry ({newest_ns / NS_PER_S:.3f}) is {behind_s:.3f} s older than the image "
+            f"({stamp_ns / NS_PER_S:.3f}): raise odometry_wait_s, or synchronise the clocks of camera and odometry"
+        )
+        self._board.report("odometry", "late", WARN, text)
+
+    def _feed_initial_pose(self, image_ns: int) -> None:
+        pose = self.inputs.take_initial_pose()
+        if pose is None:
+            return
+        stamp_ns = image_ns if pose.stamp_ns is None else pose.stamp_ns
+        age_ns = image_ns - stamp_ns
+        if not 0 <= age_ns <= _MAX_INITIAL_POSE_AGE_NS:
+            # A little ahead is normal: the image was on its way when the pose was given.
+            if abs(age_ns) > NS_PER_S:
+                text = (
+                    f"the initial pose ({stamp_ns / NS_PER_S:.3f}) is {age_ns / NS_PER_S:.1f} s older than the image "
+                    f"({image_ns / NS_PER_S:.3f}): taken as valid at the image; use one clock (use_sim_time) everywhere"
+                )
+                self._board.report("initial pose", "stamp", WARN, text)
+                self._board.clear("initial pose", "stamp")
+            stamp_ns = image_ns
+        self._tracker.initialize(pose.map_from_base, pose.covariance, stamp_ns)
+
+    # ---- status and diagnostics
+
+    def _count(self, what: str) -> None:
+        with self._counters_lock:
+            setattr(self._counters, what, getattr(self._counters, what) + 1)
+
+    def _drop(self, frame: ReceivedImage, message: str) -> None:
+        self._count("dropped")
+        self._publish_status(frame, message)
+
+    def _reject(self, frame: ReceivedImage, rejection: Rejected) -> None:
+        self._board.report(rejection.component, rejection.name, rejection.level, str(rejection))
+        self._count("rejected")
+        self._publish_status(frame, str(rejection))
+
+    def _publish_status(self, frame: ReceivedImage, message: str, *details) -> None:
+        with self._counters_lock:
+            counters = replace(self._counters)
+        self._outputs.status(frame.stamp_ns, self._state, message, self._map_name, counters, *details)
+
+    def _judge(self, result: TrackResult) -> None:
+        """Diagnostics of a processed image."""
+        if result.state is TrackState.TRACKING and not result.message:
+            self._board.clear("localization", "state")
+        else:
+            silent = result.state in (TrackState.LOST, TrackState.RELOCALIZING)
+            text = f"{result.state.name.lower()}: {result.message}" + ("; no pose is published" if silent else "")
+            self._board.report("localization", "state", ERROR if silent else WARN, text)
+        if self._tracker.has_pose:
+            self._board.clear("initial pose", "missing")
+        else:
+            text = "there is no pose to start from: publish one on initialpose (RViz: 2D Pose Estimate)"
+            self._board.report("initial pose", "missing", WARN, text)

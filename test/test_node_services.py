@@ -1,0 +1,204 @@
+# Copyright the pixloc_ros authors. SPDX-License-Identifier: Apache-2.0
+"""The node's life cycle, services and pictures, over real DDS."""
+
+import time
+
+import numpy as np
+import pytest
+import torch
+from lifecycle_msgs.msg import State, Transition
+from lifecycle_msgs.srv import ChangeState, GetState
+from nav_msgs.msg import Path
+from node_harness import FakeEngine, initial_pose_message, pose_of, running, stamp_of, start_pose
+from pixloc_ros.msg import LocalizationStatus
+from pixloc_ros.srv import LoadMap, SetPose
+from rclpy.parameter import Parameter
+from sensor_msgs.msg import Image
+from std_srvs.srv import Trigger
+from visualization_msgs.msg import Marker
+
+from pixloc_ros.alignment.types import AlignmentResult, ReferencePoints
+from pixloc_ros.errors import InputError
+from pixloc_ros.mapping.local_points import LocalPoints
+from pixloc_ros.node import conversions
+from pixloc_ros.node.localization_node import LocalizationNode
+from pixloc_ros.node.parameters import PARAMETERS
+from pixloc_ros.tracking.types import FrameAlignment
+
+TRACKING, INITIALIZING = LocalizationStatus.TRACKING, LocalizationStatus.INITIALIZING
+
+
+def call(robot, kind, name, request=None, seconds=10.0):
+    """The answer of the node's service `name`."""
+    client = robot.node.create_client(kind, f"localization_node/{name}")
+    try:
+        robot.wait(client.service_is_ready, seconds)
+        future = client.call_async(request or kind.Request())
+        robot.wait(future.done, seconds)
+        return future.result()
+    finally:
+        robot.node.destroy_client(client)
+
+
+def change_state(robot, transition: int) -> bool:
+    return call(robot, ChangeState, "change_state", ChangeState.Request(transition=Transition(id=transition))).success
+
+
+def state(robot) -> int:
+    return call(robot, GetState, "get_state").current_state.id
+
+
+def test_life_cycle():
+    """Silent until activated, silent after deactivation; parameters can change after clean-up and count from then on."""
+    with running(autostart=False, connect=False, **start_pose()) as (node, robot):
+        assert state(robot) == State.PRIMARY_STATE_UNCONFIGURED
+        assert node.set_parameters([Parameter("odom_frame_id", value="wheels")])[0].successful
+        assert node.set_parameters([Parameter("odom_frame_id", value="odom")])[0].successful
+        assert change_state(robot, Transition.TRANSITION_CONFIGURE)
+        assert not robot.raw.get_subscription_count() and not node.count_publishers("camera/image_raw/none")
+        refused = node.set_parameters([Parameter("odom_frame_id", value="wheels")])[0]
+        assert not refused.successful and "clean up first" in refused.reason
+        assert not call(robot, Trigger, "pause").success, "paused, although it does not run"
+        for _ in range(2):
+            assert change_state(robot, Transition.TRANSITION_ACTIVATE)
+            assert state(robot) == State.PRIMARY_STATE_ACTIVE
+            robot.connect(node)
+            robot.odometry_ns = stamp_of(0) - 40_000_000
+            robot.statuses.clear()
+            robot.buffer.clear()
+            assert robot.step(0).state == TRACKING and robot.step(1).state == TRACKING
+            assert change_state(robot, Transition.TRANSITION_DEACTIVATE)
+            robot.wait(lambda: not robot.raw.get_subscription_count())
+            transforms = len(robot.transforms)
+            time.sleep(0.2)
+            assert len(robot.transforms) == transforms
+        assert change_state(robot, Transition.TRANSITION_CLEANUP)
+        assert node.set_parameters([Parameter("image_transport", value="compressed")])[0].successful
+        assert change_state(robot, Transition.TRANSITION_CONFIGURE)
+        assert change_state(robot, Transition.TRANSITION_ACTIVATE)
+        robot.wait(lambda: robot.compressed.get_subscription_count() and not robot.raw.get_subscription_count())
+        assert change_state(robot, Transition.TRANSITION_ACTIVE_SHUTDOWN)
+        assert state(robot) == State.PRIMARY_STATE_FINALIZED
+
+
+def test_activation_with_an_impossible_topic_fails_and_says_why():
+    with running(autostart=False, connect=False, odom_topic="bad topic") as (_, robot):
+        assert change_state(robot, Transition.TRANSITION_CONFIGURE)
+        assert not change_state(robot, Transition.TRANSITION_ACTIVATE)
+        robot.diagnosed("mend it and try again")
+        assert state(robot) == State.PRIMARY_STATE_INACTIVE
+
+
+def test_pause_and_resume():
+    with running(**start_pose()) as (_, robot):
+        assert robot.step(0).state == TRACKING
+        assert call(robot, Trigger, "pause").success
+        transforms, poses = len(robot.transforms), len(robot.poses)
+        for number in range(1, 6):
+            assert robot.step(number).message == "dropped: paused"
+        assert (len(robot.transforms), len(robot.poses)) == (transforms, poses)
+        robot.diagnosed("paused")
+        assert call(robot, Trigger, "resume").success
+        status = robot.step(6)
+        assert status.state == TRACKING and status.prior_source == "odometry"
+        assert status.frames_dropped == 5 and status.frames_received == 7
+
+
+def test_set_pose_and_relocalize():
+    with running() as (_, robot):
+        assert robot.step(0).state == INITIALIZING
+        bad = initial_pose_message(1)
+        bad.header.frame_id = "odom"
+        answer = call(robot, SetPose, "set_pose", SetPose.Request(pose=bad))
+        assert not answer.success and "is in frame 'odom'" in answer.message
+        assert call(robot, SetPose, "set_pose", SetPose.Request(pose=initial_pose_message(1))).success
+        assert robot.step(1).state == TRACKING
+        assert call(robot, Trigger, "relocalize").success
+        assert robot.step(2).state != TRACKING, "the pose was not forgotten"
+
+
+class TwoMaps(FakeEngine):
+    """Knows maps by their names."""
+
+    def __init__(self, map_path, *_):
+        if "broken" in map_path:
+            raise InputError(f"{map_path} is cut short: copy it again")
+        super().__init__()
+        self.map_name = map_path
+
+
+def test_load_map():
+    with running(engine=TwoMaps, map="a.pixmap", **start_pose()) as (_, robot):
+        assert robot.step(0).map_name == "a.pixmap"
+        answer = call(robot, LoadMap, "load_map", LoadMap.Request(map="broken.pixmap"))
+        assert not answer.success and "copy it again" in answer.message
+        assert robot.step(1).state == TRACKING, "the old map does not serve any more"
+        assert call(robot, LoadMap, "load_map", LoadMap.Request(map="b.pixmap")).success
+        robot.odometry_ns = stamp_of(2) - 40_000_000
+        status = robot.step(2)
+        assert status.map_name == "b.pixmap" and status.prior_source == "initial_pose"
+
+
+def test_load_map_mends_a_start_without_one():
+    with running(engine=TwoMaps, map="broken.pixmap", **start_pose()) as (_, robot):
+        assert "no map is loaded" in robot.step(0).message
+        assert not call(robot, Trigger, "relocalize").success
+        assert call(robot, LoadMap, "load_map", LoadMap.Request(map="a.pixmap")).success
+        robot.odometry_ns = stamp_of(1) - 40_000_000
+        assert robot.step(1).state == TRACKING
+        robot.wait(lambda: robot.levels["map"] == b"\0", 6.0)
+
+
+class Drawing(FakeEngine):
+    """Answers with points: one that agrees, one that does not, one out of sight."""
+
+    def tracker(self):
+        answer = self.localizer.localize_prepared
+
+        def with_points(*arguments) -> FrameAlignment:
+            found = answer(*arguments)
+            pixels = torch.tensor([[16.0, 8.0], [40.0, 30.0], [60.0, 40.0]])
+            details = AlignmentResult(
+                torch.eye(4), torch.tensor(True), torch.eye(6), torch.tensor(0.1), torch.tensor([True, True, False]),
+                torch.tensor([True, False, False]), pixels, (), "converged",
+            )  # fmt: skip
+            points = ReferencePoints(torch.eye(3), (), ())
+            local = LocalPoints(points, torch.tensor([10.0, 0.0, 0.0], dtype=torch.float64), torch.arange(3), torch.arange(1))
+            return FrameAlignment(**{**vars(found), "details": details, "points": local})
+
+        self.localizer.localize_prepared = with_points
+        return super().tracker()
+
+
+def test_pictures_for_those_who_look():
+    with running(engine=Drawing, **start_pose()) as (_, robot):
+        heard = {"overlay": [], "points": [], "path": []}
+        assert robot.step(0).state == TRACKING
+        for name, kind in (("overlay", Image), ("points", Marker), ("path", Path)):
+            robot.node.create_subscription(kind, f"localization_node/{name}", heard[name].append, 10)
+        robot.wait(lambda: all(robot.node.count_publishers(f"localization_node/{name}") for name in heard))
+        number = 0
+        while not all(heard.values()):
+            assert number < 30, {name: len(messages) for name, messages in heard.items()}
+            assert robot.step(number := number + 1).state == TRACKING
+            time.sleep(0.02)
+        overlay, marker, path = heard["overlay"][-1], heard["points"][-1], heard["path"][-1]
+        assert (overlay.encoding, overlay.width, overlay.header.frame_id) == ("rgb8", 960, "camera_optical")
+        assert sorted((p.x, p.y, p.z) for p in marker.points) == [(10.0, 1.0, 0.0), (11.0, 0.0, 0.0)]
+        assert len({(c.r, c.g, c.b) for c in marker.colors}) == 2
+        assert len(path.poses) > 1 and path.header.frame_id == "map"
+        first = conversions.pose_to_matrix(path.poses[0].pose, "pose")
+        assert torch.allclose(first, pose_of(0), atol=1e-9, rtol=0), "the path begins where the drive began"
+        assert np.frombuffer(overlay.data, np.uint8).size == overlay.width * overlay.height * 3
+
+
+@pytest.mark.parametrize("name", ["load_map", "set_pose", "relocalize", "pause", "resume"])
+def test_services_are_documented(name, request):
+    page = (request.config.rootpath / "docs" / "node.md").read_text(encoding="utf-8")
+    assert f"`~/{name}`" in page
+
+
+def test_parameters_are_declared_as_in_the_table():
+    with running() as (node, _):
+        assert isinstance(node, LocalizationNode)
+        assert {p.name for p in PARAMETERS} <= set(node.list_parameters([], 3).names)
