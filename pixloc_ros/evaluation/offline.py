@@ -17,7 +17,7 @@ import torch
 from ..errors import InputError
 from ..geometry import se3
 from ..tracking.localizer import FrameLocalizer
-from ..tracking.tracker import Tracker, TrackerOptions
+from ..tracking.tracker import PoseSearch, Tracker, TrackerOptions
 from ..tracking.types import CameraFrame, TrackState
 from . import metrics
 from .bags import BagReader, OdometryMessage, UnusableFrame
@@ -87,16 +87,17 @@ def first_pose(bag: BagReader, truth: Trajectory, given: torch.Tensor | None) ->
 
 
 def run_bag(localizer: FrameLocalizer, bag: BagReader, initial_pose: torch.Tensor | None = None,
-            options: TrackerOptions | None = None,
+            options: TrackerOptions | None = None, pose_search: PoseSearch | None = None, cold_start: bool = False,
             progress: Callable[..., None] = lambda done, of, note="": None) -> BagRun:
     """Track a whole bag.
 
-    initial_pose: map_from_base float64 [4, 4] at the first image; None: from the bag's truth. Raises `InputError` where the
-    bag or the start cannot be used.
+    initial_pose: map_from_base float64 [4, 4] at the first image; None: from the bag's truth. pose_search: finds poses in the
+    whole map when the tracker is lost. cold_start: no pose is given, the search must find it. Raises `InputError` where the bag
+    or the start cannot be used.
     """
     truth = bag.truth()
-    start_ns, start = first_pose(bag, truth, initial_pose)
-    runner = _Runner(localizer, options, bag, start_ns, start, progress)
+    start = None if cold_start else first_pose(bag, truth, initial_pose)
+    runner = _Runner(localizer, Tracker(localizer, options, pose_search), bag, start, progress)
     for event in bag.events():
         runner.feed(event)
     runner.finish()
@@ -106,13 +107,13 @@ def run_bag(localizer: FrameLocalizer, bag: BagReader, initial_pose: torch.Tenso
 class _Runner:
     """Feeds a tracker and keeps what it says."""
 
-    def __init__(self, localizer: FrameLocalizer, options: TrackerOptions | None, bag: BagReader, start_ns: int,
-                 start: torch.Tensor, progress: Callable[..., None]) -> None:
+    def __init__(self, localizer: FrameLocalizer, tracker: Tracker, bag: BagReader, start: tuple[int, torch.Tensor] | None,
+                 progress: Callable[..., None]) -> None:
         self.records: list[FrameRecord] = []
         self.refused: Counter = Counter()
         self._localizer, self._bag, self._progress = localizer, bag, progress
-        self._tracker = Tracker(localizer, options)
-        self._start: tuple[int, torch.Tensor] | None = (start_ns, start)
+        self._tracker = tracker
+        self._start = start
         self._waiting: deque[CameraFrame | UnusableFrame] = deque()
         self._images = bag.image_count
 
