@@ -8,6 +8,8 @@ import sys
 from pathlib import Path
 
 DEGREES_OF_FREEDOM = ("t_x", "t_y", "t_z", "R_x", "R_y", "R_z")
+BASE_DEGREES_OF_FREEDOM = ("forward", "left", "up", "roll", "pitch", "yaw")
+"""Of a temporal prior, which acts along the axes of the robot's base."""
 
 
 def add_parser(subparsers) -> None:
@@ -15,7 +17,8 @@ def add_parser(subparsers) -> None:
         "weights", help="import published weights, or look into a weights file",
         description="Weights files are safetensors with a card: architecture, data, licence.",
         epilog="examples:\n  pixloc weights import checkpoint_best.tar -o vgg.safetensors\n"
-               "  pixloc weights show vgg.safetensors",
+               "  pixloc weights show vgg.safetensors\n"
+               "  pixloc weights plot compact -o prior.png",
         formatter_class=argparse.RawDescriptionHelpFormatter)
     actions = parser.add_subparsers(title="actions", metavar="ACTION", required=True)
 
@@ -33,11 +36,19 @@ def add_parser(subparsers) -> None:
     showing = actions.add_parser(
         "show", help="card, parameters and damping of a weights file",
         description="Prints the card, the number of parameters, and the optimizer's learned damping per level and "
-                    "degree of freedom (of the query camera: t along, R about its axes). "
-                    "Large values hold a motion back.")
+                    "degree of freedom (of the query camera: t along, R about its axes; of a temporal prior: of the "
+                    "robot's base, at a typical motion, with the trust in the prior factor). Large values hold a motion back.")
     showing.add_argument("weights", metavar="FILE", help="a .safetensors file, or the name of a shipped network")
     showing.add_argument("--json", action="store_true", help="print JSON instead of a table")
     showing.set_defaults(run=run_show)
+
+    plotting = actions.add_parser(
+        "plot", help="how the temporal prior depends on speed and odometry",
+        description="Draws damping and trust in the prior factor, per level and degree of freedom of the robot's base, "
+                    "against the distance moved since the last frame, the turn, and the prior's uncertainty.")
+    plotting.add_argument("weights", metavar="FILE", help="a .safetensors file with a temporal prior, or a shipped name")
+    plotting.add_argument("-o", "--output", type=Path, required=True, metavar="FILE.png")
+    plotting.set_defaults(run=run_plot)
 
 
 def run_import(args: argparse.Namespace) -> int:
@@ -65,20 +76,45 @@ def run_show(args: argparse.Namespace) -> int:
     return 0
 
 
+def run_plot(args: argparse.Namespace) -> int:
+    from ..alignment import TemporalPrior
+    from ..errors import InputError
+    from ..features import load_extractor
+    from ..visualization.temporal_prior import plot_temporal_prior
+
+    extractor = load_extractor(args.weights)
+    if not isinstance(extractor.damping, TemporalPrior):
+        raise InputError(f"{args.weights} holds no temporal prior: train one (config/training/temporal.json)")
+    data = plot_temporal_prior(extractor.damping, extractor.strides)
+    try:
+        args.output.parent.mkdir(parents=True, exist_ok=True)
+        temporary = args.output.with_name(f".{args.output.name}.tmp")
+        temporary.write_bytes(data)
+        temporary.replace(args.output)
+    except OSError as error:
+        raise InputError(f"cannot write {args.output} ({error.strerror or error}): choose another place") from error
+    print(args.output)
+    return 0
+
+
 def _summary(weights: str) -> dict:
     """Everything `show` prints; loading the network checks that the file is complete."""
     from ..features import load_extractor
+    from ..features.damping import TemporalPrior, typical_cues
     from ..features.weights import load_weights, resolve_weights
 
     _, card = load_weights(resolve_weights(weights))
     extractor = load_extractor(weights)
     counts = {name: sum(p.numel() for p in part.parameters()) for name, part in extractor.network.named_children()}
-    damping = None
-    if extractor.damping is not None:
+    damping = trust = None
+    if isinstance(extractor.damping, TemporalPrior):
+        damping, trust = ([dict(zip(BASE_DEGREES_OF_FREEDOM, row)) for row in values.tolist()]
+                          for values in extractor.damping.predict(typical_cues()))
+    elif extractor.damping is not None:
         damping = [dict(zip(DEGREES_OF_FREEDOM, extractor.damping(k).tolist())) for k in range(len(extractor.strides))]
     return {"name": extractor.name, "fingerprint": extractor.fingerprint, "card": card,
             "strides": list(extractor.strides), "channels": list(extractor.channels),
-            "parameters": {**counts, "total": sum(counts.values())}, "damping": damping}
+            "parameters": {**counts, "total": sum(counts.values())}, "damping": damping, "trust": trust}
 
 
 def _table(summary: dict) -> str:
@@ -87,9 +123,15 @@ def _table(summary: dict) -> str:
     lines = [f"{name:<{width}}  {fact if isinstance(fact, str) else json.dumps(fact)}" for name, fact in facts.items()]
     lines.append("\nparameters")
     lines += [f"  {name:<18}{count:>12,}" for name, count in summary["parameters"].items()]
-    lines.append("\nlevels, coarse to fine, and the damping learned for them")
-    lines.append(f"{'stride':>8}{'channels':>10}" + "".join(f"{name:>10}" for name in DEGREES_OF_FREEDOM))
-    for k, (stride, channels) in enumerate(zip(summary["strides"], summary["channels"])):
-        factors = [f"{x:.3g}" for x in summary["damping"][k].values()] if summary["damping"] else ["-"] * 6
-        lines.append(f"{stride:>8}{channels:>10}" + "".join(f"{text:>10}" for text in factors))
+    titles = {"damping": "levels, coarse to fine, and the damping learned for them",
+              "trust": "trust in the prior factor: what its information is multiplied with"}
+    for key, title in titles.items():
+        values = summary[key]
+        if key == "trust" and not values:
+            continue
+        names = values[0] if values else DEGREES_OF_FREEDOM
+        lines.append(f"\n{title}\n{'stride':>8}{'channels':>10}" + "".join(f"{name:>10}" for name in names))
+        for k, (stride, channels) in enumerate(zip(summary["strides"], summary["channels"])):
+            factors = [f"{x:.3g}" for x in values[k].values()] if values else ["-"] * 6
+            lines.append(f"{stride:>8}{channels:>10}" + "".join(f"{text:>10}" for text in factors))
     return "\n".join(lines)

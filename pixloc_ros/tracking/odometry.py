@@ -36,6 +36,24 @@ class OdometryNoise:
     angular_acceleration: float = 6.0
     """rad/s², likewise."""
 
+    def variances(self, distance: float, turn: float, seconds: float, guess2: float = 0.0) -> np.ndarray:
+        """Variances float64 [6], base axes, of a motion measured: along a path (m), turning (rad), in a time, of which the
+        last part was extrapolated: guess2 is half that part squared, squared again (s⁴)."""
+        rotation = (
+            (self.rotation_per_radian * turn) ** 2
+            + (self.rotation_per_metre * distance) ** 2
+            + (self.rotation_per_second * seconds) ** 2
+            + self.angular_acceleration**2 * guess2
+        )
+        translation = (
+            (self.translation_per_metre * distance) ** 2
+            + (self.translation_per_radian * turn) ** 2
+            + (self.translation_per_second * seconds) ** 2
+            + self.acceleration**2 * guess2
+            + 0.25 * rotation * distance**2  # the heading was wrong, on average by half, all along the path
+        )
+        return np.array([translation] * 3 + [rotation] * 3)
+
 
 @dataclass(frozen=True)
 class OdometryOptions:
@@ -215,24 +233,11 @@ class OdometryBuffer:
         """
         if start.epoch != end.epoch:
             raise OdometryUnavailable("odometry was reset since the last known pose")
-        noise = self.options.noise
         distance, turn = abs(end.distance_m - start.distance_m), abs(end.turn_rad - start.turn_rad)
         seconds = abs(end.stamp_ns - start.stamp_ns) * 1e-9
         guess2 = 0.25 * (start.extrapolated_s**2 + end.extrapolated_s**2) ** 2
-        rotation = (
-            (noise.rotation_per_radian * turn) ** 2
-            + (noise.rotation_per_metre * distance) ** 2
-            + (noise.rotation_per_second * seconds) ** 2
-            + noise.angular_acceleration**2 * guess2
-        )
-        translation = (
-            (noise.translation_per_metre * distance) ** 2
-            + (noise.translation_per_radian * turn) ** 2
-            + (noise.translation_per_second * seconds) ** 2
-            + noise.acceleration**2 * guess2
-            + 0.25 * rotation * distance**2  # the heading was wrong, on average by half, all along the path
-        )
-        variances = np.array([translation] * 3 + [rotation] * 3) + end.twist_variance.numpy() * seconds**2
+        variances = self.options.noise.variances(distance, turn, seconds, guess2)
+        variances += end.twist_variance.numpy() * seconds**2
         return se3.inverse(start.odom_from_base) @ end.odom_from_base, from_variances(variances)
 
     def _restart(self) -> None:

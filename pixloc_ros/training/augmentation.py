@@ -19,7 +19,7 @@ _BLUR_AT_640_PX = 15.0
 class AugmentationOptions:
     """How often each change happens to a query; a reference, being chosen with care, gets `reference_share` of that.
 
-    clean: share of images that are left as they are.
+    clean: share of images that are left as they are. blank: share of queries that show nothing: a wall, a covered lens.
     """
 
     clean: float = 0.15
@@ -33,6 +33,7 @@ class AugmentationOptions:
     vignetting: float = 0.25
     noise: float = 0.5
     jpeg: float = 0.2
+    blank: float = 0.0
     reference_share: float = 0.3
 
     def __post_init__(self) -> None:
@@ -43,6 +44,8 @@ class AugmentationOptions:
 def augment(image: np.ndarray, rng: np.random.Generator, options: AugmentationOptions, reference: bool = False) -> np.ndarray:
     """Changed copy of a uint8 [H, W] image, in the order light takes: scene, lens, motion, sensor, file."""
     share = options.reference_share if reference else 1.0
+    if options.blank and not reference and rng.random() < options.blank:
+        return _blank(image, rng)
     if rng.random() < options.clean:
         return image
     x = image.astype(np.float32)
@@ -54,6 +57,14 @@ def augment(image: np.ndarray, rng: np.random.Generator, options: AugmentationOp
             x = change(x, rng)
     x = np.clip(np.round(x), 0, 255).astype(np.uint8)
     return _jpeg(x, rng) if rng.random() < options.jpeg * share else x
+
+
+def _blank(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """One grey level, or a soft ramp, with noise."""
+    height, width = image.shape
+    ramp = cv2.resize(rng.uniform(-20, 20, (2, 2)), (width, height)) * rng.integers(0, 2)
+    noise = rng.normal(0, rng.uniform(0, 4), image.shape)
+    return np.clip(np.round(rng.uniform(0, 255) + ramp + noise), 0, 255).astype(np.uint8)
 
 
 def _light(x: np.ndarray, rng: np.random.Generator) -> np.ndarray:

@@ -11,10 +11,10 @@ from pathlib import Path
 
 import torch
 
-from ..alignment import AlignmentOptions, LearnedDamping, RobustLoss
+from ..alignment import AlignmentOptions, LearnedDamping, RobustLoss, TemporalPrior
 from ..errors import InputError
-from ..features.damping import LOG10_RANGE
-from ..features.extractor import DAMPING, NETWORKS
+from ..features.damping import LOG10_RANGE, TENSORS, take_damping
+from ..features.extractor import NETWORKS
 from ..features.weights import load_weights, resolve_weights
 from .augmentation import AugmentationOptions
 from .datasets import Curriculum, PairMixture
@@ -22,6 +22,7 @@ from .loss import LossOptions
 from .pairs import PairSource, View
 from .photos import MotionRange, PhotoPairs, list_photos
 from .scenes import ColmapPairs, RgbdPairs
+from .sequences import OdometryErrors, with_odometry
 
 CONFIDENCE_HEADS = "confidence."
 """What the names of the weights of confidence heads begin with."""
@@ -35,7 +36,8 @@ class NetworkSection:
     starts at random. confidences: give the network confidence heads where the start has none; they begin equal everywhere.
     frozen: beginnings of the names of parameters that are not trained. strides: the sets of levels to train, taken in turn;
     the network's own by default. damping: where the damping starts if `start` has none. learn_damping: otherwise it stays
-    there, and the weights come without one.
+    there, and the weights come without one. temporal: learn a `TemporalPrior` instead of PixLoc's constants, from consecutive
+    frames with odometry (section `odometry`); conditional: one that depends on the motion.
     """
 
     architecture: str = "compact"
@@ -45,6 +47,8 @@ class NetworkSection:
     strides: tuple[tuple[int, ...], ...] = ()
     damping: float = 0.01
     learn_damping: bool = True
+    temporal: bool = False
+    conditional: bool = True
 
 
 @dataclass(frozen=True)
@@ -67,7 +71,8 @@ class AlignmentSection:
 @dataclass(frozen=True)
 class DataSection:
     """One data source. kind: "photos" (folders), "colmap" (model, images) or "rgbd" (sequence). Paths are relative to the
-    configuration file. weight: how often it is drawn. motion: between the views that photos are made into."""
+    configuration file. weight: how often it is drawn. motion: between the views that photos are made into. rate_hz: frames a
+    second of a scene, where consecutive frames are wanted (network.temporal)."""
 
     kind: str
     weight: float = 1.0
@@ -76,6 +81,7 @@ class DataSection:
     images: str = ""
     sequence: str = ""
     motion: MotionRange = MotionRange()
+    rate_hz: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -128,6 +134,7 @@ class TrainingConfig:
     loss: LossOptions = LossOptions()
     initial_error: Curriculum = Curriculum()
     augmentation: AugmentationOptions = AugmentationOptions()
+    odometry: OdometryErrors = OdometryErrors()
     run: RunSection = RunSection()
     card: dict = field(default_factory=dict)
     folder: str = "."
@@ -185,6 +192,8 @@ def _build(kind: type, values: typing.Any, where: str) -> typing.Any:
 def build_mixture(config: TrainingConfig, held_out: bool, augmented: bool) -> PairMixture:
     """The data of a run, or that held out from it. Raises InputError where a source is unusable."""
     sources = [_build_source(section, Path(config.folder), config.view, held_out) for section in config.data]
+    if config.network.temporal:
+        sources = with_odometry(sources, [section.rate_hz for section in config.data], config.odometry)
     weights = [section.weight for section in config.data]
     if min(weights) < 0 or sum(weights) == 0:
         raise InputError("data: weights must not be negative, and one above 0")
@@ -211,11 +220,11 @@ def build_network(section: NetworkSection, folder: Path) -> tuple[torch.nn.Modul
     if section.start is not None:
         near = folder / section.start
         state, card = load_weights(near if near.is_file() else resolve_weights(section.start))
-    theta = state.pop(DAMPING, None)
+    learned = {name: state.pop(name) for name in list(state) if name.startswith(TENSORS)}
     # Architectures with heads to choose from look at the names of the weights.
     names = {**state, **dict.fromkeys((CONFIDENCE_HEADS,) if section.confidences else ())}
     network = NETWORKS[section.architecture](names)
-    damping = _build_damping(section.damping, theta, len(network.strides))
+    damping = _build_damping(section, learned, len(network.strides))
     if section.start is not None:
         fresh = _load_state(network, state, section)
         for name, parameter in network.named_parameters():
@@ -228,15 +237,18 @@ def build_network(section: NetworkSection, folder: Path) -> tuple[torch.nn.Modul
     return network.eval().to(memory_format=torch.channels_last), damping, card
 
 
-def _build_damping(start: float, theta: torch.Tensor | None, levels: int) -> LearnedDamping:
-    """With the given theta [levels, 6], or the same factor everywhere."""
+def _build_damping(section: NetworkSection, learned: dict[str, torch.Tensor], levels: int) -> LearnedDamping:
+    """What the start learned, where that is of the kind asked for, or the same factor everywhere."""
     low, high = LOG10_RANGE
-    if not 10.0 ** low < start < 10.0 ** high:
+    if not 10.0 ** low < section.damping < 10.0 ** high:
         raise InputError(f"network: damping must lie between 1e{low:g} and 1e{high:g}")
-    damping = LearnedDamping(levels)
+    damping = TemporalPrior(levels, section.conditional) if section.temporal else LearnedDamping(levels)
+    given = take_damping(learned, levels, section.start)
+    if given is not None and given.state_dict().keys() == damping.state_dict().keys():
+        return given
+    share = (math.log10(section.damping) - low) / (high - low)
     with torch.no_grad():
-        share = (math.log10(start) - low) / (high - low)
-        damping.theta.copy_(torch.full((levels, 6), math.log(share / (1 - share))) if theta is None else theta)
+        damping.theta.fill_(math.log(share / (1 - share)))
     return damping
 
 

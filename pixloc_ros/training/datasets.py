@@ -7,7 +7,7 @@ several machines share the samples of a step without talking to each other.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import cv2
 import numpy as np
@@ -20,6 +20,7 @@ from .pairs import BadSample, Batch, Pair, PairSource, collate, perturbed
 
 _ATTEMPTS = 40
 _TRAINING, _VALIDATION = 0, 1
+_SAME_TROUBLE = 0.7
 
 
 @dataclass(frozen=True)
@@ -68,9 +69,7 @@ class PairMixture:
                 continue
             initial = self._initial(pair, limits, rng)
             if self.augmentation is not None:
-                pair = Pair(augment(pair.reference, rng, self.augmentation, reference=True),
-                            augment(pair.query, rng, self.augmentation), pair.reference_camera, pair.query_camera, pair.xyz,
-                            pair.query_from_reference, pair.name)
+                pair = self._augmented(pair, self.augmentation, rng)
             return pair, initial, skipped
         raise InputError(f"training data: {_ATTEMPTS} draws in a row were unusable, the last one for '{skipped[-1]}': check the "
                          "data sources")
@@ -80,6 +79,17 @@ class PairMixture:
         samples = [self.sample(key, limits) for key in keys]
         return collate([pair for pair, _, _ in samples], [initial for _, initial, _ in samples], self.points,
                        [reason for _, _, reasons in samples for reason in reasons])
+
+    @staticmethod
+    def _augmented(pair: Pair, options: AugmentationOptions, rng: np.random.Generator) -> Pair:
+        pair = replace(pair, reference=augment(pair.reference, rng, options, reference=True))
+        if pair.step is None:
+            return replace(pair, query=augment(pair.query, rng, options))
+        # What spoils a frame has often spoilt the one before in the same way.
+        seed = int(rng.integers(2**32))
+        query = augment(pair.query, np.random.default_rng(seed), options)
+        previous = augment(pair.step.previous, np.random.default_rng(seed + (rng.random() > _SAME_TROUBLE)), options)
+        return replace(pair, query=query, step=replace(pair.step, previous=previous))
 
     @staticmethod
     def _initial(pair: Pair, limits: tuple[float, float], rng: np.random.Generator) -> torch.Tensor:

@@ -38,11 +38,33 @@ class View:
 
 
 @dataclass(frozen=True, eq=False)
+class Step:
+    """How a query's camera got there since the frame before, and what odometry says of it.
+
+    previous: uint8 [H, W], the frame before. previous_from_reference: float64 [4, 4]; previous_start: likewise, what was
+    known of it before it was seen, with covariance previous_covariance. odometry: motion of the base since then as measured
+    (previous base from base), with covariance. Covariances float64 [6, 6]: base axes, body perturbation. seconds: between
+    the two. base_from_camera: float64 [4, 4].
+    """
+
+    previous: np.ndarray
+    previous_camera: Camera
+    previous_from_reference: torch.Tensor
+    previous_start: torch.Tensor
+    previous_covariance: torch.Tensor
+    odometry: torch.Tensor
+    covariance: torch.Tensor
+    seconds: float
+    base_from_camera: torch.Tensor
+
+
+@dataclass(frozen=True, eq=False)
 class Pair:
     """Two images of one scene.
 
     reference, query: uint8 [H, W] grey. xyz: float64 [n, 3], points that the reference sees, in its camera's frame, n at most
-    the view's points. query_from_reference: float64 [4, 4]. name: where it comes from, for people.
+    the view's points. query_from_reference: float64 [4, 4]. name: where it comes from, for people. step: where the query
+    follows another frame.
     """
 
     reference: np.ndarray
@@ -52,6 +74,7 @@ class Pair:
     xyz: torch.Tensor
     query_from_reference: torch.Tensor
     name: str
+    step: Step | None = None
 
 
 class PairSource(Protocol):
@@ -61,11 +84,27 @@ class PairSource(Protocol):
 
 
 @dataclass(frozen=True, eq=False)
+class StepBatch:
+    """`Step`s together: as there, with a batch dimension first; previous float32 [B, 1, H, W], seconds float64 [B]."""
+
+    previous: torch.Tensor
+    previous_camera: Camera
+    previous_from_reference: torch.Tensor
+    previous_start: torch.Tensor
+    previous_covariance: torch.Tensor
+    odometry: torch.Tensor
+    covariance: torch.Tensor
+    seconds: torch.Tensor
+    base_from_camera: torch.Tensor
+
+
+@dataclass(frozen=True, eq=False)
 class Batch:
     """Pairs of one image size.
 
     reference, query: float32 [B, 1, H, W], grey levels 0 to 255. Cameras have params [B, P]. xyz: float32 [B, N, 3], mask
     bool [B, N]. query_from_reference, initial: float64 [B, 4, 4]. names: [B]. skipped: why samples were left out on the way.
+    steps: where the queries follow other frames; `initial` means nothing then.
     """
 
     reference: torch.Tensor
@@ -78,6 +117,7 @@ class Batch:
     initial: torch.Tensor
     names: tuple[str, ...]
     skipped: tuple[str, ...] = ()
+    steps: StepBatch | None = None
 
     def __len__(self) -> int:
         return len(self.names)
@@ -99,7 +139,18 @@ def collate(pairs: Sequence[Pair], initial: Sequence[torch.Tensor], points: int,
         _stack_images([pair.reference for pair in pairs]), _stack_images([pair.query for pair in pairs]),
         stack_cameras([pair.reference_camera for pair in pairs]), stack_cameras([pair.query_camera for pair in pairs]),
         xyz, mask, torch.stack([pair.query_from_reference for pair in pairs]), torch.stack(list(initial)),
-        tuple(pair.name for pair in pairs), tuple(skipped))
+        tuple(pair.name for pair in pairs), tuple(skipped), _stack_steps([pair.step for pair in pairs]))
+
+
+def _stack_steps(steps: Sequence[Step | None]) -> StepBatch | None:
+    if any(step is None for step in steps):
+        return None
+    together = [torch.stack([getattr(step, name) for step in steps]) for name in (
+        "previous_from_reference", "previous_start", "previous_covariance", "odometry", "covariance")]
+    return StepBatch(
+        _stack_images([step.previous for step in steps]), stack_cameras([step.previous_camera for step in steps]), *together,
+        torch.tensor([step.seconds for step in steps], dtype=torch.float64),
+        torch.stack([step.base_from_camera for step in steps]))
 
 
 def _stack_images(images: Sequence[np.ndarray]) -> torch.Tensor:

@@ -2,14 +2,44 @@
 """From a batch of pairs to the loss: features of both images, unrolled alignment, reprojection error."""
 from __future__ import annotations
 
+from dataclasses import dataclass, replace
+
 import torch
 from torch import nn
 
-from ..alignment import AlignmentOptions, AlignmentResult, LearnedDamping, ReferencePoints, align
+from ..alignment import (
+    AlignmentOptions,
+    AlignmentResult,
+    LearnedDamping,
+    MotionCues,
+    PriorFactor,
+    ReferencePoints,
+    TemporalPrior,
+    align,
+)
 from ..features.pyramid import FeatureLevel, FeaturePyramid
 from ..features.sampling import sample_level
+from ..geometry import se3
+from ..tracking.covariances import isotropic, not_better_than
+from ..tracking.localizer import hessian_covariance
+from ..tracking.tracker import QualityGates, TrackerOptions
 from .loss import LossOptions, PairLoss, pair_loss
-from .pairs import Batch
+from .pairs import Batch, member_camera
+
+
+@dataclass(frozen=True)
+class Start:
+    """Where the alignment of a batch begins, and what holds it there. initial: query_from_reference float64 [B, 4, 4]."""
+
+    initial: torch.Tensor
+    prior: PriorFactor | None = None
+    cues: MotionCues | None = None
+
+    def member(self, b: int) -> Start:
+        """One of the batch, without its batch dimension."""
+        return Start(self.initial[b],
+                     None if self.prior is None else PriorFactor(self.prior.camera_from_map[b], self.prior.information[b]),
+                     None if self.cues is None else MotionCues(self.cues.values[b], self.cues.camera_from_base[b]))
 
 
 class PairRefiner(nn.Module):
@@ -31,19 +61,52 @@ class PairRefiner(nn.Module):
     def refine(self, batch: Batch, strides: tuple[int, ...]) -> tuple[PairLoss, AlignmentResult]:
         """Align every pair. strides: which of the network's sets of levels to use."""
         points, mask, query = self.features(batch, strides)
-        result = align(query, batch.query_camera, points, batch.initial, self.alignment, self.damping, mask=mask)
-        loss = pair_loss(result.trace, batch.query_camera, batch.xyz, mask, batch.query_from_reference, batch.initial,
-                         self.loss)
+        start = self.start(batch, points, mask, strides)
+        result = align(query, batch.query_camera, points, start.initial, self.alignment, self.damping, start.prior, mask,
+                       start.cues)
+        loss = pair_loss(result.trace, batch.query_camera, batch.xyz, mask, batch.query_from_reference, start.initial, self.loss)
         return loss, result
+
+    @torch.no_grad()
+    def start(self, batch: Batch, points: ReferencePoints, mask: torch.Tensor, strides: tuple[int, ...]) -> Start:
+        """The wrong pose of a pair; of a frame that follows another, what odometry predicts from where the running system
+        finds that one."""
+        if batch.steps is None or not isinstance(self.damping, TemporalPrior):
+            return Start(batch.initial)
+        steps = batch.steps
+        previous = self._pyramid(steps.previous, strides)
+        camera_from_base = se3.inverse(steps.base_from_camera)
+        options, gates = TrackerOptions(), QualityGates()
+        poses, covariances, inliers = [], [], []
+        for b in range(len(batch)):
+            one = ReferencePoints(batch.xyz[b], tuple(d[b].detach() for d in points.descriptors),
+                                  tuple(c if c is None else c[b].detach() for c in points.confidences))
+            found = align(image_subset(previous, slice(b, b + 1)), member_camera(steps.previous_camera, b), one,
+                          steps.previous_start[b], replace(AlignmentOptions(), loss=self.alignment.loss), mask=mask[b:b + 1])
+            share = float(found.inliers.sum() / found.visible.sum().clamp(min=1))
+            pose, covariance = steps.previous_start[b], steps.previous_covariance[b]
+            if bool(found.converged) and share >= gates.min_inlier_fraction:
+                pose = found.camera_from_map.double()
+                measured = hessian_covariance(found.hessian.double(), float(found.cost)) / share ** 2
+                if bool(measured.isfinite().all()):
+                    covariance = not_better_than(se3.transform_covariance(measured, steps.base_from_camera[b]),
+                                                 isotropic(options.translation_floor, options.rotation_floor))
+            poses.append(se3.inverse(pose) @ camera_from_base[b])
+            covariances.append(covariance)
+            inliers.append(share)
+        predicted = torch.stack(poses) @ steps.odometry
+        covariance = se3.transform_covariance(torch.stack(covariances), se3.inverse(steps.odometry)) + steps.covariance
+        initial = camera_from_base @ se3.inverse(predicted)
+        depths = torch.where(mask, se3.transform(initial, batch.xyz.double())[..., 2], torch.nan).nanmedian(-1).values
+        cues = MotionCues.of(steps.seconds, se3.se3_log(steps.odometry), covariance, torch.tensor(inliers).double(),
+                             depths.abs().clamp(min=1e-6), camera_from_base)
+        information = torch.linalg.inv(se3.transform_covariance(covariance, camera_from_base))
+        return Start(initial, PriorFactor(initial, information), cues)
 
     def features(self, batch: Batch, strides: tuple[int, ...]) -> tuple[ReferencePoints, torch.Tensor, FeaturePyramid]:
         """Descriptors of the points where the reference sees them, as maps store them; which points exist, bool [B, N];
         and the query's pyramid. Both images go through the network together."""
-        network = self.network if tuple(self.network.strides) == strides else self.network.with_strides(strides)
-        images = torch.cat((batch.reference, batch.query))
-        if not network.takes_grey:
-            images = images.expand(-1, 3, -1, -1)
-        pyramid = network(images.contiguous(memory_format=torch.channels_last))
+        pyramid = self._pyramid(torch.cat((batch.reference, batch.query)), strides)
         count = len(batch)
         reference, query = image_subset(pyramid, slice(0, count)), image_subset(pyramid, slice(count, None))
         pixels, valid = batch.reference_camera.project(batch.xyz)
@@ -55,6 +118,12 @@ class PairRefiner(nn.Module):
             descriptors.append(nn.functional.normalize(values, dim=-1))
             confidences.append(confidence)
         return ReferencePoints(batch.xyz, tuple(descriptors), tuple(confidences)), mask, query
+
+    def _pyramid(self, images: torch.Tensor, strides: tuple[int, ...]) -> FeaturePyramid:
+        network = self.network if tuple(self.network.strides) == strides else self.network.with_strides(strides)
+        if not network.takes_grey:
+            images = images.expand(-1, 3, -1, -1)
+        return network(images.contiguous(memory_format=torch.channels_last))
 
 
 def image_subset(pyramid: FeaturePyramid, which: slice) -> FeaturePyramid:

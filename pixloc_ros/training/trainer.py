@@ -25,7 +25,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from ..alignment import AlignmentOptions, ReferencePoints, align
 from ..errors import InputError
-from ..features.extractor import DAMPING
+from ..features.damping import damping_tensors
 from ..features.pyramid import FeaturePyramid
 from ..features.weights import save_weights
 from ..geometry import se3
@@ -35,7 +35,7 @@ from .config import RunSection, TrainingConfig, build_mixture, build_network
 from .datasets import TrainingSteps, validation_batches
 from .loss import squared_distances
 from .pairs import Batch, member_camera
-from .refiner import PairRefiner, image_subset
+from .refiner import PairRefiner, Start, image_subset
 from .report import Validation, draw_curves, progress_line, read_log, validation_table
 
 FINAL_RATE = 0.1
@@ -224,7 +224,7 @@ class Trainer:
     def _export(self, name: str, figures: dict) -> None:
         state = {k: v.detach().contiguous() for k, v in self.kept.network.state_dict().items()}
         if self.config.network.learn_damping:
-            state[DAMPING] = self.kept.damping.theta.detach().clone()
+            state |= damping_tensors(self.kept.damping)
         card = {"architecture": self.config.network.architecture, **self.config.card, "start": self.start_card,
                 "training": {"date": date.today().isoformat(), "steps": self.step,
                              "pairs": self.step * self.config.run.batch * self.world, "hours": round(self.seconds / 3600, 3),
@@ -263,8 +263,9 @@ def evaluate(refiner: PairRefiner, batches: list[Batch], strides: tuple[tuple[in
         losses.append(loss.loss[loss.kept])
         success.append(loss.success[loss.kept].double())
         points, mask, query = refiner.features(batch, levels)
+        start = refiner.start(batch, points, mask, levels)
         for b in range(len(batch)):
-            error_px, rotation, translation = _running_errors(refiner, batch, b, points, mask, query)
+            error_px, rotation, translation = _running_errors(refiner, batch, b, points, mask, query, start.member(b))
             pixels.append(error_px)
             degrees.append(rotation)
             shares.append(translation)
@@ -273,14 +274,15 @@ def evaluate(refiner: PairRefiner, batches: list[Batch], strides: tuple[tuple[in
                       float(((degrees < 0.1) & (shares < 0.002)).mean()), float(((degrees < 0.5) & (shares < 0.01)).mean()))
 
 
-def _running_errors(refiner: PairRefiner, batch: Batch, b: int, points: ReferencePoints, mask: torch.Tensor, query: FeaturePyramid
-                    ) -> tuple[float, float, float]:
+def _running_errors(refiner: PairRefiner, batch: Batch, b: int, points: ReferencePoints, mask: torch.Tensor,
+                    query: FeaturePyramid, start: Start) -> tuple[float, float, float]:
     """Mean reprojection error in pixels, rotation in degrees and translation as a share of the depth, of one pair."""
     one, camera = slice(b, b + 1), member_camera(batch.query_camera, b)
     member = ReferencePoints(points.xyz[b], tuple(d[b] for d in points.descriptors),
                              tuple(c if c is None else c[b] for c in points.confidences))
     options = replace(AlignmentOptions(), loss=refiner.alignment.loss)
-    result = align(image_subset(query, one), camera, member, batch.initial[b], options, refiner.damping, mask=mask[one])
+    result = align(image_subset(query, one), camera, member, start.initial, options, refiner.damping, start.prior, mask[one],
+                   start.cues)
     truth, estimate, xyz = batch.query_from_reference[b], result.camera_from_map, batch.xyz[b].double()
     seen = camera.in_image(camera.project(se3.transform(truth, xyz))[0]) & mask[b]
     distance, angle = se3.pose_difference(se3.inverse(estimate), se3.inverse(truth))
@@ -299,8 +301,8 @@ def _parameter_groups(refiner: PairRefiner, run: RunSection) -> list[dict]:
         if parameter.requires_grad:
             factor = math.prod(factor for start, factor in run.rates.items() if name.startswith(start))
             groups.setdefault(factor, []).append(parameter)
-    if refiner.damping.theta.requires_grad:
-        groups.setdefault(run.damping_rate, []).append(refiner.damping.theta)
+    groups.setdefault(run.damping_rate, []).extend(p for p in refiner.damping.parameters() if p.requires_grad)
+    groups = {factor: parameters for factor, parameters in groups.items() if parameters}
     if not groups:
         raise InputError("network: everything is frozen: nothing is left to train")
     rate = run.learning_rate
