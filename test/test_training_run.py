@@ -13,7 +13,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from safetensors import safe_open
 from training_scene import invented_photo, write_config
 
 from pixloc_ros.alignment import AlignmentOptions, ReferencePoints, align
@@ -21,6 +20,7 @@ from pixloc_ros.cli.main import main
 from pixloc_ros.errors import InputError
 from pixloc_ros.features import load_extractor
 from pixloc_ros.features.sampling import sample_level
+from pixloc_ros.tensor_file import load_tensors
 from pixloc_ros.training.checkpoint import FILE_NAME, load_checkpoint
 from pixloc_ros.training.config import build_mixture, build_network, read_config
 from pixloc_ros.training.datasets import validation_batches
@@ -59,8 +59,8 @@ class KilledTrainer(Trainer):
 
 
 def tensors_of(run):
-    with safe_open(str(run / FILE_NAME), "pt") as file:
-        return {name: file.get_tensor(name) for name in file.keys()}, json.loads(file.metadata()["state"])  # noqa: SIM118
+    tensors, metadata = load_tensors(run / FILE_NAME)
+    return tensors, json.loads(metadata["state"])
 
 
 def test_one_pair_is_learned_by_heart(tmp_path):
@@ -194,8 +194,8 @@ def test_numbers_that_are_none_stop_the_run_and_save_the_batch(tmp_path):
     with pytest.raises(Diverged, match="not a number: the batch is in"):
         trainer.run()
     saved, = (tmp_path / "run").glob("bad_batch_1_*.safetensors")
-    with safe_open(str(saved), "pt") as file:
-        assert file.get_tensor("query").shape == (2, 1, 96, 128) and len(json.loads(file.metadata()["names"])) == 2
+    batch, metadata = load_tensors(saved)
+    assert batch["query"].shape == (2, 1, 96, 128) and len(json.loads(metadata["names"])) == 2
     tensors, state = tensors_of(tmp_path / "run")
     assert state["step"] == 1 and all(bool(t.isfinite().all()) for t in tensors.values() if t.is_floating_point())
 
