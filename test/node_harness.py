@@ -96,7 +96,7 @@ class FakeLocalizer:
     def prepare(self, image, camera) -> PreparedImage:
         return PreparedImage(image, camera, {})
 
-    def localize_prepared(self, prepared, map_from_camera, prior_covariance=None) -> FrameAlignment:
+    def localize_prepared(self, prepared, map_from_camera, prior_covariance=None, motion=None) -> FrameAlignment:
         value = float(prepared.pyramid[HEIGHT - 8 :].mean())
         good = value < BROKEN - 10
         number = round((value - 20) / 4)

@@ -33,7 +33,7 @@ class TrueLocalizer:
     def prepare(self, image, camera):
         return image
 
-    def localize_prepared(self, image, map_from_camera, prior_covariance=None):
+    def localize_prepared(self, image, map_from_camera, prior_covariance=None, motion=None):
         number = int(image[0, 0])
         self.calls.append(number)
         self.priors[number] = map_from_camera

@@ -60,7 +60,7 @@ class FakeLocalizer:
     def prepare(self, image, camera):
         return image
 
-    def localize_prepared(self, image, map_from_camera, prior_covariance=None):
+    def localize_prepared(self, image, map_from_camera, prior_covariance=None, motion=None):
         self.starts.append(map_from_camera @ se3.inverse(BASE_FROM_CAMERA))
         self.covariances.append(prior_covariance)
         if se3.pose_difference(self.starts[-1], self.answer.map_from_camera)[0] > self.reach_m:

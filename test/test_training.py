@@ -168,7 +168,7 @@ def test_a_level_teaches_only_itself():
 def test_rays_meet_the_surface_where_it_projects_back(seed):
     """What `meet` finds, lifted with the inverse depth there and projected into the query, is the pixel it began with."""
     rng = np.random.default_rng(seed)
-    pose = photos._motion(MotionRange(), rng)
+    pose = photos.random_motion(MotionRange(), rng)
     surface = photos._surfaces([invented_photo(0)], VIEW, 110 * float(pose[:3, 3].norm()), rng)[0]
     grid = np.stack(np.meshgrid(np.arange(128), np.arange(96))).astype(np.float32)
     pixels = meet(surface.inverse_depth, grid, CAMERA, pose, VIEW)

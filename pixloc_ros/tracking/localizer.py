@@ -8,14 +8,23 @@ from dataclasses import dataclass, field
 import numpy as np
 import torch
 
-from ..alignment import AlignmentOptions, AlignmentResult, PriorFactor, ReferencePoints, align, compiled
+from ..alignment import (
+    AlignmentOptions,
+    AlignmentResult,
+    MotionCues,
+    PriorFactor,
+    ReferencePoints,
+    TemporalPrior,
+    align,
+    compiled,
+)
 from ..features import Extractor, FeaturePyramid
 from ..features.images import fit_to_working_size
 from ..geometry import se3
 from ..geometry.cameras import Camera
 from ..mapping.local_points import LocalPoints, LocalPointSelector
 from ..mapping.map_file import Map
-from .types import FrameAlignment, PreparedImage
+from .types import FrameAlignment, FrameMotion, PreparedImage
 
 MAX_PASSES = 2
 
@@ -64,11 +73,11 @@ class FrameLocalizer:
 
     @torch.inference_mode()
     def localize_prepared(self, prepared: PreparedImage, map_from_camera: torch.Tensor,
-                          prior_covariance: torch.Tensor | None = None) -> FrameAlignment:
+                          prior_covariance: torch.Tensor | None = None, motion: FrameMotion | None = None) -> FrameAlignment:
         """Pose of a prepared image that was taken near `map_from_camera`.
 
         map_from_camera: float64 [4, 4], the start. prior_covariance: float64 [6, 6] (translation, rotation), camera frame,
-        right perturbation.
+        right perturbation. motion: how the robot came there; only weights with a temporal prior make use of it.
         """
         clock = _Stopwatch(prepared.timings_ms)
         pyramid, camera = prepared.pyramid, prepared.camera
@@ -78,7 +87,7 @@ class FrameLocalizer:
             clock.lap("gather")
             if len(local.points) < self.options.alignment.min_points:
                 return _failure(map_from_camera, "no map points near the prior", len(local.points), clock.laps)
-            result, map_from_local = self._align(pyramid, camera, local, start, map_from_camera, prior_covariance)
+            result, map_from_local = self._align(pyramid, camera, local, start, map_from_camera, prior_covariance, motion)
             moved = _moved_px(result, local.points, camera, se3.inverse(start) @ map_from_local)
             clock.lap("alignment")
             if not bool(result.converged) or moved < self.options.reselect_share * max(camera.width, camera.height):
@@ -88,7 +97,7 @@ class FrameLocalizer:
         return self._judge(result, local, map_from_camera, map_from_local, clock.laps)
 
     def _align(self, pyramid: FeaturePyramid, camera: Camera, local: LocalPoints, start: torch.Tensor, prior_pose: torch.Tensor,
-               prior_covariance: torch.Tensor | None) -> tuple[AlignmentResult, torch.Tensor]:
+               prior_covariance: torch.Tensor | None, motion: FrameMotion | None) -> tuple[AlignmentResult, torch.Tensor]:
         """Alignment in a frame at the points' origin, where single precision is exact to micrometres on any map."""
         map_from_local = torch.eye(4, dtype=torch.float64)
         map_from_local[:3, 3] = local.origin
@@ -97,8 +106,12 @@ class FrameLocalizer:
             # true = map_from_camera · exp(e)  <=>  camera_from_map(true) = exp(-e) · camera_from_map
             prior = PriorFactor(se3.inverse(prior_pose) @ map_from_local,
                                 torch.from_numpy(np.linalg.inv(prior_covariance.numpy())))
-        return align(pyramid, camera, local.points, se3.inverse(start) @ map_from_local, self.options.alignment,
-                     self.extractor.damping, prior), map_from_local
+        initial = se3.inverse(start) @ map_from_local
+        cues = None
+        if motion is not None and isinstance(self.extractor.damping, TemporalPrior):
+            cues = _cues(motion, local.points, initial)
+        return align(pyramid, camera, local.points, initial, self.options.alignment, self.extractor.damping, prior,
+                     cues=cues), map_from_local
 
     def _judge(self, result: AlignmentResult, local: LocalPoints, map_from_camera: torch.Tensor,
                map_from_local: torch.Tensor, timings_ms: dict[str, float]) -> FrameAlignment:
@@ -124,6 +137,14 @@ def hessian_covariance(hessian: torch.Tensor, cost: float) -> torch.Tensor:
         return torch.from_numpy(np.linalg.inv(hessian.cpu().numpy()) * cost)
     except np.linalg.LinAlgError:
         return torch.full((6, 6), torch.inf, dtype=torch.float64)
+
+
+def _cues(motion: FrameMotion, points: ReferencePoints, camera_from_local: torch.Tensor) -> MotionCues:
+    prior = motion.prior
+    moved = torch.zeros(6, dtype=torch.float64) if prior.motion is None else se3.se3_log(prior.motion)
+    depth = se3.transform(camera_from_local, points.xyz.double())[:, 2].median().abs().clamp(min=1e-6)
+    return MotionCues.of(torch.tensor(prior.age_s), moved, prior.covariance, torch.tensor(motion.inlier_fraction), depth,
+                         se3.inverse(motion.base_from_camera))
 
 
 def _moved_px(result: AlignmentResult, points: ReferencePoints, camera: Camera, camera_from_local: torch.Tensor) -> float:

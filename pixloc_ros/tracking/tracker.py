@@ -36,7 +36,7 @@ from ..geometry.cameras import Camera
 from .covariances import isotropic, mahalanobis, not_better_than, not_worse_than
 from .motion_prior import KnownPose, MotionOptions, predict
 from .odometry import OdometryBuffer, OdometryOptions, OdometryReport, OdometrySample, OdometryUnavailable
-from .types import CameraFrame, FrameAlignment, MotionPrior, PreparedImage, TrackResult, TrackState
+from .types import CameraFrame, FrameAlignment, FrameMotion, MotionPrior, PreparedImage, TrackResult, TrackState
 
 
 class Localizer(Protocol):
@@ -45,8 +45,9 @@ class Localizer(Protocol):
     def prepare(self, image: np.ndarray, camera: Camera) -> PreparedImage: ...
 
     def localize_prepared(
-        self, prepared: PreparedImage, map_from_camera: torch.Tensor, prior_covariance: torch.Tensor | None = None
-    ) -> FrameAlignment: ...
+        self, prepared: PreparedImage, map_from_camera: torch.Tensor, prior_covariance: torch.Tensor | None = None,
+        motion: FrameMotion | None = None,
+    ) -> FrameAlignment: ...  # fmt: skip
 
 
 class PoseSearch(Protocol):
@@ -272,7 +273,8 @@ class Tracker:
         looks: list[_Look] = []
         believed = None
         if prior is not None and not (self._searching and self._candidates):
-            looks.append(self._look(view, *self._start(prior), self._searching))
+            motion = FrameMotion(prior, self._last_inliers, base_from_camera)
+            looks.append(self._look(view, *self._start(prior), self._searching, motion))
             believed = looks[0] if self._agrees(looks[0], prior) else None
         if believed is None:
             looks += self._look_elsewhere(view, prior)
@@ -286,6 +288,7 @@ class Tracker:
         else:
             problem, believed = self._wait_for_confirmation(looks, prior, frame.stamp_ns, odometry)
         shown = believed or max(looks, key=lambda look: look.alignment.inlier_fraction * look.alignment.success, default=None)
+        self._last_inliers = 0.5 if shown is None else shown.alignment.inlier_fraction
         if self.state is TrackState.TRACKING:
             map_from_base, covariance = self._known.map_from_base, self._known.covariance
             if not problem and odometry_problem and len(self.odometry):
@@ -350,13 +353,14 @@ class Tracker:
         return prior.map_from_base @ se3.se3_exp(torch.from_numpy(offset)), None
 
     def _look(
-        self, view: _View, map_from_base: torch.Tensor, covariance: torch.Tensor | None, free: bool
-    ) -> _Look:
+        self, view: _View, map_from_base: torch.Tensor, covariance: torch.Tensor | None, free: bool,
+        motion: FrameMotion | None = None,
+    ) -> _Look:  # fmt: skip
         """The image aligned from a pose of the base. free: no prior was believed on the way there, so more must agree."""
         if covariance is not None:
             covariance = se3.transform_covariance(covariance, view.camera_from_base)
         start = map_from_base @ view.base_from_camera
-        return self._judged(view, self._localizer.localize_prepared(view.frame.prepared, start, covariance), free)
+        return self._judged(view, self._localizer.localize_prepared(view.frame.prepared, start, covariance, motion), free)
 
     def _judged(self, view: _View, alignment: FrameAlignment, free: bool) -> _Look:
         problem = self._quality_problem(alignment, free)
@@ -570,6 +574,7 @@ class Tracker:
         self._candidates: list[_Candidate] = []
         self._attempts = 0
         self._turn = 0
+        self._last_inliers = 0.5
         self._searching_since_ns: int | None = None
 
     def _result(

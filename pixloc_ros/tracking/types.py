@@ -54,13 +54,25 @@ class MotionPrior:
 
     map_from_base: float64 [4, 4].
     covariance: float64 [6, 6], (translation, rotation) in the base frame: true = map_from_base · exp(error).
-    source: "odometry", "constant velocity", "static" or "initial pose"; age_s: since the pose it starts from.
+    source: "odometry", "constant velocity", "static" or "initial pose"; age_s: since the pose it starts from, and motion
+    float64 [4, 4], what was added to that pose.
     """
 
     map_from_base: torch.Tensor
     covariance: torch.Tensor
     source: str
     age_s: float
+    motion: torch.Tensor | None = None
+
+
+@dataclass(frozen=True)
+class FrameMotion:
+    """What a learned prior (`features.damping.TemporalPrior`) wants to know: the prior, the share of points that agreed in the
+    last image (0.5 where there was none), and base_from_camera float64 [4, 4]."""
+
+    prior: MotionPrior
+    inlier_fraction: float
+    base_from_camera: torch.Tensor
 
 
 @dataclass(frozen=True)
