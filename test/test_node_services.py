@@ -2,6 +2,7 @@
 """The node's life cycle, services and pictures, over real DDS."""
 
 import time
+from xml.etree import ElementTree
 
 import numpy as np
 import pytest
@@ -202,3 +203,24 @@ def test_parameters_are_declared_as_in_the_table():
     with running() as (node, _):
         assert isinstance(node, LocalizationNode)
         assert {p.name for p in PARAMETERS} <= set(node.list_parameters([], 3).names)
+
+
+def test_security_policy_names_all_that_the_node_uses(request):
+    """config/sros2_policy.xml against the running node's own topics and services."""
+    policy = ElementTree.parse(request.config.rootpath / "config" / "sros2_policy.xml")
+
+    def allowed(kind: str, right: str) -> set[str]:
+        groups = [group for group in policy.iter(f"{kind}s") if group.get(right) == "ALLOW"]
+        names = [entry.text for group in groups for entry in group.iter(kind)]
+        return {"/" + name.replace("~", "localization_node") for name in names}
+
+    with running() as (node, _):
+        name, namespace = node.get_name(), node.get_namespace()
+        published = {topic for topic, _ in node.get_publisher_names_and_types_by_node(name, namespace)}
+        heard = {topic for topic, _ in node.get_subscriber_names_and_types_by_node(name, namespace)}
+        served = {service for service, _ in node.get_service_names_and_types_by_node(name, namespace)}
+    assert published <= allowed("topic", "publish"), published - allowed("topic", "publish")
+    assert heard <= allowed("topic", "subscribe"), heard - allowed("topic", "subscribe")
+    assert served <= allowed("service", "reply"), served - allowed("service", "reply")
+    own = {"/localization_node/" + name for name in ("pose", "odometry", "status", "path", "overlay", "points")}
+    assert own <= published
