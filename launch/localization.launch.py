@@ -27,6 +27,10 @@ PARAMETER_ARGUMENTS = {
     "base_frame_id": "Frame of the robot",
     "odom_frame_id": "Frame of the odometry",
 }
+SWITCH_ARGUMENTS = {
+    "autostart": "true: active at once; false: a lifecycle manager configures and activates the node",
+    "publish_tf": "false: a filter publishes map -> odom (fusion.launch.py)",
+}
 
 
 def localization_node(context):
@@ -34,8 +38,10 @@ def localization_node(context):
     given = {name: LaunchConfiguration(name).perform(context) for name in PARAMETER_ARGUMENTS}
     use_sim_time = LaunchConfiguration("use_sim_time").perform(context)
     overrides = {name: ParameterValue(value, value_type=str) for name, value in given.items() if value}
+    switches = {name: LaunchConfiguration(name).perform(context) for name in SWITCH_ARGUMENTS}
+    overrides |= {name: value.lower() == "true" for name, value in switches.items() if value}
     overrides["use_sim_time"] = use_sim_time.lower() == "true"
-    return [
+    nodes = [
         Node(
             package="pixloc_ros",
             executable="localization_node",
@@ -49,6 +55,17 @@ def localization_node(context):
             output="screen",
         )
     ]
+    if LaunchConfiguration("use_rviz").perform(context).lower() == "true":
+        rviz = Node(
+            package="rviz2",
+            executable="rviz2",
+            namespace=LaunchConfiguration("namespace"),
+            arguments=["-d", str(Path(get_package_share_directory("pixloc_ros"), "config", "localization.rviz"))],
+            parameters=[{"use_sim_time": overrides["use_sim_time"]}],
+            remappings=[("/tf", "tf"), ("/tf_static", "tf_static")],
+        )
+        nodes.append(rviz)
+    return nodes
 
 
 def generate_launch_description():
@@ -58,10 +75,11 @@ def generate_launch_description():
         DeclareLaunchArgument("params_file", default_value=default_params, description="Parameters of the node"),
         DeclareLaunchArgument("use_sim_time", default_value="false", description="Take the time from /clock"),
         DeclareLaunchArgument("use_respawn", default_value="false", description="Start the node again if it ends"),
+        DeclareLaunchArgument("use_rviz", default_value="false", description="Show it in RViz"),
         DeclareLaunchArgument("log_level", default_value="info", description="Level of the log"),
     ]
     arguments += [
         DeclareLaunchArgument(name, default_value="", description=description)
-        for name, description in PARAMETER_ARGUMENTS.items()
+        for name, description in (PARAMETER_ARGUMENTS | SWITCH_ARGUMENTS).items()
     ]
     return LaunchDescription([*arguments, OpaqueFunction(function=localization_node)])

@@ -121,8 +121,9 @@ def launch_file(monkeypatch):
         declared = {a.positional[0]: a.named for a in description if isinstance(a, DeclareLaunchArgument)}
         assert set(given) <= set(declared)
         context = {name: given.get(name, named["default_value"]) for name, named in declared.items()}
-        (node,) = description[-1].named["function"](context)
-        node.context, node.declared = context, declared
+        nodes = description[-1].named["function"](context)
+        node = nodes[0]
+        node.context, node.declared, node.others = context, declared, nodes[1:]
         return node
 
     return launch
@@ -134,9 +135,10 @@ def test_launch_passes_only_declared_parameters(launch_file):
     params_file, overrides = node.named["parameters"]
     assert Path(params_file.perform(node.context)).samefile(ROOT / "config" / "localization.yaml")
     assert overrides == {"use_sim_time": False}, "an argument that is not given must not overrule the file"
-    strings = sorted(set(node.declared) - {"namespace", "params_file", "use_sim_time", "use_respawn", "log_level"})
-    given = {name: BY_NAME[name].default or "x" for name in strings}
-    node = launch_file(use_sim_time="true", **given)
+    nav2 = {"namespace", "params_file", "use_sim_time", "use_respawn", "use_rviz", "log_level"}
+    wanted = {name: BY_NAME[name].default for name in set(node.declared) - nav2}
+    given = {name: value if isinstance(value, bool) else value or "x" for name, value in wanted.items()}
+    node = launch_file(use_sim_time="true", **{name: str(value) for name, value in given.items()})
     overrides = node.named["parameters"][1]
     assert overrides.pop("use_sim_time") is True
     assert overrides == given
@@ -148,3 +150,9 @@ def test_launch_arguments_are_nav2s(launch_file):
     assert {"namespace", "params_file", "use_sim_time", "log_level", "use_respawn", "map"} <= set(node.declared)
     assert all(named["description"] for named in node.declared.values())
     assert ("/tf", "tf") in node.named["remappings"] and ("/tf_static", "tf_static") in node.named["remappings"]
+
+
+def test_launch_with_rviz(launch_file):
+    assert not launch_file().others
+    (rviz,) = launch_file(use_rviz="true").others
+    assert rviz.named["package"] == "rviz2" and Path(rviz.named["arguments"][1]).is_file()
