@@ -45,9 +45,9 @@ def busy_s() -> float:
     return (sum(ticks) - ticks[3] - ticks[4]) / os.sysconf("SC_CLK_TCK")
 
 
-def memory_mib() -> dict[str, float]:
-    """Resident memory of this process now: its own, and pages of mapped files, which the system can drop."""
-    fields = dict(line.split(":", 1) for line in _lines("/proc/self/status") if ":" in line)
+def memory_mib(process: int | str = "self") -> dict[str, float]:
+    """Resident memory of a process now: its own, and pages of mapped files, which the system can drop."""
+    fields = dict(line.split(":", 1) for line in _lines(f"/proc/{process}/status") if ":" in line)
     return {name: int(fields.get(key, "0").split()[0]) / 1024
             for name, key in (("own", "RssAnon"), ("file", "RssFile"))}
 
@@ -68,12 +68,12 @@ def percentiles(values: Sequence[float]) -> dict[str, float]:
     return {f"p{p}": float(np.percentile(values, p)) for p in (50, 95, 99)}
 
 
-def simulated_drive(width: int, height: int, folder: Path = DATA) -> Path:
+def simulated_drive(width: int, height: int, folder: Path = DATA, rate_hz: float = 10.0) -> Path:
     """A short simulated drive with images of a size, made once."""
-    path = folder / f"drive_{width}x{height}"
+    path = folder / f"drive_{width}x{height}{'' if rate_hz == 10.0 else f'_{rate_hz:g}hz'}"
     if not (path / SUMMARY).is_file():
         print(f"making {path} (once)", file=sys.stderr)
-        options = SimulationOptions(seconds=DRIVE_SECONDS, width=width, height=height)
+        options = SimulationOptions(seconds=DRIVE_SECONDS, width=width, height=height, rate_hz=rate_hz)
         with show_progress("simulation:") as progress:
             simulate(path, options, lambda what, done, of: progress(done, of, what))
     return path

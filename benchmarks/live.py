@@ -1,0 +1,327 @@
+#!/usr/bin/env python3
+# Copyright the pixloc_ros authors. SPDX-License-Identifier: Apache-2.0
+"""How old the pose is when it is published: the live node, fed over DDS at a camera's rate for as long as wanted.
+
+A simulated drive (made once, kept in out/benchmarks) goes to and fro: images with the stamp of the moment, wheel odometry,
+calibration, all from this process to `localization_node` in another one, as a robot's drivers would send them.
+
+    benchmarks/live.py                                   # 30 Hz, 20 seconds
+    benchmarks/live.py --minutes 10 --json live.json     # what docs/performance.md quotes
+    benchmarks/live.py --rates 15 30 --transport compressed --parameters preset:=fast
+
+"age": from the image's stamp until the pose goes out, by the node's clock (so with serialization and transport of the image);
+"heard": until a listener has it. "cores": processor time of the node, all threads, per second. Memory of the node in the first
+and in the last tenth of the run: its own, and pages of files (the map), which the system takes back when it needs them. "late"
+is how long this process itself was late with an image, 95 %, and "others" how many cores everything else on the machine took,
+this process included.
+"""
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import math
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from array import array
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import cv2
+import measuring
+import numpy as np
+import rclpy
+import torch
+from geometry_msgs.msg import PoseWithCovarianceStamped
+from nav_msgs.msg import Odometry
+from pixloc_ros.msg import LocalizationStatus
+from rclpy.executors import ExternalShutdownException, SingleThreadedExecutor
+from rclpy.serialization import deserialize_message
+from sensor_msgs.msg import CameraInfo, CompressedImage, Image
+from tf2_ros import StaticTransformBroadcaster
+
+from pixloc_ros.errors import InputError
+from pixloc_ros.evaluation import offline
+from pixloc_ros.evaluation.bags import BagReader, OdometryMessage
+from pixloc_ros.evaluation.report import format_number
+from pixloc_ros.features import load_extractor
+from pixloc_ros.geometry import se3
+from pixloc_ros.node import conversions
+from pixloc_ros.node.conversions import NS_PER_S, stamp_from_ns, stamp_to_ns
+from pixloc_ros.tracking.types import CameraFrame, TrackState
+
+ODOMETRY_HZ = 50.0
+NODE = "/localization_node"
+START_TIMEOUT_S = 120.0
+WARM_UP_S = 2.0
+"""Not counted."""
+
+
+@dataclass(frozen=True)
+class Drive:
+    """What is fed. stamps_s [n] of the images in the drive's own time; messages without stamps."""
+
+    stamps_s: np.ndarray
+    images: list[Image | CompressedImage]
+    info: CameraInfo
+    odometry_s: np.ndarray
+    odometry: torch.Tensor
+    base_from_camera: torch.Tensor
+    camera_frame: str
+    start: torch.Tensor
+
+    def place(self, image: float) -> float:
+        """Time in the drive at the (fractional) `image`-th image sent: to the end and back, again and again."""
+        before = math.floor(image)
+        first, second = self.stamps_s[self.index(before)], self.stamps_s[self.index(before + 1)]
+        return float(first + (image - before) * (second - first))
+
+    def index(self, image: int) -> int:
+        """Of the drive's image that is the `image`-th one sent."""
+        last = len(self.stamps_s) - 1
+        return last - abs(image % (2 * last) - last)
+
+    def odom_from_base(self, image: float) -> torch.Tensor:
+        """float64 [4, 4] at that place."""
+        time_s = self.place(image)
+        after = int(np.clip(np.searchsorted(self.odometry_s, time_s), 1, len(self.odometry_s) - 1))
+        first, second = self.odometry_s[after - 1], self.odometry_s[after]
+        return se3.interpolate(self.odometry[after - 1], self.odometry[after], float((time_s - first) / (second - first)))
+
+
+@dataclass
+class Heard:
+    """What came back. Milliseconds; statuses of images that were aligned."""
+
+    statuses: list[LocalizationStatus] = field(default_factory=list)
+    heard_ms: list[float] = field(default_factory=list)
+
+
+@dataclass
+class Usage:
+    """Of the node's process, once a second: processor seconds, own memory and pages of files in MiB."""
+
+    cpu_s: list[float] = field(default_factory=list)
+    own_mib: list[float] = field(default_factory=list)
+    file_mib: list[float] = field(default_factory=list)
+
+    def sample(self, pid: int) -> None:
+        fields = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()
+        self.cpu_s.append((int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK"))
+        memory = measuring.memory_mib(pid)
+        self.own_mib.append(memory["own"])
+        self.file_mib.append(memory["file"])
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--minutes", type=float, default=1 / 3, help="at each rate (default a third)")
+    parser.add_argument("--rates", type=float, nargs="+", default=[30.0], metavar="HZ", help="of the images (default 30)")
+    parser.add_argument("--size", default="640x480", metavar="WxH")
+    parser.add_argument("--transport", choices=("raw", "compressed"), default="raw")
+    parser.add_argument("--parameters", nargs="*", default=[], metavar="NAME:=VALUE", help="further ones of the node")
+    parser.add_argument("--weights", default="compact")
+    parser.add_argument("--data", type=Path, default=measuring.DATA, help="where simulated drives are kept")
+    parser.add_argument("--json", type=Path, help="write the figures here")
+    parser.add_argument("--compare", type=Path, metavar="OLD.json", help="figures of an earlier run to compare with")
+    args = parser.parse_args()
+    if args.minutes <= 0 or min(args.rates) <= 0:
+        parser.error("--minutes and --rates must be positive")
+    os.environ.setdefault("ROS_AUTOMATIC_DISCOVERY_RANGE", "LOCALHOST")
+    figures: dict[str, object] = {"machine": measuring.describe_machine(), "rates": {}}
+    for rate in args.rates:
+        path = measuring.simulated_drive(*(int(side) for side in args.size.split("x")), args.data, rate)
+        map_path = measuring.map_of_drive(path, load_extractor(args.weights))
+        figures["rates"][f"{rate:g} Hz"] = run(path, map_path, rate, args)
+    old = json.loads(args.compare.read_text())["rates"] if args.compare else {}
+    measuring.report(figures, rows(figures["rates"], old), args.json)
+    return 0
+
+
+def read_drive(path: Path, compressed: bool) -> Drive:
+    """The test drive in memory, as messages."""
+    with BagReader(path / "drive") as bag:
+        events = list(bag.events())
+        frames = [event for event in events if isinstance(event, CameraFrame)]
+        odometry = [event for event in events if isinstance(event, OdometryMessage)]
+        start_ns, start = offline.first_pose(bag, bag.truth(), None)
+        frames = [frame for frame in frames if frame.stamp_ns >= start_ns]
+        info = deserialize_message(next(bag.raw_messages([bag.camera_info_topic])).cdr, CameraInfo)
+        info.header.frame_id = bag.camera_frame
+        return Drive(
+            np.array([frame.stamp_ns / NS_PER_S for frame in frames]),
+            [image_message(frame.image, bag.camera_frame, compressed) for frame in frames], info,
+            np.array([sample.stamp_ns / NS_PER_S for sample in odometry]),
+            torch.stack([sample.odom_from_base for sample in odometry]), bag.base_from_camera, bag.camera_frame, start)
+
+
+def image_message(pixels: np.ndarray, frame_id: str, compressed: bool) -> Image | CompressedImage:
+    """uint8 [H, W] or [H, W, 3] RGB as a camera driver sends it."""
+    bgr = pixels if pixels.ndim == 2 else cv2.cvtColor(pixels, cv2.COLOR_RGB2BGR)
+    if compressed:
+        message = CompressedImage(format="jpeg", data=array("B", cv2.imencode(".jpg", bgr)[1].tobytes()))
+    else:
+        height, width = bgr.shape[:2]
+        message = Image(height=height, width=width, encoding="mono8" if bgr.ndim == 2 else "bgr8", step=bgr[0].nbytes,
+                        data=array("B", bgr.tobytes()))
+    message.header.frame_id = frame_id
+    return message
+
+
+def run(path: Path, map_path: Path, rate: float, args: argparse.Namespace) -> dict[str, object]:
+    """Figures of one node fed at one rate."""
+    drive = read_drive(path, args.transport == "compressed")
+    parameters = {"map": str(map_path.resolve()), "weights": args.weights, "image_transport": args.transport}
+    words = [word for name, value in parameters.items() for word in ("-p", f"{name}:={value}")]
+    words += [word for setting in args.parameters for word in ("-p", setting)]
+    with tempfile.TemporaryFile("w+") as log:
+        process = subprocess.Popen([sys.executable, "-m", "pixloc_ros.node.localization_node", "--ros-args", *words],
+                                   stdout=log, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL)
+        context = rclpy.Context()
+        rclpy.init(context=context, args=[])
+        try:
+            robot = Robot(drive, context, args.transport == "compressed")
+            robot.wait_for_node(process)
+            return robot.feed(process, rate, 60 * args.minutes)
+        except ProcessLookupError:
+            log.seek(0)
+            raise InputError(f"the node ended by itself: {log.read()[-500:]}") from None
+        finally:
+            context.try_shutdown()
+            process.send_signal(signal.SIGINT)
+            process.wait(20)
+
+
+class Robot:
+    """Camera, wheels and listener."""
+
+    def __init__(self, drive: Drive, context: rclpy.Context, compressed: bool) -> None:
+        self._drive, self._heard = drive, Heard()
+        self._node = node = rclpy.create_node("robot", context=context)
+        topic, kind = ("camera/image_raw/compressed", CompressedImage) if compressed else ("camera/image_raw", Image)
+        self._images = node.create_publisher(kind, topic, 5)
+        self._infos = node.create_publisher(CameraInfo, "camera/camera_info", 5)
+        self._odometry = node.create_publisher(Odometry, "odom", 10)
+        self._start = node.create_publisher(PoseWithCovarianceStamped, "initialpose", 1)
+        self._static = StaticTransformBroadcaster(node)
+        self._static.sendTransform(conversions.transform_stamped("base_link", drive.camera_frame, 0, drive.base_from_camera))
+        node.create_subscription(PoseWithCovarianceStamped, f"{NODE}/pose", self._on_pose, 10)
+        node.create_subscription(LocalizationStatus, f"{NODE}/status", self._heard.statuses.append, 100)
+        self._executor = SingleThreadedExecutor(context=context)
+        self._executor.add_node(node)
+        threading.Thread(target=self._spin, daemon=True).start()
+
+    def _spin(self) -> None:
+        with contextlib.suppress(ExternalShutdownException):
+            self._executor.spin()
+
+    def _on_pose(self, message: PoseWithCovarianceStamped) -> None:
+        self._heard.heard_ms.append((time.time_ns() - stamp_to_ns(message.header.stamp)) * 1e-6)
+
+    def wait_for_node(self, process: subprocess.Popen) -> None:
+        """Until it listens. Raises ProcessLookupError where it has ended, InputError where it does not come up."""
+        publishers = [self._images, self._infos, self._odometry, self._start]
+        deadline = time.monotonic() + START_TIMEOUT_S
+        while not all(p.get_subscription_count() for p in publishers) or not self._node.count_publishers(f"{NODE}/pose"):
+            if process.poll() is not None:
+                raise ProcessLookupError
+            if time.monotonic() > deadline:
+                raise InputError(f"the node did not come up within {START_TIMEOUT_S:g} s")
+            time.sleep(0.05)
+        time.sleep(1.0)
+
+    def feed(self, process: subprocess.Popen, rate: float, seconds: float) -> dict[str, object]:
+        """Send images, odometry and calibration; what came of it after the warm-up."""
+        start = PoseWithCovarianceStamped()
+        start.header.frame_id = "map"
+        start.pose = conversions.pose_with_covariance(self._drive.start, offline.initial_covariance())
+        self._start.publish(start)
+        usage, late_ms, sent, measuring_began = Usage(), [], 0, None
+        began = time.monotonic() + 0.5
+        # Everything in the order of its times: odometry, images, samples of the node's process.
+        due = {"odometry": began - 0.1, "image": began, "sample": began + WARM_UP_S}
+        step = {"odometry": 1 / ODOMETRY_HZ, "image": 1 / rate, "sample": 1.0}
+        while (what := min(due, key=due.get)) and due[what] < began + WARM_UP_S + seconds:
+            wait_s = due[what] - time.monotonic()
+            if wait_s > 0:
+                time.sleep(wait_s)
+            if what == "odometry":
+                self._send_odometry((due[what] - began) * rate)
+            elif what == "image":
+                late_ms.append(-1e3 * min(wait_s, 0.0))
+                self._send_image(sent)
+                sent += 1
+            else:
+                if process.poll() is not None:
+                    raise ProcessLookupError
+                usage.sample(process.pid)
+                if measuring_began is None:
+                    self._heard.statuses.clear()
+                    self._heard.heard_ms.clear()
+                    late_ms.clear()
+                    measuring_began, outside, first = time.monotonic(), measuring.busy_s(), sent
+            due[what] += step[what]
+        time.sleep(0.5)
+        wall = time.monotonic() - measuring_began
+        usage.sample(process.pid)
+        return self._figures(usage, late_ms, sent - first, wall, measuring.busy_s() - outside)
+
+    def _send_odometry(self, image: float) -> None:
+        message = Odometry(child_frame_id="base_link")
+        message.header.frame_id, message.header.stamp = "odom", stamp_from_ns(time.time_ns())
+        message.pose.pose = conversions.matrix_to_pose(self._drive.odom_from_base(max(image, 0.0)))
+        self._odometry.publish(message)
+
+    def _send_image(self, image: int) -> None:
+        message = self._drive.images[self._drive.index(image)]
+        message.header.stamp = self._drive.info.header.stamp = stamp_from_ns(time.time_ns())
+        self._infos.publish(self._drive.info)
+        self._images.publish(message)
+
+    def _figures(self, usage: Usage, late_ms: list[float], sent: int, wall: float, busy_s: float) -> dict[str, object]:
+        statuses = list(self._heard.statuses)
+        aligned = [s for s in statuses if math.isfinite(s.alignment_ms)]
+        if not aligned:
+            raise InputError("no image was aligned; the last status: " + (statuses[-1].message if statuses else "none"))
+        names = ("frame_ms", "feature_ms", "alignment_ms")
+        cpu_s = usage.cpu_s[-1] - usage.cpu_s[0]
+        tenth = max(1, len(usage.own_mib) // 10)
+        return {
+            "sent": sent, "seconds": wall, "reported": len(statuses), "aligned": len(aligned),
+            "tracked": sum(s.state == TrackState.TRACKING for s in aligned) / max(sent, 1),
+            "dropped": sum("dropped" in s.message for s in statuses),
+            "age_ms": measuring.percentiles([s.age_ms for s in aligned]) | {"max": max(s.age_ms for s in aligned)},
+            "heard_ms": measuring.percentiles(self._heard.heard_ms),
+            **{name: measuring.percentiles([getattr(s, name) for s in aligned]) for name in names},
+            "cores": cpu_s / wall, "cpu_ms": 1e3 * cpu_s / len(aligned),
+            **{name: [float(np.median(values[:tenth + 1])), float(np.median(values[-tenth:]))]
+               for name, values in (("own_mib", usage.own_mib), ("file_mib", usage.file_mib))},
+            "late_p95_ms": float(np.percentile(late_ms, 95)), "others_cores": (busy_s - cpu_s) / wall,
+        }
+
+
+def rows(rates: dict[str, dict], old: dict[str, dict]) -> list[tuple[str, ...]]:
+    table = [("images", "age p50 ms", "p95", "p99", "max", "heard p50", "frame p50", "features p50", "alignment p50", "dropped %",
+              "tracked %", "cores", "own MiB", "file MiB", "late p95", "others")]
+    for name, entry in rates.items():
+        before = old.get(name, {})
+        ages = [measuring.against(entry["age_ms"][p], before.get("age_ms", {}).get(p)) for p in ("p50", "p95", "p99", "max")]
+        rest = [format_number(entry[key]["p50"]) for key in ("heard_ms", "frame_ms", "feature_ms", "alignment_ms")]
+        memory = [f"{entry[key][0]:.0f} to {entry[key][1]:.0f}" for key in ("own_mib", "file_mib")]
+        table.append((name, *ages, *rest, f"{100 * entry['dropped'] / entry['sent']:.2f}", f"{100 * entry['tracked']:.2f}",
+                      measuring.against(entry["cores"], before.get("cores")), *memory,
+                      format_number(entry["late_p95_ms"]), format_number(entry["others_cores"])))
+    return table
+
+
+if __name__ == "__main__":
+    try:
+        sys.exit(main())
+    except InputError as error:
+        print(f"live: error: {error}", file=sys.stderr)
+        sys.exit(2)
