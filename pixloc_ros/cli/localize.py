@@ -13,7 +13,7 @@ from .progress import show_progress
 def add_parser(subparsers) -> None:
     parser = subparsers.add_parser(
         "localize", help="find the poses of single images in a map",
-        description="Aligns each image with the map, from its prior or, without one, from the most similar keyframes. Writes "
+        description="Aligns each image with the map, from its prior or, without one, from alike keyframes. Writes "
                     "'name qw qx qy qz tx ty tz' (camera_from_map), in the order of the input; images without a pose are "
                     "left out and counted.",
         epilog="examples:\n"
@@ -53,9 +53,8 @@ def run(args: argparse.Namespace) -> int:
         write_text(args.json, json.dumps(stats, indent=2) + "\n")
     times = "" if stats["frame_ms_p50"] is None else f", {stats['frame_ms_p50']:.0f} ms an image"
     print(f"{args.output}: {stats['localized']} of {stats['images']} images localized{times}")
-    if stats["doubtful"]:
-        print(f"  {stats['doubtful']} doubtful, written too: less than {localize.DOUBTFUL_INLIERS:.0%} of the points agree with "
-              "the map (inlier_fraction in --json)")
+    for doubt, count in stats["doubts"].items():
+        print(f"  {count} doubtful, written too: {doubt} (see --json)")
     for reason, count in stats["reasons"].items():
         print(f"  {count} failed: {reason}")
     return 0 if stats["localized"] else 1

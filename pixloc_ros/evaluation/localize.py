@@ -1,5 +1,5 @@
 # Copyright the pixloc_ros authors. SPDX-License-Identifier: Apache-2.0
-"""Poses of single images in a map, each from its own prior or from the most similar keyframe."""
+"""Poses of single images in a map, each from its own prior or from alike keyframes."""
 from __future__ import annotations
 
 import time
@@ -8,7 +8,6 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 import torch
 
 from ..errors import InputError
@@ -18,15 +17,21 @@ from ..geometry import se3
 from ..geometry.cameras import Camera
 from ..mapping import Map
 from ..tracking.localizer import FrameLocalizer, LocalizerOptions
-from ..tracking.types import FrameAlignment, PreparedImage
+from ..tracking.relocalization import Relocalizer, agreement
+from ..tracking.tracker import QualityGates
+from ..tracking.types import CameraFrame, FrameAlignment
 from . import metrics
 
-RETRIEVED_KEYFRAMES = 3
-"""Without a prior, the alignment starts from so many of the most similar keyframes and the best result is taken."""
+SEARCH_TURNS = 3
+"""Without a prior, so many times further hypotheses are looked at until one is sure."""
 
 DOUBTFUL_INLIERS = 0.15
 """Poses that fewer of the visible points agree with are written, but called doubtful: right ones under heavy blur and wrong ones
 look alike there (see `tracking.tracker.QualityGates`)."""
+DOUBTFUL_INLIERS_SEARCH = QualityGates().min_inlier_fraction_search
+"""Likewise where no prior was given."""
+RIVAL_SHARE = QualityGates().rival_inlier_fraction
+"""Without a prior a pose is doubtful, too, where another place has more than this share of its inliers."""
 
 
 @dataclass(frozen=True)
@@ -40,13 +45,15 @@ class Query:
 
 @dataclass(frozen=True)
 class QueryResult:
-    """alignment: None where the image could not be used at all. reason: empty where a pose was found."""
+    """alignment: None where the image could not be used at all, or nothing like it was found. reason: empty where a pose was
+    found. doubtful: why it may be wrong all the same."""
 
     name: str
     alignment: FrameAlignment | None
     prior: str
     total_ms: float
     reason: str = ""
+    doubtful: str = ""
 
     @property
     def camera_from_map(self) -> torch.Tensor | None:
@@ -85,42 +92,56 @@ def read_queries(images: Path, cameras: Path) -> list[Query]:
 
 def localize_queries(localizer: FrameLocalizer, queries: Sequence[Query], priors: Mapping[str, torch.Tensor],
                      progress: Callable[[int, int], None] = lambda done, of: None) -> list[QueryResult]:
-    """Localize each image; images without a prior (camera_from_map [4, 4] by name) start from similar keyframes."""
+    """Localize each image; images without a prior (camera_from_map [4, 4] by name) are looked for in the whole map."""
     results = []
+    relocalizer = Relocalizer(localizer)
     for index, query in enumerate(queries):
         progress(index, len(queries))
         began = time.perf_counter()
-        prior = "given" if query.name in priors else "retrieval"
+        prior, doubtful = "given" if query.name in priors else "retrieval", ""
         try:
-            prepared = localizer.prepare(load_image(query.path), query.camera)
+            image = load_image(query.path)
+            frame = CameraFrame(0, image, query.camera, localizer.prepare(image, query.camera))
             if query.name in priors:
-                starts = [se3.inverse(priors[query.name])]
+                alignment = localizer.localize_prepared(frame.prepared, se3.inverse(priors[query.name]))
+                if alignment.inlier_fraction < DOUBTFUL_INLIERS:
+                    doubtful = "few points agree with the map"
             else:
-                starts = similar_keyframes(localizer.map, prepared, RETRIEVED_KEYFRAMES)
-            alignment = max((localizer.localize_prepared(prepared, start) for start in starts), key=_goodness)
-            reason = "" if alignment.success else alignment.reason
+                alignment, doubtful = search_map(relocalizer, frame)
+            reason = "nothing in the map looks like it" if alignment is None else "" if alignment.success else alignment.reason
         except InputError as error:
             alignment, reason = None, str(error)
-        results.append(QueryResult(query.name, alignment, prior, (time.perf_counter() - began) * 1e3, reason))
+        results.append(QueryResult(query.name, alignment, prior, (time.perf_counter() - began) * 1e3, reason,
+                                   "" if reason else doubtful))
     progress(len(queries), len(queries))
     return results
 
 
-def similar_keyframes(map_: Map, prepared: PreparedImage, count: int) -> list[torch.Tensor]:
-    """Poses (map_from_camera [4, 4]) of the keyframes whose global descriptors are most like the image's, best first."""
-    coarse = prepared.pyramid.levels[0].features[0].mean((1, 2))
-    likeness = map_.global_descriptors.astype(np.float32) @ torch.nn.functional.normalize(coarse, dim=0).numpy()
-    return [map_.map_from_keyframe[k] for k in np.argsort(-likeness, kind="stable")[:count]]
+def search_map(relocalizer: Relocalizer, frame: CameraFrame) -> tuple[FrameAlignment | None, str]:
+    """The best pose of a prepared image in the whole map, None where there is none, and why it may be wrong."""
+    camera = torch.eye(4, dtype=torch.float64)
+    found: list[FrameAlignment] = []
+    for turn in range(SEARCH_TURNS):
+        found += relocalizer.search(frame, camera, turn)
+        best = max(found, key=agreement, default=None)
+        if best is not None and best.inlier_fraction >= DOUBTFUL_INLIERS_SEARCH:
+            break
+    if best is None or best.inlier_fraction < DOUBTFUL_INLIERS_SEARCH:
+        return best, "few points agree with the map"
+    rivals = [other for other in found if other.inlier_fraction > RIVAL_SHARE * best.inlier_fraction
+              and not relocalizer.same_place(other.map_from_camera, best.map_from_camera)]
+    return best, "another place looks alike" if rivals else ""
 
 
 def summarize(results: Sequence[QueryResult]) -> dict[str, object]:
     """Counts, times and one entry an image: JSON-ready."""
     found = [r for r in results if not r.reason]
-    doubtful = sum(r.alignment.inlier_fraction < DOUBTFUL_INLIERS for r in found)
+    doubtful = Counter(r.doubtful for r in found if r.doubtful)
     used = [r for r in results if r.alignment is not None]
     return {
-        "images": len(results), "localized": len(found) - doubtful, "doubtful": doubtful, "failed": len(results) - len(found),
-        "reasons": dict(Counter(r.reason for r in results if r.reason)),
+        "images": len(results), "localized": len(found) - doubtful.total(), "doubtful": doubtful.total(),
+        "failed": len(results) - len(found),
+        "reasons": dict(Counter(r.reason for r in results if r.reason)), "doubts": dict(doubtful),
         "priors": dict(Counter(r.prior for r in results)),
         **metrics.timing_summary([{**r.alignment.timings_ms, "total": r.total_ms} for r in used]),
         "per_image": [_entry(r) for r in results],
@@ -128,17 +149,13 @@ def summarize(results: Sequence[QueryResult]) -> dict[str, object]:
 
 
 def _entry(result: QueryResult) -> dict[str, object]:
-    entry: dict[str, object] = {"name": result.name, "prior": result.prior, "reason": result.reason, "ms": result.total_ms}
+    entry: dict[str, object] = {"name": result.name, "prior": result.prior, "reason": result.reason, "doubtful": result.doubtful,
+                                "ms": result.total_ms}
     if result.alignment is not None and result.alignment.points_used:
         a = result.alignment
         entry.update(inlier_fraction=a.inlier_fraction, visible_fraction=a.visible_fraction, points=a.points_used,
                      iterations=a.iterations, cost=a.cost)
     return entry
-
-
-def _goodness(alignment: FrameAlignment) -> float:
-    """Number of points that agree: the more of the map is explained, the better."""
-    return alignment.inlier_fraction * alignment.visible_fraction * alignment.points_used if alignment.success else -1.0
 
 
 def _read_cameras(path: Path) -> dict[str, Camera]:

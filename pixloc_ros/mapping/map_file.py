@@ -20,9 +20,12 @@ from ..features import Extractor
 from ..geometry import se3
 from ..geometry.cameras import Camera
 from ..tensor_file import TensorFile, TensorFileError, tensor_bytes, write_arrays
+from .georeference import Georeference
 
 FORMAT = "pixmap"
 VERSION = 1
+POOLED_FEATURES = "mean of the coarsest features"
+"""Name of the default global descriptor (`retrieval.PooledFeatures`)."""
 _DTYPES = {"F64": np.float64, "I64": np.int64, "F32": np.float32, "I32": np.int32, "F16": np.float16}
 
 
@@ -42,7 +45,8 @@ class Map:
     the point's finest descriptors are (mean cosine over pairs of observations; 0 where there is but one).
     observation_offsets: int64 [K + 1]: keyframe k's observations are rows offsets[k] to offsets[k + 1].
     observation_point: int32 [M]. descriptors: per level float16 [M, C], unit length. confidences: per level float16
-    [M] in (0, 1], or None where the network has none.
+    [M] in (0, 1], or None where the network has none. global_descriptor_name: what the global descriptors are.
+    georeference: where the map lies on the earth, None where that is unknown.
     """
 
     name: str
@@ -65,6 +69,8 @@ class Map:
     observation_point: np.ndarray
     descriptors: tuple[np.ndarray, ...]
     confidences: tuple[np.ndarray | None, ...]
+    global_descriptor_name: str = POOLED_FEATURES
+    georeference: Georeference | None = None
 
     @classmethod
     def open(cls, path: str | Path, verify: bool = False) -> Map:
@@ -143,8 +149,17 @@ class Map:
                 for camera in self.cameras
             ],
             "keyframe_names": self.keyframe_names,
+            "global_descriptor": self.global_descriptor_name,
             "crc32": {name: zlib.crc32(tensor_bytes(tensor)) for name, tensor in tensors.items()},
         }
+        if self.georeference is not None:
+            place = self.georeference
+            description["georeference"] = {
+                "latitude": place.latitude,
+                "longitude": place.longitude,
+                "altitude": place.altitude,
+                "enu_from_map": place.enu_from_map.tolist(),
+            }
         text = json.dumps(description, sort_keys=True)
         return {
             "format": FORMAT,
@@ -291,4 +306,13 @@ class _MappedFile:
             observation_point=tensors["observation.point"],
             descriptors=tuple(tensors[f"observation.descriptor.{level}"] for level in levels),
             confidences=tuple(tensors.get(f"observation.confidence.{level}") for level in levels),
+            global_descriptor_name=str(description.get("global_descriptor", POOLED_FEATURES)),
+            georeference=_georeference(description.get("georeference")),
         )
+
+
+def _georeference(description: dict | None) -> Georeference | None:
+    if description is None:
+        return None
+    pose = torch.tensor(description["enu_from_map"], dtype=torch.float64)
+    return Georeference(*(float(description[key]) for key in ("latitude", "longitude", "altitude")), pose)

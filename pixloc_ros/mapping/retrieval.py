@@ -13,7 +13,7 @@ from scipy.sparse.csgraph import connected_components
 
 from ..errors import InputError
 from ..features.pyramid import FeaturePyramid
-from .map_file import Map
+from .map_file import POOLED_FEATURES, Map
 
 COVISIBLE_SHARE = 0.05
 """Two keyframes show one place where they share at least this share of the points of the one that sees fewer."""
@@ -39,7 +39,7 @@ class PooledFeatures:
     as often as second-order, power-mean and gridded pooling of one or two levels do (docs/design.md).
     """
 
-    name = "mean of the coarsest features"
+    name = POOLED_FEATURES
 
     def describe(self, image: np.ndarray, pyramid: FeaturePyramid) -> np.ndarray:
         coarse = pyramid.levels[0].features[0].mean((1, 2))
@@ -52,7 +52,7 @@ class KeyframeIndex:
     def __init__(self, map_: Map, descriptor: GlobalDescriptor | None = None) -> None:
         """descriptor: None for `PooledFeatures`. Raises InputError where the map was made with another one."""
         self.descriptor = descriptor or PooledFeatures()
-        if self.descriptor.name != getattr(map_, "global_descriptor_name", PooledFeatures.name):
+        if self.descriptor.name != map_.global_descriptor_name:
             raise InputError(
                 f"map '{map_.name}' describes its keyframes by '{map_.global_descriptor_name}', not by "
                 f"'{self.descriptor.name}': use that one or build the map again"

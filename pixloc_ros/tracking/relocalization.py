@@ -78,7 +78,7 @@ class Relocalizer:
         for k in np.argsort(-scores, kind="stable"):
             if len(found) == (self.options.finalists if finalists is None else finalists) or scores[k] <= 0:
                 break
-            if any(self._same(poses[k], other) for other in taken):
+            if any(self.same_place(poses[k], other) for other in taken):
                 continue
             alignment = self._localizer.localize_prepared(prepared, poses[k])
             taken += [poses[k], alignment.map_from_camera]
@@ -137,7 +137,8 @@ class Relocalizer:
         scores = torch.where(result.converged, (result.inliers & mask).sum(-1) / count, 0.0)
         return poses, scores.numpy()
 
-    def _same(self, one: torch.Tensor, other: torch.Tensor) -> bool:
+    def same_place(self, one: torch.Tensor, other: torch.Tensor) -> bool:
+        """Whether two poses of a camera [4, 4] are as near to one another as alignments of one image in one place end."""
         away, turned = se3.pose_difference(one, other)
         return float(away) < _SAME_DEPTHS * self._depth and float(turned) < _SAME_ANGLE
 

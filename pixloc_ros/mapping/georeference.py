@@ -1,0 +1,131 @@
+# Copyright the pixloc_ros authors. SPDX-License-Identifier: Apache-2.0
+"""Where a map lies on the earth, so that a satellite fix says where in the map the robot is."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from ..errors import InputError
+from ..geometry import se3
+
+# WGS 84 (NIMA TR8350.2, table 3.1): semi-major axis in metres, flattening.
+_AXIS, _FLATTENING = 6378137.0, 1 / 298.257223563
+_ECCENTRICITY2 = _FLATTENING * (2 - _FLATTENING)
+_LEAST_SPREAD_M = 1.0
+_ROUNDS = 20
+
+
+@dataclass(frozen=True, eq=False)
+class Georeference:
+    """A frame with axes east, north, up at a place, and the map in it.
+
+    latitude, longitude: degrees WGS 84; altitude: metres above the ellipsoid, as in sensor_msgs/NavSatFix. enu_from_map:
+    float64 [4, 4]. Good for maps of some kilometres: nothing in it is bent with the earth.
+    """
+
+    latitude: float
+    longitude: float
+    altitude: float
+    enu_from_map: torch.Tensor
+
+    def __post_init__(self) -> None:
+        check_fix(np.array([[self.latitude, self.longitude, self.altitude]]))
+        se3.check_pose(self.enu_from_map, "enu_from_map")
+
+    def map_from_fix(self, fixes: np.ndarray) -> np.ndarray:
+        """Places in the map, float64 [N, 3] metres, of fixes [N, 3] (latitude, longitude, altitude). Raises InputError."""
+        check_fix(fixes)
+        map_from_enu = se3.inverse(self.enu_from_map)
+        return se3.transform(map_from_enu, torch.from_numpy(self.enu_from_fix(fixes))).numpy()
+
+    def enu_from_fix(self, fixes: np.ndarray) -> np.ndarray:
+        """float64 [N, 3] metres east, north, up of the origin."""
+        origin = np.array([[self.latitude, self.longitude, self.altitude]])
+        return (_earth_from_fix(fixes) - _earth_from_fix(origin)) @ _enu_axes(self.latitude, self.longitude).T
+
+    def prior(self, fix: np.ndarray, enu_covariance: np.ndarray, antenna_height: float = 0.0
+              ) -> tuple[torch.Tensor, torch.Tensor]:
+        """What a fix says of a robot that stands upright: map_from_base [4, 4] and its covariance [6, 6] (base frame, body
+        perturbation). The heading is unknown: a whole turn.
+
+        fix: [3]. enu_covariance: [3, 3] m². antenna_height: of the antenna above the base, metres. Raises InputError where
+        they are not usable.
+        """
+        if not np.isfinite(enu_covariance).all() or np.linalg.eigvalsh(enu_covariance)[0] <= 0:
+            raise InputError("the fix has no usable position covariance: set up the receiver's driver to give one")
+        up = np.array([0.0, 0.0, antenna_height])
+        map_from_enu = se3.inverse(self.enu_from_map)
+        place = se3.transform(map_from_enu, torch.from_numpy(self.enu_from_fix(fix[None]) - up))[0]
+        map_from_base = se3.from_rotation_translation(map_from_enu[:3, :3], place)
+        covariance = torch.zeros((6, 6), dtype=torch.float64)
+        covariance[:3, :3] = torch.from_numpy(enu_covariance)  # the base's axes are east, north, up
+        covariance[3:, 3:] = torch.diag(torch.tensor([0.15, 0.15, np.pi], dtype=torch.float64) ** 2)
+        return map_from_base, covariance
+
+
+def check_fix(fixes: np.ndarray) -> None:
+    """Raise InputError unless fixes [N, 3] are latitudes, longitudes (degrees) and altitudes (metres)."""
+    good = np.isfinite(fixes).all() and (np.abs(fixes[:, 0]) <= 90).all() and (np.abs(fixes[:, 1]) <= 360).all()
+    if not good:
+        raise InputError("a place on the earth needs latitude (-90 to 90), longitude (degrees) and altitude (m): check the fix")
+
+
+def fit_georeference(xyz: np.ndarray, fixes: np.ndarray, upright: bool = False) -> tuple[Georeference, np.ndarray]:
+    """The georeference that brings map points onto their fixes, and how far each is off, float64 [N] metres.
+
+    xyz: float64 [N, 3] map frame, metres. fixes: [N, 3]. upright: the map's z axis points up, only its heading is looked for:
+    enough for a straight road, whose roll its fixes do not tell. Outliers count less the further off they are (Cauchy, at the
+    median error). Raises InputError where the fixes do not determine it.
+    """
+    check_fix(fixes)
+    if len(xyz) < (2 if upright else 3):
+        raise InputError(f"a georeference needs at least {2 if upright else 3} fixes, not {len(xyz)}: give more")
+    latitude, longitude, altitude = np.median(fixes, 0)
+    local = Georeference(latitude, longitude, altitude, torch.eye(4, dtype=torch.float64))
+    enu = local.enu_from_fix(fixes)
+    weights = np.ones(len(xyz))
+    for _ in range(_ROUNDS):
+        weights /= weights.sum()
+        centre_map, centre_enu = weights @ xyz, weights @ enu
+        correlation = (enu - centre_enu).T @ (weights[:, None] * (xyz - centre_map))
+        if upright:
+            flat = correlation[:2, :2]
+            spread = np.sqrt(weights @ ((xyz - centre_map)[:, :2] ** 2).sum(1))
+            yaw = np.arctan2(flat[1, 0] - flat[0, 1], flat[0, 0] + flat[1, 1])
+            rotation = np.array([[np.cos(yaw), -np.sin(yaw), 0], [np.sin(yaw), np.cos(yaw), 0], [0, 0, 1]])
+        else:
+            # Kabsch: the rotation nearest to the correlation. Its second singular value is the spread across the road.
+            u, s, vt = np.linalg.svd(correlation)
+            spread = np.sqrt(s[1])
+            rotation = u @ np.diag([1, 1, np.sign(np.linalg.det(u @ vt))]) @ vt
+        errors = np.linalg.norm(enu - centre_enu - (xyz - centre_map) @ rotation.T, axis=1)
+        weights = 1 / (1 + (errors / max(np.median(errors), 1e-6)) ** 2)
+    if spread < _LEAST_SPREAD_M:
+        raise InputError(
+            f"the fixes spread over {spread:.1f} m only, which does not tell the map's "
+            + ("heading: give fixes further apart" if upright else "roll: give fixes to the sides as well, or --upright")
+        )
+    pose = se3.from_rotation_translation(torch.from_numpy(rotation), torch.from_numpy(centre_enu - rotation @ centre_map))
+    return Georeference(float(latitude), float(longitude), float(altitude), pose), errors
+
+
+def _earth_from_fix(fixes: np.ndarray) -> np.ndarray:
+    """Earth-centred, earth-fixed coordinates float64 [N, 3] in metres."""
+    latitude, longitude, altitude = np.radians(fixes[:, 0]), np.radians(fixes[:, 1]), fixes[:, 2]
+    radius = _AXIS / np.sqrt(1 - _ECCENTRICITY2 * np.sin(latitude) ** 2)
+    around = (radius + altitude) * np.cos(latitude)
+    up = (radius * (1 - _ECCENTRICITY2) + altitude) * np.sin(latitude)
+    return np.stack((around * np.cos(longitude), around * np.sin(longitude), up), 1)
+
+
+def _enu_axes(latitude: float, longitude: float) -> np.ndarray:
+    """Rows: east, north, up at a place, in earth-centred coordinates."""
+    phi, lam = np.radians(latitude), np.radians(longitude)
+    return np.array([
+        [-np.sin(lam), np.cos(lam), 0.0],
+        [-np.sin(phi) * np.cos(lam), -np.sin(phi) * np.sin(lam), np.cos(phi)],
+        [np.cos(phi) * np.cos(lam), np.cos(phi) * np.sin(lam), np.sin(phi)],
+    ])  # fmt: skip

@@ -1,0 +1,119 @@
+#!/usr/bin/env python3
+# Copyright the pixloc_ros authors. SPDX-License-Identifier: Apache-2.0
+"""Single images found in a map without any prior, and images that the map does not show: as in docs/results.md.
+
+For each scene with map/, images/ and queries/: a map of its COLMAP model; every query image looked for in it; and every
+image of the other scenes, which must not be found. Writes a Markdown table and a JSON file.
+
+Within 0.1 m and 1°, within 0.25 m and 2° (scenes without a unit: 1 % and 2.5 % of the median scene depth). Confident and
+wrong: a pose that is not called doubtful and is further off than the second limit, or of an image of another scene.
+
+    scripts/cold_start.py ../shared/data -o out/cold_start
+"""
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+
+from pixloc_ros.cli.progress import show_progress
+from pixloc_ros.errors import InputError
+from pixloc_ros.evaluation import localize
+from pixloc_ros.evaluation.trajectory import read_benchmark_poses, write_text
+from pixloc_ros.features import Extractor, load_extractor
+from pixloc_ros.geometry import se3
+from pixloc_ros.mapping import build_map_from_colmap
+
+LIMITS = ((0.1, 1.0, 1.0), (0.25, 2.5, 2.0))
+"""Metres, per cent of the scene depth where there is no unit, degrees."""
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("data", type=Path, help="folder of scenes")
+    parser.add_argument("-o", "--output", type=Path, default=Path("out/cold_start"), help="folder of the results")
+    parser.add_argument("--scenes", nargs="+", help="names; default: all that have a map and queries")
+    parser.add_argument("--every", type=int, default=1, metavar="N", help="only every N-th query")
+    parser.add_argument("--foreign-every", type=int, default=1, metavar="N", help="only every N-th image of other scenes")
+    parser.add_argument("--weights", default="compact")
+    args = parser.parse_args()
+    names = args.scenes or sorted(p.parent.name for p in args.data.glob("*/queries") if (p.parent / "map").is_dir())
+    extractor = load_extractor(args.weights)
+    results = {}
+    for name in names:
+        foreign = [q for other in names if other != name for q in queries_of(args.data / other)[:: args.foreign_every]]
+        results[name] = evaluate(args.data / name, foreign, args.every, extractor, args.weights, args.output)
+        # After each scene, so that a long run can be looked at.
+        write_text(args.output / "cold_start.json", json.dumps(results, indent=2) + "\n")
+        write_text(args.output / "cold_start.md", markdown(results))
+    print(markdown(results))
+    return 0
+
+
+def queries_of(scene: Path) -> list[localize.Query]:
+    return localize.read_queries(scene / "images", scene / "queries" / "cameras.txt")
+
+
+def evaluate(scene: Path, foreign: list[localize.Query], every: int, extractor: Extractor, weights: str, output: Path
+             ) -> dict[str, object]:
+    """Figures of one scene; its map goes to `output`."""
+    path = output / f"{scene.name}.pixmap"
+    with show_progress(f"{scene.name}: map") as progress:
+        build_map_from_colmap(scene / "map", scene / "images", extractor, progress=progress)[0].save(path)
+    localizer = localize.open_localizer(path, weights)
+    truth = read_benchmark_poses(scene / "queries" / "truth.txt")
+    depth = json.loads((scene / "queries" / "scale.json").read_text())
+    metric = bool(json.loads((scene / "scene.json").read_text()).get("metric"))
+    queries = queries_of(scene)[::every]
+    # The first call of everything is slow; it must not pass for what an image takes.
+    localize.localize_queries(localizer, queries[:1], {})
+    with show_progress(f"{scene.name}: queries") as progress:
+        found = localize.localize_queries(localizer, queries, {}, progress)
+    with show_progress(f"{scene.name}: images of other scenes") as progress:
+        others = localize.localize_queries(localizer, foreign, {}, progress)
+    within = np.zeros((len(found), len(LIMITS)), bool)
+    for i, result in enumerate(found):
+        if result.camera_from_map is not None:
+            away, turned = se3.pose_difference(se3.inverse(truth[result.name]), se3.inverse(result.camera_from_map))
+            error = float(away) if metric else 100 * float(away) / depth[result.name]
+            within[i] = [error <= (m if metric else share) and np.degrees(float(turned)) <= deg for m, share, deg in LIMITS]
+    sure = np.array([not r.reason and not r.doubtful for r in found])
+    times = [r.total_ms for r in found]
+    return {
+        "metric": metric, "queries": len(found), "keyframes": len(localizer.map.keyframe_names),
+        "within": within.mean(0).tolist(), "confident": float(sure.mean()),
+        "confident_and_wrong": int((sure & ~within[:, 1]).sum()),
+        "doubtful_or_none_names": [r.name for r, s in zip(found, sure) if not s],
+        "foreign": len(others), "foreign_confident": sum(not r.reason and not r.doubtful for r in others),
+        "ms_p50": float(np.median(times)), "ms_p95": float(np.percentile(times, 95)),
+        "foreign_ms_p50": float(np.median([r.total_ms for r in others])) if others else None,
+    }
+
+
+def markdown(results: dict[str, dict]) -> str:
+    """A row a scene, and one of all."""
+    lines = ["| scene | keyframes | queries | within 0.1 m / 1° | within 0.25 m / 2° | confident | confident and wrong "
+             "| images of other scenes | of them confident | ms p50 | ms p95 |", "|---|---|---|---|---|---|---|---|---|---|---|"]
+    for name, r in results.items():
+        unit = "" if r["metric"] else " (1 %, 2.5 % of depth)"
+        cells = [name + unit, r["keyframes"], r["queries"], *(f"{100 * v:.1f} %" for v in (*r["within"], r["confident"])),
+                 r["confident_and_wrong"], r["foreign"], r["foreign_confident"], f"{r['ms_p50']:.0f}", f"{r['ms_p95']:.0f}"]
+        lines.append("| " + " | ".join(map(str, cells)) + " |")
+    count = sum(r["queries"] for r in results.values())
+    share = [sum(r["within"][k] * r["queries"] for r in results.values()) / count for k in range(len(LIMITS))]
+    sure = sum(r["confident"] * r["queries"] for r in results.values()) / count
+    cells = ["all", "", count, *(f"{100 * v:.1f} %" for v in (*share, sure)),
+             *(sum(r[k] for r in results.values()) for k in ("confident_and_wrong", "foreign", "foreign_confident")), "", ""]
+    lines.append("| " + " | ".join(map(str, cells)) + " |")
+    return "\n".join(lines) + "\n"
+
+
+if __name__ == "__main__":
+    try:
+        sys.exit(main())
+    except InputError as error:
+        print(f"cold_start: error: {error}", file=sys.stderr)
+        sys.exit(2)
