@@ -1,5 +1,5 @@
 # Copyright the pixloc_ros authors. SPDX-License-Identifier: Apache-2.0
-"""From posed images and points to a map: what the COLMAP and the RGB-D source share."""
+"""From posed images and points to a map: what all sources share."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from ..features.sampling import sample_level
 from ..geometry import se3
 from ..geometry.cameras import Camera
 from .map_file import Map
+from .work_folder import WorkFolder
 
 Progress = Callable[[int, int, str], None]
 """Called with the number done, the number of all, and what is done now."""
@@ -66,13 +67,18 @@ class _Keyframe:
 
 
 def build_map(
-    source: PosedImages, extractor: Extractor, working_side: int | None = None, progress: Progress | None = None
+    source: PosedImages,
+    extractor: Extractor,
+    working_side: int | None = None,
+    progress: Progress | None = None,
+    work: WorkFolder | None = None,
 ) -> tuple[Map, BuildReport]:
     """Extract every image's features where its points project, and put them together as a map.
 
     The place is the projection of the 3D point with the image's pose, not the keypoint that once gave rise to it, so
     that the pose's own residual is zero in the map (PixLoc, `base_refiner`). An observation is kept where it is valid
     at every level. working_side: longer side in pixels that images are shrunk to, the extractor's own by default.
+    work: keeps every image's features, so that killed work goes on.
 
     Raises InputError where no image is found, one has another size than its camera, or nothing is left.
     """
@@ -96,7 +102,7 @@ def build_map(
         image, camera = fit_to_working_size(image, source.cameras[k], side)
         if not keyframes:  # one choice of levels for the whole map
             extractor = extractor.suited_to(camera.width, camera.height)
-        keyframe = _keyframe(k, image, camera, source, np.sort(points), extractor)
+        keyframe = _keyframe(k, image, camera, source, np.sort(points), extractor, work)
         outside += len(points) - len(keyframe.points)
         if len(keyframe.points):
             keyframes.append(keyframe)
@@ -116,27 +122,52 @@ def build_map(
 
 
 def _keyframe(
-    index: int, image: np.ndarray, camera: Camera, source: PosedImages, points: np.ndarray, extractor: Extractor
+    index: int,
+    image: np.ndarray,
+    camera: Camera,
+    source: PosedImages,
+    points: np.ndarray,
+    extractor: Extractor,
+    work: WorkFolder | None,
 ) -> _Keyframe:
-    camera_from_map = se3.inverse(source.map_from_camera[index])
-    xyz = se3.transform(camera_from_map, torch.from_numpy(source.xyz[points]))
-    pixels, valid = camera.project(xyz)
-    valid &= camera.in_image(pixels)
-    pyramid = extractor.extract(image)
-    samples = [sample_level(level, pixels[None].float()) for level in pyramid.levels]
-    for _, _, inside in samples:
-        valid = valid & inside[0]
-    keep = valid.numpy()
-    coarse = torch.nn.functional.normalize(pyramid.levels[0].features[0].mean((1, 2)), dim=0)
+    def encode() -> dict[str, np.ndarray]:
+        return _encode(image, camera, source.map_from_camera[index], source.xyz[points], extractor)
+
+    stored = encode() if work is None else work.arrays(f"encoded/{index:06d}", encode)
+    levels = range(len(extractor.strides))
     return _Keyframe(
         index,
         camera,
-        float(xyz[valid, 2].median()) if keep.any() else 0.0,
-        coarse.numpy().astype(np.float16),
-        points[keep],
-        [torch.nn.functional.normalize(values[0][valid], dim=-1).half().numpy() for values, _, _ in samples],
-        [None if confidence is None else confidence[0][valid].half().numpy() for _, confidence, _ in samples],
+        float(stored["depth"]),
+        stored["global_descriptor"],
+        points[stored["kept"]],
+        [stored[f"descriptor.{level}"] for level in levels],
+        [stored.get(f"confidence.{level}") for level in levels],
     )
+
+
+def _encode(
+    image: np.ndarray, camera: Camera, map_from_camera: torch.Tensor, xyz: np.ndarray, extractor: Extractor
+) -> dict[str, np.ndarray]:
+    """What the features of an image are where points [n, 3] project, of those that are kept (bool [n])."""
+    inside = se3.transform(se3.inverse(map_from_camera), torch.from_numpy(xyz))
+    pixels, valid = camera.project(inside)
+    valid &= camera.in_image(pixels)
+    pyramid = extractor.extract(image)
+    samples = [sample_level(level, pixels[None].float()) for level in pyramid.levels]
+    for _, _, within in samples:
+        valid = valid & within[0]
+    coarse = torch.nn.functional.normalize(pyramid.levels[0].features[0].mean((1, 2)), dim=0)
+    encoded = {
+        "kept": valid.numpy(),
+        "depth": np.float64(inside[valid, 2].median() if bool(valid.any()) else 0.0),
+        "global_descriptor": coarse.numpy().astype(np.float16),
+    }
+    for level, (values, confidence, _) in enumerate(samples):
+        encoded[f"descriptor.{level}"] = torch.nn.functional.normalize(values[0][valid], dim=-1).half().numpy()
+        if confidence is not None:
+            encoded[f"confidence.{level}"] = confidence[0][valid].half().numpy()
+    return encoded
 
 
 def _assemble(source: PosedImages, keyframes: list[_Keyframe], extractor: Extractor, working_side: int) -> Map:
