@@ -6,12 +6,15 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+import torch
 
 from ..errors import InputError
 from ..features import load_extractor
 from ..mapping.map_file import Map
 from ..tracking.localizer import FrameLocalizer, LocalizerOptions
+from ..tracking.relocalization import Relocalizer
 from ..tracking.tracker import Tracker
+from ..tracking.types import CameraFrame
 
 
 class Engine:
@@ -25,10 +28,11 @@ class Engine:
         self.map_name = path.name
         options = LocalizerOptions(max_points=max_points)
         self._localizer = FrameLocalizer(Map.open(path), load_extractor(weights), options)
+        self._relocalizer = Relocalizer(self._localizer)
 
     def tracker(self) -> Tracker:
         """A tracker that knows nothing yet."""
-        return Tracker(self._localizer)
+        return Tracker(self._localizer, pose_search=self._relocalizer)
 
     def warm_up(self) -> None:
         """Takes the cost of first calls, many times that of later ones, before images come."""
@@ -37,3 +41,5 @@ class Engine:
         noise = np.random.default_rng(0).integers(0, 255, (camera.height, camera.width), np.uint8)
         for _ in range(2):
             self._localizer.localize(noise, camera, map_.map_from_keyframe[0])
+            frame = CameraFrame(0, noise, camera, self._localizer.prepare(noise, camera))
+            self._relocalizer.search(frame, torch.eye(4, dtype=torch.float64))

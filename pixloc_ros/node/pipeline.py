@@ -226,7 +226,10 @@ class Pipeline:
     def _forget_pose(self) -> None:
         if self._tracker is None:
             raise InputError("no map is loaded: call ~/load_map first")
-        self._tracker.reset()
+        if self._tracker.can_relocalize:
+            self._tracker.relocalize()
+        else:
+            self._tracker.reset()
         with self._publishing:
             self._outputs.fall_silent()
 
@@ -376,4 +379,6 @@ class Pipeline:
             self._board.clear("initial pose", "missing")
         else:
             text = "there is no pose to start from: publish one on initialpose (RViz: 2D Pose Estimate)"
+            if self._tracker.can_relocalize:
+                text = "no pose yet: it is looked for in the whole map; one on initialpose (RViz: 2D Pose Estimate) may help"
             self._board.report("initial pose", "missing", WARN, text)
