@@ -91,11 +91,12 @@ class AlteredDrive:
         return self._begin_ns - ahead_ns <= stamp_ns < self._end_ns and not cut
 
 
-def run_event(event: str, localizer: FrameLocalizer, bag: BagReader, begin: float, after_s: float) -> Outcome:
-    """One drive that starts at a share `begin` (0 to 1) of the bag, and goes on for `after_s` after the event.
+def run_event(event: str, localizer: FrameLocalizer, bag: BagReader, begin: float, after_s: float) -> Outcome | None:
+    """One drive that starts at a share `begin` (0 to 1) of the bag, and goes on for `after_s` after the event; None where too
+    little of the bag is left for that.
 
-    The robot is carried over a quarter of the bag's length (round and round), one second after the start; blinded likewise;
-    the wrong initial pose is that of the place a quarter of the bag away.
+    The robot is carried over a quarter of the bag's length or blinded one second after the start; the wrong initial pose is
+    that of the place a quarter of the bag away. event: one of `EVENTS`.
     """
     stamps = sorted(bag.image_stamps())
     truth = bag.truth()
@@ -123,6 +124,8 @@ def run_event(event: str, localizer: FrameLocalizer, bag: BagReader, begin: floa
         end_ns = black[1] + seconds
     else:
         raise ValueError(event)
+    if max(event_ns, cut[1] if cut else 0) > stamps[-1] - _NS:
+        return None
     drive = AlteredDrive(bag, begin_ns, end_ns, cut, black)
     run = run_bag(localizer, drive, start, pose_search=Relocalizer(localizer), cold_start=event == "cold start")
     return _outcome(event, drive, run.records, truth, drive.played_ns(event_ns), black, stamps[0])
