@@ -48,7 +48,7 @@ from tf2_ros import StaticTransformBroadcaster
 from pixloc_ros.errors import InputError
 from pixloc_ros.evaluation import offline
 from pixloc_ros.evaluation.bags import BagReader, OdometryMessage
-from pixloc_ros.evaluation.report import format_number
+from pixloc_ros.evaluation.report import format_number, format_table
 from pixloc_ros.features import load_extractor
 from pixloc_ros.geometry import se3
 from pixloc_ros.node import conversions
@@ -57,7 +57,10 @@ from pixloc_ros.tracking.types import CameraFrame, TrackState
 
 ODOMETRY_HZ = 50.0
 NODE = "/localization_node"
+STAGES = ("arrival", "queue", "decode", "feature", "wait", "gather", "alignment", "publish")
+"""Of the status message."""
 START_TIMEOUT_S = 120.0
+LAST_ODOMETRY_S = 0.3
 WARM_UP_S = 2.0
 """Not counted."""
 
@@ -140,6 +143,8 @@ def main() -> int:
         figures["rates"][f"{rate:g} Hz"] = run(path, map_path, rate, args)
     old = json.loads(args.compare.read_text())["rates"] if args.compare else {}
     measuring.report(figures, rows(figures["rates"], old), args.json)
+    print()
+    print(format_table(stage_rows(figures["rates"])))
     return 0
 
 
@@ -246,12 +251,16 @@ class Robot:
         # Everything in the order of its times: odometry, images, samples of the node's process.
         due = {"odometry": began - 0.1, "image": began, "sample": began + WARM_UP_S}
         step = {"odometry": 1 / ODOMETRY_HZ, "image": 1 / rate, "sample": 1.0}
-        while (what := min(due, key=due.get)) and due[what] < began + WARM_UP_S + seconds:
+        end = began + WARM_UP_S + seconds
+        # The last image needs odometry as well.
+        while (what := min(due, key=due.get)) and due[what] < end + LAST_ODOMETRY_S:
             wait_s = due[what] - time.monotonic()
             if wait_s > 0:
                 time.sleep(wait_s)
             if what == "odometry":
                 self._send_odometry((due[what] - began) * rate)
+            elif due[what] >= end:
+                pass
             elif what == "image":
                 late_ms.append(-1e3 * min(wait_s, 0.0))
                 self._send_image(sent)
@@ -288,7 +297,6 @@ class Robot:
         aligned = [s for s in statuses if math.isfinite(s.alignment_ms)]
         if not aligned:
             raise InputError("no image was aligned; the last status: " + (statuses[-1].message if statuses else "none"))
-        names = ("frame_ms", "feature_ms", "alignment_ms")
         cpu_s = usage.cpu_s[-1] - usage.cpu_s[0]
         tenth = max(1, len(usage.own_mib) // 10)
         return {
@@ -297,7 +305,7 @@ class Robot:
             "dropped": sum("dropped" in s.message for s in statuses),
             "age_ms": measuring.percentiles([s.age_ms for s in aligned]) | {"max": max(s.age_ms for s in aligned)},
             "heard_ms": measuring.percentiles(self._heard.heard_ms),
-            **{name: measuring.percentiles([getattr(s, name) for s in aligned]) for name in names},
+            "stages_ms": {stage: measuring.percentiles([getattr(s, f"{stage}_ms") for s in aligned]) for stage in STAGES},
             "cores": cpu_s / wall, "cpu_ms": 1e3 * cpu_s / len(aligned),
             **{name: [float(np.median(values[:tenth + 1])), float(np.median(values[-tenth:]))]
                for name, values in (("own_mib", usage.own_mib), ("file_mib", usage.file_mib))},
@@ -306,16 +314,24 @@ class Robot:
 
 
 def rows(rates: dict[str, dict], old: dict[str, dict]) -> list[tuple[str, ...]]:
-    table = [("images", "age p50 ms", "p95", "p99", "max", "heard p50", "frame p50", "features p50", "alignment p50", "dropped %",
-              "tracked %", "cores", "own MiB", "file MiB", "late p95", "others")]
+    table = [("images", "age p50 ms", "p95", "p99", "max", "heard p50", "dropped %", "tracked %", "cores", "own MiB", "file MiB",
+              "late p95", "others")]
     for name, entry in rates.items():
         before = old.get(name, {})
         ages = [measuring.against(entry["age_ms"][p], before.get("age_ms", {}).get(p)) for p in ("p50", "p95", "p99", "max")]
-        rest = [format_number(entry[key]["p50"]) for key in ("heard_ms", "frame_ms", "feature_ms", "alignment_ms")]
         memory = [f"{entry[key][0]:.0f} to {entry[key][1]:.0f}" for key in ("own_mib", "file_mib")]
-        table.append((name, *ages, *rest, f"{100 * entry['dropped'] / entry['sent']:.2f}", f"{100 * entry['tracked']:.2f}",
-                      measuring.against(entry["cores"], before.get("cores")), *memory,
-                      format_number(entry["late_p95_ms"]), format_number(entry["others_cores"])))
+        shares = [f"{100 * share:.2f}" for share in (entry["dropped"] / entry["sent"], entry["tracked"])]
+        table.append((name, *ages, format_number(entry["heard_ms"]["p50"]), *shares,
+                      measuring.against(entry["cores"], before.get("cores")), *memory, format_number(entry["late_p95_ms"]),
+                      format_number(entry["others_cores"])))
+    return table
+
+
+def stage_rows(rates: dict[str, dict]) -> list[tuple[str, ...]]:
+    table = [("stages, p50 / p99 ms", *STAGES)]
+    for name, entry in rates.items():
+        table.append((name, *("{} / {}".format(*(format_number(entry["stages_ms"][stage][p]) for p in ("p50", "p99")))
+                              for stage in STAGES)))
     return table
 
 

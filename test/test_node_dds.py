@@ -80,6 +80,9 @@ def test_drive(transport):
         assert robot.statuses[-1].prior_source == "odometry" and 0 < robot.statuses[-1].prior_distance_m < 0.05
         assert robot.odometries[-1].child_frame_id == "base_link" and robot.odometries[-1].twist.twist.linear.x == 1.2
         assert robot.odometries[-1].pose.covariance[0] > 0
+        for status in robot.statuses:
+            parts = [status.queue_ms, status.decode_ms, status.wait_ms, status.publish_ms]
+            assert min(parts) >= 0 and sum(parts[1:]) <= status.frame_ms + 1e-3
         # Future dating: each image's transform is also dated by the tolerance.
         stamps = {stamp_to_ns(t.header.stamp) for t in robot.transforms}
         assert {stamp_of(n) + 100_000_000 for n in range(25)} <= stamps

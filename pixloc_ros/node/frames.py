@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import math
 import threading
 from collections import deque
 from collections.abc import Callable
@@ -18,12 +19,14 @@ from ..errors import InputError
 class ReceivedImage:
     """An image message as it came, not yet looked into.
 
-    message: sensor_msgs Image or CompressedImage. received_at: `time.monotonic` seconds.
+    message: sensor_msgs Image or CompressedImage. received_at: `time.monotonic` seconds. arrival_ms: its age then, by the
+    node's clock.
     """
 
     message: Any
     stamp_ns: int
     received_at: float
+    arrival_ms: float = math.nan
 
 
 @dataclass(frozen=True)

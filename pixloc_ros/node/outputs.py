@@ -23,6 +23,8 @@ from .parameters import Value
 from .transform_schedule import TransformSchedule
 
 _UNKNOWN_VARIANCE = 1e3
+_TIMES = tuple(name for name in LocalizationStatus.get_fields_and_field_types() if name.endswith("_ms"))
+_TRACKER_STAGES = {"feature_ms": "features", "gather_ms": "gather", "alignment_ms": "alignment"}
 _LONGEST_STEP_NS = NS_PER_S
 """Between two poses whose difference still says something of the velocity."""
 
@@ -98,19 +100,21 @@ class Outputs:
         map_name: str,
         counters: Counters,
         result: TrackResult | None = None,
-        frame_ms: float = math.nan,
+        stages_ms: dict[str, float] | None = None,
     ) -> None:
-        """What became of an image. result: None where it was not aligned."""
+        """What became of an image. result: None where it was not aligned. stages_ms: times that the tracker does not
+        know, by the message's names."""
         status = LocalizationStatus(state=int(state), message=message, map_name=map_name)
         status.header.frame_id, status.header.stamp = self._setting("global_frame_id"), stamp_from_ns(stamp_ns)
         status.frames_received, status.frames_processed = counters.received, counters.processed
         status.frames_dropped, status.frames_rejected = counters.dropped, counters.rejected
-        status.age_ms = _as_float32((self._node.get_clock().now().nanoseconds - stamp_ns) * 1e-6)
         alignment = result.alignment if result is not None else None
-        timings_ms = result.timings_ms if result is not None else {}
-        status.frame_ms = frame_ms
-        status.feature_ms = timings_ms.get("features", math.nan)
-        status.alignment_ms = timings_ms.get("alignment", math.nan)
+        times_ms = dict.fromkeys(_TIMES, math.nan) | (stages_ms or {})
+        if result is not None:
+            times_ms.update((name, result.timings_ms.get(stage, math.nan)) for name, stage in _TRACKER_STAGES.items())
+        times_ms["age_ms"] = (self._node.get_clock().now().nanoseconds - stamp_ns) * 1e-6
+        for name, value in times_ms.items():
+            setattr(status, name, _as_float32(value))
         status.prior_distance_m = _as_float32(result.prior_distance_m) if result is not None else math.nan
         status.prior_rotation_rad = _as_float32(result.prior_rotation_rad) if result is not None else math.nan
         if result is not None and result.prior is not None:

@@ -168,7 +168,8 @@ class Pipeline:
 
     def _on_image(self, message: Image | CompressedImage, stamp_ns: int) -> None:
         self._count("received")
-        frame = ReceivedImage(message, stamp_ns, time.monotonic())
+        arrival_ms = (self._node.get_clock().now().nanoseconds - stamp_ns) * 1e-6
+        frame = ReceivedImage(message, stamp_ns, time.monotonic(), arrival_ms)
         if self._paused.is_set():
             self._drop(frame, "dropped: paused")
             return
@@ -235,10 +236,11 @@ class Pipeline:
 
     def _process(self, received: ReceivedImage) -> None:
         began = time.monotonic()
+        stages_ms = {"arrival_ms": received.arrival_ms, "queue_ms": (began - received.received_at) * 1e3}
         if self._start_anew.is_set():
             self._begin()
         try:
-            frame, base_from_camera = self._assemble(received)
+            frame, base_from_camera = self._assemble(received, stages_ms)
             result = self._tracker.track(frame, base_from_camera)
         except Rejected as rejection:
             self._reject(received, rejection)
@@ -246,6 +248,7 @@ class Pipeline:
         except InputError as error:
             self._reject(received, Rejected("image", "unusable", f"{error}; the image is not used"))
             return
+        tracked = time.monotonic()
         with self._publishing:
             outdated = self._start_anew.is_set() or self._paused.is_set()
             if not outdated:
@@ -255,10 +258,11 @@ class Pipeline:
             self._drop(received, "dropped: paused or started again meanwhile")
             return
         now = time.monotonic()
-        self._frame_ms.append((now - began) * 1e3)
+        stages_ms |= {"publish_ms": (now - tracked) * 1e3, "frame_ms": (now - began) * 1e3}
+        self._frame_ms.append(stages_ms["frame_ms"])
         self._delay_ms.append((now - received.received_at) * 1e3)
         self._count("processed")
-        self._publish_status(received, result.message, result, self._frame_ms[-1])
+        self._publish_status(received, result.message, result, stages_ms)
         self._judge(result)
         self._debug.result(frame, received.message.header.frame_id, result)
 
@@ -270,8 +274,11 @@ class Pipeline:
         if self._engine is not None:
             self._tracker = self._engine.tracker()
 
-    def _assemble(self, received: ReceivedImage) -> tuple[CameraFrame, torch.Tensor]:
-        """The frame and base_from_camera, with odometry and initial pose given to the tracker. Raises Rejected."""
+    def _assemble(self, received: ReceivedImage, stages_ms: dict[str, float]) -> tuple[CameraFrame, torch.Tensor]:
+        """The frame and base_from_camera, with odometry and initial pose given to the tracker. Raises Rejected.
+
+        stages_ms: takes the times for decoding and waiting.
+        """
         stamp_ns = received.stamp_ns
         if self._tracker is None:
             raise Rejected("map", "load", "no map is loaded: see the error at the start, mend it, call ~/load_map")
@@ -281,10 +288,12 @@ class Pipeline:
             late_s = (self._last_image_ns - stamp_ns) / NS_PER_S
             text = f"an image is {late_s:.3f} s older than the last one: it is not used; look for a second publisher"
             raise Rejected("image", "order", text, WARN)
+        began = time.monotonic()
         try:
             pixels = decode_image(received.message)
         except InputError as error:
             raise Rejected("image", "format", f"{error}; the image is not used") from None
+        stages_ms["decode_ms"] = (time.monotonic() - began) * 1e3
         deadline = received.received_at + self._setting("odometry_wait_s")
         camera = self.inputs.camera(deadline)
         height, width = pixels.shape[:2]
@@ -297,8 +306,10 @@ class Pipeline:
             raise Rejected("calibration", "size", text)
         # The network runs while the odometry of the image's stamp is on its way.
         frame = self._tracker.prepare(CameraFrame(stamp_ns, pixels, camera))
+        began = time.monotonic()
         base_from_camera = self.inputs.base_from_camera(received.message.header.frame_id, stamp_ns, deadline)
         self._feed_odometry(stamp_ns, deadline)
+        stages_ms["wait_ms"] = (time.monotonic() - began) * 1e3
         self._feed_initial_pose(stamp_ns)
         self._board.clear("image", "stamp", "order", "format", "unusable")
         self._board.clear("calibration", "missing", "size")
