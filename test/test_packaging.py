@@ -1,6 +1,7 @@
 # Copyright the pixloc_ros authors. SPDX-License-Identifier: Apache-2.0
 """What makes the repository build and install: files that must agree, the environment's hook, a plain colcon build."""
 import ast
+import configparser
 import gc
 import importlib.util
 import os
@@ -62,23 +63,65 @@ def test_every_requirement_is_explained():
             assert f"| {package} |" in text, f"{package} has no line in docs/dependencies.md"
 
 
+PYTHON_KEYS = {
+    "torch": {"python3-torch", "python3-pytorch-pip"},
+    "numpy": {"python3-numpy"},
+    "scipy": {"python3-scipy"},
+    "cv2": {"python3-opencv"},
+    "numba": {"python3-numba"},
+    "rosbags": {"python3-rosbags-pip"},
+    "matplotlib": {"python3-matplotlib"},
+}
+
+
+def setup_cfg(section: str) -> list:
+    """Requirements of a section of setup.cfg, all extras together."""
+    packaging = pytest.importorskip("packaging.requirements")
+    config = configparser.ConfigParser()
+    config.read(ROOT / "setup.cfg")
+    options = config[section].values() if section.endswith("extras_require") else [config[section]["install_requires"]]
+    return [packaging.Requirement(line) for value in options for line in value.split()]
+
+
 def test_package_xml_names_what_is_imported():
-    """Imports of all modules against the rosdep keys; the one without a key is in docs/dependencies.md."""
+    """Imports of all modules against the rosdep keys; what only an extra of setup.cfg needs has none."""
+    optional = {requirement.name for requirement in setup_cfg("options.extras_require")}
     keys = {element.text for element in package_xml() if element.tag.endswith("depend")}
-    python_keys = {
-        "torch": "python3-torch",
-        "numpy": "python3-numpy",
-        "scipy": "python3-scipy",
-        "cv2": "python3-opencv",
-        "numba": "python3-numba",
-        "rosbags": "python3-rosbags-pip",
-        "matplotlib": "python3-matplotlib",
-        "safetensors": None,
-    }
     for path in (ROOT / "pixloc_ros").rglob("*.py"):
-        for name in imported(path) - sys.stdlib_module_names - {"pixloc_ros"}:
-            key = python_keys.get(name, name)
-            assert key is None or key in keys, f"{path.name} imports {name}, which package.xml does not name"
+        for name in imported(path) - sys.stdlib_module_names - optional - {"pixloc_ros"}:
+            assert PYTHON_KEYS.get(name, {name}) <= keys, f"{path.name} imports {name}, which package.xml does not name"
+
+
+@pytest.mark.parametrize("distribution", ["humble", "jazzy", "kilted"])
+def test_package_xml_asks_only_for_what_a_distribution_has(distribution):
+    """Ubuntu 22.04 has no PyTorch that is recent enough, 24.04 neither PyTorch nor Numba (docs/dependencies.md)."""
+    catkin_pkg = pytest.importorskip("catkin_pkg.package")
+    package = catkin_pkg.parse_package(str(ROOT / "package.xml"))
+    package.evaluate_conditions({"ROS_DISTRO": distribution})
+    build, run = ({d.name for d in depends if d.evaluated_condition} for depends in (package.build_depends, package.exec_depends))
+    assert "python3-pytorch-pip" in run and "python3-torch" not in run
+    assert ("python3-numba" in run) == (distribution == "humble")
+    assert ("python3-numba" in run) != ("python3-pip" in build)  # CMakeLists.txt fetches it
+
+
+def test_the_distributions_versions_are_recent_enough():
+    """The table of docs/dependencies.md against setup.cfg."""
+    from packaging.specifiers import SpecifierSet
+
+    asked = setup_cfg("options")
+    text = (ROOT / "docs" / "dependencies.md").read_text().split("## On a ROS machine")[1]
+    rows = re.findall(r"^\| ([\w-]+) \| ([<>=]\S+) \| (.+?) \| (.+?) \|$", text, re.MULTILINE)
+    table = {name: cells for name, *cells in rows}
+    assert {r.name.removesuffix("-python-headless") for r in asked} == set(table)
+    for requirement in asked:
+        bound, *shipped = table[requirement.name.removesuffix("-python-headless")]
+        assert requirement.specifier == SpecifierSet(bound), requirement.name
+        for text in shipped:
+            version = re.match(r"\d[\d.]*\d$|.*fetches ([\d.]+) ", text)
+            if version:
+                assert (version.group(1) or version.group()) in requirement.specifier, (requirement.name, text)
+            else:
+                assert "key `python3-" in text
 
 
 def test_status_constants_match_the_tracker():
@@ -204,15 +247,8 @@ def test_plain_colcon_build_in_a_workspace(tmp_path):
     assert {p.name for p in (ROOT / "launch").glob("*.py")} == {
         p.name for p in (prefix / "share" / "pixloc_ros" / "launch").glob("*.py")
     }
-    code = (
-        "import sys; sys.path.insert(0, sys.argv[1]); import pixloc_ros;"
-        "from pixloc_ros.msg import LocalizationStatus; print(pixloc_ros.__file__)"
-    )
-    found = subprocess.run(
-        [sys.executable, "-c", code, str(installed.parent)],
-        env={**os.environ, "LD_LIBRARY_PATH": f"{prefix / 'lib'}:{os.environ['LD_LIBRARY_PATH']}"},
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-    )
-    assert found.stdout.strip() == str(installed / "__init__.py"), found.stderr
+    # As in a robot's terminal.
+    code = "import pixloc_ros; from pixloc_ros.msg import LocalizationStatus; print(pixloc_ros.__file__)"
+    line = f'source install/setup.bash && python -c "{code}" && install/pixloc_ros/lib/pixloc_ros/pixloc --version'
+    found = subprocess.run(["bash", "-c", line], env=environment, cwd=tmp_path, capture_output=True, text=True)
+    assert found.stdout.split() == [str(installed / "__init__.py"), "pixloc", pixloc_ros.__version__], found.stderr
