@@ -201,7 +201,7 @@ def _rewritten(file, tmp_path, change):
 @pytest.mark.parametrize(
     "change, message",
     [
-        (lambda t, d: t["__metadata__"].update(version="2"), "format version 2"),
+        (lambda t, d: t["__metadata__"].update(version="3"), "format version 3"),
         (lambda t, d: t.pop("point.xyz"), "gaps or overlaps"),
         (lambda t, d: t.update(points=t.pop("point.xyz")), "lacks tensors"),
         (lambda t, d: t["point.xyz"].update(dtype="F32"), "makes no sense"),

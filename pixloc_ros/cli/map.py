@@ -8,7 +8,7 @@ import json
 import time
 from pathlib import Path
 
-from . import map_bag, map_georeference
+from . import map_bag, map_care, map_georeference
 from .map_common import ProgressLine, add_common, check_common, contents, describe, save, size
 
 
@@ -29,6 +29,7 @@ def add_parser(subparsers) -> None:
     _add_rgbd(sources)
     _add_info(sources)
     map_georeference.add_parser(sources)
+    map_care.add_parsers(sources)
 
 
 def _add_colmap(sources) -> None:
@@ -88,13 +89,12 @@ def _add_info(sources) -> None:
     parser = sources.add_parser(
         "info",
         help="what a map holds",
-        description="What a map holds, and whether it is sound.",
-        epilog="example:\n  pixloc map info site.pixmap --verify",
+        description="What a map holds.",
+        epilog="example:\n  pixloc map info site.pixmap",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("map", type=Path, metavar="FILE")
     parser.add_argument("--json", action="store_true", help="print JSON")
-    parser.add_argument("--verify", action="store_true", help="check the whole content against its checksums")
     parser.set_defaults(run=_run_info)
 
 
@@ -145,12 +145,12 @@ def _run_rgbd(args: argparse.Namespace) -> int:
 def _run_info(args: argparse.Namespace) -> int:
     from ..mapping import Map
 
-    map_ = Map.open(args.map, verify=args.verify)
+    map_ = Map.open(args.map)
     info = describe(map_, args.map)
     if args.json:
-        print(json.dumps(info | {"verified": args.verify}, indent=2))
+        print(json.dumps(info, indent=2))
         return 0
-    print(f"map '{map_.name}', {size(info['bytes'])}{', contents match their checksums' if args.verify else ''}")
+    print(f"map '{map_.name}', {size(info['bytes'])}")
     print(f"  {contents(info)}")
     print(
         f"  points per keyframe: median {info['observations_per_keyframe_median']:.0f}; "

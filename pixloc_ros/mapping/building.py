@@ -200,7 +200,7 @@ def _assemble(source: PosedImages, keyframes: list[_Keyframe], extractor: Extrac
         global_descriptors=np.stack([keyframe.global_descriptor for keyframe in keyframes]),
         xyz=source.xyz[used],
         track_length=track_length.astype(np.int32),
-        quality=_agreement(descriptors[-1], observation_point, track_length),
+        quality=descriptor_agreement(descriptors[-1], observation_point, track_length),
         observation_offsets=np.cumsum([0] + [len(keyframe.points) for keyframe in keyframes]),
         observation_point=observation_point.astype(np.int32),
         descriptors=descriptors,
@@ -221,7 +221,7 @@ def _unique_cameras(cameras: list[Camera]) -> tuple[list[Camera], list[int]]:
     return first, indices
 
 
-def _agreement(descriptors: np.ndarray, point: np.ndarray, track_length: np.ndarray) -> np.ndarray:
+def descriptor_agreement(descriptors: np.ndarray, point: np.ndarray, track_length: np.ndarray) -> np.ndarray:
     """Mean cosine over the pairs of a point's unit descriptors, float32 [P], at least 0; 0 for a single observation.
 
     Over the n descriptors of a point with sum s it is (|s|² - n) / (n (n - 1)).

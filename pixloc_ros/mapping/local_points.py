@@ -16,7 +16,7 @@ from ..alignment.types import ReferencePoints
 from ..errors import InputError
 from ..geometry.cameras import Camera
 from . import selection
-from .map_file import Map
+from .map_file import Map, decode_descriptors
 
 _CACHED_VIEWS = 256
 _SAMPLES = 48
@@ -150,7 +150,7 @@ class LocalPointSelector:
             points = map_.observation_point[rows].astype(np.int64)
             if points.size and not (points[0] >= 0 and points[-1] < len(map_.xyz) and (np.diff(points) > 0).all()):
                 raise InputError(
-                    f"map '{map_.name}' is damaged: check it with 'pixloc map info --verify', build it again"
+                    f"map '{map_.name}' is damaged: check it with 'pixloc map check', build it again"
                 )
             offsets = (map_.xyz[points] - self._centres[keyframe]).astype(np.float32)
             distance = np.maximum(np.linalg.norm(offsets, axis=1), np.float32(1e-6))
@@ -201,7 +201,7 @@ class LocalPointSelector:
         """Descriptors of the chosen observations: all that is read of the map's big tensors."""
         map_ = self._map
         xyz = torch.from_numpy((map_.xyz[points] - centre).astype(np.float32))
-        descriptors = tuple(torch.from_numpy(level.take(rows, 0)).float() for level in map_.descriptors)
+        descriptors = tuple(torch.from_numpy(decode_descriptors(level.take(rows, 0))) for level in map_.descriptors)
         confidences = tuple(
             None if level is None else torch.from_numpy(level[rows]).float() for level in map_.confidences
         )

@@ -23,10 +23,11 @@ from ..tensor_file import TensorFile, TensorFileError, tensor_bytes, write_array
 from .georeference import Georeference
 
 FORMAT = "pixmap"
-VERSION = 1
+VERSIONS = ("1", "2")
+"""1: descriptors in half precision. 2: in eight bits. A map is written in the earliest version that can hold it."""
 POOLED_FEATURES = "mean of the coarsest features"
 """Name of the default global descriptor (`retrieval.PooledFeatures`)."""
-_DTYPES = {"F64": np.float64, "I64": np.int64, "F32": np.float32, "I32": np.int32, "F16": np.float16}
+_DTYPES = {"F64": np.float64, "I64": np.int64, "F32": np.float32, "I32": np.int32, "F16": np.float16, "I8": np.int8}
 
 
 @dataclass(frozen=True, eq=False)
@@ -44,7 +45,8 @@ class Map:
     metres, map frame. track_length: int32 [P], observations of the point. quality: float32 [P] in [0, 1], how alike
     the point's finest descriptors are (mean cosine over pairs of observations; 0 where there is but one).
     observation_offsets: int64 [K + 1]: keyframe k's observations are rows offsets[k] to offsets[k + 1].
-    observation_point: int32 [M]. descriptors: per level float16 [M, C], unit length. confidences: per level float16
+    observation_point: int32 [M]. descriptors: per level float16 [M, C], unit length, or int8 [M, C], in the same direction
+    (`decode_descriptors`). confidences: per level float16
     [M] in (0, 1], or None where the network has none. global_descriptor_name: what the global descriptors are.
     georeference: where the map lies on the earth, None where that is unknown.
     """
@@ -107,7 +109,8 @@ class Map:
         if extractor.fingerprint != self.extractor_fingerprint:
             raise InputError(
                 f"map '{self.name}' was made with network '{self.extractor_name}' ({self.extractor_fingerprint}), "
-                f"not with '{extractor.name}' ({extractor.fingerprint}): use those weights or build the map again"
+                f"not with '{extractor.name}' ({extractor.fingerprint}): use those weights, or make the map anew from its "
+                "images with 'pixloc map re-encode'"
             )
 
     def observations(self, keyframe: int) -> slice:
@@ -131,8 +134,13 @@ class Map:
             tensors[f"observation.descriptor.{level}"] = descriptors
             if confidences is not None:
                 tensors[f"observation.confidence.{level}"] = confidences
-        specification = _specification(len(self.strides))
+        specification = _specification(len(self.strides), self.version)
         return {name: np.ascontiguousarray(tensor, _DTYPES[specification[name][0]]) for name, tensor in tensors.items()}
+
+    @property
+    def version(self) -> str:
+        """Of the file that the map is written to."""
+        return "2" if self.descriptors[0].dtype == np.int8 else "1"
 
     def _metadata(self, tensors: dict[str, np.ndarray]) -> dict[str, str]:
         description = {
@@ -163,13 +171,28 @@ class Map:
         text = json.dumps(description, sort_keys=True)
         return {
             "format": FORMAT,
-            "version": str(VERSION),
+            "version": self.version,
             "map": text,
             "map_crc32": str(zlib.crc32(text.encode())),
         }
 
 
-def _specification(levels: int) -> dict[str, tuple[str, tuple[str | int, ...]]]:
+def decode_descriptors(stored: np.ndarray) -> np.ndarray:
+    """Rows of a map's descriptors, float16 or int8 [N, C], as float32; those of eight bits brought back to unit length."""
+    values = stored.astype(np.float32)
+    if stored.dtype == np.int8:
+        values /= np.maximum(np.linalg.norm(values, axis=1, keepdims=True), 1.0)
+    return values
+
+
+def encode_descriptors(values: np.ndarray) -> np.ndarray:
+    """Unit vectors [N, C] in eight bits: each row scaled so that its largest component is 127."""
+    values = values.astype(np.float32)
+    largest = np.maximum(np.abs(values).max(1, keepdims=True), np.float32(1e-12))
+    return np.round(values * (127 / largest)).astype(np.int8)
+
+
+def _specification(levels: int, version: str) -> dict[str, tuple[str, tuple[str | int, ...]]]:
     """Name to dtype and shape; letters are lengths that must agree, C0... the channels."""
     tensors: dict[str, tuple[str, tuple[str | int, ...]]] = {
         "keyframe.map_from_keyframe": ("F64", ("K", 4, 4)),
@@ -184,7 +207,7 @@ def _specification(levels: int) -> dict[str, tuple[str, tuple[str | int, ...]]]:
         "observation.point": ("I32", ("M",)),
     }
     for level in range(levels):
-        tensors[f"observation.descriptor.{level}"] = ("F16", ("M", f"C{level}"))
+        tensors[f"observation.descriptor.{level}"] = ("F16" if version == "1" else "I8", ("M", f"C{level}"))
         tensors[f"observation.confidence.{level}"] = ("F16", ("M",))
     return tensors
 
@@ -221,10 +244,11 @@ class _MappedFile:
             raise InputError(
                 f"{self.path} is not a pixloc map but another safetensors file: make a map with 'pixloc map'"
             )
-        if metadata.get("version") != str(VERSION):
+        self.version = metadata.get("version")
+        if self.version not in VERSIONS:
             raise InputError(
-                f"{self.path} is a map of format version {metadata.get('version')}, this program reads version "
-                f"{VERSION}: update pixloc_ros or build the map again"
+                f"{self.path} is a map of format version {self.version}, this program reads versions "
+                f"{' and '.join(VERSIONS)}: update pixloc_ros or build the map again"
             )
         text = metadata.get("map", "")
         if str(zlib.crc32(text.encode())) != metadata.get("map_crc32"):
@@ -233,7 +257,7 @@ class _MappedFile:
 
     def _check_shapes(self) -> None:
         extractor = self.description["extractor"]
-        specification = _specification(len(extractor["strides"]))
+        specification = _specification(len(extractor["strides"]), self.version)
         optional = {name for name in specification if name.startswith("observation.confidence.")}
         if not set(specification) - optional <= set(self.tensors) <= set(specification):
             raise self.damaged("it lacks tensors or has too many")

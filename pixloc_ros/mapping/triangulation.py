@@ -149,7 +149,7 @@ class _Matcher:
 
     def _extract(self, k: int) -> dict[str, np.ndarray]:
         mask = self.load_mask(k)
-        sift = cv2.SIFT_create(nfeatures=self.options.features, contrastThreshold=_SIFT_CONTRAST)
+        sift = _sift(self.options.features)
         keypoints, descriptors = sift.detectAndCompute(
             self.load_grey(k), None if mask is None else mask.astype(np.uint8)
         )
@@ -238,6 +238,13 @@ class _Matcher:
         sine_squared = np.maximum(1 - cosine**2, 1e-12)
         distance = (along_b - cosine * along_a) / sine_squared
         return distance[(sine_squared > np.sin(np.radians(1.0)) ** 2) & (distance > 0)]
+
+
+def _sift(features: int):
+    try:
+        return cv2.SIFT_create(features, 3, _SIFT_CONTRAST, enable_precise_upscale=True)
+    except TypeError:  # OpenCV before 4.8: positions a quarter of a pixel off, which the search for patches mends
+        return cv2.SIFT_create(features, 3, _SIFT_CONTRAST)
 
 
 def _pixel_scale(camera: Camera) -> float:
