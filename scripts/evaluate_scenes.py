@@ -25,6 +25,7 @@ from pixloc_ros.evaluation.report import format_number
 from pixloc_ros.evaluation.trajectory import read_benchmark_poses, write_benchmark_poses, write_text
 from pixloc_ros.features import Extractor, load_extractor
 from pixloc_ros.mapping import Map, build_map_from_colmap, build_map_from_rgbd
+from pixloc_ros.tracking.relocalization import Relocalizer
 
 PRIORS = ("small", "medium", "large", "none")
 RGBD_FOLDER = "tum"
@@ -96,7 +97,7 @@ def evaluate_scene(scene: Path, kind: str, output: Path, extractor: Extractor, w
         result[name] = {"score": json.loads(scored.stdout), "stats": stats}
     if (scene / "drive").is_dir():
         with BagReader(scene / "drive") as bag, show_progress(f"{scene.name}: drive") as progress:
-            run = offline.run_bag(localizer, bag, progress=progress)
+            run = offline.run_bag(localizer, bag, pose_search=Relocalizer(localizer), progress=progress)
         result["drive"] = offline.summarize(run, skip_map_frames=MAP_STRIDE)
     return result
 

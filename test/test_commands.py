@@ -70,6 +70,18 @@ def test_localize_counts_what_it_cannot_use(scene, site, tmp_path, capsys):
     assert list(read_benchmark_poses(tmp_path / "out.txt")) == ["good.jpg"]
 
 
+def test_track_finds_its_own_start(scene, site, tmp_path, capsys):
+    code = pixloc("track", "--map", site, scene / "drive", "-o", tmp_path / "poses.tum", "--json", tmp_path / "stats.json",
+                  "--cold-start")
+    assert code == 0
+    stats = json.loads((tmp_path / "stats.json").read_text())
+    assert stats["states"]["INITIALIZING"] == 2 and stats["tracked_frames"] == stats["frames"] - 2
+    assert stats["translation_error_max_m"] < 0.1 and stats["false_tracked_frames"] == 0
+    code = pixloc("track", "--map", site, scene / "drive", "-o", tmp_path / "p.tum", "--cold-start",
+                  "--initial-pose", 0, 0, 0, 0, 0, 0, 1)
+    assert code == 2 and "--cold-start" in capsys.readouterr().err
+
+
 def test_track_writes_poses_figures_and_page(scene, site, tmp_path, capsys):
     code = pixloc("track", "--map", site, scene / "drive", "-o", tmp_path / "poses.tum", "--json", tmp_path / "stats.json",
                   "--report", tmp_path / "page.html")

@@ -22,6 +22,8 @@ def add_parser(subparsers) -> None:
                "  pixloc track --map site.pixmap drive.mcap -o poses.tum --initial-pose 1.2 0.5 0 0 0 0.38 0.92",
         formatter_class=HelpFormatter)
     add_bag_arguments(parser)
+    parser.add_argument("--cold-start", action="store_true",
+                        help="begin without a pose: it is looked for in the whole map, as it is whenever it was lost")
     parser.add_argument("-o", "--output", type=Path, required=True, metavar="FILE", help="poses: stamp tx ty tz qx qy qz qw")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write figures")
     parser.add_argument("--report", type=Path, metavar="FILE", help="write a page with plots and pictures (HTML)")
@@ -29,16 +31,21 @@ def add_parser(subparsers) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
+    from ..errors import InputError
     from ..evaluation import offline
     from ..evaluation.bags import BagReader
     from ..evaluation.localize import open_localizer
     from ..evaluation.report import format_run
     from ..evaluation.trajectory import write_text, write_tum
+    from ..tracking.relocalization import Relocalizer
 
     options, start = bag_options(args), initial_pose(args)
+    if args.cold_start and start is not None:
+        raise InputError("--cold-start and --initial-pose contradict each other: give one")
     localizer = open_localizer(args.map, args.weights)
     with BagReader(args.bag, options) as bag, show_progress("track") as progress:
-        result = offline.run_bag(localizer, bag, start, progress=progress)
+        result = offline.run_bag(localizer, bag, start, pose_search=Relocalizer(localizer), cold_start=args.cold_start,
+                                 progress=progress)
         stats = offline.summarize(result, args.skip_map_frames)
         if args.report:
             _write_report(args, localizer, bag, result, stats)
