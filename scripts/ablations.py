@@ -402,7 +402,7 @@ def radius(basin: dict | None, kind: str) -> str:
 def plots_of(group: str, results: dict[str, dict], output: Path) -> None:
     """Basins of some rows, one picture a scene."""
     for scene, rows in results.items():
-        basins = [rows[name][BASIN] for name in BASIN_LINES[group] if BASIN in rows[name]]
+        basins = [rows[name][BASIN] for name in BASIN_LINES[group] if BASIN in rows.get(name, {})]
         if basins:
             write_bytes(output / f"basin_{scene}.png", plot_basins(basins))
 
