@@ -410,13 +410,14 @@ def _binary_points(path: Path) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     starts = np.empty(count + 1, np.int64)
     length_at, read_length, view = _POINT.fields["length"][1], struct.Struct("<Q").unpack_from, memoryview(data)
     for k in range(count):
-        starts[k] = position
+        # The length of the track before may be any 64-bit number.
         if position + _POINT.itemsize > size:
             raise file.cut_short()
+        starts[k] = position
         position += _POINT.itemsize + read_length(view, position + length_at)[0] * _TRACK_ELEMENT.itemsize
-    starts[count] = position
     if position > size:
         raise file.cut_short()
+    starts[count] = position
     file.position = position
     file.finish()
     points = data[starts[:-1, None] + np.arange(_POINT.itemsize)].view(_POINT)[:, 0]

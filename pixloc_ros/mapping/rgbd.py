@@ -79,7 +79,7 @@ def read_rgbd_sequence(sequence: Path) -> list[RgbdFrame]:
     depth_stamps, depth = _read_list(sequence / "depth.txt", 2)
     pose_stamps, poses = _read_poses(sequence / "groundtruth.txt")
     frames = []
-    for stamp, (name,) in zip(rgb_stamps.tolist(), rgb):
+    for stamp, (name, *_) in zip(rgb_stamps.tolist(), rgb):
         k = _nearest(depth_stamps, stamp)
         if abs(int(depth_stamps[k]) - stamp) > MAX_STAMP_DIFFERENCE_NS:
             continue
@@ -213,7 +213,11 @@ def read_camera(sequence: Path) -> Camera:
         raise InputError(
             f'no camera for {sequence}: give --camera "MODEL WIDTH HEIGHT PARAMS..." or write that line to {path}'
         )
-    lines = [line for line in path.read_text().splitlines() if line.strip() and not line.startswith("#")]
+    try:
+        text = path.read_text(encoding="utf-8")
+    except UnicodeDecodeError:
+        raise InputError(f"{path} is not a text file: write the one camera as MODEL WIDTH HEIGHT PARAMS...") from None
+    lines = [line for line in text.splitlines() if line.strip() and not line.startswith("#")]
     if len(lines) != 1:
         raise InputError(f"{path} has {len(lines)} lines: write the one camera as MODEL WIDTH HEIGHT PARAMS...")
     return Camera.parse_colmap_line(lines[0])

@@ -45,6 +45,12 @@ def _formats() -> dict[str, _Format]:
 
 _FORMATS = _formats()
 
+MAX_PIXELS = 2**25
+"""Of a compressed image: a kilobyte of JPEG can claim to be 30000x30000, for which OpenCV would take gigabytes."""
+_HEADER_BYTES = 2**18
+"""How far into a JPEG its size is looked for: a thumbnail and a colour profile may come before."""
+_FRAME_MARKERS = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
+
 
 def check_layout(height: int, width: int, encoding: str, step: int, is_bigendian: bool, data_length: int) -> None:
     """Raise `InputError` unless a sensor_msgs/Image with these fields can be read without guessing.
@@ -103,13 +109,18 @@ def to_grey_or_rgb(pixels: np.ndarray, encoding: str) -> np.ndarray:
 
 
 def decode_compressed(data: bytes | np.ndarray | memoryview) -> np.ndarray:
-    """JPEG, PNG and what else OpenCV reads → uint8 [H, W] for grey files, [H, W, 3] RGB for colour ones.
+    """JPEG or PNG → uint8 [H, W] for grey files, [H, W, 3] RGB for colour ones.
 
     Orientation tags are not obeyed: the calibration belongs to the sensor's rows and columns. Raises `InputError` for data
     that is no image.
     """
     flat = np.frombuffer(data, np.uint8)
-    image = cv2.imdecode(flat, cv2.IMREAD_UNCHANGED) if flat.size else None
+    width, height = _claimed_size(flat[:_HEADER_BYTES].tobytes())
+    if width * height > MAX_PIXELS:
+        raise InputError(
+            f"a compressed image of {flat.size} bytes claims to be {width}x{height}: more than {MAX_PIXELS} pixels are not read"
+        )
+    image = cv2.imdecode(flat, cv2.IMREAD_UNCHANGED) if width * height else None
     if image is None:
         raise InputError(f"a compressed image of {flat.size} bytes cannot be decoded: it is cut short, or not JPEG or PNG")
     if image.dtype == np.uint16:
@@ -119,6 +130,26 @@ def decode_compressed(data: bytes | np.ndarray | memoryview) -> np.ndarray:
     if image.ndim == 2:
         return image
     return cv2.cvtColor(image, cv2.COLOR_BGRA2RGB if image.shape[2] == 4 else cv2.COLOR_BGR2RGB)
+
+
+def _claimed_size(data: bytes) -> tuple[int, int]:
+    """Width and height by the header of a JPEG or PNG file; zeros where it is neither."""
+    if data[:8] == b"\x89PNG\r\n\x1a\n":
+        return int.from_bytes(data[16:20], "big"), int.from_bytes(data[20:24], "big")
+    if data[:2] != b"\xff\xd8":
+        return 0, 0
+    at = 2
+    while at + 9 <= len(data):
+        if data[at] != 0xFF:  # filling between segments, which decoders skip
+            at += 1
+            continue
+        marker = data[at + 1]
+        if marker in _FRAME_MARKERS:
+            return int.from_bytes(data[at + 7 : at + 9], "big"), int.from_bytes(data[at + 5 : at + 7], "big")
+        alone = marker in (0x00, 0x01, 0xFF) or 0xD0 <= marker <= 0xD9
+        # 0xFF before a marker may be repeated: the next one counts.
+        at += (1 if marker == 0xFF else 2) if alone else 2 + int.from_bytes(data[at + 2 : at + 4], "big")
+    return 0, 0
 
 
 def to_8_bits(values: np.ndarray) -> np.ndarray:
