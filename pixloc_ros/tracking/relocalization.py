@@ -18,13 +18,15 @@ from scipy.stats import norm, qmc
 from ..alignment import ReferencePoints, align
 from ..features.pyramid import FeaturePyramid
 from ..geometry import se3
-from ..mapping.local_points import LocalPointSelector
+from ..mapping.local_points import LocalPointOptions, LocalPointSelector
 from ..mapping.retrieval import GlobalDescriptor, KeyframeIndex
 from .localizer import FrameLocalizer
 from .types import CameraFrame, FrameAlignment, MotionPrior
 
 _GATE = 3.5
 """Standard deviations of a prior within which keyframes are looked at."""
+COARSE_POINTS = LocalPointOptions(keyframes=2, candidates=4)
+"""Most hypotheses are poses of keyframes: their own points and those of one neighbour do, and few keyframes are read."""
 _SAME_ANGLE = 0.1
 _SAME_DEPTHS = 0.1
 
@@ -52,7 +54,7 @@ class Relocalizer:
         self.options = options or RelocalizationOptions()
         self._localizer = localizer
         # Its own: the views of far keyframes must not drive those around the robot from the localizer's.
-        self._selector = LocalPointSelector(localizer.map)
+        self._selector = LocalPointSelector(localizer.map, COARSE_POINTS)
         self._alignment = replace(localizer.options.alignment, least_fine_inliers=0.0)
         self._index = KeyframeIndex(localizer.map, descriptor)
         self._keyframes = localizer.map.map_from_keyframe
