@@ -216,6 +216,15 @@ def test_photos_held_out_are_never_trained_on(tmp_path):
         list_photos([tmp_path / "missing"], False)
 
 
+def test_photos_can_be_left_out_by_name(tmp_path):
+    write_photos(tmp_path, 20)
+    every = {path.name for flag in (False, True) for path in list_photos([tmp_path], flag)}
+    left = {path.name for flag in (False, True) for path in list_photos([tmp_path], flag, ("photo1?.png", "photo3.png"))}
+    assert every - left == {"photo3.png", *(f"photo{k}.png" for k in range(10, 20))}
+    with pytest.raises(InputError, match="phtoo"):
+        list_photos([tmp_path], False, ("phtoo*",))
+
+
 def test_blank_photos_are_skipped_and_counted(tmp_path):
     files = [tmp_path / "blank.png", write_photos(tmp_path / "photos", 1) / "photo0.png", tmp_path / "broken.png"]
     photos.cv2.imwrite(str(files[0]), np.full((150, 200), 90, np.uint8))

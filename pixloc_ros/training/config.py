@@ -70,13 +70,15 @@ class AlignmentSection:
 
 @dataclass(frozen=True)
 class DataSection:
-    """One data source. kind: "photos" (folders), "colmap" (model, images) or "rgbd" (sequence). Paths are relative to the
-    configuration file. weight: how often it is drawn. motion: between the views that photos are made into. rate_hz: frames a
-    second of a scene, where consecutive frames are wanted (network.temporal)."""
+    """One data source. kind: "photos" (folders, and leave_out: names of files in them, with * and ?, that are not taken),
+    "colmap" (model, images) or "rgbd" (sequence). Paths are relative to the configuration file. weight: how often it is
+    drawn. motion: between the views that photos are made into. rate_hz: frames a second of a scene, where consecutive frames
+    are wanted (network.temporal)."""
 
     kind: str
     weight: float = 1.0
     folders: tuple[str, ...] = ()
+    leave_out: tuple[str, ...] = ()
     model: str = ""
     images: str = ""
     sequence: str = ""
@@ -202,7 +204,7 @@ def build_mixture(config: TrainingConfig, held_out: bool, augmented: bool) -> Pa
 
 def _build_source(section: DataSection, folder: Path, view: View, held_out: bool) -> PairSource:
     if section.kind == "photos" and section.folders:
-        return PhotoPairs(list_photos([folder / f for f in section.folders], held_out), view, section.motion)
+        return PhotoPairs(list_photos([folder / f for f in section.folders], held_out, section.leave_out), view, section.motion)
     if section.kind == "colmap" and section.model and section.images:
         return ColmapPairs(folder / section.model, folder / section.images, view, held_out)
     if section.kind == "rgbd" and section.sequence:

@@ -8,6 +8,7 @@ there. Points lie on the same surfaces, so images, points and poses agree to a s
 """
 from __future__ import annotations
 
+import fnmatch
 import re
 import zlib
 from collections.abc import Sequence
@@ -46,10 +47,11 @@ class MotionRange:
     translation: float = 0.25
 
 
-def list_photos(folders: Sequence[Path], held_out: bool) -> list[Path]:
+def list_photos(folders: Sequence[Path], held_out: bool, leave_out: Sequence[str] = ()) -> list[Path]:
     """Photos of folders in a fixed order, either those held out for validation or the rest.
 
-    Tiles of one picture (`name_t0`, `name_t1`) stay on one side. Raises InputError where a folder is missing or empty.
+    Tiles of one picture (`name_t0`, `name_t1`) stay on one side. leave_out: file names, with * and ?, that are not taken.
+    Raises InputError where a folder is missing or empty, or a name to leave out matches nothing.
     """
     files = []
     for folder in folders:
@@ -59,6 +61,11 @@ def list_photos(folders: Sequence[Path], held_out: bool) -> list[Path]:
         if not found:
             raise InputError(f"{folder} holds no .jpg or .png files: check the photos of the training configuration")
         files += found
+    for pattern in leave_out:
+        kept = [path for path in files if not fnmatch.fnmatchcase(path.name, pattern)]
+        if len(kept) == len(files):
+            raise InputError(f"leave_out: no photo is called '{pattern}': check the training configuration")
+        files = kept
     stems = [re.sub(r"_t\d+$", "", path.stem) for path in files]
     chosen = [path for path, stem in zip(files, stems) if (zlib.crc32(stem.encode()) % HELD_OUT_SHARE == 0) == held_out]
     if not chosen:
