@@ -36,6 +36,7 @@ from pixloc_ros.evaluation.report import format_number
 from pixloc_ros.features import load_extractor
 from pixloc_ros.geometry.cameras import Camera
 from pixloc_ros.tracking.image_format import decode_compressed
+from pixloc_ros.tracking.presets import preset
 from pixloc_ros.tracking.tracker import Tracker
 from pixloc_ros.tracking.types import CameraFrame
 
@@ -59,6 +60,7 @@ def main() -> int:
     parser.add_argument("--sizes", nargs="+", default=SIZES, metavar="WxH", help="of the simulated images")
     parser.add_argument("--map", type=Path, help="with --bag: time this map and drive instead")
     parser.add_argument("--bag", type=Path)
+    parser.add_argument("--preset", default="balanced", help="fast, balanced (default) or accurate")
     parser.add_argument("--frames", type=int, default=200, help="how many to time at each size (default 200)")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="of the network (default: all)")
     parser.add_argument("--weights", default="compact")
@@ -79,17 +81,18 @@ def main() -> int:
             cases[size] = (measuring.map_of_drive(drive, load_extractor(args.weights)), drive / "drive")
     for name, (map_path, bag) in cases.items():
         with multiprocessing.get_context("spawn").Pool(1) as pool:
-            figures["sizes"][name] = pool.apply(time_drive, (map_path, bag, args.weights, args.frames, args.threads))
+            figures["sizes"][name] = pool.apply(time_drive, (map_path, bag, args.weights, args.preset, args.frames, args.threads))
     old = json.loads(args.compare.read_text())["sizes"] if args.compare else {}
     measuring.report(figures, rows(figures["sizes"], old), args.json)
     return 0
 
 
-def time_drive(map_path: Path, bag: Path, weights: str, frames: int, threads: int) -> dict[str, object]:
+def time_drive(map_path: Path, bag: Path, weights: str, preset_name: str, frames: int, threads: int
+               ) -> dict[str, object]:
     """Track the drive until so many frames are timed."""
     torch.set_num_threads(threads)
     drive = read_drive(bag)
-    localizer = localize.open_localizer(map_path, weights)
+    localizer = localize.open_localizer(map_path, weights, preset(preset_name))
     _track(localizer, drive)  # caches, compiled code
     laps: list[dict[str, float]] = []
     outside, cpu, wall = measuring.busy_s(), time.process_time(), time.perf_counter()

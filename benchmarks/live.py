@@ -307,6 +307,7 @@ class Robot:
             "heard_ms": measuring.percentiles(self._heard.heard_ms),
             "stages_ms": {stage: measuring.percentiles([getattr(s, f"{stage}_ms") for s in aligned]) for stage in STAGES},
             "cores": cpu_s / wall, "cpu_ms": 1e3 * cpu_s / len(aligned),
+            "own_mib_each_second": [round(value, 1) for value in usage.own_mib],
             **{name: [float(np.median(values[:tenth + 1])), float(np.median(values[-tenth:]))]
                for name, values in (("own_mib", usage.own_mib), ("file_mib", usage.file_mib))},
             "late_p95_ms": float(np.percentile(late_ms, 95)), "others_cores": (busy_s - cpu_s) / wall,

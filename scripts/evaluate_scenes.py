@@ -25,6 +25,7 @@ from pixloc_ros.evaluation.report import format_number
 from pixloc_ros.evaluation.trajectory import read_benchmark_poses, write_benchmark_poses, write_text
 from pixloc_ros.features import Extractor, load_extractor
 from pixloc_ros.mapping import Map, build_map_from_colmap, build_map_from_rgbd
+from pixloc_ros.tracking.presets import preset
 from pixloc_ros.tracking.relocalization import Relocalizer
 
 PRIORS = ("small", "medium", "large", "none")
@@ -41,6 +42,7 @@ def main() -> int:
     parser.add_argument("--scenes", nargs="+", help="names; default: all that have a map and queries")
     parser.add_argument("--priors", nargs="+", choices=PRIORS, default=list(PRIORS))
     parser.add_argument("--weights", default="compact")
+    parser.add_argument("--preset", default="balanced", help="fast, balanced (default) or accurate")
     parser.add_argument("--score", type=Path, help="the scoring tool (default: DATA/../tools/score.py)")
     args = parser.parse_args()
     score = args.score or args.data / ".." / "tools" / "score.py"
@@ -56,7 +58,7 @@ def main() -> int:
                 continue
             label = name if kind == "colmap" else f"{name}, RGB-D map"
             results[label] = evaluate_scene(args.data / name, kind, args.output / name, extractor, args.weights,
-                                            args.priors, score)
+                                            args.priors, score, args.preset)
             # After each scene, so that a long run can be looked at.
             write_text(args.output / "scenes.json", json.dumps(results, indent=2) + "\n")
             write_text(args.output / "scenes.md", markdown(results))
@@ -73,7 +75,7 @@ def build(scene: Path, kind: str, extractor: Extractor) -> Map:
 
 
 def evaluate_scene(scene: Path, kind: str, output: Path, extractor: Extractor, weights: str, priors: list[str],
-                   score: Path) -> dict[str, object]:
+                   score: Path, preset_name: str) -> dict[str, object]:
     """Everything about one map of one scene; its files go to `output`."""
     began = time.perf_counter()
     map_ = build(scene, kind, extractor)
@@ -82,7 +84,7 @@ def evaluate_scene(scene: Path, kind: str, output: Path, extractor: Extractor, w
     about = {"keyframes": len(map_.keyframe_names), "points": len(map_.xyz), "mebibytes": path.stat().st_size / 2**20,
              "seconds": time.perf_counter() - began}
     result: dict[str, object] = {"map": about}
-    localizer = localize.open_localizer(path, weights)
+    localizer = localize.open_localizer(path, weights, preset(preset_name))
     queries = localize.read_queries(scene / "images", scene / "queries" / "cameras.txt")
     for name in priors:
         starts = {} if name == "none" else read_benchmark_poses(scene / "queries" / f"priors_{name}.txt")

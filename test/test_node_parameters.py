@@ -4,6 +4,7 @@
 import importlib.util
 import sys
 import types
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,7 @@ from pixloc_ros.errors import InputError
 from pixloc_ros.node import parameters
 from pixloc_ros.node.parameters import BY_NAME, PARAMETERS, check_values, image_subscription_topic
 from pixloc_ros.tracking.localizer import LocalizerOptions
+from pixloc_ros.tracking.presets import DEFAULT, PRESETS, preset
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -22,7 +24,7 @@ def test_table_is_sound():
     check_values({p.name: p.default for p in PARAMETERS})
     for p in PARAMETERS:
         assert p.description.endswith("."), p.name
-    assert BY_NAME["max_points"].default == LocalizerOptions().max_points
+    assert BY_NAME["preset"].choices == tuple(PRESETS) and BY_NAME["preset"].default == DEFAULT
 
 
 @pytest.mark.parametrize(
@@ -31,7 +33,8 @@ def test_table_is_sound():
         ("transform_tolerance", -0.1, "give 0 to 5"),
         ("transform_tolerance", float("nan"), "give a finite number"),
         ("transform_tolerance", 1, "give a double"),
-        ("max_points", 10**9, "give 32 to 8192"),
+        ("max_points", 10**9, "give 0 to 8192"),
+        ("preset", "exact", "one of fast, balanced, accurate"),
         ("odom_source", "wheels", "one of topic, tf, none"),
         ("base_frame_id", "", "empty"),
         ("base_frame_id", "/base_link", "no leading slash"),
@@ -41,6 +44,12 @@ def test_table_is_sound():
 def test_bad_values_are_refused(name, value, text):
     with pytest.raises(InputError, match=text):
         check_values({name: value})
+
+
+def test_presets():
+    assert preset() == LocalizerOptions() and preset("fast", 100) == replace(PRESETS["fast"], max_points=100)
+    with pytest.raises(InputError, match="preset 'exact' is unknown: choose one of fast, balanced, accurate"):
+        preset("exact")
 
 
 def test_frames_must_differ():

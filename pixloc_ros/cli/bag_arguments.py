@@ -13,6 +13,8 @@ def add_bag_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--map", type=Path, required=True, metavar="FILE", help="made by 'pixloc map'")
     parser.add_argument("--weights", default="compact", metavar="NAME|FILE",
                         help="the network that made the map (default compact)")
+    parser.add_argument("--preset", default="balanced", metavar="NAME",
+                        help="fast, balanced (default) or accurate: how much is spent on an image")
     parser.add_argument("--initial-pose", nargs=7, metavar=_POSE,
                         help="of the base in the map at the first image (default: from the bag's ground truth)")
     parser.add_argument("--skip-map-frames", type=int, default=0, metavar="N",

@@ -31,19 +31,22 @@ def add_parser(subparsers) -> None:
     parser.add_argument("--json", type=Path, metavar="FILE", help="write counts and times")
     parser.add_argument("--weights", default="compact", metavar="NAME|FILE",
                         help="the network that made the map (default compact)")
+    parser.add_argument("--preset", default="balanced", metavar="NAME",
+                        help="fast, balanced (default) or accurate: how much is spent on an image")
     parser.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace) -> int:
     from ..evaluation import localize
     from ..evaluation.trajectory import read_benchmark_poses, write_benchmark_poses, write_text
+    from ..tracking.presets import preset
 
     queries = localize.read_queries(args.images, args.cameras)
     priors = read_benchmark_poses(args.prior) if args.prior else {}
     if args.prior and not any(query.name in priors for query in queries):
         from ..errors import InputError
         raise InputError(f"{args.prior} has no pose for any of the images: its names must be those of {args.cameras}")
-    localizer = localize.open_localizer(args.map, args.weights)
+    localizer = localize.open_localizer(args.map, args.weights, preset(args.preset))
     with show_progress("localize") as progress:
         results = localize.localize_queries(localizer, queries, priors, progress)
     poses = {r.name: r.camera_from_map for r in results if not r.reason}

@@ -38,8 +38,8 @@ def run(args: argparse.Namespace) -> int:
         raise InputError("--rate must be positive: 1 is real time")
     options, start = bag_options(args), initial_pose(args)
     with BagReader(args.bag, options) as bag, show_progress("replay") as progress:
-        stats = replay_and_report(args.map, bag, start, args.output,
-                                  ReplayOptions(args.rate, args.all_frames, args.weights), args.skip_map_frames, progress)
+        replaying = ReplayOptions(args.rate, args.all_frames, args.weights, args.preset)
+        stats = replay_and_report(args.map, bag, start, args.output, replaying, args.skip_map_frames, progress)
     print(format_run(stats))
     for problem in stats["problems"]:
         print(f"PROBLEM: {problem}")

@@ -15,6 +15,7 @@ from ..evaluation.bags import BagReader
 from ..evaluation.localize import open_localizer
 from ..evaluation.trajectory import write_text, write_tum
 from ..node.replay import ReplayOptions, replay
+from ..tracking.presets import preset
 from ..visualization.drive_report import DriveReport
 
 
@@ -25,7 +26,7 @@ def replay_and_report(map_path: Path, bag: BagReader, initial_pose: torch.Tensor
 
     title, lead: of the page; by default the bag's name and how it was played.
     """
-    localizer = open_localizer(map_path, options.weights)  # first: what is wrong with the map is told in one line
+    localizer = open_localizer(map_path, options.weights, preset(options.preset))  # first: a bad map is told in one line
     truth, odometry = bag.truth(), bag.odometry()
     start_ns, start = offline.first_pose(bag, truth, initial_pose)
     recording = replay(map_path, bag, start_ns, start, output / "node.log", options, progress)

@@ -37,12 +37,13 @@ def run(args: argparse.Namespace) -> int:
     from ..evaluation.localize import open_localizer
     from ..evaluation.report import format_run
     from ..evaluation.trajectory import write_text, write_tum
+    from ..tracking.presets import preset
     from ..tracking.relocalization import Relocalizer
 
     options, start = bag_options(args), initial_pose(args)
     if args.cold_start and start is not None:
         raise InputError("--cold-start and --initial-pose contradict each other: give one")
-    localizer = open_localizer(args.map, args.weights)
+    localizer = open_localizer(args.map, args.weights, preset(args.preset))
     with BagReader(args.bag, options) as bag, show_progress("track") as progress:
         result = offline.run_bag(localizer, bag, start, pose_search=Relocalizer(localizer), cold_start=args.cold_start,
                                  progress=progress)

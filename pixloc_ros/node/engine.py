@@ -11,7 +11,8 @@ import torch
 from ..errors import InputError
 from ..features import load_extractor
 from ..mapping.map_file import Map
-from ..tracking.localizer import FrameLocalizer, LocalizerOptions
+from ..tracking.localizer import FrameLocalizer
+from ..tracking.presets import preset
 from ..tracking.relocalization import Relocalizer
 from ..tracking.tracker import Tracker
 from ..tracking.types import CameraFrame
@@ -20,13 +21,13 @@ from ..tracking.types import CameraFrame
 class Engine:
     """Opens the map and the network once; makes trackers. map_name: the map's file name, without folder."""
 
-    def __init__(self, map_path: str, weights: str, max_points: int) -> None:
-        """Raises InputError where the map or the weights cannot be used."""
+    def __init__(self, map_path: str, weights: str, preset_name: str, max_points: int) -> None:
+        """max_points: 0 for the preset's. Raises InputError where the map or the weights cannot be used."""
         if not map_path:
             raise InputError("parameter map is empty: give the map file, for example map:=site.pixmap")
         path = Path(map_path).expanduser()
         self.map_name = path.name
-        options = LocalizerOptions(max_points=max_points)
+        options = preset(preset_name, max_points)
         self._localizer = FrameLocalizer(Map.open(path), load_extractor(weights), options)
         self._relocalizer = Relocalizer(self._localizer)
 

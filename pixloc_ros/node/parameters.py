@@ -143,7 +143,16 @@ PARAMETERS: tuple[Parameter, ...] = (
         bounds=(1e-4, 3.2),
     ),
     # processing
-    Parameter("max_points", 1024, "Map points used per image: more is more exact and slower.", bounds=(32, 8192)),
+    Parameter(
+        "preset",
+        "balanced",
+        "How much is spent on an image: fewer points and smaller images, or more points and more iterations "
+        "(docs/performance.md has what each costs and how exact it is).",
+        choices=("fast", "balanced", "accurate"),
+    ),
+    Parameter(
+        "max_points", 0, "Map points used per image: more is more exact and slower. 0: the preset's.", bounds=(0, 8192)
+    ),
     Parameter(
         "threads", 0, "CPU threads of the network and the optimizer; 0: as many as there are cores.", bounds=(0, 256)
     ),

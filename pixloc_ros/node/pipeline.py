@@ -36,13 +36,13 @@ from .parameters import FRAME_QUEUE_LIMIT, Value
 _MAX_INITIAL_POSE_AGE_NS = 10 * NS_PER_S
 """How long ago an initial pose may have been true: as long as the tracker keeps odometry."""
 
-LoadEngine = Callable[[str, str, int], Engine]
+LoadEngine = Callable[[str, str, str, int], Engine]
 
 
 class Pipeline:
     """Subscriptions, worker and publishers.
 
-    setting: value of a parameter by name. load_engine: called with map, weights and max_points. on_failure: called in the
+    setting: value of a parameter by name. load_engine: called with map, weights, preset and max_points. on_failure: called in the
     worker's thread when it ends because of an error in the program. Where the map cannot be used, the pipeline stands all
     the same, rejects images with the reason, and waits for `load_map`.
     """
@@ -211,7 +211,8 @@ class Pipeline:
     def _load(self, map_path: str) -> Engine:
         if self._setting("threads"):
             torch.set_num_threads(self._setting("threads"))
-        engine = self._load_engine(map_path, self._setting("weights"), self._setting("max_points"))
+        settings = (self._setting(name) for name in ("weights", "preset", "max_points"))
+        engine = self._load_engine(map_path, *settings)
         engine.warm_up()
         return engine
 

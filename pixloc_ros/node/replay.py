@@ -45,6 +45,7 @@ class ReplayOptions:
     rate: float = 1.0
     all_frames: bool = False
     weights: str = "compact"
+    preset: str = "balanced"
     parameters: tuple[tuple[str, str], ...] = ()
 
 
@@ -84,7 +85,8 @@ def replay(map_path: Path, bag: BagReader, start_ns: int, map_from_base: torch.T
 def _arguments(map_path: Path, bag: BagReader, options: ReplayOptions) -> list[str]:
     source = {None: "none", "tf": "tf"}.get(bag.odometry_topic, "topic")
     parameters = {
-        "map": str(map_path.resolve()), "weights": options.weights, "use_sim_time": "true",
+        "map": str(map_path.resolve()), "weights": options.weights, "preset": options.preset,
+        "use_sim_time": "true",
         "image_topic": bag.image_topic.removesuffix("/compressed"), "camera_info_topic": bag.camera_info_topic,
         "image_transport": "compressed" if bag.image_compressed else "raw", "image_reliability": "reliable",
         "odom_source": source, "global_frame_id": MAP_FRAME, "odom_frame_id": bag.odom_frame,

@@ -33,13 +33,15 @@ MAX_PASSES = 2
 class LocalizerOptions:
     """alignment: of the optimizer. max_points: map points used per frame. reselect_share: where the points moved by more than
     this share of the image, they are chosen again for the view that was found (infinity: never). use_prior_factor: let a
-    prior covariance, where one is given, take part in the optimisation. covariance_scale: what the Hessian's covariance is
+    prior covariance, where one is given, take part in the optimisation. image_scale: size at which the network sees images, as
+    a share of that of the map's. covariance_scale: what the Hessian's covariance is
     multiplied with, so that it agrees with the errors measured on the validation sequences (docs/results.md)."""
 
     alignment: AlignmentOptions = field(default_factory=AlignmentOptions)
     max_points: int = 1024
     reselect_share: float = 0.02
     use_prior_factor: bool = True
+    image_scale: float = 1.0
     covariance_scale: float = 1.0
 
 
@@ -60,7 +62,8 @@ class FrameLocalizer:
         image: uint8 [H, W] or [H, W, 3] RGB. camera: of that size (InputError otherwise).
         """
         clock = _Stopwatch()
-        image, camera = fit_to_working_size(image, camera, self.map.working_side, self.focal_px)
+        image, camera = fit_to_working_size(image, camera, self.map.working_side,
+                                            self.options.image_scale * self.focal_px)
         clock.lap("prepare")
         pyramid = self.extractor.extract(image)
         clock.lap("features")

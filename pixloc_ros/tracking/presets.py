@@ -1,0 +1,28 @@
+# Copyright the pixloc_ros authors. SPDX-License-Identifier: Apache-2.0
+"""Named sets of options; docs/performance.md has what each costs and how exact it is."""
+
+from __future__ import annotations
+
+import dataclasses
+
+from ..alignment import AlignmentOptions
+from ..errors import InputError
+from .localizer import LocalizerOptions
+
+DEFAULT = "balanced"
+PRESETS: dict[str, LocalizerOptions] = {
+    # The network costs most: three quarters of the size halve it, and double the error.
+    "fast": LocalizerOptions(max_points=512, image_scale=0.75, reselect_share=0.05),
+    DEFAULT: LocalizerOptions(),
+    "accurate": LocalizerOptions(
+        AlignmentOptions(stop_cells=0.02, iterations=40), max_points=2048, reselect_share=0.01
+    ),
+}
+
+
+def preset(name: str = DEFAULT, max_points: int = 0) -> LocalizerOptions:
+    """The options of that name, with another number of points unless 0. Raises InputError for another name."""
+    if name not in PRESETS:
+        raise InputError(f"preset '{name}' is unknown: choose one of {', '.join(PRESETS)}")
+    options = PRESETS[name]
+    return dataclasses.replace(options, max_points=max_points) if max_points else options
