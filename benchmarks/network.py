@@ -1,33 +1,40 @@
 #!/usr/bin/env python3
 # Copyright the pixloc_ros authors. SPDX-License-Identifier: Apache-2.0
-"""The network's time against its floor: multiply-adds over what the machine multiplies float32 matrices at.
+"""The network's time by every way to run it that is installed, against its floor.
 
-    benchmarks/network.py [--sizes 640x480] [--json new.json] [--compare old.json]
+    benchmarks/network.py [--sizes 640x480] [--threads 1 2] [--json new.json] [--compare old.json]
 
-Times are medians of short runs by the clock; "CPU" is processor time of all threads, per image.
+From a uint8 image to unit descriptors, the ways in turn on the same image, so that what else happens on the machine hits all
+alike. The floor: multiply-adds over the most that the machine is seen to do a second. Times are medians by the clock; "CPU" is
+processor time of all threads per image, "difference" the largest one of any descriptor's value from the plain network's.
 """
 from __future__ import annotations
 
 import argparse
 import json
+import multiprocessing
 import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
 
+import cv2
 import measuring
 import numpy as np
 import torch
+from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
 from pixloc_ros.errors import InputError
 from pixloc_ros.evaluation.report import format_number
-from pixloc_ros.features import load_extractor
+from pixloc_ros.features import Execution, Extractor, FeaturePyramid, load_extractor
 
 SIZES = ("320x240", "640x480", "1280x720")
-MATRIX = 512
-SECONDS = 2.0
-"""For each figure."""
+SIDE, CHANNELS = 512, 64
+PEAK_SECONDS = 1.0
+PLAIN = "torch, the network as it is trained"
+BURST = 5
+"""Calls in a row of one way, of which the first is not counted: its data is not in the cache."""
 
 
 def main() -> int:
@@ -35,56 +42,101 @@ def main() -> int:
     parser.add_argument("--sizes", nargs="+", default=SIZES, metavar="WxH", help="of the images that the network is given")
     parser.add_argument("--threads", nargs="+", type=int, default=[1, 2])
     parser.add_argument("--weights", default="compact")
+    parser.add_argument("--seconds", type=float, default=6.0, help="for each size and number of threads (default 6)")
     parser.add_argument("--json", type=Path, help="write the figures here")
     parser.add_argument("--compare", type=Path, metavar="OLD.json", help="figures of an earlier run to compare with")
     args = parser.parse_args()
     figures: dict[str, object] = {"machine": measuring.describe_machine(), "runs": {}}
     old = json.loads(args.compare.read_text())["runs"] if args.compare else {}
-    table = [("image, threads", "multiply-adds", "machine's peak", "floor ms", "network p50 ms", "CPU ms", "of peak")]
+    table = [("image, threads", "", "floor ms", "p50 ms", "CPU ms", "of peak", "difference")]
     for threads in args.threads:
-        torch.set_num_threads(threads)
-        peak = peak_gflops()
         for size in args.sizes:
-            run = time_network(args.weights, *(int(side) for side in size.split("x")))
-            run["peak_gflops"], run["floor_ms"] = peak, 1e3 * 2 * run["multiply_adds"] / (peak * 1e9)
+            # A process of its own: threads of one run must not spin in the next.
+            with multiprocessing.get_context("spawn").Pool(1) as pool:
+                run = pool.apply(time_network, (args.weights, *(int(side) for side in size.split("x")), threads, args.seconds))
             name = f"{size}, {threads}"
             figures["runs"][name] = run
-            before = old.get(name, {})
-            table.append((name, f"{run['multiply_adds'] / 1e9:.2f} G", f"{peak:.0f} GFLOP/s", format_number(run["floor_ms"]),
-                          measuring.against(run["ms"], before.get("ms")), measuring.against(run["cpu_ms"], before.get("cpu_ms")),
-                          f"{100 * run['floor_ms'] / run['ms']:.0f} %"))
+            table.append((name, f"{run['multiply_adds'] / 1e9:.2f} G at {run['peak_gflops']:.0f} GFLOP/s",
+                          format_number(run["floor_ms"]), "", "", "", ""))
+            for way, times in run["ways"].items():
+                before = old.get(name, {}).get("ways", {}).get(way, {})
+                table.append(("", way, "", measuring.against(times["ms"], before.get("ms")),
+                              measuring.against(times["cpu_ms"], before.get("cpu_ms")),
+                              f"{100 * run['floor_ms'] / times['ms']:.0f} %", f"{times['difference']:.0e}"))
     measuring.report(figures, table, args.json)
     return 0
 
 
 @torch.inference_mode()
-def time_network(weights: str, width: int, height: int) -> dict[str, float]:
-    """Of one image: multiply-adds, milliseconds of the clock (median) and of the processor."""
-    extractor = load_extractor(weights).suited_to(width, height)
-    image = np.random.default_rng(0).integers(0, 256, (height, width), np.uint8)
+def time_network(weights: str, width: int, height: int, threads: int, seconds: float) -> dict[str, object]:
+    """Of one image: multiply-adds, the machine's peak, and by each way milliseconds of the clock (median) and processor."""
+    torch.set_num_threads(threads)
+    cv2.setNumThreads(threads)
+    image = cv2.GaussianBlur(np.random.default_rng(0).integers(0, 256, (height, width), np.uint8), (0, 0), 2)
+    network = load_extractor(weights).suited_to(width, height).network
+    grey = torch.from_numpy(image)[None, None]
     with FlopCounterMode(display=False) as counter:
-        extractor.extract(image)
-    walls, cpu = _repeat(lambda: extractor.extract(image))
-    return {"multiply_adds": counter.get_total_flops() / 2, "ms": 1e3 * float(np.median(walls)), "cpu_ms": 1e3 * cpu}
+        expected = network(grey.float())
+    ways: dict[str, Callable[[], FeaturePyramid]] = {PLAIN: lambda: network(grey.float())}
+    ways |= {name: lambda e=extractor: e.extract(image) for name, extractor in installed(weights, width, height).items()}
+    multiply_adds, peak = counter.get_total_flops() / 2, peak_gflops()
+    times = time_in_turn(ways, seconds)
+    for name, run in ways.items():
+        times[name]["difference"] = max(float((level.features - same.features).abs().max())
+                                        for level, same in zip(run().levels, expected.levels))
+    return {"multiply_adds": multiply_adds, "peak_gflops": peak, "floor_ms": 1e3 * 2 * multiply_adds / (peak * 1e9),
+            "ways": times}
+
+
+def installed(weights: str, width: int, height: int) -> dict[str, Extractor]:
+    """The network by every backend and precision that can run here."""
+    ways = {}
+    for backend in ("torch", "onnxruntime", "openvino"):
+        for precision in ("float32", "bfloat16"):
+            try:
+                execution = Execution(backend, precision=precision)
+            except InputError:
+                continue
+            name = backend if precision == "float32" else f"{backend}, {precision}"
+            ways[name] = load_extractor(weights, execution).suited_to(width, height)
+    return ways
+
+
+def time_in_turn(ways: dict[str, Callable[[], object]], seconds: float) -> dict[str, dict[str, float]]:
+    """Of each: median milliseconds by the clock, mean milliseconds of the processor."""
+    walls, cpu = {name: [] for name in ways}, {name: [] for name in ways}
+    began = None
+    while began is None or time.perf_counter() - began < seconds:
+        for name, run in ways.items():
+            run()
+            for _ in range(BURST - 1):
+                wall, processor = time.perf_counter(), time.process_time()
+                run()
+                walls[name].append(time.perf_counter() - wall)
+                cpu[name].append(time.process_time() - processor)
+        if began is None:  # the first round made the sessions
+            began = time.perf_counter()
+            for times in (*walls.values(), *cpu.values()):
+                times.clear()
+    return {name: {"ms": 1e3 * float(np.median(walls[name])), "cpu_ms": 1e3 * float(np.mean(cpu[name]))} for name in ways}
 
 
 def peak_gflops() -> float:
-    """Float32 operations a second in a large product of matrices; the best of many, since that is what could be."""
-    a, b = torch.rand(MATRIX, MATRIX), torch.rand(MATRIX, MATRIX)
-    walls, _ = _repeat(lambda: a @ b)
-    return 2 * MATRIX**3 / min(walls) / 1e9
+    """Float32 operations a second: the best of many products of large matrices and of many wide convolutions, of which torch
+    multiplies one with a library that does not know every processor, and the other with kernels made for this one."""
+    a, b = torch.rand(SIDE, SIDE), torch.rand(SIDE, SIDE)
+    image, weight = (torch.rand(shape).to(memory_format=torch.channels_last)
+                     for shape in ((1, CHANNELS, CHANNELS, CHANNELS), (CHANNELS, CHANNELS, 3, 3)))
+    return max(2 * SIDE**3 / _quickest(lambda: a @ b),
+               2 * 9 * CHANNELS**4 / _quickest(lambda: F.conv2d(image, weight, padding=1))) / 1e9
 
 
-def _repeat(run: Callable[[], object]) -> tuple[list[float], float]:
-    """Seconds of the clock of each call, and processor seconds per call."""
-    for _ in range(3):
+def _quickest(run: Callable[[], object]) -> float:
+    best, began = np.inf, time.perf_counter()
+    while (last := time.perf_counter()) - began < PEAK_SECONDS:
         run()
-    walls, cpu, began = [], time.process_time(), time.perf_counter()
-    while time.perf_counter() - began < SECONDS:
-        last = time.perf_counter()
-        run()
-        walls.append(time.perf_counter() - last)
-    return walls, (time.process_time() - cpu) / len(walls)
+        best = min(best, time.perf_counter() - last)
+    return best
 
 
 if __name__ == "__main__":

@@ -111,7 +111,7 @@ def reduced_extractor(extractor: Extractor, finest: bool = True, confidences: bo
     features do not fit each other; the damping makes no difference to a map."""
     kept = extractor.damping if damping and finest else None
     if finest and confidences and not full_size:
-        return Extractor(extractor.network, extractor.name, extractor.fingerprint, kept)
+        return Extractor(extractor.network, extractor.name, extractor.fingerprint, kept, extractor.execution)
     network = ReducedNetwork(extractor.network, finest, confidences, full_size)
     parts = f"{extractor.fingerprint} finest={finest} confidences={confidences} full_size={full_size}"
     return Extractor(network, f"{extractor.name}, reduced", hashlib.sha256(parts.encode()).hexdigest()[:16], kept)

@@ -75,14 +75,31 @@ class CompactNetwork(nn.Module):
         network.deep_scale = deep_scale
         return network
 
+    @property
+    def multiple(self) -> int:
+        """Of which width and height are made multiples."""
+        return 32 * self.deep_scale
+
     def forward(self, grey: torch.Tensor) -> FeaturePyramid:
         """grey: float32 [B, 1, H, W], any affine range (each image is normalised to zero mean and unit variance)."""
         height, width = grey.shape[-2:]
-        full = F.instance_norm(pad_to_multiple(grey, 32 * self.deep_scale))
-        fine = self.stem(full)
-        small, stem = full, fine
-        if self.deep_scale > 1:
-            small = F.avg_pool2d(full, self.deep_scale)
+        full = F.instance_norm(pad_to_multiple(grey, self.multiple))
+        levels, confidences = self.raw(full, F.avg_pool2d(full, self.deep_scale) if self.deep_scale > 1 else None)
+        return FeaturePyramid(tuple(
+            FeatureLevel(F.normalize(level.contiguous(memory_format=torch.channels_last), dim=1), confidence, float(stride))
+            for level, confidence, stride in zip(levels, confidences, self.strides)), (width, height))
+
+    def raw(self, full: torch.Tensor, small: torch.Tensor | None
+            ) -> tuple[tuple[torch.Tensor, ...], tuple[torch.Tensor | None, ...]]:
+        """All that is convolutions: levels [B, C, H, W] before they are brought to unit length, and confidences [B, H, W].
+
+        full: normalised image [B, 1, H, W], H and W multiples of `multiple`. small: the same shrunk by `deep_scale`, None
+        where that is 1.
+        """
+        fine = stem = self.stem(full)
+        if small is None:
+            small = full
+        else:
             stem = self.stem(small)
         x4 = self.block2(self.block1(stem) + self.skip(F.avg_pool2d(small, 4)))
         x8 = self.block3(x4)
@@ -91,12 +108,14 @@ class CompactNetwork(nn.Module):
         size = x8.shape[-2:]
         fused = x8 + F.interpolate(x16, size, mode="bilinear") + F.interpolate(x32, size, mode="bilinear")
         levels = (x32, self.fusion(fused), x4, fine)
-        return FeaturePyramid(tuple(self._level(k, level) for k, level in enumerate(levels)), (width, height))
+        if self.confidence is None:
+            return levels, (None,) * len(levels)
+        return levels, tuple(torch.sigmoid(head(level)[:, 0]) for head, level in zip(self.confidence, levels))
 
-    def _level(self, index: int, features: torch.Tensor) -> FeatureLevel:
-        confidence = None if self.confidence is None else torch.sigmoid(self.confidence[index](features)[:, 0])
-        features = F.normalize(features.contiguous(memory_format=torch.channels_last), dim=1)
-        return FeatureLevel(features, confidence, float(self.strides[index]))
+
+def pad_sizes(height: int, width: int, multiple: int) -> tuple[int, int]:
+    """Rows and columns to add (negative: to take away) to come to the nearest multiples."""
+    return tuple(max(multiple, (n + multiple // 2) // multiple * multiple) - n for n in (height, width))
 
 
 def pad_to_multiple(image: torch.Tensor, multiple: int) -> torch.Tensor:
@@ -104,7 +123,6 @@ def pad_to_multiple(image: torch.Tensor, multiple: int) -> torch.Tensor:
 
     The strides stay exact and no pixel is resampled, unlike with a resize. At most half a multiple is lost or added.
     """
-    height, width = image.shape[-2:]
-    rows, columns = (max(multiple, (n + multiple // 2) // multiple * multiple) - n for n in (height, width))
+    rows, columns = pad_sizes(*image.shape[-2:], multiple)
     image = image[..., :image.shape[-2] + min(rows, 0), :image.shape[-1] + min(columns, 0)]
     return F.pad(image, (0, max(columns, 0), 0, max(rows, 0)), mode="replicate")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from functools import cached_property
 from pathlib import Path
 
 import cv2
@@ -12,6 +13,7 @@ import torch
 from ..errors import InputError
 from .compact import CompactNetwork
 from .damping import TENSORS, LearnedDamping, take_damping
+from .execution import Execution, Run
 from .images import check_image_size
 from .pyramid import FeaturePyramid
 from .vgg import VggNetwork
@@ -30,24 +32,37 @@ class Extractor:
 
     name: the weights' name. fingerprint: of architecture and weights; maps carry it, so that features of two networks
     are never compared. strides, channels: per level, coarse to fine. working_side: images are shrunk to this longer side.
-    damping: the optimizer's, where it was learned together with the features.
+    damping: the optimizer's, where it was learned together with the features. execution: how to run the network; backend:
+    what runs it, "auto" decided.
     """
 
-    def __init__(self, network: torch.nn.Module, name: str, fingerprint: str, damping: LearnedDamping | None = None) -> None:
+    def __init__(self, network: torch.nn.Module, name: str, fingerprint: str, damping: LearnedDamping | None = None,
+                 execution: Execution | None = None) -> None:
+        """Raises InputError where the network cannot be run like that."""
         self.network = network.eval().requires_grad_(False).to(memory_format=torch.channels_last)
         self.name, self.fingerprint = name, fingerprint
         self.damping = damping
+        self.execution = execution or Execution()
+        self.backend = self.execution.backend_for(network)
         self.strides: tuple[int, ...] = network.strides
         self.channels: tuple[int, ...] = network.channels
         self.working_side = WORKING_SIDE_PX
 
     def suited_to(self, width: int, height: int) -> Extractor:
         """The same network with its levels chosen for images of a size in pixels: for building a map."""
-        return Extractor(self.network.suited_to(width, height), self.name, self.fingerprint, self.damping)
+        return self._around(self.network.suited_to(width, height))
 
     def with_strides(self, strides: tuple[int, ...]) -> Extractor:
         """The same network with the levels that a map was made with. Raises InputError where it has no such levels."""
-        return Extractor(self.network.with_strides(strides), self.name, self.fingerprint, self.damping)
+        return self._around(self.network.with_strides(strides))
+
+    def _around(self, network: torch.nn.Module) -> Extractor:
+        return Extractor(network, self.name, self.fingerprint, self.damping, self.execution)
+
+    @cached_property
+    def _run(self) -> Run:
+        """Made at the first image, when the number of threads is settled."""
+        return self.execution.runner(self.network)
 
     @torch.inference_mode()
     def extract(self, image: np.ndarray) -> FeaturePyramid:
@@ -64,11 +79,10 @@ class Extractor:
             image = cv2.cvtColor(image, cv2.COLOR_RGB2GRAY)
         elif not self.network.takes_grey and image.ndim == 2:
             image = cv2.cvtColor(image, cv2.COLOR_GRAY2RGB)
-        values = torch.from_numpy(np.ascontiguousarray(np.atleast_3d(image)))
-        return self.network(values.permute(2, 0, 1)[None].float())
+        return self._run(image)
 
 
-def load_extractor(weights: str | Path = "compact") -> Extractor:
+def load_extractor(weights: str | Path = "compact", execution: Execution | None = None) -> Extractor:
     """The network of a shipped name or of a weights file. Raises InputError for missing or unfit files."""
     path = resolve_weights(weights)
     state, card = load_weights(path)
@@ -85,4 +99,4 @@ def load_extractor(weights: str | Path = "compact") -> Extractor:
     digest = hashlib.sha256(card["architecture"].encode())
     for name in sorted(state):
         digest.update(name.encode() + state[name].contiguous().numpy().tobytes())
-    return Extractor(network, path.stem, digest.hexdigest()[:16], damping)
+    return Extractor(network, path.stem, digest.hexdigest()[:16], damping, execution)

@@ -1,0 +1,220 @@
+# Copyright the pixloc_ros authors. SPDX-License-Identifier: Apache-2.0
+"""Ways to run a network on an image. All compute the same features; tests hold them together.
+
+The compact network on a CPU has a path of its own, since half of what it costs otherwise is not convolutions: the image is
+brought to zero mean and unit variance in NumPy, the convolutions run in torch, ONNX Runtime or OpenVINO, and descriptors come
+to unit length in place.
+"""
+from __future__ import annotations
+
+import copy
+import importlib.util
+import io
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import cv2
+import numba
+import numpy as np
+import torch
+
+from ..errors import InputError
+from .compact import CompactNetwork, pad_sizes
+from .pyramid import FeatureLevel, FeaturePyramid
+
+BACKENDS = ("auto", "torch", "onnxruntime", "openvino")
+PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+VARIANCE_FLOOR = 1e-5
+"""As in `torch.nn.functional.instance_norm`."""
+NORM_FLOOR = np.float32(1e-12)
+"""As in `torch.nn.functional.normalize`."""
+
+Run = Callable[[np.ndarray], FeaturePyramid]
+"""uint8 [H, W] grey or [H, W, 3] RGB, as the network takes it, to features of batch size 1."""
+Convolutions = Callable[[np.ndarray, "np.ndarray | None"], tuple[list[np.ndarray], "list[np.ndarray | None]"]]
+"""float32 image [H, W] and, if the robust levels have an image of their own, that one; to levels [H_k, W_k, C_k], not of unit
+length yet, and confidences [H_k, W_k] or None. All are new arrays, which the caller may change."""
+
+
+@dataclass(frozen=True)
+class Execution:
+    """How to run the network.
+
+    backend: "torch", "onnxruntime" or "openvino" (the compact network on a CPU only), or "auto": ONNX Runtime where it is
+    installed and serves, else torch. device: torch's name of it, such as "cpu" or "cuda". precision: of the convolutions,
+    "float32", or "bfloat16" or "float16" where the machine is fast at that (torch only; OpenVINO knows bfloat16, too).
+    """
+
+    backend: str = "auto"
+    device: str = "cpu"
+    precision: str = "float32"
+
+    def __post_init__(self) -> None:
+        for value, known, what in ((self.backend, BACKENDS, "backend"), (self.precision, tuple(PRECISIONS), "precision")):
+            if value not in known:
+                raise InputError(f"{what} '{value}' of the network: choose one of {', '.join(known)}")
+        try:
+            device = torch.device(self.device)
+        except RuntimeError as error:
+            raise InputError(f"device '{self.device}' is none that torch knows: give cpu or cuda") from error
+        if device.type == "cuda" and not torch.cuda.is_available():
+            raise InputError(f"device '{self.device}': torch finds no GPU here: give cpu, or install torch for this GPU")
+        if self.backend in ("onnxruntime", "openvino"):
+            if device.type != "cpu":
+                raise InputError(f"backend '{self.backend}' runs on the CPU here: give backend torch for device {self.device}")
+            if self.precision == "float16" or (self.precision == "bfloat16" and self.backend == "onnxruntime"):
+                raise InputError(f"backend '{self.backend}' has no {self.precision} here: give backend torch, or float32")
+            if missing := _missing(self.backend):
+                raise InputError(f"backend '{self.backend}' needs the Python package {' and '.join(missing)}: install it with "
+                                 "pip, or give backend torch")
+
+    def backend_for(self, network: torch.nn.Module) -> str:
+        """The backend that will run this network. Raises InputError where the one asked for cannot."""
+        serves = isinstance(network, CompactNetwork)
+        if self.backend == "auto":
+            fits = serves and torch.device(self.device).type == "cpu" and self.precision == "float32"
+            return "onnxruntime" if fits and not _missing("onnxruntime") else "torch"
+        if self.backend != "torch" and not serves:
+            raise InputError(f"backend '{self.backend}' runs the compact network only: give backend torch")
+        return self.backend
+
+    def runner(self, network: torch.nn.Module) -> Run:
+        """The network in inference mode, ready to run: with as many CPU threads as torch has now."""
+        backend, device, dtype = self.backend_for(network), torch.device(self.device), PRECISIONS[self.precision]
+        if not isinstance(network, CompactNetwork) or device.type != "cpu":
+            return _on_device(network, device, dtype)
+        convolutions = {"torch": _torch, "onnxruntime": _onnxruntime, "openvino": _openvino}[backend]
+        return _compact_on_cpu(network, convolutions(network, dtype))
+
+
+def _missing(backend: str) -> list[str]:
+    return [name for name in ("onnx", backend) if importlib.util.find_spec(name) is None]
+
+
+def _on_device(network: torch.nn.Module, device: torch.device, dtype: torch.dtype) -> Run:
+    """Any network on any device; convolutions and products in `dtype`, norms and results in single precision."""
+    if device.type != "cpu":
+        network = copy.deepcopy(network).to(device)
+
+    def run(image: np.ndarray) -> FeaturePyramid:
+        values = torch.from_numpy(np.ascontiguousarray(np.atleast_3d(image))).to(device)
+        with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
+            pyramid = network(values.permute(2, 0, 1)[None].float())
+        return FeaturePyramid(tuple(
+            FeatureLevel(level.features.float(), None if level.confidence is None else level.confidence.float(), level.stride)
+            for level in pyramid.levels), pyramid.image_size)
+
+    return run
+
+
+def _compact_on_cpu(network: CompactNetwork, convolutions: Convolutions) -> Run:
+    strides, shrink = network.strides, network.deep_scale
+
+    def run(image: np.ndarray) -> FeaturePyramid:
+        full, small = normalize_image(image, network.multiple, shrink)
+        levels, confidences = convolutions(full, small)
+        for values in levels:
+            _to_unit_length(values.reshape(-1, values.shape[-1]))
+        return FeaturePyramid(tuple(
+            FeatureLevel(torch.from_numpy(values)[None].permute(0, 3, 1, 2),
+                         None if confidence is None else torch.from_numpy(confidence)[None], float(stride))
+            for values, confidence, stride in zip(levels, confidences, strides)), image.shape[1::-1])
+
+    return run
+
+
+def normalize_image(grey: np.ndarray, multiple: int, shrink: int) -> tuple[np.ndarray, np.ndarray | None]:
+    """What the compact network does to an image before its first convolution.
+
+    grey: uint8 [H, W]. Returns it cropped or padded to multiples, with zero mean and unit variance, float32; and the same
+    shrunk by averaging, None for shrink 1.
+    """
+    height, width = grey.shape
+    rows, columns = pad_sizes(height, width, multiple)
+    grey = grey[:height + min(rows, 0), :width + min(columns, 0)]
+    if max(rows, columns) > 0:
+        grey = cv2.copyMakeBorder(grey, 0, max(rows, 0), 0, max(columns, 0), cv2.BORDER_REPLICATE)
+    mean, deviation = (float(value[0, 0]) for value in cv2.meanStdDev(grey))
+    gain = 1 / math.sqrt(deviation ** 2 + VARIANCE_FLOOR)
+    full = np.subtract(grey, np.float32(mean), dtype=np.float32)  # first, or rounding would be all there is in a blank image
+    full *= np.float32(gain)
+    if shrink == 1:
+        return full, None
+    return full, cv2.resize(full, (full.shape[1] // shrink, full.shape[0] // shrink), interpolation=cv2.INTER_AREA)
+
+
+@numba.njit(cache=True, nogil=True, error_model="numpy", fastmath={"reassoc", "contract", "arcp", "nsz"})
+def _to_unit_length(rows):
+    """float32 [N, C], in place; zeros stay zeros."""
+    count, channels = rows.shape
+    for i in range(count):
+        squared = np.float32(0)
+        for k in range(channels):
+            squared += rows[i, k] * rows[i, k]
+        gain = np.float32(1) / max(np.sqrt(squared), NORM_FLOOR)
+        for k in range(channels):
+            rows[i, k] *= gain
+
+
+def _torch(network: CompactNetwork, dtype: torch.dtype) -> Convolutions:
+    if dtype != torch.float32:
+        network = copy.deepcopy(network).to(dtype)
+
+    def run(full: np.ndarray, small: np.ndarray | None) -> tuple[list[np.ndarray], list[np.ndarray | None]]:
+        levels, confidences = network.raw(*(None if image is None else torch.from_numpy(image)[None, None].to(dtype)
+                                            for image in (full, small)))
+        return ([level.permute(0, 2, 3, 1).contiguous().float().numpy()[0] for level in levels],
+                [None if one is None else one.float().numpy()[0] for one in confidences])
+
+    return run
+
+
+def _onnxruntime(network: CompactNetwork, dtype: torch.dtype) -> Convolutions:
+    import onnxruntime
+
+    from .onnx_graph import compact_model
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = torch.get_num_threads()
+    # Waiting threads spin, which is what makes two of them worth while, but not after the image is done.
+    options.add_session_config_entry("session.force_spinning_stop", "1")
+    session = onnxruntime.InferenceSession(compact_model(network, network.deep_scale > 1), options,
+                                           providers=["CPUExecutionProvider"])
+    names = [output.name for output in session.get_outputs()]
+    return _of_graph(network, lambda images: dict(zip(names, session.run(names, images))))
+
+
+def _openvino(network: CompactNetwork, dtype: torch.dtype) -> Convolutions:
+    import openvino
+
+    from .onnx_graph import compact_model
+
+    precision = {torch.float32: "f32", torch.bfloat16: "bf16"}[dtype]
+    core = openvino.Core()
+    compiled = core.compile_model(core.read_model(io.BytesIO(compact_model(network, network.deep_scale > 1))), "CPU", {
+        "INFERENCE_PRECISION_HINT": precision, "INFERENCE_NUM_THREADS": torch.get_num_threads(),
+        "PERFORMANCE_HINT": "LATENCY"})
+    request = compiled.create_infer_request()
+
+    def run(images: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        results = request.infer(images, share_inputs=True)
+        return {output.get_any_name(): results[output] for output in compiled.outputs}
+
+    return _of_graph(network, run)
+
+
+def _of_graph(network: CompactNetwork, run: Callable[[dict[str, np.ndarray]], dict[str, np.ndarray]]) -> Convolutions:
+    """What a graph of `onnx_graph.compact_model` gives, as `Convolutions`."""
+
+    def convolutions(full: np.ndarray, small: np.ndarray | None) -> tuple[list[np.ndarray], list[np.ndarray | None]]:
+        images = {"full": full} if small is None else {"full": full, "small": small}
+        outputs = run({name: image[None, None] for name, image in images.items()})
+        levels, confidences = [], []
+        for k, (channels, stride) in enumerate(zip(network.channels, network.strides)):
+            shape = (full.shape[0] // stride, full.shape[1] // stride)
+            levels.append(outputs[f"level_{k}"].reshape(*shape, channels))
+            confidences.append(outputs[f"confidence_{k}"].reshape(shape) if f"confidence_{k}" in outputs else None)
+        return levels, confidences
+
+    return convolutions
