@@ -3,9 +3,10 @@
 """What each part of the method and each choice in its design brings, on the validation scenes, as in docs/results.md.
 
 Rows are variants: "parts" builds the method up from raw intensities to everything learned, "choices" changes one setting of
-what ships at a time. Columns are small, medium and large priors, and from small ones blurred, dark, occluded and half-size
-queries; then the convergence basin. Images, priors and their names come from the benchmark harness's export, so that
-rivals measured by scripts/compare_rivals.py stand in the same tables.
+what ships at a time, "domains" are networks trained without one kind of images (config/training/leave_one_domain_out).
+Columns are small, medium and large priors, and from small ones blurred, dark, occluded and half-size queries; then the
+convergence basin. Images, priors and their names come from the benchmark harness's export, so that rivals measured by
+scripts/compare_rivals.py stand in the same tables.
 
 Every cell is a JSON file of its own and is kept: a run that was killed goes on where it was, and one with other weights or
 settings measures only what they change. Ends with ablations.json, ablations.md, and, with --docs, the tables in that file.
@@ -37,6 +38,7 @@ from pixloc_ros.cli.progress import show_progress
 from pixloc_ros.errors import InputError
 from pixloc_ros.evaluation.basin import BasinOptions, BasinQuery, format_radius, measure_basin
 from pixloc_ros.evaluation.feature_variants import intensity_extractor, reduced_extractor
+from pixloc_ros.evaluation.patch_level import patched_extractor
 from pixloc_ros.evaluation.trajectory import read_tum, write_bytes, write_text
 from pixloc_ros.features import Extractor, load_extractor
 from pixloc_ros.features.images import load_image
@@ -56,15 +58,16 @@ BASIN = "basin"
 PRIOR_SIZES = ((2.0, 0.03), (5.0, 0.10), (10.0, 0.15))
 """Of the harness's priors: degrees, share of the depth."""
 LIMITS = (0.5, 0.01)
-BASIN_LINES = {"parts": ("intensity", "robust", "finer", "trained", "damping"), "choices": ()}
+BASIN_LINES = {"parts": ("intensity", "robust", "finer", "patches", "trained", "damping"), "choices": (), "domains": ()}
 """Rows whose basins are drawn."""
 
 
 @dataclass(frozen=True)
 class Row:
-    """A variant. features: "intensity", or which weights: "pretrained", "trained" or "shipped". finest, confidences, damping,
-    full_size: what of the features is used (see `reduced_extractor`). own_size: queries are not brought to the map's focal
-    length. prior_factor: the prior takes part in the optimisation, with the covariance it was drawn with."""
+    """A variant. features: "intensity", or which weights: "pretrained", "trained", "shipped", or a domain that they were
+    trained without. finest, confidences, damping, full_size: what of the features is used (see `reduced_extractor`). own_size:
+    queries are not brought to the map's focal length. patches: the finest level is intensity patches. prior_factor: the prior
+    takes part in the optimisation, with the covariance it was drawn with."""
 
     name: str
     title: str
@@ -75,6 +78,7 @@ class Row:
     damping: bool = True
     full_size: bool = False
     own_size: bool = False
+    patches: bool = False
     prior_factor: bool = False
 
 
@@ -91,6 +95,7 @@ GROUPS = {
         Row("intensity", "raw intensities (5x5 patches, strides 16 to 1)", "intensity", _loss("geman_mcclure", 0.25)),
         Row("robust", "pretrained features, frozen, without the finest level", "pretrained", finest=False),
         Row("finer", "+ finer level (stride 2), frozen", "pretrained"),
+        Row("patches", "intensity patches (stride 2) as the finer level", "pretrained", patches=True),
         Row("trained", "+ trained features", "trained", confidences=False, damping=False),
         Row("confidences", "+ confidences", "trained", damping=False),
         Row("damping", "+ learned damping", "trained"),
@@ -111,7 +116,15 @@ GROUPS = {
         Row("own_size", "queries at their own focal length", "shipped", own_size=True),
         Row("prior_factor", "prior as a factor", "shipped", prior_factor=True),
     ),
+    "domains": (
+        Row("not_trained", "pretrained features, frozen", "pretrained"),
+        Row("without_indoor", "trained without indoor images", "indoor"),
+        Row("without_outdoor", "trained without outdoor images", "outdoor"),
+        Row("without_driving", "trained without streets and vehicles", "driving"),
+        Row("all_domains", "trained on all", "trained"),
+    ),
 }
+DOMAINS = ("indoor", "outdoor", "driving")
 
 
 def main() -> int:
@@ -119,13 +132,14 @@ def main() -> int:
     parser.add_argument("data", type=Path, help="folder of scenes")
     parser.add_argument("-o", "--output", type=Path, default=Path("out/ablations"), help="folder of maps, cells and tables")
     parser.add_argument("--scenes", nargs="+", default=list(SCENES), help=f"default: {' '.join(SCENES)}")
-    parser.add_argument("--group", nargs="+", choices=list(GROUPS), default=list(GROUPS))
+    parser.add_argument("--group", nargs="+", choices=list(GROUPS), default=["parts", "choices"])
     parser.add_argument("--rows", nargs="+", metavar="ROW", help="; ".join(
         f"{group}: {' '.join(row.name for row in rows)}" for group, rows in GROUPS.items()))
     parser.add_argument("--columns", nargs="+", choices=[*QUERY_COLUMNS, BASIN], default=[*QUERY_COLUMNS, BASIN])
     parser.add_argument("--pretrained", metavar="FILE", help="the frozen encoder (scripts/import_xfeat_weights.py -o FILE; "
                                                              "default: the shipped weights where they are that)")
     parser.add_argument("--trained", metavar="FILE", help="trained weights (default: the shipped ones where they are)")
+    parser.add_argument("--domains", type=Path, metavar="DIR", help="folder of the runs indoor/, outdoor/, driving/")
     parser.add_argument("--shipped", default="compact", metavar="NAME|FILE", help="weights of the choices (default compact)")
     parser.add_argument("--max-queries", type=int, default=36, help="of a scene, evenly spaced; 0: all (default 36)")
     parser.add_argument("--basin-queries", type=int, default=16, help="of those, for the basin (default 16)")
@@ -166,7 +180,11 @@ class Weights:
         shipped_is_trained = "start" in load_weights(resolve_weights(args.shipped))[1]
         self.files = {"shipped": args.shipped,
                       "pretrained": args.pretrained or (None if shipped_is_trained else args.shipped),
-                      "trained": args.trained or (args.shipped if shipped_is_trained else None)}
+                      "trained": args.trained or (args.shipped if shipped_is_trained else None),
+                      **{domain: None for domain in DOMAINS}}
+        for domain in DOMAINS if args.domains else ():
+            best = args.domains / domain / "best.safetensors"
+            self.files[domain] = best if best.is_file() else None
 
         self.loaded: dict[str, Extractor] = {}
 
@@ -175,15 +193,18 @@ class Weights:
         if row.features == "intensity":
             return intensity_extractor()
         if self.files[row.features] is None:
-            return f"no {row.features} weights: give --{row.features}"
+            return (f"no weights trained without {row.features} images: give --domains" if row.features in DOMAINS
+                    else f"no {row.features} weights: give --{row.features}")
         if row.features not in self.loaded:
             self.loaded[row.features] = load_extractor(self.files[row.features])
         whole = self.loaded[row.features]
-        if row.features == "trained":
+        if row in GROUPS["parts"] and row.features == "trained":
             if row.confidences and not has_confidences(whole):
                 return "the weights have no confidences"
             if row.damping and whole.damping is None:
                 return "the weights have no learned damping"
+        if row.patches:
+            return patched_extractor(whole)
         return reduced_extractor(whole, row.finest, row.confidences, row.full_size, row.damping)
 
 
@@ -297,7 +318,7 @@ def scene_map(scene: Scene, extractor: Extractor, output: Path) -> Map:
 
 def settings_of(row: Row, column: str, extractor: Extractor, scene: Scene) -> dict[str, object]:
     """What a cell depends on; a cell with others is measured again."""
-    values = {k: str(v) for k, v in dataclasses.asdict(row).items() if k not in ("name", "title", "features")}
+    values = {k: str(v) for k, v in dataclasses.asdict(row).items() if k not in ("name", "title", "features") and v is not False}
     if extractor.damping is not None:
         values["damping"] = hashlib.sha256(b"".join(
             v.numpy().tobytes() for v in extractor.damping.state_dict().values())).hexdigest()[:16]
