@@ -25,14 +25,14 @@ from .building import Progress
 from .patches import Patches, cut_patches, neighbours, patch_pixels, refine_points, track_patches
 from .work_folder import WorkFolder
 
-_SIFT_CONTRAST = 0.02
+_SIFT_CONTRAST = 0.005
 _EPIPOLAR_PX = 2.0
 _RATIO, _LEAST_COSINE = 0.85, 0.7
 _NEAREST = 0.1  # of the scene's depth: nothing is looked for nearer
 _FEWEST_MATCHES = 8
 _LARGEST_TURN_COSINE = 0.5
 _WORKING_SIDE_PX = 640.0  # thresholds in pixels are meant for images of this side
-_POINT_DEPTH_SIGMA = 0.05
+_POINT_DEPTH_SIGMA = 0.5
 _SEEN_ANGLE_COSINE, _SEEN_SCALE = float(np.cos(np.radians(20.0))), 1.6
 _PATCH_BORDER_PX = 8
 
@@ -40,16 +40,16 @@ _PATCH_BORDER_PX = 8
 @dataclass(frozen=True)
 class TriangulationOptions:
     """features: SIFT features per image at most. neighbours: keyframes that each is matched with. min_angle_deg: least
-    angle between two rays of a point. max_error_px: largest reprojection error, for images of 640 pixels. min_seen: share
-    of the keyframes that should see a point which must find it; less is a thing that moved. look: keyframes around in which
-    a point is looked for.
+    angle between two rays of a point. max_error_px: largest reprojection error, for images of 640 pixels. min_seen: a point
+    is a thing that moved where no more than this share of the keyframes that should see it find it, or twice that where only
+    two do; 0 believes all. look: keyframes around in which a point is looked for.
     """
 
-    features: int = 3000
+    features: int = 4000
     neighbours: int = 12
     min_angle_deg: float = 1.0
     max_error_px: float = 2.0
-    min_seen: float = 0.3
+    min_seen: float = 0.2
     look: int = 24
 
     def __post_init__(self) -> None:
@@ -390,7 +390,8 @@ def _should_see(xyz, home_centres, camera: Camera, map_from_camera: torch.Tensor
 
 def _filter(xyz, image, point, pixel, exact, expected, found, cameras, poses, options) -> Triangulation:
     rejected = {}
-    moved = found < options.min_seen * expected
+    # Any two views of a moving thing may agree on a place; three hardly do.
+    moved = (found <= options.min_seen * np.where(found < 3, 2, 1) * expected) & (options.min_seen > 0)
     rejected["moved or hidden: few keyframes that should see it do"] = int(moved.sum())
     good = ~moved[point]
     # Tracked patches are told apart to a tenth of a pixel, matched features are not: they take no part.
