@@ -106,11 +106,12 @@ class FakeLocalizer:
 
 class FakeEngine:
     map_name = "fake.pixmap"
+    georeference = None
 
     def __init__(self, *_) -> None:
         self.localizer = FakeLocalizer()
 
-    def tracker(self) -> Tracker:
+    def tracker(self, relocalization: bool = True) -> Tracker:
         return Tracker(self.localizer)
 
     def warm_up(self) -> None:

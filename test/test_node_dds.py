@@ -386,7 +386,7 @@ def test_publish_tf_off_and_live_parameters():
 
 def test_only_the_newest_image_is_processed_and_drops_are_told():
     class SlowEngine(FakeEngine):
-        def tracker(self):
+        def tracker(self, relocalization=True):
             localize = self.localizer.localize_prepared
 
             def slowly(*arguments):

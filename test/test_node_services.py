@@ -153,7 +153,7 @@ def test_load_map_mends_a_start_without_one():
 class Drawing(FakeEngine):
     """Answers with points: one that agrees, one that does not, one out of sight."""
 
-    def tracker(self):
+    def tracker(self, relocalization=True):
         answer = self.localizer.localize_prepared
 
         def with_points(*arguments) -> FrameAlignment:

@@ -19,7 +19,10 @@ from ..tracking.types import CameraFrame
 
 
 class Engine:
-    """Opens the map and the network once; makes trackers. map_name: the map's file name, without folder."""
+    """Opens the map and the network once; makes trackers.
+
+    map_name: the map's file name, without folder. georeference: the map's, None where it has none.
+    """
 
     def __init__(self, map_path: str, weights: str, preset_name: str, max_points: int) -> None:
         """max_points: 0 for the preset's. Raises InputError where the map or the weights cannot be used."""
@@ -30,10 +33,11 @@ class Engine:
         options = preset(preset_name, max_points)
         self._localizer = FrameLocalizer(Map.open(path), load_extractor(weights), options)
         self._relocalizer = Relocalizer(self._localizer)
+        self.georeference = self._localizer.map.georeference
 
-    def tracker(self) -> Tracker:
-        """A tracker that knows nothing yet."""
-        return Tracker(self._localizer, pose_search=self._relocalizer)
+    def tracker(self, relocalization: bool = True) -> Tracker:
+        """A tracker that knows nothing yet. relocalization: let it look in the whole map."""
+        return Tracker(self._localizer, pose_search=self._relocalizer if relocalization else None)
 
     def warm_up(self) -> None:
         """Takes the cost of first calls, many times that of later ones, before images come."""

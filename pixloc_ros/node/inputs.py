@@ -19,7 +19,7 @@ from rclpy.node import Node
 from rclpy.qos import HistoryPolicy, QoSProfile, ReliabilityPolicy, qos_profile_sensor_data
 from rclpy.subscription import Subscription
 from rclpy.time import Time
-from sensor_msgs.msg import CameraInfo, CompressedImage, Image
+from sensor_msgs.msg import CameraInfo, CompressedImage, Image, NavSatFix, NavSatStatus
 from tf2_ros import Buffer, TransformException, TransformListener
 
 from ..errors import InputError
@@ -69,6 +69,14 @@ class InitialPose:
     stamp_ns: int | None = None
 
 
+@dataclass(frozen=True)
+class Fix:
+    """A satellite fix: float64 [3] latitude, longitude (degrees), altitude (m); enu_covariance float64 [3, 3] m²."""
+
+    place: np.ndarray
+    enu_covariance: np.ndarray
+
+
 class Inputs:
     """Subscriptions, and what came in through them.
 
@@ -100,6 +108,7 @@ class Inputs:
         self._newest_odometry_ns: int | None = None
         self._newest_image_ns: int | None = None
         self._initial_pose: InitialPose | None = None
+        self._fix: Fix | None = None
 
     def subscribe(self) -> None:
         """Starts to listen. Images come last: whoever waits for that subscription knows that the node is ready."""
@@ -111,6 +120,7 @@ class Inputs:
         self._heard_at = dict.fromkeys(self._heard_at, time.monotonic())
         self._tf_listener = TransformListener(self._tf_buffer, node)
         listen(PoseWithCovarianceStamped, "initialpose", self._on_initial_pose, 1)
+        listen(NavSatFix, setting("fix_topic"), self._on_fix, qos_profile_sensor_data)
         listen(CameraInfo, setting("camera_info_topic"), self._on_camera_info, qos_profile_sensor_data)
         if setting("odom_source") == "topic":
             qos = QoSProfile(depth=200, reliability=ReliabilityPolicy.BEST_EFFORT)
@@ -232,6 +242,20 @@ class Inputs:
             self._initial_pose = InitialPose(map_from_base, covariance, stamp_to_ns(message.header.stamp) or None)
         self._node.get_logger().info("initial pose received")
 
+    def _on_fix(self, message: NavSatFix) -> None:
+        covariance = np.array(message.position_covariance, np.float64).reshape(3, 3)
+        known = message.position_covariance_type != NavSatFix.COVARIANCE_TYPE_UNKNOWN
+        place = np.array([message.latitude, message.longitude, message.altitude])
+        if message.status.status < NavSatStatus.STATUS_FIX or not np.isfinite(place).all():
+            return
+        if not known or not np.isfinite(covariance).all() or np.linalg.eigvalsh(covariance)[0] <= 0:
+            text = f"{self.topic('fix_topic')} has no usable position_covariance: ignored; let its driver fill it in"
+            self._board.report("initial pose", "fix", WARN, text)
+            return
+        self._board.clear("initial pose", "fix")
+        with self._lock:
+            self._fix = Fix(place, covariance)
+
     # ---- start and time jumps
 
     def expect_start(self) -> None:
@@ -257,7 +281,7 @@ class Inputs:
         """Drops all that belongs to a time before a jump."""
         with self._lock:
             self._odometry.clear()
-            self._newest_odometry_ns = self._newest_image_ns = self._initial_pose = None
+            self._newest_odometry_ns = self._newest_image_ns = self._initial_pose = self._fix = None
         self._tf_buffer.clear()
 
     # ---- for the worker
@@ -273,6 +297,12 @@ class Inputs:
         with self._lock:
             pose, self._initial_pose = self._initial_pose, None
         return pose
+
+    def take_fix(self) -> Fix | None:
+        """The newest fix that came since the last call."""
+        with self._lock:
+            fix, self._fix = self._fix, None
+        return fix
 
     def take_odometry(self, stamp_ns: int, deadline: float) -> list[OdometryMessage]:
         """Waits for odometry at or after a stamp; returns the new messages up to and including the first such one.

@@ -217,6 +217,7 @@ class LocalizationNode(LifecycleNode):
     def _on_second(self) -> None:
         if self._active:
             self._pipeline.inputs.check_silence()
+            self._pipeline.keep_pose()
         self._publish_diagnostics()
 
     def _publish_diagnostics(self) -> None:

@@ -142,6 +142,23 @@ PARAMETERS: tuple[Parameter, ...] = (
         "Standard deviation (rad, per axis) of the start; also of an /initialpose whose covariance is zero.",
         bounds=(1e-4, 3.2),
     ),
+    Parameter(
+        "relocalization",
+        True,
+        "Look for the pose in the whole map: at the start until there is a first pose, and whenever it is lost.",
+    ),
+    Parameter(
+        "last_pose_file",
+        "",
+        "File that keeps the last pose. Where it holds one in this map, the node starts from it, unless "
+        "set_initial_pose is set. Empty: none.",
+    ),
+    Parameter(
+        "fix_topic",
+        "fix",
+        "sensor_msgs/NavSatFix: where to look for the first pose, in a map with a georeference (`pixloc map "
+        "georeference`).",
+    ),
     # processing
     Parameter(
         "preset",

@@ -13,6 +13,7 @@ import time
 from collections import deque
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -22,6 +23,7 @@ from rclpy.task import Future
 from sensor_msgs.msg import CompressedImage, Image
 
 from ..errors import InputError
+from ..tracking.last_pose import LastPose, load_last_pose, save_last_pose
 from ..tracking.types import CameraFrame, TrackResult, TrackState
 from .conversions import NS_PER_S
 from .debug_outputs import DebugOutputs
@@ -61,12 +63,14 @@ class Pipeline:
         self._engine: Engine | None = None
         self._tracker = None
         self._map_name = ""
+        self._last_pose: LastPose | None = None
         self._state = TrackState.INITIALIZING
         self._last_image_ns: int | None = None
         self._twist: TwistWithCovariance | None = None
         # Shared by the worker and the callbacks
         self._counters = Counters()
         self._counters_lock = threading.Lock()
+        self._pose_to_keep: LastPose | None = None
         self._paused = threading.Event()
         self._start_anew = threading.Event()
         self._publishing = threading.Lock()
@@ -144,6 +148,18 @@ class Pipeline:
         """As a message on initialpose. Raises InputError."""
         self.inputs.set_initial_pose(message)
 
+    def keep_pose(self) -> None:
+        """Writes the last pose to its file, where there is a new one. For a timer: it may take some milliseconds."""
+        pose, path = self._pose_to_keep, self._setting("last_pose_file")
+        if pose is None or not path:
+            return
+        self._pose_to_keep = None
+        try:
+            save_last_pose(Path(path).expanduser(), pose)
+            self._board.clear("initial pose", "file")
+        except InputError as error:
+            self._board.report("initial pose", "file", WARN, str(error))
+
     def repeat_transform(self) -> None:
         """Sends the transform again where it would soon be too old."""
         self._outputs.repeat_transform(self.inputs.newest_ns)
@@ -217,8 +233,19 @@ class Pipeline:
         return engine
 
     def _use_engine(self, engine: Engine) -> None:
-        self._engine, self._tracker, self._map_name = engine, engine.tracker(), engine.map_name
+        self._engine, self._map_name = engine, engine.map_name
+        self._new_tracker()
         self._board.clear("map", "load")
+
+    def _new_tracker(self) -> None:
+        self._tracker = self._engine.tracker(self._setting("relocalization"))
+        self._last_pose = None
+        path = self._setting("last_pose_file")
+        if path and not self._setting("set_initial_pose"):
+            try:
+                self._last_pose = load_last_pose(Path(path).expanduser(), self._map_name)
+            except InputError as error:
+                self._board.report("initial pose", "file", WARN, str(error))
 
     def _change_map(self, path: str) -> None:
         engine = self._load(path)
@@ -264,6 +291,8 @@ class Pipeline:
         self._delay_ms.append((now - received.received_at) * 1e3)
         self._count("processed")
         self._publish_status(received, result.message, result, stages_ms)
+        if result.state is TrackState.TRACKING:
+            self._pose_to_keep = LastPose(self._map_name, received.stamp_ns, result.map_from_base, result.covariance)
         self._judge(result)
         self._debug.result(frame, received.message.header.frame_id, result)
 
@@ -273,7 +302,7 @@ class Pipeline:
         self._state = TrackState.INITIALIZING
         self.inputs.expect_start()
         if self._engine is not None:
-            self._tracker = self._engine.tracker()
+            self._new_tracker()
 
     def _assemble(self, received: ReceivedImage, stages_ms: dict[str, float]) -> tuple[CameraFrame, torch.Tensor]:
         """The frame and base_from_camera, with odometry and initial pose given to the tracker. Raises Rejected.
@@ -312,6 +341,8 @@ class Pipeline:
         self._feed_odometry(stamp_ns, deadline)
         stages_ms["wait_ms"] = (time.monotonic() - began) * 1e3
         self._feed_initial_pose(stamp_ns)
+        if not self._tracker.has_pose:
+            self._feed_hint(stamp_ns)
         self._board.clear("image", "stamp", "order", "format", "unusable")
         self._board.clear("calibration", "missing", "size")
         return frame, base_from_camera
@@ -358,6 +389,20 @@ class Pipeline:
                 self._board.clear("initial pose", "stamp")
             stamp_ns = image_ns
         self._tracker.initialize(pose.map_from_base, pose.covariance, stamp_ns)
+
+    def _feed_hint(self, image_ns: int) -> None:
+        """Where nobody gave a pose: the one kept in the file, then a satellite fix."""
+        if self._last_pose is not None:
+            last, self._last_pose = self._last_pose, None
+            self._tracker.initialize(last.map_from_base, last.prior_covariance(), image_ns)
+            return
+        georeference = self._engine.georeference
+        fix = None if georeference is None else self.inputs.take_fix()
+        if fix is not None:
+            try:
+                self._tracker.initialize(*georeference.prior(fix.place, fix.enu_covariance), image_ns)
+            except InputError as error:
+                self._board.report("initial pose", "fix", WARN, f"{error}; it is ignored")
 
     # ---- status and diagnostics
 
