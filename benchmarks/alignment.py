@@ -9,7 +9,6 @@ On a frame of a simulated drive (made once, kept in out/benchmarks), from starts
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 import time
 from pathlib import Path
@@ -96,13 +95,12 @@ def main() -> int:
     parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="of the tensor code")
     parser.add_argument("--weights", default="compact")
     parser.add_argument("--data", type=Path, default=measuring.DATA, help="where the simulated drive is kept")
-    parser.add_argument("--json", type=Path, help="write the figures here")
-    parser.add_argument("--compare", type=Path, metavar="OLD.json", help="figures of an earlier run to compare with")
+    measuring.add_figures_arguments(parser)
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     problem = Problem(args.data, args.weights)
     figures: dict[str, object] = {"machine": measuring.describe_machine(), "runs": {}}
-    old = json.loads(args.compare.read_text())["runs"] if args.compare else {}
+    old = measuring.earlier(args).get("runs", {})
     table = [("points x starts", "torch ms", "torch CPU ms", "compiled ms", "compiled CPU ms", "a start, ms",
               "iterations")]
     for points, starts in [(points, 1) for points in POINTS] + [(DEFAULT_POINTS, starts) for starts in STARTS[1:]]:

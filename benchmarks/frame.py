@@ -17,7 +17,6 @@ network included.
 from __future__ import annotations
 
 import argparse
-import json
 import multiprocessing
 import sys
 import time
@@ -65,8 +64,7 @@ def main() -> int:
     parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="of the network (default: all)")
     parser.add_argument("--weights", default="compact")
     parser.add_argument("--data", type=Path, default=measuring.DATA, help="where simulated drives are kept")
-    parser.add_argument("--json", type=Path, help="write the figures here")
-    parser.add_argument("--compare", type=Path, metavar="OLD.json", help="figures of an earlier run to compare with")
+    measuring.add_figures_arguments(parser)
     args = parser.parse_args()
     if (args.map is None) != (args.bag is None):
         parser.error("--map and --bag go together")
@@ -82,7 +80,7 @@ def main() -> int:
     for name, (map_path, bag) in cases.items():
         with multiprocessing.get_context("spawn").Pool(1) as pool:
             figures["sizes"][name] = pool.apply(time_drive, (map_path, bag, args.weights, args.preset, args.frames, args.threads))
-    old = json.loads(args.compare.read_text())["sizes"] if args.compare else {}
+    old = measuring.earlier(args).get("sizes", {})
     measuring.report(figures, rows(figures["sizes"], old), args.json)
     return 0
 

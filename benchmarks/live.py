@@ -19,7 +19,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import json
 import math
 import os
 import signal
@@ -130,8 +129,7 @@ def main() -> int:
     parser.add_argument("--parameters", nargs="*", default=[], metavar="NAME:=VALUE", help="further ones of the node")
     parser.add_argument("--weights", default="compact")
     parser.add_argument("--data", type=Path, default=measuring.DATA, help="where simulated drives are kept")
-    parser.add_argument("--json", type=Path, help="write the figures here")
-    parser.add_argument("--compare", type=Path, metavar="OLD.json", help="figures of an earlier run to compare with")
+    measuring.add_figures_arguments(parser)
     args = parser.parse_args()
     if args.minutes <= 0 or min(args.rates) <= 0:
         parser.error("--minutes and --rates must be positive")
@@ -141,7 +139,7 @@ def main() -> int:
         path = measuring.simulated_drive(*(int(side) for side in args.size.split("x")), args.data, rate)
         map_path = measuring.map_of_drive(path, load_extractor(args.weights))
         figures["rates"][f"{rate:g} Hz"] = run(path, map_path, rate, args)
-    old = json.loads(args.compare.read_text())["rates"] if args.compare else {}
+    old = measuring.earlier(args).get("rates", {})
     measuring.report(figures, rows(figures["rates"], old), args.json)
     print()
     print(format_table(stage_rows(figures["rates"])))

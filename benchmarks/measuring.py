@@ -2,11 +2,16 @@
 """What the benchmarks share: the machine, its load, test data, statistics, tables and files of figures."""
 from __future__ import annotations
 
+import argparse
+import io
 import json
 import os
 import platform
+import shutil
 import subprocess
 import sys
+import tarfile
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -14,6 +19,7 @@ import numpy as np
 import torch
 
 from pixloc_ros.cli.progress import show_progress
+from pixloc_ros.errors import InputError
 from pixloc_ros.evaluation.report import format_number, format_table
 from pixloc_ros.evaluation.trajectory import write_text
 from pixloc_ros.features import Extractor
@@ -100,6 +106,62 @@ def report(figures: dict[str, object], rows: Sequence[tuple[str, ...]], json_pat
     print(format_table(rows))
     if json_path is not None:
         write_text(json_path, json.dumps(figures, indent=2) + "\n")
+
+
+def add_figures_arguments(parser: argparse.ArgumentParser) -> None:
+    """--json, --compare and --against, for `earlier` and `report`."""
+    parser.add_argument("--json", type=Path, help="write the figures here")
+    old = parser.add_mutually_exclusive_group()
+    old.add_argument("--compare", type=Path, metavar="OLD.json", help="figures of an earlier run to compare with")
+    old.add_argument("--against", metavar="COMMIT", help="run that commit's code first and compare with it")
+
+
+def earlier(args: argparse.Namespace) -> dict[str, object]:
+    """The figures to compare with: read, or taken now with the code of another commit; empty where not asked for."""
+    if args.compare:
+        return json.loads(args.compare.read_text())
+    if not args.against:
+        return {}
+    tree = _checked_out(args.against)
+    with tempfile.TemporaryDirectory() as folder:
+        figures = Path(folder) / "figures.json"
+        words = _without(sys.argv[1:], "--against", "--json")
+        print(f"now the code of {args.against}", file=sys.stderr)
+        done = subprocess.run([sys.executable, str(tree / "benchmarks" / Path(sys.argv[0]).name), *words, "--json", str(figures)],
+                              env=os.environ | {"PYTHONPATH": str(tree)}, stdout=subprocess.DEVNULL, check=False)
+        if done.returncode:
+            raise InputError(f"the benchmark of commit {args.against} failed: it may not know these options")
+        return json.loads(figures.read_text())
+
+
+def _checked_out(commit: str) -> Path:
+    """The files of a commit, kept in out/benchmarks/commits; what it compiles is kept with them."""
+    root = Path(__file__).resolve().parents[1]
+
+    def git(*words: str) -> bytes:
+        done = subprocess.run(["git", *words], cwd=root, capture_output=True, check=False)
+        if done.returncode:
+            raise InputError(f"git has no commit {commit}: {done.stderr.decode().strip()}")
+        return done.stdout
+
+    tree = DATA.absolute() / "commits" / git("rev-parse", "--verify", f"{commit}^{{commit}}").decode().strip()
+    if not tree.is_dir():
+        part = tree.with_name(f"{tree.name}.part")
+        shutil.rmtree(part, ignore_errors=True)
+        with tarfile.open(fileobj=io.BytesIO(git("archive", commit))) as archive:
+            archive.extractall(part, filter="data")
+        part.rename(tree)
+    return tree
+
+
+def _without(words: list[str], *options: str) -> list[str]:
+    """A command's words without some options, all of which take a value."""
+    kept, skip = [], False
+    for word in words:
+        if not skip and not word.startswith(tuple(f"{option}=" for option in options)) and word not in options:
+            kept.append(word)
+        skip = not skip and word in options
+    return kept
 
 
 def against(new: float, old: float | None) -> str:

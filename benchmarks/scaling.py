@@ -14,7 +14,6 @@ when it needs them.
 from __future__ import annotations
 
 import argparse
-import json
 import multiprocessing
 import os
 import sys
@@ -49,13 +48,12 @@ def main() -> int:
     parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="of the network (default: all)")
     parser.add_argument("--weights", default="compact")
     parser.add_argument("--data", type=Path, default=measuring.DATA, help="where drive and maps are kept (2 GB)")
-    parser.add_argument("--json", type=Path, help="write the figures here")
-    parser.add_argument("--compare", type=Path, metavar="OLD.json", help="figures of an earlier run to compare with")
+    measuring.add_figures_arguments(parser)
     args = parser.parse_args()
     drive = measuring.simulated_drive(640, 480, args.data)
     base = Map.open(measuring.map_of_drive(drive, load_extractor(args.weights)))
     figures: dict[str, object] = {"machine": measuring.describe_machine(), "maps": {}}
-    old = json.loads(args.compare.read_text())["maps"] if args.compare else {}
+    old = measuring.earlier(args).get("maps", {})
     table = [("points / keyframes", "file MiB", "open ms", "own MiB", "file MiB", "ready ms", "own, in use",
               "file, in use", "select p50 ms", "select p99", "frame p50 ms", "frame p99", "points used", "found %",
               "others")]
