@@ -5,6 +5,7 @@ import dataclasses
 import numpy as np
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from pixloc_ros.alignment import (
     AlignmentOptions,
@@ -15,6 +16,7 @@ from pixloc_ros.alignment import (
     RobustLoss,
     TemporalPrior,
     align,
+    optimizer,
 )
 from pixloc_ros.alignment.linearization import linearize
 from pixloc_ros.errors import InputError
@@ -435,3 +437,69 @@ def test_unrolled_alignment_is_differentiable():
         numeric = (values[0] - values[1]) / (2 * step)
         assert numeric.abs() > 1e-9
         torch.testing.assert_close((slope * direction).sum(), numeric.detach(), rtol=1e-5, atol=1e-9)
+
+
+class NoWaiting(TorchDispatchMode):
+    """Fails where the host would wait for a device: to read a value, to learn a shape, to copy numbers over."""
+
+    WAITING = ("_local_scalar_dense", "is_nonzero", "equal", "nonzero", "masked_select", "lift_fresh", "unique", "_to_cpu")
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        name = function.name().split("::")[1].split(".")[0]
+        assert not any(name.startswith(waiting) for waiting in self.WAITING), name
+        if name == "_to_copy":
+            assert kwargs.get("device") in (None, args[0].device), "a copy between devices"
+        if name in ("index", "index_put_"):
+            assert all(index is None or index.dtype != torch.bool for index in args[1]), "a shape that values decide"
+        return function(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("waits", [lambda x: bool(x.any()), lambda x: x[x > 0], lambda x: x.new_tensor((1.0, 2.0)),
+                                   lambda x: x[0].item()])
+def test_waiting_for_a_device_is_noticed(waits):
+    with pytest.raises(AssertionError), NoWaiting():
+        waits(torch.ones(3))
+
+
+@pytest.mark.parametrize("strategy", ["adaptive", "paper"])
+@pytest.mark.parametrize("model", ["pinhole", "plumb_bob", "equidistant"])
+def test_no_iteration_waits_for_the_device(strategy, model):
+    """On torch's device without data, where reading a value is an error; what is read at the end is read outside."""
+    pyramid, points, truth = scene(torch.float32)
+    damping, prior = TemporalPrior(2), PriorFactor(truth[None].double(), torch.eye(6).double()[None])
+    params = [200.0, 210.0, 128.0, 96.0] + {"pinhole": [], "plumb_bob": [0.01] * 5, "equidistant": [0.01] * 4}[model]
+    camera = Camera(model, *SIZE, torch.tensor(params)).to("meta")
+
+    def away(*tensors):
+        return [tensor.to("meta") for tensor in tensors]
+
+    pyramid = FeaturePyramid(tuple(FeatureLevel(*away(level.features, level.features[:, 0]), level.stride)
+                                   for level in pyramid.levels), SIZE)
+    points = ReferencePoints(points.xyz[None].to("meta"), tuple(away(*points.descriptors)), tuple(away(*torch.ones(2, 1, 120))))
+    with torch.no_grad():
+        damping, prior = damping.to("meta"), PriorFactor(*away(prior.camera_from_map, prior.information))
+        learned = optimizer._learned(damping, prior, None, 2, torch.device("meta"))
+        options, starts = AlignmentOptions(strategy=strategy), torch.eye(4, device="meta").repeat(3, 1, 1)
+        with NoWaiting():
+            end, finished, traces = optimizer._run_levels(pyramid, camera, points, starts, options, *learned,
+                                                          torch.ones(1, 120, dtype=torch.bool, device="meta"))
+    assert end.camera_from_map.shape == (3, 4, 4) and finished.shape == (3,)
+    assert [trace.costs.shape for trace in traces] == [(3, options.iterations + 1)] * 2
+
+
+@pytest.mark.parametrize("strategy", ["adaptive", "paper"])
+def test_iterations_after_the_last_pose_stopped_change_nothing(strategy, monkeypatch):
+    """As happens on a GPU, whose word that all have stopped comes late."""
+    pyramid, points, truth = scene()
+    starts = torch.stack([perturbed(truth, scale, seed) for scale, seed in ((1, 0), (0.1, 1), (0.5, 2))])
+    starts[1, 2, 3] -= 100  # sees nothing
+    options = AlignmentOptions(strategy=strategy, backend="torch")
+    with torch.no_grad():
+        expected = align(pyramid, CAMERA, points, starts, options)
+        monkeypatch.setattr(optimizer, "_Stop", lambda: lambda moving: False)
+        late = align(pyramid, CAMERA, points, starts, options)
+    assert late.reason == expected.reason and late.converged.tolist() == expected.converged.tolist() == [True, False, True]
+    torch.testing.assert_close(late.camera_from_map, expected.camera_from_map, atol=1e-12, rtol=0)
+    for one, other in zip(late.trace, expected.trace):
+        assert one.iterations == other.iterations < options.iterations
+        torch.testing.assert_close(one.costs, other.costs)

@@ -48,9 +48,11 @@ def linearize(level: FeatureLevel, image_size: tuple[int, int], camera: Camera, 
     points = xyz @ pose[..., :3, :3].mT + pose[..., None, :3, 3]
     pixels, valid, project_jacobian = camera.project_with_jacobian(points)
     border = border_cells * level.stride - 0.5
-    size = pixels.new_tensor(image_size)
+    x, y = pixels.unbind(-1)
+    right, bottom = (side - 1 - border for side in image_size)
     values, query_confidence, inside = sample_level_with_slopes(level, pixels)
-    valid = valid & inside & ((pixels >= border) & (pixels <= size - 1 - border)).all(-1)
+    # Numbers of the host as they are: a tensor of them would have to be copied to the device, and waited for.
+    valid = valid & inside & (x >= border) & (x <= right) & (y >= border) & (y <= bottom)
     if mask is not None:
         valid = valid & mask
 

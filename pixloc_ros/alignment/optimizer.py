@@ -8,6 +8,7 @@ outcome. Batched over poses (hypotheses or training pairs); differentiable in fe
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import TypeVar
@@ -47,7 +48,8 @@ class AlignmentOptions:
     which sets the image's weight against a prior factor. least_fine_inliers: the finest level's pose stands only where at
     least this share of its visible points agrees with the map, else the level's before it (adaptive only): sharp features are
     misled by motion blur, which the deeper ones tolerate. backend: "torch" (any device, differentiable), "compiled" (one CPU
-    core, adaptive only, no gradients) or "auto": compiled wherever it can be.
+    core, adaptive only, no gradients) or "auto": compiled wherever it can be. detach_steps: for training: where a step starts
+    is a constant to its gradient, so that each step is taught by itself (adaptive only).
     """
 
     strategy: str = "adaptive"
@@ -59,6 +61,7 @@ class AlignmentOptions:
     feature_variance: float = 0.05
     least_fine_inliers: float = 0.15
     backend: str = "auto"
+    detach_steps: bool = False
 
     def __post_init__(self) -> None:
         if self.strategy not in STRATEGIES:
@@ -72,6 +75,48 @@ class AlignmentOptions:
 
 
 @dataclass(frozen=True)
+class _Trace:
+    """A level's `LevelTrace` while its numbers are on the device: steps [B] that each pose took. Costs and poses may hold more
+    steps than the longest took, during which nothing moved any more."""
+
+    stride: float
+    costs: torch.Tensor
+    poses: torch.Tensor
+    steps: torch.Tensor
+
+    def cut(self, steps: int) -> LevelTrace:
+        return LevelTrace(self.stride, self.costs[:, :steps + 1], self.poses[:, :steps + 1], steps)
+
+
+class _Stop:
+    """Tells the host when it may leave an iteration, without ever making it wait for a GPU.
+
+    On a CPU it looks. From a GPU the answer is copied into pinned memory and read when it has come, some iterations later; poses
+    that have stopped do not move in the meantime, so that only time depends on it. Other devices run all iterations.
+    """
+
+    def __init__(self) -> None:
+        self._asked: tuple[torch.Tensor, torch.cuda.Event] | None = None
+
+    def __call__(self, moving: torch.Tensor) -> bool:
+        """moving: bool [B]. Whether none moves any more, as far as is known."""
+        if moving.is_cpu:
+            return not bool(moving.any())
+        if not moving.is_cuda:
+            return False
+        if self._asked is not None and self._asked[1].query():
+            if not bool(self._asked[0]):
+                return True
+            self._asked = None
+        if self._asked is None:
+            answer, event = torch.empty((), dtype=torch.bool, pin_memory=True), torch.cuda.Event()
+            answer.copy_(moving.any(), non_blocking=True)
+            event.record()
+            self._asked = answer, event
+        return False
+
+
+@dataclass(frozen=True)
 class _LevelEnd:
     """Where a level ended: pose [B, 4, 4], alive [B]; hessian, cost, and per point squared residual, valid, pixels there."""
 
@@ -82,10 +127,10 @@ class _LevelEnd:
     squared: torch.Tensor
     valid: torch.Tensor
     pixels: torch.Tensor
-    trace: LevelTrace
+    trace: _Trace
 
     @classmethod
-    def of(cls, pose: torch.Tensor, alive: torch.Tensor, now: Linearization, trace: LevelTrace) -> _LevelEnd:
+    def of(cls, pose: torch.Tensor, alive: torch.Tensor, now: Linearization, trace: _Trace) -> _LevelEnd:
         return cls(pose, alive, now.hessian, now.mean_cost(), now.squared, now.valid, now.pixels, trace)
 
     def inliers(self, loss: RobustLoss) -> torch.Tensor:
@@ -146,6 +191,18 @@ def _align_tensors(pyramid: FeaturePyramid, camera: Camera, points: ReferencePoi
                    options: AlignmentOptions, dampings: list[_Damping | None], priors: list[PriorFactor | None],
                    mask: torch.Tensor | None) -> AlignmentResult:
     """Level after level on any device, differentiable; damping and prior of each level."""
+    end, finished, ran = _run_levels(pyramid, camera, points, pose, options, dampings, priors, mask)
+    numbers = torch.stack((*(trace.steps.amax() for trace in ran), finished.all(), end.alive.all()))
+    *steps, all_finished, all_alive = numbers.tolist()  # the only time that the host waits
+    traces = tuple(trace.cut(taken) for trace, taken in zip(ran, steps))
+    return AlignmentResult(end.camera_from_map, finished, end.hessian, end.cost, end.valid, end.inliers(options.loss), end.pixels,
+                           traces, _reason(bool(all_finished), bool(all_alive), traces, options))
+
+
+def _run_levels(pyramid: FeaturePyramid, camera: Camera, points: ReferencePoints, pose: torch.Tensor, options: AlignmentOptions,
+                dampings: list[_Damping | None], priors: list[PriorFactor | None], mask: torch.Tensor | None
+                ) -> tuple[_LevelEnd, torch.Tensor, list[_Trace]]:
+    """Where the alignment ends, which poses [B] are fit to use, and how each level went. The host waits for no device here."""
     alive = torch.ones(pose.shape[0], dtype=torch.bool, device=pose.device)
     run = _run_paper if options.strategy == "paper" else _run_adaptive
     traces, end = [], None
@@ -157,15 +214,11 @@ def _align_tensors(pyramid: FeaturePyramid, camera: Camera, points: ReferencePoi
         traces.append(end.trace)
     if coarser is not None and options.strategy == "adaptive":
         fine_share = end.inliers(options.loss).sum(-1) / end.valid.sum(-1).clamp(min=1)
-        end = _take(fine_share < options.least_fine_inliers, coarser, end)
-        pose = end.camera_from_map
-    finished = torch.isfinite(pose).all(-1).all(-1) & alive
-    reason = _reason(bool(finished.all()), bool(alive.all()), traces, options)
-    return AlignmentResult(pose, finished, end.hessian, end.cost, end.valid, end.inliers(options.loss), end.pixels,
-                           tuple(traces), reason)
+        end = dataclasses.replace(_take(fine_share < options.least_fine_inliers, coarser, end), alive=alive)
+    return end, torch.isfinite(end.camera_from_map).all(-1).all(-1) & alive, traces
 
 
-def _reason(finished: bool, alive: bool, traces: list[LevelTrace], options: AlignmentOptions) -> str:
+def _reason(finished: bool, alive: bool, traces: Sequence[LevelTrace], options: AlignmentOptions) -> str:
     if not finished:
         return "diverged" if alive else "points"
     return "converged" if all(t.iterations < options.iterations for t in traces) else "iterations"
@@ -256,25 +309,29 @@ def _moved_cells(now: Linearization, step: torch.Tensor, stride: float) -> torch
 
 def _run_paper(level: _Level, pose: torch.Tensor, damping: _Damping | None, prior: PriorFactor | None, alive: torch.Tensor
                ) -> _LevelEnd:
-    """Fixed damping, every step taken (PixLoc's rule); early stop only outside training."""
+    """Fixed damping, every step taken (PixLoc's rule); a pose stops early only outside training."""
     options, stride = level.options, level.pyramid.levels[level.index].stride
     damping = damping or _Damping(torch.full((6,), 10 ** -0.5, dtype=torch.float64, device=pose.device))
     training = torch.is_grad_enabled()
-    now, poses, costs, done = level.linearize(pose), [pose], [], 0
+    now, poses, costs = level.linearize(pose), [pose], []
     costs.append(now.mean_cost())
+    stop, moving, steps = _Stop(), torch.ones_like(alive), torch.zeros_like(alive, dtype=torch.long)
     for _ in range(options.iterations):
         alive = alive & (now.valid.sum(-1) >= options.min_points)
+        steps = steps + moving
         hessian, gradient, _ = _normal_equations(now, pose, prior, options.feature_variance)
-        step = _solve(hessian, gradient, damping.factors, damping.axes) * alive[:, None]
+        step = _solve(hessian, gradient, damping.factors, damping.axes) * (alive & moving)[:, None]
         pose = se3.retract(pose, step.to(pose.dtype))
         still = _moved_cells(now, step.detach(), stride) < options.stop_cells
-        now, done = level.linearize(pose), done + 1
+        now = level.linearize(pose)
         poses.append(pose)
         costs.append(now.mean_cost())
-        if not training and bool((still | ~alive).all()):
-            break
+        if not training:
+            moving = moving & alive & ~still
+            if stop(moving):
+                break
     alive = alive & (now.valid.sum(-1) >= options.min_points)
-    return _LevelEnd.of(pose, alive, now, LevelTrace(stride, torch.stack(costs, -1), torch.stack(poses, -3), done))
+    return _LevelEnd.of(pose, alive, now, _Trace(stride, torch.stack(costs, -1), torch.stack(poses, -3), steps))
 
 
 def _run_adaptive(level: _Level, pose: torch.Tensor, damping: _Damping | None, prior: PriorFactor | None,
@@ -283,21 +340,23 @@ def _run_adaptive(level: _Level, pose: torch.Tensor, damping: _Damping | None, p
     options, stride = level.options, level.pyramid.levels[level.index].stride
     damping = damping or _Damping(torch.full((6,), ADAPTIVE_START, dtype=torch.float64, device=pose.device))
     scale = torch.ones(pose.shape[0], 1, dtype=torch.float64, device=pose.device)
-    now, done = level.linearize(pose), 0
+    now = level.linearize(pose)
     poses, costs = [pose], [now.mean_cost()]
     alive = alive & (now.valid.sum(-1) >= options.min_points)
     hessian, gradient, prior_cost = _normal_equations(now, pose, prior, options.feature_variance)
-    for _ in range(options.iterations):
-        step = _solve(hessian, gradient, damping.factors * scale, damping.axes) * alive[:, None]
+    stop, moving, steps = _Stop(), alive, torch.zeros_like(alive, dtype=torch.long)
+    for iteration in range(options.iterations):
+        # The first is counted for all, also for poses that see too few points to take a step.
+        steps = steps + (moving if iteration else torch.ones_like(moving))
+        step = _solve(hessian, gradient, damping.factors * scale, damping.axes) * moving[:, None]
         candidate = se3.retract(pose, step.to(pose.dtype))
-        new = level.linearize(candidate)
+        new = level.linearize(candidate.detach() if options.detach_steps else candidate)
         new_hessian, new_gradient, new_prior_cost = _normal_equations(new, candidate, prior, options.feature_variance)
         shared = now.valid & new.valid
         enough = shared.sum(-1) >= torch.clamp(now.valid.sum(-1) * LEAST_SHARED_VIEW, min=options.min_points)
         before = (now.confidence * now.loss * shared).sum(-1) + prior_cost
         after = (now.confidence * new.loss * shared).sum(-1) + new_prior_cost
-        accept = alive & enough & (after < before)
-        done += 1
+        accept = moving & enough & (after < before)
         still = _moved_cells(now, step.detach(), stride) < options.stop_cells
         pose = torch.where(accept[:, None, None], candidate, pose)
         now = _take(accept, new, now)
@@ -307,9 +366,11 @@ def _run_adaptive(level: _Level, pose: torch.Tensor, damping: _Damping | None, p
         scale = (scale * torch.where(accept, ADAPTIVE_DOWN, ADAPTIVE_UP)[:, None]).clamp(*ADAPTIVE_RANGE)
         poses.append(pose)
         costs.append(now.mean_cost())
-        if bool((still | ~alive).all()):
+        pose = pose.detach() if options.detach_steps else pose
+        moving = moving & ~still
+        if stop(moving):
             break
-    return _LevelEnd.of(pose, alive, now, LevelTrace(stride, torch.stack(costs, -1), torch.stack(poses, -3), done))
+    return _LevelEnd.of(pose, alive, now, _Trace(stride, torch.stack(costs, -1), torch.stack(poses, -3), steps))
 
 
 def _align_compiled(pyramid: FeaturePyramid, camera: Camera, points: ReferencePoints, pose: torch.Tensor,

@@ -20,9 +20,9 @@ def _cells(level: FeatureLevel, pixels: torch.Tensor) -> tuple[torch.Tensor, tor
     """
     cells = (pixels + 0.5) / level.stride - 0.5
     height, width = level.features.shape[-2:]
-    last = cells.new_tensor((width - 1, height - 1))
-    inside = ((cells >= -0.5) & (cells <= last + 0.5)).all(-1)
-    held = torch.minimum(cells.clamp(min=0), last)
+    x, y = cells.unbind(-1)
+    inside = (x >= -0.5) & (x <= width - 0.5) & (y >= -0.5) & (y <= height - 0.5)
+    held = torch.stack((x.clamp(0, width - 1), y.clamp(0, height - 1)), -1)
     return torch.where(inside[..., None], held, torch.zeros_like(cells)), inside
 
 
