@@ -151,13 +151,14 @@ class _View:
 @dataclass(frozen=True)
 class _Candidate:
     """A good alignment that is not believed yet. count: images in a row that agreed with it; before: the pose at the one before
-    the last. searched: found by the search, not around the prior."""
+    the last. missed: images in a row that did not show it. searched: found by the search, not around the prior."""
 
     pose: KnownPose
     before: KnownPose | None
     count: int
     inlier_fraction: float
     searched: bool
+    missed: int = 0
 
 
 class Tracker:
@@ -445,15 +446,15 @@ class Tracker:
             self._accept(winner.pose, None)
             return problem, look
         sure = self.options.gates.sure_inlier_fraction
-        elsewhere = any(candidate.searched and candidate.inlier_fraction >= sure for candidate in self._candidates)
+        elsewhere = any(c.searched and not c.missed and c.inlier_fraction >= sure for c in self._candidates)
         self._fail(stamp_ns, prior, odometry, elsewhere)
         return self._problem(looks, prior, odometry), None
 
     def _problem(self, looks: list[_Look], prior: MotionPrior | None, odometry: OdometrySample | None) -> str:
         """Why no pose is believed, in words."""
         options = self.options
-        if self._candidates and (self._searching or prior is None):
-            count = max(candidate.count for candidate in self._candidates)
+        count = max((candidate.count for candidate in self._candidates), default=0)
+        if count and (self._searching or prior is None):
             if count >= options.confirm_frames:
                 return f"{len(self._candidates)} places look alike: drive on, or give an initial pose"
             return f"a pose was found, confirmed by {count} of {options.confirm_frames} images"
@@ -473,40 +474,54 @@ class Tracker:
 
     def _follow(
         self, looks: list[_Look], stamp_ns: int, odometry: OdometrySample | None
-    ) -> list[tuple[_Candidate, _Look]]:
-        """The candidates that the image still shows, with the looks that say so, and new ones for what else it may show."""
+    ) -> list[tuple[_Candidate, _Look | None]]:
+        """The candidates that the image still shows, with the looks that say so; new ones for what else it may show; and, for
+        as many images as a confirmation takes, those that it does not show: one blurred image must not settle which of two
+        places that look alike is the right one."""
         limit = self.options.gates.max_innovation
         left = list(looks)
-        followed: list[tuple[_Candidate, _Look]] = []
+        followed: list[tuple[_Candidate, _Look | None]] = []
+        missed: list[_Candidate] = []
         for candidate in self._candidates:
             expected = self._predict(candidate.pose, candidate.before, stamp_ns, odometry)
             distances = [_distance(expected, look.pose) for look in left]
-            if not distances:
-                break
-            nearest = int(np.argmin(distances))
-            if distances[nearest] > limit:
+            if not distances or min(distances) > limit:
+                # Unless another candidate has come to the same place.
+                if not any(self._same_place(expected, found.pose) for found, _ in followed):
+                    missed.append(replace(candidate, count=0, missed=candidate.missed + 1))
                 continue
-            look = left[nearest]
-            count = candidate.count + 1
-            found = _Candidate(look.pose, candidate.pose, count, look.alignment.inlier_fraction, candidate.searched)
+            look = left[int(np.argmin(distances))]
+            inliers = look.alignment.inlier_fraction
+            found = _Candidate(look.pose, candidate.pose, candidate.count + 1, inliers, candidate.searched)
             followed.append((found, look))
-            left = [other for other in left if _distance(expected, other.pose) > limit]
+            left = [other for other, distance in zip(left, distances) if distance > limit]
         for look in left:
+            if any(self._same_place(look.pose, found.pose) for found, _ in followed):
+                continue
             # Without odometry the first step of a candidate tells its velocity.
-            before = self._moved_from(look.pose) if odometry is None else None
+            origin = self._moved_from(look.pose, missed) if odometry is None else None
+            if origin is not None:
+                missed.remove(origin)
+            before = None if origin is None else origin.pose
             followed.append((_Candidate(look.pose, before, 1, look.alignment.inlier_fraction, look.searched), look))
+        followed += [(candidate, None) for candidate in missed if candidate.missed < self.options.confirm_frames]
         followed.sort(key=lambda pair: (-pair[0].count, -pair[0].inlier_fraction))
         return followed[: self.options.max_candidates]
 
-    def _moved_from(self, pose: KnownPose) -> KnownPose | None:
-        """The candidate that may have been this pose one image ago, by the greatest speeds that are believed of a robot."""
+    def _moved_from(self, pose: KnownPose, candidates: list[_Candidate]) -> _Candidate | None:
+        """The candidate that may be this pose one step later, by the greatest speeds that are believed of a robot."""
         limits = self.options.odometry
-        for candidate in self._candidates:
+        for candidate in candidates:
             away, turned = se3.pose_difference(candidate.pose.map_from_base, pose.map_from_base)
             seconds = (pose.stamp_ns - candidate.pose.stamp_ns) * 1e-9
             if float(away) <= limits.max_speed * seconds and float(turned) <= limits.max_turn_rate * seconds:
-                return candidate.pose
+                return candidate
         return None
+
+    def _same_place(self, one: KnownPose | MotionPrior, other: KnownPose) -> bool:
+        """Whether two poses are too near to one another to be two places."""
+        away, turned = se3.pose_difference(one.map_from_base, other.map_from_base)
+        return float(away) < self.options.search_translation / 4 and float(turned) < self.options.search_rotation / 4
 
     def _winner(self, prior: MotionPrior | None) -> _Candidate | None:
         """The candidate to believe: confirmed often enough, and no other place explains the images as well. A place near the
@@ -519,7 +534,9 @@ class Tracker:
         confirmed = [candidate for candidate in self._candidates if candidate.count >= self.options.confirm_frames]
         for candidate in confirmed:
             least = gates.rival_inlier_fraction * candidate.inlier_fraction
-            rivals = (c for c in self._candidates if c is not candidate and c.inlier_fraction > least)
+            rivals = (
+                c for c in self._candidates if c.inlier_fraction > least and not self._same_place(c.pose, candidate.pose)
+            )  # fmt: skip
             if all(near(candidate) and not near(rival) for rival in rivals):
                 return candidate
         return None
