@@ -21,7 +21,7 @@ from pixloc_ros.training import augmentation, photos
 from pixloc_ros.training.augmentation import AugmentationOptions, augment
 from pixloc_ros.training.config import build_mixture, build_network, read_config
 from pixloc_ros.training.datasets import Curriculum, PairMixture, TrainingSteps
-from pixloc_ros.training.loss import LossOptions, pair_loss, robust_pixels
+from pixloc_ros.training.loss import LossOptions, pair_loss, robust_error
 from pixloc_ros.training.pairs import BadSample, Pair, View, fit_view, perturbed, stack_cameras
 from pixloc_ros.training.photos import MotionRange, PhotoPairs, list_photos, meet, render_pair
 from pixloc_ros.training.refiner import PairRefiner
@@ -48,8 +48,15 @@ def trace_at(pose, stride):
 def test_robust_error_is_the_paper_s_barron_loss():
     """Barron's loss with shape 1 and scale c is c² (2 sqrt(x / c² + 1) - 2); PixLoc takes c = 2 and a quarter of it."""
     x = torch.linspace(0, 5000, 200, dtype=torch.float64)
-    torch.testing.assert_close(robust_pixels(x, 2.0), 4 * (2 * torch.sqrt(x / 4 + 1) - 2) / 4)
-    assert robust_pixels(torch.tensor(1e8), 0.5) == pytest.approx(1e4, rel=1e-3)
+    torch.testing.assert_close(robust_error(x, 2.0), 4 * (2 * torch.sqrt(x / 4 + 1) - 2) / 4)
+    assert robust_error(torch.tensor(1e8), 0.5) == pytest.approx(1e4, rel=1e-3)
+
+
+@pytest.mark.parametrize("shape,far", [("linear", 100 - 0.5), ("log", 0.5 * np.log(200.0))])
+def test_shapes_of_the_loss(shape, far):
+    """Alike near zero; far away they grow like the distance, or its logarithm."""
+    assert robust_error(torch.tensor(1e-4, dtype=torch.float64), 0.5, shape) == pytest.approx(1e-4 / (2 * 0.5), rel=1e-3)
+    assert robust_error(torch.tensor(1e4, dtype=torch.float64), 0.5, shape) == pytest.approx(far, rel=1e-3)
 
 
 def shifted(pixels):
@@ -76,15 +83,32 @@ def test_levels_contribute_where_the_one_before_succeeded(errors, counted):
     assert loss.success[0].tolist() == [errors[0] < 48, errors[1] < 12, errors[2] < 3]
 
 
-def test_balanced_levels_count_cells():
+def test_levels_with_scales_of_their_own():
+    """In units of the level's scale; without a limit nothing is cut off."""
     xyz = torch.tensor([[[x, y, 1.0] for x in (-0.05, 0.0, 0.05) for y in (-0.1, -0.05, 0.0, 0.1)]], dtype=torch.float64)
     truth = torch.eye(4, dtype=torch.float64)[None]
     mask = torch.ones(1, 12, dtype=torch.bool)
-    traces = tuple(trace_at(shifted(0.2 * stride), stride) for stride in (16.0, 4.0, 2.0))
-    each = pair_loss(traces[2:], CAMERA, xyz, mask, truth, truth)
-    all_three = pair_loss(traces, CAMERA, xyz, mask, truth, truth, LossOptions(balance_levels=True))
-    torch.testing.assert_close(all_three.loss, each.loss)
-    assert float(pair_loss(traces, CAMERA, xyz, mask, truth, truth).loss) > 2 * float(each.loss)
+    errors, strides, cells = (40.0, 2.0, 0.5), (16.0, 4.0, 1.0), (0.5, 0.25, 0.125)
+    traces = tuple(trace_at(shifted(error), stride) for error, stride in zip(errors, strides))
+    options = LossOptions("log", scale_cells=cells, limit=None)
+    expected = [0.5 * np.log1p((e / (c * s)) ** 2) for e, c, s in zip(errors, cells, strides)]
+    assert float(pair_loss(traces, CAMERA, xyz, mask, truth, truth, options).loss) == pytest.approx(sum(expected) / 3, rel=1e-6)
+    limited = dataclasses.replace(options, limit=1.0)
+    assert float(pair_loss(traces, CAMERA, xyz, mask, truth, truth, limited).loss) == pytest.approx(
+        sum(min(e, 1.0) for e in expected) / 3, rel=1e-6)
+    with pytest.raises(InputError, match="2 scale_cells for 3 levels"):
+        pair_loss(traces, CAMERA, xyz, mask, truth, truth, dataclasses.replace(options, scale_cells=(1.0, 1.0)))
+
+
+def test_every_iteration_counts_on_request():
+    xyz = torch.tensor([[[x, y, 1.0] for x in (-0.05, 0.0, 0.05) for y in (-0.1, -0.05, 0.0, 0.1)]], dtype=torch.float64)
+    truth = torch.eye(4, dtype=torch.float64)[None]
+    mask = torch.ones(1, 12, dtype=torch.bool)
+    poses = torch.stack([shifted(error) for error in (9.0, 3.0, 1.0)])[None]  # the start, and after two steps
+    trace = LevelTrace(1.0, torch.zeros(1, 3), poses, 2)
+    single = [float(pair_loss((trace_at(shifted(error), 1.0),), CAMERA, xyz, mask, truth, truth).loss) for error in (3.0, 1.0)]
+    both = pair_loss((trace,), CAMERA, xyz, mask, truth, truth, LossOptions(every_iteration=True))
+    assert float(both.loss) == pytest.approx(sum(single) / 2) and float(both.errors) == pytest.approx(1.0)
 
 
 def test_points_outside_either_view_do_not_count_and_few_points_drop_the_pair():
@@ -145,6 +169,26 @@ def test_gradient_of_the_loss_through_the_unrolled_alignment(strategy):
     assert torch.autograd.gradcheck(loss, inputs, eps=1e-6, atol=1e-5, rtol=1e-4, fast_mode=True)
     gradients = torch.autograd.grad(loss(*inputs), inputs)
     assert all(float(gradient.abs().max()) > 1e-6 for gradient in gradients)
+
+
+def test_detached_steps_teach_only_themselves():
+    """Same poses and the same gradient of the first step; the second step's gradient leaves out where it began."""
+    levels = ((8.0, 3, 12, 16),)
+    xyz, truth, initial, features, descriptors = small_problem(levels)
+
+    def run(start, iterations, detach):
+        pyramid = FeaturePyramid((FeatureLevel(features[0], None, 8.0),), (128, 96))
+        options = AlignmentOptions("adaptive", iterations, RobustLoss("cauchy", 0.1), stop_cells=0.0, detach_steps=detach)
+        return align(pyramid, CAMERA, ReferencePoints(xyz, tuple(descriptors), (None,)), start, options).trace[0].camera_from_map
+
+    poses, whole = run(initial, 3, True), run(initial, 3, False)
+    torch.testing.assert_close(poses, whole)
+
+    def gradient(pose):
+        return torch.autograd.grad(pose[:3].sum(), features, retain_graph=True)[0]
+
+    torch.testing.assert_close(gradient(poses[0, 1]), gradient(whole[0, 1]))
+    assert not torch.allclose(gradient(poses[0, 2]), gradient(whole[0, 2]))
 
 
 def test_a_level_teaches_only_itself():
@@ -356,6 +400,9 @@ def test_augmentation_is_repeatable_and_differs_between_the_two_images():
     ({"initial_error": {"rotation_deg": [1]}}, "list of 2"),
     ({"run": {"rates": {"stem.": -1}}}, "rates must be positive"),
     ({"run": {"average": 1.0}}, "average must be"),
+    ({"loss": {"shape": "round"}}, "choose one of"),
+    ({"loss": {"scale_cells": [0.5, 0]}}, "must be above 0"),
+    ({"initial_error": {"exponent": 0}}, "exponent"),
     ({"alignment": {"strategy": "newton"}}, "choose one of"),
     ({"network": {"architecture": "huge"}}, "choose one of"),
     ({"network": {"start": "nothing"}}, "no weights"),

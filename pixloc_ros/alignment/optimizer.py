@@ -24,7 +24,7 @@ from ..geometry.cameras import Camera
 from . import compiled
 from .linearization import Linearization, linearize
 from .robust import RobustLoss
-from .types import AlignmentResult, LevelTrace, PriorFactor, ReferencePoints
+from .types import AlignmentResult, LevelTrace, PriorFactor, ReferencePoints, to_device
 
 T = TypeVar("T")
 STRATEGIES = ("adaptive", "paper")
@@ -165,10 +165,15 @@ def align(pyramid: FeaturePyramid, camera: Camera, points: ReferencePoints, came
     pyramid: features of the query, batch size B or 1. camera: of the pyramid's image size. points: [N, 3] or [B, N, 3].
     camera_from_map: initial poses, [4, 4] or [B, 4, 4]. damping: learned factors; without it the adaptive strategy starts
     at 0.01 and the paper's runs with theta = 0. mask: bool [B, N], which points exist (padding in training). cues: what a
-    `TemporalPrior` takes; where its axes are not given, those of a base at the camera are meant.
+    `TemporalPrior` takes; where its axes are not given, those of a base at the camera are meant. The work is done where the
+    pyramid is, on whatever device the rest comes and the result goes; the damping must be there.
 
     The result's leading dimensions are those of `camera_from_map`. Nothing is raised for a hard image: see `converged`.
     """
+    home, device = camera_from_map.device, pyramid.levels[0].features.device
+    if home != device:
+        camera, points, camera_from_map, prior, mask, cues = to_device(
+            (camera, points, camera_from_map, prior, mask, cues), device)
     single = camera_from_map.dim() == 2
     pose = camera_from_map[None] if single else camera_from_map
     if points.xyz.dim() == 2:
@@ -184,7 +189,7 @@ def align(pyramid: FeaturePyramid, camera: Camera, points: ReferencePoints, came
     dampings, priors = _learned(damping, prior, cues, len(pyramid.levels), pose.device)
     run = _align_compiled if _compiled_serves(options, pyramid, camera, points) else _align_tensors
     result = run(pyramid, camera, points, pose, options, dampings, priors, mask)
-    return _first(result) if single else result
+    return to_device(_first(result) if single else result, home)
 
 
 def _align_tensors(pyramid: FeaturePyramid, camera: Camera, points: ReferencePoints, pose: torch.Tensor,

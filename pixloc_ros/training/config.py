@@ -21,6 +21,7 @@ from .datasets import Curriculum, PairMixture
 from .loss import LossOptions
 from .pairs import PairSource, View
 from .photos import MotionRange, PhotoPairs, list_photos
+from .public_data import BagPairs, CmuPairs, MegaDepthPairs
 from .scenes import ColmapPairs, RgbdPairs
 from .sequences import OdometryErrors, with_odometry
 
@@ -54,24 +55,29 @@ class NetworkSection:
 @dataclass(frozen=True)
 class AlignmentSection:
     """strategy: "paper" or "adaptive", which the running system uses (see `AlignmentOptions`). iterations: unrolled per level.
-    robust_loss, robust_scale: of the feature residual, as in `RobustLoss`."""
+    robust_loss, robust_scale: of the feature residual, as in `RobustLoss`. detach_steps: each step is taught by itself (see
+    `AlignmentOptions`), which goes with loss.every_iteration."""
 
     strategy: str = "paper"
     iterations: int = 8
     robust_loss: str = "geman_mcclure"
     robust_scale: float = 0.05
+    detach_steps: bool = False
 
     def __post_init__(self) -> None:
         self.options()  # refuses what it does not know
 
     def options(self) -> AlignmentOptions:
-        return AlignmentOptions(self.strategy, self.iterations, RobustLoss(self.robust_loss, self.robust_scale))
+        return AlignmentOptions(self.strategy, self.iterations, RobustLoss(self.robust_loss, self.robust_scale),
+                                detach_steps=self.detach_steps)
 
 
 @dataclass(frozen=True)
 class DataSection:
     """One data source. kind: "photos" (folders, and leave_out: names of files in them, with * and ?, that are not taken),
-    "colmap" (model, images) or "rgbd" (sequence). Paths are relative to the configuration file. weight: how often it is
+    "colmap" (model, images), "rgbd" (sequence), "bag" (bag, and pose_topic where it cannot be guessed; what is found in it is
+    kept beside the configuration), "megadepth" (root, and scenes: names of folders in it, all by default) or "cmu" (root: a
+    slice of Extended CMU Seasons). Paths are relative to the configuration file. weight: how often it is
     drawn. motion: between the views that photos are made into. rate_hz: frames a second of a scene, where consecutive frames
     are wanted (network.temporal)."""
 
@@ -82,6 +88,10 @@ class DataSection:
     model: str = ""
     images: str = ""
     sequence: str = ""
+    bag: str = ""
+    pose_topic: str = ""
+    root: str = ""
+    scenes: tuple[str, ...] = ()
     motion: MotionRange = MotionRange()
     rate_hz: float = 0.0
 
@@ -199,7 +209,8 @@ def build_mixture(config: TrainingConfig, held_out: bool, augmented: bool) -> Pa
     weights = [section.weight for section in config.data]
     if min(weights) < 0 or sum(weights) == 0:
         raise InputError("data: weights must not be negative, and one above 0")
-    return PairMixture(sources, weights, config.view.points, config.run.seed, config.augmentation if augmented else None)
+    return PairMixture(sources, weights, config.view.points, config.run.seed, config.augmentation if augmented else None,
+                       config.initial_error.exponent)
 
 
 def _build_source(section: DataSection, folder: Path, view: View, held_out: bool) -> PairSource:
@@ -209,8 +220,15 @@ def _build_source(section: DataSection, folder: Path, view: View, held_out: bool
         return ColmapPairs(folder / section.model, folder / section.images, view, held_out)
     if section.kind == "rgbd" and section.sequence:
         return RgbdPairs(folder / section.sequence, view, held_out)
+    if section.kind == "bag" and section.bag:
+        bag = folder / section.bag
+        return BagPairs(bag, section.pose_topic, folder / f"{bag.stem}.frames", view, held_out)
+    if section.kind == "megadepth" and section.root:
+        return MegaDepthPairs(folder / section.root, section.scenes, view, held_out)
+    if section.kind == "cmu" and section.root:
+        return CmuPairs(folder / section.root, view, held_out)
     raise InputError(f"data: a source of kind '{section.kind}' is unknown or incomplete: use photos with folders, colmap with "
-                     "model and images, or rgbd with sequence")
+                     "model and images, rgbd with sequence, bag with bag, megadepth or cmu with root")
 
 
 def build_network(section: NetworkSection, folder: Path) -> tuple[torch.nn.Module, LearnedDamping, dict]:

@@ -25,18 +25,22 @@ _SAME_TROUBLE = 0.7
 
 @dataclass(frozen=True)
 class Curriculum:
-    """Initial errors are uniform from 0 to a limit that grows linearly from the first value to the second over `steps`.
+    """Initial errors are random from 0 to a limit that grows linearly from the first value to the second over `steps`.
 
-    rotation_deg: degrees. translation: share of the median depth of the points. steps: 0 starts at the second value.
+    rotation_deg: degrees. translation: share of the median depth of the points. steps: 0 starts at the second value. exponent:
+    of the uniform random number that the limit is multiplied with; below 1 far starts are more frequent than near ones.
     """
 
     rotation_deg: tuple[float, float] = (2.0, 12.0)
     translation: tuple[float, float] = (0.03, 0.18)
     steps: int = 2000
+    exponent: float = 1.0
 
     def __post_init__(self) -> None:
         if min(*self.rotation_deg, *self.translation) < 0 or self.steps < 0:
             raise InputError("initial_error: rotation_deg, translation and steps must not be negative")
+        if not self.exponent > 0:
+            raise InputError("initial_error: exponent must be above 0")
 
     def limits(self, step: int) -> tuple[float, float]:
         """Largest rotation in degrees and translation as a share of the depth at a step."""
@@ -47,13 +51,15 @@ class Curriculum:
 
 @dataclass(frozen=True, eq=False)
 class PairMixture:
-    """Data sources with how often each is drawn, and what happens to their pairs. points: per pair, padded to that."""
+    """Data sources with how often each is drawn, and what happens to their pairs. points: per pair, padded to that.
+    exponent: as in `Curriculum`."""
 
     sources: Sequence[PairSource]
     weights: Sequence[float]
     points: int
     seed: int
     augmentation: AugmentationOptions | None
+    exponent: float = 1.0
 
     def sample(self, key: tuple[int, ...], limits: tuple[float, float]) -> tuple[Pair, torch.Tensor, list[str]]:
         """Pair, initial pose [4, 4] and the reasons of draws that were skipped. Raises InputError after 40 bad draws."""
@@ -91,10 +97,9 @@ class PairMixture:
         previous = augment(pair.step.previous, np.random.default_rng(seed + (rng.random() > _SAME_TROUBLE)), options)
         return replace(pair, query=query, step=replace(pair.step, previous=previous))
 
-    @staticmethod
-    def _initial(pair: Pair, limits: tuple[float, float], rng: np.random.Generator) -> torch.Tensor:
+    def _initial(self, pair: Pair, limits: tuple[float, float], rng: np.random.Generator) -> torch.Tensor:
         depth = float(se3.transform(pair.query_from_reference, pair.xyz)[:, 2].median())
-        rotation, translation = (limit * rng.random() for limit in limits)
+        rotation, translation = (limit * rng.random() ** self.exponent for limit in limits)
         return perturbed(pair.query_from_reference, np.radians(rotation), translation * abs(depth), rng)
 
 

@@ -14,31 +14,39 @@ from ..errors import InputError
 from ..geometry import se3
 from ..geometry.cameras import Camera
 
+SHAPES = ("linear", "log")
+
 
 @dataclass(frozen=True)
 class LossOptions:
-    """scale_px: up to about this distance the loss is quadratic, beyond it linear; PixLoc's is 2, less asks for more exactness.
-    success_px: a level succeeded where its error is below this times its stride. limit_px: losses above it are cut off, so
-    that hopeless pairs do not pull. min_points: pairs with fewer are dropped. balance_levels: an error of one cell counts the
-    same at every level, the finest level as without; otherwise, as in PixLoc, a pixel does, and coarse levels outweigh fine
-    ones.
+    """shape: "linear" or "log", how the loss of a point grows beyond the scale, up to which it is quadratic. scale_px: PixLoc's
+    is 2; less asks for more exactness. scale_cells: a scale for each level, coarse to fine, in its cells, instead: losses are
+    then in units of the scale, so that a level that has reached what the next one needs teaches little more. every_iteration:
+    the mean over the poses after all iterations of a level counts, not only the last one. success_px: a level succeeded where
+    its error is below this times its stride. limit: losses above it are cut off, so that hopeless pairs do not pull; null:
+    none are. min_points: pairs with fewer are dropped.
     """
 
+    shape: str = "linear"
     scale_px: float = 2.0
+    scale_cells: tuple[float, ...] = ()
+    every_iteration: bool = False
     success_px: float = 3.0
-    limit_px: float = 50.0
+    limit: float | None = 50.0
     min_points: int = 10
-    balance_levels: bool = False
 
     def __post_init__(self) -> None:
-        if not (self.scale_px > 0 and self.success_px > 0 and self.limit_px > 0) or self.min_points < 1:
-            raise InputError("loss: scale_px, success_px and limit_px must be above 0, min_points at least 1")
+        if self.shape not in SHAPES:
+            raise InputError(f"loss: shape '{self.shape}' is unknown: choose one of {', '.join(SHAPES)}")
+        if not (min(self.scale_px, self.success_px, *self.scale_cells) > 0 and (self.limit is None or self.limit > 0)) or (
+                self.min_points < 1):
+            raise InputError("loss: scale_px, scale_cells, success_px and limit must be above 0, min_points at least 1")
 
 
 @dataclass(frozen=True)
 class PairLoss:
-    """Per pair: loss [B] in pixels (0 for dropped pairs); kept, bool [B]; and for people, detached, per level coarse to
-    fine: errors [B, L], the mean reprojection error in pixels; success, bool [B, L]."""
+    """Per pair: loss [B] in pixels or units of the scale (0 for dropped pairs); kept, bool [B]; and for people, detached, per
+    level coarse to fine: errors [B, L], the mean reprojection error in pixels; success, bool [B, L]."""
 
     loss: torch.Tensor
     kept: torch.Tensor
@@ -46,12 +54,13 @@ class PairLoss:
     success: torch.Tensor
 
 
-def robust_pixels(squared: torch.Tensor, scale_px: float) -> torch.Tensor:
-    """Robust error in pixels of squared distances in pixels: x / 2c near zero, sqrt(x) - c far away.
+def robust_error(squared: torch.Tensor, scale: float, shape: str = "linear") -> torch.Tensor:
+    """Robust error of squared distances, in their unit: x / 2c near zero; far away sqrt(x) - c, or c / 2 log(x / c²).
 
-    Barron's general loss with shape 1 and scale c, divided by 2c: c = 2 is PixLoc's `scaled_barron(1, 2) / 4`.
+    "linear" is Barron's general loss with shape 1 and scale c, divided by 2c: with c = 2 px PixLoc's `scaled_barron(1, 2) / 4`.
     """
-    return scale_px * (torch.sqrt(squared / scale_px ** 2 + 1) - 1)
+    ratio = squared / scale ** 2
+    return scale * (torch.sqrt(ratio + 1) - 1 if shape == "linear" else 0.5 * torch.log1p(ratio))
 
 
 def squared_distances(camera: Camera, xyz: torch.Tensor, truth: torch.Tensor, estimate: torch.Tensor) -> torch.Tensor:
@@ -72,7 +81,7 @@ def pair_loss(traces: tuple[LevelTrace, ...], camera: Camera, xyz: torch.Tensor,
               initial: torch.Tensor, options: LossOptions = LossOptions()) -> PairLoss:
     """Loss of a batch of pairs after alignment.
 
-    traces: of `align` with the paper's strategy, poses [B, steps, 4, 4]. camera: of the query, batched or single. xyz
+    traces: of `align`, poses [B, steps, 4, 4]. camera: of the query, batched or single. xyz
     [B, N, 3] float, mask bool [B, N]: points in the reference camera's frame. truth, initial: query_from_reference [B, 4, 4].
 
     Points count that are in the image from both the true and the initial pose. A level contributes where the level before it
@@ -87,13 +96,17 @@ def pair_loss(traces: tuple[LevelTrace, ...], camera: Camera, xyz: torch.Tensor,
     total = torch.zeros_like(truth[:, 0, 0])
     reached = kept
     errors, success = [], []
-    for trace in traces:
-        squared = squared_distances(camera, xyz, truth, trace.camera_from_map[:, -1].to(truth.dtype))
-        ratio = trace.stride / traces[-1].stride if options.balance_levels else 1.0
-        robust = _masked_mean(robust_pixels(squared / ratio ** 2, options.scale_px), counted)
-        share = robust.clamp(max=options.limit_px / ratio) / len(traces)
+    if len(options.scale_cells) not in (0, len(traces)):
+        raise InputError(f"loss: {len(options.scale_cells)} scale_cells for {len(traces)} levels: give one for each")
+    for k, trace in enumerate(traces):
+        # Errors in pixels, or in units of the level's scale.
+        unit, scale = (trace.stride * options.scale_cells[k], 1.0) if options.scale_cells else (1.0, options.scale_px)
+        poses = trace.camera_from_map[:, 1 if options.every_iteration else -1:].to(truth.dtype)
+        squared = torch.stack([squared_distances(camera, xyz, truth, pose) for pose in poses.unbind(1)])
+        robust = _masked_mean(robust_error(squared / unit ** 2, scale, options.shape), counted).mean(0)
+        share = (robust if options.limit is None else robust.clamp(max=options.limit)) / len(traces)
         total = total + torch.where(reached, share, torch.zeros_like(share))
-        error = _masked_mean(squared.detach().sqrt(), counted)
+        error = _masked_mean(squared[-1].detach().sqrt(), counted)
         solved = error < options.success_px * trace.stride
         reached = kept & solved
         errors.append(error)
