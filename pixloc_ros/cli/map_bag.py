@@ -65,7 +65,7 @@ def add_parser(sources) -> None:
 
 def _run(args: argparse.Namespace) -> int:
     from ..errors import InputError
-    from ..evaluation.posed_frames import PosedFrameOptions, PosedFrames
+    from ..evaluation.posed_frames import PosedFrameOptions, PosedFrames, bag_identity
     from ..evaluation.trajectory import parse_pose, write_text
     from ..features import load_extractor
     from ..mapping.drive import DriveOptions, build_map_from_drive
@@ -97,7 +97,7 @@ def _run(args: argparse.Namespace) -> int:
         raise InputError(f"{args.keep_images} is not empty: give a new folder for the images")
     with PosedFrames(args.bag, frame_options) as frames:
         key = {
-            "bag": _identity(args.bag),
+            "bag": bag_identity(args.bag),
             "frames": {
                 name: value.tolist() if hasattr(value, "tolist") else value for name, value in vars(frame_options).items()
             },
@@ -130,12 +130,6 @@ def _run(args: argparse.Namespace) -> int:
         work.path("images").rename(args.keep_images)
     work.remove()
     return 0
-
-
-def _identity(bag: Path) -> list:
-    """What tells the bag from another, or from itself recorded again."""
-    files = sorted(bag.rglob("*")) if bag.is_dir() else [bag]
-    return [[str(f.resolve()), f.stat().st_size, f.stat().st_mtime_ns] for f in files if f.is_file()]
 
 
 def _print(summary: dict) -> None:

@@ -304,6 +304,12 @@ def _with_depth(frames: Iterator) -> Iterator[tuple[CameraFrame | UnusableFrame,
         yield frame, nearest(frame.stamp_ns)
 
 
+def bag_identity(path: Path) -> list:
+    """What tells a bag from another, or from itself recorded again, as JSON can hold it."""
+    files = sorted(path.rglob("*")) if path.is_dir() else [path]
+    return [[str(file.resolve()), file.stat().st_size, file.stat().st_mtime_ns] for file in files if file.is_file()]
+
+
 def decode_depth(message) -> np.ndarray:
     """Depth in metres, float32 [H, W], 0 where unknown, of an Image (16UC1: millimetres, 32FC1: metres; REP-118) or of a
     CompressedImage of the compressed_depth transport. Raises InputError for anything else."""

@@ -24,7 +24,7 @@ from .keyframes import KeyframeOptions, KeyframeSelector, PosedFrame
 from .map_file import Map
 from .rgbd import RgbdKeyframe, find_points, load_grey, without_edges
 from .statistics import coverage
-from .triangulation import Triangulation, TriangulationOptions, triangulate
+from .triangulation import TriangulationOptions, triangulate
 from .work_folder import WorkFolder
 
 DEPTH_UNITS_PER_METRE = 1000.0
@@ -103,37 +103,51 @@ def build_map_from_drive(
     Points come from depth where the keyframes have it, else from triangulation. Raises InputError where fewer than two
     keyframes come out, or no points.
     """
+    posed = points_of_drive(frames, work, options, name, progress)
+    map_, build = build_map(posed.source, extractor, working_side, progress, work)
+    return map_, _report(map_, build, posed)
+
+
+@dataclass(frozen=True, eq=False)
+class DrivePoints:
+    """Keyframes of a drive, their images in the work folder, and the points they see. images: given with a pose. rejected:
+    points and frames left out, by reason. error_px: of the observations, None with depth."""
+
+    source: PosedImages
+    images: int
+    rejected: dict[str, int]
+    error_px: np.ndarray | None
+
+
+def points_of_drive(
+    frames: FrameSource,
+    work: WorkFolder,
+    options: DriveOptions = DriveOptions(),
+    name: str = "drive",
+    progress: Progress | None = None,
+) -> DrivePoints:
+    """All of a map but its features; arguments and errors as of `build_map_from_drive`."""
     keyframes, images, rejected = _choose_keyframes(frames, work, options.keyframes, progress)
     paths = [work.path(f"images/{keyframe.name}") for keyframe in keyframes]
     poses = torch.stack([keyframe.map_from_camera for keyframe in keyframes])
-    masks = _Masks(options.mask)
+    cameras = [keyframe.camera for keyframe in keyframes]
+    masks, error = _Masks(options.mask), None
     if all(keyframe.depth for keyframe in keyframes):
-        triangulation = None
         xyz, image, point = _points_from_depth(keyframes, paths, work, masks)
     else:
-        cameras = [keyframe.camera for keyframe in keyframes]
 
         def load(k: int) -> np.ndarray:
             return load_grey(paths[k], cameras[k])
 
-        triangulation = triangulate(
-            load, lambda k: masks.load(paths[k].name, cameras[k]), cameras, poses, work, options.triangulation, progress
-        )
-        xyz, image, point = triangulation.xyz, triangulation.observation_image, triangulation.observation_point
-        rejected.update(triangulation.rejected)
-    source = PosedImages(
-        name,
-        paths,
-        [keyframe.name for keyframe in keyframes],
-        [keyframe.camera for keyframe in keyframes],
-        poses,
-        np.array([keyframe.stamp_ns for keyframe in keyframes], np.int64),
-        xyz,
-        image,
-        point,
-    )
-    map_, build = build_map(source, extractor, working_side, progress, work)
-    return map_, _report(map_, build, images, triangulation, rejected)
+        def load_mask(k: int) -> np.ndarray | None:
+            return masks.load(paths[k].name, cameras[k])
+
+        points = triangulate(load, load_mask, cameras, poses, work, options.triangulation, progress)
+        xyz, image, point, error = points.xyz, points.observation_image, points.observation_point, points.error_px
+        rejected.update(points.rejected)
+    stamps = np.array([keyframe.stamp_ns for keyframe in keyframes], np.int64)
+    source = PosedImages(name, paths, [keyframe.name for keyframe in keyframes], cameras, poses, stamps, xyz, image, point)
+    return DrivePoints(source, images, {reason: count for reason, count in rejected.items() if count}, error)
 
 
 # ---- keyframes
@@ -261,16 +275,14 @@ def _points_from_depth(
 # ---- report
 
 
-def _report(
-    map_: Map, build: BuildReport, images: int, triangulation: Triangulation | None, rejected: Counter
-) -> DriveReport:
+def _report(map_: Map, build: BuildReport, posed: DrivePoints) -> DriveReport:
     counts = np.diff(map_.observation_offsets)
     centres = map_.map_from_keyframe[:, :3, 3].numpy()
     error = None
-    if triangulation is not None:
-        error = tuple(float(v) for v in np.percentile(triangulation.error_px, (50, 95)))
+    if posed.error_px is not None:
+        error = tuple(float(v) for v in np.percentile(posed.error_px, (50, 95)))
     return DriveReport(
-        images=images,
+        images=posed.images,
         keyframes=len(counts),
         points=len(map_.xyz),
         observations=len(map_.observation_point),
@@ -280,6 +292,6 @@ def _report(
         reprojection_px=error,
         descriptor_consistency=float(np.median(map_.quality[map_.track_length > 1])) if (map_.track_length > 1).any() else 0.0,
         length_m=float(np.linalg.norm(np.diff(centres, axis=0), axis=1).sum()),
-        rejected={reason: count for reason, count in rejected.items() if count},
+        rejected=posed.rejected,
         build=build,
     )

@@ -81,27 +81,38 @@ class ScenePairs:
                     f"{self.name}/{self.paths[a].name}-{self.paths[b].name}")
 
 
-class ColmapPairs(ScenePairs):
-    """Pairs of a COLMAP model: images that share at least a quarter of the reference's points.
+class SharedPointPairs(ScenePairs):
+    """Pairs of images that share at least a quarter of the reference's points.
 
-    Raises InputError as `read_colmap_model` and `ScenePairs` do.
+    xyz: float64 [P, 3] map frame. observation_image, observation_point: int64 [M]. near: more pairs than those, bool [K, K];
+    references among them must see points. Raises InputError as `ScenePairs` does.
     """
 
-    def __init__(self, model: Path, images: Path, view: View, held_out: bool) -> None:
-        scene = read_colmap_model(model)
-        shape = (len(scene.names), len(scene.xyz))
-        self.sees = scipy.sparse.csr_matrix(
-            (np.ones(len(scene.observation_point)), (scene.observation_image, scene.observation_point)), shape)
+    def __init__(self, folder: Path, paths: list[Path], cameras: list[Camera], camera_from_map: torch.Tensor, xyz: np.ndarray,
+                 observation_image: np.ndarray, observation_point: np.ndarray, view: View, held_out: bool,
+                 near: np.ndarray | None = None) -> None:
+        self.sees = scipy.sparse.csr_matrix((np.ones(len(observation_point)), (observation_image, observation_point)),
+                                            (len(paths), len(xyz)))
         self.sees.data[:] = 1  # a point may be observed twice in an image
-        self.xyz = torch.from_numpy(scene.xyz)
+        self.xyz = torch.from_numpy(xyz)
         shared = (self.sees @ self.sees.T).toarray()
-        near = shared >= np.maximum(_LEAST_POINTS, _LEAST_SHARED * shared.diagonal()[:, None])
-        super().__init__(model, [images / name for name in scene.names],
-                         [scene.cameras[k] for k in scene.camera_ids.tolist()], scene.camera_from_map, near, view, held_out)
+        enough = shared >= np.maximum(_LEAST_POINTS, _LEAST_SHARED * shared.diagonal()[:, None])
+        if near is not None:
+            enough |= near & (shared.diagonal() >= _LEAST_POINTS)[:, None]
+        super().__init__(folder, paths, cameras, camera_from_map, enough, view, held_out)
 
     def points(self, image: int, rng: np.random.Generator) -> torch.Tensor:
         observed = torch.from_numpy(self.sees[[image]].indices.astype(np.int64))
         return se3.transform(self.camera_from_map[image], self.xyz[observed])
+
+
+class ColmapPairs(SharedPointPairs):
+    """Pairs of a COLMAP model. Raises InputError as `read_colmap_model` and `ScenePairs` do."""
+
+    def __init__(self, model: Path, images: Path, view: View, held_out: bool) -> None:
+        scene = read_colmap_model(model)
+        super().__init__(model, [images / name for name in scene.names], [scene.cameras[k] for k in scene.camera_ids.tolist()],
+                         scene.camera_from_map, scene.xyz, scene.observation_image, scene.observation_point, view, held_out)
 
 
 class RgbdPairs(ScenePairs):
