@@ -362,13 +362,14 @@ def test_directions_the_image_does_not_determine_keep_the_priors_variance():
     assert robot.see(covariance=loose).covariance[0, 0] > forward  # and it grows while nothing is learned
 
 
-def test_weak_images_are_less_certain():
-    covariances = []
-    for inlier_fraction in (1.0, 0.5):
-        robot = Robot()
-        robot.initialize()
-        covariances.append(robot.see(covariance=4e-4 * EYE6, inlier_fraction=inlier_fraction).covariance)
-    torch.testing.assert_close(covariances[1], 4 * covariances[0])
+def test_the_image_s_covariance_is_taken_to_the_base_and_what_it_cannot_know_is_added():
+    robot = Robot(translation_floor=0.03, rotation_floor=0.004)
+    robot.initialize()
+    covariance = torch.diag(torch.tensor([1e-4, 4e-4, 9e-4, 1e-6, 4e-6, 9e-6], dtype=torch.float64))
+    found = robot.see(covariance=covariance).covariance
+    expected = se3.transform_covariance(covariance, BASE_FROM_CAMERA)
+    expected = expected + torch.diag(torch.tensor([0.03**2] * 3 + [0.004**2] * 3, dtype=torch.float64))
+    torch.testing.assert_close(found, expected)
 
 
 @pytest.mark.parametrize("back_s", [0.0, 0.1, 0.9])

@@ -98,8 +98,9 @@ class TrackerOptions:
     max_degraded_blind_s. max_search_s: how long an initial or lost pose is a hint where to look. confirm_frames: images
     that must agree before a pose that contradicts the prior, or one found again, is believed. max_candidates: such poses
     followed at a time. translation_floor, rotation_floor:
-    standard deviations below which no covariance goes (map and calibration are not perfect). covariance_scale:
-    multiplies what the image alone claims. search_translation, search_rotation: how far from the prior the search goes
+    standard deviations of what the image does not know of: errors of map and calibration. They are added to what the image
+    claims, and no covariance goes below them (chosen with the localizer's covariance_scale, docs/temporal_prior.md).
+    search_translation, search_rotation: how far from the prior the search goes
     at most. initial_translation_std, initial_rotation_std: of an initial pose that comes without covariance.
     jump_back_s: an image older than the last by more is a jump of the clock and resets the tracker.
     """
@@ -113,9 +114,8 @@ class TrackerOptions:
     max_search_s: float = 60.0
     confirm_frames: int = 3
     max_candidates: int = 3
-    translation_floor: float = 0.005
-    rotation_floor: float = 0.001
-    covariance_scale: float = 1.0
+    translation_floor: float = 0.0005
+    rotation_floor: float = 0.0001
     search_translation: float = 2.0
     search_rotation: float = 0.5
     initial_translation_std: float = 0.5
@@ -410,9 +410,9 @@ class Tracker:
         return ""
 
     def _measured_covariance(self, alignment: FrameAlignment, base_from_camera: torch.Tensor) -> torch.Tensor:
-        """What the image alone says, base frame: inflated where few points agree, floored where it claims too much."""
-        inflation = self.options.covariance_scale / max(alignment.inlier_fraction, 0.1) ** 2
-        return self._floored(se3.transform_covariance(inflation * alignment.covariance, base_from_camera))
+        """What the image alone says, base frame, and the errors it cannot see."""
+        floor = isotropic(self.options.translation_floor, self.options.rotation_floor)
+        return se3.transform_covariance(alignment.covariance, base_from_camera) + floor
 
     def _agrees(self, look: _Look, prior: MotionPrior | None) -> bool:
         """Whether a look is believed at once, since it is where the prior says."""

@@ -80,7 +80,7 @@ class FrameAlignment:
     """One image against the map from one prior: what `FrameLocalizer.localize` returns.
 
     map_from_camera: float64 [4, 4]; covariance: float64 [6, 6] (translation, rotation), camera frame, right perturbation
-    (true = map_from_camera · exp(error)), from the Hessian, before any inflation by the gates.
+    (true = map_from_camera · exp(error)), from the Hessian.
     inlier_fraction: inliers / visible; visible_fraction: visible / points asked for.
     success: False where the optimizer had too few points or no finite solution; `reason` says why in a few words.
     """

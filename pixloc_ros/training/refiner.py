@@ -20,8 +20,8 @@ from ..alignment import (
 from ..features.pyramid import FeatureLevel, FeaturePyramid
 from ..features.sampling import sample_level
 from ..geometry import se3
-from ..tracking.covariances import isotropic, not_better_than
-from ..tracking.localizer import hessian_covariance
+from ..tracking.covariances import isotropic
+from ..tracking.localizer import LocalizerOptions, hessian_covariance
 from ..tracking.tracker import QualityGates, TrackerOptions
 from .loss import LossOptions, PairLoss, pair_loss
 from .pairs import Batch, member_camera
@@ -87,10 +87,10 @@ class PairRefiner(nn.Module):
             pose, covariance = steps.previous_start[b], steps.previous_covariance[b]
             if bool(found.converged) and share >= gates.min_inlier_fraction:
                 pose = found.camera_from_map.double()
-                measured = hessian_covariance(found.hessian.double(), float(found.cost)) / share ** 2
+                measured = hessian_covariance(found.hessian.double(), float(found.cost)) * LocalizerOptions().covariance_scale
                 if bool(measured.isfinite().all()):
-                    covariance = not_better_than(se3.transform_covariance(measured, steps.base_from_camera[b]),
-                                                 isotropic(options.translation_floor, options.rotation_floor))
+                    covariance = se3.transform_covariance(measured, steps.base_from_camera[b]) + isotropic(
+                        options.translation_floor, options.rotation_floor)
             poses.append(se3.inverse(pose) @ camera_from_base[b])
             covariances.append(covariance)
             inliers.append(share)
