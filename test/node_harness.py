@@ -106,6 +106,7 @@ class FakeLocalizer:
 
 class FakeEngine:
     map_name = "fake.pixmap"
+    network = "fake"
     georeference = None
 
     def __init__(self, *_) -> None:

@@ -19,6 +19,7 @@ from pixloc_ros.alignment import (
     optimizer,
 )
 from pixloc_ros.alignment.linearization import linearize
+from pixloc_ros.alignment.types import to_device
 from pixloc_ros.errors import InputError
 from pixloc_ros.features import FeatureLevel, FeaturePyramid
 from pixloc_ros.features.sampling import sample_level
@@ -503,3 +504,11 @@ def test_iterations_after_the_last_pose_stopped_change_nothing(strategy, monkeyp
     for one, other in zip(late.trace, expected.trace):
         assert one.iterations == other.iterations < options.iterations
         torch.testing.assert_close(one.costs, other.costs)
+
+
+def test_everything_goes_to_a_device_at_once():
+    pyramid, points, truth = scene()
+    moved = to_device((pyramid, CAMERA, points, PriorFactor(truth, truth), None), torch.device("meta"))
+    assert moved[0].levels[1].features.is_meta and moved[0].levels[1].confidence is None and moved[0].image_size == SIZE
+    assert moved[1].params.is_meta and moved[1].limit.is_meta and moved[2].descriptors[0].is_meta and moved[3].information.is_meta
+    assert moved[4] is None and not points.xyz.is_meta

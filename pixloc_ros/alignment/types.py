@@ -2,9 +2,25 @@
 """What an alignment is given and what it returns."""
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
+from typing import TypeVar
 
 import torch
+
+T = TypeVar("T")
+
+
+def to_device(value: T, device: torch.device) -> T:
+    """The same with all tensors on a device: of a tensor, a tuple, or a dataclass of such."""
+    if isinstance(value, torch.Tensor):
+        return value.to(device)
+    if isinstance(value, tuple):
+        return tuple(to_device(item, device) for item in value)
+    if dataclasses.is_dataclass(value):
+        return dataclasses.replace(value, **{field.name: to_device(getattr(value, field.name), device)
+                                             for field in dataclasses.fields(value)})
+    return value
 
 
 @dataclass(frozen=True)

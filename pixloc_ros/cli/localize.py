@@ -6,6 +6,7 @@ import argparse
 import json
 from pathlib import Path
 
+from .execution_arguments import add_execution_arguments, execution
 from .help_format import HelpFormatter
 from .progress import show_progress
 
@@ -33,6 +34,7 @@ def add_parser(subparsers) -> None:
                         help="the network that made the map (default compact)")
     parser.add_argument("--preset", default="balanced", metavar="NAME",
                         help="fast, balanced (default) or accurate: how much is spent on an image")
+    add_execution_arguments(parser)
     parser.set_defaults(run=run)
 
 
@@ -46,7 +48,7 @@ def run(args: argparse.Namespace) -> int:
     if args.prior and not any(query.name in priors for query in queries):
         from ..errors import InputError
         raise InputError(f"{args.prior} has no pose for any of the images: its names must be those of {args.cameras}")
-    localizer = localize.open_localizer(args.map, args.weights, preset(args.preset))
+    localizer = localize.open_localizer(args.map, args.weights, preset(args.preset), execution(args))
     with show_progress("localize") as progress:
         results = localize.localize_queries(localizer, queries, priors, progress)
     poses = {r.name: r.camera_from_map for r in results if not r.reason}

@@ -7,6 +7,7 @@ import json
 from pathlib import Path
 
 from .bag_arguments import add_bag_arguments, bag_options, initial_pose
+from .execution_arguments import add_execution_arguments, execution
 from .help_format import HelpFormatter
 from .progress import show_progress
 
@@ -27,6 +28,7 @@ def add_parser(subparsers) -> None:
     parser.add_argument("-o", "--output", type=Path, required=True, metavar="FILE", help="poses: stamp tx ty tz qx qy qz qw")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write figures")
     parser.add_argument("--report", type=Path, metavar="FILE", help="write a page with plots and pictures (HTML)")
+    add_execution_arguments(parser)
     parser.set_defaults(run=run)
 
 
@@ -43,7 +45,7 @@ def run(args: argparse.Namespace) -> int:
     options, start = bag_options(args), initial_pose(args)
     if args.cold_start and start is not None:
         raise InputError("--cold-start and --initial-pose contradict each other: give one")
-    localizer = open_localizer(args.map, args.weights, preset(args.preset))
+    localizer = open_localizer(args.map, args.weights, preset(args.preset), execution(args))
     with BagReader(args.bag, options) as bag, show_progress("track") as progress:
         result = offline.run_bag(localizer, bag, start, pose_search=Relocalizer(localizer), cold_start=args.cold_start,
                                  progress=progress)

@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 
 from ..errors import InputError
-from ..features import load_extractor
+from ..features import Execution, load_extractor
 from ..features.images import load_image
 from ..geometry import se3
 from ..geometry.cameras import Camera
@@ -62,10 +62,10 @@ class QueryResult:
 
 
 def open_localizer(map_path: Path, weights: str | Path = "compact",
-                   options: LocalizerOptions | None = None) -> FrameLocalizer:
+                   options: LocalizerOptions | None = None, execution: Execution | None = None) -> FrameLocalizer:
     """A map file and a network, ready to localize. Raises `InputError` where they cannot be used or do not fit."""
     map_ = Map.open(map_path)
-    return FrameLocalizer(map_, load_extractor(weights), options or LocalizerOptions())
+    return FrameLocalizer(map_, load_extractor(weights, execution), options or LocalizerOptions())
 
 
 def read_queries(images: Path, cameras: Path) -> list[Query]:

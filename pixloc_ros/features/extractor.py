@@ -41,8 +41,8 @@ class Extractor:
         """Raises InputError where the network cannot be run like that."""
         self.network = network.eval().requires_grad_(False).to(memory_format=torch.channels_last)
         self.name, self.fingerprint = name, fingerprint
-        self.damping = damping
         self.execution = execution or Execution()
+        self.damping = damping if damping is None else damping.to(self.execution.device)
         self.backend = self.execution.backend_for(network)
         self.strides: tuple[int, ...] = network.strides
         self.channels: tuple[int, ...] = network.channels

@@ -42,7 +42,7 @@ class PooledFeatures:
     name = POOLED_FEATURES
 
     def describe(self, image: np.ndarray, pyramid: FeaturePyramid) -> np.ndarray:
-        coarse = pyramid.levels[0].features[0].mean((1, 2))
+        coarse = pyramid.levels[0].features[0].mean((1, 2)).cpu()
         return torch.nn.functional.normalize(coarse, dim=0).numpy()
 
 

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from ..errors import InputError
-from ..features import load_extractor
+from ..features import Execution, load_extractor
 from ..mapping.map_file import Map
 from ..tracking.localizer import FrameLocalizer
 from ..tracking.presets import preset
@@ -21,17 +21,22 @@ from ..tracking.types import CameraFrame
 class Engine:
     """Opens the map and the network once; makes trackers.
 
-    map_name: the map's file name, without folder. georeference: the map's, None where it has none.
+    map_name: the map's file name, without folder. network: its name and what runs it. georeference: the map's, None where
+    it has none.
     """
 
-    def __init__(self, map_path: str, weights: str, preset_name: str, max_points: int) -> None:
-        """max_points: 0 for the preset's. Raises InputError where the map or the weights cannot be used."""
+    def __init__(self, map_path: str, weights: str, preset_name: str, max_points: int, backend: str = "auto", device: str = "cpu",
+                 precision: str = "float32") -> None:
+        """max_points: 0 for the preset's. backend, device, precision: see `Execution`. Raises InputError where the map or the
+        weights cannot be used, or the network cannot be run like that."""
         if not map_path:
             raise InputError("parameter map is empty: give the map file, for example map:=site.pixmap")
         path = Path(map_path).expanduser()
         self.map_name = path.name
         options = preset(preset_name, max_points)
-        self._localizer = FrameLocalizer(Map.open(path), load_extractor(weights), options)
+        extractor = load_extractor(weights, Execution(backend, device, precision))
+        self._localizer = FrameLocalizer(Map.open(path), extractor, options)
+        self.network = f"{extractor.name} by {extractor.backend}, {device}, {precision}"
         self._relocalizer = Relocalizer(self._localizer)
         self.georeference = self._localizer.map.georeference
 

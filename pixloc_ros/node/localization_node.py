@@ -45,8 +45,8 @@ def _explained(transition):
 
 
 class LocalizationNode(LifecycleNode):
-    """See the module and docs/node.md. load_engine: called with the parameters map, weights, preset
-    and max_points.
+    """See the module and docs/node.md. load_engine: called with the parameters map, weights, preset,
+    max_points, backend, device and precision.
 
     Configured: the map is loaded. Active: it listens and localizes. With the parameter `autostart` it is active at once.
     """

@@ -171,6 +171,20 @@ PARAMETERS: tuple[Parameter, ...] = (
         "max_points", 0, "Map points used per image: more is more exact and slower. 0: the preset's.", bounds=(0, 8192)
     ),
     Parameter(
+        "backend",
+        "auto",
+        "What runs the network: `onnxruntime` and `openvino` (CPU, compact network) need that Python package and onnx; `auto`: "
+        "ONNX Runtime where it can be used, else torch. The diagnostics name it.",
+        choices=("auto", "torch", "onnxruntime", "openvino"),
+    ),
+    Parameter("device", "cpu", "Where the network and the optimizer run, as torch calls it: `cpu`, `cuda`, `cuda:1`."),
+    Parameter(
+        "precision",
+        "float32",
+        "Of the network's convolutions: less than float32 pays where the processor is made for it.",
+        choices=("float32", "bfloat16", "float16"),
+    ),
+    Parameter(
         "threads", 0, "CPU threads of the network and the optimizer; 0: as many as there are cores.", bounds=(0, 256)
     ),
     Parameter(

@@ -38,15 +38,15 @@ from .parameters import FRAME_QUEUE_LIMIT, Value
 _MAX_INITIAL_POSE_AGE_NS = 10 * NS_PER_S
 """How long ago an initial pose may have been true: as long as the tracker keeps odometry."""
 
-LoadEngine = Callable[[str, str, str, int], Engine]
+LoadEngine = Callable[[str, str, str, int, str, str, str], Engine]
 
 
 class Pipeline:
     """Subscriptions, worker and publishers.
 
-    setting: value of a parameter by name. load_engine: called with map, weights, preset and max_points. on_failure: called in the
-    worker's thread when it ends because of an error in the program. Where the map cannot be used, the pipeline stands all
-    the same, rejects images with the reason, and waits for `load_map`.
+    setting: value of a parameter by name. load_engine: called with map, weights, preset, max_points, backend, device and
+    precision. on_failure: called in the worker's thread when it ends because of an error in the program. Where the map cannot
+    be used, the pipeline stands all the same, rejects images with the reason, and waits for `load_map`.
     """
 
     def __init__(
@@ -227,13 +227,14 @@ class Pipeline:
     def _load(self, map_path: str) -> Engine:
         if self._setting("threads"):
             torch.set_num_threads(self._setting("threads"))
-        settings = (self._setting(name) for name in ("weights", "preset", "max_points"))
+        settings = (self._setting(name) for name in ("weights", "preset", "max_points", "backend", "device", "precision"))
         engine = self._load_engine(map_path, *settings)
         engine.warm_up()
         return engine
 
     def _use_engine(self, engine: Engine) -> None:
         self._engine, self._map_name = engine, engine.map_name
+        self._board.value("map", network=engine.network)
         self._new_tracker()
         self._board.clear("map", "load")
 
