@@ -3,7 +3,7 @@
 """Single images found in a map without any prior, and images that the map does not show: as in docs/results.md.
 
 For each scene with map/, images/ and queries/: a map of its COLMAP model; every query image looked for in it; and every
-image of the other scenes, which must not be found. Writes a Markdown table and a JSON file.
+image of the other scenes (and of --photos), which must not be found. Writes a Markdown table and a JSON file.
 
 Within 0.1 m and 1°, within 0.25 m and 2° (scenes without a unit: 1 % and 2.5 % of the median scene depth). Confident and
 wrong: a pose that is not called doubtful and is further off than the second limit, or of an image of another scene.
@@ -18,13 +18,16 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import torch
 
 from pixloc_ros.cli.progress import show_progress
 from pixloc_ros.errors import InputError
 from pixloc_ros.evaluation import localize
 from pixloc_ros.evaluation.trajectory import read_benchmark_poses, write_text
 from pixloc_ros.features import Extractor, load_extractor
+from pixloc_ros.features.images import load_image
 from pixloc_ros.geometry import se3
+from pixloc_ros.geometry.cameras import Camera
 from pixloc_ros.mapping import build_map_from_colmap
 
 LIMITS = ((0.1, 1.0, 1.0), (0.25, 2.5, 2.0))
@@ -38,13 +41,16 @@ def main() -> int:
     parser.add_argument("--scenes", nargs="+", help="names; default: all that have a map and queries")
     parser.add_argument("--every", type=int, default=1, metavar="N", help="only every N-th query")
     parser.add_argument("--foreign-every", type=int, default=1, metavar="N", help="only every N-th image of other scenes")
+    parser.add_argument("--photos", type=Path, metavar="DIR", help="images of nowhere, looked for in each map, too")
+    parser.add_argument("--photos-every", type=int, default=1, metavar="N", help="only every N-th of them")
     parser.add_argument("--weights", default="compact")
     args = parser.parse_args()
     names = args.scenes or sorted(p.parent.name for p in args.data.glob("*/queries") if (p.parent / "map").is_dir())
     extractor = load_extractor(args.weights)
+    photos = photos_of(args.photos)[:: args.photos_every] if args.photos else []
     results = {}
     for name in names:
-        foreign = [q for other in names if other != name for q in queries_of(args.data / other)[:: args.foreign_every]]
+        foreign = [q for other in names if other != name for q in queries_of(args.data / other)[:: args.foreign_every]] + photos
         results[name] = evaluate(args.data / name, foreign, args.every, extractor, args.weights, args.output)
         # After each scene, so that a long run can be looked at.
         write_text(args.output / "cold_start.json", json.dumps(results, indent=2) + "\n")
@@ -55,6 +61,16 @@ def main() -> int:
 
 def queries_of(scene: Path) -> list[localize.Query]:
     return localize.read_queries(scene / "images", scene / "queries" / "cameras.txt")
+
+
+def photos_of(folder: Path) -> list[localize.Query]:
+    """All images in a folder and below, with a camera that sees some 58 degrees."""
+    queries = []
+    for path in sorted(p for p in folder.rglob("*") if p.suffix.lower() in (".jpg", ".jpeg", ".png")):
+        height, width = load_image(path).shape[:2]
+        params = torch.tensor([0.9 * max(width, height)] * 2 + [(width - 1) / 2, (height - 1) / 2], dtype=torch.float64)
+        queries.append(localize.Query(str(path.relative_to(folder)), path, Camera("pinhole", width, height, params)))
+    return queries
 
 
 def evaluate(scene: Path, foreign: list[localize.Query], every: int, extractor: Extractor, weights: str, output: Path
@@ -96,7 +112,7 @@ def evaluate(scene: Path, foreign: list[localize.Query], every: int, extractor: 
 def markdown(results: dict[str, dict]) -> str:
     """A row a scene, and one of all."""
     lines = ["| scene | keyframes | queries | within 0.1 m / 1° | within 0.25 m / 2° | confident | confident and wrong "
-             "| images of other scenes | of them confident | ms p50 | ms p95 |", "|---|---|---|---|---|---|---|---|---|---|---|"]
+             "| foreign images | of them confident | ms p50 | ms p95 |", "|---|---|---|---|---|---|---|---|---|---|---|"]
     for name, r in results.items():
         unit = "" if r["metric"] else " (1 %, 2.5 % of depth)"
         cells = [name + unit, r["keyframes"], r["queries"], *(f"{100 * v:.1f} %" for v in (*r["within"], r["confident"])),
