@@ -214,13 +214,27 @@ def test_security_policy_names_all_that_the_node_uses(request):
         names = [entry.text for group in groups for entry in group.iter(kind)]
         return {"/" + name.replace("~", "localization_node") for name in names}
 
-    with running() as (node, _):
-        name, namespace = node.get_name(), node.get_namespace()
-        published = {topic for topic, _ in node.get_publisher_names_and_types_by_node(name, namespace)}
-        heard = {topic for topic, _ in node.get_subscriber_names_and_types_by_node(name, namespace)}
-        served = {service for service, _ in node.get_service_names_and_types_by_node(name, namespace)}
+    own = {"/localization_node/" + name for name in ("pose", "odometry", "status", "path", "overlay", "points")}
+    with running() as (node, robot):
+        where = node.get_name(), node.get_namespace()
+        # The graph takes a moment to be complete.
+        robot.wait(lambda: own <= {topic for topic, _ in node.get_publisher_names_and_types_by_node(*where)})
+        robot.wait(lambda: len(node.get_service_names_and_types_by_node(*where)) >= 15)
+        published = {topic for topic, _ in node.get_publisher_names_and_types_by_node(*where)}
+        heard = {topic for topic, _ in node.get_subscriber_names_and_types_by_node(*where)}
+        served = {service for service, _ in node.get_service_names_and_types_by_node(*where)}
     assert published <= allowed("topic", "publish"), published - allowed("topic", "publish")
     assert heard <= allowed("topic", "subscribe"), heard - allowed("topic", "subscribe")
     assert served <= allowed("service", "reply"), served - allowed("service", "reply")
-    own = {"/localization_node/" + name for name in ("pose", "odometry", "status", "path", "overlay", "points")}
-    assert own <= published
+
+
+def test_quality_of_service_can_be_overridden():
+    """ROS's own parameters for it, also when the subscription is made a second time."""
+    name = "qos_overrides./camera/image_raw.subscription.reliability"
+    with running(**{name: "reliable"}, **start_pose()) as (node, robot):
+        (mine,) = node.get_subscriptions_info_by_topic("/camera/image_raw")
+        assert mine.qos_profile.reliability.name == "RELIABLE"
+        assert change_state(robot, Transition.TRANSITION_DEACTIVATE) and change_state(robot, Transition.TRANSITION_ACTIVATE)
+        robot.wait(lambda: node.get_subscriptions_info_by_topic("/camera/image_raw"))
+        (mine,) = node.get_subscriptions_info_by_topic("/camera/image_raw")
+        assert mine.qos_profile.reliability.name == "RELIABLE"

@@ -17,6 +17,7 @@ from nav_msgs.msg import Odometry
 from rclpy.clock import ClockType
 from rclpy.node import Node
 from rclpy.qos import HistoryPolicy, QoSProfile, ReliabilityPolicy, qos_profile_sensor_data
+from rclpy.qos_overriding_options import QoSOverridingOptions
 from rclpy.subscription import Subscription
 from rclpy.time import Time
 from sensor_msgs.msg import CameraInfo, CompressedImage, Image, NavSatFix, NavSatStatus
@@ -115,7 +116,8 @@ class Inputs:
         node, setting = self._node, self._setting
 
         def listen(*arguments) -> None:
-            self._subscriptions.append(node.create_subscription(*arguments))
+            overridable = QoSOverridingOptions.with_default_policies()
+            self._subscriptions.append(node.create_subscription(*arguments, qos_overriding_options=overridable))
 
         self._heard_at = dict.fromkeys(self._heard_at, time.monotonic())
         self._tf_listener = TransformListener(self._tf_buffer, node)

@@ -12,6 +12,7 @@ import numpy as np
 from geometry_msgs.msg import PoseWithCovarianceStamped, Transform, TwistWithCovariance
 from nav_msgs.msg import Odometry
 from rclpy.node import Node
+from rclpy.qos_overriding_options import QoSOverridingOptions
 from tf2_ros import TransformBroadcaster
 
 from ..geometry import se3
@@ -44,8 +45,9 @@ class Outputs:
 
     def __init__(self, node: Node, setting: Callable[[str], Value]) -> None:
         self._node, self._setting = node, setting
-        self._pose = node.create_publisher(PoseWithCovarianceStamped, "~/pose", 10)
-        self._odometry = node.create_publisher(Odometry, "~/odometry", 10)
+        overridable = QoSOverridingOptions.with_default_policies()
+        self._pose = node.create_publisher(PoseWithCovarianceStamped, "~/pose", 10, qos_overriding_options=overridable)
+        self._odometry = node.create_publisher(Odometry, "~/odometry", 10, qos_overriding_options=overridable)
         self._status = node.create_publisher(LocalizationStatus, "~/status", 100)
         self._broadcaster = TransformBroadcaster(node)
         self._tf_lock = threading.Lock()
