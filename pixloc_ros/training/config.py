@@ -101,7 +101,8 @@ class RunSection:
     """steps: in all. batch: pairs per step and process. learning_rate: at its highest, after `warmup` steps; it ends at a
     tenth. rates: beginnings of parameters' names to what their learning rate is multiplied with. damping_rate: the same for
     the damping (PixLoc: 100). clip_norm: longest gradient. average: validated and kept are the weights' running means, in
-    which a step's weights count 1 - average; 0: the latest weights. checkpoint_every,
+    which a step's weights count 1 - average; 0: the latest weights. start_share: so far these are drawn back to the start,
+    from 0 to 1 (Wortsman et al., CVPR 2022: keeps what the start could do and the data does not teach). checkpoint_every,
     validate_every, report_every: steps. validation_pairs: clean, and as many augmented. workers: processes that prepare data
     beside the training, 0 for none. threads: of the training process, 0 for all cores.
     """
@@ -112,6 +113,7 @@ class RunSection:
     rates: dict = field(default_factory=dict)
     damping_rate: float = 100.0
     average: float = 0.0
+    start_share: float = 0.0
     warmup: int = 50
     clip_norm: float = 1.0
     checkpoint_every: int = 1
@@ -133,6 +135,8 @@ class RunSection:
             raise InputError("run: rates must be positive numbers; parameters that shall not change go to network.frozen")
         if not 0 <= self.average < 1:
             raise InputError("run: average must be at least 0 and below 1")
+        if not 0 <= self.start_share < 1:
+            raise InputError("run: start_share must be at least 0 and below 1")
 
 
 @dataclass(frozen=True)

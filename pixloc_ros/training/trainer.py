@@ -65,9 +65,9 @@ class Trainer:
             if strides != tuple(network.strides):
                 network.with_strides(strides)
         self.optimizer = torch.optim.Adam(_parameter_groups(self.refiner, config.run))
-        # What is validated and kept: the running means, where they are asked for.
-        self.kept = copy.deepcopy(self.refiner).requires_grad_(False) if config.run.average else self.refiner
-        self.state = torch.nn.ModuleDict({"latest": self.refiner, "average": self.kept} if config.run.average
+        self.start = copy.deepcopy(self.refiner).requires_grad_(False)
+        self.average = copy.deepcopy(self.start) if config.run.average else self.refiner
+        self.state = torch.nn.ModuleDict({"latest": self.refiner, "average": self.average} if config.run.average
                                          else {"latest": self.refiner})
         self.step, self.skipped, self.seconds, self.best = 0, 0, 0.0, math.inf
         self._open_folder(resume)
@@ -181,10 +181,18 @@ class Trainer:
     @torch.no_grad()
     def _average(self) -> None:
         """Bring the running means up to date; over the first steps they are plain means."""
-        if self.kept is not self.refiner:
+        if self.average is not self.refiner:
             weight = max(1 - self.config.run.average, 1 / (self.step + 2))
-            for mean, latest in zip(self.kept.parameters(), self.refiner.parameters(), strict=True):
+            for mean, latest in zip(self.average.parameters(), self.refiner.parameters(), strict=True):
                 mean.lerp_(latest, weight)
+
+    @torch.no_grad()
+    def result(self) -> PairRefiner:
+        """What is validated and kept: the running means, where they are asked for, drawn back towards the start."""
+        result = copy.deepcopy(self.average)
+        for value, start in zip(result.parameters(), self.start.parameters(), strict=True):
+            value.lerp_(start, self.config.run.start_share)
+        return result
 
     def _give_up(self, batch: Batch, what: str) -> None:
         path = self.out / f"bad_batch_{self.step}_{self.rank}.safetensors"
@@ -221,10 +229,10 @@ class Trainer:
             "step": self.step, "skipped": self.skipped, "seconds": self.seconds,
             "best": self.best if math.isfinite(self.best) else None, "config": self.config.to_json()})
 
-    def _export(self, name: str, figures: dict) -> None:
-        state = {k: v.detach().contiguous() for k, v in self.kept.network.state_dict().items()}
+    def _export(self, name: str, result: PairRefiner, figures: dict) -> None:
+        state = {k: v.detach().contiguous() for k, v in result.network.state_dict().items()}
         if self.config.network.learn_damping:
-            state |= damping_tensors(self.kept.damping)
+            state |= damping_tensors(result.damping)
         card = {"architecture": self.config.network.architecture, **self.config.card, "start": self.start_card,
                 "training": {"date": date.today().isoformat(), "steps": self.step,
                              "pairs": self.step * self.config.run.batch * self.world, "hours": round(self.seconds / 3600, 3),
@@ -240,16 +248,17 @@ class Trainer:
             limits = self.config.initial_error.limits(self.config.run.steps)
             self.validation = {name: validation_batches(build_mixture(self.config, True, augmented), count, size, limits)
                                for name, augmented in (("clean", False), ("augmented", True))}
-        rows = {name: evaluate(self.kept, batches, self.strides) for name, batches in self.validation.items()}
+        result = self.result()
+        rows = {name: evaluate(result, batches, self.strides) for name, batches in self.validation.items()}
         self.say(validation_table(self.step, self.config.run.validation_pairs, rows))
         figures = {name: asdict(row) for name, row in rows.items()}
         self._log({"kind": "validation", "step": self.step, **figures})
         draw_curves(read_log(self.out / "log.jsonl"), self.out / "curves.png")
-        self._export("weights.safetensors", figures)
+        self._export("weights.safetensors", result, figures)
         mean = float(np.mean([row.loss for row in rows.values()]))
         if mean < self.best:
             self.best = mean
-            self._export("best.safetensors", figures)
+            self._export("best.safetensors", result, figures)
 
 
 @torch.no_grad()
