@@ -177,6 +177,8 @@ def test_a_doubtful_place_elsewhere_does_not_silence_dead_reckoning():
     robot.drive(HERE)
     assert robot.drive((ALIAS[0], 0.3)).state is DEGRADED
     assert robot.drive(HERE).state is TRACKING
+    # Two images that agree with one another there do.
+    assert [robot.drive((ALIAS[0], 0.3)).state for _ in range(2)] == [DEGRADED, LOST]
 
 
 def test_the_search_never_gives_up():

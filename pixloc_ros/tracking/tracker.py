@@ -446,7 +446,7 @@ class Tracker:
             self._accept(winner.pose, None)
             return problem, look
         sure = self.options.gates.sure_inlier_fraction
-        elsewhere = any(c.searched and not c.missed and c.inlier_fraction >= sure for c in self._candidates)
+        elsewhere = any(c.searched and (c.count > 1 or c.count and c.inlier_fraction >= sure) for c in self._candidates)
         self._fail(stamp_ns, prior, odometry, elsewhere)
         return self._problem(looks, prior, odometry), None
 
