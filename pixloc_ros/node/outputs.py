@@ -9,7 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
-from geometry_msgs.msg import PoseWithCovarianceStamped, Transform, TwistWithCovariance
+from geometry_msgs.msg import PoseWithCovarianceStamped, Transform, TransformStamped, TwistWithCovariance
 from nav_msgs.msg import Odometry
 from rclpy.node import Node
 from rclpy.qos_overriding_options import QoSOverridingOptions
@@ -52,6 +52,7 @@ class Outputs:
         self._broadcaster = TransformBroadcaster(node)
         self._tf_lock = threading.Lock()
         self._schedule: TransformSchedule[Transform] = TransformSchedule()
+        self._transforms: list[TransformStamped] = []
         self._last: TrackResult | None = None
 
     def destroy(self) -> None:
@@ -134,9 +135,13 @@ class Outputs:
             return
         parent = self._setting("global_frame_id")
         child = self._setting("base_frame_id" if self._setting("odom_source") == "none" else "odom_frame_id")
-        self._broadcaster.sendTransform(
-            [conversions.transform_stamped(parent, child, stamp_ns, transform) for stamp_ns, transform in stamped]
-        )
+        # Several an image, and dear to make: they are filled in again each time.
+        while len(self._transforms) < len(stamped):
+            self._transforms.append(conversions.transform_stamped(parent, child, 0, Transform()))
+        messages = self._transforms[: len(stamped)]
+        for message, (stamp_ns, transform) in zip(messages, stamped):
+            message.header.stamp, message.transform = stamp_from_ns(stamp_ns), transform
+        self._broadcaster.sendTransform(messages)
 
     def _twist_since_last(self, result: TrackResult) -> TwistWithCovariance:
         """Velocity since the last pose, base axes; where there is none, zero with a covariance that says so."""
