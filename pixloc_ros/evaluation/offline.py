@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 from collections import Counter, deque
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
@@ -97,7 +97,7 @@ def run_bag(localizer: FrameLocalizer, bag: BagReader, initial_pose: torch.Tenso
     """
     truth = bag.truth()
     start = None if cold_start else first_pose(bag, truth, initial_pose)
-    runner = _Runner(localizer, Tracker(localizer, options, pose_search), bag, start, progress)
+    runner = _Runner(localizer, Tracker(localizer, options, pose_search), pose_search, bag, start, progress)
     for event in bag.events():
         runner.feed(event)
     runner.finish()
@@ -107,13 +107,14 @@ def run_bag(localizer: FrameLocalizer, bag: BagReader, initial_pose: torch.Tenso
 class _Runner:
     """Feeds a tracker and keeps what it says."""
 
-    def __init__(self, localizer: FrameLocalizer, tracker: Tracker, bag: BagReader, start: tuple[int, torch.Tensor] | None,
-                 progress: Callable[..., None]) -> None:
+    def __init__(self, localizer: FrameLocalizer, tracker: Tracker, pose_search: PoseSearch | None, bag: BagReader,
+                 start: tuple[int, torch.Tensor] | None, progress: Callable[..., None]) -> None:
         self.records: list[FrameRecord] = []
         self.refused: Counter = Counter()
         self._localizer, self._bag, self._progress = localizer, bag, progress
-        self._tracker = tracker
+        self._tracker, self._pose_search = tracker, pose_search
         self._start = start
+        self._cold = start is None
         self._waiting: deque[CameraFrame | UnusableFrame] = deque()
         self._images = bag.image_count
 
@@ -148,6 +149,9 @@ class _Runner:
             self._start = None
             self._tracker.initialize(pose, initial_covariance(), stamp_ns)
             self._warm_up(frame, pose)
+        elif self._cold:
+            self._cold = False
+            self._warm_up(frame, None)
         try:
             result = self._tracker.track(frame, self._bag.base_from_camera)
         except InputError as error:
@@ -158,11 +162,15 @@ class _Runner:
             frame.stamp_ns, result.state, result.map_from_base, result.covariance, result.timings_ms,
             alignment.inlier_fraction if alignment is not None else float("nan"), result.message))
 
-    def _warm_up(self, frame: CameraFrame, map_from_base: torch.Tensor) -> None:
-        """The first call of everything is slow; it must not pass for what a frame takes. The localizer keeps no state."""
+    def _warm_up(self, frame: CameraFrame, map_from_base: torch.Tensor | None) -> None:
+        """The first call of everything is slow; it must not pass for what a frame takes. Neither localizer nor search keeps a
+        state."""
         with contextlib.suppress(InputError):
             prepared = self._localizer.prepare(frame.image, frame.camera)
-            self._localizer.localize_prepared(prepared, map_from_base @ self._bag.base_from_camera)
+            if map_from_base is not None:
+                self._localizer.localize_prepared(prepared, map_from_base @ self._bag.base_from_camera)
+            if self._pose_search is not None:
+                self._pose_search.search(replace(frame, prepared=prepared), self._bag.base_from_camera)
 
     def _unusable(self, stamp_ns: int, reason: str) -> None:
         self.records.append(FrameRecord(stamp_ns, self._tracker.state, None, None, {}, float("nan"), reason, unusable=True))
