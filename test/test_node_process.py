@@ -103,6 +103,19 @@ def test_broken_map_is_told_and_the_node_stays_until_interrupted(tmp_path):
         context.try_shutdown()
 
 
+def test_interrupted_while_it_starts(tmp_path):
+    """The signal comes between the first word on the map and the first spin."""
+    isolate()
+    command = [*COMMAND, "-p", f"map:={tmp_path / 'none.pixmap'}"]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    try:
+        assert any("no map file" in line for line in process.stdout)
+        process.send_signal(signal.SIGINT)
+        assert process.wait(timeout=30) == 0
+    finally:
+        process.kill()
+
+
 @pytest.mark.parametrize(
     ("parameter", "text"), [("odom_source:=wheels", "one of topic, tf, none"), ("image_topic:='bad topic'", "topic")]
 )

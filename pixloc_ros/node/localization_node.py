@@ -67,11 +67,14 @@ class LocalizationNode(LifecycleNode):
         self._every_second = self.create_timer(1.0, self._on_second, clock=self._steady)
         self._refusal: Exception | None = None
         if self._setting("autostart"):
-            if self.trigger_configure() is TransitionCallbackReturn.SUCCESS:
-                self.trigger_activate()
-            if self._refusal is not None:
+            try:
+                if self.trigger_configure() is TransitionCallbackReturn.SUCCESS:
+                    self.trigger_activate()
+                if self._refusal is not None:
+                    raise self._refusal
+            except BaseException:  # also a signal to stop that comes meanwhile: the worker must not outlive the node
                 self.close()
-                raise self._refusal
+                raise
 
     def close(self) -> None:
         """Ends the worker; the node can be destroyed then."""
