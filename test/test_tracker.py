@@ -73,7 +73,8 @@ class Robot:
 
     def __init__(self, odometry: bool = True, **options) -> None:
         self.localizer = FakeLocalizer()
-        options = {"translation_floor": 0.01, "rotation_floor": 0.002, **options}
+        floors = {"translation_floor": 0.01, "rotation_floor": 0.002}
+        options = {**floors, **{f"prior_{name}": value for name, value in floors.items()}, **options}
         self.tracker = Tracker(self.localizer, TrackerOptions(**options))
         self.odometry = odometry
         self.t = 0.0
@@ -370,6 +371,21 @@ def test_the_image_s_covariance_is_taken_to_the_base_and_what_it_cannot_know_is_
     expected = se3.transform_covariance(covariance, BASE_FROM_CAMERA)
     expected = expected + torch.diag(torch.tensor([0.03**2] * 3 + [0.004**2] * 3, dtype=torch.float64))
     torch.testing.assert_close(found, expected)
+
+
+def test_the_next_prior_counts_on_less_than_is_published():
+    """Half of the points agreeing makes the prior four times as wide, and it has a floor of its own."""
+    published, priors = [], []
+    for inlier_fraction in (1.0, 0.5):
+        robot = Robot(translation_floor=1e-3, rotation_floor=1e-4, prior_translation_floor=0.05, prior_rotation_floor=0.01)
+        robot.initialize()
+        published.append(robot.see(covariance=4e-3 * EYE6, inlier_fraction=inlier_fraction).covariance)
+        priors.append(robot.see(0.001).prior.covariance)
+    torch.testing.assert_close(published[0], published[1])
+    torch.testing.assert_close(priors[1], 4 * priors[0], rtol=0.01, atol=1e-5)
+    robot.see(covariance=1e-8 * EYE6)
+    prior = robot.see(0.001).prior.covariance
+    assert float(prior.diagonal()[:3].min().sqrt()) > 0.0499 and float(prior.diagonal()[3:].min().sqrt()) > 0.00999
 
 
 @pytest.mark.parametrize("back_s", [0.0, 0.1, 0.9])

@@ -99,7 +99,9 @@ class TrackerOptions:
     that must agree before a pose that contradicts the prior, or one found again, is believed. max_candidates: such poses
     followed at a time. translation_floor, rotation_floor:
     standard deviations of what the image does not know of: errors of map and calibration. They are added to what the image
-    claims, and no covariance goes below them (chosen with the localizer's covariance_scale, docs/temporal_prior.md).
+    claims for the covariance that is published (chosen with the localizer's covariance_scale, docs/temporal_prior.md).
+    prior_translation_floor, prior_rotation_floor: the least standard deviations that the next image's prior and the
+    gates count on; wider, since blur and rolling shutter make images contradict each other more than either claims.
     search_translation, search_rotation: how far from the prior the search goes
     at most. initial_translation_std, initial_rotation_std: of an initial pose that comes without covariance.
     jump_back_s: an image older than the last by more is a jump of the clock and resets the tracker.
@@ -116,6 +118,8 @@ class TrackerOptions:
     max_candidates: int = 3
     translation_floor: float = 0.0005
     rotation_floor: float = 0.0001
+    prior_translation_floor: float = 0.005
+    prior_rotation_floor: float = 0.001
     search_translation: float = 2.0
     search_rotation: float = 0.5
     initial_translation_std: float = 0.5
@@ -291,7 +295,7 @@ class Tracker:
         shown = believed or max(looks, key=lambda look: look.alignment.inlier_fraction * look.alignment.success, default=None)
         self._last_inliers = 0.5 if shown is None else shown.alignment.inlier_fraction
         if self.state is TrackState.TRACKING:
-            map_from_base, covariance = self._known.map_from_base, self._known.covariance
+            map_from_base, covariance = self._known.map_from_base, self._known.published
             if not problem and odometry_problem and len(self.odometry):
                 problem = odometry_problem
         else:
@@ -368,8 +372,11 @@ class Tracker:
         if problem:
             return _Look(alignment, None, problem)
         pose = alignment.map_from_camera @ view.camera_from_base
-        measured = self._measured_covariance(alignment, view.base_from_camera)
-        return _Look(alignment, KnownPose(view.frame.stamp_ns, pose, measured, view.odometry), "")
+        image = se3.transform_covariance(alignment.covariance, view.base_from_camera)
+        published = image + isotropic(self.options.translation_floor, self.options.rotation_floor)
+        # What the next image will be judged by is wider where few points agreed.
+        cautious = self._floored(image / max(alignment.inlier_fraction, 0.1) ** 2)
+        return _Look(alignment, KnownPose(view.frame.stamp_ns, pose, cautious, view.odometry, published), "")
 
     def _look_elsewhere(self, view: _View, prior: MotionPrior | None) -> list[_Look]:
         """Where the candidates should be by now, and what the search finds besides: a bounded number of alignments."""
@@ -408,11 +415,6 @@ class Tracker:
         if not alignment.cost <= gates.max_cost:
             return f"cost {alignment.cost:.3g} is above {gates.max_cost:.3g}"
         return ""
-
-    def _measured_covariance(self, alignment: FrameAlignment, base_from_camera: torch.Tensor) -> torch.Tensor:
-        """What the image alone says, base frame, and the errors it cannot see."""
-        floor = isotropic(self.options.translation_floor, self.options.rotation_floor)
-        return se3.transform_covariance(alignment.covariance, base_from_camera) + floor
 
     def _agrees(self, look: _Look, prior: MotionPrior | None) -> bool:
         """Whether a look is believed at once, since it is where the prior says."""
@@ -542,12 +544,13 @@ class Tracker:
         return None
 
     def _accept(self, found: KnownPose, prior: MotionPrior | None) -> None:
-        covariance = found.covariance
+        covariance, published = found.covariance, found.published
         if prior is not None:
             covariance = self._floored(not_worse_than(covariance, prior.covariance))
+            published = not_worse_than(published, prior.covariance)
         # Poses on both sides of a jump tell no velocity.
         self._before = None if self._initial or prior is None else self._known
-        self._known = KnownPose(found.stamp_ns, found.map_from_base, covariance, found.odometry)
+        self._known = KnownPose(found.stamp_ns, found.map_from_base, covariance, found.odometry, published)
         self._initial = False
         self._end_search()
         self.state = TrackState.TRACKING
@@ -577,9 +580,8 @@ class Tracker:
         return age_s <= self.options.max_degraded_s and path_m <= self.options.max_degraded_m
 
     def _floored(self, covariance: torch.Tensor) -> torch.Tensor:
-        """Covariance with the floor as least variance in every direction: what a perfect measurement would still
-        have."""
-        return not_better_than(covariance, isotropic(self.options.translation_floor, self.options.rotation_floor))
+        """Covariance for the next prior: at least the floor's variance in every direction."""
+        return not_better_than(covariance, isotropic(self.options.prior_translation_floor, self.options.prior_rotation_floor))
 
     def _forget_pose(self) -> None:
         self._known: KnownPose | None = None

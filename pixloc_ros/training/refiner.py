@@ -20,7 +20,7 @@ from ..alignment import (
 from ..features.pyramid import FeatureLevel, FeaturePyramid
 from ..features.sampling import sample_level
 from ..geometry import se3
-from ..tracking.covariances import isotropic
+from ..tracking.covariances import isotropic, not_better_than
 from ..tracking.localizer import LocalizerOptions, hessian_covariance
 from ..tracking.tracker import QualityGates, TrackerOptions
 from .loss import LossOptions, PairLoss, pair_loss
@@ -89,8 +89,9 @@ class PairRefiner(nn.Module):
                 pose = found.camera_from_map.double()
                 measured = hessian_covariance(found.hessian.double(), float(found.cost)) * LocalizerOptions().covariance_scale
                 if bool(measured.isfinite().all()):
-                    covariance = se3.transform_covariance(measured, steps.base_from_camera[b]) + isotropic(
-                        options.translation_floor, options.rotation_floor)
+                    covariance = not_better_than(
+                        se3.transform_covariance(measured / share ** 2, steps.base_from_camera[b]),
+                        isotropic(options.prior_translation_floor, options.prior_rotation_floor))
             poses.append(se3.inverse(pose) @ camera_from_base[b])
             covariances.append(covariance)
             inliers.append(share)
