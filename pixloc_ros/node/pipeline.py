@@ -86,7 +86,11 @@ class Pipeline:
         ready = threading.Event()
         self._worker = threading.Thread(target=self._work, args=(ready,), name="localization")
         self._worker.start()
-        ready.wait()
+        try:
+            ready.wait()
+        except BaseException:  # a signal to stop: nobody else knows of the worker yet
+            self.close()
+            raise
 
     # ---- for the node
 
