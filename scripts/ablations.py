@@ -58,6 +58,8 @@ BASIN = "basin"
 PRIOR_SIZES = ((2.0, 0.03), (5.0, 0.10), (10.0, 0.15))
 """Of the harness's priors: degrees, share of the depth."""
 LIMITS = (0.5, 0.01)
+WITHOUT_EFFECT = ("options.covariance_scale",)
+"""Settings that no pose depends on."""
 BASIN_LINES = {"parts": ("intensity", "robust", "finer", "patches", "trained", "damping"), "choices": (), "domains": ()}
 """Rows whose basins are drawn."""
 
@@ -316,25 +318,37 @@ def scene_map(scene: Scene, extractor: Extractor, output: Path) -> Map:
     return Map.open(path)
 
 
-def settings_of(row: Row, column: str, extractor: Extractor, scene: Scene) -> dict[str, object]:
+def settings_of(row: Row, column: str, extractor: Extractor, scene: Scene) -> dict[str, str]:
     """What a cell depends on; a cell with others is measured again."""
-    values = {k: str(v) for k, v in dataclasses.asdict(row).items() if k not in ("name", "title", "features") and v is not False}
+    values = {k: v for k, v in dataclasses.asdict(row).items() if k not in ("name", "title", "features")}
     if extractor.damping is not None:
         values["damping"] = hashlib.sha256(b"".join(
             v.numpy().tobytes() for v in extractor.damping.state_dict().values())).hexdigest()[:16]
-    return {**values, "extractor": extractor.fingerprint, "column": column, "queries": len(scene.names)}
+    settings = flat({**values, "extractor": extractor.fingerprint, "column": column, "queries": len(scene.names)})
+    return {key: value for key, value in settings.items() if key not in WITHOUT_EFFECT}
+
+
+def flat(values: dict, prefix: str = "") -> dict[str, str]:
+    """Nested settings as one level of names with dots, values as text."""
+    result = {}
+    for key, value in values.items():
+        result.update(flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: str(value)})
+    return result
 
 
 def cell_path(output: Path, scene: Scene, row: Row, column: str) -> Path:
     return output / "cells" / scene.name / row.name / f"{column}.json"
 
 
-def read_cell(path: Path, settings: dict[str, object]) -> dict[str, object] | None:
-    """A cell, None where it is not there or was measured with other settings."""
+def read_cell(path: Path, settings: dict[str, str]) -> dict[str, object] | None:
+    """A cell, None where it is not there or was measured with other settings. A setting that did not exist when the cell was
+    measured counts as its default."""
     if not path.is_file():
         return None
     cell = json.loads(path.read_text())
-    return cell if cell["settings"] == settings else None
+    measured = {key: value for key, value in cell["settings"].items() if key not in WITHOUT_EFFECT}
+    defaults = flat(dataclasses.asdict(Row("", "", "")))
+    return cell if {**{k: v for k, v in defaults.items() if k in settings}, **measured} == settings else None
 
 
 def collect(row: Row, scene: Scene, weights: Weights, output: Path) -> dict[str, object]:

@@ -132,6 +132,18 @@ def test_a_missing_pose_is_infinitely_wrong():
     assert ablations.robustness(ablations.summarize([None]), True) == "0 (lost / lost)"
 
 
+def test_a_cell_from_before_a_setting_existed_counts_as_measured_with_its_default(tmp_path):
+    settings = ablations.flat({"options": {"max_points": 1024, "new": {"choice": 0.5}}, "patches": False, "column": "small"})
+    assert settings == {"options.max_points": "1024", "options.new.choice": "0.5", "patches": "False", "column": "small"}
+    row, path = ablations.Row("", "", ""), tmp_path / "cell.json"
+    now = ablations.flat(ablations.dataclasses.asdict(row))
+    path.write_text(json.dumps({"settings": {k: v for k, v in now.items() if k != "options.max_points"}}))
+    assert ablations.read_cell(path, now) is not None
+    assert ablations.read_cell(path, {**now, "options.max_points": "512"}) is None
+    path.write_text(json.dumps({"settings": {**now, "options.max_points": "512"}}))
+    assert ablations.read_cell(path, now) is None and ablations.read_cell(tmp_path / "none.json", now) is None
+
+
 def test_markers_must_be_there_once():
     with pytest.raises(InputError, match="begin"):
         ablations.between_markers("text", "ablations parts", "table")
