@@ -70,16 +70,18 @@ class Outputs:
             return
         blind = self._setting("odom_source") == "none"
         transform = result.map_from_base if blind else result.map_from_odom
-        if transform is not None and self._setting("publish_tf"):
-            with self._tf_lock:
-                message = conversions.matrix_to_transform(transform)
-                self._send(self._schedule.found(message, result.stamp_ns, self._tolerance_ns()))
         pose = PoseWithCovarianceStamped()
         pose.header.frame_id, pose.header.stamp = self._setting("global_frame_id"), stamp_from_ns(result.stamp_ns)
         pose.pose = conversions.pose_with_covariance(result.map_from_base, result.covariance)
-        self._pose.publish(pose)
         odometry = Odometry(header=pose.header, child_frame_id=self._setting("base_frame_id"), pose=pose.pose)
         odometry.twist = twist if twist is not None else self._twist_since_last(result)
+        # All made before the first goes out: our own transform listener then takes the interpreter. The transform is first, for
+        # those who look it up when the pose comes.
+        if transform is not None and self._setting("publish_tf"):
+            message = conversions.matrix_to_transform(transform)
+            with self._tf_lock:
+                self._send(self._schedule.found(message, result.stamp_ns, self._tolerance_ns()))
+        self._pose.publish(pose)
         self._odometry.publish(odometry)
         self._last = result
 
