@@ -45,7 +45,7 @@ def add_parser(sources) -> None:
         "--min-angle", type=float, default=1.0, metavar="DEG", help="least angle under which a point is seen (default 1)"
     )
     parser.add_argument(
-        "--max-error", type=float, default=2.0, metavar="PX", help="largest reprojection error at 640 px (default 2)"
+        "--max-error", type=float, default=3.0, metavar="PX", help="largest reprojection error at 640 px (default 3)"
     )
     topics = parser.add_argument_group("what cannot be found in the bag by itself")
     topics.add_argument("--image-topic", metavar="NAME")

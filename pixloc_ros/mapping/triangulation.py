@@ -17,6 +17,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 import torch
+from scipy.spatial import cKDTree
 
 from ..errors import InputError
 from ..geometry import se3
@@ -35,6 +36,9 @@ _WORKING_SIDE_PX = 640.0  # thresholds in pixels are meant for images of this si
 _POINT_DEPTH_SIGMA = 0.5
 _SEEN_ANGLE_COSINE, _SEEN_SCALE = float(np.cos(np.radians(20.0))), 1.6
 _PATCH_BORDER_PX = 8
+_SURFACE_POINTS, _SURFACE_REACH_PX = 10, 20.0
+_SURFACE_TOLERANCE, _LARGEST_SLANT = 0.02, 0.3  # of the depth
+_SURFACE_STIFFNESS = 10.0  # square pixels: what the fit must outweigh
 
 
 @dataclass(frozen=True)
@@ -48,7 +52,7 @@ class TriangulationOptions:
     features: int = 4000
     neighbours: int = 12
     min_angle_deg: float = 1.0
-    max_error_px: float = 2.0
+    max_error_px: float = 3.0
     min_seen: float = 0.2
     look: int = 24
 
@@ -322,7 +326,7 @@ def _look_for(tracks, load_grey, cameras, map_from_camera, depth, options, progr
     centres = poses[:, :3, 3].numpy()
     home = _home_images(tracks, xyz, centres)
     near = neighbours(poses, depth, options.look)
-    patches, place = _patches_at_home(xyz, home, load_grey, cameras, poses)
+    patches, place = _patches_at_home(tracks, xyz, home, load_grey, cameras, poses)
     xyz = patches.xyz
     by_image: dict[int, dict[int, np.ndarray]] = {}
     for k, p, pixel in zip(tracks["image"].tolist(), place[tracks["point"]].tolist(), tracks["pixel"]):
@@ -362,19 +366,47 @@ def _home_images(tracks, xyz: np.ndarray, centres: np.ndarray) -> np.ndarray:
     return tracks["image"][order][(start[:-1] + start[1:] - 1) // 2]
 
 
-def _patches_at_home(xyz, home, load_grey, cameras, poses) -> tuple[Patches, np.ndarray]:
-    """A patch for every point, facing its home image, and where each point went in the new order."""
+def _patches_at_home(tracks, xyz, home, load_grey, cameras, poses) -> tuple[Patches, np.ndarray]:
+    """A patch for every point, on the surface around it, and where each point went in the new order."""
     parts, order = [], []
+    by_image = np.argsort(tracks["image"], kind="stable")
+    bounds = np.searchsorted(tracks["image"][by_image], np.arange(len(cameras) + 1))
     for k in np.unique(home).tolist():
-        rows = np.flatnonzero(home == k)
-        inside = se3.transform(se3.inverse(poses[k]), torch.from_numpy(xyz[rows]))
+        seen = np.unique(tracks["point"][by_image[bounds[k] : bounds[k + 1]]])
+        inside = se3.transform(se3.inverse(poses[k]), torch.from_numpy(xyz[seen]))
         pixels, _ = cameras[k].project(inside)
-        depth = np.repeat(inside[:, 2:].numpy(), patch_pixels(np.zeros((1, 2))).shape[1], axis=1)
-        parts.append(cut_patches(load_grey(k), cameras[k], poses[k], pixels.numpy(), depth))
-        order.append(rows)
+        pixels, here = pixels.numpy(), home[seen] == k
+        inverse = _surface(pixels, 1 / inside[:, 2].numpy(), here)
+        parts.append(cut_patches(load_grey(k), cameras[k], poses[k], pixels[here], 1 / inverse))
+        order.append(seen[here])
     place = np.empty(len(xyz), np.int64)
     place[np.concatenate(order)] = np.arange(len(xyz))
     return Patches.concatenate(parts), place
+
+
+def _surface(pixels: np.ndarray, inverse_depth: np.ndarray, which: np.ndarray) -> np.ndarray:
+    """Inverse depth of the patches' pixels, [n, S * S], of the points `which` (bool [m]) of an image.
+
+    On a plane it is linear in the pixels: the slope is fitted to the nearest points. Where those lie on no plane, as at the
+    edges of things, the patch faces the camera.
+    """
+    around = patch_pixels(np.zeros((1, 2)))[0]
+    middle = inverse_depth[which][:, None]
+    if len(pixels) <= _SURFACE_POINTS:
+        return np.repeat(middle, len(around), 1)
+    _, near = cKDTree(pixels).query(pixels[which], k=_SURFACE_POINTS + 1)
+    offset = pixels[near] - pixels[which][:, None]
+    step = inverse_depth[near] / middle - 1  # relative to the point itself
+    weight = 1 / (1 + (offset / _SURFACE_REACH_PX) ** 2).prod(-1)
+    for _ in range(3):
+        weighted = offset * weight[..., None]
+        normal = np.einsum("nki,nkj->nij", weighted, offset) + _SURFACE_STIFFNESS * np.eye(2)
+        slope = np.linalg.solve(normal, np.einsum("nki,nk->ni", weighted, step)[..., None])[..., 0]
+        error = step - np.einsum("nki,ni->nk", offset, slope)
+        weight = 1 / (1 + (error / _SURFACE_TOLERANCE) ** 2) ** 2
+    planar = np.median(np.abs(error), axis=1) < _SURFACE_TOLERANCE
+    change = np.where(planar[:, None], slope @ around.T, 0.0)
+    return middle * (1 + np.clip(change, -_LARGEST_SLANT, _LARGEST_SLANT))
 
 
 def _should_see(xyz, home_centres, camera: Camera, map_from_camera: torch.Tensor) -> np.ndarray:
