@@ -11,6 +11,7 @@ SERIES = (("#0072B2", "o", "-"), ("#D55E00", "s", (0, (4, 2))), ("#009E73", "^",
           ("#CC79A7", "D", (0, (5, 1, 1, 1))), ("#E69F00", "v", "-"), ("#56B4E9", "P", (0, (4, 2))),
           ("#000000", "X", (0, (1, 1))))
 _LEAST_SHOWN_DEG = 1e-3
+_LEGEND_CHARACTERS = 130
 
 
 def plot_basins(basins: Sequence[Mapping[str, object]]) -> bytes:
@@ -42,7 +43,7 @@ def plot_basins(basins: Sequence[Mapping[str, object]]) -> bytes:
         rows[1, 0].annotate("limit of success", (0, limits["deg"]), xytext=(2, 3), textcoords="offset points", fontsize=8,
                             color="#6b7280")
         if len(basins) > 1 or basins[0]["label"]:
-            figure.legend(*rows[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=min(len(basins), 4))
+            figure.legend(*rows[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=_columns([str(b["label"]) for b in basins]))
         return png(figure)
 
 
@@ -53,6 +54,11 @@ _LABELS = {"rotation": "initial rotation error (°)", "translation": "initial di
 
 def _initial(step: Mapping[str, float], kind: str) -> float:
     return 100 * step["initial_depth"] if kind == "translation" else step["initial_deg"]
+
+
+def _columns(labels: Sequence[str]) -> int:
+    """How many names of the legend stand side by side."""
+    return max(1, min(len(labels), 4, _LEGEND_CHARACTERS // (max(map(len, labels)) + 8)))
 
 
 def _series(count: int) -> list[tuple]:
