@@ -43,7 +43,8 @@ def plot_basins(basins: Sequence[Mapping[str, object]]) -> bytes:
         rows[1, 0].annotate("limit of success", (0, limits["deg"]), xytext=(2, 3), textcoords="offset points", fontsize=8,
                             color="#6b7280")
         if len(basins) > 1 or basins[0]["label"]:
-            figure.legend(*rows[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=_columns([str(b["label"]) for b in basins]))
+            handles, labels = rows[0, 0].get_legend_handles_labels()
+            figure.legend(handles, labels, loc="outside lower center", ncols=_columns(labels))
         return png(figure)
 
 
