@@ -179,7 +179,7 @@ def test_poses_of_another_map_are_refused(plane):
 
 def test_the_command_writes_figures_and_a_plot(plane, tmp_path, monkeypatch, capsys):
     folder, _, _ = plane
-    monkeypatch.setattr("pixloc_ros.evaluation.localize.load_extractor", lambda weights: FakeExtractorWithStrides())
+    monkeypatch.setattr("pixloc_ros.evaluation.localize.load_extractor", lambda *_: FakeExtractorWithStrides())
     call = ["basin", "--map", folder / "plane.pixmap", "--images", folder, "--cameras", folder / "cameras.txt", "--truth",
             folder / "truth.txt", "-o", tmp_path / "one", "--steps", "2", "--max-images", "1"]
     assert cli.main([str(a) for a in call]) == 0
