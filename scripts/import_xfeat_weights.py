@@ -16,7 +16,7 @@ from pathlib import Path
 import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from pixloc_ros.features.compact import CompactNetwork  # noqa: E402
+from pixloc_ros.features.compact import CompactNetwork, patch_filters  # noqa: E402
 from pixloc_ros.features.weights import save_weights  # noqa: E402
 
 BATCH_NORM_EPS = 1e-5
@@ -46,6 +46,7 @@ def main() -> None:
         for k in range(count):
             ours = RENAMED.get((block, k)) or f"{'fusion' if block == 'block_fusion' else block}.{k}.0"
             state[f"{ours}.weight"], state[f"{ours}.bias"] = fold(source, f"{block}.{k}")
+    state["fine.weight"], state["fine.bias"] = patch_filters(CompactNetwork.channels[-1])
     state["fusion.2.weight"], state["fusion.2.bias"] = source["block_fusion.2.weight"], source["block_fusion.2.bias"]
     CompactNetwork().load_state_dict(state)
     save_weights(output, state, {

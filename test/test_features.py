@@ -4,10 +4,11 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from training_scene import invented_photo
 
 from pixloc_ros.errors import InputError
 from pixloc_ros.features import FeatureLevel, load_extractor
-from pixloc_ros.features.compact import CompactNetwork, pad_to_multiple
+from pixloc_ros.features.compact import CompactNetwork, pad_to_multiple, patch_filters
 from pixloc_ros.features.sampling import sample_level, sample_level_with_slopes
 from pixloc_ros.features.weights import load_weights, resolve_weights, save_weights
 
@@ -156,3 +157,30 @@ def test_card_of_the_shipped_weights_gives_credit():
     _, card = load_weights(resolve_weights("compact"))
     assert {"architecture", "initial_weights", "licence", "training_data"} <= card.keys()
     assert sum(p.numel() for p in CompactNetwork().parameters()) < 1_000_000
+
+
+def test_finest_level_is_the_normalised_patch():
+    """Before any training: all coefficients of the blurred 5x5 patch would keep distances; the few that are kept nearly do."""
+    torch.manual_seed(0)
+    weight, bias = patch_filters(25)
+    assert float(bias[-1]) > 0 and float(bias[:-1].abs().max()) == 0 and float(weight[-1].abs().max()) == 0
+    image = torch.nn.functional.avg_pool2d(torch.rand(1, 1, 200, 200), 5)
+    blur = torch.tensor([0.25, 0.5, 0.25])
+    blurred = torch.nn.functional.conv2d(image, torch.outer(blur, blur)[None, None])
+    patches = torch.nn.functional.unfold(blurred, 5)[0]
+    patches = patches - patches.mean(0)
+    coefficients = torch.nn.functional.conv2d(image, weight[:-1])[0].flatten(1)
+    distances, same = torch.cdist(coefficients.T, coefficients.T), torch.cdist(patches.T, patches.T)
+    torch.testing.assert_close(distances, same, atol=1e-4, rtol=1e-4)
+    few = torch.nn.functional.conv2d(torch.nn.functional.avg_pool2d(image, 3, 1), patch_filters(8)[0][:-1])[0].flatten(1)
+    smooth = torch.nn.functional.unfold(torch.nn.functional.conv2d(
+        torch.nn.functional.avg_pool2d(image, 3, 1), torch.outer(blur, blur)[None, None]), 5)[0]
+    kept = few.square().sum() / (smooth - smooth.mean(0)).square().sum()
+    assert kept > 0.9
+
+
+def test_features_do_not_change_with_exposure(extractor):
+    photo = invented_photo(3, 160, 128)
+    darker = (photo.astype(np.float32) * 0.5 + 20).astype(np.uint8)
+    one, other = (extractor.extract(image).levels[-1].features for image in (photo, darker))
+    assert float((one - other).norm(dim=1).median()) < 0.05

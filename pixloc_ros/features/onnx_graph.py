@@ -19,6 +19,7 @@ OPSET = 13
 """What the oldest runtimes in use read."""
 IR_VERSION = 8
 PIXELS = (1, 1)
+FINE_CELLS = (1, 2)
 STEM_CELLS = ((2, 2), (1, 2), (1, 2))
 """Rows and columns of pixels in a cell of the first three layers' output; the fastest of those tried."""
 
@@ -31,9 +32,8 @@ def compact_model(network: CompactNetwork, shrunk: bool) -> bytes:
     finest level's cells hold two pixels: [1, H, W / 2, 2 C], in memory the same as [1, H, W, C].
     """
     graph = _Graph()
-    fine = stem = graph.stem(network, "full")
-    if shrunk:
-        stem = graph.stem(network, "small")
+    fine = graph.fine(network, "full")
+    stem = graph.stem(network, "small" if shrunk else "full")
     pooled = graph.add("AveragePool", ["small" if shrunk else "full"], kernel_shape=[4, 4], strides=[4, 4])
     x4 = graph.convolution(network.block1, stem, STEM_CELLS[-1])
     x4 = graph.sequence(network.block2, graph.add("Add", [x4, graph.convolution(network.skip, pooled)]))
@@ -42,7 +42,7 @@ def compact_model(network: CompactNetwork, shrunk: bool) -> bytes:
     x32 = graph.sequence(network.block5, x16)
     fused = graph.add("Add", [graph.add("Add", [x8, graph.enlarge(x16, 2)]), graph.enlarge(x32, 4)])
     for k, level in enumerate((x32, graph.sequence(network.fusion, fused), x4, fine)):
-        cells = STEM_CELLS[-1] if level is fine else PIXELS
+        cells = FINE_CELLS if level is fine else PIXELS
         graph.output(level, f"level_{k}")
         if network.confidence is not None:
             logits = graph.convolution(network.confidence[k], level, cells, cells)
@@ -97,6 +97,13 @@ class _Graph:
             image, cells = self.convolution(layer, image, cells, cells_out), cells_out
         return image
 
+    def fine(self, network: CompactNetwork, image: str) -> str:
+        """The finest level: the padding repeats the border, which no convolution does by itself."""
+        margin = network.fine.kernel_size[0] // 2
+        pads = self._constant(np.array([0, 0, margin, margin] * 2, np.int64))
+        half = self.add("AveragePool", [image], kernel_shape=[2, 2], strides=[2, 2])
+        return self.convolution(network.fine, self.add("Pad", [half, pads], mode="edge"), PIXELS, FINE_CELLS, padded=True)
+
     def sequence(self, layers: nn.Sequential, tensor: str) -> str:
         if isinstance(layers[0], nn.Conv2d):
             return self.convolution(layers, tensor)
@@ -105,13 +112,13 @@ class _Graph:
         return tensor
 
     def convolution(self, layer: nn.Module, tensor: str, cells_in: tuple[int, int] = PIXELS,
-                    cells_out: tuple[int, int] = PIXELS) -> str:
-        """A Conv2d, or a Sequential of one and a ReLU."""
+                    cells_out: tuple[int, int] = PIXELS, padded: bool = False) -> str:
+        """A Conv2d, or a Sequential of one and a ReLU. padded: the tensor has its margin already."""
         conv = layer if isinstance(layer, nn.Conv2d) else layer[0]
         weight, bias, strides, pads = over_cells(conv.weight.detach().float().cpu(), conv.bias.detach().float().cpu(),
                                                  conv.stride[0], cells_in, cells_out)
         tensor = self.add("Conv", [tensor, self._constant(weight.numpy()), self._constant(bias.numpy())],
-                          kernel_shape=list(weight.shape[-2:]), strides=list(strides), pads=list(pads))
+                          kernel_shape=list(weight.shape[-2:]), strides=list(strides), pads=[0] * 4 if padded else list(pads))
         return tensor if layer is conv else self.add("Relu", [tensor])
 
     def enlarge(self, tensor: str, times: int) -> str:
