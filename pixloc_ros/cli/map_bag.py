@@ -37,9 +37,9 @@ def add_parser(sources) -> None:
     parser.add_argument(
         "--keyframe-shift",
         type=float,
-        default=0.05,
+        default=0.03,
         metavar="SHARE",
-        help="a keyframe wherever the picture has shifted by this share of its width (default 0.05)",
+        help="a keyframe wherever the picture has shifted by this share of its width (default 0.03)",
     )
     parser.add_argument(
         "--min-angle", type=float, default=1.0, metavar="DEG", help="least angle under which a point is seen (default 1)"

@@ -42,7 +42,7 @@ class KeyframeOptions:
     most `turn_rad`. A camera that has moved by less than `still` (metres, radians) stands still, whatever moves before it.
     """
 
-    shift: float = 0.05
+    shift: float = 0.03
     overlap: float = 0.6
     turn_rad: float = float(np.radians(10.0))
     still: tuple[float, float] = (0.01, float(np.radians(0.2)))
