@@ -1,6 +1,7 @@
 # Copyright the pixloc_ros authors. SPDX-License-Identifier: Apache-2.0
 """Training pairs from rosbags, and from MegaDepth and CMU Seasons in the layout they come in, on excerpts made here."""
 import json
+import shutil
 import struct
 
 import cv2
@@ -129,6 +130,11 @@ def write_cmu(root):
     return root
 
 
+@pytest.fixture(scope="module")
+def cmu(tmp_path_factory):
+    return write_cmu(tmp_path_factory.mktemp("cmu") / "cmu")
+
+
 @pytest.mark.parametrize("undistorted", [False, True])
 def test_megadepth(tmp_path, undistorted):
     root = write_megadepth(tmp_path / "MegaDepth", undistorted)
@@ -147,8 +153,8 @@ def test_megadepth(tmp_path, undistorted):
         MegaDepthPairs(tmp_path / "gone", (), VIEW, False)
 
 
-def test_cmu_seasons(tmp_path):
-    root = write_cmu(tmp_path / "cmu")
+def test_cmu_seasons(cmu):
+    root = cmu
     source = CmuPairs(root / "slice7", VIEW, False)
     assert len(source.paths) == 18  # database and queries with an image and a pose
     pairs = source.candidates
@@ -169,8 +175,8 @@ def test_cmu_seasons(tmp_path):
     (lambda root: (root / "slice7/camera-poses/slice-7-220241134.txt").write_text("a_b_c0_d.jpg 1 0 0 0 0 0\n"), "is no pose"),
     (lambda root: (root / "slice7/camera-poses/slice-7-220241134.txt").write_text(""), "no query image with a pose"),
 ])
-def test_broken_cmu_files_are_told_in_one_line(tmp_path, spoil, message):
-    root = write_cmu(tmp_path / "cmu")
+def test_broken_cmu_files_are_told_in_one_line(cmu, tmp_path, spoil, message):
+    root = shutil.copytree(cmu, tmp_path / "cmu")
     spoil(root)
     with pytest.raises(InputError, match=message) as caught:
         CmuPairs(root / "slice7", VIEW, False)
@@ -190,9 +196,9 @@ def test_bag_with_poses(tmp_path):
     assert torch.equal(a.xyz, b.xyz) and np.array_equal(a.query, b.query)
 
 
-def test_configuration_names_them(tmp_path):
+def test_configuration_names_them(cmu, tmp_path):
     write_megadepth(tmp_path / "MegaDepth", True)
-    write_cmu(tmp_path / "cmu")
+    shutil.copytree(cmu, tmp_path / "cmu")
     data = [{"kind": "megadepth", "root": "MegaDepth", "scenes": ["0015"]}, {"kind": "cmu", "root": "cmu/slice7"}]
     (tmp_path / "config.json").write_text(json.dumps({"data": data, "view": SMALL}))
     batch = build_mixture(read_config(tmp_path / "config.json"), False, False).batch([(0, k) for k in range(6)], (2.0, 0.03))
