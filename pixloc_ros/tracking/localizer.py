@@ -42,7 +42,7 @@ class LocalizerOptions:
     reselect_share: float = 0.02
     use_prior_factor: bool = True
     image_scale: float = 1.0
-    covariance_scale: float = 0.87
+    covariance_scale: float = 1.3
 
 
 class FrameLocalizer:

@@ -116,8 +116,8 @@ class TrackerOptions:
     max_search_s: float = 60.0
     confirm_frames: int = 3
     max_candidates: int = 3
-    translation_floor: float = 0.0005
-    rotation_floor: float = 0.0001
+    translation_floor: float = 0.001
+    rotation_floor: float = 0.00025
     prior_translation_floor: float = 0.005
     prior_rotation_floor: float = 0.001
     search_translation: float = 2.0
