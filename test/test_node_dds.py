@@ -432,3 +432,20 @@ def test_silent_inputs_are_reported():
     with running(ready=False, input_timeout_s=0.2) as (_, robot):
         robot.diagnosed("image: nothing yet on /camera/image_raw, it has a publisher")
         robot.diagnosed("odometry: nothing yet on /odom")
+
+
+def test_an_image_from_the_future_is_refused_and_nothing_starts_again():
+    with running(**start_pose()) as (_, robot):
+        assert robot.step(0).state == TRACKING
+        future = time.time_ns() + 5_000_000_000
+        robot.raw.publish(image_message(1, future))
+        assert "ahead of the clock and the odometry" in robot.status_of(future).message
+        status = robot.step(2)
+        assert status.state == TRACKING and status.prior_source == "odometry", "the pose was forgotten"
+
+
+def test_a_calibration_said_once_is_enough():
+    with running(input_timeout_s=0.2, **start_pose()) as (_, robot):
+        assert robot.step(0).state == TRACKING
+        time.sleep(1.5)
+        assert not any("calibration: nothing" in text for text in robot.texts)

@@ -33,6 +33,9 @@ from .parameters import FRAME_QUEUE_LIMIT, Value, image_subscription_topic
 JUMP_BACK_NS = NS_PER_S
 """Stamps that go back by more mean that time itself did (a bag played again); by less, that a message was late."""
 
+FUTURE_NS = NS_PER_S
+"""An image dated further ahead of both the clock and the odometry is refused: what came after it would seem to be of the past."""
+
 _ODOMETRY_LIMIT = 20_000
 _POLL_S = 0.005
 
@@ -81,9 +84,9 @@ class Fix:
 class Inputs:
     """Subscriptions, and what came in through them.
 
-    setting: value of a parameter by name. on_image: called with (message, stamp_ns). on_time_jump: called with the
-    reason when stamps go back; it calls `forget`. Callbacks run in the executor's thread, the methods that take a
-    deadline (`time.monotonic`) in the worker's.
+    setting: value of a parameter by name. on_image: called with (message, stamp_ns, why it must not be used or None).
+    on_time_jump: called with the reason when stamps go back; it calls `forget`. Callbacks run in the executor's thread, the
+    methods that take a deadline (`time.monotonic`) in the worker's.
     """
 
     def __init__(
@@ -91,7 +94,7 @@ class Inputs:
         node: Node,
         setting: Callable[[str], Value],
         board: DiagnosticBoard,
-        on_image: Callable[[Image | CompressedImage, int], None],
+        on_image: Callable[[Image | CompressedImage, int, Rejected | None], None],
         on_time_jump: Callable[[str], None],
     ) -> None:
         self._node, self._setting, self._board = node, setting, board
@@ -159,11 +162,22 @@ class Inputs:
         stamp_ns = stamp_to_ns(message.header.stamp)
         with self._lock:
             back_ns = 0 if self._newest_image_ns is None else self._newest_image_ns - stamp_ns
+            newest_odometry_ns = self._newest_odometry_ns or 0
+        now_ns = self._node.get_clock().now().nanoseconds
+        ahead_ns = stamp_ns - max(now_ns, newest_odometry_ns)
+        if ahead_ns > FUTURE_NS and now_ns:  # 0: simulated time has not begun
+            text = (
+                f"an image is dated {ahead_ns / NS_PER_S:.3f} s ahead of the clock and the odometry: it is not used; synchronise "
+                "the camera's clock, or set use_sim_time where a recording is played"
+            )
+            self._on_image_checked(message, stamp_ns, Rejected("image", "future", text))
+            return
+        self._board.clear("image", "future")
         if stamp_ns and back_ns > JUMP_BACK_NS:
             self._on_time_jump(f"image stamps went back by {back_ns / NS_PER_S:.3f} s")
         with self._lock:
             self._newest_image_ns = max(stamp_ns, self._newest_image_ns or 0)
-        self._on_image_checked(message, stamp_ns)
+        self._on_image_checked(message, stamp_ns, None)
 
     def _on_camera_info(self, message: CameraInfo) -> None:
         self._heard("calibration")
@@ -390,7 +404,9 @@ class Inputs:
             topics["odometry"] = self.topic("odom_topic")
         for component, topic in topics.items():
             silent_s = time.monotonic() - self._heard_at[component]
-            if silent_s <= self._setting("input_timeout_s"):
+            # A calibration may be said once for all (transient local).
+            known = component == "calibration" and self._camera is not None
+            if known or silent_s <= self._setting("input_timeout_s"):
                 self._board.clear(component, "silent")
                 continue
             since = f"nothing for {silent_s:.1f} s" if component in self._ever_heard else "nothing yet"

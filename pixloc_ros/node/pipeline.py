@@ -186,10 +186,13 @@ class Pipeline:
 
     # ---- callbacks
 
-    def _on_image(self, message: Image | CompressedImage, stamp_ns: int) -> None:
+    def _on_image(self, message: Image | CompressedImage, stamp_ns: int, rejection: Rejected | None) -> None:
         self._count("received")
         arrival_ms = (self._node.get_clock().now().nanoseconds - stamp_ns) * 1e-6
         frame = ReceivedImage(message, stamp_ns, time.monotonic(), arrival_ms)
+        if rejection is not None:
+            self._reject(frame, rejection)
+            return
         if self._paused.is_set():
             self._drop(frame, "dropped: paused")
             return

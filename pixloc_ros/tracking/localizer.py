@@ -53,7 +53,7 @@ class FrameLocalizer:
         map_.require_extractor(extractor)
         self.map, self.extractor, self.options = map_, extractor.with_strides(map_.strides), options
         self._selector = LocalPointSelector(map_)
-        self.focal_px = float(np.median([float(c.params[:2].mean()) for c in map_.cameras]))
+        self.focal_px: float | None = float(np.median([float(c.params[:2].mean()) for c in map_.cameras]))
 
     @torch.inference_mode()
     def prepare(self, image: np.ndarray, camera: Camera) -> PreparedImage:
@@ -62,8 +62,8 @@ class FrameLocalizer:
         image: uint8 [H, W] or [H, W, 3] RGB. camera: of that size (InputError otherwise).
         """
         clock = _Stopwatch()
-        image, camera = fit_to_working_size(image, camera, self.map.working_side,
-                                            self.options.image_scale * self.focal_px)
+        focal_px = None if self.focal_px is None else self.options.image_scale * self.focal_px
+        image, camera = fit_to_working_size(image, camera, self.map.working_side, focal_px)
         clock.lap("prepare")
         pyramid = self.extractor.extract(image)
         clock.lap("features")
