@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -10,12 +11,18 @@ import torch
 
 from ..errors import InputError
 from ..features import Execution, load_extractor
+from ..geometry.cameras import Camera
 from ..mapping.map_file import Map
+from ..tracking.covariances import isotropic
 from ..tracking.localizer import FrameLocalizer
 from ..tracking.presets import preset
 from ..tracking.relocalization import Relocalizer
 from ..tracking.tracker import Tracker
-from ..tracking.types import CameraFrame
+from ..tracking.types import CameraFrame, FrameAlignment, FrameMotion, PreparedImage
+
+_REHEARSED = 6
+"""Images: half of them are tracked, the others are found in the whole map."""
+_PERIOD_NS = 100_000_000
 
 
 class Engine:
@@ -45,11 +52,44 @@ class Engine:
         return Tracker(self._localizer, pose_search=self._relocalizer if relocalization else None)
 
     def warm_up(self) -> None:
-        """Takes the cost of first calls, many times that of later ones, before images come."""
+        """Takes the cost of first calls, many times that of later ones, before images come: after an installation, when nothing
+        is compiled yet, some twenty seconds."""
         map_ = self._localizer.map
-        camera = map_.cameras[int(map_.keyframe_camera[0])]
+        keyframe = int(np.diff(map_.observation_offsets).argmax())
+        camera, pose = map_.cameras[int(map_.keyframe_camera[keyframe])], map_.map_from_keyframe[keyframe]
         noise = np.random.default_rng(0).integers(0, 255, (camera.height, camera.width), np.uint8)
-        for _ in range(2):
-            self._localizer.localize(noise, camera, map_.map_from_keyframe[0])
-            frame = CameraFrame(0, noise, camera, self._localizer.prepare(noise, camera))
-            self._relocalizer.search(frame, torch.eye(4, dtype=torch.float64))
+        rehearsal = _Rehearsal(self._localizer, self._relocalizer)
+        tracker = Tracker(rehearsal, pose_search=rehearsal)
+        base_from_camera = torch.eye(4, dtype=torch.float64)
+        tracker.initialize(pose, None, 0)
+        self._localizer.prepare(noise, camera)  # the network's second call may still be slow
+        frame = CameraFrame(0, noise, camera, self._localizer.prepare(noise, camera))
+        for number in range(1, _REHEARSED + 1):
+            if number == _REHEARSED // 2:
+                tracker.relocalize()
+            for offset_ns in (-_PERIOD_NS // 4, _PERIOD_NS // 4):
+                tracker.add_odometry(number * _PERIOD_NS + offset_ns, base_from_camera)
+            tracker.track(replace(frame, stamp_ns=number * _PERIOD_NS), base_from_camera)
+
+
+class _Rehearsal:
+    """Localizer and search of a tracker: they do their work, and then call the pose where it began a good one. So an image of
+    noise takes the tracker through all that an image of the map does."""
+
+    def __init__(self, localizer: FrameLocalizer, relocalizer: Relocalizer) -> None:
+        self._localizer, self._relocalizer = localizer, relocalizer
+        self._found: FrameAlignment | None = None
+
+    def prepare(self, image: np.ndarray, camera: Camera) -> PreparedImage:
+        return self._localizer.prepare(image, camera)
+
+    def localize_prepared(self, prepared: PreparedImage, map_from_camera: torch.Tensor,
+                          prior_covariance: torch.Tensor | None = None, motion: FrameMotion | None = None) -> FrameAlignment:
+        alignment = self._localizer.localize_prepared(prepared, map_from_camera, prior_covariance, motion)
+        self._found = replace(alignment, map_from_camera=map_from_camera, covariance=isotropic(0.01, 0.01), success=True,
+                              cost=0.0, inlier_fraction=1.0, visible_fraction=1.0, points_used=1000)
+        return self._found
+
+    def search(self, *arguments) -> list[FrameAlignment]:
+        self._relocalizer.search(*arguments)
+        return [self._found]
