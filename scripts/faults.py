@@ -407,6 +407,7 @@ class Stage:
         self.poses: list[PoseWithCovarianceStamped] = []
         self.true_ns: dict[int, int] = {}
         self.sent_s: dict[int, float] = {}
+        self.info: CameraInfo | None = drive.info
         self.context = rclpy.Context()
         rclpy.init(context=self.context, args=[])
         self.node = node = rclpy.create_node("fault_injector", context=self.context)
@@ -414,7 +415,7 @@ class Stage:
         self.publishers = {
             "image": node.create_publisher(Image, "camera/image_raw", 50),
             "odom": node.create_publisher(Odometry, "odom", 50),
-            "info": node.create_publisher(CameraInfo, "camera/camera_info", latched),
+            "info": node.create_publisher(CameraInfo, "camera/camera_info", 10),
             "static": node.create_publisher(TFMessage, "/tf_static", latched),
             "start": node.create_publisher(PoseWithCovarianceStamped, "initialpose", 1),
         }
@@ -480,7 +481,13 @@ class Stage:
             while todo and todo[0][0] <= event.at_s:
                 threading.Thread(target=todo.pop(0)[1]).start()
             time.sleep(max(0.0, began + event.at_s - time.monotonic()))
+            if event.topic == "info":
+                self.info = event.message
+                continue
             if event.topic == "image":
+                # As camera drivers do: the calibration with every image.
+                if self.info is not None:
+                    self.send("info", self.info)
                 stamp_ns = stamp_to_ns(event.message.header.stamp)
                 self.true_ns[stamp_ns] = event.true_ns
                 self.sent_s.setdefault(stamp_ns, event.at_s)
@@ -510,8 +517,8 @@ def run(name: str, fault: Fault, drive: Drive, folder: Path) -> Run:
         stage.wait_until_heard()
         if name != "camera transform late":
             stage.send("static", drive.static)
-        if name != "no calibration at first":
-            stage.send("info", drive.info)
+        if name == "no calibration at first":
+            stage.info = None
         stage.send("start", drive.pose)
         time.sleep(0.3)
         memory: list[float] = []
@@ -586,7 +593,7 @@ def soak(drive: Drive, folder: Path, minutes: float, seed: int) -> dict[str, obj
             stage.sent_s.clear()
             stage.notes.clear()
             stage.send("static", drive.static)
-            stage.send("info", drive.info)
+            stage.info = drive.info
             offset_ns = rounds * 200 * NS_PER_S
             events = known[name].change(drive.events, drive)
             events = restamped(offset_ns / NS_PER_S, -10.0, 1e6)(events, drive)

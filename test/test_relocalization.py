@@ -150,7 +150,7 @@ def test_a_wrong_initial_pose_is_overruled_and_said():
 def test_a_doubtful_image_near_the_initial_pose_must_be_confirmed():
     robot = LostRobot()
     robot.tracker.initialize(map_from_base(0), None, stamp(0))
-    assert [robot.drive((shifted(0), 0.3)).state for _ in range(3)] == [INITIALIZING, INITIALIZING, TRACKING]
+    assert [robot.drive((shifted(0), 0.36)).state for _ in range(3)] == [INITIALIZING, INITIALIZING, TRACKING]
 
 
 def test_a_carried_robot_falls_silent_at_once_and_is_found():
@@ -175,10 +175,10 @@ def test_a_doubtful_place_elsewhere_does_not_silence_dead_reckoning():
     robot = LostRobot()
     robot.tracker.initialize(map_from_base(0), None, stamp(0))
     robot.drive(HERE)
-    assert robot.drive((ALIAS[0], 0.3)).state is DEGRADED
+    assert robot.drive((ALIAS[0], 0.36)).state is DEGRADED
     assert robot.drive(HERE).state is TRACKING
     # Two images that agree with one another there do.
-    assert [robot.drive((ALIAS[0], 0.3)).state for _ in range(2)] == [DEGRADED, LOST]
+    assert [robot.drive((ALIAS[0], 0.36)).state for _ in range(2)] == [DEGRADED, LOST]
 
 
 def test_the_search_never_gives_up():

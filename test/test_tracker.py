@@ -14,6 +14,8 @@ from pixloc_ros.errors import InputError
 from pixloc_ros.geometry import se3
 from pixloc_ros.geometry.cameras import Camera
 from pixloc_ros.tracking.covariances import mahalanobis, not_better_than, not_worse_than
+from pixloc_ros.tracking.frozen_camera import FrozenCamera
+from pixloc_ros.tracking.odometry import OdometryBuffer
 from pixloc_ros.tracking.tracker import QualityGates, Tracker, TrackerOptions
 from pixloc_ros.tracking.types import CameraFrame, FrameAlignment, TrackState
 
@@ -541,3 +543,18 @@ def test_a_sure_image_is_believed_over_slipping_wheels(sigmas, inliers, believed
     assert (result.state is TRACKING) == believed
     truth = map_from_base(robot.t) @ se3.se3_exp(sideways)
     assert (se3.pose_difference(result.map_from_base, truth)[0] < 1e-6) == believed
+
+
+def test_a_camera_that_repeats_its_picture_is_noticed_once_the_robot_moves():
+    camera = FrozenCamera()
+    picture = np.random.default_rng(0).integers(0, 255, (48, 64), np.uint8)
+    buffer = OdometryBuffer()
+    for n in range(50):
+        buffer.add(stamp(0.02 * n), shifted(0.5 * max(0.0, 0.02 * n - 0.4)))
+    at = [buffer.lookup(stamp(t)) for t in (0.1, 0.2, 0.3, 0.42, 0.5, 0.6)]
+    assert [camera.repeats(picture, sample) for sample in at[:4]] == [False] * 4, "the robot stood still"
+    assert camera.repeats(picture, at[4]) and camera.repeats(picture.copy(), at[5])
+    assert not camera.repeats(picture, None), "nothing is known of the motion"
+    other = picture.copy()
+    other[3, 5] ^= 1
+    assert not camera.repeats(other, at[5])

@@ -34,7 +34,8 @@ JUMP_BACK_NS = NS_PER_S
 """Stamps that go back by more mean that time itself did (a bag played again); by less, that a message was late."""
 
 FUTURE_NS = NS_PER_S
-"""An image dated further ahead of both the clock and the odometry is refused: what came after it would seem to be of the past."""
+"""An image dated further ahead of the odometry (or, without, of the clock) is refused: what came after it would seem late."""
+_ODOMETRY_ALIVE_S = 0.5
 
 _ODOMETRY_LIMIT = 20_000
 _POLL_S = 0.005
@@ -163,12 +164,13 @@ class Inputs:
         with self._lock:
             back_ns = 0 if self._newest_image_ns is None else self._newest_image_ns - stamp_ns
             newest_odometry_ns = self._newest_odometry_ns or 0
-        now_ns = self._node.get_clock().now().nanoseconds
-        ahead_ns = stamp_ns - max(now_ns, newest_odometry_ns)
-        if ahead_ns > FUTURE_NS and now_ns:  # 0: simulated time has not begun
+        # A recording may be played without simulated time: then the odometry tells the time, as long as it comes.
+        alive = newest_odometry_ns and time.monotonic() - self._heard_at["odometry"] < _ODOMETRY_ALIVE_S
+        now_ns = newest_odometry_ns if alive else self._node.get_clock().now().nanoseconds
+        if now_ns and stamp_ns - now_ns > FUTURE_NS:  # 0: simulated time has not begun
             text = (
-                f"an image is dated {ahead_ns / NS_PER_S:.3f} s ahead of the clock and the odometry: it is not used; synchronise "
-                "the camera's clock, or set use_sim_time where a recording is played"
+                f"an image is dated {(stamp_ns - now_ns) / NS_PER_S:.3f} s ahead of the {'odometry' if alive else 'clock'}: it "
+                "is not used; synchronise the camera's clock, or set use_sim_time where a recording is played"
             )
             self._on_image_checked(message, stamp_ns, Rejected("image", "future", text))
             return

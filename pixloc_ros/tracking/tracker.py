@@ -34,6 +34,7 @@ from ..errors import InputError
 from ..geometry import se3
 from ..geometry.cameras import Camera
 from .covariances import isotropic, mahalanobis, not_better_than, not_worse_than
+from .frozen_camera import FrozenCamera
 from .motion_prior import KnownPose, MotionOptions, predict
 from .odometry import OdometryBuffer, OdometryOptions, OdometryReport, OdometrySample, OdometryUnavailable
 from .types import CameraFrame, FrameAlignment, FrameMotion, MotionPrior, PreparedImage, TrackResult, TrackState
@@ -69,7 +70,7 @@ class QualityGates:
     """What an aligned image must satisfy to be believed.
 
     min_visible_fraction, min_visible_points: map points that project into the image. min_inlier_fraction: of those, the
-    ones whose features agree; min_inlier_fraction_search: likewise while no prior holds the pose. max_cost: mean robust
+    ones whose features agree; min_inlier_fraction_search: likewise while no prior holds the pose, or against it. max_cost: mean robust
     cost. max_innovation: Mahalanobis distance to the prior, six degrees of freedom (5.3 is passed by 99.99 % of honest
     Gaussian errors). sure_inlier_fraction, max_innovation_sure: with so many inliers the image is believed further away:
     slipping wheels are commoner than a wrong alignment that looks so good. rival_inlier_fraction: where another place has more
@@ -82,7 +83,7 @@ class QualityGates:
     min_visible_fraction: float = 0.2
     min_visible_points: int = 30
     min_inlier_fraction: float = 0.15
-    min_inlier_fraction_search: float = 0.25
+    min_inlier_fraction_search: float = 0.32
     max_cost: float = float("inf")
     max_innovation: float = 5.3
     sure_inlier_fraction: float = 0.4
@@ -178,6 +179,7 @@ class Tracker:
         self._pose_search = pose_search
         self.odometry = OdometryBuffer(self.options.odometry)
         self._localizer = localizer
+        self._frozen_camera = FrozenCamera()
         self.state = TrackState.INITIALIZING
         self._last_stamp_ns: int | None = None
         self._forget_pose()
@@ -277,11 +279,12 @@ class Tracker:
         view = _View(frame, base_from_camera, se3.inverse(base_from_camera), odometry)
         looks: list[_Look] = []
         believed = None
-        if prior is not None and not (self._searching and self._candidates):
+        frozen = self._frozen_camera.repeats(frame.image, odometry)
+        if not frozen and prior is not None and not (self._searching and self._candidates):
             motion = FrameMotion(prior, self._last_inliers, base_from_camera)
             looks.append(self._look(view, *self._start(prior), self._searching, motion))
             believed = looks[0] if self._agrees(looks[0], prior) else None
-        if believed is None:
+        if believed is None and not frozen:
             looks += self._look_elsewhere(view, prior)
             believed = next((look for look in looks if self._agrees(look, prior)), None)
         self._last_stamp_ns = frame.stamp_ns
@@ -292,6 +295,8 @@ class Tracker:
             self._accept(believed.pose, None if jumped else prior)
         else:
             problem, believed = self._wait_for_confirmation(looks, prior, frame.stamp_ns, odometry)
+        if frozen:
+            problem = "the camera repeats a picture although the robot moves: start its driver again"
         shown = believed or max(looks, key=lambda look: look.alignment.inlier_fraction * look.alignment.success, default=None)
         self._last_inliers = 0.5 if shown is None else shown.alignment.inlier_fraction
         if self.state is TrackState.TRACKING:
@@ -434,7 +439,9 @@ class Tracker:
 
         Returns what is wrong (empty: nothing) and the look that is believed after all.
         """
-        good = [look for look in looks if look.pose is not None]
+        # Against the prior an image must be as good as one without: a wrong calibration can be consistent with itself.
+        least = self.options.gates.min_inlier_fraction_search
+        good = [look for look in looks if look.pose is not None and look.alignment.inlier_fraction >= least]
         followed = self._follow(good, stamp_ns, odometry)
         self._candidates = [candidate for candidate, _ in followed]
         winner = self._winner(prior)
