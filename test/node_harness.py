@@ -8,6 +8,7 @@ everything but the alignment itself is real.
 from __future__ import annotations
 
 import contextlib
+import gc
 import math
 import os
 import threading
@@ -268,7 +269,7 @@ class Robot:
         self.describe_camera()
         self.wait(lambda: node._pipeline.inputs._camera is not None)
 
-    def wait(self, condition, seconds: float = 5.0):
+    def wait(self, condition, seconds: float = 20.0):
         """The first true value of the condition."""
         deadline = time.monotonic() + seconds
         while not (value := condition()):
@@ -294,6 +295,7 @@ class Robot:
 def running(transport: str = "raw", engine=FakeEngine, ready: bool = True, connect: bool = True, **parameters):
     """(node, robot): both spinning and connected, the node started with these parameters ('__' stands for a dot)."""
     isolate()
+    gc.collect()  # objects of earlier nodes refer to each other, and until the last is gone the graph shows those nodes too
     context = rclpy.Context()
     rclpy.init(context=context)
     values = {"image_transport": transport, "map": "fake.pixmap", **parameters}

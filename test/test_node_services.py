@@ -147,7 +147,7 @@ def test_load_map_mends_a_start_without_one():
         assert call(robot, LoadMap, "load_map", LoadMap.Request(map="a.pixmap")).success
         robot.odometry_ns = stamp_of(1) - 40_000_000
         assert robot.step(1).state == TRACKING
-        robot.wait(lambda: robot.levels["map"] == b"\0", 6.0)
+        robot.wait(lambda: robot.levels["map"] == b"\0")
 
 
 class Drawing(FakeEngine):

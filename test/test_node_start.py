@@ -27,8 +27,8 @@ def test_the_last_pose_is_kept_and_started_from(tmp_path):
         assert robot.step(0).state == INITIALIZING
         robot.initial_pose.publish(initial_pose_message(1))
         robot.wait(lambda: robot.initial_pose.wait_for_all_acked() or True)
-        robot.wait(lambda: robot.step(len(robot.statuses)).state == TRACKING, 10.0)
-        robot.wait(path.is_file, 10.0)
+        robot.wait(lambda: robot.step(len(robot.statuses)).state == TRACKING)
+        robot.wait(path.is_file)
     kept = load_last_pose(path, FakeEngine.map_name)
     number = round((kept.stamp_ns - stamp_of(0)) / (stamp_of(1) - stamp_of(0)))
     assert float(se3.pose_difference(kept.map_from_base, pose_of(number))[0]) < 0.05
@@ -67,4 +67,4 @@ def test_a_fix_says_where_to_look():
         robot.diagnosed("/fix has no usable position_covariance")
         fixes.publish(fix(latitude=math.nan))
         fixes.publish(fix())
-        robot.wait(lambda: robot.step(len(robot.statuses)).state == TRACKING, 10.0)
+        robot.wait(lambda: robot.step(len(robot.statuses)).state == TRACKING)
