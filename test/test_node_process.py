@@ -15,6 +15,7 @@ from diagnostic_msgs.msg import DiagnosticArray
 from node_harness import BASE_FROM_CAMERA, camera_info, image_message, isolate
 from rclpy.executors import SingleThreadedExecutor
 from sensor_msgs.msg import CameraInfo, Image
+from std_srvs.srv import Trigger
 from tf2_ros import StaticTransformBroadcaster
 
 from pixloc_ros.evaluation import offline
@@ -24,7 +25,7 @@ from pixloc_ros.evaluation.replay import chain_errors
 from pixloc_ros.features import load_extractor
 from pixloc_ros.geometry import se3
 from pixloc_ros.mapping import build_map_from_colmap
-from pixloc_ros.node import conversions
+from pixloc_ros.node import conversions, localization_node
 from pixloc_ros.node.replay import ReplayOptions, replay
 from pixloc_ros.simulation.datasets import SimulationOptions, simulate
 
@@ -114,6 +115,20 @@ def test_interrupted_while_it_starts(tmp_path):
         assert process.wait(timeout=30) == 0
     finally:
         process.kill()
+
+
+def test_interrupted_while_its_services_are_made(monkeypatch):
+    """The signal takes the node's handle away."""
+    isolate()
+
+    def started():
+        node = rclpy.create_node("localization_node")
+        rclpy.shutdown()
+        node.create_service(Trigger, "relocalize", lambda *_: None)
+        raise AssertionError("a node that was destroyed has made a service")
+
+    monkeypatch.setattr(localization_node, "LocalizationNode", started)
+    assert localization_node.main([]) == 0
 
 
 @pytest.mark.parametrize(
