@@ -10,8 +10,10 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
+import torch
 
 from pixloc_ros.errors import InputError
+from pixloc_ros.geometry.cameras import Camera
 from pixloc_ros.mapping.colmap import read_colmap_model
 from pixloc_ros.mapping.rgbd import read_camera
 from pixloc_ros.tracking.image_format import decode_compressed
@@ -91,4 +93,13 @@ def test_image_bombs_are_refused():
     png[16:24] = struct.pack(">II", 30000, 30000)
     with pytest.raises(InputError, match="claims to be 30000x30000"):
         decode_compressed(bytes(png))
+    png = cv2.imencode(".png", np.zeros((48, 64, 3), np.uint8))[1].tobytes()
+    with pytest.raises(InputError, match="cannot be decoded"):
+        decode_compressed(png[:33] + b"\xff\xff\x00\x20" + png[37:])
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 100_000
+
+
+def test_distortion_beyond_all_measure():
+    for numbers in ([1e308] * 4, [float("inf"), 0.0, 0.0, 0.0], [1e200, 1e-200, 0.0, 0.0]):
+        with pytest.raises(InputError):
+            Camera("plumb_bob", 64, 48, torch.tensor([50.0, 50.0, 32.0, 24.0, *numbers, 0.0], dtype=torch.float64))

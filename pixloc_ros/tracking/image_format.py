@@ -115,7 +115,7 @@ def decode_compressed(data: bytes | np.ndarray | memoryview) -> np.ndarray:
     that is no image.
     """
     flat = np.frombuffer(data, np.uint8)
-    width, height = _claimed_size(flat[:_HEADER_BYTES].tobytes())
+    width, height = _claimed_size(memoryview(flat))
     if width * height > MAX_PIXELS:
         raise InputError(
             f"a compressed image of {flat.size} bytes claims to be {width}x{height}: more than {MAX_PIXELS} pixels are not read"
@@ -132,12 +132,19 @@ def decode_compressed(data: bytes | np.ndarray | memoryview) -> np.ndarray:
     return cv2.cvtColor(image, cv2.COLOR_BGRA2RGB if image.shape[2] == 4 else cv2.COLOR_BGR2RGB)
 
 
-def _claimed_size(data: bytes) -> tuple[int, int]:
-    """Width and height by the header of a JPEG or PNG file; zeros where it is neither."""
+def _claimed_size(data: memoryview | bytes) -> tuple[int, int]:
+    """Width and height by the header of a JPEG or PNG file; zeros where it is neither, or a PNG that is cut short."""
     if data[:8] == b"\x89PNG\r\n\x1a\n":
+        at = 8
+        while at < len(data) and data[at - 8 : at - 4] != b"IEND":
+            # Decoders take memory for a chunk's length before they see that the file is shorter.
+            at += 12 + int.from_bytes(data[at : at + 4], "big")
+        if at > len(data):
+            return 0, 0
         return int.from_bytes(data[16:20], "big"), int.from_bytes(data[20:24], "big")
     if data[:2] != b"\xff\xd8":
         return 0, 0
+    data = bytes(data[:_HEADER_BYTES])
     at = 2
     while at + 9 <= len(data):
         if data[at] != 0xFF:  # filling between segments, which decoders skip

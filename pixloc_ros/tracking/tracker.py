@@ -70,9 +70,9 @@ class QualityGates:
     """What an aligned image must satisfy to be believed.
 
     min_visible_fraction, min_visible_points: map points that project into the image. min_inlier_fraction: of those, the
-    ones whose features agree; min_inlier_fraction_search: likewise while no prior holds the pose, or against it. max_cost: mean robust
-    cost. max_innovation: Mahalanobis distance to the prior, six degrees of freedom (5.3 is passed by 99.99 % of honest
-    Gaussian errors). sure_inlier_fraction, max_innovation_sure: with so many inliers the image is believed further away:
+    ones whose features agree; min_inlier_fraction_search: likewise where no prior holds the pose, or against it. max_cost: mean
+    robust cost. max_innovation: Mahalanobis distance to the prior, six degrees of freedom (5.3 is passed by 99.99 % of
+    honest Gaussian errors). sure_inlier_fraction, max_innovation_sure: with so many inliers the image is believed further away:
     slipping wheels are commoner than a wrong alignment that looks so good. rival_inlier_fraction: where another place has more
     than this share of a place's inliers, neither is believed.
 
