@@ -81,8 +81,9 @@ def read_tum(path: Path) -> Trajectory:
         values = _numbers(where, words[1:])
         try:
             stamp_ns = int((Decimal(words[0]) * 10**9).to_integral_value())
+            np.int64(stamp_ns)
         except (InvalidOperation, ValueError, OverflowError):
-            raise InputError(f"{where}: the stamp '{words[0]}' is not a number: write seconds") from None
+            raise InputError(f"{where}: the stamp '{words[0]}' is no time: write seconds") from None
         if poses and stamp_ns <= poses[-1][0]:
             raise InputError(f"{where}: the stamp does not increase: sort the lines and drop repeated stamps")
         poses.append((stamp_ns, _pose(where, values[:3], values[3:])))

@@ -54,15 +54,14 @@ _ROS_MODEL = {
     "fisheye": "equidistant",
 }
 _UNPROJECT_ITERATIONS = 20
-_LARGEST_COEFFICIENT = 1e100
-"""Beyond, the search for roots overflows."""
 
 
 def _first_positive_root(coefficients: Sequence[float]) -> float:
     """Smallest positive real root of sum_i coefficients[i] x^i; infinity if there is none. Raises InputError: no numbers."""
-    if not np.isfinite(coefficients).all() or np.abs(coefficients).max() > _LARGEST_COEFFICIENT:
-        raise InputError("the distortion coefficients are no numbers that a lens can have: calibrate the camera again")
-    roots = np.polynomial.Polynomial(np.trim_zeros(np.asarray(coefficients, float), "b")).roots()
+    try:
+        roots = np.polynomial.Polynomial(np.trim_zeros(np.asarray(coefficients, float), "b")).roots()
+    except np.linalg.LinAlgError:
+        raise InputError("the distortion coefficients are no numbers that a lens can have: calibrate the camera again") from None
     real = roots.real[(np.abs(roots.imag) <= 1e-7 * np.abs(roots)) & (roots.real > 0)]
     return float(real.min()) if real.size else math.inf
 
