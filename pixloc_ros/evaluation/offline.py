@@ -18,7 +18,7 @@ from ..errors import InputError
 from ..geometry import se3
 from ..tracking.localizer import FrameLocalizer
 from ..tracking.tracker import PoseSearch, Tracker, TrackerOptions
-from ..tracking.types import CameraFrame, TrackState
+from ..tracking.types import CameraFrame, TrackResult, TrackState
 from . import metrics
 from .bags import BagReader, OdometryMessage, UnusableFrame
 from .trajectory import Trajectory
@@ -30,6 +30,8 @@ TRUTH_GAP_NS = 250_000_000
 """Truth is interpolated between poses that are no further apart."""
 FALSE_TRACK = (0.5, 5.0)
 """Metres, degrees: a pose given as TRACKING that is further off is a false one."""
+Watch = Callable[[CameraFrame | UnusableFrame, TrackResult | None], bool]
+"""Told of every image and what the tracker says of it (None where the image could not be used); True ends the run."""
 
 
 @dataclass(frozen=True)
@@ -88,8 +90,8 @@ def first_pose(bag: BagReader, truth: Trajectory, given: torch.Tensor | None) ->
 
 def run_bag(localizer: FrameLocalizer, bag: BagReader, initial_pose: torch.Tensor | None = None,
             options: TrackerOptions | None = None, pose_search: PoseSearch | None = None, cold_start: bool = False,
-            progress: Callable[..., None] = lambda done, of, note="": None) -> BagRun:
-    """Track a whole bag.
+            progress: Callable[..., None] = lambda done, of, note="": None, watch: Watch = lambda frame, result: False) -> BagRun:
+    """Track a whole bag, or until `watch` has seen enough.
 
     initial_pose: map_from_base float64 [4, 4] at the first image; None: from the bag's truth. pose_search: finds poses in the
     whole map when the tracker is lost. cold_start: no pose is given, the search must find it. Raises `InputError` where the bag
@@ -97,9 +99,11 @@ def run_bag(localizer: FrameLocalizer, bag: BagReader, initial_pose: torch.Tenso
     """
     truth = bag.truth()
     start = None if cold_start else first_pose(bag, truth, initial_pose)
-    runner = _Runner(localizer, Tracker(localizer, options, pose_search), pose_search, bag, start, progress)
+    runner = _Runner(localizer, Tracker(localizer, options, pose_search), pose_search, bag, start, progress, watch)
     for event in bag.events():
         runner.feed(event)
+        if runner.ended:
+            break
     runner.finish()
     return BagRun(runner.records, truth, bag.odometry(), runner.refused)
 
@@ -108,8 +112,10 @@ class _Runner:
     """Feeds a tracker and keeps what it says."""
 
     def __init__(self, localizer: FrameLocalizer, tracker: Tracker, pose_search: PoseSearch | None, bag: BagReader,
-                 start: tuple[int, torch.Tensor] | None, progress: Callable[..., None]) -> None:
+                 start: tuple[int, torch.Tensor] | None, progress: Callable[..., None], watch: Watch) -> None:
         self.records: list[FrameRecord] = []
+        self.ended = False
+        self._watch = watch
         self.refused: Counter = Counter()
         self._localizer, self._bag, self._progress = localizer, bag, progress
         self._tracker, self._pose_search = tracker, pose_search
@@ -132,7 +138,7 @@ class _Runner:
 
     def _process(self, now_ns: int | None) -> None:
         """Process what need not wait longer; everything if `now_ns` is None."""
-        while self._waiting:
+        while self._waiting and not self.ended:
             stamp_ns = self._waiting[0].stamp_ns
             covered = self._bag.odometry_topic is None or self._tracker.odometry.covers(stamp_ns)
             if not covered and now_ns is not None and now_ns - stamp_ns < ODOMETRY_WAIT_NS:
@@ -142,7 +148,7 @@ class _Runner:
     def _track(self, frame: CameraFrame | UnusableFrame) -> None:
         self._progress(len(self.records), self._images, self._tracker.state.name)
         if isinstance(frame, UnusableFrame):
-            self._unusable(frame.stamp_ns, frame.reason)
+            self._unusable(frame, frame.reason)
             return
         if self._start is not None and frame.stamp_ns >= self._start[0]:
             stamp_ns, pose = self._start
@@ -155,12 +161,13 @@ class _Runner:
         try:
             result = self._tracker.track(frame, self._bag.base_from_camera)
         except InputError as error:
-            self._unusable(frame.stamp_ns, str(error))
+            self._unusable(frame, str(error))
             return
         alignment = result.alignment
         self.records.append(FrameRecord(
             frame.stamp_ns, result.state, result.map_from_base, result.covariance, result.timings_ms,
             alignment.inlier_fraction if alignment is not None else float("nan"), result.message))
+        self.ended = self._watch(frame, result)
 
     def _warm_up(self, frame: CameraFrame, map_from_base: torch.Tensor | None) -> None:
         """The first call of everything is slow; it must not pass for what a frame takes. Neither localizer nor search keeps a
@@ -172,8 +179,9 @@ class _Runner:
             if self._pose_search is not None:
                 self._pose_search.search(replace(frame, prepared=prepared), self._bag.base_from_camera)
 
-    def _unusable(self, stamp_ns: int, reason: str) -> None:
-        self.records.append(FrameRecord(stamp_ns, self._tracker.state, None, None, {}, float("nan"), reason, unusable=True))
+    def _unusable(self, frame: CameraFrame | UnusableFrame, reason: str) -> None:
+        self.records.append(FrameRecord(frame.stamp_ns, self._tracker.state, None, None, {}, float("nan"), reason, unusable=True))
+        self.ended = self._watch(frame, None)
 
 
 def summarize(run: BagRun, skip_map_frames: int = 0) -> dict[str, object]:
