@@ -6,7 +6,7 @@ DATA ?=
 # What to run: make test TESTS="test/test_se3.py -k near_pi"
 TESTS ?= test
 
-.PHONY: help setup test demo lint clean
+.PHONY: help setup test demo docs lint clean
 
 help:  ## this text
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -21,6 +21,11 @@ test: setup  ## run the tests
 
 demo: setup  ## track a simulated drive through real ROS 2 (DATA=DIR: a recorded one), report in out/demo
 	@.venv/bin/pixloc demo $(if $(DATA),--data "$(DATA)")
+
+docs: setup  ## the documentation as a site, in out/site; opens without a server
+	@.venv/bin/python -m pixloc_ros.node.parameters
+	@NO_MKDOCS_2_WARNING=1 .venv/bin/mkdocs build --strict --quiet
+	@echo "documentation: out/site/index.html"
 
 lint: setup  ## style and simple errors
 	@.venv/bin/ruff check .
