@@ -1,86 +1,243 @@
 # Copyright the pixloc_ros authors. SPDX-License-Identifier: Apache-2.0
-"""Drives made worse: the same bag with images that are blurred, dark, covered, now and then blank, or fewer.
+"""Drives made worse while they are read: images blurred, dark, noisy, compressed, covered or missing, odometry noisy, calibration
+or stamps wrong. docs/robustness.md says what each kind and its severity mean.
 
-Strengths are those of the benchmark the single-image tables use: 15 pixels of motion blur, a quarter of the light with
-noise, 30 % covered by textured blocks. What happens to an image depends on its stamp and the seed alone.
+Severity 0 is the bag itself, and more is worse. What happens to a message depends on its stamp, the severity and the seed alone;
+the dice are the same at every severity: a streak of blur gets longer, not another direction. 15 pixels of blur, darkness 2 and
+30 % covered are what the single-image tables of docs/results.md use.
 """
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import replace
+import math
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, replace
+from functools import cached_property
 
 import cv2
 import numpy as np
+import torch
 
 from ..errors import InputError
+from ..geometry import se3
+from ..geometry.cameras import Camera
 from ..tracking.types import CameraFrame
-from .bags import BagReader, Event
+from .bags import BagReader, Event, OdometryMessage
+from .trajectory import Trajectory
 
-CONDITIONS = ("nominal", "blurred", "dark", "occluded", "blank bursts", "every fourth image")
-_BLUR_PX = 15
-_COVERED = 0.3
-_BURST_S, _BURST_EVERY_S = 0.8, 2.5
-_FOURTH = 4
-_CLEAR_S = 1.0
-"""The first second stays as it is, so that every drive begins tracking."""
+CLEAR_S = 1.0
+"""Images of the first second stay as they are, so that every drive begins tracking."""
+_BLANK_EVERY_S = 2.5
+
+ImageChange = Callable[[np.ndarray, float, np.random.Generator], np.ndarray]
+
+
+@dataclass(frozen=True)
+class Kind:
+    """One way to make a drive worse. title and unit: for people; unit is that of the severity. severities: the suite's. most: the
+    largest that means something. image: how one image changes, None where something else does."""
+
+    title: str
+    unit: str
+    severities: tuple[float, ...]
+    most: float = math.inf
+    image: ImageChange | None = None
+
+
+@dataclass(frozen=True)
+class Degradation:
+    """A kind (a name in `KINDS` or of a condition) and how much of it. Raises InputError for what does not exist."""
+
+    kind: str
+    severity: float
+
+    def __post_init__(self) -> None:
+        if self.kind not in _ALL_KINDS:
+            raise InputError(f"no kind of degradation '{self.kind}': choose of {', '.join(KINDS)}")
+        most = _ALL_KINDS[self.kind].most
+        if not 0 <= self.severity <= most or not math.isfinite(self.severity):
+            limit = f"from 0 to {most:g}" if math.isfinite(most) else "not negative"
+            raise InputError(f"severity {self.severity:g} of {self.kind} makes no sense: it is {limit}, in "
+                             f"{_ALL_KINDS[self.kind].unit}")
+
+    def __str__(self) -> str:
+        """"blur 15 px"; "as recorded" where nothing changes."""
+        return f"{self.kind} {self.severity:g} {_ALL_KINDS[self.kind].unit}" if self.severity else "as recorded"
 
 
 class DegradedBag:
-    """A `BagReader` whose images are degraded; everything else is the bag's."""
+    """A `BagReader` of a drive made worse; what the degradation does not touch is the bag's."""
 
-    def __init__(self, bag: BagReader, condition: str, seed: int = 0) -> None:
-        if condition not in CONDITIONS:
+    def __init__(self, bag: BagReader, condition: str | Degradation, seed: int = 0, clear_s: float = CLEAR_S) -> None:
+        """condition: one of `CONDITIONS`, or a kind and severity. clear_s: images and frame drops begin so much after the first
+        image; odometry, calibration and stamps are wrong from the start."""
+        if isinstance(condition, str) and condition not in CONDITIONS:
             raise InputError(f"no condition '{condition}': choose one of {', '.join(CONDITIONS)}")
-        self._bag, self.condition, self.seed = bag, condition, seed
+        self._bag, self.seed, self._clear_ns = bag, seed, round(clear_s * 1e9)
+        self.degradation = CONDITIONS[condition] if isinstance(condition, str) else condition
+        self.kind, self.severity = self.degradation.kind, self.degradation.severity
 
     def __getattr__(self, name: str) -> object:
         return getattr(self._bag, name)
 
+    @property
+    def stamp_offset_ns(self) -> int:
+        """What the images' stamps are too late by."""
+        return round(self.severity * 1e6) if self.kind == "time" else 0
+
     def events(self) -> Iterator[Event]:
         """As of `BagReader.events`."""
-        first, count = None, 0
-        for event in self._bag.events():
-            if isinstance(event, CameraFrame):
-                first = event.stamp_ns if first is None else first
-                count += 1
-                if self.condition == "every fourth image" and (count - 1) % _FOURTH:
+        events = self._bag.events()
+        if self.severity == 0:
+            return events
+        if self.kind == "odometry":
+            return self._with_noisy_odometry(events)
+        if self.kind == "time":
+            return _images_later(events, self.stamp_offset_ns)
+        return self._with_other_images(events)
+
+    def image_stamps(self) -> Iterator[int]:
+        """As of `BagReader.image_stamps`: of the images that are left."""
+        stamps = enumerate(self._bag.image_stamps())
+        return (stamp + self.stamp_offset_ns for index, stamp in stamps if not self._drops(stamp, index))
+
+    @property
+    def image_count(self) -> int:
+        fewer = self.severity and self.kind in ("drops", "thinned")
+        return sum(1 for _ in self.image_stamps()) if fewer else self._bag.image_count
+
+    def odometry(self) -> Trajectory:
+        """As of `BagReader.odometry`."""
+        odometry = self._bag.odometry()
+        if self.kind != "odometry" or not self.severity:
+            return odometry
+        noise = _OdometryNoise(self.severity, self.seed)
+        return Trajectory.from_poses([(stamp, noise.add(stamp, pose))
+                                      for stamp, pose in zip(odometry.stamps_ns.tolist(), odometry.map_from_body)])
+
+    def degrade(self, image: np.ndarray, stamp_ns: int) -> np.ndarray:
+        """uint8 [H, W] or [H, W, 3] as the degradation leaves an image of that (true) stamp; never changed in place."""
+        since_ns = stamp_ns - self._first_ns - self._clear_ns
+        change = _ALL_KINDS[self.kind].image
+        if change is None or self.severity == 0 or since_ns < 0:
+            return image
+        if self.kind == "blank" and since_ns * 1e-9 % _BLANK_EVERY_S >= self.severity:
+            return image
+        return change(image, self.severity, np.random.default_rng((self.seed, stamp_ns)))
+
+    def camera(self, camera: Camera) -> Camera:
+        """The calibration that the degradation makes of one."""
+        if self.kind != "calibration" or not self.severity:
+            return camera
+        params = camera.params.clone()
+        params[..., :2] *= 1 + self.severity / 100
+        return replace(camera, params=params)
+
+    @cached_property
+    def _first_ns(self) -> int:
+        return min(self._bag.image_stamps())
+
+    def _drops(self, stamp_ns: int, index: int) -> bool:
+        """Whether the image of that (true) stamp, the bag's `index`-th, is missing."""
+        if self.kind == "thinned":
+            return bool(self.severity) and index % round(self.severity) != 0
+        if self.kind != "drops" or not self.severity or stamp_ns - self._first_ns < self._clear_ns:
+            return False
+        return 100 * np.random.default_rng((self.seed, stamp_ns)).random() < self.severity
+
+    def _with_other_images(self, events: Iterable[Event]) -> Iterator[Event]:
+        index = -1
+        for event in events:
+            if not isinstance(event, OdometryMessage):
+                index += 1
+                if self._drops(event.stamp_ns, index):
                     continue
-                event = replace(event, image=self.degrade(event.image, event.stamp_ns, (event.stamp_ns - first) * 1e-9))
+            if isinstance(event, CameraFrame):
+                event = replace(event, image=self.degrade(event.image, event.stamp_ns), camera=self.camera(event.camera))
             yield event
 
-    def degrade(self, image: np.ndarray, stamp_ns: int, seconds: float) -> np.ndarray:
-        """A changed copy of uint8 [H, W] or [H, W, 3], taken `seconds` after the first image."""
-        if seconds < _CLEAR_S:
-            return image
-        rng = np.random.default_rng((self.seed, stamp_ns))
-        if self.condition == "blurred":
-            return _blurred(image, rng)
-        if self.condition == "dark":
-            noisy = 255 * 0.25 * (image / 255.0) ** 1.5 + rng.normal(0, 3, image.shape)
-            return np.clip(np.round(noisy), 0, 255).astype(np.uint8)
-        if self.condition == "occluded":
-            return _occluded(image, rng)
-        if self.condition == "blank bursts" and (seconds - _CLEAR_S) % _BURST_EVERY_S < _BURST_S:
-            return np.clip(np.round(128 + rng.normal(0, 3, image.shape)), 0, 255).astype(np.uint8)
-        return image
+    def _with_noisy_odometry(self, events: Iterable[Event]) -> Iterator[Event]:
+        noise = _OdometryNoise(self.severity, self.seed)
+        for event in events:
+            if isinstance(event, OdometryMessage):
+                event = replace(event, odom_from_base=noise.add(event.stamp_ns, event.odom_from_base))
+            yield event
 
 
-def _blurred(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+class _OdometryNoise:
+    """Adds a random walk in x, y and yaw of the base: standard deviations of `percent` cm along x and y after a metre of way, and
+    of `percent` hundredths of a radian after a radian of turning, growing with the square roots of both."""
+
+    def __init__(self, percent: float, seed: int) -> None:
+        self._share, self._seed = percent / 100, seed
+        self._last: tuple[torch.Tensor, torch.Tensor] | None = None
+
+    def add(self, stamp_ns: int, odom_from_base: torch.Tensor) -> torch.Tensor:
+        """The noisy pose, float64 [4, 4]; call in the order of time. A pose that is not finite stays as it is."""
+        if not bool(torch.isfinite(odom_from_base).all()):
+            return odom_from_base
+        noisy = odom_from_base
+        if self._last is not None:
+            before, noisy_before = self._last
+            step = se3.inverse(before) @ odom_from_base
+            way, turn = (float(v) for v in se3.pose_difference(before, odom_from_base))
+            x, y, yaw = self._share * np.random.default_rng((self._seed, stamp_ns)).standard_normal(3)
+            error = torch.tensor([x * math.sqrt(way), y * math.sqrt(way), 0, 0, 0, yaw * math.sqrt(turn)], dtype=torch.float64)
+            noisy = noisy_before @ step @ se3.se3_exp(error)
+        self._last = odom_from_base, noisy
+        return noisy
+
+
+def _images_later(events: Iterable[Event], offset_ns: int) -> Iterator[Event]:
+    """The images' stamps moved, everything in the order of stamps; at equal stamps odometry first."""
+    waiting: deque[Event] = deque()
+    for event in events:
+        if not isinstance(event, OdometryMessage):
+            waiting.append(replace(event, stamp_ns=event.stamp_ns + offset_ns))
+            continue
+        while waiting and waiting[0].stamp_ns < event.stamp_ns:
+            yield waiting.popleft()
+        yield event
+    yield from waiting
+
+
+# ---- what happens to an image
+
+
+def _blurred(image: np.ndarray, length_px: float, rng: np.random.Generator) -> np.ndarray:
     """A straight streak in a random direction, centred."""
-    size = 2 * _BLUR_PX + 1
-    kernel = np.zeros((size, size), np.float32)
+    reach = math.ceil(length_px / 2) + 1
+    kernel = np.zeros((2 * reach + 1, 2 * reach + 1), np.float32)
     angle = rng.uniform(0, np.pi)
-    along = np.linspace(-_BLUR_PX / 2, _BLUR_PX / 2, 8 * _BLUR_PX)
-    rows, columns = (np.round(_BLUR_PX + along * part).astype(int) for part in (np.sin(angle), np.cos(angle)))
+    along = np.linspace(-length_px / 2, length_px / 2, max(2, math.ceil(8 * length_px)))
+    rows, columns = (np.round(reach + along * part).astype(int) for part in (np.sin(angle), np.cos(angle)))
     np.add.at(kernel, (rows, columns), 1.0)
     return cv2.filter2D(image, -1, kernel / kernel.sum(), borderType=cv2.BORDER_REFLECT)
 
 
-def _occluded(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+def _dark(image: np.ndarray, stops: float, rng: np.random.Generator) -> np.ndarray:
+    """Grey values halve with each stop, shadows more than that, and noise takes over."""
+    dim = 255 * 0.5**stops * (np.arange(256) / 255.0) ** (1 + stops / 4)
+    return _to_bytes(dim[image] + rng.normal(0, 1.5 * stops, image.shape))
+
+
+def _noisy(image: np.ndarray, sigma: float, rng: np.random.Generator) -> np.ndarray:
+    return _to_bytes(image + sigma * rng.standard_normal(image.shape, np.float32))
+
+
+def _compressed(image: np.ndarray, percent: float, rng: np.random.Generator) -> np.ndarray:
+    """Through JPEG. Which channel is red does not matter."""
+    quality = max(1, round(100 - percent))
+    _, data = cv2.imencode(".jpg", image, (cv2.IMWRITE_JPEG_QUALITY, quality))
+    return cv2.imdecode(data, cv2.IMREAD_UNCHANGED)
+
+
+def _occluded(image: np.ndarray, percent: float, rng: np.random.Generator) -> np.ndarray:
+    """Textured blocks until so much is covered."""
     image = image.copy()
     height, width = image.shape[:2]
     covered = np.zeros((height, width), bool)
-    while covered.mean() < _COVERED:
+    while covered.mean() < percent / 100:
         size = (int(min(height, width) * rng.uniform(0.15, 0.4)), int(min(height, width) * rng.uniform(0.15, 0.4)))
         top, left = int(rng.integers(0, height - size[0])), int(rng.integers(0, width - size[1]))
         texture = cv2.resize(rng.integers(0, 256, (6, 6)).astype(np.uint8), size[::-1], interpolation=cv2.INTER_CUBIC)
@@ -88,3 +245,34 @@ def _occluded(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
         image[area] = texture if image.ndim == 2 else texture[..., None]
         covered[area] = True
     return image
+
+
+def _blank(image: np.ndarray, seconds: float, rng: np.random.Generator) -> np.ndarray:
+    return _to_bytes(128 + rng.normal(0, 3, image.shape))
+
+
+def _to_bytes(values: np.ndarray) -> np.ndarray:
+    return np.clip(np.round(values), 0, 255).astype(np.uint8)
+
+
+KINDS: dict[str, Kind] = {
+    "blur": Kind("Motion blur", "px", (5, 15, 30, 45), 200, _blurred),
+    "dark": Kind("Darkness", "stops", (1, 2, 3, 4), 8, _dark),
+    "noise": Kind("Image noise", "grey levels", (10, 20, 40, 80), 255, _noisy),
+    "compression": Kind("Compression", "100 − JPEG quality", (70, 90, 95, 98), 99, _compressed),
+    "occlusion": Kind("Occlusion", "% covered", (15, 30, 50, 70), 90, _occluded),
+    "drops": Kind("Frame drops", "% missing", (50, 75, 90, 95), 99),
+    "odometry": Kind("Odometry noise", "cm after 1 m", (5, 10, 20, 40), 100),
+    "calibration": Kind("Calibration error", "% of the focal length", (0.5, 1, 2, 5), 50),
+    "time": Kind("Time offset", "ms", (10, 20, 50, 100), 1000),
+}
+"""What the robustness suite measures."""
+
+_ALL_KINDS = KINDS | {"blank": Kind("Blank bursts", f"s every {_BLANK_EVERY_S:g} s", (0.8,), _BLANK_EVERY_S, _blank),
+                      "thinned": Kind("Fewer images", "images apart", (4,))}
+
+CONDITIONS: dict[str, Degradation] = {
+    "nominal": Degradation("blur", 0), "blurred": Degradation("blur", 15), "dark": Degradation("dark", 2),
+    "occluded": Degradation("occlusion", 30), "blank bursts": Degradation("blank", 0.8),
+    "every fourth image": Degradation("thinned", 4)}
+"""Named ones, for comparisons at one severity."""
