@@ -24,6 +24,7 @@ from ..geometry import se3
 from ..geometry.cameras import Camera
 from .building import BuildReport, PosedImages, Progress, build_map
 from .map_file import Map
+from .work_folder import WorkFolder
 
 _MODELS = (
     "SIMPLE_PINHOLE",
@@ -136,12 +137,13 @@ def build_map_from_colmap(
     working_side: int | None = None,
     name: str | None = None,
     progress: Progress | None = None,
+    work: WorkFolder | None = None,
 ) -> tuple[Map, BuildReport]:
     """Map of a COLMAP model and its images.
 
     Points seen by fewer than `min_track_length` images are left out, as are single observations that lie more than
     `max_error_px` from where the point projects. name: the map's, the model's folder by default. Images that are
-    missing are left out and reported. Raises InputError as `read_colmap_model` and `build_map` do.
+    missing are left out and reported. work: as of `build_map`. Raises InputError as `read_colmap_model` and `build_map` do.
     """
     reconstruction = read_colmap_model(model)
     images = Path(images)
@@ -164,7 +166,7 @@ def build_map_from_colmap(
         image,
         point,
     )
-    return build_map(source, extractor, working_side, progress)
+    return build_map(source, extractor, working_side, progress, work)
 
 
 def _good_observations(model: ColmapModel, min_track_length: int, max_error_px: float) -> tuple[np.ndarray, np.ndarray]:

@@ -75,12 +75,12 @@ def read_rgbd_sequence(sequence: Path) -> list[RgbdFrame]:
     sequence = Path(sequence)
     if not sequence.is_dir():
         raise InputError(f"no folder {sequence}: give a folder with rgb.txt, depth.txt and groundtruth.txt")
-    rgb_stamps, rgb = _read_list(sequence / "rgb.txt", 2)
-    depth_stamps, depth = _read_list(sequence / "depth.txt", 2)
-    pose_stamps, poses = _read_poses(sequence / "groundtruth.txt")
+    rgb_stamps, rgb = read_stamped_list(sequence / "rgb.txt", 2)
+    depth_stamps, depth = read_stamped_list(sequence / "depth.txt", 2)
+    pose_stamps, poses = read_stamped_poses(sequence / "groundtruth.txt")
     frames = []
     for stamp, (name, *_) in zip(rgb_stamps.tolist(), rgb):
-        k = _nearest(depth_stamps, stamp)
+        k = nearest_stamp(depth_stamps, stamp)
         if abs(int(depth_stamps[k]) - stamp) > MAX_STAMP_DIFFERENCE_NS:
             continue
         depth_stamp = int(depth_stamps[k])
@@ -159,7 +159,7 @@ def build_map_from_rgbd(
 # ---- files
 
 
-def _read_list(path: Path, words: int) -> tuple[np.ndarray, list[list[str]]]:
+def read_stamped_list(path: Path, words: int) -> tuple[np.ndarray, list[list[str]]]:
     """Stamps, int64 nanoseconds, rising, and the rest of each line. Lines have at least `words` words."""
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
@@ -191,8 +191,9 @@ def _read_list(path: Path, words: int) -> tuple[np.ndarray, list[list[str]]]:
     return np.array(stamps, np.int64)[order], [rest[k] for k in order]
 
 
-def _read_poses(path: Path) -> tuple[np.ndarray, torch.Tensor]:
-    stamps, rows = _read_list(path, 8)
+def read_stamped_poses(path: Path) -> tuple[np.ndarray, torch.Tensor]:
+    """Lines `stamp tx ty tz qx qy qz qw`: int64 nanoseconds [N], rising, and poses float64 [N, 4, 4]. Raises InputError."""
+    stamps, rows = read_stamped_list(path, 8)
     try:
         values = torch.tensor([[float(word) for word in row[:7]] for row in rows], dtype=torch.float64)
     except ValueError as error:
@@ -223,14 +224,15 @@ def read_camera(sequence: Path) -> Camera:
     return Camera.parse_colmap_line(lines[0])
 
 
-def _nearest(stamps: np.ndarray, stamp: int) -> int:
+def nearest_stamp(stamps: np.ndarray, stamp: int) -> int:
+    """Index of the one nearest to `stamp` among rising stamps."""
     k = int(np.searchsorted(stamps, stamp))
     return min((i for i in (k - 1, k) if 0 <= i < len(stamps)), key=lambda i: abs(int(stamps[i]) - stamp))
 
 
 def _pose_at(stamps: np.ndarray, poses: torch.Tensor, stamp: int) -> torch.Tensor | None:
     """The pose at an instant, None where the nearest is more than 20 ms away."""
-    k = _nearest(stamps, stamp)
+    k = nearest_stamp(stamps, stamp)
     if abs(int(stamps[k]) - stamp) > MAX_STAMP_DIFFERENCE_NS:
         return None
     after = int(np.searchsorted(stamps, stamp))
@@ -256,15 +258,21 @@ def load_depth(frame: RgbdFrame, camera: Camera, scale: float) -> np.ndarray:
     return move_depth(depth, se3.inverse(frame.map_from_camera) @ frame.map_from_depth_camera, camera)
 
 
-def move_depth(depth: np.ndarray, camera_from_depth_camera: torch.Tensor, camera: Camera) -> np.ndarray:
-    """A depth image float32 [H, W] as the same camera saw it from another pose; the nearest surface wins."""
+def move_depth(
+    depth: np.ndarray, camera_from_depth_camera: torch.Tensor, camera: Camera, depth_camera: Camera | None = None
+) -> np.ndarray:
+    """A depth image float32 [h, w] as `camera` saw it from another pose: float32 [H, W]; the nearest surface wins.
+
+    depth_camera: that of the depth image, the same by default.
+    """
     rows, columns = np.nonzero(depth)
-    points = se3.transform(camera_from_depth_camera, lift(camera, np.stack((columns, rows), 1), depth[rows, columns]))
+    pixels = np.stack((columns, rows), 1)
+    points = se3.transform(camera_from_depth_camera, lift(depth_camera or camera, pixels, depth[rows, columns]))
     pixels, valid = camera.project(points)
     valid &= camera.in_image(pixels)
     column, row = pixels[valid].round().long().numpy().T
     z = points[valid, 2].numpy().astype(np.float32)
-    moved = np.full(depth.shape, np.inf, np.float32)
+    moved = np.full((camera.height, camera.width), np.inf, np.float32)
     np.minimum.at(moved, (row, column), z)
     return np.where(np.isfinite(moved), moved, 0).astype(np.float32)
 

@@ -6,7 +6,7 @@ topic                         type                         frames
 ============================  ===========================  ===============================================
 /camera/image_raw/compressed  sensor_msgs/CompressedImage  camera_optical
 /camera/camera_info           sensor_msgs/CameraInfo       camera_optical
-/odom                         nav_msgs/Odometry            odom -> base_link
+/odom (or another name)       nav_msgs/Odometry            odom -> base_link
 /tf                           tf2_msgs/TFMessage           odom -> base_link
 /tf_static                    tf2_msgs/TFMessage           base_link -> camera_optical, transient local
 /ground_truth/pose            geometry_msgs/PoseStamped    map, of base_link, at the stamps of the images
@@ -30,7 +30,7 @@ import torch
 from ..errors import InputError
 from ..geometry import se3
 from ..geometry.cameras import Camera
-from .drives import WheelOdometry
+from .drives import Odometry
 
 MAP_FRAME, ODOM_FRAME, BASE_FRAME, CAMERA_FRAME = "map", "odom", "base_link", "camera_optical"
 COMPRESSED = ("jpeg", "png")
@@ -86,9 +86,10 @@ def write_drive_bag(
     images: Iterable[tuple[int, np.ndarray]],
     encoding: str,
     camera: Camera,
-    odometry: WheelOdometry,
+    odometry: Odometry,
     map_from_base: torch.Tensor,
     base_from_camera: torch.Tensor,
+    odometry_topic: str = "/odom",
 ) -> None:
     """Write a drive; the folder appears under its name only when it is complete, and replaces an earlier one.
 
@@ -107,7 +108,7 @@ def write_drive_bag(
     try:
         # Version 8 of metadata.yaml can be read by every distribution; 9 only from Jazzy on.
         with Writer(temporary / path.name, version=8, storage_plugin=StoragePlugin.MCAP) as writer:
-            _DriveWriter(writer, encoding, camera, base_from_camera).write(images, odometry, map_from_base)
+            _DriveWriter(writer, encoding, camera, base_from_camera).write(images, odometry, map_from_base, odometry_topic)
         if path.exists():
             shutil.rmtree(path)
         os.replace(temporary / path.name, path)
@@ -158,11 +159,15 @@ class _DriveWriter:
         return self._type("tf2_msgs/TFMessage")([stamped])
 
     def write(
-        self, images: Iterable[tuple[int, np.ndarray]], odometry: WheelOdometry, map_from_base: torch.Tensor
+        self,
+        images: Iterable[tuple[int, np.ndarray]],
+        odometry: Odometry,
+        map_from_base: torch.Tensor,
+        odometry_topic: str,
     ) -> None:
         publish_static = self._topic("/tf_static", "tf2_msgs/TFMessage", _latched())
         publish_tf = self._topic("/tf", "tf2_msgs/TFMessage")
-        publish_odometry = self._topic("/odom", "nav_msgs/Odometry")
+        publish_odometry = self._topic(odometry_topic, "nav_msgs/Odometry")
         publish_info = self._topic("/camera/camera_info", "sensor_msgs/CameraInfo")
         publish_truth = self._topic("/ground_truth/pose", "geometry_msgs/PoseStamped")
         if self._encoding in COMPRESSED:
@@ -185,11 +190,11 @@ class _DriveWriter:
             self._write_odometry(number, odometry, publish_odometry, publish_tf)
             number = next(upcoming, None)
 
-    def _write_odometry(self, number: int, odometry: WheelOdometry, publish_odometry, publish_tf) -> None:
+    def _write_odometry(self, number: int, odometry: Odometry, publish_odometry, publish_tf) -> None:
         stamp_ns, pose = int(odometry.stamps_ns[number]), odometry.odom_from_base[number]
         vector = self._type("geometry_msgs/Vector3")
-        forward, turn = (float(value) for value in odometry.twist[number])
-        twist = self._type("geometry_msgs/Twist")(vector(forward, 0.0, 0.0), vector(0.0, 0.0, turn))
+        velocity = odometry.twist[number].tolist()
+        twist = self._type("geometry_msgs/Twist")(vector(*velocity[:3]), vector(*velocity[3:]))
         message = self._type("nav_msgs/Odometry")(
             self._header(stamp_ns, ODOM_FRAME),
             BASE_FRAME,

@@ -161,12 +161,12 @@ class OdometryErrors:
 
 
 @dataclass(frozen=True)
-class WheelOdometry:
-    """What a wheeled base publishes.
+class Odometry:
+    """What a base publishes as nav_msgs/Odometry.
 
-    stamps_ns: int64 [N]. odom_from_base: float64 [N, 4, 4], planar, the identity at the start. pose_covariance: float64
-    [N, 6, 6] (translation, rotation) along the axes of odom, about the base (as nav_msgs/Odometry wants it). twist:
-    float64 [N, 2] forward speed and turn rate as read. twist_covariance: float64 [N, 6, 6] in base axes.
+    stamps_ns: int64 [N]. odom_from_base: float64 [N, 4, 4]. pose_covariance: float64 [N, 6, 6] (translation, rotation)
+    along the axes of odom, about the base (as nav_msgs/Odometry wants it). twist: float64 [N, 6] velocity (translation,
+    rotation) as read, in base axes. twist_covariance: float64 [N, 6, 6], likewise.
     """
 
     stamps_ns: np.ndarray
@@ -178,8 +178,8 @@ class WheelOdometry:
 
 def wheel_odometry(
     drive: Drive, errors: OdometryErrors, seed: int, start_ns: int = START_NS, rate_hz: float = 50.0
-) -> WheelOdometry:
-    """Dead reckoning from the wheels of a drive. The covariance grows as an honest driver's would."""
+) -> Odometry:
+    """Dead reckoning from the wheels of a drive: planar, from the identity. The covariance grows as an honest driver's would."""
     rng = np.random.default_rng([seed, 23])
     period_ns = round(1e9 / rate_hz)
     offsets_ns = np.arange(int(drive.duration_s * 1e9) // period_ns + 1, dtype=np.int64) * period_ns
@@ -219,11 +219,12 @@ def wheel_odometry(
     planar = np.ix_(range(len(poses)), (0, 1, 5), (0, 1, 5))
     pose_covariance[planar] = np.array(covariances)
     pose_covariance[:, (2, 3, 4), (2, 3, 4)] = 1e-4  # what the wheels cannot see, on a flat floor
-    twist = np.concatenate((np.zeros((1, 2)), np.stack((read, turned), -1) / period))
+    twist = np.zeros((len(poses), 6))
+    twist[1:, 0], twist[1:, 5] = read / period, turned / period
     twist_covariance = np.tile(np.diag([1e-4, 1e-4, 1e-4, 1e-4, 1e-4, 1e-4]), (len(poses), 1, 1))
     twist_covariance[:, 0, 0] += (0.04 * twist[:, 0]) ** 2
-    twist_covariance[:, 5, 5] += (0.04 * twist[:, 1]) ** 2 + (0.03 * twist[:, 0]) ** 2
-    return WheelOdometry(start_ns + offsets_ns, odom_from_base, pose_covariance, twist, twist_covariance)
+    twist_covariance[:, 5, 5] += (0.04 * twist[:, 5]) ** 2 + (0.03 * twist[:, 0]) ** 2
+    return Odometry(start_ns + offsets_ns, odom_from_base, pose_covariance, twist, twist_covariance)
 
 
 def _slip_bursts(

@@ -102,7 +102,7 @@ class CmuPairs(SharedPointPairs):
 
     def __init__(self, slice_: Path, view: View, held_out: bool) -> None:
         database = read_colmap_model(slice_ / "sparse")
-        intrinsics = _cmu_intrinsics(slice_.parent / "intrinsics.txt")
+        intrinsics = cmu_intrinsics(slice_.parent / "intrinsics.txt")
         names, poses, cameras = [], [], []
         for path in sorted((slice_ / "camera-poses").glob("*.txt")):
             for where, name, camera_from_map in _cmu_poses(path):
@@ -129,7 +129,8 @@ class CmuPairs(SharedPointPairs):
         self.name = slice_.resolve().name
 
 
-def _cmu_intrinsics(path: Path) -> dict[str, Camera]:
+def cmu_intrinsics(path: Path) -> dict[str, Camera]:
+    """The cameras of CMU Seasons by name (c0, c1). Raises InputError."""
     cameras = {}
     for where, words in _lines(path):
         try:
