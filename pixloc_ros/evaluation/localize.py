@@ -75,7 +75,7 @@ def read_queries(images: Path, cameras: Path) -> list[Query]:
     names are relative to: all images of `cameras` are taken; or a text file with one name a line, relative to its folder.
     Raises `InputError` for malformed lines, unknown names and missing files.
     """
-    known = _read_cameras(cameras)
+    known = read_cameras(cameras)
     if Path(images).is_dir():
         folder, names = Path(images), list(known)
     else:
@@ -158,7 +158,7 @@ def _entry(result: QueryResult) -> dict[str, object]:
     return entry
 
 
-def _read_cameras(path: Path) -> dict[str, Camera]:
+def read_cameras(path: Path) -> dict[str, Camera]:
     cameras: dict[str, Camera] = {}
     for number, line in _lines(path):
         name, _, rest = line.partition(" ")

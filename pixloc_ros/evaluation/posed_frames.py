@@ -116,7 +116,7 @@ class PosedFrames:
             return True
 
         frames = self.bag.frames(usable, self.depth_topic)
-        for frame, depth in _with_depth(frames) if self.depth_topic else ((frame, None) for frame in frames):
+        for frame, depth in with_depth(frames) if self.depth_topic else ((frame, None) for frame in frames):
             if isinstance(frame, UnusableFrame):
                 self.skipped[frame.reason] += 1
                 continue
@@ -280,7 +280,7 @@ def _poses_of(message, topic: str) -> Iterator[tuple[int, torch.Tensor]]:
                          "--pose-topic")
 
 
-def _with_depth(frames: Iterator) -> Iterator[tuple[CameraFrame | UnusableFrame, tuple[int, object] | None]]:
+def with_depth(frames: Iterator) -> Iterator[tuple[CameraFrame | UnusableFrame, tuple[int, object] | None]]:
     """Each image with the depth message nearest to its stamp, None where that is more than 20 ms away."""
     waiting: deque[CameraFrame | UnusableFrame] = deque()
     depths: deque[tuple[int, object]] = deque(maxlen=8)

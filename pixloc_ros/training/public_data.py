@@ -105,7 +105,7 @@ class CmuPairs(SharedPointPairs):
         intrinsics = cmu_intrinsics(slice_.parent / "intrinsics.txt")
         names, poses, cameras = [], [], []
         for path in sorted((slice_ / "camera-poses").glob("*.txt")):
-            for where, name, camera_from_map in _cmu_poses(path):
+            for where, name, camera_from_map in cmu_poses(path):
                 kind = (name.split("_") + ["", "", ""])[2]
                 if kind not in intrinsics:
                     raise InputError(f"{where}: no camera '{kind}' in intrinsics.txt for image {name}: check the file")
@@ -140,7 +140,7 @@ def cmu_intrinsics(path: Path) -> dict[str, Camera]:
     return cameras
 
 
-def _cmu_poses(path: Path) -> list[tuple[str, str, torch.Tensor]]:
+def cmu_poses(path: Path) -> list[tuple[str, str, torch.Tensor]]:
     """(file:line, image name, camera_from_map [4, 4])."""
     poses = []
     for where, words in _lines(path):
