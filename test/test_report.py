@@ -10,17 +10,18 @@ import pytest
 import torch
 
 from pixloc_ros.evaluation import replay
-from pixloc_ros.evaluation.offline import BagRun, summarize
+from pixloc_ros.evaluation.bench import evaluate
+from pixloc_ros.evaluation.offline import BagRun, FrameRecord, summarize
 from pixloc_ros.evaluation.replay import LookupRecord, PoseRecord, Recording, StatusRecord
-from pixloc_ros.evaluation.report import format_demo, format_number, format_run, format_table
+from pixloc_ros.evaluation.report import format_demo, format_number, format_run, format_summary, format_table, summary
 from pixloc_ros.evaluation.trajectory import Trajectory
 from pixloc_ros.geometry import se3
 from pixloc_ros.geometry.cameras import Camera
 from pixloc_ros.tracking.types import CameraFrame, FrameAlignment, TrackState
-from pixloc_ros.visualization import plots
-from pixloc_ros.visualization.drive_report import DriveReport
+from pixloc_ros.visualization import run_plots
 from pixloc_ros.visualization.overlays import AGREES, DISAGREES, draw_overlay
-from pixloc_ros.visualization.page import Card, Page
+from pixloc_ros.visualization.page import Card, Page, Picture
+from pixloc_ros.visualization.run_report import run_report, scene_of
 
 N, T0, MS = 8, 10**18, 1_000_000
 BASE_FROM_CAMERA = se3.se3_exp(torch.tensor([.2, 0, .5, 1, 1, 1], dtype=torch.float64))
@@ -39,7 +40,7 @@ def recording() -> Recording:
         pose = pose.clone()
         pose[1, 3] += .02
         heard.sent_s[stamp] = i * .1
-        heard.statuses.append(StatusRecord(stamp, TrackState.TRACKING, "", .9, 20.0, 10.0, 5.0, 0, i * .1 + .031))
+        heard.statuses.append(StatusRecord(stamp, TrackState.TRACKING, "", .9, 20.0, 10.0, 5.0, 0, i * .1 + .031, 25.0))
         heard.poses.append(PoseRecord(stamp, pose, torch.eye(6, dtype=torch.float64) * 1e-4, i * .1 + .03))
         heard.lookups.append(LookupRecord(stamp, "", "", 40.0))
         heard.chain[stamp] = pose @ BASE_FROM_CAMERA
@@ -48,7 +49,7 @@ def recording() -> Recording:
 
 def figures(heard: Recording) -> dict:
     run = replay.as_run(heard, truth(), Trajectory.from_poses([]))
-    stats = replay.summarize(heard, run, BASE_FROM_CAMERA)
+    stats = replay.live_figures(heard, summarize(run), BASE_FROM_CAMERA)
     json.dumps(stats, allow_nan=False)
     return stats
 
@@ -57,7 +58,8 @@ def test_live_run_without_fault():
     stats = figures(recording())
     assert stats["problems"] == []
     assert (stats["frames"], stats["tracked_frames"], stats["unreported_frames"]) == (N, N, 0)
-    assert stats["latency_p50_ms"] == pytest.approx(30)
+    assert stats["latency_p50_ms"] == pytest.approx(30) and stats["latency_max_ms"] == pytest.approx(30)
+    assert stats["age_p99_ms"] == 25 and stats["dropped_fraction"] == 0
     assert stats["frame_ms_p50"] == 20
     assert stats["translation_error_median_m"] == pytest.approx(.02)
     assert stats["chain_checked"] == N and stats["chain_error_m"] < 1e-12
@@ -92,7 +94,7 @@ def test_dropped_and_lost_frames_are_in_the_figures():
     heard = recording()
     del heard.poses[4:]
     heard.statuses[4:] = [StatusRecord(s.stamp_ns, TrackState.LOST, "lost: look", float("nan"), float("nan"), float("nan"),
-                                       float("nan"), 1, s.received_s) for s in heard.statuses[4:]]
+                                       float("nan"), 1, s.received_s, 26.0) for s in heard.statuses[4:]]
     stats = figures(heard)
     assert stats["tracked_fraction"] == .5 and stats["losses"] == 1 and stats["dropped_frames"] == 1
     assert stats["messages"] == {"lost: look": 4} and stats["problems"] == []
@@ -110,14 +112,22 @@ def test_texts():
     assert [format_number(v) for v in (None, 0.0, 3, .001234, 12345.6, 1e-6, 999.9)] == [
         "–", "0", "3", "0.00123", "12346", "0.000001", "1000"]
     assert format_table([("a", "b"), ("long", "1")]).splitlines() == ["a     b", "───────", "long  1"]
-    text = format_run(figures(recording()))
-    assert "8  (100.0 %)" in text and "0.02 m median" in text and "image stamp to pose" in text
+    lines = [line.split() for line in format_run(figures(recording())).splitlines()]
+    assert ["state", "TRACKING", "8", "(100.0", "%)"] in lines and ["translation,", "median", "(cm)", "2"] in lines
+    assert ["from", "image", "to", "pose,", "median", "(ms)", "30"] in lines
 
 
-def test_figures_of_a_run_without_truth_or_frames():
-    stats = summarize(BagRun([], Trajectory.from_poses([]), Trajectory.from_poses([])))
-    assert stats["frames"] == 0 and stats["tracked_fraction"] == 0
-    format_run(stats)
+def test_summary_marks_the_best_and_leaves_out_what_nobody_knows():
+    good, bad = figures(recording()), dict(figures(recording()))
+    bad.update(translation_error_median_m=1.5, losses=2, frame_ms_p50=None, recall=dict.fromkeys(good["recall"], 0.5))
+    rows = {row.label: row for group in summary([good, bad]) for row in group.rows}
+    assert rows["translation, median (m)"].cells == ("0.02", "1.5") and rows["translation, median (m)"].best == {0}
+    assert rows["losses"].best == {0} and rows["to process an image, median (ms)"].cells == ("20", "–")
+    assert rows["within 0.05 m, 1° (%)"].cells == ("100.0", "50.0")
+    assert not rows["rotation, median (°)"].best  # equal
+    assert not any("memory" in label for label in rows)
+    text = format_summary(["first", "second"], [good, bad])
+    assert text.splitlines()[0].split() == ["first", "second"] and "0.02 *" in text and text.endswith("* best")
 
 
 def is_png(data: bytes) -> bool:
@@ -125,18 +135,34 @@ def is_png(data: bytes) -> bool:
     return image is not None and image.std() > 1
 
 
+def evaluated(name="pixloc", fails=(), **changes):
+    """A run of which some images have no pose and the state LOST."""
+    track, generator = truth(), torch.Generator().manual_seed(len(name))
+    records = []
+    for i, (stamp, pose) in enumerate(zip(track.stamps_ns.tolist(), track.map_from_body)):
+        noisy = pose @ se3.se3_exp(torch.randn(6, dtype=torch.float64, generator=generator) * .02)
+        lost = i in fails
+        records.append(FrameRecord(stamp, TrackState.LOST if lost else TrackState.TRACKING, None if lost else noisy,
+                                   None if lost else torch.eye(6, dtype=torch.float64) * 4e-4,
+                                   {"total": 20.0 + i, "alignment": 5.0}, .5, "lost: look" if lost else ""))
+    return evaluate(BagRun(records, track, track, name=name, **changes))
+
+
 def test_plots_draw_with_little_and_with_much():
-    empty, track = Trajectory.from_poses([]), truth()
     points = np.random.default_rng(0).normal(size=(100_000, 3))
-    assert is_png(plots.plot_paths(points, points[:5], track, track, track))
-    assert is_png(plots.plot_paths(points[:10], points[:5], empty, empty, empty))
-    one = Trajectory(track.stamps_ns[:1], track.map_from_body[:1])
-    assert is_png(plots.plot_paths(points[:10], points[:5], empty, one, empty))
-    seconds, nothing = np.arange(5.), np.full(5, np.nan)
-    assert is_png(plots.plot_errors(seconds, seconds * .01, seconds, nothing, nothing, [(1., 2.)]))
-    assert is_png(plots.plot_errors(seconds, nothing, nothing, seconds, seconds, []))
-    assert is_png(plots.plot_times(np.array([20.0]), "x"))
-    assert is_png(plots.plot_times(np.linspace(1, 200, 50), "x", 100.0))
+    one, many = [evaluated()], [evaluated(f"run {i}", fails=range(i % N)) for i in range(9)]
+    empty = evaluate(BagRun([], Trajectory.from_poses([]), Trajectory.from_poses([])))
+    nothing = evaluated("nothing", fails=range(N))
+    for runs in (one, many):
+        assert is_png(run_plots.plot_paths(runs, points, points[:5], run_plots.NARROW))
+        assert is_png(run_plots.plot_errors(runs))
+        assert is_png(run_plots.plot_recall(runs, "rotation")) and is_png(run_plots.plot_histogram(runs, "translation"))
+        assert is_png(run_plots.plot_nees(runs)) and is_png(run_plots.plot_calibration(runs))
+        assert is_png(run_plots.plot_times(runs, "total", "x")) and is_png(run_plots.plot_stages(runs))
+    assert is_png(run_plots.plot_paths([evaluated(ordered=False)])) and is_png(run_plots.plot_errors([evaluated(timed=False)]))
+    assert run_plots.plot_times(one, "latency", "x") is None
+    assert is_png(run_plots.plot_paths([empty])) and is_png(run_plots.plot_paths([empty], points[:10], points[:5]))
+    assert "</html>" in run_report("title", "", [empty]) and "</html>" in run_report("title", "", [nothing])
 
 
 class OnePointLocalizer:
@@ -174,25 +200,37 @@ def test_overlay_puts_the_points_where_they_are():
 
 def test_page_needs_nothing_from_outside_and_escapes_text():
     page = Page("<title>", "a & b")
+    plot = run_plots.plot_times([evaluated()], "total", "x")
     page.cards([Card("1 <m>", "label", "note")])
     page.problems(["<script>alert(1)</script>"])
-    page.table([("", "x"), ("row", "1")])
-    page.plot(plots.plot_times(np.array([1., 2.]), "x"), "times")
-    page.pictures([(np.zeros((10, 10, 3), np.uint8), "picture")])
+    page.notes(["<b>note"])
+    page.table([("", "x"), ("row", "<1>")], ["#000"], {(0, 0)})
+    page.groups(["<run>"], summary([figures(recording())]))
+    page.plot(plot, plot, "times & more")
+    page.pictures([Picture(np.zeros((10, 10, 3), np.uint8), caption="picture")])
+    page.legend([("#fff", "<label>")])
+    page.facts({"<name>": "<value>"})
     text = page.html()
     assert "&lt;title&gt;" in text and "a &amp; b" in text and "<script" not in text
-    assert not re.search(r'(src|href)="(?!data:)', text) and "http" not in text and "@import" not in text
-    assert text.count("data:image/png") == text.count("data:image/jpeg") == 1
+    for raw in ("<run>", "<label>", "<name>", "<value>", "<1>", "<b>note"):
+        assert raw not in text
+    assert not re.search(r'(src|href|srcset)="(?!data:)', text) and "http" not in text and "@import" not in text
+    assert text.count("data:image/png") == 2 and text.count("data:image/jpeg") == 1
 
 
-def test_drive_report():
+def test_report_of_a_live_run():
     heard = recording()
-    run = replay.as_run(heard, truth(), truth())
-    stats = replay.summarize(heard, run, BASE_FROM_CAMERA)
+    result = evaluate(replay.as_run(heard, truth(), truth()))
     frame = grey_frame()
-    bag = SimpleNamespace(base_from_camera=BASE_FROM_CAMERA,
-                          events=lambda: [CameraFrame(s, frame.image, frame.camera) for s in truth().stamps_ns.tolist()])
-    report = DriveReport("title", "lead", stats, run, np.array(replay.latencies_ms(heard)), "Latency")
-    text = report.html(OnePointLocalizer(), bag)
-    assert "100.0 %" in text and "2 cm" in text and "90 % of the points agree" in text
-    assert text.count("data:image/jpeg") == 6 and text.count("data:image/png") == 3
+    bag = SimpleNamespace(base_from_camera=BASE_FROM_CAMERA, frames=lambda wanted: [
+        CameraFrame(s, frame.image, frame.camera) for s in truth().stamps_ns.tolist() if wanted(s)])
+    text = run_report("title", "lead", [result], scene_of(result, OnePointLocalizer(), bag), problems=["it is <bad>"])
+    assert "100.0 %" in text and "2 cm" in text and "90 % of the points agree" in text and "it is &lt;bad&gt;" in text
+    assert text.count("data:image/jpeg") == 6 and "From image to pose" in text and "Age when published" in text
+
+
+def test_report_of_several_runs():
+    runs = [evaluated("<ours>"), evaluated("rival", fails=(2, 3, 4), about={"played": "<twice>"})]
+    text = run_report("title", "", runs, notes=["mind <this>"])
+    assert "&lt;ours&gt;" in text and "<ours>" not in text and "mind &lt;this&gt;" in text and "&lt;twice&gt;" in text
+    assert 'class="best"' in text and "lost: look (3 images)" in text and "data:image/jpeg" not in text

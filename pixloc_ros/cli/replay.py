@@ -13,8 +13,9 @@ from .progress import show_progress
 def add_parser(subparsers) -> None:
     parser = subparsers.add_parser(
         "replay", help="play a bag to the live ROS 2 node over DDS and score what it publishes",
-        description="Starts localization_node, plays the bag with /clock, records poses, status and TF, and writes poses.tum, "
-                    "summary.json, report.html, recording.jsonl and node.log. Ends with 1 if the node did what it must never "
+        description="Starts localization_node, plays the bag with /clock, records poses, status and TF, and writes the run "
+                    "(run.json, poses.tum; 'pixloc evaluate' compares runs), summary.json, report.html, recording.jsonl and "
+                    "node.log. Ends with 1 if the node did what it must never "
                     "do (an image neither tracked nor reported, a TF chain that differs from the pose, a failed TF lookup).",
         epilog="examples:\n  pixloc replay --map site.pixmap drive_bag -o out/replay\n"
                "  pixloc replay --map site.pixmap drive_bag --rate 0.5 --all-frames -o out/replay",

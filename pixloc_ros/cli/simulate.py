@@ -18,8 +18,8 @@ def add_parser(subparsers) -> None:
         epilog="example:\n"
         "  pixloc simulate -o sim\n"
         "  pixloc map colmap --model sim/map --images sim/images -o sim.pixmap\n"
-        "  pixloc track --map sim.pixmap sim/drive -o poses.tum\n"
-        "  pixloc evaluate --reference sim/drive_truth.tum --estimate poses.tum",
+        "  pixloc track --map sim.pixmap sim/drive -o out/drive\n"
+        "  pixloc evaluate out/drive",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+from dataclasses import replace
 from pathlib import Path
 
 from .bag_arguments import add_bag_arguments, bag_options, initial_pose
@@ -16,18 +17,19 @@ def add_parser(subparsers) -> None:
     parser = subparsers.add_parser(
         "track", help="track the camera of a bag against a map, offline and deterministic",
         description="Runs the tracker over a bag in the order of the messages' stamps, without ROS and as fast as the machine "
-                    "can. Writes the poses of the base in the map. Where the bag holds ground truth, it gives the start and "
-                    "the errors.",
+                    "can. Writes the poses of the base in the map, figures, and a page with plots and pictures. Where the bag "
+                    "holds ground truth, it gives the start and the errors.",
         epilog="examples:\n"
-               "  pixloc track --map site.pixmap drive_bag -o poses.tum --json stats.json\n"
-               "  pixloc track --map site.pixmap drive.mcap -o poses.tum --initial-pose 1.2 0.5 0 0 0 0.38 0.92",
+               "  pixloc track --map site.pixmap drive_bag -o out/drive\n"
+               "  pixloc track --map site.pixmap drive.mcap -o out/drive --initial-pose 1.2 0.5 0 0 0 0.38 0.92\n\n"
+               "'pixloc evaluate out/drive out/other' compares runs.",
         formatter_class=HelpFormatter)
     add_bag_arguments(parser)
     parser.add_argument("--cold-start", action="store_true",
                         help="begin without a pose: it is looked for in the whole map, as it is whenever it was lost")
-    parser.add_argument("-o", "--output", type=Path, required=True, metavar="FILE", help="poses: stamp tx ty tz qx qy qz qw")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write figures")
-    parser.add_argument("--report", type=Path, metavar="FILE", help="write a page with plots and pictures (HTML)")
+    parser.add_argument("-o", "--output", type=Path, required=True, metavar="DIR",
+                        help="folder of poses.tum (stamp tx ty tz qx qy qz qw), run.json, summary.json and report.html")
+    parser.add_argument("--no-report", action="store_true", help="leave report.html out, which takes some seconds")
     add_execution_arguments(parser)
     parser.set_defaults(run=run)
 
@@ -36,35 +38,36 @@ def run(args: argparse.Namespace) -> int:
     from ..errors import InputError
     from ..evaluation import offline
     from ..evaluation.bags import BagReader
+    from ..evaluation.bench import evaluate
     from ..evaluation.localize import open_localizer
     from ..evaluation.report import format_run
-    from ..evaluation.trajectory import write_text, write_tum
+    from ..evaluation.runs import write_run
+    from ..evaluation.trajectory import write_text
+    from ..evaluation.usage import UsageMeter, machine_name
     from ..tracking.presets import preset
     from ..tracking.relocalization import Relocalizer
 
     options, start = bag_options(args), initial_pose(args)
     if args.cold_start and start is not None:
         raise InputError("--cold-start and --initial-pose contradict each other: give one")
+    if args.output.is_file() or args.output.suffix in (".tum", ".txt", ".json", ".html"):
+        raise InputError(f"-o {args.output}: give a folder; the poses go to poses.tum in it")
     localizer = open_localizer(args.map, args.weights, preset(args.preset), execution(args))
+    about = {"bag": str(args.bag), "map": str(args.map), "weights": args.weights, "preset": args.preset,
+             "played": "offline, image by image", "machine": machine_name()}
     with BagReader(args.bag, options) as bag, show_progress("track") as progress:
+        meter = UsageMeter()
         result = offline.run_bag(localizer, bag, start, pose_search=Relocalizer(localizer), cold_start=args.cold_start,
                                  progress=progress)
-        stats = offline.summarize(result, args.skip_map_frames)
-        if args.report:
-            _write_report(args, localizer, bag, result, stats)
-    write_tum(args.output, result.estimate)
-    if args.json:
-        write_text(args.json, json.dumps(stats, indent=2) + "\n")
-    print(format_run(stats))
-    return 0 if stats["published_frames"] else 1
+        result = replace(result, usage=meter.read(), skip_map_frames=args.skip_map_frames, about=about)
+        evaluation = evaluate(result)
+        write_run(args.output, result)
+        write_text(args.output / "summary.json", json.dumps(evaluation.figures, indent=2, allow_nan=False) + "\n")
+        if not args.no_report:
+            from ..visualization.run_report import run_report, scene_of
 
-
-def _write_report(args: argparse.Namespace, localizer, bag, result, stats) -> None:
-    import numpy as np
-
-    from ..evaluation.trajectory import write_text
-    from ..visualization.drive_report import DriveReport
-
-    times = np.array([r.timings_ms["total"] for r in result.records if "alignment" in r.timings_ms])
-    report = DriveReport("pixloc track", f"{args.bag}, map {args.map.name}, offline.", stats, result, times, "Time a frame")
-    write_text(args.report, report.html(localizer, bag))
+            write_text(args.output / "report.html", run_report(
+                "pixloc track", f"{args.bag}, map {args.map.name}, offline.", [evaluation], scene_of(evaluation, localizer, bag)))
+    print(format_run(evaluation.figures))
+    print(f"run: {args.output}" + ("" if args.no_report else f"    report: {args.output / 'report.html'}"))
+    return 0 if evaluation.figures["published_frames"] else 1

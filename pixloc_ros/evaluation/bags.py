@@ -5,6 +5,7 @@ Needs no ROS. Header stamps decide the order, never the times of recording: the 
 """
 from __future__ import annotations
 
+import functools
 import heapq
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
@@ -34,6 +35,8 @@ _NOT_PICTURES = ("depth", "disparity", "mask", "theora")
 
 REORDER_NS = 1_000_000_000
 """Messages are sorted by stamp within this span; one that comes later than that is passed on as it comes."""
+TF_GAP_NS = 1_000_000_000
+"""Moving transforms are interpolated between two that are no further apart."""
 
 
 @dataclass(frozen=True)
@@ -41,7 +44,8 @@ class BagOptions:
     """What cannot be guessed from a bag. None: detect.
 
     image, camera_info, odometry, truth: topics. odometry may be "tf" (odom_frame → base_frame) or "none"; truth may be
-    "tf:PARENT:CHILD" or "none". base_from_camera: float64 [4, 4], instead of the static transforms.
+    "tf:PARENT:CHILD", along as many transforms as lead there, or "none".
+    base_from_camera: float64 [4, 4], instead of the static transforms.
     """
 
     image: str | None = None
@@ -185,6 +189,10 @@ class BagReader:
         """The topics of moving and of static transforms."""
         return self._tf_topics("tf"), self._tf_topics("tf_static")
 
+    def pose_topics(self) -> list[str]:
+        """Those that could be the truth."""
+        return self.topics_of_type(*_POSE_TYPES)
+
     def topics_of_type(self, *types: str) -> list[str]:
         return sorted(topic for topic, type_ in self._types.items() if type_ in types)
 
@@ -204,11 +212,14 @@ class BagReader:
             raise InputError(f"no message on {self.camera_info_topic} in {self.path}: give another --camera-info-topic")
         self._first_camera = _camera(info)
         self._find_odometry()
-        self._static = _static_transforms(m for _, m in self.messages(self._tf_topics("tf_static")))
+        self._read_static_transforms()
         self.base_from_camera = options.base_from_camera
         if self.base_from_camera is None:
             self.base_from_camera = self.static_transform(self.base_frame, self.camera_frame)
         self._find_truth()
+
+    def _read_static_transforms(self) -> None:
+        self._static = _static_transforms(m for _, m in self.messages(self._tf_topics("tf_static")))
 
     def _chosen(self, what: str, asked: str | None, candidates: list[str], types: tuple[str, ...]) -> str:
         if asked:
@@ -256,7 +267,7 @@ class BagReader:
 
     def _find_truth(self) -> None:
         asked = self.options.truth
-        candidates = [t for t in self.topics_of_type(*_POSE_TYPES) if is_truth_name(t)]
+        candidates = [t for t in self.pose_topics() if is_truth_name(t)]
         if asked == "none" or (asked is None and not candidates):
             self.truth_topic = None
         elif asked is not None and asked.startswith("tf:"):
@@ -276,16 +287,10 @@ class BagReader:
     def static_transform(self, parent: str, child: str) -> torch.Tensor:
         """parent_from_child, float64 [4, 4], along the static transforms, upwards and downwards. Raises InputError where none
         leads there."""
-        found = {parent: torch.eye(4, dtype=torch.float64)}
-        queue = deque([parent])
-        while queue:
-            frame = queue.popleft()
-            if frame == child:
-                return found[frame]
-            for other, frame_from_other in self._static.get(frame, {}).items():
-                if other not in found:
-                    found[other] = found[frame] @ frame_from_other
-                    queue.append(other)
+        way = _way([(a, b) for a, others in self._static.items() for b in others], parent, child)
+        if way is not None:
+            steps = (self._static[a][b] for a, b in zip(way, way[1:]))
+            return functools.reduce(torch.matmul, steps, torch.eye(4, dtype=torch.float64))
         known = ", ".join(sorted(self._static)) or "none at all"
         raise InputError(f"no static transform from {parent} to {child or 'an unnamed frame'} in {self.path} (frames on "
                          f"/tf_static: {known}): give --base-from-camera, or the right --base-frame")
@@ -366,15 +371,39 @@ class BagReader:
             return
         if self.truth_topic.startswith("tf:"):
             _, parent, child = self.truth_topic.split(":")
-            base_from_body = self._base_from(child)
-            for _, message in self.messages(self._tf_topics("tf")):
-                for transform in message.transforms:
-                    if (frame_name(transform.header.frame_id), frame_name(transform.child_frame_id)) == (parent, child):
-                        yield message_stamp(transform), matrix(transform.transform) @ se3.inverse(base_from_body)
+            body_from_base = se3.inverse(self._base_from(child))
+            for stamp_ns, parent_from_child in self._transforms_along(frame_name(parent), frame_name(child)):
+                yield stamp_ns, parent_from_child @ body_from_base
             return
         for _, message in self.messages([self.truth_topic]):
             body = frame_name(getattr(message, "child_frame_id", ""))
             yield message_stamp(message), matrix(pose_of(message)) @ se3.inverse(self._base_from(body))
+
+    def _transforms_along(self, parent: str, child: str) -> Iterator[tuple[int, torch.Tensor]]:
+        """(stamp_ns, parent_from_child) along moving and static transforms, at the stamps of the most frequent moving one on the
+        way; the others are interpolated there (`TF_GAP_NS`), as tf2 does."""
+        moving: dict[tuple[str, str], list[tuple[int, torch.Tensor]]] = {}
+        for _, message in self.messages(self._tf_topics("tf")):
+            for transform in message.transforms:
+                edge = frame_name(transform.header.frame_id), frame_name(transform.child_frame_id)
+                moving.setdefault(edge, []).append((message_stamp(transform), matrix(transform.transform)))
+        way = _way([*moving, *((a, b) for a, others in self._static.items() for b in others)], parent, child)
+        if way is None:
+            frames = ", ".join(sorted({frame for edge in moving for frame in edge})) or "none"
+            raise InputError(f"no transforms lead from {parent} to {child} in {self.path}: its frames on /tf are {frames}")
+        tracks = {edge: Trajectory.from_poses(poses) for edge, poses in moving.items()}
+        steps = [(tracks[edge], False) if edge in tracks else (tracks[edge[::-1]], True) if edge[::-1] in tracks
+                 else (self._static[edge[0]][edge[1]], False) for edge in zip(way, way[1:])]
+        stamps = max((track.stamps_ns for track, _ in steps if isinstance(track, Trajectory)), key=len,
+                     default=np.empty(0, np.int64))
+        poses = torch.eye(4, dtype=torch.float64).repeat(len(stamps), 1, 1)
+        known = np.ones(len(stamps), bool)
+        for track, backwards in steps:
+            if isinstance(track, Trajectory):
+                track, there = track.at(stamps, TF_GAP_NS)
+                known &= there
+            poses = poses @ (se3.inverse(track) if backwards else track)
+        yield from ((stamp, pose) for stamp, pose, sure in zip(stamps.tolist(), poses, known) if sure)
 
     def _base_from(self, body: str) -> torch.Tensor:
         """base_from_body; a body that no static transform knows (a marker's name, say) is taken for the base itself."""
@@ -455,6 +484,28 @@ def matrix(pose) -> torch.Tensor:
     quaternion = torch.tensor([q.x, q.y, q.z, q.w], dtype=torch.float64)
     rotation = se3.rotation_from_quaternion(quaternion if bool(quaternion.any()) else quaternion * torch.nan)
     return se3.from_rotation_translation(rotation, torch.tensor([t.x, t.y, t.z], dtype=torch.float64))
+
+
+def _way(edges: Iterable[tuple[str, str]], begin: str, end: str) -> list[str] | None:
+    """Frames from one to another, along edges in either direction, with as few steps as possible; None where there is no way."""
+    neighbours: dict[str, list[str]] = {}
+    for a, b in edges:
+        neighbours.setdefault(a, []).append(b)
+        neighbours.setdefault(b, []).append(a)
+    came_from = {begin: begin}
+    queue = deque([begin])
+    while queue:
+        frame = queue.popleft()
+        if frame == end:
+            way = [end]
+            while way[-1] != begin:
+                way.append(came_from[way[-1]])
+            return way[::-1]
+        for other in neighbours.get(frame, []):
+            if other not in came_from:
+                came_from[other] = frame
+                queue.append(other)
+    return None
 
 
 def _static_transforms(messages: Iterable) -> dict[str, dict[str, torch.Tensor]]:

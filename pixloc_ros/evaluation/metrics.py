@@ -7,11 +7,13 @@ beside the number of frames.
 """
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
+from scipy.spatial.transform import Rotation
 
 from ..errors import InputError
 from ..geometry import se3
@@ -19,6 +21,9 @@ from .trajectory import Trajectory
 
 RECALL_LEVELS = ((0.05, 1.0), (0.25, 2.0), (0.5, 5.0), (5.0, 10.0))
 """(metres, degrees): the first for indoor work, the others those of the visual-localization benchmark."""
+
+NEES_95 = 12.592
+"""95 % point of chi² with 6 degrees of freedom."""
 
 
 @dataclass(frozen=True)
@@ -58,7 +63,7 @@ def associate(reference_ns: np.ndarray, estimate_ns: np.ndarray, tolerance_ns: i
 
 
 def absolute_errors(reference: Trajectory, estimate: Trajectory, tolerance_ns: int = 10_000_000) -> Errors:
-    """Errors at every reference frame, in the map frame, without alignment."""
+    """Errors at every reference frame, in the map frame, without alignment. Covariances that are NaN or singular give no NEES."""
     matches = associate(reference.stamps_ns, estimate.stamps_ns, tolerance_ns)
     found = matches >= 0
     truth, guess = reference.map_from_body[found], estimate.map_from_body[matches[found]]
@@ -66,29 +71,97 @@ def absolute_errors(reference: Trajectory, estimate: Trajectory, tolerance_ns: i
     nees = None
     if estimate.covariances is not None:
         xi = se3.se3_log(se3.inverse(guess) @ truth).unsqueeze(-1)
-        nees = _spread((xi.mT @ torch.linalg.solve(estimate.covariances[matches[found]], xi)).flatten(), found)
+        weighted, singular = torch.linalg.solve_ex(estimate.covariances[matches[found]], xi)
+        squared = (xi.mT @ weighted).flatten()
+        nees = _spread(torch.where(singular == 0, squared, torch.nan), found)
     return Errors(reference.stamps_ns, _spread(distance, found), _spread(angle, found), nees)
 
 
-def relative_errors(reference: Trajectory, estimate: Trajectory, step_m: float,
+@dataclass(frozen=True)
+class Step:
+    """Over what relative errors are taken: a length in metres, or a number of poses."""
+
+    length: float
+    unit: str = "m"
+
+    def __post_init__(self) -> None:
+        whole = self.unit != "poses" or self.length % 1 == 0
+        if self.unit not in ("m", "poses") or not 0 < self.length < math.inf or not whole:
+            raise InputError(f"relative errors are taken over a length in metres or a whole number of poses, not {self}")
+
+    def __str__(self) -> str:
+        return "1 pose" if self.unit == "poses" and self.length == 1 else f"{self.length:g} {self.unit}"
+
+
+def relative_errors(reference: Trajectory, estimate: Trajectory, step: Step,
                     tolerance_ns: int = 10_000_000) -> tuple[np.ndarray, np.ndarray]:
     """Drift over stretches of the path → (translation error in metres, rotation error in radians), both float64 [M].
 
-    A stretch runs from an associated frame to the first later one at least `step_m` further along the reference path.
-    Both errors are of the relative pose, that is E = (ref_i⁻¹ ref_j)⁻¹ (est_i⁻¹ est_j).
+    Of the frames with an estimate each begins a stretch. It ends at the later one whose distance along the reference path
+    comes nearest to the step and differs by a tenth of it at most, or so many poses later. Errors are of the relative pose,
+    E = (ref_i⁻¹ ref_j)⁻¹ (est_i⁻¹ est_j). As `evo_rpe --all_pairs --pairs_from_reference` takes them, with which tests compare.
     """
-    matches = associate(reference.stamps_ns, estimate.stamps_ns, tolerance_ns)
-    found = matches >= 0
-    truth, guess = reference.map_from_body[found], estimate.map_from_body[matches[found]]
-    if len(truth) < 2:
-        return np.empty(0), np.empty(0)
-    way = torch.linalg.vector_norm(reference.map_from_body[1:, :3, 3] - reference.map_from_body[:-1, :3, 3], dim=-1)
-    way = np.concatenate(([0.0], np.cumsum(way.numpy())))[found]
-    start = np.arange(len(way))
-    end = np.searchsorted(way, way + step_m)
-    start, end = start[end < len(way)], end[end < len(way)]
+    truth, guess = _associated(reference, estimate, tolerance_ns)
+    start, end = _stretches(truth, step)
     error = se3.inverse(se3.inverse(truth[start]) @ truth[end]) @ (se3.inverse(guess[start]) @ guess[end])
     return torch.linalg.vector_norm(error[:, :3, 3], dim=-1).numpy(), se3.rotation_angle(error[:, :3, :3]).numpy()
+
+
+def _stretches(truth: torch.Tensor, step: Step) -> tuple[np.ndarray, np.ndarray]:
+    """First and last index of every stretch, int64 [M] each."""
+    count = len(truth)
+    if count < 2:
+        return np.empty(0, np.int64), np.empty(0, np.int64)
+    start = np.arange(count - 1)
+    if step.unit == "poses":
+        end = start + int(step.length)
+        return start[end < count], end[end < count]
+    way = np.concatenate(([0.0], np.cumsum(torch.linalg.vector_norm(truth[1:, :3, 3] - truth[:-1, :3, 3], dim=-1).numpy())))
+    after = np.minimum(np.searchsorted(way, way[start] + step.length), count - 1)
+    # Of several at one place (the robot stood) the first.
+    before = np.maximum(np.searchsorted(way, way[np.maximum(after - 1, 0)]), start + 1)
+    after = np.maximum(after, before)
+    off = np.abs(way[np.stack((before, after))] - way[start] - step.length)
+    end = np.where(off[0] <= off[1], before, after)
+    good = off.min(0) <= 0.1 * step.length
+    return start[good], end[good]
+
+
+def usual_step(reference: Trajectory, timed: bool) -> Step:
+    """10 m for cars, 1 m for what is slower: by the mean speed (3 m/s); without times by the distance between poses (0.3 m)."""
+    if len(reference) < 2:
+        return Step(1.0)
+    duration = (reference.stamps_ns[-1] - reference.stamps_ns[0]) * 1e-9 if timed else len(reference) - 1
+    return Step(10.0 if path_length(reference) / duration > (3.0 if timed else 0.3) else 1.0)
+
+
+def path_length(track: Trajectory) -> float:
+    """Metres along the positions."""
+    return float(torch.linalg.vector_norm(track.map_from_body[1:, :3, 3] - track.map_from_body[:-1, :3, 3], dim=-1).sum())
+
+
+def align(reference: Trajectory, estimate: Trajectory, tolerance_ns: int = 10_000_000) -> torch.Tensor | None:
+    """The rigid transform [4, 4] that brings the estimate's positions nearest to the reference's (least squares, no scale), by
+    which errors "after alignment" are taken; None where the positions do not determine it (fewer than three, or on a line).
+
+    Umeyama, "Least-squares estimation of transformation parameters between two point patterns", 1991.
+    """
+    truth, guess = (poses[:, :3, 3].numpy() for poses in _associated(reference, estimate, tolerance_ns))
+    if len(truth) < 3:
+        return None
+    centre_truth, centre_guess = truth.mean(0), guess.mean(0)
+    spread = np.linalg.svd((truth - centre_truth).T @ (guess - centre_guess), compute_uv=False)
+    if not spread[1] > 1e-12 * spread[0]:
+        return None
+    rotation = Rotation.align_vectors(truth - centre_truth, guess - centre_guess)[0].as_matrix()
+    return se3.from_rotation_translation(torch.from_numpy(rotation), torch.from_numpy(centre_truth - rotation @ centre_guess))
+
+
+def _associated(reference: Trajectory, estimate: Trajectory, tolerance_ns: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """map_from_body of reference and estimate, [K, 4, 4] each, where both are known."""
+    matches = associate(reference.stamps_ns, estimate.stamps_ns, tolerance_ns)
+    found = matches >= 0
+    return reference.map_from_body[found], estimate.map_from_body[matches[found]]
 
 
 def summarize(errors: Errors) -> dict[str, float | int | None | dict[str, float]]:
@@ -97,20 +170,17 @@ def summarize(errors: Errors) -> dict[str, float | int | None | dict[str, float]
     degrees = np.degrees(errors.rotation_rad)
     summary: dict[str, float | int | None | dict[str, float]] = {
         "frames": int(found.size), "estimated_frames": int(found.sum()),
-        "estimated_fraction": float(found.mean()) if found.size else 0.0}
-    for name, values in (("translation_error", errors.translation_m[found]), ("rotation_error", degrees[found])):
-        unit = "m" if name.startswith("translation") else "deg"
-        summary.update({f"{name}_{key}_{unit}": value for key, value in statistics(values).items()})
+        "estimated_fraction": float(found.mean()) if found.size else 0.0,
+        **_named("", errors.translation_m[found], errors.rotation_rad[found])}
     with np.errstate(invalid="ignore"):
         summary["recall"] = {
             recall_name(metres, limit): float(np.mean((errors.translation_m <= metres) & (degrees <= limit)))
             if found.size else 0.0 for metres, limit in RECALL_LEVELS}
     if errors.nees is not None:
-        nees = errors.nees[found]
+        nees = errors.nees[np.isfinite(errors.nees)]
         summary["nees_mean"] = float(nees.mean()) if nees.size else None
         summary["nees_median"] = float(np.median(nees)) if nees.size else None
-        # 12.592 is the 95 % point of chi² with 6 degrees of freedom.
-        summary["nees_inside_95"] = float(np.mean(nees <= 12.592)) if nees.size else None
+        summary["nees_inside_95"] = float(np.mean(nees <= NEES_95)) if nees.size else None
     return summary
 
 
@@ -119,27 +189,40 @@ def recall_name(metres: float, degrees: float) -> str:
 
 
 def statistics(values: np.ndarray) -> dict[str, float | None]:
-    """median, p95, max, rmse of float64 [N]; None for all where N = 0."""
+    """mean, median, p95, max, rmse of float64 [N]; None for all where N = 0."""
     if not values.size:
-        return dict.fromkeys(("median", "p95", "max", "rmse"))
-    return {"median": float(np.median(values)), "p95": float(np.percentile(values, 95)), "max": float(values.max()),
-            "rmse": float(np.sqrt(np.mean(values**2)))}
+        return dict.fromkeys(("mean", "median", "p95", "max", "rmse"))
+    return {"mean": float(values.mean()), "median": float(np.median(values)), "p95": float(np.percentile(values, 95)),
+            "max": float(values.max()), "rmse": float(np.sqrt(np.mean(values**2)))}
 
 
-def evaluate(reference: Trajectory, estimate: Trajectory, tolerance_ns: int = 10_000_000,
-             step_m: float = 1.0) -> dict[str, object]:
-    """All figures of `pixloc evaluate`. Raises `InputError` where not one stamp of the two trajectories agrees."""
-    errors = absolute_errors(reference, estimate, tolerance_ns)
-    if not np.isfinite(errors.translation_m).any():
-        raise InputError(f"no stamp of the estimate lies within {tolerance_ns / 1e9:g} s of a reference stamp: "
-                         "check that both use the same clock, or raise --tolerance")
-    translation, rotation = relative_errors(reference, estimate, step_m, tolerance_ns)
-    summary: dict[str, object] = summarize(errors)
-    summary["relative_step_m"] = step_m
-    summary["relative_stretches"] = int(translation.size)
-    summary.update({f"relative_translation_error_{k}_m": v for k, v in statistics(translation).items()})
-    summary.update({f"relative_rotation_error_{k}_deg": v for k, v in statistics(np.degrees(rotation)).items()})
-    return summary
+def trajectory_figures(reference: Trajectory, estimate: Trajectory, step: Step, tolerance_ns: int = 10_000_000
+                       ) -> dict[str, object]:
+    """`summarize`, and the same errors after alignment (keys aligned_…) and over stretches (relative_…): JSON-ready.
+
+    map_offset_m, map_offset_deg: how far alignment moves the middle of the estimate, and turns it.
+    """
+    figures: dict[str, object] = summarize(absolute_errors(reference, estimate, tolerance_ns))
+    translation, rotation = relative_errors(reference, estimate, step, tolerance_ns)
+    figures["relative_step"] = str(step)
+    figures["relative_stretches"] = int(translation.size)
+    figures.update(_named("relative_", translation, rotation))
+    moved = align(reference, estimate, tolerance_ns)
+    if moved is not None:
+        aligned = absolute_errors(reference, Trajectory(estimate.stamps_ns, moved @ estimate.map_from_body), tolerance_ns)
+        found = np.isfinite(aligned.translation_m)
+        figures.update(_named("aligned_", aligned.translation_m[found], aligned.rotation_rad[found]))
+        middle = _associated(reference, estimate, tolerance_ns)[1][:, :3, 3].mean(0)
+        figures["map_offset_m"] = float(torch.linalg.vector_norm(moved[:3, :3] @ middle + moved[:3, 3] - middle))
+        figures["map_offset_deg"] = float(torch.rad2deg(se3.rotation_angle(moved[:3, :3])))
+    return figures
+
+
+def _named(prefix: str, translation_m: np.ndarray, rotation_rad: np.ndarray) -> dict[str, float | None]:
+    """Statistics under the names that `summarize` gives them, with a prefix."""
+    return {f"{prefix}{what}_error_{key}_{unit}": value
+            for what, unit, values in (("translation", "m", translation_m), ("rotation", "deg", np.degrees(rotation_rad)))
+            for key, value in statistics(values).items()}
 
 
 def _spread(values: torch.Tensor, found: np.ndarray) -> np.ndarray:

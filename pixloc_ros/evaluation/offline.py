@@ -9,63 +9,28 @@ from __future__ import annotations
 import contextlib
 from collections import Counter, deque
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 
 import numpy as np
 import torch
 
 from ..errors import InputError
-from ..geometry import se3
 from ..tracking.localizer import FrameLocalizer
 from ..tracking.tracker import PoseSearch, Tracker, TrackerOptions
-from ..tracking.types import CameraFrame, TrackResult, TrackState
-from . import metrics
+from ..tracking.types import CameraFrame, TrackResult
 from .bags import BagReader, OdometryMessage, UnusableFrame
+from .bench import FALSE_TRACK, summarize
+from .runs import TRUTH_GAP_NS, BagRun, FrameRecord, odometry_in_map
 from .trajectory import Trajectory
+
+__all__ = ["FALSE_TRACK", "INITIAL_STD", "ODOMETRY_WAIT_NS", "TRUTH_GAP_NS", "BagRun", "FrameRecord", "Watch", "first_pose",
+           "initial_covariance", "odometry_in_map", "run_bag", "summarize"]
 
 ODOMETRY_WAIT_NS = 100_000_000
 INITIAL_STD = (0.3, 0.05)
 """Metres and radians: standard deviations that go with an initial pose, as in the node."""
-TRUTH_GAP_NS = 250_000_000
-"""Truth is interpolated between poses that are no further apart."""
-FALSE_TRACK = (0.5, 5.0)
-"""Metres, degrees: a pose given as TRACKING that is further off is a false one."""
 Watch = Callable[[CameraFrame | UnusableFrame, TrackResult | None], bool]
 """Told of every image and what the tracker says of it (None where the image could not be used); True ends the run."""
-
-
-@dataclass(frozen=True)
-class FrameRecord:
-    """What became of one image. map_from_base: float64 [4, 4], None where no pose was given. unusable: the image itself
-    could not be used."""
-
-    stamp_ns: int
-    state: TrackState
-    map_from_base: torch.Tensor | None
-    covariance: torch.Tensor | None
-    timings_ms: dict[str, float]
-    inlier_fraction: float
-    message: str
-    unusable: bool = False
-
-
-@dataclass(frozen=True)
-class BagRun:
-    """A drive and what the tracker said of it. odometry: odom_from_base. truth: map_from_base, maybe empty."""
-
-    records: list[FrameRecord]
-    truth: Trajectory
-    odometry: Trajectory
-    odometry_refused: Counter = field(default_factory=Counter)
-
-    @property
-    def estimate(self) -> Trajectory:
-        """All poses given, with their covariances."""
-        given = {r.stamp_ns: r for r in self.records if r.map_from_base is not None}
-        stamps = sorted(given)
-        poses = Trajectory.from_poses((s, given[s].map_from_base) for s in stamps)
-        covariances = torch.stack([given[s].covariance for s in stamps]) if stamps else None
-        return Trajectory(poses.stamps_ns, poses.map_from_body, covariances)
 
 
 def initial_covariance() -> torch.Tensor:
@@ -182,63 +147,3 @@ class _Runner:
     def _unusable(self, frame: CameraFrame | UnusableFrame, reason: str) -> None:
         self.records.append(FrameRecord(frame.stamp_ns, self._tracker.state, None, None, {}, float("nan"), reason, unusable=True))
         self.ended = self._watch(frame, None)
-
-
-def summarize(run: BagRun, skip_map_frames: int = 0) -> dict[str, object]:
-    """Figures of a run: JSON-ready, see docs/evaluation.md.
-
-    skip_map_frames: where the map was made of every n-th image of this very drive, the errors of those say little: only the
-    others are scored (0: all are).
-    """
-    records = run.records
-    tracked = [r for r in records if r.state is TrackState.TRACKING and r.map_from_base is not None]
-    states = Counter(r.state.name for r in records)
-    losses = sum(b.state is TrackState.LOST and a.state not in (TrackState.LOST, TrackState.RELOCALIZING)
-                 for a, b in zip(records, records[1:]))
-    stats: dict[str, object] = {
-        "frames": len(records), "tracked_frames": len(tracked),
-        "tracked_fraction": len(tracked) / len(records) if records else 0.0,
-        "published_frames": sum(r.map_from_base is not None for r in records),
-        "unusable_frames": sum(r.unusable for r in records), "losses": losses,
-        "states": {state.name: states[state.name] for state in TrackState},
-        "messages": dict(Counter(r.message for r in records if r.message).most_common(20)),
-        "odometry_messages": dict(run.odometry_refused.most_common(20)),
-        **metrics.timing_summary([r.timings_ms for r in records if not r.unusable and "alignment" in r.timings_ms]),
-    }
-    scored = [r for i, r in enumerate(records) if not skip_map_frames or i % skip_map_frames]
-    if len(run.truth):
-        stats.update(score(np.array([r.stamp_ns for r in scored], np.int64), run, {r.stamp_ns for r in tracked}))
-    return stats
-
-
-def score(stamps_ns: np.ndarray, run: BagRun, tracked: set[int]) -> dict[str, object]:
-    """Errors at those of the stamps (int64 [N]) where the truth is known, and those of odometry alone, which starts there."""
-    stamps = np.unique(stamps_ns)
-    poses, known = run.truth.at(stamps, TRUTH_GAP_NS)
-    reference = Trajectory(stamps[known], poses[known])
-    errors = metrics.absolute_errors(reference, run.estimate, tolerance_ns=0)
-    stats = {("scored_frames" if k == "frames" else k): v for k, v in metrics.summarize(errors).items()}
-    wrong = (errors.translation_m > FALSE_TRACK[0]) | (np.degrees(errors.rotation_rad) > FALSE_TRACK[1])
-    stats["false_tracked_frames"] = int(sum(bool(w) and int(s) in tracked for s, w in zip(errors.stamps_ns, wrong)))
-    dead_reckoned = odometry_in_map(run.odometry, run.truth)
-    if len(dead_reckoned):
-        alone = metrics.summarize(metrics.absolute_errors(reference, _sampled(dead_reckoned, reference.stamps_ns), 0))
-        for name in ("median", "p95", "max"):
-            stats[f"odometry_error_{name}_m"] = alone[f"translation_error_{name}_m"]
-            stats[f"odometry_rotation_error_{name}_deg"] = alone[f"rotation_error_{name}_deg"]
-    return stats
-
-
-def odometry_in_map(odometry: Trajectory, truth: Trajectory) -> Trajectory:
-    """Where odometry alone would place the base, started from the first truth it covers; empty where there is none."""
-    poses, known = odometry.at(truth.stamps_ns, TRUTH_GAP_NS)
-    if not known.any():
-        return Trajectory.from_poses([])
-    first = int(known.argmax())
-    map_from_odom = truth.map_from_body[first] @ se3.inverse(poses[first])
-    return Trajectory(odometry.stamps_ns, map_from_odom @ odometry.map_from_body)
-
-
-def _sampled(track: Trajectory, stamps_ns: np.ndarray) -> Trajectory:
-    poses, known = track.at(stamps_ns, TRUTH_GAP_NS)
-    return Trajectory(stamps_ns[known], poses[known])

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import math
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -12,9 +14,10 @@ import torch
 
 from ..geometry import se3
 from ..tracking.types import TrackState
-from . import metrics, offline
-from .offline import BagRun, FrameRecord
+from . import metrics
+from .runs import BagRun, FrameRecord
 from .trajectory import Trajectory, write_text
+from .usage import Usage
 
 CHAIN_TOLERANCE = 1e-6
 """Metres and radians by which the TF chain map → camera may differ from the published pose."""
@@ -33,6 +36,7 @@ class StatusRecord:
     alignment_ms: float
     dropped: int
     received_s: float
+    age_ms: float = math.nan
 
 
 @dataclass(frozen=True)
@@ -61,7 +65,7 @@ class Recording:
     """What was sent and what came back. sent_s: image stamp to the time (monotonic clock, seconds) it was published.
 
     chain: image stamp to map_from_camera [4, 4] along TF, looked up when all was over; None where tf2 refused.
-    last_odometry_ns: the last stamp at which odom → base is known to TF.
+    last_odometry_ns: the last stamp at which odom → base is known to TF. usage: of the node's process while the bag was played.
     """
 
     sent_s: dict[int, float] = field(default_factory=dict)
@@ -70,6 +74,7 @@ class Recording:
     lookups: list[LookupRecord] = field(default_factory=list)
     chain: dict[int, torch.Tensor | None] = field(default_factory=dict)
     last_odometry_ns: int | None = None
+    usage: Usage | None = None
 
     def write(self, path: Path) -> None:
         """As JSON lines, in the order of stamps."""
@@ -100,45 +105,40 @@ def as_run(recording: Recording, truth: Trajectory, odometry: Trajectory) -> Bag
         if status is not None:
             timings = {"total": status.frame_ms, "features": status.feature_ms, "alignment": status.alignment_ms}
             timings = {stage: ms for stage, ms in timings.items() if np.isfinite(ms)}
+        latency_ms = (pose.received_s - recording.sent_s[stamp_ns]) * 1e3 if pose else math.nan
         records.append(FrameRecord(
             stamp_ns, state, pose.map_from_base if pose else None, pose.covariance if pose else None, timings,
-            status.inlier_fraction if status else float("nan"), status.message if status else "not reported"))
-    return BagRun(records, truth, odometry)
+            status.inlier_fraction if status else math.nan, status.message if status else "not reported",
+            latency_ms=latency_ms, age_ms=status.age_ms if status else math.nan))
+    dropped = recording.statuses[-1].dropped if recording.statuses else 0
+    return BagRun(records, truth, odometry, usage=recording.usage, dropped_frames=dropped)
 
 
-def summarize(recording: Recording, run: BagRun, base_from_camera: torch.Tensor, skip_map_frames: int = 0) -> dict[str, object]:
-    """`offline.summarize` of the run, and what only a live run can tell: JSON-ready.
+def live_figures(recording: Recording, figures: Mapping[str, object], base_from_camera: torch.Tensor) -> dict[str, object]:
+    """The figures of the run (`bench.evaluate`), and what only a live run can tell: JSON-ready.
 
-    latency_p50_ms, ...: from the moment an image was handed to DDS until its pose came back. unreported_frames: images without a
-    status. chain_error_m, _rad: largest difference between TF's map → camera and the published pose. tf_errors: failed
-    lookups at image stamps that have a pose. tf_beyond_odometry: of images newer than the last odometry, for which nobody
-    could know; not counted as errors.
+    unreported_frames: images without a status. chain_error_m, _rad: largest difference between TF's map → camera and the
+    published pose. tf_errors: failed lookups at image stamps that have a pose. tf_beyond_odometry: of images newer than the last
+    odometry, for which nobody could know; not counted as errors. problems: what is not as it must be, in words.
     """
-    stats = offline.summarize(run, skip_map_frames)
     statuses = Counter(r.stamp_ns for r in recording.statuses)
     translation, rotation, missing = chain_errors(recording, base_from_camera)
     posed = {r.stamp_ns for r in recording.poses}
     failed = [r for r in recording.lookups if r.error and r.stamp_ns in posed]
     beyond = [r for r in failed if recording.last_odometry_ns is not None and r.stamp_ns > recording.last_odometry_ns]
     failed = [r for r in failed if r not in beyond]
-    stats.update(
-        metrics.percentiles("latency_p{}_ms", latencies_ms(recording)),
-        dropped_frames=recording.statuses[-1].dropped if recording.statuses else 0,
-        unreported_frames=sum(stamp not in statuses for stamp in recording.sent_s),
-        repeated_statuses=sum(n - 1 for n in statuses.values()),
-        chain_checked=len(translation), chain_missing=missing,
-        chain_error_m=max(translation, default=0.0), chain_error_rad=max(rotation, default=0.0),
-        tf_lookups=sum(r.stamp_ns in posed for r in recording.lookups), tf_errors=len(failed),
-        tf_error_messages=dict(Counter(f"{r.error}: {r.text}" for r in failed).most_common(5)),
-        tf_beyond_odometry=len(beyond),
-        **metrics.percentiles("tf_wait_p{}_ms", [r.waited_ms for r in recording.lookups if not r.error]))
+    stats = {
+        **figures,
+        "unreported_frames": sum(stamp not in statuses for stamp in recording.sent_s),
+        "repeated_statuses": sum(n - 1 for n in statuses.values()),
+        "chain_checked": len(translation), "chain_missing": missing,
+        "chain_error_m": max(translation, default=0.0), "chain_error_rad": max(rotation, default=0.0),
+        "tf_lookups": sum(r.stamp_ns in posed for r in recording.lookups), "tf_errors": len(failed),
+        "tf_error_messages": dict(Counter(f"{r.error}: {r.text}" for r in failed).most_common(5)),
+        "tf_beyond_odometry": len(beyond),
+        **metrics.percentiles("tf_wait_p{}_ms", [r.waited_ms for r in recording.lookups if not r.error])}
     stats["problems"] = problems(stats)
     return stats
-
-
-def latencies_ms(recording: Recording) -> list[float]:
-    """Of each pose: milliseconds from handing its image to DDS until the pose came back."""
-    return [(r.received_s - recording.sent_s[r.stamp_ns]) * 1e3 for r in recording.poses if r.stamp_ns in recording.sent_s]
 
 
 def problems(stats: dict[str, object]) -> list[str]:

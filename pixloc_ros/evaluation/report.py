@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from .metrics import RECALL_LEVELS, recall_name
 
 
 def format_number(value: float | int | None, digits: int = 3) -> str:
@@ -26,64 +29,159 @@ def format_table(rows: Sequence[Sequence[str]]) -> str:
     return "\n".join(lines)
 
 
-def format_errors(result: Mapping[str, object]) -> str:
-    """The result of `metrics.evaluate` as text."""
-    names = ("median", "p95", "max", "rmse")
-    rows = [("", *names)]
-    for label, key, unit in (("translation (m)", "translation_error", "m"), ("rotation (deg)", "rotation_error", "deg"),
-                             ("relative translation (m)", "relative_translation_error", "m"),
-                             ("relative rotation (deg)", "relative_rotation_error", "deg")):
-        if f"{key}_median_{unit}" in result:
-            rows.append((label, *(format_number(result[f"{key}_{name}_{unit}"]) for name in names)))
-    lines = [f"{result['estimated_frames']} of {result['frames']} reference poses have an estimate "
-             f"({100 * result['estimated_fraction']:.1f} %)", "", format_table(rows)]
-    if "relative_step_m" in result:
-        lines.append(f"relative: over {result['relative_stretches']} stretches of {result['relative_step_m']:g} m")
-    recall = result["recall"]
-    lines += ["", format_table([("recall of all reference poses", *(_recall_label(name) for name in recall)),
-                                ("", *(f"{100 * value:.1f} %" for value in recall.values()))])]
-    if result.get("nees_mean") is not None:
-        lines += ["", f"NEES mean {result['nees_mean']:.2f} (6 is right), inside the 95 % ellipsoid "
-                      f"{100 * result['nees_inside_95']:.1f} %"]
-    return "\n".join(lines)
+@dataclass(frozen=True)
+class Row:
+    """One figure of every run. best: indices of the runs in which it is best, empty where there is nothing to choose."""
+
+    label: str
+    cells: tuple[str, ...]
+    best: frozenset[int] = frozenset()
 
 
-def _recall_label(name: str) -> str:
+@dataclass(frozen=True)
+class Group:
+    """Figures that belong together. note: what they are, in a sentence."""
+
+    title: str
+    note: str
+    rows: tuple[Row, ...]
+
+
+class _Table:
+    """Rows from the figures of several runs; a row that no run has a value for is left out."""
+
+    def __init__(self, figures: Sequence[Mapping[str, object]]) -> None:
+        self._figures = figures
+
+    def row(self, label: str, key: str, unit: str = "", better: str = "", scale: float = 1.0) -> Row | None:
+        """unit: in the label. better: "less", "more" or "" where it is no merit. scale: of the unit."""
+        values = [None if f.get(key) is None else f[key] * scale for f in self._figures]
+        if all(value is None for value in values):
+            return None
+        cells = tuple(format_number(round(value, 1) if unit == "%" else value, 4 if unit == "%" else 3) for value in values)
+        label = f"{label} ({unit})" if unit else label
+        return Row(label, cells, _best(cells, values, better))
+
+    def length(self, label: str, key: str) -> Row | None:
+        """Metres, in centimetres where all are below one."""
+        values = [f[key] for f in self._figures if f.get(key) is not None]
+        return self.row(label, key, "cm", "less", 100.0) if max(values, default=1.0) < 1.0 else self.row(label, key, "m", "less")
+
+    def count(self, label: str, key: str, of: str, better: str = "") -> Row | None:
+        """A number and its share in per cent of another."""
+        values = [f.get(key) for f in self._figures]
+        if all(value is None for value in values):
+            return None
+        cells = tuple("–" if value is None else f"{value} ({100 * value / max(f[of], 1):.1f} %)"
+                      for value, f in zip(values, self._figures))
+        shares = [None if value is None else value / max(f[of], 1) for value, f in zip(values, self._figures)]
+        return Row(label, cells, _best(cells, shares, better))
+
+    def recall(self, name: str) -> Row | None:
+        values = [f["recall"][name] if "recall" in f else None for f in self._figures]
+        if all(value is None for value in values):
+            return None
+        cells = tuple("–" if value is None else f"{100 * value:.1f}" for value in values)
+        return Row(f"within {recall_label(name)} (%)", cells, _best(cells, values, "more"))
+
+
+def _best(cells: Sequence[str], values: Sequence[float | None], better: str) -> frozenset[int]:
+    known = [value for value in values if value is not None]
+    if not better or len(known) < 2 or len(set(cells)) < 2:
+        return frozenset()
+    best = (min if better == "less" else max)(known)
+    shown = cells[values.index(best)]
+    return frozenset(i for i, cell in enumerate(cells) if cell == shown)
+
+
+def summary(figures: Sequence[Mapping[str, object]]) -> list[Group]:
+    """The figures of several runs (`bench.evaluate`) as groups of rows, a column a run; what no run knows is left out."""
+    t = _Table(figures)
+    step = next((f["relative_step"] for f in figures if f.get("relative_stretches")), "")
+    groups = [
+        ("Errors in the map frame", "Nothing is aligned. Over the images that have a pose and whose truth is known.",
+         [t.row("images scored", "scored_frames"),
+          *(t.length(f"translation, {name}", f"translation_error_{key}_m") for key, name in _STATISTICS),
+          *(t.row(f"rotation, {name}", f"rotation_error_{key}_deg", "°", "less") for key, name in _STATISTICS)]),
+        ("Recall", "Share of all scored images whose pose is right within both limits. An image without a pose is a failure.",
+         [t.recall(recall_name(*level)) for level in RECALL_LEVELS]),
+        ("Through the drive", "How much of it has a pose, and what happened in between.",
+         [t.row("images", "frames"), t.count("with a pose", "published_frames", "frames", "more"),
+          t.count("state TRACKING", "tracked_frames", "frames", "more"),
+          t.count("confident but wrong by 0.5 m or 5°", "false_tracked_frames", "frames", "less"),
+          t.row("until the first pose", "time_to_first_pose_s", "s", "less"),
+          t.row("until the first pose", "time_to_first_pose_images", "images", "less"),
+          t.row("losses", "losses", "", "less"), t.row("losses not recovered", "losses_not_recovered", "", "less"),
+          t.row("time lost", "time_lost_s", "s", "less"), t.row("time lost", "time_lost_images", "images", "less"),
+          t.row("time to recover, median", "time_to_recover_median_s", "s", "less"),
+          t.row("time to recover, longest", "time_to_recover_max_s", "s", "less"),
+          t.row("time to recover, longest", "time_to_recover_max_images", "images", "less"),
+          t.count("images dropped for newer ones", "dropped_frames", "frames", "less"),
+          t.row("unusable images", "unusable_frames")]),
+        (f"Relative errors over {step}", "Drift and jitter: of the motion between poses, wherever the map frame is.",
+         [*(t.length(f"translation, {name}", f"relative_translation_error_{key}_m") for key, name in _SHORT_STATISTICS),
+          *(t.row(f"rotation, {name}", f"relative_rotation_error_{key}_deg", "°", "less") for key, name in _SHORT_STATISTICS)]
+         if step else []),
+        ("After alignment", "A second figure: what is left when the whole path may be moved and turned to fit the truth. Errors "
+         "much smaller than above mean that the map frame is off.",
+         [*(t.length(f"translation, {name}", f"aligned_translation_error_{key}_m") for key, name in _SHORT_STATISTICS),
+          *(t.row(f"rotation, {name}", f"aligned_rotation_error_{key}_deg", "°", "less") for key, name in _SHORT_STATISTICS),
+          t.length("moved by", "map_offset_m"), t.row("turned by", "map_offset_deg", "°")]),
+        ("Covariance", "Whether the run knew how sure it was. Above 6, or with fewer than 95 % inside, it claims too much.",
+         [t.row("NEES, mean (6 is right)", "nees_mean"), t.row("NEES, median (5.3 is right)", "nees_median"),
+          t.row("inside the 95 % ellipsoid", "nees_inside_95", "%", "", 100.0)]),
+        ("Time", "Of an image: the work; from handing it to ROS until its pose is back; its pose's age when published.",
+         [t.row(f"{label}, {name}", key.format(point), "ms", "less")
+          for label, key in (("to process an image", "frame_ms_{}"), ("from image to pose", "latency_{}_ms"),
+                             ("age of the pose", "age_{}_ms"))
+          for point, name in (("p50", "median"), ("p95", "p95"), ("p99", "p99"), ("max", "longest"))]
+         + [t.row("speed, times real time", "real_time_factor", "", "more")]),
+        ("Cost", "Of the process that did the work.",
+         [t.row("processor time an image", "cpu_ms_per_frame", "ms", "less"), t.row("cores busy, on average", "cpu_cores"),
+          t.row("memory, peak", "memory_peak_mib", "MiB", "less")]),
+        ("Odometry alone", "For comparison: wheel or other odometry, started from the truth.",
+         [*(t.length(f"translation, {name}", f"odometry_error_{key}_m") for key, name in _SHORT_STATISTICS),
+          *(t.row(f"rotation, {name}", f"odometry_rotation_error_{key}_deg", "°", "less") for key, name in _SHORT_STATISTICS)]),
+    ]
+    groups = [Group(title, note, tuple(row for row in rows if row is not None)) for title, note, rows in groups]
+    return [group for group in groups if group.rows]
+
+
+_STATISTICS = (("median", "median"), ("rmse", "RMSE"), ("p95", "p95"), ("max", "largest"))
+_SHORT_STATISTICS = _STATISTICS[:3]
+
+
+def recall_label(name: str) -> str:
     metres, degrees = name.split("_")
     return f"{metres[:-1]} m, {degrees[:-3]}°"
 
 
+def format_summary(names: Sequence[str], figures: Sequence[Mapping[str, object]]) -> str:
+    """The figures of several runs as text, a column a run; the best one of a row is marked."""
+    groups = summary(figures)
+    head = ("", *names)
+    marked = [(group, [(row.label, *(f"{cell}{' *' if i in row.best else '  ' if row.best else ''}"
+                                     for i, cell in enumerate(row.cells))) for row in group.rows]) for group in groups]
+    if not any(row.best for group in groups for row in group.rows):
+        marked = [(group, [(row.label, *row.cells) for row in group.rows]) for group in groups]
+    rows = [head, *(row for _, rows in marked for row in rows)]
+    lines = format_table(rows).splitlines()
+    text, at = lines[:2] if any(names) else [], 2
+    for group, rows in marked:
+        text += ["", group.title, *("  " + line for line in lines[at:at + len(rows)])] if text else [
+            group.title, *("  " + line for line in lines[at:at + len(rows)])]
+        at += len(rows)
+    if any(row.best for group in groups for row in group.rows):
+        text += ["", "* best"]
+    return "\n".join(text)
+
+
 def format_run(stats: Mapping[str, object]) -> str:
-    """The figures of a drive (`offline.summarize`) as text."""
-    rows = [("frames", str(stats["frames"])),
-            ("tracked", f"{stats['tracked_frames']}  ({100 * stats['tracked_fraction']:.1f} %)")]
-    others = {k: v for k, v in stats["states"].items() if v and k != "TRACKING"}
-    if others:
-        rows.append(("in other states", ", ".join(f"{state} {n}" for state, n in others.items())))
-    if stats["unusable_frames"]:
-        rows.append(("unusable images", str(stats["unusable_frames"])))
-    if "scored_frames" in stats:
-        rows += [("scored against truth", str(stats["scored_frames"])),
-                 ("translation error", _median_p95(stats, "translation_error", "m")),
-                 ("rotation error", _median_p95(stats, "rotation_error", "deg"))]
-        if "odometry_error_median_m" in stats:
-            rows.append(("odometry alone", f"{_median_p95(stats, 'odometry_error', 'm')}, "
-                                           f"{_median_p95(stats, 'odometry_rotation_error', 'deg')}"))
-        rows.append(("false tracks", str(stats["false_tracked_frames"])))
-    for key, label in (("frame_ms_p{}", "time a frame"), ("latency_p{}_ms", "image stamp to pose")):
-        if stats.get(key.format(50)) is not None:
-            p50, p95, p99 = (format_number(stats[key.format(point)]) for point in (50, 95, 99))
-            rows.append((label, f"{p50} ms median, {p95} p95, {p99} p99"))
-    width = max(len(label) for label, _ in rows)
-    lines = [f"{label.ljust(width)}  {value}" for label, value in rows]
-    for label, key in (("frames", "messages"), ("odometry", "odometry_messages")):
+    """The figures of one run as text, with what it said."""
+    lines = [format_summary([""], [stats])]
+    for label, key in (("images", "messages"), ("odometry messages", "odometry_messages")):
         lines += [f"  {count} {label}: {message}" for message, count in list(stats.get(key, {}).items())[:5]]
     return "\n".join(lines)
-
-
-def _median_p95(stats: Mapping[str, object], key: str, unit: str) -> str:
-    median, p95 = (format_number(stats[f"{key}_{name}_{unit}"]) for name in ("median", "p95"))
-    return f"{median} {unit} median, {p95} p95"
 
 
 def format_demo(stats: Mapping[str, object]) -> str:

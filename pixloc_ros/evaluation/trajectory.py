@@ -1,7 +1,8 @@
 # Copyright the pixloc_ros authors. SPDX-License-Identifier: Apache-2.0
-"""Poses over time and the two text formats they are exchanged in.
+"""Poses over time and the text formats they are exchanged in.
 
 - TUM: one line a pose, ``stamp tx ty tz qx qy qz qw``, stamp in seconds, map_from_body.
+- KITTI odometry: one line a pose, the first three rows of map_from_body, row by row (12 numbers); no stamps.
 - The visual-localization benchmark's: ``name qw qx qy qz tx ty tz``, camera_from_map.
 """
 from __future__ import annotations
@@ -79,15 +80,46 @@ def read_tum(path: Path) -> Trajectory:
         if len(words) != 8:
             raise InputError(f"{where}: {len(words)} words instead of 8: write 'stamp tx ty tz qx qy qz qw'")
         values = _numbers(where, words[1:])
-        try:
-            stamp_ns = int((Decimal(words[0]) * 10**9).to_integral_value())
-            np.int64(stamp_ns)
-        except (InvalidOperation, ValueError, OverflowError):
-            raise InputError(f"{where}: the stamp '{words[0]}' is no time: write seconds") from None
-        if poses and stamp_ns <= poses[-1][0]:
-            raise InputError(f"{where}: the stamp does not increase: sort the lines and drop repeated stamps")
+        stamp_ns = _stamp_ns(where, words[0], poses[-1][0] if poses else None)
         poses.append((stamp_ns, _pose(where, values[:3], values[3:])))
     return Trajectory.from_poses(poses)
+
+
+def read_stamps(path: Path) -> np.ndarray:
+    """Stamps of images, from a text file whose lines begin with seconds (KITTI's times.txt, TUM's rgb.txt) → int64 [N]
+    nanoseconds. Raises `InputError` as `read_tum`."""
+    stamps: list[int] = []
+    for where, words in _rows(path):
+        stamps.append(_stamp_ns(where, words[0], stamps[-1] if stamps else None))
+    return np.array(stamps, np.int64)
+
+
+def read_kitti(path: Path) -> torch.Tensor:
+    """Poses of a KITTI odometry file → map_from_body float64 [N, 4, 4]. Raises `InputError` naming file and line."""
+    poses = []
+    for where, words in _rows(path):
+        if len(words) != 12:
+            raise InputError(f"{where}: {len(words)} words instead of 12: write the first three rows of the pose's matrix")
+        pose = torch.eye(4, dtype=torch.float64)
+        pose[:3] = torch.tensor(_numbers(where, words), dtype=torch.float64).reshape(3, 4)
+        se3.check_pose(pose, where)
+        poses.append(pose)
+    return torch.stack(poses) if poses else torch.empty(0, 4, 4, dtype=torch.float64)
+
+
+def pose_format(path: Path) -> str:
+    """"tum", "kitti" or "benchmark", by the first line that says something. Raises `InputError` where it is none of them."""
+    where, words = next(iter(_rows(path)), (str(path), []))
+    if len(words) == 12:
+        return "kitti"
+    if len(words) == 8:
+        try:
+            float(words[0])
+        except ValueError:
+            return "benchmark"
+        return "tum"
+    raise InputError(f"{where}: no line of poses: write 'stamp tx ty tz qx qy qz qw' (TUM), the 12 numbers of a matrix's first "
+                     "three rows (KITTI), or 'name qw qx qy qz tx ty tz' (benchmark)")
 
 
 def write_tum(path: Path, trajectory: Trajectory) -> None:
@@ -161,6 +193,18 @@ def _rows(path: Path) -> Iterable[tuple[str, list[str]]]:
         words = line.split("#", 1)[0].split()
         if words:
             yield f"{path}:{number}", words
+
+
+def _stamp_ns(where: str, word: str, last_ns: int | None) -> int:
+    """Nanoseconds of a word that says seconds and comes after `last_ns`."""
+    try:
+        stamp_ns = int((Decimal(word) * 10**9).to_integral_value())
+        np.int64(stamp_ns)
+    except (InvalidOperation, ValueError, OverflowError):
+        raise InputError(f"{where}: the stamp '{word}' is no time: write seconds") from None
+    if last_ns is not None and stamp_ns <= last_ns:
+        raise InputError(f"{where}: the stamp does not increase: sort the lines and drop repeated stamps")
+    return stamp_ns
 
 
 def _numbers(where: str, words: list[str]) -> list[float]:

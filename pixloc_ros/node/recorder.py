@@ -100,7 +100,7 @@ class Recorder:
         now, stamp_ns = time.monotonic(), stamp_to_ns(message.header.stamp)
         self.recording.statuses.append(StatusRecord(
             stamp_ns, TrackState(message.state), message.message, message.inlier_fraction, message.frame_ms,
-            message.feature_ms, message.alignment_ms, message.frames_dropped, now))
+            message.feature_ms, message.alignment_ms, message.frames_dropped, now, message.age_ms))
         with self._lock:
             self._reported.add(stamp_ns)
             if stamp_ns in self._pending:

@@ -21,6 +21,7 @@ from ..errors import InputError
 from ..evaluation.bags import BagReader
 from ..evaluation.offline import initial_covariance
 from ..evaluation.replay import Recording
+from ..evaluation.usage import UsageMeter
 from .bag_player import BagPlayer
 from .recorder import Recorder
 
@@ -76,10 +77,14 @@ def replay(map_path: Path, bag: BagReader, start_ns: int, map_from_base: torch.T
         while not recorder.hears_node():
             alive()
             time.sleep(0.05)
+        meter = UsageMeter(process.pid)
         player.play(options.rate, start_ns, map_from_base, initial_covariance(), alive, progress)
         _wait_for_reports(recorder, alive)
+        usage = meter.read()
         spinning.set()
-        return recorder.finish(player.last_odometry_ns)
+        recording = recorder.finish(player.last_odometry_ns)
+        recording.usage = usage
+        return recording
 
 
 def _arguments(map_path: Path, bag: BagReader, options: ReplayOptions) -> list[str]:

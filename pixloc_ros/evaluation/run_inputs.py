@@ -1,0 +1,221 @@
+# Copyright the pixloc_ros authors. SPDX-License-Identifier: Apache-2.0
+"""What `pixloc evaluate` is given, as runs: folders of runs and files of poses, the truth from a file or a bag, and the times of
+the images, which are what is counted."""
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from ..errors import InputError
+from ..geometry import se3
+from .bag_truth import is_bag, read_bag_times, read_bag_truth
+from .metrics import Step, associate
+from .runs import RUN_FILE, BagRun, read_run, run_of_poses
+from .trajectory import Trajectory, pose_format, read_benchmark_poses, read_kitti, read_stamps, read_tum
+
+_COUNT_NS = 1_000_000_000
+"""Between the stamps of poses that have none."""
+_DENSER = 0.7
+"""A truth whose poses come in less than this share of the time between a run's poses was not recorded with the images."""
+
+
+@dataclass(frozen=True)
+class RunInputs:
+    """What goes with the runs; the options of `pixloc evaluate`. tolerance_s: between a pose's stamp and its image's."""
+
+    truth: Path | None = None
+    truth_topic: str | None = None
+    times: Path | None = None
+    tolerance_s: float = 0.01
+
+
+@dataclass(frozen=True)
+class _Poses:
+    """A file of poses. trajectory: of a TUM file. matrices: map_from_body [N, 4, 4] of a KITTI file. named: of a benchmark file,
+    map_from_camera by name."""
+
+    path: Path
+    kind: str
+    trajectory: Trajectory | None = None
+    matrices: torch.Tensor | None = None
+    named: dict[str, torch.Tensor] | None = None
+
+    def timed(self, times: np.ndarray | None) -> Trajectory:
+        """With stamps: those of the images for a KITTI file. Raises InputError where there are none, or not as many."""
+        if self.trajectory is not None:
+            return self.trajectory
+        if self.matrices is None:
+            raise InputError(f"{self.path} names images, the others say times: compare poses by name only with poses by name")
+        if times is None:
+            raise InputError(f"{self.path} says no times, as KITTI files do not: give those of the images with --times")
+        if len(times) != len(self.matrices):
+            raise InputError(f"{self.path} has {len(self.matrices)} poses, but there are {len(times)} images: a KITTI file has a "
+                             "line for each of them")
+        return Trajectory(times, self.matrices)
+
+
+def parse_step(text: str | None) -> Step | None:
+    """"5" (metres), "10poses", or None for the usual one. Raises `InputError` for anything else."""
+    if text is None:
+        return None
+    number, unit = (text.removesuffix("poses"), "poses") if text.endswith("poses") else (text.removesuffix("m"), "m")
+    try:
+        return Step(float(number), unit)
+    except (ValueError, OverflowError):
+        raise InputError(f"--step {text} must be a positive length in metres (5) or number of poses (10poses)") from None
+
+
+def read_runs(arguments: Sequence[str], inputs: RunInputs) -> tuple[list[BagRun], list[str]]:
+    """The runs named as on the command line ([NAME=]PATH) → runs with truth, and what their reader should know of the counting.
+
+    Raises `InputError` naming the argument that is at fault.
+    """
+    if not inputs.tolerance_s >= 0:
+        raise InputError("--tolerance must not be negative")
+    named = _named_paths(arguments)
+    folders = {name: replace(read_run(path), name=name) for name, path in named.items() if path.is_dir()}
+    files = {name: _read_poses(path) for name, path in named.items() if name not in folders}
+    truth, times = _truth_and_times(inputs, folders)
+    if isinstance(truth, _Poses) and (truth.named is not None or (truth.matrices is not None and times is None)):
+        if folders:
+            raise InputError(f"{truth.path} says no times, but {next(iter(folders))} does: give the truth in TUM format")
+        return _without_times(truth, files), []
+    if isinstance(truth, _Poses):
+        truth = truth.timed(times)
+    runs, notes = {}, []
+    for name, run in folders.items():
+        runs[name] = run if truth is None else replace(run, truth=truth)
+        if not len(runs[name].truth):
+            raise InputError(f"nothing tells the truth of {named[name]}: give --truth, a file or a bag")
+    if files:
+        found = {name: file.timed(times) for name, file in files.items()}
+        timed_runs, notes = _with_times(found, truth if truth is not None else next(iter(runs.values())).truth, times,
+                                        inputs.tolerance_s)
+        runs.update(timed_runs)
+    return [runs[name] for name in named], notes
+
+
+def _named_paths(arguments: Sequence[str]) -> dict[str, Path]:
+    """Every run's path by its name: the one given, else the file's or the folder's, with as many folders as tell them apart."""
+    given = []
+    for argument in arguments:
+        name, equals, path = argument.partition("=")
+        given.append((name, Path(path)) if equals and name and not Path(argument).exists() else ("", Path(argument)))
+    depth = 1
+    while True:
+        names = [name or _short_name(path, depth) for name, path in given]
+        twice = [name for name, count in Counter(names).items() if count > 1]
+        if not twice:
+            return dict(zip(names, (path for _, path in given)))
+        if depth > 8 or any(name in twice for name, _ in given):
+            raise InputError(f"two runs are called '{twice[0]}': name them, as in first={given[0][1]}")
+        depth += 1
+
+
+def _short_name(path: Path, depth: int) -> str:
+    parts = path.resolve().with_suffix("" if path.is_file() else path.suffix).parts
+    return "/".join(parts[-depth:])
+
+
+def _read_poses(path: Path) -> _Poses:
+    kind = pose_format(path)
+    if kind == "tum":
+        return _Poses(path, kind, trajectory=read_tum(path))
+    if kind == "kitti":
+        return _Poses(path, kind, matrices=read_kitti(path))
+    return _Poses(path, kind, named={name: se3.inverse(pose) for name, pose in read_benchmark_poses(path).items()})
+
+
+def _truth_and_times(inputs: RunInputs, folders: dict[str, BagRun]) -> tuple[Trajectory | _Poses | None, np.ndarray | None]:
+    """The truth, None where each folder has its own, and the images' stamps int64 [N], None where they are not known."""
+    truth, times = None, None
+    if inputs.times is not None:
+        times = read_bag_times(inputs.times) if is_bag(inputs.times) else read_stamps(inputs.times)
+    if inputs.truth is not None and is_bag(inputs.truth):
+        truth, images = read_bag_truth(inputs.truth, inputs.truth_topic)
+        times = images if times is None else times
+    elif inputs.truth_topic is not None:
+        raise InputError("--truth-topic is of a bag: give one with --truth")
+    elif inputs.truth is not None and inputs.truth.is_dir():
+        if not (inputs.truth / RUN_FILE).exists():
+            raise InputError(f"{inputs.truth} is neither a bag nor a file of poses: give one of them")
+        truth = read_run(inputs.truth).truth
+    elif inputs.truth is not None:
+        truth = _read_poses(inputs.truth)
+    elif not folders:
+        raise InputError("nothing tells the truth: give --truth, a file of poses or a bag")
+    if times is None and folders:
+        times = next(iter(folders.values())).stamps_ns
+    return truth, times
+
+
+def _without_times(truth: _Poses, files: dict[str, _Poses]) -> list[BagRun]:
+    """Poses by name or in order, counted one after the other."""
+    runs = []
+    for name, file in files.items():
+        if file.kind != truth.kind:
+            raise InputError(f"{file.path} is a {file.kind} file and {truth.path} a {truth.kind} file: "
+                             "give both in one format, or the images' --times")
+        if truth.named is not None:
+            order = {image: number for number, image in enumerate(truth.named)}
+            if not order.keys() & file.named.keys():
+                raise InputError(f"{file.path} names none of the images of {truth.path}: names must be the same")
+            poses = Trajectory.from_poses((order[image] * _COUNT_NS, pose) for image, pose in file.named.items()
+                                          if image in order)
+            true_poses = torch.stack(list(truth.named.values()))
+        else:
+            stamps = np.arange(len(truth.matrices), dtype=np.int64) * _COUNT_NS
+            poses, true_poses = file.timed(stamps), truth.matrices
+        stamps = np.arange(len(true_poses), dtype=np.int64) * _COUNT_NS
+        matches = associate(stamps, poses.stamps_ns, 0)
+        run = run_of_poses(name, stamps, matches, poses, Trajectory(stamps, true_poses), timed=False)
+        runs.append(replace(run, ordered=truth.named is None))
+    return runs
+
+
+def _with_times(files: dict[str, Trajectory], truth: Trajectory, times: np.ndarray | None, tolerance_s: float
+                ) -> tuple[dict[str, BagRun], list[str]]:
+    """Each pose goes to the image nearest in time."""
+    runs, notes = {}, []
+    begin = min((int(track.stamps_ns[0]) for track in files.values() if len(track)), default=0)
+    end = max((int(track.stamps_ns[-1]) for track in files.values() if len(track)), default=0)
+    for name, track in files.items():
+        images = times
+        if images is None and len(track) > 1 and _period(truth.stamps_ns) < _DENSER * _period(track.stamps_ns):
+            images = _at_own_rate(track.stamps_ns, begin, end)
+            notes.append(f"{name}: the truth has poses more often than the run, so they are not those of its images. Images are "
+                         f"counted at the run's own rate, {1e9 / _period(track.stamps_ns):.3g} a second, from the first pose of "
+                         "any run to the last. Give the images' times with --times to count those before and after as well.")
+        elif images is None:
+            images = truth.stamps_ns
+        matches = associate(images, track.stamps_ns, round(tolerance_s * 1e9))
+        if len(track) and not (matches >= 0).any():
+            raise InputError(f"{name}: no pose lies within {tolerance_s:g} s of an image or pose of the truth: check that both "
+                             "use the same clock, or raise --tolerance")
+        apart = int(len(track) - (matches >= 0).sum())
+        if apart:
+            notes.append(f"{name}: {apart} of {len(track)} poses belong to no image within {tolerance_s:g} s: "
+                         "they are not used.")
+        runs[name] = run_of_poses(name, images, matches, track, truth, timed=True)
+    return runs, notes
+
+
+def _period(stamps_ns: np.ndarray) -> float:
+    """Median nanoseconds between stamps; infinite where there are not two."""
+    return float(np.median(np.diff(stamps_ns))) if len(stamps_ns) > 1 else float("inf")
+
+
+def _at_own_rate(stamps_ns: np.ndarray, begin_ns: int, end_ns: int) -> np.ndarray:
+    """The stamps, and such as fill the gaps between them and go on to both ends, at their median distance."""
+    period = round(_period(stamps_ns))
+    first, last = int(stamps_ns[0]), int(stamps_ns[-1])
+    filled = [np.arange(first - period, begin_ns - 1, -period), np.arange(last + period, end_ns + 1, period)]
+    gaps = np.diff(stamps_ns)
+    for at in np.flatnonzero(gaps > 1.5 * period):
+        filled.append(np.linspace(stamps_ns[at], stamps_ns[at + 1], round(gaps[at] / period) + 1)[1:-1])
+    return np.unique(np.concatenate([stamps_ns, *(part.astype(np.int64) for part in filled)]))

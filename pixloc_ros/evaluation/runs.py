@@ -1,0 +1,194 @@
+# Copyright the pixloc_ros authors. SPDX-License-Identifier: Apache-2.0
+"""A run: what became of each image of a drive, and the folder in which `pixloc track` and `pixloc replay` keep it.
+
+The folder holds `run.json` (states, covariances, times, cost) beside `poses.tum`, `truth.tum` and `odometry.tum`, which any other
+tool reads as well; truth and odometry are those at the images' stamps.
+"""
+from __future__ import annotations
+
+import json
+import math
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from ..errors import InputError
+from ..geometry import se3
+from ..tracking.types import TrackState
+from .trajectory import Trajectory, read_tum, write_text, write_tum
+from .usage import Usage
+
+TRUTH_GAP_NS = 250_000_000
+"""Truth is interpolated between poses that are no further apart."""
+RUN_FILE, POSES_FILE, TRUTH_FILE, ODOMETRY_FILE = "run.json", "poses.tum", "truth.tum", "odometry.tum"
+_FORMAT, _VERSION = "pixloc_ros run", 1
+_UPPER = np.triu_indices(6)
+
+
+@dataclass(frozen=True)
+class FrameRecord:
+    """What became of one image. map_from_base: float64 [4, 4], None where no pose was given. unusable: the image itself
+    could not be used. state: None where nothing but poses is known. Of a live run: latency_ms from handing the image to DDS
+    until its pose came back, age_ms from its stamp until its status was published; NaN otherwise."""
+
+    stamp_ns: int
+    state: TrackState | None
+    map_from_base: torch.Tensor | None
+    covariance: torch.Tensor | None
+    timings_ms: dict[str, float]
+    inlier_fraction: float
+    message: str
+    unusable: bool = False
+    latency_ms: float = math.nan
+    age_ms: float = math.nan
+
+
+@dataclass(frozen=True)
+class BagRun:
+    """A drive and what the tracker, or another program, said of it.
+
+    odometry: odom_from_base. truth: map_from_base. Both may be empty. skip_map_frames: where the map was made of every n-th image
+    of this very drive, those are not scored (0: all are). timed: stamps are times; else they count images, one each 10⁹. ordered:
+    one image follows the other; else neither path nor relative errors mean anything.
+    about: what the page tells of the run's circumstances, word by word.
+    """
+
+    records: list[FrameRecord]
+    truth: Trajectory
+    odometry: Trajectory
+    odometry_refused: Counter = field(default_factory=Counter)
+    name: str = "pixloc"
+    skip_map_frames: int = 0
+    timed: bool = True
+    ordered: bool = True
+    usage: Usage | None = None
+    dropped_frames: int | None = None
+    about: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def stamps_ns(self) -> np.ndarray:
+        """Of the images, int64 [N], increasing."""
+        return np.array(sorted({r.stamp_ns for r in self.records}), np.int64)
+
+    @property
+    def estimate(self) -> Trajectory:
+        """All poses given, with their covariances, if all have one."""
+        given = {r.stamp_ns: r for r in self.records if r.map_from_base is not None}
+        stamps = sorted(given)
+        poses = Trajectory.from_poses((s, given[s].map_from_base) for s in stamps)
+        known = bool(stamps) and all(given[s].covariance is not None for s in stamps)
+        covariances = torch.stack([given[s].covariance for s in stamps]) if known else None
+        return Trajectory(poses.stamps_ns, poses.map_from_body, covariances)
+
+    def at_images(self) -> BagRun:
+        """The same run with truth and odometry at the images' stamps alone."""
+        stamps = self.stamps_ns
+        return replace(self, truth=sampled(self.truth, stamps), odometry=sampled(self.odometry, stamps))
+
+
+def sampled(track: Trajectory, stamps_ns: np.ndarray) -> Trajectory:
+    """The track at those of the stamps (int64 [N], increasing) where it is known."""
+    poses, known = track.at(stamps_ns, TRUTH_GAP_NS)
+    return Trajectory(stamps_ns[known], poses[known])
+
+
+def odometry_in_map(odometry: Trajectory, truth: Trajectory) -> Trajectory:
+    """Where odometry alone would place the base, started from the first truth it covers; empty where there is none."""
+    poses, known = odometry.at(truth.stamps_ns, TRUTH_GAP_NS)
+    if not known.any():
+        return Trajectory.from_poses([])
+    first = int(known.argmax())
+    map_from_odom = truth.map_from_body[first] @ se3.inverse(poses[first])
+    return Trajectory(odometry.stamps_ns, map_from_odom @ odometry.map_from_body)
+
+
+def run_of_poses(name: str, stamps_ns: np.ndarray, matches: np.ndarray, estimate: Trajectory, truth: Trajectory,
+                 timed: bool) -> BagRun:
+    """Bare poses as a run: one record at each of the images' stamps int64 [N], with the pose that `matches` int64 [N] gives the
+    index of (-1: none)."""
+    records = []
+    for stamp_ns, match in zip(stamps_ns.tolist(), matches.tolist()):
+        pose = estimate.map_from_body[match] if match >= 0 else None
+        covariance = estimate.covariances[match] if match >= 0 and estimate.covariances is not None else None
+        records.append(FrameRecord(stamp_ns, None, pose, covariance, {}, math.nan, ""))
+    return BagRun(records, truth, Trajectory.from_poses([]), name=name, timed=timed)
+
+
+def write_run(folder: Path, run: BagRun) -> None:
+    """Write run.json and the poses of a run; `read_run` reads them."""
+    run = run.at_images()
+    write_tum(folder / POSES_FILE, run.estimate)
+    for name, track in ((TRUTH_FILE, run.truth), (ODOMETRY_FILE, run.odometry)):
+        if len(track):
+            write_tum(folder / name, track)
+        else:
+            (folder / name).unlink(missing_ok=True)  # of an earlier run in this folder
+    head = {
+        "format": _FORMAT, "version": _VERSION, "name": run.name, "about": dict(run.about),
+        "skip_map_frames": run.skip_map_frames, "dropped_frames": run.dropped_frames,
+        "odometry_messages": dict(run.odometry_refused), "usage": vars(run.usage) if run.usage is not None else None}
+    frames = ",\n".join(json.dumps(_frame(record), allow_nan=False) for record in run.records)
+    write_text(folder / RUN_FILE, json.dumps(head, indent=1)[:-2] + f',\n "frames": [\n{frames}\n]}}\n')
+
+
+def _frame(record: FrameRecord) -> dict[str, object]:
+    covariance = record.covariance
+    if covariance is not None and not bool(torch.isfinite(covariance).all()):
+        covariance = None
+    optional = {
+        "timings_ms": {stage: round(ms, 3) for stage, ms in record.timings_ms.items()}, "message": record.message,
+        "unusable": record.unusable, "inlier_fraction": _number(record.inlier_fraction), "latency_ms": _number(record.latency_ms),
+        "age_ms": _number(record.age_ms), "covariance": covariance.numpy()[_UPPER].tolist() if covariance is not None else None}
+    return {"stamp_ns": record.stamp_ns, "state": record.state.name if record.state is not None else None,
+            **{key: value for key, value in optional.items() if value not in (None, "", {}, False)}}
+
+
+def _number(value: float) -> float | None:
+    return float(value) if math.isfinite(value) else None
+
+
+def read_run(folder: Path) -> BagRun:
+    """Read what `write_run` wrote. Raises `InputError` naming the file that is missing, malformed or of another version."""
+    path = Path(folder) / RUN_FILE
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"cannot read {path}: {getattr(error, 'strerror', None) or 'not a text file'}; a run is a folder that "
+                         "'pixloc track' or 'pixloc replay' wrote") from None
+    estimate = read_tum(path.with_name(POSES_FILE))
+    truth, odometry = (read_tum(file) if file.exists() else Trajectory.from_poses([])
+                       for file in (path.with_name(TRUTH_FILE), path.with_name(ODOMETRY_FILE)))
+    poses = dict(zip(estimate.stamps_ns.tolist(), estimate.map_from_body))
+    try:
+        content = json.loads(text)
+        if content["format"] != _FORMAT or content["version"] != _VERSION:
+            raise InputError(f"{path} is a '{content['format']}' of version {content['version']}, not a '{_FORMAT}' of version "
+                             f"{_VERSION}: run it again with this version")
+        records = [_record(frame, poses) for frame in content["frames"]]
+        usage = Usage(**content["usage"]) if content["usage"] is not None else None
+        return BagRun(records, truth, odometry, Counter(content["odometry_messages"]), str(content["name"]),
+                      int(content["skip_map_frames"]), True, True, usage, content["dropped_frames"],
+                      {str(key): str(value) for key, value in content["about"].items()})
+    except (KeyError, TypeError, AttributeError, ValueError, OverflowError) as error:
+        if isinstance(error, InputError):
+            raise
+        raise InputError(f"{path} is not what 'pixloc track' or 'pixloc replay' wrote ({type(error).__name__}: {error}): "
+                         "run it again") from None
+
+
+def _record(frame: Mapping[str, object], poses: Mapping[int, torch.Tensor]) -> FrameRecord:
+    stamp_ns = int(np.int64(frame["stamp_ns"]))
+    covariance = None
+    if "covariance" in frame:
+        upper = np.zeros((6, 6))
+        upper[_UPPER] = frame["covariance"]
+        covariance = torch.from_numpy(upper + upper.T - np.diag(np.diag(upper)))
+    state = TrackState[frame["state"]] if frame["state"] is not None else None
+    return FrameRecord(
+        stamp_ns, state, poses.get(stamp_ns), covariance, {str(k): float(v) for k, v in frame.get("timings_ms", {}).items()},
+        float(frame.get("inlier_fraction", math.nan)), str(frame.get("message", "")), bool(frame.get("unusable", False)),
+        float(frame.get("latency_ms", math.nan)), float(frame.get("age_ms", math.nan)))
