@@ -14,7 +14,7 @@ from .. import __version__
 from ..errors import InputError
 from .help_format import HelpFormatter
 
-VERBS = ("map", "localize", "track", "replay", "evaluate", "basin", "demo", "simulate", "weights", "features", "train")
+VERBS = ("map", "localize", "track", "replay", "evaluate", "basin", "demo", "simulate", "dataset", "weights", "features", "train")
 
 EXIT_INPUT_ERROR = 2
 EXIT_INTERRUPTED = 130
@@ -26,7 +26,7 @@ def build_parser() -> argparse.ArgumentParser:
         prog="pixloc", description="Localize a camera against a prior map by aligning image features.",
         epilog="examples:\n"
                "  pixloc map colmap --model site/sparse/0 --images site/images -o site.pixmap\n"
-               "  pixloc track --map site.pixmap drive_bag -o poses.tum\n"
+               "  pixloc track --map site.pixmap drive_bag -o out/drive\n"
                "  pixloc demo\n\n'pixloc VERB --help' shows more of each.",
         formatter_class=HelpFormatter)
     parser.add_argument("--version", action="version", version=f"pixloc {__version__}")

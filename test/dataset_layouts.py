@@ -1,0 +1,333 @@
+# Copyright the pixloc_ros authors. SPDX-License-Identifier: Apache-2.0
+"""Excerpts of public data sets for the tests: rendered images, written as each set writes its own.
+
+What is written here follows the sets' documents and tools, not the readers under test: numbers go into the files from poses
+`map_from_camera` with NumPy and SciPy alone.
+"""
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import cv2
+import numpy as np
+import torch
+from bag_writing import BagWriter
+from scipy.spatial.transform import Rotation
+
+from pixloc_ros.geometry import se3
+from pixloc_ros.geometry.cameras import Camera
+from pixloc_ros.simulation.datasets import MAPPING_SENSOR
+from pixloc_ros.simulation.drives import Drive, DriveOptions, camera_mount
+from pixloc_ros.simulation.lighting import Lighting
+from pixloc_ros.simulation.rendering import Renderer
+from pixloc_ros.simulation.sparse_model import Keyframe
+from pixloc_ros.simulation.world import build_world
+
+OPTICAL = np.array([[0, 0, 1, 0], [-1, 0, 0, 0], [0, -1, 0, 0], [0, 0, 0, 1.0]])
+START_S = 1_300_000_000
+
+
+@dataclass
+class Shot:
+    """seconds: since the start. image: RGB uint8. depth: float32 metres along the optical axis. pose: map_from_camera [4, 4]."""
+
+    seconds: float
+    image: np.ndarray
+    depth: np.ndarray
+    pose: np.ndarray
+
+    @property
+    def quaternion(self) -> np.ndarray:
+        """Of the rotation map_from_camera, x y z w."""
+        return Rotation.from_matrix(self.pose[:3, :3]).as_quat()
+
+    @property
+    def inverse_wxyz(self) -> np.ndarray:
+        """Of the rotation camera_from_map, w x y z."""
+        return Rotation.from_matrix(self.pose[:3, :3].T).as_quat()[[3, 0, 1, 2]]
+
+
+class Studio:
+    """The simulated world, and a camera that is carried through it looking to the side."""
+
+    def __init__(self) -> None:
+        self.renderer = Renderer(build_world(3, 0.015), Lighting(spacing=0.5))
+        turn = np.eye(4)
+        turn[:3, :3] = Rotation.from_euler("zyx", [0.9, 0.05, 0.12]).as_matrix()
+        self._mount = turn @ camera_mount().numpy()
+        self._drive = Drive(DriveOptions(speed=0.5, seed=5))
+
+    def pose(self, seconds: float) -> np.ndarray:
+        """map_from_camera."""
+        return self._drive.at(2.0 + seconds).numpy() @ self._mount
+
+    def shoot(self, camera: Camera, seconds: np.ndarray) -> list[Shot]:
+        shots = []
+        for number, at in enumerate(seconds.tolist()):
+            pose = self.pose(at)
+            radiance, depth = self.renderer.radiance(camera, torch.from_numpy(pose))
+            image = MAPPING_SENSOR.develop(radiance, np.random.default_rng(number))
+            shots.append(Shot(at, image, depth, pose))
+        return shots
+
+    def depth(self, camera: Camera, pose: np.ndarray) -> np.ndarray:
+        return self.renderer.radiance(camera, torch.from_numpy(pose))[1]
+
+
+def save(path: Path, image: np.ndarray) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    assert cv2.imwrite(str(path), image[..., ::-1] if image.ndim == 3 else image)
+
+
+def numbers(values) -> str:
+    return " ".join(f"{value:.10g}" for value in np.asarray(values).ravel())
+
+
+# ---- sets recorded over time
+
+
+def write_tum(folder: Path, shots: list[Shot], units: float = 5000.0) -> None:
+    """rgb.txt, depth.txt (taken 4 ms later, as of the same instant), groundtruth.txt at 100 Hz, as the benchmark has them."""
+    rgb, depth = ["# color images", "# timestamp filename"], ["# depth maps", "# timestamp filename"]
+    for shot in shots:
+        stamp, later = f"{START_S + shot.seconds:.6f}", f"{START_S + shot.seconds + 0.0004:.6f}"
+        save(folder / "rgb" / f"{stamp}.png", shot.image)
+        save(folder / "depth" / f"{later}.png", np.rint(shot.depth * units).clip(0, 65535).astype(np.uint16))
+        rgb.append(f"{stamp} rgb/{stamp}.png")
+        depth.append(f"{later} depth/{later}.png")
+    (folder / "rgb.txt").write_text("\n".join(rgb) + "\n")
+    (folder / "depth.txt").write_text("\n".join(depth) + "\n")
+
+
+def write_stamped_poses(path: Path, seconds: np.ndarray, poses, heading: str) -> None:
+    rows = [f"{START_S + at:.4f} {numbers(pose[:3, 3])} {numbers(Rotation.from_matrix(pose[:3, :3]).as_quat())}"
+            for at, pose in zip(seconds, poses)]
+    path.write_text(f"{heading}\n" + "\n".join(rows) + "\n")
+
+
+def write_seven_scenes(scene: Path, train: list[Shot], test: list[Shot], depth_of, colour_from_depth: np.ndarray) -> None:
+    """depth_of: depth in metres as a camera of focal length 585 sees it from a pose."""
+    scene.mkdir(parents=True)
+    (scene / "TrainSplit.txt").write_text("sequence1\n")
+    (scene / "TestSplit.txt").write_text("sequence2\n")
+    for name, shots in (("seq-01", train), ("seq-02", test)):
+        for number, shot in enumerate(shots):
+            stem = scene / name / f"frame-{number:06d}"
+            pose = shot.pose @ colour_from_depth  # of the depth camera
+            depth = np.rint(depth_of(pose) * 1000).astype(np.uint16)
+            depth[:4] = 65535
+            save(stem.with_name(f"{stem.name}.color.png"), shot.image)
+            save(stem.with_name(f"{stem.name}.depth.png"), depth)
+            stem.with_name(f"{stem.name}.pose.txt").write_text(
+                "\n".join("\t ".join(f"{value: .7e}" for value in row) for row in pose) + "\n")
+
+
+EUROC_SENSOR = """\
+# General sensor definitions.
+sensor_type: camera
+comment: VI-Sensor cam0 (MT9M034)
+
+# Sensor extrinsics wrt. the body-frame.
+T_BS:
+  cols: 4
+  rows: 4
+  data: [{pose}]
+
+# Camera specific definitions.
+rate_hz: 20
+resolution: [{width}, {height}]
+camera_model: pinhole
+intrinsics: [{intrinsics}] #fu, fv, cu, cv
+distortion_model: radial-tangential
+distortion_coefficients: [{distortion}]
+"""
+
+
+def write_euroc(folder: Path, shots: list[Shot], camera: Camera, body_from_camera: np.ndarray, studio: Studio) -> None:
+    cam, truth = folder / "mav0" / "cam0", folder / "mav0" / "state_groundtruth_estimate0"
+    truth.mkdir(parents=True)
+    params = camera.params.tolist()
+    rows = ["#timestamp [ns],filename"]
+    for shot in shots:
+        stamp = START_S * 10**9 + round(shot.seconds * 1e9)
+        save(cam / "data" / f"{stamp}.png", cv2.cvtColor(shot.image, cv2.COLOR_RGB2GRAY))
+        rows.append(f"{stamp},{stamp}.png")
+    (cam / "data.csv").write_text("\r\n".join(rows) + "\r\n")
+    (cam / "sensor.yaml").write_text(EUROC_SENSOR.format(
+        pose=", ".join(f"{v:.12g}" for v in body_from_camera.ravel()), width=camera.width, height=camera.height,
+        intrinsics=", ".join(map(str, params[:4])), distortion=", ".join(map(str, params[4:8]))))
+    names = ["p_RS_R_x [m]", "p_RS_R_y [m]", "p_RS_R_z [m]", "q_RS_w []", "q_RS_x []", "q_RS_y []", "q_RS_z []"]
+    names += [f"{what}_{axis} [{unit}]" for what, unit in (("v_RS_R", "m s^-1"), ("b_w_RS_S", "rad s^-1"), ("b_a_RS_S", "m s^-2"))
+              for axis in "xyz"]
+    lines = ["#timestamp, " + ", ".join(names)]
+    for at in np.arange(shots[0].seconds - 0.1, shots[-1].seconds + 0.1, 0.005):
+        body = studio.pose(at) @ np.linalg.inv(body_from_camera)
+        x, y, z, w = Rotation.from_matrix(body[:3, :3]).as_quat()
+        values = [*body[:3, 3], w, x, y, z, *np.zeros(9)]
+        lines.append(f"{START_S * 10**9 + round(at * 1e9)}," + ",".join(f"{value:.7f}" for value in values))
+    (truth / "data.csv").write_text("\n".join(lines) + "\n")
+
+
+def write_kitti(root: Path, shots: list[Shot], camera: Camera, baseline: float = 0.06) -> None:
+    """Sequence 07, images of camera 2, which stands `baseline` to the left of camera 0; poses are camera 0's."""
+    folder = root / "sequences" / "07"
+    fx, fy, cx, cy = camera.params.tolist()
+    k = np.array([[fx, 0, cx], [0, fy, cy], [0, 0, 1]])
+    lines = []
+    for number in range(4):
+        offset = baseline if number == 2 else -0.54 * (number % 2)
+        lines.append(f"P{number}: " + " ".join(f"{v:.12e}" for v in np.hstack((k, k @ [[offset], [0], [0]])).ravel()))
+    # x of camera 2 is x of camera 0 plus the baseline.
+    camera0_from_camera2 = np.eye(4)
+    camera0_from_camera2[0, 3] = -baseline
+    poses = [shot.pose @ np.linalg.inv(camera0_from_camera2) for shot in shots]
+    for number, shot in enumerate(shots):
+        save(folder / "image_2" / f"{number:06d}.png", shot.image)
+    (folder / "calib.txt").write_text("\n".join([*lines, "Tr: " + numbers(np.eye(4)[:3])]) + "\n")
+    (folder / "times.txt").write_text("".join(f"{shot.seconds - shots[0].seconds:e}\n" for shot in shots))
+    (root / "poses").mkdir()
+    start = np.linalg.inv(poses[0])
+    (root / "poses" / "07.txt").write_text("".join(" ".join(f"{v:e}" for v in (start @ pose)[:3].ravel()) + "\n"
+                                                   for pose in poses))
+
+
+OPENLORIS_SENSORS = """\
+%YAML:1.0
+---
+d400_color_optical_frame:
+   sensor_type: camera
+   sensor_name: d400_color_optical_frame
+   fps: 30
+   width: {width}
+   height: {height}
+   model: pinhole
+   intrinsics: !!opencv-matrix
+      rows: 1
+      cols: 4
+      dt: d
+      data: [ {fx}, {cx}, {fy}, {cy} ]
+   distortion_model: radial-tangential
+   distortion_coefficients: !!opencv-matrix
+      rows: 1
+      cols: 5
+      dt: d
+      data: [ 0., 0., 0., 0., 0. ]
+"""
+OPENLORIS_TRANSFORM = """\
+   -
+      parent_frame: {parent}
+      child_frame: {child}
+      matrix: !!opencv-matrix
+         rows: 4
+         cols: 4
+         dt: d
+         data: [ {values} ]
+"""
+
+
+def openloris_bases(shots: list[Shot], base_from_camera: np.ndarray, studio: Studio) -> tuple[np.ndarray, list[np.ndarray]]:
+    """Seconds and poses of the base, at 40 Hz."""
+    seconds = np.arange(shots[0].seconds - 0.2, shots[-1].seconds + 0.2, 0.025)
+    return seconds, [studio.pose(at) @ np.linalg.inv(base_from_camera) for at in seconds]
+
+
+def write_openloris(folder: Path, shots: list[Shot], camera: Camera, base_from_camera: np.ndarray, studio: Studio) -> None:
+    fx, fy, cx, cy = camera.params.tolist()
+    colour, depth = [], []
+    for shot in shots:
+        stamp, later = f"{START_S + shot.seconds:.6f}", f"{START_S + shot.seconds + 0.012:.6f}"
+        save(folder / "color" / f"{stamp}.png", shot.image)
+        seen = studio.depth(camera, studio.pose(shot.seconds + 0.012))
+        save(folder / "aligned_depth" / f"{later}.png", np.rint(seen * 1000).astype(np.uint16))
+        colour.append(f"{stamp} color/{stamp}.png")
+        depth.append(f"{later} aligned_depth/{later}.png")
+    (folder / "color.txt").write_text("\n".join(colour) + "\n")
+    (folder / "aligned_depth.txt").write_text("\n".join(depth) + "\n")
+    seconds, bases = openloris_bases(shots, base_from_camera, studio)
+    write_stamped_poses(folder / "groundtruth.txt", seconds, bases, "#Time px py pz qx qy qz qw")
+    odom = np.linalg.inv(bases[0])
+    write_stamped_poses(folder / "odom.txt", seconds, [odom @ base for base in bases],
+                        "#Time pose.position.x y z pose.orientation.x y z w twist.linear.x y z twist.angular.x y z")
+    lines = (folder / "odom.txt").read_text().splitlines()
+    (folder / "odom.txt").write_text("\n".join([lines[0], *(f"{line} 0.5 0.0 0.0 0.0 0.0 0.1" for line in lines[1:])]) + "\n")
+    (folder / "sensors.yaml").write_text(OPENLORIS_SENSORS.format(width=camera.width, height=camera.height, fx=fx, fy=fy, cx=cx,
+                                                                  cy=cy))
+    base_from_laser = np.eye(4)
+    base_from_laser[:3, 3] = 0.35, 0, 1.28
+    links = (("base_link", "laser", base_from_laser),
+             ("laser", "d400_color_optical_frame", np.linalg.inv(base_from_laser) @ base_from_camera))
+    (folder / "trans_matrix.yaml").write_text("%YAML:1.0\n---\ntrans_matrix:\n" + "".join(
+        OPENLORIS_TRANSFORM.format(parent=parent, child=child, values=", ".join(f"{v:.12g}" for v in pose.ravel()))
+        for parent, child, pose in links))
+
+
+class _OpenLorisBag(BagWriter):
+    def header(self, stamp_ns, frame):
+        return super().header(stamp_ns, "d400_color" if frame == "camera_optical" else frame)
+
+
+def write_openloris_bag(path: Path, shots: list[Shot], camera: Camera, base_from_camera: np.ndarray, studio: Studio) -> None:
+    fx, fy, cx, cy = camera.params.tolist()
+    with _OpenLorisBag(path, "ros1") as bag:
+        seconds, bases = openloris_bases(shots, base_from_camera, studio)
+        first = START_S * 10**9 + round(seconds[0] * 1e9)
+        bag.transform("/tf_static", first, "base_link", "d400_color", base_from_camera)
+        roi = bag.make("sensor_msgs/msg/RegionOfInterest", x_offset=0, y_offset=0, height=0, width=0, do_rectify=False)
+        info = bag.make("sensor_msgs/msg/CameraInfo", header=bag.header(first, "camera_optical"), height=camera.height,
+                        width=camera.width, distortion_model="Inverse Brown Conrady", D=np.zeros(5),
+                        K=np.array([fx, 0, cx, 0, fy, cy, 0, 0, 1.0]), R=np.eye(3).ravel(), P=np.zeros(12), binning_x=0,
+                        binning_y=0, roi=roi)
+        bag.write("/d400/color/camera_info", "sensor_msgs/msg/CameraInfo", info, first)
+        events = [(at, "base", pose) for at, pose in zip(seconds, bases)]
+        events += [(shot.seconds, "colour", shot) for shot in shots] + [(shot.seconds + 0.012, "depth", shot) for shot in shots]
+        for at, kind, what in sorted(events, key=lambda event: event[0]):
+            stamp = START_S * 10**9 + round(at * 1e9)
+            if kind == "base":
+                bag.transform("/gt", stamp, "gt_map", "base_link", what)
+                bag.odometry(stamp, np.linalg.inv(bases[0]) @ what, frames=("odom", "base_odom"))
+            elif kind == "colour":
+                bag.image(stamp, what.image, camera.width, camera.height, "rgb8", topic="/d400/color/image_raw")
+            else:
+                seen = np.rint(studio.depth(camera, studio.pose(at)) * 1000).astype("<u2")
+                bag.image(stamp, seen, camera.width, camera.height, "mono16", topic="/d400/aligned_depth_to_color/image_raw")
+
+
+# ---- sets of single images
+
+
+def keyframes(shots: list[Shot], names: list[str]) -> list[Keyframe]:
+    return [Keyframe(name, -1, shot.image, shot.depth, torch.from_numpy(shot.pose)) for shot, name in zip(shots, names)]
+
+
+def write_nvm(path: Path, shots: list[Shot], names: list[str], model, focal: float, radial: float = 0.0) -> None:
+    """model: the `SparseModel` of the shots."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    lines = ["NVM_V3 ", "", str(len(shots))]
+    for shot, name in zip(shots, names):
+        lines.append(f"{name}\t{focal:.9g} {numbers(shot.inverse_wxyz)} {numbers(shot.pose[:3, 3])} {radial:.9g} 0 ")
+    lines += ["", str(len(model.xyz))]
+    height, width = shots[0].image.shape[:2]
+    starts = np.searchsorted(model.point, np.arange(len(model.xyz) + 1))
+    for index, (xyz, rgb) in enumerate(zip(model.xyz, model.rgb)):
+        rows = range(starts[index], starts[index + 1])
+        pixels = model.pixel + 0.5 - [width / 2, height / 2]
+        seen = " ".join(f"{model.keyframe[m]} {m} {pixels[m][0]:.3f} {pixels[m][1]:.3f}" for m in rows)
+        lines.append(f"{numbers(xyz)} {' '.join(str(int(v)) for v in rgb)} {len(rows)} {seen} ")
+    path.write_text("\n".join([*lines, "", "", "0", "", "#the last part of NVM file points to the PLY files", "0"]) + "\n")
+
+
+def write_cambridge_list(path: Path, shots: list[Shot], names: list[str]) -> None:
+    rows = [f"{name} {shot.pose[0, 3]:.6f} {shot.pose[1, 3]:.6f} {shot.pose[2, 3]:.6f} " + " ".join(
+        f"{value:.6f}" for value in shot.inverse_wxyz) for shot, name in zip(shots, names)]
+    path.write_text("Visual Landmark Dataset V1\nImageFile, Camera Position [X Y Z W P Q R]\n\n" + "\n".join(rows) + "\n")
+
+
+def colmap_line(camera: Camera) -> str:
+    """MODEL WIDTH HEIGHT PARAMS of a pinhole, in COLMAP's pixels."""
+    fx, fy, cx, cy = camera.params.tolist()
+    return f"PINHOLE {camera.width} {camera.height} {fx:g} {fy:g} {cx + 0.5:g} {cy + 0.5:g}"
+
+
+def inverse(pose: np.ndarray) -> torch.Tensor:
+    return se3.inverse(torch.from_numpy(pose))
