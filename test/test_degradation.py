@@ -220,4 +220,5 @@ def test_what_does_not_exist_is_refused():
     for kind, severity in (("occlusion", 95), ("blur", -1), ("noise", float("nan")), ("drops", 100)):
         with pytest.raises(InputError, match="makes no sense"):
             Degradation(kind, severity)
-    assert str(Degradation("blur", 5)) == "blur 5 px" and str(Degradation("time", 0)) == "as recorded"
+    assert str(Degradation("blur", 5)) == "5 px of blur" and str(Degradation("compression", 98)) == "JPEG quality 2"
+    assert str(Degradation("time", 0)) == "as recorded"

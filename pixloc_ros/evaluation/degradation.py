@@ -34,11 +34,13 @@ ImageChange = Callable[[np.ndarray, float, np.random.Generator], np.ndarray]
 
 @dataclass(frozen=True)
 class Kind:
-    """One way to make a drive worse. title and unit: for people; unit is that of the severity. severities: the suite's. most: the
-    largest that means something. image: how one image changes, None where something else does."""
+    """One way to make a drive worse. title, unit of the severity, text with the {severity} in it (or what that {leaves} of 100):
+    for people. severities: the suite's. most: the largest that means something. image: how one image changes, None where
+    something else does."""
 
     title: str
     unit: str
+    text: str
     severities: tuple[float, ...]
     most: float = math.inf
     image: ImageChange | None = None
@@ -61,19 +63,21 @@ class Degradation:
                              f"{_ALL_KINDS[self.kind].unit}")
 
     def __str__(self) -> str:
-        """"blur 15 px"; "as recorded" where nothing changes."""
-        return f"{self.kind} {self.severity:g} {_ALL_KINDS[self.kind].unit}" if self.severity else "as recorded"
+        """"15 px of blur"; "as recorded" where nothing changes."""
+        text = _ALL_KINDS[self.kind].text.format(severity=f"{self.severity:g}", leaves=f"{100 - self.severity:g}")
+        return text if self.severity else "as recorded"
 
 
 class DegradedBag:
     """A `BagReader` of a drive made worse; what the degradation does not touch is the bag's."""
 
-    def __init__(self, bag: BagReader, condition: str | Degradation, seed: int = 0, clear_s: float = CLEAR_S) -> None:
+    def __init__(self, bag: BagReader, condition: str | Degradation, seed: int = 0, clear_s: float = CLEAR_S,
+                 truth: Trajectory | None = None) -> None:
         """condition: one of `CONDITIONS`, or a kind and severity. clear_s: images and frame drops begin so much after the first
-        image; odometry, calibration and stamps are wrong from the start."""
+        image; odometry, calibration and stamps are wrong from the start. truth: instead of the bag's."""
         if isinstance(condition, str) and condition not in CONDITIONS:
             raise InputError(f"no condition '{condition}': choose one of {', '.join(CONDITIONS)}")
-        self._bag, self.seed, self._clear_ns = bag, seed, round(clear_s * 1e9)
+        self._bag, self.seed, self._clear_ns, self._truth = bag, seed, round(clear_s * 1e9), truth
         self.degradation = CONDITIONS[condition] if isinstance(condition, str) else condition
         self.kind, self.severity = self.degradation.kind, self.degradation.severity
 
@@ -114,6 +118,10 @@ class DegradedBag:
         noise = _OdometryNoise(self.severity, self.seed)
         return Trajectory.from_poses([(stamp, noise.add(stamp, pose))
                                       for stamp, pose in zip(odometry.stamps_ns.tolist(), odometry.map_from_body)])
+
+    def truth(self) -> Trajectory:
+        """As of `BagReader.truth`: never degraded."""
+        return self._bag.truth() if self._truth is None else self._truth
 
     def degrade(self, image: np.ndarray, stamp_ns: int) -> np.ndarray:
         """uint8 [H, W] or [H, W, 3] as the degradation leaves an image of that (true) stamp; never changed in place."""
@@ -256,20 +264,21 @@ def _to_bytes(values: np.ndarray) -> np.ndarray:
 
 
 KINDS: dict[str, Kind] = {
-    "blur": Kind("Motion blur", "px", (5, 15, 30, 45), 200, _blurred),
-    "dark": Kind("Darkness", "stops", (1, 2, 3, 4), 8, _dark),
-    "noise": Kind("Image noise", "grey levels", (10, 20, 40, 80), 255, _noisy),
-    "compression": Kind("Compression", "100 − JPEG quality", (70, 90, 95, 98), 99, _compressed),
-    "occlusion": Kind("Occlusion", "% covered", (15, 30, 50, 70), 90, _occluded),
-    "drops": Kind("Frame drops", "% missing", (50, 75, 90, 95), 99),
-    "odometry": Kind("Odometry noise", "cm after 1 m", (5, 10, 20, 40), 100),
-    "calibration": Kind("Calibration error", "% of the focal length", (0.5, 1, 2, 5), 50),
-    "time": Kind("Time offset", "ms", (10, 20, 50, 100), 1000),
+    "blur": Kind("Motion blur", "px", "{severity} px of blur", (5, 15, 30, 45), 200, _blurred),
+    "dark": Kind("Darkness", "stops", "{severity} stops darker", (1, 2, 3, 4), 8, _dark),
+    "noise": Kind("Image noise", "grey levels", "noise of {severity} grey levels", (10, 20, 40, 80), 255, _noisy),
+    "compression": Kind("Compression", "100 − JPEG quality", "JPEG quality {leaves}", (70, 90, 95, 98), 99, _compressed),
+    "occlusion": Kind("Occlusion", "% covered", "{severity} % covered", (15, 30, 50, 70), 90, _occluded),
+    "drops": Kind("Frame drops", "% missing", "{severity} % of the images missing", (50, 75, 90, 95), 99),
+    "odometry": Kind("Odometry noise", "cm after 1 m", "odometry ± {severity} cm after 1 m", (5, 10, 20, 40), 100),
+    "calibration": Kind("Calibration error", "% of the focal length", "focal length + {severity} %", (0.5, 1, 2, 5), 50),
+    "time": Kind("Time offset", "ms", "stamps late by {severity} ms", (10, 20, 50, 100), 1000),
 }
 """What the robustness suite measures."""
 
-_ALL_KINDS = KINDS | {"blank": Kind("Blank bursts", f"s every {_BLANK_EVERY_S:g} s", (0.8,), _BLANK_EVERY_S, _blank),
-                      "thinned": Kind("Fewer images", "images apart", (4,))}
+_ALL_KINDS = KINDS | {
+    "blank": Kind("Blank bursts", f"s every {_BLANK_EVERY_S:g} s", "blank for {severity} s", (0.8,), _BLANK_EVERY_S, _blank),
+    "thinned": Kind("Fewer images", "images apart", "every {severity}th image", (4,))}
 
 CONDITIONS: dict[str, Degradation] = {
     "nominal": Degradation("blur", 0), "blurred": Degradation("blur", 15), "dark": Degradation("dark", 2),

@@ -17,6 +17,7 @@ With a raw encoding, /camera/image_raw (sensor_msgs/Image) takes the place of th
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import tempfile
@@ -97,6 +98,14 @@ def write_drive_bag(
     map_from_base: float64 [N, 4, 4], the truth for each image. Raises `InputError` if rosbags is not installed or the
     camera has no CameraInfo form.
     """
+    with new_bag(path) as writer:
+        _DriveWriter(writer, encoding, camera, base_from_camera).write(images, odometry, map_from_base, odometry_topic)
+
+
+@contextlib.contextmanager
+def new_bag(path: Path) -> Iterator:
+    """A rosbags `Writer` of a rosbag2 (MCAP); the folder appears under its name only when it is complete, and replaces an earlier
+    one. Raises `InputError` if rosbags is not installed."""
     path = Path(path)
     try:
         from rosbags.rosbag2 import StoragePlugin, Writer
@@ -108,7 +117,7 @@ def write_drive_bag(
     try:
         # Version 8 of metadata.yaml can be read by every distribution; 9 only from Jazzy on.
         with Writer(temporary / path.name, version=8, storage_plugin=StoragePlugin.MCAP) as writer:
-            _DriveWriter(writer, encoding, camera, base_from_camera).write(images, odometry, map_from_base, odometry_topic)
+            yield writer
         if path.exists():
             shutil.rmtree(path)
         os.replace(temporary / path.name, path)
@@ -165,7 +174,7 @@ class _DriveWriter:
         map_from_base: torch.Tensor,
         odometry_topic: str,
     ) -> None:
-        publish_static = self._topic("/tf_static", "tf2_msgs/TFMessage", _latched())
+        publish_static = self._topic("/tf_static", "tf2_msgs/TFMessage", latched_profile())
         publish_tf = self._topic("/tf", "tf2_msgs/TFMessage")
         publish_odometry = self._topic(odometry_topic, "nav_msgs/Odometry")
         publish_info = self._topic("/camera/camera_info", "sensor_msgs/CameraInfo")
@@ -233,7 +242,7 @@ class _DriveWriter:
         )
 
 
-def _latched():
+def latched_profile():
     """Quality of service of /tf_static: reliable, transient local, the last message kept."""
     from rosbags.interfaces import Qos, QosDurability, QosHistory, QosLiveliness, QosReliability, QosTime
 
