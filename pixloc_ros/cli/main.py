@@ -14,7 +14,8 @@ from .. import __version__
 from ..errors import InputError
 from .help_format import HelpFormatter
 
-VERBS = ("map", "localize", "track", "replay", "evaluate", "basin", "demo", "simulate", "dataset", "weights", "features", "train")
+VERBS = ("map", "localize", "track", "replay", "evaluate", "basin", "show", "demo", "simulate", "dataset", "weights", "features",
+         "train")
 
 EXIT_INPUT_ERROR = 2
 EXIT_INTERRUPTED = 130

@@ -15,7 +15,7 @@ from ..mapping.local_points import LocalPointSelector
 from ..tracking.covariances import isotropic, mahalanobis, not_better_than
 from ..tracking.localizer import FrameLocalizer
 from ..tracking.tracker import TrackerOptions
-from ..tracking.types import CameraFrame, FrameAlignment, MotionPrior, PreparedImage, TrackState
+from ..tracking.types import FrameAlignment, MotionPrior, PreparedImage, TrackState
 from .aligned_image import difference_text, length_text
 from .bag_frame import TrackedFrame
 from .image_quality import ImageQuality
@@ -173,7 +173,8 @@ def _place_causes(evidence: Evidence, options: TrackerOptions) -> list[str]:
     if evidence.reference is None:
         if evidence.from_prior is not None and evidence.from_prior.inlier_fraction < options.gates.min_inlier_fraction:
             causes.append("no pose in the map explains the image: neither from the prior nor in a search of the whole map do "
-                          "enough points agree (another place, moved things, something before the lens, or the wrong calibration).")
+                          "enough points agree. Another place, moved things, something before the lens, or a wrong calibration "
+                          "do that.")
         return causes
     share = 0.0 if evidence.from_reference is None else evidence.from_reference.inlier_fraction
     stays = evidence.from_reference is not None and _right(evidence, evidence.from_reference)
@@ -186,7 +187,8 @@ def _place_causes(evidence: Evidence, options: TrackerOptions) -> list[str]:
     elif not stays:
         led = difference_text(evidence.reference, evidence.from_reference.map_from_camera)
         causes.append(f"the image contradicts {evidence.reference_name}: aligned from there it leads {led} away, where "
-                      f"{share:.0%} of the points agree. A wrong calibration or mount, a wrong stamp, or an image of another time does that.")
+                      f"{share:.0%} of the points agree. A wrong calibration or mount, a wrong stamp, or an image of another "
+                      "time does that.")
     if frame.prior is not None:
         metres, radians = (float(v) for v in se3.pose_difference(evidence.reference, frame.prior))
         far = metres > FAR_SHARE * evidence.depth or math.degrees(radians) > FAR_DEG

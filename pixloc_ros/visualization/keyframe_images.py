@@ -23,7 +23,7 @@ class KeyframeImages:
             missing = [name for name in map_.keyframe_names if not (folder / name).is_file()]
             if missing:
                 raise InputError(f"{len(missing)} of {len(map_.keyframe_names)} images of map '{map_.name}' are not in {folder}, "
-                                 f"the first is {missing[0]}: give the folder that the map was made of, or leave --map-images out")
+                                 f"the first is {missing[0]}: give the folder that the map was made of, or none")
 
     def image(self, map_: Map, keyframe: int) -> np.ndarray | None:
         """uint8, of the size of the keyframe's (shrunk) camera; None where it is not at hand."""

@@ -162,8 +162,9 @@ class _Drawing:
         self.dots.set_array(seen.distance[seen.visible])
         self.trails.set_segments(self._trail(first, seen.pixels, seen.visible))
         visible = int(seen.visible.sum())
-        self.left.set_title(f"level {step.level + 1} of {len(self.aligned.strides)}, {level_name(step.stride)}, step {step.step}: "
-                            f"{100 * seen.agrees.sum() / max(visible, 1):.0f} % of {visible} points agree\nfrom the {self.goal_name}: {difference_text(self.goal, pose)}", fontsize=9.5)
+        where = f"level {step.level + 1} of {len(self.aligned.strides)}, {level_name(step.stride)}, step {step.step}"
+        self.left.set_title(f"{where}: {100 * seen.agrees.sum() / max(visible, 1):.0f} % of {visible} points agree\n"
+                            f"from the {self.goal_name}: {difference_text(self.goal, pose)}", fontsize=9.5)
         self.frustum.set_segments(self._frustum(pose))
         way = np.array([self._in_scene(s.map_from_camera[:3, 3][None])[0] for s in self.path[:first + 1]])
         self.track.set_data_3d(*way.T)

@@ -11,8 +11,9 @@ from ..geometry.cameras import Camera
 from ..tracking.localizer import FrameLocalizer
 from ..tracking.types import CameraFrame
 
-AGREES, DISAGREES = (52, 211, 153), (248, 113, 113)
-"""RGB of points whose features agree with the image's, and of the others."""
+AGREES, DISAGREES = (86, 180, 233), (213, 94, 0)
+"""RGB of points whose features agree with the image's, and of the others: Okabe and Ito's sky blue and vermilion, which
+everybody can tell apart, by brightness too."""
 _WIDTH = 960
 _SUBPIXEL_BITS = 4
 
