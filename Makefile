@@ -24,7 +24,7 @@ demo: setup  ## track a simulated drive through real ROS 2 (DATA=DIR: a recorded
 
 docs: setup  ## the documentation as a site, in out/site; opens without a server
 	@.venv/bin/python -m pixloc_ros.node.parameters
-	@NO_MKDOCS_2_WARNING=1 .venv/bin/mkdocs build --strict --quiet
+	@NO_MKDOCS_2_WARNING=1 .venv/bin/mkdocs build --strict
 	@echo "documentation: out/site/index.html"
 
 lint: setup  ## style and simple errors
