@@ -178,8 +178,8 @@ def _run_map(args: argparse.Namespace) -> int:
 def _add_frame(kinds) -> None:
     parser = _kind(kinds, "frame", "why was this image of a drive refused, or believed? one page",
                    "Runs the tracker up to the image, as 'pixloc track' does, and writes a page: the verdict in words, every "
-                   "gate with its limit, prior, found pose and truth, the image's brightness and sharpness, reprojections, features, "
-                   "levels, and the cost around the pose. The page holds everything it shows.",
+                   "gate with its limit, prior, found pose and truth, the image's brightness and sharpness, reprojections, "
+                   "features, levels, and the cost around the pose. The page holds everything it shows.",
                    "--map site.pixmap drive_bag --at 12.5 --map-images site/images -o why.html", _run_frame)
     add_bag_arguments(parser)
     add_frame_arguments(parser)

@@ -43,10 +43,11 @@ def add_parser(subparsers) -> None:
     showing.set_defaults(run=run_show)
 
     plotting = actions.add_parser(
-        "plot", help="how the temporal prior depends on speed and odometry",
-        description="Draws damping and trust in the prior factor, per level and degree of freedom of the robot's base, "
-                    "against the distance moved since the last frame, the turn, and the prior's uncertainty.")
-    plotting.add_argument("weights", metavar="FILE", help="a .safetensors file with a temporal prior, or a shipped name")
+        "plot", help="the learned damping and prior as a picture",
+        description="Draws the learned damping per level and degree of freedom of the camera. Of a temporal prior: damping and "
+                    "trust in the prior factor, per degree of freedom of the robot's base, against the distance moved since "
+                    "the last frame, the turn, and the prior's uncertainty.")
+    plotting.add_argument("weights", metavar="FILE", help="a .safetensors file with a learned damping, or a shipped name")
     plotting.add_argument("-o", "--output", type=Path, required=True, metavar="FILE.png")
     plotting.set_defaults(run=run_plot)
 
@@ -80,19 +81,16 @@ def run_plot(args: argparse.Namespace) -> int:
     from ..alignment import TemporalPrior
     from ..errors import InputError
     from ..features import load_extractor
-    from ..visualization.temporal_prior import plot_temporal_prior
+    from ..visualization.figures import check_suffix, write_picture
+    from ..visualization.temporal_prior import plot_constant_damping, plot_temporal_prior
 
+    check_suffix(args.output, (".png",))
     extractor = load_extractor(args.weights)
-    if not isinstance(extractor.damping, TemporalPrior):
-        raise InputError(f"{args.weights} holds no temporal prior: train one (config/training/temporal.json)")
-    data = plot_temporal_prior(extractor.damping, extractor.strides)
-    try:
-        args.output.parent.mkdir(parents=True, exist_ok=True)
-        temporary = args.output.with_name(f".{args.output.name}.tmp")
-        temporary.write_bytes(data)
-        temporary.replace(args.output)
-    except OSError as error:
-        raise InputError(f"cannot write {args.output} ({error.strerror or error}): choose another place") from error
+    if extractor.damping is None:
+        raise InputError(f"{args.weights} holds no learned damping: the optimizer adapts its own. Import the authors' weights, "
+                         "or train a temporal prior (config/training/temporal.json)")
+    draw = plot_temporal_prior if isinstance(extractor.damping, TemporalPrior) else plot_constant_damping
+    write_picture(args.output, draw(extractor.damping, extractor.strides))
     print(args.output)
     return 0
 

@@ -35,6 +35,7 @@ def plot_reprojections(aligned: AlignedImage, colour: str = "residual", level: i
             shades = _points(axes, seen, colour)
             axes.set_xlabel("x (px of the working image)")
         left.set_ylabel("y (px)")
+        name = level_name(aligned.strides[level])
         both = before.visible & after.visible
         ways = np.stack((before.pixels[both], after.pixels[both]), 1)
         left.add_collection(LineCollection(ways, colors=ANSWER, linewidths=0.8, alpha=0.75, zorder=2))
@@ -42,10 +43,9 @@ def plot_reprojections(aligned: AlignedImage, colour: str = "residual", level: i
         reached = "no point stays in view"
         if len(moved):
             reached = f"points move by {format_number(np.median(moved), 2)} px (median) to the blue ends"
-        left.set_title(f"Before, at the prior: {_summary(before)}\n{reached}", fontsize=9.5, color=_dark(PRIOR))
-        name = level_name(aligned.strides[level])
+        left.set_title(f"Before, at the prior: {_summary(before, name)}\n{reached}", fontsize=9.5, color=_dark(PRIOR))
         away = f"moved by {difference_text(aligned.prior, aligned.answer.map_from_camera)}"
-        right.set_title(f"After the alignment: {_summary(after)}\n{away}{_truth(right, aligned, after)}", fontsize=9.5,
+        right.set_title(f"After the alignment: {_summary(after, name)}\n{away}{_truth(right, aligned, after)}", fontsize=9.5,
                         color=ANSWER)
         if shades is not None:
             label = {"residual": f"feature distance to the map, {name} (0: alike)",
@@ -53,8 +53,8 @@ def plot_reprojections(aligned: AlignedImage, colour: str = "residual", level: i
                      "weight": f"weight after the robust loss, {name}"}[colour]
             figure.colorbar(shades, ax=(left, right), label=label, shrink=0.95, pad=0.01)
         else:
-            for name, rgb in (("looks as in the map", AGREES), ("does not", DISAGREES)):
-                right.scatter([], [], color=np.array(rgb) / 255, edgecolors="black", linewidths=0.4, label=name)
+            for text, rgb in (("looks as in the map", AGREES), ("does not", DISAGREES)):
+                right.scatter([], [], color=np.array(rgb) / 255, edgecolors="black", linewidths=0.4, label=text)
         if right.get_legend_handles_labels()[0]:
             right.legend(loc="lower right", fontsize=8, frameon=True, framealpha=0.85)
         figure.suptitle(aligned.title, fontsize=11, x=0.01, ha="left")
@@ -83,9 +83,9 @@ def _points(axes: plt.Axes, seen: PointAgreement, colour: str):
     return axes.scatter(*pixels.T, c=values[seen.visible], cmap=SHARES, vmin=0, vmax=1, **look)
 
 
-def _summary(seen: PointAgreement) -> str:
+def _summary(seen: PointAgreement, name: str) -> str:
     visible = int(seen.visible.sum())
-    return f"{100 * seen.agrees.sum() / max(visible, 1):.0f} % of {visible} points agree"
+    return f"{100 * seen.agrees.sum() / max(visible, 1):.0f} % of {visible} points agree, {name}"
 
 
 def _truth(axes: plt.Axes, aligned: AlignedImage, after: PointAgreement) -> str:
