@@ -68,8 +68,8 @@ def test_usage_errors(capsys):
 def test_evaluate(capsys, tracks):
     code, out, _ = call(capsys, "evaluate", "--truth", tracks / "a.tum", tracks / "b.tum")
     assert code == 0 and "4 (80.0 %)" in out
-    code, out, _ = call(capsys, "evaluate", "--truth", tracks / "a.tum", tracks / "b.tum", f"perfect={tracks / 'a.tum'}", "--json",
-                        "-o", tracks / "out")
+    code, out, _ = call(capsys, "evaluate", "--truth", tracks / "a.tum", tracks / "b.tum", f"perfect={tracks / 'a.tum'}",
+                        "--json", "-o", tracks / "out")
     content = json.loads(out)
     first, second = content["runs"]
     assert (first["name"], second["name"]) == ("b", "perfect") and content["notes"] == []

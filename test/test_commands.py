@@ -11,6 +11,8 @@ from pixloc_ros.cli.main import main
 from pixloc_ros.evaluation.trajectory import read_benchmark_poses, read_tum
 from pixloc_ros.simulation.datasets import SimulationOptions, simulate
 
+RUN = ("run.json", "poses.tum", "truth.tum", "odometry.tum")
+
 
 def pixloc(*arguments) -> int:
     return main([str(argument) for argument in arguments])
@@ -86,7 +88,7 @@ def test_track_writes_run_figures_and_page(scene, site, tmp_path, capsys):
     assert pixloc("track", "--map", site, scene / "drive", "-o", output) == 0
     out = capsys.readouterr().out
     assert "state TRACKING" in out and str(output / "report.html") in out
-    assert {p.name for p in output.iterdir()} == {"poses.tum", "truth.tum", "odometry.tum", "run.json", "summary.json", "report.html"}
+    assert {p.name for p in output.iterdir()} == {*RUN, "summary.json", "report.html"}
     stats = json.loads((output / "summary.json").read_text())
     assert stats["tracked_fraction"] > 0.9 and stats["translation_error_median_m"] < 0.05
     assert {"frames", "frame_ms_p50", "frame_ms_p99", "odometry_error_median_m", "nees_mean", "real_time_factor"} <= stats.keys()
@@ -123,8 +125,8 @@ def test_demo_through_the_live_node(scene, tmp_path, capsys):
     assert summary["tracked_fraction"] > 0.9 and summary["unreported_frames"] == 0
     assert "odometry alone" in out and str(output / "index.html") in out
     assert summary["cpu_s"] > 0 and summary["age_p95_ms"] > 0 and summary["dropped_frames"] == 0
-    assert {p.name for p in output.iterdir()} == {"index.html", "summary.json", "run.json", "poses.tum", "truth.tum", "odometry.tum",
-                                                  "recording.jsonl", "node.log", "scene.pixmap"}
+    assert {p.name for p in output.iterdir()} == {*RUN, "index.html", "summary.json", "recording.jsonl", "node.log",
+                                                  "scene.pixmap"}
 
 
 def test_replay_says_in_one_line_that_the_map_is_unfit(scene, tmp_path, capsys):

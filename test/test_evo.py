@@ -30,7 +30,7 @@ def program(name: str) -> str:
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """A walk of 40 m through space, and an estimate of it: noisy, moved as a whole, with poses missing and stamps a little off."""
+    """A walk of 40 m through space and an estimate of it: noisy, moved as a whole, poses missing, stamps a little off."""
     path = tmp_path_factory.mktemp("evo")
     generator = torch.Generator().manual_seed(5)
     pose, rows = torch.eye(4, dtype=torch.float64), []

@@ -17,7 +17,7 @@ _STYLE = """
 * { box-sizing: border-box; }
 body { margin: 0; background: #f3f4f6; color: var(--ink);
        font: 15px/1.5 system-ui, -apple-system, "Segoe UI", Roboto, "DejaVu Sans", sans-serif; }
-main { max-width: 1120px; margin: 0 auto; padding: 32px 20px 64px; }
+main { max-width: 1160px; margin: 0 auto; padding: 32px 20px 64px; }
 h1 { font-size: 26px; line-height: 1.2; margin: 0 0 4px; }
 h2 { font-size: 18px; margin: 40px 0 4px; }
 h3 { font-size: 15px; margin: 0 0 2px; }
@@ -42,9 +42,14 @@ h2 + .lead { margin-bottom: 10px; }
 table { border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nums; }
 th, td { text-align: right; padding: 6px 10px; border-bottom: 1px solid var(--line); white-space: nowrap; }
 th:first-child, td:first-child { text-align: left; padding-left: 2px; }
-thead th { color: var(--soft); font-weight: 600; font-size: 13px; line-height: 1.3; vertical-align: bottom; white-space: normal; }
+thead th { color: var(--soft); font-weight: 600; font-size: 13px; line-height: 1.3; vertical-align: bottom;
+           white-space: pre-line; }
 tbody th { font-weight: 600; }
-.small td:first-child { white-space: normal; }
+.panel.scroll { font-size: 14px; }
+.panel.scroll th, .panel.scroll td { padding: 6px 7px; }
+.panel.scroll th { white-space: pre; font-size: 12.5px; }
+.panel.scroll td:first-child { white-space: normal; min-width: 110px; }
+.small th { overflow-wrap: anywhere; max-width: 130px; }
 .best { font-weight: 700; color: var(--accent); }
 tr:last-child td, tr:last-child tbody th { border-bottom: 0; }
 img { display: block; width: 100%; height: auto; border-radius: 4px; }
@@ -61,7 +66,8 @@ dd { margin: 0; }
 footer { color: var(--soft); font-size: 13px; margin-top: 40px; }
 @media (max-width: 560px) { main { padding: 20px 12px 40px; } h1 { font-size: 22px; } .card b { font-size: 20px; }
   .cards { grid-template-columns: 1fr 1fr; } figure, .panel { padding: 10px 8px; } dl { grid-template-columns: 1fr; }
-  dd { margin-bottom: 6px; } .scroll td:first-child, .scroll th:first-child { position: sticky; left: 0; background: #fff; } }
+  dd { margin-bottom: 6px; } .small td:first-child { white-space: normal; }
+  .scroll td:first-child, .scroll th:first-child { position: sticky; left: 0; background: #fff; } }
 @media print { body { background: #fff; } figure, .panel, .card { break-inside: avoid; } }
 """
 

@@ -1,11 +1,12 @@
 # Copyright the pixloc_ros authors. SPDX-License-Identifier: Apache-2.0
-"""Plots of runs side by side, as PNG images. Narrow ones are drawn five inches wide: their letters can be read on a phone."""
+"""Plots of runs side by side, as PNG images. Narrow ones are drawn so that their letters can be read on a phone; which colour is
+whose stands on the page."""
 from __future__ import annotations
 
 from collections.abc import Sequence
 
 import numpy as np
-from matplotlib.ticker import FuncFormatter
+from matplotlib.ticker import FuncFormatter, NullFormatter
 from scipy.stats import chi2
 
 from ..evaluation.bench import Evaluation
@@ -14,7 +15,7 @@ from ..evaluation.runs import odometry_in_map
 from ..evaluation.trajectory import Trajectory
 from .plots import BAD, ODOMETRY, POINTS, STATE_COLOURS, STYLE, TRUTH, plt, png, run_style
 
-NARROW, WIDE = 5.2, 10.4
+NARROW, WIDE = 4.8, 10.4
 _MOST_POINTS = 40_000
 _DASHED = (0, (4, 2))
 _STATE_HEIGHTS = {"TRACKING": 0.3, "DEGRADED": 0.55, "INITIALIZING": 0.55, "RELOCALIZING": 0.8, "LOST": 1.0}
@@ -31,7 +32,7 @@ def plot_paths(runs: Sequence[Evaluation], points: np.ndarray | None = None, key
     tracks = [_positions(track) for track in (truth, odometry, *(e.run.estimate for e in runs)) if len(track)]
     if not tracks:
         tracks = [keyframes if keyframes is not None and len(keyframes) else np.zeros((1, 3))]
-    # A single wild pose must not shrink the rest to a dot: what runs say counts but for their outermost hundredth.
+    # A single wild pose must not shrink the rest to a dot: of the runs, the outermost hundredth does not count.
     extent = np.concatenate([tracks[0], *(np.clip(t, *np.percentile(t, (1, 99), axis=0)) for t in tracks[1:])])
     low, high = extent[:, :2].min(0), extent[:, :2].max(0)
     margin = max(0.1 * float((high - low).max()), 0.5)
@@ -55,19 +56,18 @@ def plot_paths(runs: Sequence[Evaluation], points: np.ndarray | None = None, key
         for index, evaluation in enumerate(runs):
             xyz, breaks = _with_breaks(evaluation)
             style = run_style(index) if evaluation.run.ordered else {"color": run_style(index)["color"], "linestyle": "none"}
-            axes.plot(xyz[:, 0], xyz[:, 1], linewidth=1.3, marker="o", markersize=2.0, label=evaluation.name, **style)
-            if len(breaks):
-                axes.plot(breaks[:, 0], breaks[:, 1], linestyle="none", marker="X", markersize=9, color=style["color"],
-                          markeredgecolor="white", label=f"{evaluation.name}: lost")
+            name = _shortened(evaluation.name, 26)
+            axes.plot(xyz[:, 0], xyz[:, 1], linewidth=1.3, marker="o", markersize=2.0, label=name, **style)
+            axes.plot(breaks[:, 0], breaks[:, 1], linestyle="none", marker="X", markersize=9, color=style["color"],
+                      markeredgecolor="white")
         start = next((t for t in tracks if len(t)), None)
         axes.plot(*start[0, :2], marker="o", color="white", markeredgecolor=TRUTH, markersize=8, markeredgewidth=1.6,
                   label="start", linestyle="none")
         axes.set(xlim=(low[0] - margin, high[0] + margin), ylim=(low[1] - margin, high[1] + margin), xlabel="x in the map (m)",
-                 ylabel="y in the map (m)", aspect="equal")
-        if beside:
-            axes.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), markerscale=1.3)
-        else:
-            figure.legend(loc="outside lower center", ncols=3, fontsize=9)
+                 ylabel="y in the map (m)")
+        axes.set_aspect("equal", adjustable="datalim")
+        figure.legend(loc="outside right center" if beside else "outside lower center", ncols=1 if beside else 3, fontsize=9,
+                      markerscale=1.3)
         return png(figure)
 
 
@@ -100,8 +100,10 @@ def plot_errors(runs: Sequence[Evaluation], inches: float = WIDE) -> bytes:
                 for begin, end, state in _state_spans(runs[0]):
                     if state != "TRACKING":
                         axes.axvspan(begin, end, color=STATE_COLOURS.get(state, BAD), alpha=0.25, linewidth=0)
+            shown = [_error(e.errors, kind) for e in runs]
             axes.set(yscale="log", ylabel=f"{kind} error ({unit})")
-            axes.yaxis.set_major_formatter(_PLAIN)
+            _decades(axes.yaxis, np.concatenate([*shown, _error(alone, kind) if alone is not None else np.empty(0)]),
+                     1e-5 if kind == _TRANSLATION else 1e-4)
         if len(runs) > 1 or (alone is not None and np.isfinite(alone.translation_m).any()):
             figure.legend(*rows[0].get_legend_handles_labels(), loc="outside upper right", ncols=6 if inches >= WIDE else 2,
                           fontsize=9)
@@ -144,7 +146,7 @@ def _state_spans(evaluation: Evaluation) -> list[tuple[float, float, str]]:
 def plot_recall(runs: Sequence[Evaluation], kind: str) -> bytes:
     """Share of all scored images whose error is below what the axis says. kind: "translation" or "rotation"."""
     with plt.rc_context(STYLE):
-        figure, axes = plt.subplots(figsize=(NARROW, 3.5), layout="constrained")
+        figure, axes = plt.subplots(figsize=(NARROW, 3.3), layout="constrained")
         low, high, unit = (1e-3, 10.0, "m") if kind == _TRANSLATION else (1e-2, 20.0, "°")
         best = [np.nanmin(_error(e.errors, kind)[e.scored], initial=high) for e in runs]
         low *= 0.1 if min(best) < low else 1.0
@@ -152,7 +154,7 @@ def plot_recall(runs: Sequence[Evaluation], kind: str) -> bytes:
             limit = level[0 if kind == _TRANSLATION else 1]
             axes.axvline(limit, color="#6b7280", linewidth=0.8, linestyle=":")
             axes.annotate(f"{limit:g}{'°' if unit == '°' else ''}", (limit, 1.0), xycoords=("data", "axes fraction"),
-                          xytext=(0, 3), textcoords="offset points", ha="center", fontsize=8.5, color="#4b5563")
+                          xytext=(0, 3), textcoords="offset points", ha="center", fontsize=9, color="#4b5563")
         for index, evaluation in enumerate(runs):
             errors = _error(evaluation.errors, kind)[evaluation.scored]
             found = np.sort(errors[np.isfinite(errors)])
@@ -162,7 +164,7 @@ def plot_recall(runs: Sequence[Evaluation], kind: str) -> bytes:
             axes.step(x, y, where="post", linewidth=1.8, label=evaluation.name, **run_style(index))
         axes.set(xscale="log", xlim=(low, high), ylim=(0, 102), xlabel=f"{kind} error ({unit})", ylabel="share of all images (%)")
         axes.xaxis.set_major_formatter(_PLAIN)
-        _legend(axes, runs, "upper left")
+        axes.xaxis.set_minor_formatter(NullFormatter())
         return png(figure)
 
 
@@ -178,7 +180,7 @@ def plot_histogram(runs: Sequence[Evaluation], kind: str) -> bytes:
     width = (gap / edges[-1]) ** 1.2
     missing_any = any(np.isnan(v).any() for v in values)
     with plt.rc_context(STYLE):
-        figure, axes = plt.subplots(figsize=(NARROW, 3.5), layout="constrained")
+        figure, axes = plt.subplots(figsize=(NARROW, 3.3), layout="constrained")
         for index, errors in enumerate(values):
             counts, _ = np.histogram(np.clip(errors[np.isfinite(errors)], edges[0], edges[-1]), edges)
             style = run_style(index)
@@ -193,11 +195,11 @@ def plot_histogram(runs: Sequence[Evaluation], kind: str) -> bytes:
         axes.set(xscale="log", xlim=(edges[0], gap * width * 1.1 if missing_any else edges[-1]), xlabel=f"{kind} error ({unit})",
                  ylabel="share of all images (%)")
         axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:g}" if x <= edges[-1] * 1.001 else ""))
+        axes.xaxis.set_minor_formatter(NullFormatter())
         if missing_any:
             axes.axvspan(edges[-1] * (gap / edges[-1]) ** 0.5, gap * width * 1.1, color="#f3f4f6", zorder=0)
             axes.annotate("no pose", (gap * width**0.5, 0), xycoords=("data", "axes fraction"), xytext=(0, -11), ha="center",
-                          textcoords="offset points", fontsize=8.5, color="#374151", va="top")
-        _legend(axes, runs, "upper right")
+                          textcoords="offset points", fontsize=9, color="#374151", va="top")
         return png(figure)
 
 
@@ -210,7 +212,7 @@ def plot_times(runs: Sequence[Evaluation], what: str, label: str) -> bytes | Non
         return None
     end = 1.15 * max(float(np.percentile(t, 99.5)) for _, _, t in times)
     with plt.rc_context(STYLE):
-        figure, axes = plt.subplots(figsize=(NARROW, 3.5), layout="constrained")
+        figure, axes = plt.subplots(figsize=(NARROW, 3.3), layout="constrained")
         for index, evaluation, values in times:
             share = 100 * np.arange(1, len(values) + 1) / len(values)
             style = run_style(index)
@@ -227,9 +229,8 @@ def plot_times(runs: Sequence[Evaluation], what: str, label: str) -> bytes | Non
             end = max(end, 1.08 * min(periods))
             axes.axvline(min(periods), color=BAD, linewidth=1.2, linestyle=":")
             axes.annotate("next image", (min(periods), 0.03), xycoords=("data", "axes fraction"), xytext=(-3, 0), rotation=90,
-                          textcoords="offset points", fontsize=8.5, color=BAD, ha="right", va="bottom")
+                          textcoords="offset points", fontsize=9, color=BAD, ha="right", va="bottom")
         axes.set(xlim=(0, end), ylim=(0, 104), xlabel=f"{label} (ms)", ylabel="share of images (%)")
-        _legend(axes, [e for _, e, _ in times], "lower right")
         return png(figure)
 
 
@@ -259,14 +260,13 @@ def plot_stages(runs: Sequence[Evaluation]) -> bytes | None:
         axes.set(yticks=range(len(stages)), yticklabels=stages, ylim=(len(stages) - 0.5, -0.5), xlim=(0, 1.15 * (longest or 1.0)),
                  xlabel="time of a stage (ms): bar to the median, line to p95")
         axes.grid(False, axis="y")
-        _legend(axes, runs, "lower right")
         return png(figure)
 
 
 def plot_nees(runs: Sequence[Evaluation]) -> bytes:
     """The squared error in units of the covariance, over time; runs without covariances are left out."""
     with plt.rc_context(STYLE):
-        figure, axes = plt.subplots(figsize=(NARROW, 3.5), layout="constrained")
+        figure, axes = plt.subplots(figsize=(NARROW, 3.3), layout="constrained")
         axes.axhspan(1e-3, NEES_95, color="#009E73", alpha=0.08, linewidth=0)
         axes.axhline(6.0, color="#374151", linewidth=0.9, linestyle=_DASHED)
         shown = []
@@ -280,13 +280,13 @@ def plot_nees(runs: Sequence[Evaluation]) -> bytes:
         top = max(float(np.percentile(values, 99.5)) * 2 if values.size else 100.0, 100.0)
         bottom = min(max(float(np.percentile(values, 0.5)) / 2 if values.size else 0.1, 1e-2), 1.0)
         axes.annotate("95 % should be below", (1.0, NEES_95), xycoords=("axes fraction", "data"), xytext=(-3, 3), ha="right",
-                      textcoords="offset points", fontsize=8.5, color="#00664b")
+                      textcoords="offset points", fontsize=9, color="#00664b")
         axes.annotate("mean should be 6", (1.0, 6.0), xycoords=("axes fraction", "data"), xytext=(-3, -11), ha="right",
-                      textcoords="offset points", fontsize=8.5, color="#374151")
+                      textcoords="offset points", fontsize=9, color="#374151")
         timed = runs[0].run.timed
         axes.set(yscale="log", ylim=(bottom, top), ylabel="NEES", xlabel="time from the first image (s)" if timed else "image")
         axes.yaxis.set_major_formatter(_PLAIN)
-        _legend(axes, runs, "upper left")
+        axes.yaxis.set_minor_formatter(NullFormatter())
         return png(figure)
 
 
@@ -294,7 +294,7 @@ def plot_calibration(runs: Sequence[Evaluation]) -> bytes:
     """Which share of the poses lies inside the ellipsoid that should hold so many of them."""
     claimed = np.linspace(0.0, 1.0, 101)
     with plt.rc_context(STYLE):
-        figure, axes = plt.subplots(figsize=(NARROW, 3.5), layout="constrained")
+        figure, axes = plt.subplots(figsize=(NARROW, 3.3), layout="constrained")
         axes.plot((0, 100), (0, 100), color="#374151", linewidth=0.9, linestyle=_DASHED)
         axes.fill_between((0, 100), (0, 100), (0, 0), color=BAD, alpha=0.07, linewidth=0)
         axes.text(96, 6, "claims too much", ha="right", fontsize=9, color="#9a3412")
@@ -307,19 +307,20 @@ def plot_calibration(runs: Sequence[Evaluation]) -> bytes:
                     inside = [100 * float(np.mean(nees <= limit)) for limit in chi2.ppf(claimed, 6)]
                     axes.plot(100 * claimed, inside, linewidth=1.8, label=evaluation.name, **run_style(index))
         axes.set(xlim=(0, 100), ylim=(0, 102), xlabel="claimed: inside this ellipsoid (%)", ylabel="true share of poses (%)")
-        if len(runs) > 1:
-            axes.legend(loc="center right")
         return png(figure)
 
 
-_PLAIN = FuncFormatter(lambda value, _: f"{value:g}")
+_PLAIN = FuncFormatter(lambda value, _: f"{value:.5f}".rstrip("0").rstrip(".") if value < 1 else f"{value:g}")
 
 
-def _legend(axes: plt.Axes, runs: Sequence[Evaluation], place: str) -> None:
-    """Where there is something to tell apart."""
-    if len(runs) > 1:
-        handles, labels = axes.get_legend_handles_labels()
-        axes.legend(handles, [_shortened(label, 24) for label in labels], loc=place, fontsize=8.5)
+def _decades(axis, values: np.ndarray, least: float) -> None:
+    """Whole powers of ten around the values, but for the smallest hundredth of them; labels without exponents."""
+    values = values[np.isfinite(values)]
+    low, high = (max(float(v), least) for v in (np.percentile(values, 1), values.max())) if values.size else (least, 1.0)
+    low = 10 ** np.floor(np.log10(low) + 1e-9)
+    axis.axes.set_ylim(low, max(10 ** np.ceil(np.log10(high) - 1e-9), 10 * low) * 1.05)
+    axis.set_major_formatter(_PLAIN)
+    axis.set_minor_formatter(NullFormatter())
 
 
 def _shortened(name: str, most: int) -> str:

@@ -44,7 +44,6 @@ def run_report(title: str, lead: str, runs: Sequence[Evaluation], scene: Scene |
     notes: what a reader should know of how it was counted. problems: what a run must never do, in words.
     """
     page = Page(title, lead, f"pixloc_ros {__version__}")
-    scored = [e for e in runs if e.scored.any()]
     if len(runs) == 1:
         page.cards(_cards(runs[0].figures))
     _summary_table(page, runs)
@@ -54,9 +53,9 @@ def run_report(title: str, lead: str, runs: Sequence[Evaluation], scene: Scene |
     around = (scene.points, scene.keyframes) if scene else (None, None)
     page.plot(run_plots.plot_paths(runs, *around), run_plots.plot_paths(runs, *around, run_plots.NARROW), "the path from above",
               "From above. Where a line breaks, the run was lost; ✖ marks the last pose before.")
-    if scored:
+    if any(e.scored.any() for e in runs):
         _errors(page, runs)
-    _covariances(page, [e for e in scored if e.figures.get("nees_mean") is not None])
+        _covariances(page, runs)
     _times(page, runs)
     if scene is not None and scene.pictures:
         page.heading("What the camera saw")
@@ -95,15 +94,15 @@ def _summary_table(page: Page, runs: Sequence[Evaluation]) -> None:
     """A row a run, and one for odometry alone: what most readers look for."""
     errors = [e.figures.get("translation_error_median_m") for e in runs]
     unit, scale = ("cm", 100.0) if all(v is None or v < 1.0 for v in errors) else ("m", 1.0)
-    columns = [("images", lambda f: f["frames"], "", ""), ("with a pose (%)", lambda f: 100 * f["completion"], "more", "%"),
-               (f"translation, median ({unit})", _scaled("translation_error_median_m", scale), "less", ""),
-               (f"p95 ({unit})", _scaled("translation_error_p95_m", scale), "less", ""),
-               ("rotation, median (°)", _scaled("rotation_error_median_deg"), "less", ""),
-               ("p95 (°)", _scaled("rotation_error_p95_deg"), "less", ""),
-               *((f"within {metres:g} m, {degrees:g}° (%)", _recall(recall_name(metres, degrees)), "more", "%")
+    columns = [("images", lambda f: f["frames"], "", ""), ("with a\npose (%)", lambda f: 100 * f["completion"], "more", "%"),
+               (f"translation\nmedian ({unit})", _scaled("translation_error_median_m", scale), "less", ""),
+               (f"\np95 ({unit})", _scaled("translation_error_p95_m", scale), "less", ""),
+               ("rotation\nmedian (°)", _scaled("rotation_error_median_deg"), "less", ""),
+               ("\np95 (°)", _scaled("rotation_error_p95_deg"), "less", ""),
+               *((f"≤ {metres:g} m\n{degrees:g}° (%)", _recall(recall_name(metres, degrees)), "more", "%")
                  for metres, degrees in RECALL_LEVELS),
-               ("losses", _scaled("losses"), "less", ""), ("confident but wrong", _scaled("false_tracked_frames"), "less", ""),
-               ("ms an image", _scaled("frame_ms_p50"), "less", "")]
+               ("losses", _scaled("losses"), "less", ""), ("confident\nbut wrong", _scaled("false_tracked_frames"), "less", ""),
+               ("ms an\nimage", _scaled("frame_ms_p50"), "less", "")]
     values = [[get(e.figures) for e in runs] for _, get, _, _ in columns]
     kept = [i for i, column in enumerate(values) if any(v is not None for v in column)]
     best = set()
@@ -125,6 +124,13 @@ def _summary_table(page: Page, runs: Sequence[Evaluation]) -> None:
     page.table(rows, [*colours, ODOMETRY], best)
 
 
+def _legend(page: Page, runs: Sequence[Evaluation], text: str = "") -> None:
+    """Whose colour is which, for the plots that follow."""
+    entries = [(run_style(i)["color"], evaluation.name) for i, evaluation in enumerate(runs)] if len(runs) > 1 else []
+    if text or entries:
+        page.legend(entries, f"{text} " if text else "")
+
+
 def _scaled(key: str, scale: float = 1.0):
     return lambda figures: None if figures.get(key) is None else figures[key] * scale if scale != 1.0 else figures[key]
 
@@ -135,7 +141,7 @@ def _recall(name: str):
 
 def _errors(page: Page, runs: Sequence[Evaluation]) -> None:
     page.heading("Errors in the map frame")
-    page.text("Nothing is aligned before errors are taken.")
+    _legend(page, runs, "Nothing is aligned before errors are taken.")
     page.plot(run_plots.plot_errors(runs), run_plots.plot_errors(runs, run_plots.NARROW), "errors over time, and states",
               "Each step of the scale is ten times the one before. Below: the states; a gap is an image without a pose."
               + (" Shaded: every state but tracking." if len(runs) == 1 else ""))
@@ -148,10 +154,10 @@ def _errors(page: Page, runs: Sequence[Evaluation]) -> None:
 
 
 def _covariances(page: Page, runs: Sequence[Evaluation]) -> None:
-    if not runs:
+    if not any(e.figures.get("nees_mean") is not None for e in runs):
         return
     page.heading("Covariances")
-    page.text("NEES is the squared error in units of the published covariance: 6 on average where the covariance is right.")
+    _legend(page, runs, "NEES is the squared error in units of the published covariance: 6 on average where that is right.")
     page.pictures([Picture(run_plots.plot_nees(runs), "NEES over time", "Points far above the green band: surer than right."),
                    Picture(run_plots.plot_calibration(runs), "Can the covariances be believed?",
                            "On the dashed line they say the truth. Below it, fewer poses are inside than claimed.")])
@@ -168,6 +174,7 @@ def _times(page: Page, runs: Sequence[Evaluation]) -> None:
     pictures = [Picture(image, title, caption) for image, title, caption in plots if image is not None]
     if pictures:
         page.heading("Time")
+        _legend(page, runs)
         page.pictures(pictures)
 
 
