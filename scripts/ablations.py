@@ -38,7 +38,6 @@ from pixloc_ros.cli.progress import show_progress
 from pixloc_ros.errors import InputError
 from pixloc_ros.evaluation.basin import BasinOptions, BasinQuery, format_radius, measure_basin
 from pixloc_ros.evaluation.feature_variants import intensity_extractor, reduced_extractor
-from pixloc_ros.evaluation.patch_level import patched_extractor
 from pixloc_ros.evaluation.trajectory import read_tum, write_bytes, write_text
 from pixloc_ros.features import Extractor, load_extractor
 from pixloc_ros.features.images import load_image
@@ -60,27 +59,26 @@ PRIOR_SIZES = ((2.0, 0.03), (5.0, 0.10), (10.0, 0.15))
 LIMITS = (0.5, 0.01)
 WITHOUT_EFFECT = ("options.covariance_scale",)
 """Settings that no pose depends on."""
-BASIN_LINES = {"parts": ("intensity", "robust", "finer", "patches", "trained", "damping"), "choices": (), "domains": ()}
+BASIN_LINES = {"parts": ("intensity", "robust", "stride_2", "finer", "trained", "damping"), "choices": (), "domains": ()}
 """Rows whose basins are drawn."""
 
 
 @dataclass(frozen=True)
 class Row:
     """A variant. features: "intensity", or which weights: "pretrained", "trained", "shipped", or a domain that they were
-    trained without. finest, confidences, damping, full_size: what of the features is used (see `reduced_extractor`). own_size:
-    queries are not brought to the map's focal length. patches: the finest level is intensity patches. prior_factor: the prior
-    takes part in the optimisation, with the covariance it was drawn with."""
+    trained without. levels, confidences, damping, full_size: what of the features is used (see `reduced_extractor`). own_size:
+    queries are not brought to the map's focal length. prior_factor: the prior takes part in the optimisation, with the covariance
+    it was drawn with."""
 
     name: str
     title: str
     features: str
     options: LocalizerOptions = LocalizerOptions()
-    finest: bool = True
+    levels: int = 0
     confidences: bool = True
     damping: bool = True
     full_size: bool = False
     own_size: bool = False
-    patches: bool = False
     prior_factor: bool = False
 
 
@@ -95,9 +93,9 @@ def _loss(kind: str, scale: float) -> LocalizerOptions:
 GROUPS = {
     "parts": (
         Row("intensity", "raw intensities (5x5 patches, strides 16 to 1)", "intensity", _loss("geman_mcclure", 0.25)),
-        Row("robust", "pretrained features, frozen, without the finest level", "pretrained", finest=False),
-        Row("finer", "+ finer level (stride 2), frozen", "pretrained"),
-        Row("patches", "intensity patches (stride 2) as the finer level", "pretrained", patches=True),
+        Row("robust", "pretrained features, frozen, without the exact levels", "pretrained", levels=3),
+        Row("stride_2", "+ exact level of stride 2", "pretrained", levels=4),
+        Row("finer", "+ exact level of stride 1: frozen, as a whole", "pretrained"),
         Row("trained", "+ trained features", "trained", confidences=False, damping=False),
         Row("confidences", "+ confidences", "trained", damping=False),
         Row("damping", "+ learned damping", "trained"),
@@ -111,7 +109,7 @@ GROUPS = {
         Row("paper", "optimizer: the paper's fixed damping", "shipped", _alignment(strategy="paper")),
         Row("no_rim", "half a cell along the query's border not used", "shipped", _alignment(border_cells=0.5)),
         Row("stop_0.005", "levels end ten times later (0.005 cells)", "shipped", _alignment(stop_cells=0.005)),
-        Row("finest_always", "the finest level's pose always stands", "shipped", _alignment(least_fine_inliers=0.0)),
+        Row("finest_always", "the finest level's pose always stands", "shipped", _alignment(finest_share=0.0)),
         Row("chosen_once", "points are chosen once", "shipped", LocalizerOptions(reselect_share=math.inf)),
         Row("points_512", "512 points instead of 1024", "shipped", LocalizerOptions(max_points=512)),
         Row("full_size", "robust levels from the full image", "shipped", full_size=True),
@@ -205,9 +203,7 @@ class Weights:
                 return "the weights have no confidences"
             if row.damping and whole.damping is None:
                 return "the weights have no learned damping"
-        if row.patches:
-            return patched_extractor(whole)
-        return reduced_extractor(whole, row.finest, row.confidences, row.full_size, row.damping)
+        return reduced_extractor(whole, row.levels, row.confidences, row.full_size, row.damping)
 
 
 def has_confidences(extractor: Extractor) -> bool:

@@ -16,7 +16,7 @@ from pathlib import Path
 import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from pixloc_ros.features.compact import CompactNetwork, patch_filters  # noqa: E402
+from pixloc_ros.features.compact import CompactNetwork  # noqa: E402
 from pixloc_ros.features.weights import save_weights  # noqa: E402
 
 BATCH_NORM_EPS = 1e-5
@@ -46,7 +46,6 @@ def main() -> None:
         for k in range(count):
             ours = RENAMED.get((block, k)) or f"{'fusion' if block == 'block_fusion' else block}.{k}.0"
             state[f"{ours}.weight"], state[f"{ours}.bias"] = fold(source, f"{block}.{k}")
-    state["fine.weight"], state["fine.bias"] = patch_filters(CompactNetwork.channels[-1])
     state["fusion.2.weight"], state["fusion.2.bias"] = source["block_fusion.2.weight"], source["block_fusion.2.bias"]
     CompactNetwork().load_state_dict(state)
     save_weights(output, state, {
@@ -56,7 +55,7 @@ def main() -> None:
                            f"{hashlib.sha256(file.read_bytes()).hexdigest()}",
         "training_data": "none of ours; XFeat: MegaDepth and synthetically warped COCO",
         "licence": "Apache-2.0 (as the original)",
-        "date": "2026-11-22",
+        "date": "2026-11-24",
     })
     print(f"{output} ({output.stat().st_size / 1e6:.1f} MB)")
 

@@ -482,7 +482,7 @@ def test_no_iteration_waits_for_the_device(strategy, model):
         learned = optimizer._learned(damping, prior, None, 2, torch.device("meta"))
         options, starts = AlignmentOptions(strategy=strategy), torch.eye(4, device="meta").repeat(3, 1, 1)
         with NoWaiting():
-            end, finished, traces = optimizer._run_levels(pyramid, camera, points, starts, options, *learned,
+            end, _, finished, traces = optimizer._run_levels(pyramid, camera, points, starts, options, *learned,
                                                           torch.ones(1, 120, dtype=torch.bool, device="meta"))
     assert end.camera_from_map.shape == (3, 4, 4) and finished.shape == (3,)
     assert [trace.costs.shape for trace in traces] == [(3, options.iterations + 1)] * 2

@@ -77,7 +77,7 @@ def test_every_backend_leads_to_the_same_pose(backend):
     pixels = torch.cartesian_prod(torch.arange(20.0, 300, 9), torch.arange(20.0, 230, 9))
     rays, _ = camera.unproject(pixels)
     points = ReferencePoints((rays / rays[:, 2:] * 2.0).float(),
-                             tuple(sample_level(level, pixels[None])[0][0] for level in plain.levels), (None,) * 4)
+                             tuple(sample_level(level, pixels[None])[0][0] for level in plain.levels), (None,) * len(plain.levels))
     start = se3.se3_exp(torch.tensor([0.05, -0.04, 0.03, 0.01, 0.02, 0.03], dtype=torch.float64))
     expected = align(plain, camera, points, start).camera_from_map
     found = align(load_extractor("compact", Execution(backend)).extract(PHOTO), camera, points, start).camera_from_map
@@ -88,22 +88,20 @@ def test_every_backend_leads_to_the_same_pose(backend):
 
 def test_bfloat16_changes_features_by_its_rounding_only():
     low, full = (load_extractor("compact", Execution("torch", precision=p)).extract(PHOTO) for p in ("bfloat16", "float32"))
-    for level, same in zip(low.levels, full.levels):
+    for k, (level, same) in enumerate(zip(low.levels, full.levels, strict=True)):
         assert level.features.dtype == torch.float32
         alike = (level.features * same.features).sum(1)
-        assert float(alike.median()) > 0.999 and not torch.equal(level.features, same.features)
+        assert float(alike.median()) > 0.999
+        assert torch.equal(level.features, same.features) == (k >= CompactNetwork.robust)  # patches are no convolutions
 
 
 @settings(max_examples=30, deadline=None)
 @given(st.integers(64, 200), st.integers(64, 200), st.integers(1, 4), st.integers(0, 255), st.integers(0, 2**32 - 1))
 def test_normalizing_agrees_with_the_network(height, width, shrink, level, seed):
     image = np.random.default_rng(seed).integers(level // 2, level + 1, (height, width)).astype(np.uint8)
-    full, small = normalize_image(image, 32 * shrink, shrink)
+    full = normalize_image(image, 32 * shrink)
     expected = F.instance_norm(pad_to_multiple(torch.from_numpy(image)[None, None].double(), 32 * shrink))
     torch.testing.assert_close(torch.from_numpy(full).double(), expected[0, 0], atol=1e-4, rtol=0)
-    assert (small is None) == (shrink == 1)
-    if small is not None:
-        torch.testing.assert_close(torch.from_numpy(small).double(), F.avg_pool2d(expected, shrink)[0, 0], atol=1e-4, rtol=0)
 
 
 def _to_cells(image, rows, columns):

@@ -66,15 +66,16 @@ def test_intensities_align_an_image_with_itself():
     assert math.degrees(float(angle)) < 0.01 and float(distance) < 1e-3
 
 
-def test_without_the_finest_level(full):
-    extractor = reduced_extractor(full, finest=False)
-    assert extractor.strides == full.strides[:-1] and extractor.channels == full.channels[:-1]
+@pytest.mark.parametrize("levels", [3, 4])
+def test_without_the_finest_levels(full, levels):
+    extractor = reduced_extractor(full, levels)
+    assert extractor.strides == full.strides[:levels] and extractor.channels == full.channels[:levels]
     for level, same in zip(extractor.extract(PHOTO).levels, full.extract(PHOTO).levels):
         torch.testing.assert_close(level.features, same.features, atol=2e-5, rtol=0)
     # What a map was made with is found again.
     for size in ((640, 480), (320, 240)):
         strides = extractor.suited_to(*size).strides
-        assert strides == full.suited_to(*size).strides[:-1] and extractor.with_strides(strides).strides == strides
+        assert strides == full.suited_to(*size).strides[:levels] and extractor.with_strides(strides).strides == strides
     with pytest.raises(InputError):
         extractor.with_strides((5, 3))
 
@@ -89,7 +90,9 @@ def test_without_confidences_and_damping():
     torch.manual_seed(0)
     network = CompactNetwork(confidences=True)
     extractor = Extractor(network, "x", "0123", LearnedDamping(len(network.strides)))
-    assert all(level.confidence is not None for level in extractor.extract(PHOTO).levels)
+    levels = extractor.extract(PHOTO).levels
+    assert all(level.confidence is not None for level in levels[:network.robust])
+    assert all(level.confidence is None for level in levels[network.robust:])
     without = reduced_extractor(extractor, confidences=False)
     for level, same in zip(without.extract(PHOTO).levels, extractor.extract(PHOTO).levels):
         assert level.confidence is None
@@ -100,6 +103,6 @@ def test_without_confidences_and_damping():
 
 
 def test_maps_of_different_parts_do_not_fit(full):
-    kinds = [full, reduced_extractor(full, finest=False), reduced_extractor(full, confidences=False),
+    kinds = [full, reduced_extractor(full, 3), reduced_extractor(full, confidences=False),
              reduced_extractor(full, full_size=True), intensity_extractor()]
     assert len({extractor.fingerprint for extractor in kinds}) == len(kinds)

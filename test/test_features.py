@@ -8,7 +8,8 @@ from training_scene import invented_photo
 
 from pixloc_ros.errors import InputError
 from pixloc_ros.features import FeatureLevel, load_extractor
-from pixloc_ros.features.compact import CompactNetwork, pad_to_multiple, patch_filters
+from pixloc_ros.features.compact import CompactNetwork, pad_to_multiple
+from pixloc_ros.features.patches import BLANK_CONTRAST, patch_features, patch_features_compiled
 from pixloc_ros.features.sampling import sample_level, sample_level_with_slopes
 from pixloc_ros.features.weights import load_weights, resolve_weights, save_weights
 
@@ -89,7 +90,7 @@ def test_padding_keeps_pixels_and_reaches_the_multiple(height, width):
     assert torch.equal(padded[..., :rows, :columns], image[..., :rows, :columns])
 
 
-@pytest.mark.parametrize("strides", [(32, 8, 4, 2), (64, 16, 8, 2)])
+@pytest.mark.parametrize("strides", [(32, 8, 4, 2, 1), (64, 16, 8, 2, 1)])
 def test_pyramid_has_unit_features_at_the_declared_strides(extractor, strides):
     extractor = extractor.with_strides(strides)
     image = np.random.default_rng(0).integers(0, 255, (200, 328, 3), np.uint8)
@@ -106,10 +107,10 @@ def test_levels_are_chosen_by_the_size_of_the_image(extractor):
         assert extractor.suited_to(*size).strides[0] == coarsest
     assert extractor.suited_to(640, 480).fingerprint == extractor.fingerprint
     with pytest.raises(InputError, match="build the map again"):
-        extractor.with_strides((48, 8, 4, 2))
+        extractor.with_strides((48, 8, 4, 2, 1))
 
 
-@pytest.mark.parametrize("strides", [(32, 8, 4, 2), (64, 16, 8, 2)])
+@pytest.mark.parametrize("strides", [(32, 8, 4, 2, 1), (64, 16, 8, 2, 1)])
 def test_features_move_with_the_image(extractor, strides):
     """Shifting the picture by the coarsest stride shifts the features by whole cells."""
     extractor, step = extractor.with_strides(strides), strides[0]
@@ -159,24 +160,28 @@ def test_card_of_the_shipped_weights_gives_credit():
     assert sum(p.numel() for p in CompactNetwork().parameters()) < 1_000_000
 
 
-def test_finest_level_is_the_normalised_patch():
-    """Before any training: all coefficients of the blurred 5x5 patch would keep distances; the few that are kept nearly do."""
+def test_patch_features_are_the_normalised_patch():
+    """The few coefficients that are kept hold nearly all of the blurred 5x5 patch without its mean, scaled to unit length."""
     torch.manual_seed(0)
-    weight, bias = patch_filters(25)
-    assert float(bias[-1]) > 0 and float(bias[:-1].abs().max()) == 0 and float(weight[-1].abs().max()) == 0
-    image = torch.nn.functional.avg_pool2d(torch.rand(1, 1, 200, 200), 5)
+    image = 10 * torch.nn.functional.avg_pool2d(torch.rand(1, 1, 204, 204), 7, 1)
     blur = torch.tensor([0.25, 0.5, 0.25])
-    blurred = torch.nn.functional.conv2d(image, torch.outer(blur, blur)[None, None])
-    patches = torch.nn.functional.unfold(blurred, 5)[0]
+    patches = torch.nn.functional.unfold(torch.nn.functional.conv2d(image, torch.outer(blur, blur)[None, None]), 5)[0]
     patches = patches - patches.mean(0)
-    coefficients = torch.nn.functional.conv2d(image, weight[:-1])[0].flatten(1)
-    distances, same = torch.cdist(coefficients.T, coefficients.T), torch.cdist(patches.T, patches.T)
-    torch.testing.assert_close(distances, same, atol=1e-4, rtol=1e-4)
-    few = torch.nn.functional.conv2d(torch.nn.functional.avg_pool2d(image, 3, 1), patch_filters(8)[0][:-1])[0].flatten(1)
-    smooth = torch.nn.functional.unfold(torch.nn.functional.conv2d(
-        torch.nn.functional.avg_pool2d(image, 3, 1), torch.outer(blur, blur)[None, None]), 5)[0]
-    kept = few.square().sum() / (smooth - smooth.mean(0)).square().sum()
-    assert kept > 0.9
+    features = patch_features(image)[0, :, 3:-3, 3:-3].flatten(1)
+    torch.testing.assert_close(features.norm(dim=0), torch.ones_like(features[0]))
+    coefficients = features[:-1] / features[-1] * BLANK_CONTRAST
+    assert bool((coefficients.norm(dim=0) <= 1.001 * patches.norm(dim=0)).all())
+    assert float(coefficients.square().sum()) > 0.9 * float(patches.square().sum())
+    kept, all_ = (torch.cdist(x.T, x.T) for x in (coefficients[:, ::37], patches[:, ::37]))
+    assert bool((kept <= all_ + 1e-3).all()) and float(kept.sum()) > 0.9 * float(all_.sum())
+
+
+@settings(max_examples=20, deadline=None)
+@given(st.integers(1, 40), st.integers(1, 50), st.floats(0, 100), st.integers(0, 2**32 - 1))
+def test_compiled_patch_features_are_the_same(height, width, contrast, seed):
+    image = (contrast * np.random.default_rng(seed).standard_normal((height, width))).astype(np.float32)
+    expected = patch_features(torch.from_numpy(image).double()[None, None])[0].permute(1, 2, 0)
+    torch.testing.assert_close(torch.from_numpy(patch_features_compiled(image)).double(), expected, atol=2e-6 * (1 + contrast), rtol=0)
 
 
 def test_features_do_not_change_with_exposure(extractor):

@@ -152,7 +152,7 @@ def test_temporal_prior_is_trained_kept_shown_and_drawn(tmp_path, capsys):
     weights = tmp_path / "run" / "weights.safetensors"
     extractor = load_extractor(weights)
     assert isinstance(extractor.damping, TemporalPrior)
-    untrained = TemporalPrior(4)
+    untrained = TemporalPrior(len(extractor.strides))
     assert bool((extractor.damping.network[-1].weight != untrained.network[-1].weight).any())
     assert load_extractor("compact").fingerprint == extractor.fingerprint  # maps stay usable
     capsys.readouterr()

@@ -434,7 +434,7 @@ def test_frozen_parameters_are_left_out(tmp_path):
     section = dataclasses.replace(config.network, frozen=("stem", "block"), confidences=True)
     network, _, _ = build_network(section, tmp_path)
     trained = {name.split(".")[0] for name, p in network.named_parameters() if p.requires_grad}
-    assert trained == {"confidence", "skip", "fusion", "fine"}
+    assert trained == {"confidence", "skip", "fusion"}
 
 
 def test_pair_is_what_it_says():

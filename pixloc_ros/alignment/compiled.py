@@ -391,7 +391,7 @@ def _prior_cost(pose, prior_inverse, information):
 @numba.njit(**_JIT)
 def run_levels(features, strides, query_confidences, width, height, border, kind, cam, limit, xyz, descriptors, confidences,
                mask, start, loss_kind, loss_scale, prior_inverse, information, factors, axes, iterations, min_points, stop_cells,
-               least_fine_inliers, floor, down, up, least_scale, most_scale, least_shared, poses, costs, done, hessian, squared,
+               finest_share, floor, down, up, least_scale, most_scale, least_shared, poses, costs, done, hessian, squared,
                valid, pixels):
     """`run_level` on one level after the other, coarse to fine, from `start`: tuples have an entry a level, arrays a row.
 
@@ -417,13 +417,13 @@ def run_levels(features, strides, query_confidences, width, height, border, kind
         done[k] = steps
         pose = poses[k, steps]
         poses[k, steps + 1:], costs[k, steps + 1:] = pose, costs[k, steps]
-    visible, inliers = 0, 0
-    for i in range(points):
-        if valid[levels - 1, i]:
-            visible += 1
-            inliers += squared[levels - 1, i] < 2 * loss_scale
-    if levels > 1 and inliers / max(visible, 1) < least_fine_inliers:
-        return levels - 2, alive
+    if levels > 1 and finest_share > 0:
+        inliers, finest = 0, 0
+        for i in range(points):
+            inliers += valid[levels - 2, i] and squared[levels - 2, i] < 2 * loss_scale
+            finest += valid[levels - 1, i] and squared[levels - 1, i] < 2 * loss_scale
+        if finest < finest_share * inliers:
+            return levels - 2, alive
     return levels - 1, alive
 
 

@@ -45,9 +45,10 @@ class AlignmentOptions:
     loss: robust loss of the squared feature residual. border_cells: how far inside the image a point must be, in cells.
     min_points: fewer visible points than this is a failure. stop_cells: a level ends when a step moves the reprojections by
     less than this share of a cell (root mean square). feature_variance: squared feature residual that counts as one sigma,
-    which sets the image's weight against a prior factor. least_fine_inliers: the finest level's pose stands only where at
-    least this share of its visible points agrees with the map, else the level's before it (adaptive only): sharp features are
-    misled by motion blur, which the deeper ones tolerate. backend: "torch" (any device, differentiable), "compiled" (one CPU
+    which sets the image's weight against a prior factor. finest_share: the finest level is exact where images are sharp; its
+    pose stands where at least this share of the points that agreed with the map at the level before agrees at it, too, else that
+    level's does; inliers are counted at the level before, which tolerates blur and noise (adaptive only; 0: the finest level
+    always stands, and inliers are counted there). backend: "torch" (any device, differentiable), "compiled" (one CPU
     core, adaptive only, no gradients) or "auto": compiled wherever it can be. detach_steps: for training: where a step starts
     is a constant to its gradient, so that each step is taught by itself (adaptive only).
     """
@@ -59,7 +60,7 @@ class AlignmentOptions:
     min_points: int = 10
     stop_cells: float = 0.05
     feature_variance: float = 0.05
-    least_fine_inliers: float = 0.15
+    finest_share: float = 0.5
     backend: str = "auto"
     detach_steps: bool = False
 
@@ -196,18 +197,19 @@ def _align_tensors(pyramid: FeaturePyramid, camera: Camera, points: ReferencePoi
                    options: AlignmentOptions, dampings: list[_Damping | None], priors: list[PriorFactor | None],
                    mask: torch.Tensor | None) -> AlignmentResult:
     """Level after level on any device, differentiable; damping and prior of each level."""
-    end, finished, ran = _run_levels(pyramid, camera, points, pose, options, dampings, priors, mask)
+    end, inliers, finished, ran = _run_levels(pyramid, camera, points, pose, options, dampings, priors, mask)
     numbers = torch.stack((*(trace.steps.amax() for trace in ran), finished.all(), end.alive.all()))
     *steps, all_finished, all_alive = numbers.tolist()  # the only time that the host waits
     traces = tuple(trace.cut(taken) for trace, taken in zip(ran, steps))
-    return AlignmentResult(end.camera_from_map, finished, end.hessian, end.cost, end.valid, end.inliers(options.loss), end.pixels,
-                           traces, _reason(bool(all_finished), bool(all_alive), traces, options))
+    return AlignmentResult(end.camera_from_map, finished, end.hessian, end.cost, end.valid, inliers & end.valid, end.pixels, traces,
+                           _reason(bool(all_finished), bool(all_alive), traces, options))
 
 
 def _run_levels(pyramid: FeaturePyramid, camera: Camera, points: ReferencePoints, pose: torch.Tensor, options: AlignmentOptions,
                 dampings: list[_Damping | None], priors: list[PriorFactor | None], mask: torch.Tensor | None
-                ) -> tuple[_LevelEnd, torch.Tensor, list[_Trace]]:
-    """Where the alignment ends, which poses [B] are fit to use, and how each level went. The host waits for no device here."""
+                ) -> tuple[_LevelEnd, torch.Tensor, torch.Tensor, list[_Trace]]:
+    """Where the alignment ends, the points [B, N] that agree, which poses [B] are fit to use, and how each level went. The host
+    waits for no device here."""
     alive = torch.ones(pose.shape[0], dtype=torch.bool, device=pose.device)
     run = _run_paper if options.strategy == "paper" else _run_adaptive
     traces, end = [], None
@@ -217,10 +219,12 @@ def _run_levels(pyramid: FeaturePyramid, camera: Camera, points: ReferencePoints
         coarser, end = end, run(level, pose.detach(), dampings[k], priors[k], alive)
         pose, alive = end.camera_from_map, end.alive
         traces.append(end.trace)
-    if coarser is not None and options.strategy == "adaptive":
-        fine_share = end.inliers(options.loss).sum(-1) / end.valid.sum(-1).clamp(min=1)
-        end = dataclasses.replace(_take(fine_share < options.least_fine_inliers, coarser, end), alive=alive)
-    return end, torch.isfinite(end.camera_from_map).all(-1).all(-1) & alive, traces
+    inliers = end.inliers(options.loss)
+    if coarser is not None and options.strategy == "adaptive" and options.finest_share > 0:
+        finest, inliers = inliers, coarser.inliers(options.loss)
+        blurred = finest.sum(-1) < options.finest_share * inliers.sum(-1)
+        end = dataclasses.replace(_take(blurred, coarser, end), alive=alive)
+    return end, inliers, torch.isfinite(end.camera_from_map).all(-1).all(-1) & alive, traces
 
 
 def _reason(finished: bool, alive: bool, traces: Sequence[LevelTrace], options: AlignmentOptions) -> str:
@@ -412,7 +416,7 @@ def _align_compiled(pyramid: FeaturePyramid, camera: Camera, points: ReferencePo
             tuple(map(of, features)), strides, tuple(map(of, query_confidences)), *pyramid.image_size, options.border_cells,
             *compiled.camera_numbers(camera), of(xyz), tuple(map(of, descriptors)), tuple(map(of, confidences)), of(masks),
             starts[b], compiled.LOSSES[options.loss.kind], options.loss.scale, of(prior_inverses), of(information), of(factors),
-            of(axes), steps, options.min_points, options.stop_cells, options.least_fine_inliers, DIAGONAL_FLOOR, ADAPTIVE_DOWN,
+            of(axes), steps, options.min_points, options.stop_cells, options.finest_share, DIAGONAL_FLOOR, ADAPTIVE_DOWN,
             ADAPTIVE_UP, *ADAPTIVE_RANGE, LEAST_SHARED_VIEW, poses[b], costs[b], done[b], hessian[b], squared[b], valid[b],
             pixels[b])
 
@@ -431,7 +435,8 @@ def _align_compiled(pyramid: FeaturePyramid, camera: Camera, points: ReferencePo
                          torch.from_numpy(poses[:, k, :most[k] + 1]).to(pose.dtype), most[k])
               for k, level in enumerate(pyramid.levels)]
     visible = valid[each, last]
-    inliers = visible & (squared[each, last] < 2 * options.loss.scale)
+    judge = max(levels - 2, 0) if options.finest_share > 0 else levels - 1
+    inliers = visible & valid[:, judge] & (squared[:, judge] < 2 * options.loss.scale)
     found, finished_each, hessian, cost, visible, inliers, pixels = map(torch.from_numpy, (
         found, finished, hessian[each, last], costs[each, last, ended], visible, inliers, pixels[each, last]))
     return AlignmentResult(found.to(pose.dtype), finished_each, hessian, cost, visible, inliers, pixels, tuple(traces),

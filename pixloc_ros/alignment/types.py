@@ -68,11 +68,12 @@ class AlignmentResult:
 
     camera_from_map: [..., 4, 4].
     converged: bool [...]; False where fewer than `min_points` were visible or the solution is not finite.
-    hessian: [..., 6, 6] of the finest level at the solution, left perturbation (translation, rotation), camera axes,
+    hessian: [..., 6, 6] of the level whose pose stands at the solution, left perturbation (translation, rotation), camera axes,
         without damping and prior factor: the information the image gave, up to a scale.
-    cost: [...] mean robust cost per visible point of the finest level.
+    cost: [...] mean robust cost per visible point of that level.
     visible: bool [..., N] points that project validly into the image at the solution.
-    inliers: bool [..., N] visible points whose finest residual is within the robust loss's quadratic zone.
+    inliers: bool [..., N] visible points whose residual is within the robust loss's quadratic zone, at the level that
+        `AlignmentOptions.finest_share` names.
     pixels: [..., N, 2] reprojections in the image at the solution.
     trace: per level, coarse to fine.
     reason: one word: "converged", "iterations" (ran out), "points" (too few), "diverged".

@@ -62,13 +62,13 @@ def intensity_extractor() -> Extractor:
 class ReducedNetwork(nn.Module):
     """A network without some of its parts.
 
-    finest: keep the finest level. confidences: keep them, else every point counts the same. full_size: compute the robust
-    levels from the image at full size, whatever it is, where the network would shrink it.
+    levels: so many are kept, coarse to fine (0: all). confidences: keep them, else every point counts the same. full_size: compute
+    the robust levels from the image at full size, whatever it is, where the network would shrink it.
     """
 
-    def __init__(self, network: nn.Module, finest: bool = True, confidences: bool = True, full_size: bool = False) -> None:
+    def __init__(self, network: nn.Module, levels: int = 0, confidences: bool = True, full_size: bool = False) -> None:
         super().__init__()
-        self.finest, self.confidences, self.full_size = finest, confidences, full_size
+        self.levels, self.confidences, self.full_size = levels or len(network.strides), confidences, full_size
         self.network = self._scaled(network)
 
     def _scaled(self, network: nn.Module) -> nn.Module:
@@ -80,17 +80,17 @@ class ReducedNetwork(nn.Module):
 
     @property
     def strides(self) -> tuple[int, ...]:
-        return tuple(self.network.strides[:None if self.finest else -1])
+        return tuple(self.network.strides[:self.levels])
 
     @property
     def channels(self) -> tuple[int, ...]:
-        return tuple(self.network.channels[:None if self.finest else -1])
+        return tuple(self.network.channels[:self.levels])
 
     def suited_to(self, width: int, height: int) -> ReducedNetwork:
         return self._around(self._scaled(self.network.suited_to(width, height)))
 
     def with_strides(self, strides: tuple[int, ...]) -> ReducedNetwork:
-        return self._around(self.network.with_strides((*strides, *(() if self.finest else self.network.strides[-1:]))))
+        return self._around(self.network.with_strides((*strides, *self.network.strides[self.levels:])))
 
     def _around(self, network: nn.Module) -> ReducedNetwork:
         reduced = copy.copy(self)
@@ -99,19 +99,21 @@ class ReducedNetwork(nn.Module):
 
     def forward(self, image: torch.Tensor) -> FeaturePyramid:
         pyramid = self.network(image)
-        levels = pyramid.levels if self.finest else pyramid.levels[:-1]
+        levels = pyramid.levels[:self.levels]
         if not self.confidences:
             levels = tuple(FeatureLevel(level.features, None, level.stride) for level in levels)
         return FeaturePyramid(tuple(levels), pyramid.image_size)
 
 
-def reduced_extractor(extractor: Extractor, finest: bool = True, confidences: bool = True, full_size: bool = False,
+def reduced_extractor(extractor: Extractor, levels: int = 0, confidences: bool = True, full_size: bool = False,
                       damping: bool = True) -> Extractor:
     """An extractor without some parts (see `ReducedNetwork`), or without its learned damping. Maps of differently reduced
     features do not fit each other; the damping makes no difference to a map."""
-    kept = extractor.damping if damping and finest else None
-    if finest and confidences and not full_size:
+    levels = levels or len(extractor.strides)
+    complete = levels == len(extractor.strides)
+    kept = extractor.damping if damping and complete else None
+    if complete and confidences and not full_size:
         return Extractor(extractor.network, extractor.name, extractor.fingerprint, kept, extractor.execution)
-    network = ReducedNetwork(extractor.network, finest, confidences, full_size)
-    parts = f"{extractor.fingerprint} finest={finest} confidences={confidences} full_size={full_size}"
+    network = ReducedNetwork(extractor.network, levels, confidences, full_size)
+    parts = f"{extractor.fingerprint} levels={levels} confidences={confidences} full_size={full_size}"
     return Extractor(network, f"{extractor.name}, reduced", hashlib.sha256(parts.encode()).hexdigest()[:16], kept)

@@ -7,39 +7,18 @@ Batch normalisation is folded into the convolutions: every layer is a biased con
 from __future__ import annotations
 
 import copy
-import math
 
 import torch
 from torch import nn
 from torch.nn import functional as F
 
 from ..errors import InputError
+from .patches import CHANNELS as PATCH_CHANNELS
+from .patches import patch_features
 from .pyramid import FeatureLevel, FeaturePyramid
 
-BLANK_CONTRAST = 0.3
-"""Root of the summed squares of a patch, in standard deviations of the image, below which it counts as blank."""
 DEEP_SIDE_PX = 240
 """About how long the shorter side of the image is that the robust levels are computed from."""
-
-
-def patch_filters(channels: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Weight [channels, 1, 7, 7] and bias of the finest level's convolution as it starts.
-
-    What the classical direct methods compare: the 5x5 patch around each pixel, blurred a little, without its mean. In the
-    cosine basis a few coefficients of low frequency say nearly all of it; after division by their length they are independent of
-    contrast. The last channel is constant and takes the unit length where there is no contrast, so that noise is not blown up.
-    """
-    size = 5
-    place = torch.arange(size, dtype=torch.float64) + 0.5
-    basis = torch.stack([torch.cos(torch.pi * place * k / size) * math.sqrt((2 if k else 1) / size) for k in range(size)])
-    orders = sorted(((v, u) for v in range(size) for u in range(size)), key=lambda vu: (sum(vu), max(vu), vu))
-    blur = torch.tensor([0.25, 0.5, 0.25], dtype=torch.float64)
-    filters = torch.zeros(channels, 1, size + 2, size + 2, dtype=torch.float64)
-    for k, (v, u) in enumerate(orders[1:channels]):
-        filters[k] = F.conv2d(torch.outer(basis[v], basis[u])[None, None], torch.outer(blur, blur)[None, None], padding=2)[0]
-    bias = torch.zeros(channels, dtype=torch.float64)
-    bias[-1] = BLANK_CONTRAST
-    return filters.float(), bias.float()
 
 
 def _conv(inputs: int, outputs: int, stride: int = 1, kernel: int = 3) -> nn.Sequential:
@@ -47,27 +26,24 @@ def _conv(inputs: int, outputs: int, stride: int = 1, kernel: int = 3) -> nn.Seq
 
 
 class CompactNetwork(nn.Module):
-    """Grey image to four levels of 64, 64, 24, 8 channels, coarse to fine.
+    """Grey image to five levels of 64, 64, 24, 8, 8 channels, coarse to fine.
 
-    The three robust levels come from the image shrunk by `deep_scale` (strides 32, 8, 4 times that), the last and exact one,
-    stride 2, from a single convolution of the full image shrunk by 2 (see `patch_filters`): near the solution features need not
-    be clever, only sharp.
-    confidences: whether it has a confidence head per level; the encoder as it was pretrained has none.
+    The three robust levels are learned and come from the image shrunk by `deep_scale` (strides 32, 8, 4 times that). The two
+    exact ones, strides 2 and 1, are intensity patches (`patches`) of the image shrunk by 2 and as it is: near the solution
+    features need not be clever, only sharp.
+    confidences: whether each robust level has a confidence head; the encoder as it was pretrained has none.
     """
 
-    channels = (64, 64, 24, 8)
+    channels = (64, 64, 24, PATCH_CHANNELS, PATCH_CHANNELS)
+    robust = 3
+    """How many of the levels are learned."""
     takes_grey = True
 
     def __init__(self, deep_scale: int = 1, confidences: bool = False) -> None:
         super().__init__()
         self.deep_scale = deep_scale
-        self.confidence = nn.ModuleList(nn.Conv2d(channels, 1, 1) for channels in self.channels) if confidences else None
+        self.confidence = nn.ModuleList(nn.Conv2d(channels, 1, 1) for channels in self.channels[:self.robust]) if confidences else None
         self.skip = nn.Conv2d(1, 24, 1)
-        self.fine = nn.Conv2d(1, self.channels[-1], 7)
-        with torch.no_grad():
-            weight, bias = patch_filters(self.channels[-1])
-            self.fine.weight.copy_(weight)
-            self.fine.bias.copy_(bias)
         self.stem = nn.Sequential(_conv(1, 4), _conv(4, 8, 2), _conv(8, 8))
         self.block1 = _conv(8, 24, 2)
         self.block2 = nn.Sequential(_conv(24, 24), _conv(24, 24))
@@ -83,7 +59,7 @@ class CompactNetwork(nn.Module):
 
     @property
     def strides(self) -> tuple[int, ...]:
-        return (32 * self.deep_scale, 8 * self.deep_scale, 4 * self.deep_scale, 2)
+        return (32 * self.deep_scale, 8 * self.deep_scale, 4 * self.deep_scale, 2, 1)
 
     def suited_to(self, width: int, height: int) -> CompactNetwork:
         """The same network, its robust levels at a size that costs about the same whatever the image's.
@@ -113,28 +89,24 @@ class CompactNetwork(nn.Module):
         """grey: float32 [B, 1, H, W], any affine range (each image is normalised to zero mean and unit variance)."""
         height, width = grey.shape[-2:]
         full = F.instance_norm(pad_to_multiple(grey, self.multiple))
-        levels, confidences = self.raw(full, F.avg_pool2d(full, self.deep_scale) if self.deep_scale > 1 else None)
-        return FeaturePyramid(tuple(
-            FeatureLevel(F.normalize(level.contiguous(memory_format=torch.channels_last), dim=1), confidence, float(stride))
-            for level, confidence, stride in zip(levels, confidences, self.strides)), (width, height))
+        levels, confidences = self.robust_levels(F.avg_pool2d(full, self.deep_scale) if self.deep_scale > 1 else full)
+        levels = [F.normalize(level.contiguous(memory_format=torch.channels_last), dim=1) for level in levels]
+        levels += patch_features(F.avg_pool2d(full, 2)), patch_features(full)
+        return FeaturePyramid(tuple(map(FeatureLevel, levels, (*confidences, None, None), map(float, self.strides))),
+                              (width, height))
 
-    def raw(self, full: torch.Tensor, small: torch.Tensor | None
-            ) -> tuple[tuple[torch.Tensor, ...], tuple[torch.Tensor | None, ...]]:
-        """All that is convolutions: levels [B, C, H, W] before they are brought to unit length, and confidences [B, H, W].
+    def robust_levels(self, small: torch.Tensor) -> tuple[tuple[torch.Tensor, ...], tuple[torch.Tensor | None, ...]]:
+        """All that is learned: levels [B, C, H, W] before they are brought to unit length, and confidences [B, H, W].
 
-        full: normalised image [B, 1, H, W], H and W multiples of `multiple`. small: the same shrunk by `deep_scale`, None
-        where that is 1.
+        small: normalised image [B, 1, H, W] shrunk by `deep_scale`, H and W multiples of 32.
         """
-        fine = self.fine(F.pad(F.avg_pool2d(full, 2), (self.fine.kernel_size[0] // 2,) * 4, mode="replicate"))
-        if small is None:
-            small = full
         x4 = self.block2(self.block1(self.stem(small)) + self.skip(F.avg_pool2d(small, 4)))
         x8 = self.block3(x4)
         x16 = self.block4(x8)
         x32 = self.block5(x16)
         size = x8.shape[-2:]
         fused = x8 + F.interpolate(x16, size, mode="bilinear") + F.interpolate(x32, size, mode="bilinear")
-        levels = (x32, self.fusion(fused), x4, fine)
+        levels = (x32, self.fusion(fused), x4)
         if self.confidence is None:
             return levels, (None,) * len(levels)
         return levels, tuple(torch.sigmoid(head(level)[:, 0]) for head, level in zip(self.confidence, levels))

@@ -2,8 +2,8 @@
 """Ways to run a network on an image. All compute the same features; tests hold them together.
 
 The compact network on a CPU has a path of its own, since half of what it costs otherwise is not convolutions: the image is
-brought to zero mean and unit variance in NumPy, the convolutions run in torch, ONNX Runtime or OpenVINO, and descriptors come
-to unit length in place.
+brought to zero mean and unit variance in NumPy, the convolutions run in torch, ONNX Runtime or OpenVINO, descriptors come to
+unit length in place, and the exact levels are compiled.
 """
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ import importlib.util
 import io
 import math
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import cv2
@@ -21,6 +22,7 @@ import torch
 
 from ..errors import InputError
 from .compact import CompactNetwork, pad_sizes
+from .patches import patch_features_compiled
 from .pyramid import FeatureLevel, FeaturePyramid
 
 BACKENDS = ("auto", "torch", "onnxruntime", "openvino")
@@ -32,9 +34,9 @@ NORM_FLOOR = np.float32(1e-12)
 
 Run = Callable[[np.ndarray], FeaturePyramid]
 """uint8 [H, W] grey or [H, W, 3] RGB, as the network takes it, to features of batch size 1."""
-Convolutions = Callable[[np.ndarray, "np.ndarray | None"], tuple[list[np.ndarray], "list[np.ndarray | None]"]]
-"""float32 image [H, W] and, if the robust levels have an image of their own, that one; to levels [H_k, W_k, C_k], not of unit
-length yet, and confidences [H_k, W_k] or None. All are new arrays, which the caller may change."""
+Convolutions = Callable[[np.ndarray], tuple[list[np.ndarray], "list[np.ndarray | None]"]]
+"""float32 image [H, W] to the robust levels [H_k, W_k, C_k], not of unit length yet, and confidences [H_k, W_k] or None. All are
+new arrays, which the caller may change."""
 
 
 @dataclass(frozen=True)
@@ -109,27 +111,37 @@ def _on_device(network: torch.nn.Module, device: torch.device, dtype: torch.dtyp
 
 
 def _compact_on_cpu(network: CompactNetwork, convolutions: Convolutions) -> Run:
-    strides, shrink = network.strides, network.deep_scale
+    beside = ThreadPoolExecutor(1, "exact levels") if torch.get_num_threads() > 1 else None
 
     def run(image: np.ndarray) -> FeaturePyramid:
-        full, small = normalize_image(image, network.multiple, shrink)
-        levels, confidences = convolutions(full, small)
+        full = normalize_image(image, network.multiple)
+        waiting = None if beside is None else beside.submit(_exact_levels, full)
+        levels, confidences = convolutions(_shrunk(full, network.deep_scale))
         for values in levels:
             _to_unit_length(values.reshape(-1, values.shape[-1]))
+        levels += _exact_levels(full) if waiting is None else waiting.result()
         return FeaturePyramid(tuple(
             FeatureLevel(torch.from_numpy(values)[None].permute(0, 3, 1, 2),
                          None if confidence is None else torch.from_numpy(confidence)[None], float(stride))
-            for values, confidence, stride in zip(levels, confidences, strides)), image.shape[1::-1])
+            for values, confidence, stride in zip(levels, (*confidences, None, None), network.strides)), image.shape[1::-1])
 
     return run
 
 
-def normalize_image(grey: np.ndarray, multiple: int, shrink: int) -> tuple[np.ndarray, np.ndarray | None]:
-    """What the compact network does to an image before its first convolution.
+def _exact_levels(full: np.ndarray) -> list[np.ndarray]:
+    return [patch_features_compiled(_shrunk(full, 2)), patch_features_compiled(full)]
 
-    grey: uint8 [H, W]. Returns it cropped or padded to multiples, with zero mean and unit variance, float32; and the same
-    shrunk by averaging, None for shrink 1.
-    """
+
+def _shrunk(image: np.ndarray, times: int) -> np.ndarray:
+    """By averaging; the same array for 1."""
+    if times == 1:
+        return image
+    return cv2.resize(image, (image.shape[1] // times, image.shape[0] // times), interpolation=cv2.INTER_AREA)
+
+
+def normalize_image(grey: np.ndarray, multiple: int) -> np.ndarray:
+    """What the compact network does to an image first: uint8 [H, W], cropped or padded to multiples, to zero mean and unit
+    variance, float32."""
     height, width = grey.shape
     rows, columns = pad_sizes(height, width, multiple)
     grey = grey[:height + min(rows, 0), :width + min(columns, 0)]
@@ -139,9 +151,7 @@ def normalize_image(grey: np.ndarray, multiple: int, shrink: int) -> tuple[np.nd
     gain = 1 / math.sqrt(deviation ** 2 + VARIANCE_FLOOR)
     full = np.subtract(grey, np.float32(mean), dtype=np.float32)  # first, or rounding would be all there is in a blank image
     full *= np.float32(gain)
-    if shrink == 1:
-        return full, None
-    return full, cv2.resize(full, (full.shape[1] // shrink, full.shape[0] // shrink), interpolation=cv2.INTER_AREA)
+    return full
 
 
 @numba.njit(cache=True, nogil=True, error_model="numpy", fastmath={"reassoc", "contract", "arcp", "nsz"})
@@ -161,9 +171,8 @@ def _torch(network: CompactNetwork, dtype: torch.dtype) -> Convolutions:
     if dtype != torch.float32:
         network = copy.deepcopy(network).to(dtype)
 
-    def run(full: np.ndarray, small: np.ndarray | None) -> tuple[list[np.ndarray], list[np.ndarray | None]]:
-        levels, confidences = network.raw(*(None if image is None else torch.from_numpy(image)[None, None].to(dtype)
-                                            for image in (full, small)))
+    def run(image: np.ndarray) -> tuple[list[np.ndarray], list[np.ndarray | None]]:
+        levels, confidences = network.robust_levels(torch.from_numpy(image)[None, None].to(dtype))
         return ([level.permute(0, 2, 3, 1).contiguous().float().numpy()[0] for level in levels],
                 [None if one is None else one.float().numpy()[0] for one in confidences])
 
@@ -180,10 +189,9 @@ def _onnxruntime(network: CompactNetwork, dtype: torch.dtype) -> Convolutions:
     # Waiting threads sleep. Spinning ones are a tenth quicker on an idle machine, but where other work wants the cores they
     # wait for a thread that cannot run because of them, and an image takes twice as long.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    session = onnxruntime.InferenceSession(compact_model(network, network.deep_scale > 1), options,
-                                           providers=["CPUExecutionProvider"])
+    session = onnxruntime.InferenceSession(compact_model(network), options, providers=["CPUExecutionProvider"])
     names = [output.name for output in session.get_outputs()]
-    return _of_graph(network, lambda images: dict(zip(names, session.run(names, images))))
+    return _of_graph(network, lambda image: dict(zip(names, session.run(names, {"image": image}))))
 
 
 def _openvino(network: CompactNetwork, dtype: torch.dtype) -> Convolutions:
@@ -193,27 +201,26 @@ def _openvino(network: CompactNetwork, dtype: torch.dtype) -> Convolutions:
 
     precision = {torch.float32: "f32", torch.bfloat16: "bf16"}[dtype]
     core = openvino.Core()
-    compiled = core.compile_model(core.read_model(io.BytesIO(compact_model(network, network.deep_scale > 1))), "CPU", {
+    compiled = core.compile_model(core.read_model(io.BytesIO(compact_model(network))), "CPU", {
         "INFERENCE_PRECISION_HINT": precision, "INFERENCE_NUM_THREADS": torch.get_num_threads(),
         "PERFORMANCE_HINT": "LATENCY"})
     request = compiled.create_infer_request()
 
-    def run(images: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-        results = request.infer(images, share_inputs=True)
+    def run(image: np.ndarray) -> dict[str, np.ndarray]:
+        results = request.infer({"image": image}, share_inputs=True)
         return {output.get_any_name(): results[output] for output in compiled.outputs}
 
     return _of_graph(network, run)
 
 
-def _of_graph(network: CompactNetwork, run: Callable[[dict[str, np.ndarray]], dict[str, np.ndarray]]) -> Convolutions:
+def _of_graph(network: CompactNetwork, run: Callable[[np.ndarray], dict[str, np.ndarray]]) -> Convolutions:
     """What a graph of `onnx_graph.compact_model` gives, as `Convolutions`."""
 
-    def convolutions(full: np.ndarray, small: np.ndarray | None) -> tuple[list[np.ndarray], list[np.ndarray | None]]:
-        images = {"full": full} if small is None else {"full": full, "small": small}
-        outputs = run({name: image[None, None] for name, image in images.items()})
+    def convolutions(image: np.ndarray) -> tuple[list[np.ndarray], list[np.ndarray | None]]:
+        outputs = run(image[None, None])
         levels, confidences = [], []
-        for k, (channels, stride) in enumerate(zip(network.channels, network.strides)):
-            shape = (full.shape[0] // stride, full.shape[1] // stride)
+        for k, (channels, stride) in enumerate(zip(network.channels[:network.robust], network.strides)):
+            shape = tuple(n * network.deep_scale // stride for n in image.shape)
             levels.append(outputs[f"level_{k}"].reshape(*shape, channels))
             confidences.append(outputs[f"confidence_{k}"].reshape(shape) if f"confidence_{k}" in outputs else None)
         return levels, confidences

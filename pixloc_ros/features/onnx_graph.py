@@ -19,35 +19,30 @@ OPSET = 13
 """What the oldest runtimes in use read."""
 IR_VERSION = 8
 PIXELS = (1, 1)
-FINE_CELLS = (1, 2)
 STEM_CELLS = ((2, 2), (1, 2), (1, 2))
 """Rows and columns of pixels in a cell of the first three layers' output; the fastest of those tried."""
 
 
-def compact_model(network: CompactNetwork, shrunk: bool) -> bytes:
-    """The graph of `CompactNetwork.raw`, serialized.
+def compact_model(network: CompactNetwork) -> bytes:
+    """The graph of `CompactNetwork.robust_levels`, serialized.
 
-    shrunk: whether the robust levels have an image of their own. Inputs float32 [1, 1, H, W] `full` and, if so, `small`;
-    outputs channels-last `level_k` [1, H_k, W_k, C_k] and, of networks that have them, `confidence_k` [1, H_k, W_k, 1]. The
-    finest level's cells hold two pixels: [1, H, W / 2, 2 C], in memory the same as [1, H, W, C].
+    Input float32 [1, 1, H, W] `image`; outputs channels-last `level_k` [1, H_k, W_k, C_k] and, of networks that have them,
+    `confidence_k` [1, H_k, W_k, 1].
     """
     graph = _Graph()
-    fine = graph.fine(network, "full")
-    stem = graph.stem(network, "small" if shrunk else "full")
-    pooled = graph.add("AveragePool", ["small" if shrunk else "full"], kernel_shape=[4, 4], strides=[4, 4])
+    stem = graph.stem(network, "image")
+    pooled = graph.add("AveragePool", ["image"], kernel_shape=[4, 4], strides=[4, 4])
     x4 = graph.convolution(network.block1, stem, STEM_CELLS[-1])
     x4 = graph.sequence(network.block2, graph.add("Add", [x4, graph.convolution(network.skip, pooled)]))
     x8 = graph.sequence(network.block3, x4)
     x16 = graph.sequence(network.block4, x8)
     x32 = graph.sequence(network.block5, x16)
     fused = graph.add("Add", [graph.add("Add", [x8, graph.enlarge(x16, 2)]), graph.enlarge(x32, 4)])
-    for k, level in enumerate((x32, graph.sequence(network.fusion, fused), x4, fine)):
-        cells = FINE_CELLS if level is fine else PIXELS
+    for k, level in enumerate((x32, graph.sequence(network.fusion, fused), x4)):
         graph.output(level, f"level_{k}")
         if network.confidence is not None:
-            logits = graph.convolution(network.confidence[k], level, cells, cells)
-            graph.output(graph.add("Sigmoid", [logits]), f"confidence_{k}")
-    return graph.serialize(["full", "small"] if shrunk else ["full"])
+            graph.output(graph.add("Sigmoid", [graph.convolution(network.confidence[k], level)]), f"confidence_{k}")
+    return graph.serialize()
 
 
 def over_cells(weight: torch.Tensor, bias: torch.Tensor, stride: int, cells_in: tuple[int, int], cells_out: tuple[int, int]
@@ -97,13 +92,6 @@ class _Graph:
             image, cells = self.convolution(layer, image, cells, cells_out), cells_out
         return image
 
-    def fine(self, network: CompactNetwork, image: str) -> str:
-        """The finest level: the padding repeats the border, which no convolution does by itself."""
-        margin = network.fine.kernel_size[0] // 2
-        pads = self._constant(np.array([0, 0, margin, margin] * 2, np.int64))
-        half = self.add("AveragePool", [image], kernel_shape=[2, 2], strides=[2, 2])
-        return self.convolution(network.fine, self.add("Pad", [half, pads], mode="edge"), PIXELS, FINE_CELLS, padded=True)
-
     def sequence(self, layers: nn.Sequential, tensor: str) -> str:
         if isinstance(layers[0], nn.Conv2d):
             return self.convolution(layers, tensor)
@@ -112,25 +100,25 @@ class _Graph:
         return tensor
 
     def convolution(self, layer: nn.Module, tensor: str, cells_in: tuple[int, int] = PIXELS,
-                    cells_out: tuple[int, int] = PIXELS, padded: bool = False) -> str:
-        """A Conv2d, or a Sequential of one and a ReLU. padded: the tensor has its margin already."""
+                    cells_out: tuple[int, int] = PIXELS) -> str:
+        """A Conv2d, or a Sequential of one and a ReLU."""
         conv = layer if isinstance(layer, nn.Conv2d) else layer[0]
         weight, bias, strides, pads = over_cells(conv.weight.detach().float().cpu(), conv.bias.detach().float().cpu(),
                                                  conv.stride[0], cells_in, cells_out)
         tensor = self.add("Conv", [tensor, self._constant(weight.numpy()), self._constant(bias.numpy())],
-                          kernel_shape=list(weight.shape[-2:]), strides=list(strides), pads=[0] * 4 if padded else list(pads))
+                          kernel_shape=list(weight.shape[-2:]), strides=list(strides), pads=list(pads))
         return tensor if layer is conv else self.add("Relu", [tensor])
 
     def enlarge(self, tensor: str, times: int) -> str:
         scales = self._constant(np.array([1, 1, times, times], np.float32))
         return self.add("Resize", [tensor, "", scales], mode="linear", coordinate_transformation_mode="half_pixel")
 
-    def serialize(self, inputs: list[str]) -> bytes:
+    def serialize(self) -> bytes:
         def value(name: str, shape: list[object]) -> onnx.ValueInfoProto:
             return helper.make_tensor_value_info(name, TensorProto.FLOAT, shape)
 
         graph = helper.make_graph(
-            self.nodes, "compact", [value(name, [1, 1, f"{name}_h", f"{name}_w"]) for name in inputs],
+            self.nodes, "compact", [value("image", [1, 1, "h", "w"])],
             [value(name, [1, f"{name}_h", f"{name}_w", f"{name}_c"]) for name in self.outputs], list(self.constants.values()))
         return helper.make_model(graph, opset_imports=[helper.make_opsetid("", OPSET)],
                                  ir_version=IR_VERSION).SerializeToString()

@@ -22,6 +22,7 @@ from .map_file import Map, decode_descriptors, encode_descriptors
 from .statistics import keyframe_pixels
 
 _SAME_POINT_SHARE, _SAME_POINT_COSINE = 0.004, 0.8
+_TELLING_STRIDE = 4
 _FEW_POINTS = 50
 _KEYFRAME_TURN_RAD = float(np.radians(8.0))
 
@@ -239,8 +240,8 @@ def _merge_two(a: Map, b: Map) -> tuple[Map, int]:
 
 def _same_points(a: Map, b: Map) -> tuple[np.ndarray, np.ndarray]:
     """Points of b and the points of a that they are: nearest to each other, near against the distance they are seen from,
-    and alike in the finest features but one (the finest tell too little apart)."""
-    level = max(len(a.strides) - 2, 0)
+    and alike in the finest features that tell points apart: an intensity patch does not."""
+    level = max((k for k, stride in enumerate(a.strides) if stride >= _TELLING_STRIDE), default=0)
     described = [_mean_descriptors(m, level) for m in (a, b)]
     distance, nearest = cKDTree(a.xyz).query(b.xyz)
     _, back = cKDTree(b.xyz).query(a.xyz)

@@ -55,7 +55,7 @@ class Relocalizer:
         self._localizer = localizer
         # Its own: the views of far keyframes must not drive those around the robot from the localizer's.
         self._selector = LocalPointSelector(localizer.map, COARSE_POINTS)
-        self._alignment = replace(localizer.options.alignment, least_fine_inliers=0.0)
+        self._alignment = replace(localizer.options.alignment, finest_share=0.0)
         self._index = KeyframeIndex(localizer.map, descriptor)
         self._keyframes = localizer.map.map_from_keyframe
         depth = localizer.map.keyframe_depth

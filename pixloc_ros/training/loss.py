@@ -96,7 +96,7 @@ def pair_loss(traces: tuple[LevelTrace, ...], camera: Camera, xyz: torch.Tensor,
     total = torch.zeros_like(truth[:, 0, 0])
     reached = kept
     errors, success = [], []
-    if len(options.scale_cells) not in (0, len(traces)):
+    if 0 < len(options.scale_cells) < len(traces):
         raise InputError(f"loss: {len(options.scale_cells)} scale_cells for {len(traces)} levels: give one for each")
     for k, trace in enumerate(traces):
         # Errors in pixels, or in units of the level's scale.

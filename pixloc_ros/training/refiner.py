@@ -59,9 +59,13 @@ class PairRefiner(nn.Module):
         return loss.loss, loss.kept, loss.errors, loss.success
 
     def refine(self, batch: Batch, strides: tuple[int, ...]) -> tuple[PairLoss, AlignmentResult]:
-        """Align every pair. strides: which of the network's sets of levels to use."""
+        """Align every pair. strides: which of the network's sets of levels to use. In training the last levels are left out
+        where nothing about them is learned."""
         points, mask, query = self.features(batch, strides)
         start = self.start(batch, points, mask, strides)
+        if torch.is_grad_enabled() and not any(p.requires_grad for p in self.damping.parameters()):
+            taught = [k for k, level in enumerate(query.levels, 1) if level.features.requires_grad]
+            points, query = first_levels(points, query, max(taught, default=len(query.levels)))
         result = align(query, batch.query_camera, points, start.initial, self.alignment, self.damping, start.prior, mask,
                        start.cues)
         loss = pair_loss(result.trace, batch.query_camera, batch.xyz, mask, batch.query_from_reference, start.initial, self.loss)
@@ -125,6 +129,12 @@ class PairRefiner(nn.Module):
         if not network.takes_grey:
             images = images.expand(-1, 3, -1, -1)
         return network(images.contiguous(memory_format=torch.channels_last))
+
+
+def first_levels(points: ReferencePoints, pyramid: FeaturePyramid, count: int) -> tuple[ReferencePoints, FeaturePyramid]:
+    """Both with their coarsest levels only."""
+    return (ReferencePoints(points.xyz, points.descriptors[:count], points.confidences[:count]),
+            FeaturePyramid(pyramid.levels[:count], pyramid.image_size))
 
 
 def image_subset(pyramid: FeaturePyramid, which: slice) -> FeaturePyramid:
