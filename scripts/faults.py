@@ -3,17 +3,19 @@
 
     python scripts/faults.py -o out/faults                    # all of them, about a quarter of a minute each
     python scripts/faults.py -o out/faults --only "garbage images" --only "odometry jumps 5 m"
-    python scripts/faults.py -o out/faults --soak-minutes 60  # random faults, one after the other, on one node
+    python scripts/faults.py -o out/soak --soak-minutes 60    # random faults at 15 Hz, one after the other, on one node
 
 Each run starts a node on a simulated drive, lets it track, injects the fault for a while, and goes on. Told are: the states
 the node went through, how soon it was right again, wrong poses given as TRACKING (further off than 0.25 m or 2 degrees), its
-memory, and whether it lived. Exit code 1 if a node died, gave a wrong pose as TRACKING or did not recover.
+memory, and whether it lived. Exit code 1 if a node died, gave a wrong pose as TRACKING or did not recover, and after a soak in
+which its memory grew by more than 2 % from the first tenth on.
 """
 
 from __future__ import annotations
 
 import argparse
 import contextlib
+import functools
 import json
 import os
 import random
@@ -40,9 +42,11 @@ from rclpy.qos import DurabilityPolicy, QoSProfile
 from sensor_msgs.msg import CameraInfo, Image
 from tf2_msgs.msg import TFMessage
 
+from pixloc_ros.errors import InputError
 from pixloc_ros.evaluation import offline
 from pixloc_ros.evaluation.bags import BagReader
 from pixloc_ros.evaluation.bags import OdometryMessage as BagOdometry
+from pixloc_ros.evaluation.pages import write_section
 from pixloc_ros.evaluation.trajectory import Trajectory, write_text
 from pixloc_ros.features import load_extractor
 from pixloc_ros.geometry import se3
@@ -56,10 +60,11 @@ WRONG = (0.25, 2.0)
 """Metres, degrees: a pose given as TRACKING that is further off is wrong."""
 FAULT_S = (2.5, 4.5)
 """When in the drive the fault is there."""
-SECONDS, RATE_HZ = 9.0, 10.0
+SECONDS = 9.0
+RATE_HZ, SOAK_RATE_HZ = 10.0, 15.0
+SOAK_GROWTH_PERCENT = 2.0
 NODE = "/localization_node"
 COMMAND = [sys.executable, "-m", "pixloc_ros.node.localization_node", "--ros-args"]
-BEGIN, END = "<!-- faults: begin -->\n", "<!-- faults: end -->\n"
 
 
 @dataclass(frozen=True)
@@ -121,14 +126,15 @@ class Fault:
 # ---- the drive
 
 
-def make_drive(folder: Path) -> Drive:
-    """A simulated drive and its map; kept in the folder for the next time."""
-    scene = folder / "scene"
-    map_path = folder / "site.pixmap"
-    if not map_path.is_file():
-        simulate(scene, SimulationOptions(seconds=SECONDS, rate_hz=RATE_HZ, width=320, height=240, texel=0.02, seed=5))
-        map_, _ = build_map_from_colmap(scene / "map", scene / "images", load_extractor())
-        map_.save(map_path)
+def make_drive(folder: Path, rate_hz: float) -> Drive:
+    """A simulated drive, kept in the folder for the next time, and its map."""
+    scene = folder / f"scene_{rate_hz:g}hz"
+    map_path = folder / f"site_{rate_hz:g}hz.pixmap"
+    if not scene.is_dir():
+        simulate(scene, SimulationOptions(seconds=SECONDS, rate_hz=rate_hz, width=320, height=240, texel=0.02, seed=5))
+    # Made anew each time: the weights may be others.
+    map_, _ = build_map_from_colmap(scene / "map", scene / "images", load_extractor())
+    map_.save(map_path)
     with BagReader(scene / "drive") as bag:
         truth = bag.truth()
         start_ns, start = offline.first_pose(bag, truth, None)
@@ -455,6 +461,11 @@ class Stage:
             time.sleep(0.05)
         time.sleep(0.3)
 
+    def forget(self) -> None:
+        """What was sent and heard so far."""
+        for kept in (self.statuses, self.poses, self.true_ns, self.sent_s, self.notes):
+            kept.clear()
+
     def send(self, topic: str, message) -> None:
         self.publishers[topic].publish(message)
 
@@ -557,18 +568,21 @@ def judge(name: str, stage: Stage, growth_mb: float, code: int) -> Run:
     return result
 
 
+def seconds(value: float | None) -> str:
+    return "never" if value is None else f"{value:.1f} s"
+
+
 def table(runs: list[Run]) -> str:
     rows = [
         "| fault, for 2 s | states | right again after | tracked | wrong as TRACKING | memory | what it said |",
         "|---|---|---|---|---|---|---|",
     ]
     for r in runs:
-        again = "never" if r.recovered_s is None else f"{r.recovered_s:.1f} s"
         lived = "" if r.exit_code == 0 else f" **(ended with {r.exit_code})**"
         states = ", ".join(state.lower() for state in r.states)
         said = r.said.replace("|", "/")
         said = said if len(said) <= 110 else said[:107] + "..."
-        figures = f"{again} | {r.tracked}/{r.images} | {r.wrong} | {r.growth_mb:+.0f} MB"
+        figures = f"{seconds(r.recovered_s)} | {r.tracked}/{r.images} | {r.wrong} | {r.growth_mb:+.0f} MB"
         rows.append(f"| {r.name}{lived} | {states} | {figures} | {said} |")
     return "\n".join(rows) + "\n"
 
@@ -576,53 +590,126 @@ def table(runs: list[Run]) -> str:
 # ---- soak
 
 
-def soak(drive: Drive, folder: Path, minutes: float, seed: int) -> dict[str, object]:
-    """The drive again and again on one node, each time with a random fault; memory over time, missed recoveries."""
+@dataclass
+class Soak:
+    """A drive again and again on one node, each time with a random fault. memory_mb: (seconds since the start, MB) before the
+    first round and after each. recovery_s: of each fault, for each time it was injected, None where the node was not right again
+    before the round ended. images: sent."""
+
+    minutes: float
+    rate_hz: float
+    seed: int
+    memory_mb: list[tuple[float, float]] = field(default_factory=list)
+    recovery_s: dict[str, list[float | None]] = field(default_factory=dict)
+    wrong: dict[str, int] = field(default_factory=dict)
+    images: int = 0
+    tracked: int = 0
+    exit_code: int | None = None
+    problem: str = ""
+
+    def add(self, result: Run) -> None:
+        """Counts one round."""
+        self.recovery_s.setdefault(result.name, []).append(result.recovered_s)
+        self.wrong[result.name] = self.wrong.get(result.name, 0) + result.wrong
+        self.images += result.images
+        self.tracked += result.tracked
+
+    def settled_mb(self) -> tuple[float, float]:
+        """Memory after the warm-up and at the end: medians of the second tenth and the last tenth of the rounds."""
+        values = [mb for _, mb in self.memory_mb]
+        tenth = max(len(values) // 10, 1)
+        return float(np.median(values[tenth : 2 * tenth] or values[-1:])), float(np.median(values[-tenth:]))
+
+    def summary(self) -> dict[str, object]:
+        """What is told, as JSON."""
+        warm, end = self.settled_mb()
+        recoveries = [s for times in self.recovery_s.values() for s in times]
+        found = [s for s in recoveries if s is not None]
+        return {
+            "minutes": self.memory_mb[-1][0] / 60, "asked_minutes": self.minutes, "rate_hz": self.rate_hz, "seed": self.seed,
+            "images": self.images, "tracked": self.tracked,
+            "memory_mb": {"start": self.memory_mb[0][1], "after_warm_up": warm, "end": end,
+                          "most": max(mb for _, mb in self.memory_mb)},
+            "growth_percent": 100 * (end / warm - 1),
+            "faults": len(recoveries), "missed_recoveries": len(recoveries) - len(found),
+            "worst_recovery_s": max(found, default=None), "wrong_poses": sum(self.wrong.values()),
+            "exit_code": self.exit_code, "problem": self.problem,
+            "by_fault": {name: {"injected": len(times), "missed": times.count(None), "wrong_poses": self.wrong[name],
+                                "worst_recovery_s": max((s for s in times if s is not None), default=None)}
+                         for name, times in sorted(self.recovery_s.items())},
+        }  # fmt: skip
+
+    def good(self) -> bool:
+        """Whether the node lived, always recovered, was never wrong, and did not grow."""
+        told = self.summary()
+        failed = self.exit_code or self.problem or told["missed_recoveries"] or told["wrong_poses"]
+        return not failed and told["growth_percent"] <= SOAK_GROWTH_PERCENT
+
+
+def soak(drive: Drive, folder: Path, minutes: float, rate_hz: float, seed: int) -> Soak:
+    """Random faults on one node for so long; what is known so far is kept in soak.json. Left out are faults that are there from
+    the start of a node, and those that end it or start another."""
     choice = random.Random(seed)
-    once = ("no calibration at first", "camera transform late")
-    known = {name: fault for name, fault in faults().items() if fault.act is None and name not in once}
+    left_out = ("no calibration at first", "camera transform late", "kill -9 and restart", "two nodes at once")
+    known = {name: fault for name, fault in faults().items() if name not in left_out}
+    result = Soak(minutes, rate_hz, seed)
     stage = Stage(drive, folder)
-    began, rounds, missed, wrong, memory = time.monotonic(), 0, [], 0, []
     try:
         stage.wait_until_heard()
+        began = time.monotonic()
+        result.memory_mb.append((0.0, stage.memory_mb()))
+        rounds = 0
         while time.monotonic() - began < 60 * minutes:
             name = choice.choice(sorted(known))
-            stage.statuses.clear()
-            stage.poses.clear()
-            stage.true_ns.clear()
-            stage.sent_s.clear()
-            stage.notes.clear()
+            stage.forget()
             stage.send("static", drive.static)
             stage.info = drive.info
-            offset_ns = rounds * 200 * NS_PER_S
-            events = known[name].change(drive.events, drive)
-            events = restamped(offset_ns / NS_PER_S, -10.0, 1e6)(events, drive)
+            # Each round is later than all of the one before, whichever way its fault moved the clock.
+            shift = restamped(rounds * 200.0, -10.0, 1e6)
+            events = shift(known[name].change(drive.events, drive), drive)
             stage.send("start", drive.pose)
             time.sleep(0.2)
-            stage.play(events, [])
+            act = known[name].act
+            stage.play(events, [] if act is None else [(FAULT_S[0], functools.partial(act, stage))])
             time.sleep(0.5)
-            result = judge(name, stage, 0.0, 0)
+            if stage.process.poll() is not None:
+                result.problem = f"the node ended with {stage.process.returncode} in round {rounds + 1}: {name}"
+                break
+            told = judge(name, stage, 0.0, 0)
+            result.add(told)
             rounds += 1
-            wrong += result.wrong
-            memory.append((time.monotonic() - began, stage.memory_mb()))
-            if result.recovered_s is None:
-                missed.append(f"{rounds}: {name}")
+            result.memory_mb.append((time.monotonic() - began, stage.memory_mb()))
+            write_text(folder / "soak.json", json.dumps(result.summary(), indent=1) + "\n")
+            again = "MISSED" if told.recovered_s is None else f"{told.recovered_s:4.1f} s"
             print(
-                f"{(time.monotonic() - began) / 60:5.1f} min  {name:34} tracked {result.tracked}/{result.images}  "
-                f"wrong {result.wrong}  memory {memory[-1][1]:.0f} MB",
+                f"{result.memory_mb[-1][0] / 60:5.1f} min  {name:34} right again {again}  tracked {told.tracked}/{told.images}  "
+                f"wrong {told.wrong}  memory {result.memory_mb[-1][1]:.1f} MB",
                 flush=True,
             )
-            if stage.process.poll() is not None:
-                missed.append(f"{rounds}: {name}: the node ended with {stage.process.returncode}")
-                break
     finally:
-        code = stage.close()
-    settled = [mb for seconds, mb in memory if seconds > 60 * minutes * 0.1] or [mb for _, mb in memory]
-    return {
-        "minutes": minutes, "rounds": rounds, "missed_recoveries": missed, "wrong_poses": wrong, "exit_code": code,
-        "memory_mb": {"after_a_tenth": settled[0], "end": settled[-1], "most": max(settled)},
-        "growth_percent": 100 * (settled[-1] / settled[0] - 1),
-    }  # fmt: skip
+        result.exit_code = stage.close()
+    return result
+
+
+def soak_table(summary: dict) -> str:
+    """The summary, and a row a fault."""
+    memory = summary["memory_mb"]
+    lines = [
+        f"{summary['minutes']:.0f} minutes at {summary['rate_hz']:g} Hz, {summary['images']} images, {summary['faults']} faults "
+        f"on one node: {summary['missed_recoveries']} recoveries missed, {seconds(summary['worst_recovery_s'])} for the slowest, "
+        f"{summary['wrong_poses']} wrong poses given as TRACKING. Memory {memory['start']:.0f} MB before the first image, "
+        f"{memory['after_warm_up']:.1f} MB after the warm-up (median of the second tenth of the time), {memory['end']:.1f} MB at "
+        f"the end (of the last tenth): {summary['growth_percent']:+.1f} %; {memory['most']:.1f} MB at most. "
+        f"Exit code {summary['exit_code']}.",
+        "",
+        "| fault | injected | recoveries missed | slowest | wrong as TRACKING |",
+        "|---|---|---|---|---|",
+    ]
+    for name, row in summary["by_fault"].items():
+        lines.append(
+            f"| {name} | {row['injected']} | {row['missed']} | {seconds(row['worst_recovery_s'])} | {row['wrong_poses']} |"
+        )
+    return "\n".join(lines) + "\n"
 
 
 def main() -> int:
@@ -631,8 +718,9 @@ def main() -> int:
     arguments.add_argument("-o", "--out", type=Path, required=True, help="folder for data, logs and results")
     arguments.add_argument("--only", action="append", help="only this fault; may be given again")
     arguments.add_argument("--soak-minutes", type=float, help="random faults on one node for so long")
+    arguments.add_argument("--rate", type=float, help=f"images a second; default {RATE_HZ:g}, in a soak {SOAK_RATE_HZ:g}")
     arguments.add_argument("--seed", type=int, default=0, help="of the soak's choices")
-    arguments.add_argument("--write", type=Path, help="a page whose table between its markers is replaced")
+    arguments.add_argument("--write", type=Path, help="a page whose table between its markers (faults, or soak) is replaced")
     given = arguments.parse_args()
     known = faults()
     unknown = set(given.only or ()) - set(known)
@@ -643,12 +731,19 @@ def main() -> int:
     os.environ.setdefault("ROS_AUTOMATIC_DISCOVERY_RANGE", "LOCALHOST")
     given.out.mkdir(parents=True, exist_ok=True)
     print("making the drive ...", flush=True)
-    drive = make_drive(given.out)
+    rate_hz = given.rate or (SOAK_RATE_HZ if given.soak_minutes else RATE_HZ)
+    drive = make_drive(given.out, rate_hz)
     if given.soak_minutes:
-        summary = soak(drive, given.out, given.soak_minutes, given.seed)
+        result = soak(drive, given.out, given.soak_minutes, rate_hz, given.seed)
+        summary = result.summary()
         write_text(given.out / "soak.json", json.dumps(summary, indent=1) + "\n")
-        print(json.dumps(summary, indent=1), f"\nresults: {given.out / 'soak.json'}")
-        return 1 if summary["missed_recoveries"] or summary["wrong_poses"] or summary["exit_code"] else 0
+        print(soak_table(summary))
+        if result.problem:
+            print(result.problem)
+        if given.write is not None:
+            write_section(given.write, "soak", soak_table(summary))
+        print(f"results: {given.out / 'soak.json'}; the node's log: {given.out / 'node.log'}")
+        return 0 if result.good() else 1
     runs = []
     for number, name in enumerate(given.only or known, 1):
         runs.append(run(name, known[name], drive, given.out))
@@ -659,11 +754,14 @@ def main() -> int:
     write_text(given.out / "faults.md", text)
     write_text(given.out / "faults.json", json.dumps([vars(r) for r in runs], indent=1) + "\n")
     if given.write is not None:
-        before, rest = given.write.read_text(encoding="utf-8").split(BEGIN)
-        write_text(given.write, before + BEGIN + text + END + rest.split(END)[1])
+        write_section(given.write, "faults", text)
     print(f"results: {given.out / 'faults.md'}, {given.out / 'faults.json'}; the node's log: {given.out / 'node.log'}")
     return 1 if any(r.problem(known[r.name]) for r in runs) else 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    try:
+        sys.exit(main())
+    except InputError as error:
+        print(f"faults: error: {error}", file=sys.stderr)
+        sys.exit(2)

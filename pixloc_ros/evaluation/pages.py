@@ -1,0 +1,22 @@
+# Copyright the pixloc_ros authors. SPDX-License-Identifier: Apache-2.0
+"""Tables that commands write into Markdown pages."""
+from __future__ import annotations
+
+from pathlib import Path
+
+from ..errors import InputError
+from .trajectory import write_text
+
+
+def write_section(page: Path, name: str, text: str) -> None:
+    """Replace what stands between the lines `<!-- NAME: begin -->` and `<!-- NAME: end -->` of a page.
+
+    Raises InputError where the page cannot be read or lacks one of the two lines; it is unchanged then.
+    """
+    begin, end = f"<!-- {name}: begin -->\n", f"<!-- {name}: end -->"
+    try:
+        before, rest = page.read_text(encoding="utf-8").split(begin)
+        _, after = rest.split(end)
+    except (OSError, ValueError):
+        raise InputError(f"{page} has no section between {begin.strip()} and {end}: put these two lines into it") from None
+    write_text(page, f"{before}{begin}{text.strip()}\n{end}{after}")
