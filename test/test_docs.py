@@ -7,12 +7,15 @@ from __future__ import annotations
 import argparse
 import ast
 import contextlib
+import inspect
 import io
 import os
+import pkgutil
 import re
 import shlex
 import subprocess
 import sys
+import types
 from functools import cache
 from html.parser import HTMLParser
 from pathlib import Path
@@ -32,7 +35,7 @@ PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md")])
 
 pytest.importorskip("mkdocs", reason="the documentation's tools are not installed (requirements-dev.txt)")
 
-from scripts import docs_site  # noqa: E402
+from scripts import docs_fields, docs_site  # noqa: E402
 
 
 def text_of(page: Path) -> str:
@@ -275,6 +278,34 @@ def test_quoted_messages_are_the_program_s():
 
 
 # ---- Python
+
+
+def test_docstrings_become_lists():
+    text = "What it is.\n\nfirst: one: thing. second [2], third: the\nothers. Raises Error: never. fourth: of no object."
+    shown = docs_fields.as_lists(text, {"first", "second", "third"})
+    assert shown.split("\n\n") == [
+        "What it is.",
+        "",
+        "- **first**: one: thing. ",
+        "- **second [2], third**: the others. Raises Error: never. fourth: of no object.",
+    ]
+
+
+def test_public_interface_is_documented(site):
+    """Every class and function that docs/api.md names, with its public methods, has a docstring and is on the site."""
+    anchors = Html(site / "api.html").anchors
+    paths = re.findall(r"^::: (\S+)$", text_of(ROOT / "docs" / "api.md"), re.MULTILINE)
+    assert len(paths) > 30
+    for path in paths:
+        thing = pkgutil.resolve_name(path)
+        assert inspect.getdoc(thing), path
+        assert path in anchors
+        for name, member in vars(thing).items() if inspect.isclass(thing) else ():
+            function = getattr(member, "__func__", member)
+            if name.startswith("_") or not isinstance(function, (types.FunctionType, property)):
+                continue
+            assert inspect.getdoc(function), f"{path}.{name}"
+            assert f"{path}.{name}" in anchors
 
 
 def test_python_examples_run(tmp_path, monkeypatch):

@@ -118,6 +118,7 @@ class BagReader:
         self.close()
 
     def close(self) -> None:
+        """Close the files."""
         self._reader.close()
 
     # ---- what is in it
@@ -159,6 +160,7 @@ class BagReader:
 
     @property
     def image_count(self) -> int:
+        """Images on the image topic."""
         return sum(c.msgcount for c in self._reader.connections if c.topic == self.image_topic)
 
     def image_stamps(self) -> Iterator[int]:
@@ -194,6 +196,7 @@ class BagReader:
         return self.topics_of_type(*_POSE_TYPES)
 
     def topics_of_type(self, *types: str) -> list[str]:
+        """Names of the topics of some types, such as "sensor_msgs/msg/Image"."""
         return sorted(topic for topic, type_ in self._types.items() if type_ in types)
 
     # ---- finding the topics

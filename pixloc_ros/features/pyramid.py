@@ -26,6 +26,7 @@ class FeatureLevel:
 
     @property
     def channels(self) -> int:
+        """C."""
         return self.features.shape[1]
 
 
