@@ -142,14 +142,15 @@ def _methods(args: argparse.Namespace, suite) -> tuple[list, list[str]]:
 
     start, how, options = initial_pose(args), execution(args), preset(args.preset)
     localizer = open_localizer(args.map, args.weights, options, how)
-    map_settings = [__version__, bag_identity(args.map)]
-    methods = [suite.tracker_method(suite.OURS, localizer, start, [map_settings, repr(options), repr(how)])]
+    settings = [__version__, bag_identity(args.map), repr(options), repr(how)]
+    methods = [suite.tracker_method(suite.OURS, localizer, start, settings)]
     wanted = args.rivals if args.rivals is not None else list(RIVALS) if args.images else []
     if wanted and args.images is None:
         raise InputError("the rivals need the images that the map was made of: give --images")
     for name in wanted:
         title, make = KNOWN[name]
-        methods.append(suite.tracker_method(title, make(localizer.map, args.images), start, map_settings))
+        rival = make(localizer.map, args.images)
+        methods.append(suite.tracker_method(title, rival, start, [__version__, rival.fingerprint]))
     for given in args.external:
         name, equals, folder = given.partition("=")
         if not (name and equals and folder) or name in [method.name for method in methods] or name == suite.ODOMETRY:

@@ -2,7 +2,7 @@
 """Two plain ways to find a camera in the same map, to stand beside ours: ORB + PnP and KLT + PnP, both OpenCV's.
 
 They take the place of `FrameLocalizer` in the same tracker: same start, odometry, prediction, dead reckoning and search around a
-lost pose; the same points and the same keyframes, chosen by the same selector. Only how an image becomes a pose differs. What
+lost pose; the same map's points and keyframes, chosen by the same selector. Only how an image becomes a pose differs. What
 the map does not hold, its images, they need besides. They are for comparisons and never run on a robot; docs/robustness.md.
 
 - `OrbPnp`: ORB features of the image matched with those of the keyframes; a keyframe's feature has the depth of the map point
@@ -12,6 +12,8 @@ the map does not hold, its images, they need besides. They are for comparisons a
 """
 from __future__ import annotations
 
+import dataclasses
+import hashlib
 import math
 import time
 from collections import OrderedDict
@@ -38,7 +40,8 @@ _RANSAC_PX, _INLIER_PX = 3.0, (3.0, 1.5, 1.5)
 _NOISE_PX = 1.0
 """Standard deviation of a match; scales the covariance."""
 _CACHED_KEYFRAMES = 64
-_MAX_POINTS = 1024
+_MAX_POINTS = 512
+_EQUAL_QUALITY = 0.5
 _ORB_FEATURES, _ORB_RATIO, _ORB_DEPTH_PX, _ORB_SEARCH_SHARE = 2000, 0.9, 3.0, 0.25
 _KLT_PASSES = (((31, 31), 4), ((21, 21), 2))
 """Window and highest pyramid level, first from the prior, then from the pose found."""
@@ -83,10 +86,22 @@ class Rival:
         if missing:
             raise InputError(f"{len(missing)} of the map's {len(map_.keyframe_names)} images are not in {images}, the first is "
                              f"{missing[0]}: give the folder that the map was made of with --images")
-        self.map, self._max_points, self._images = map_, max_points, Path(images)
-        self._selector = LocalPointSelector(map_)
+        # How alike a point's descriptors are is our network's knowledge: without it, a rival depends on no network.
+        self.map = dataclasses.replace(map_, quality=np.full_like(map_.quality, _EQUAL_QUALITY))
+        self._max_points, self._images = max_points, Path(images)
+        self._selector = LocalPointSelector(self.map)
         self._focal_px = float(np.median([float(c.params[:2].mean()) for c in map_.cameras]))
         self._keyframes: OrderedDict[int, _Keyframe] = OrderedDict()
+
+    @property
+    def fingerprint(self) -> str:
+        """Of all of the map that its poses depend on."""
+        map_ = self.map
+        digest = hashlib.sha256(repr((type(self).__name__, self._max_points, map_.working_side, map_.keyframe_names)).encode())
+        for array in (map_.xyz, map_.observation_offsets, map_.observation_point, map_.map_from_keyframe.numpy(),
+                      map_.keyframe_camera, map_.keyframe_depth, map_.track_length, *(c.params.numpy() for c in map_.cameras)):
+            digest.update(np.ascontiguousarray(array).tobytes())
+        return digest.hexdigest()
 
     def prepare(self, image: np.ndarray, camera: Camera) -> _Image:
         """As of `FrameLocalizer.prepare`."""
@@ -169,7 +184,7 @@ class OrbPnp(Rival):
 
     def _described(self, grey: np.ndarray, camera: Camera, began: float) -> _Image:
         features, descriptors = cv2.ORB_create(_ORB_FEATURES, fastThreshold=10).detectAndCompute(grey, None)
-        pixels = cv2.KeyPoint_convert(features).reshape(-1, 2).astype(float)
+        pixels = np.array([feature.pt for feature in features], float).reshape(-1, 2)
         return _Image(grey, camera, {"features": (time.perf_counter() - began) * 1e3}, pixels,
                       np.empty((0, 32), np.uint8) if descriptors is None else descriptors)
 
@@ -194,10 +209,10 @@ class OrbPnp(Rival):
             if len(keyframe.xyz) < 2 or len(query.pixels) < 2:
                 continue
             known = keyframe.image.descriptors
-            back = {m.queryIdx: m.trainIdx for m in matcher.match(query.descriptors, known)}
-            pairs = [(a.trainIdx, a.queryIdx) for a, b in matcher.knnMatch(known, query.descriptors, 2)
-                     if a.distance < _ORB_RATIO * b.distance and back[a.trainIdx] == a.queryIdx]
-            pairs = np.array(pairs, np.int64).reshape(-1, 2)
+            pairs = np.array([(a.trainIdx, a.queryIdx) for a, b in matcher.knnMatch(known, query.descriptors, 2)
+                              if a.distance < _ORB_RATIO * b.distance], np.int64).reshape(-1, 2)
+            back = [match.trainIdx for match in matcher.match(query.descriptors[pairs[:, 0]], known)] if len(pairs) else []
+            pairs = pairs[pairs[:, 1] == back]
             expected, seen = _project(query.camera, prior, keyframe.xyz[pairs[:, 1]])
             away = np.linalg.norm(expected - query.pixels[pairs[:, 0]], axis=1)
             near = seen & (away < _ORB_SEARCH_SHARE * max(query.grey.shape))
