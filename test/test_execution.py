@@ -77,7 +77,8 @@ def test_every_backend_leads_to_the_same_pose(backend):
     pixels = torch.cartesian_prod(torch.arange(20.0, 300, 9), torch.arange(20.0, 230, 9))
     rays, _ = camera.unproject(pixels)
     points = ReferencePoints((rays / rays[:, 2:] * 2.0).float(),
-                             tuple(sample_level(level, pixels[None])[0][0] for level in plain.levels), (None,) * len(plain.levels))
+                             tuple(sample_level(level, pixels[None])[0][0] for level in plain.levels),
+                             (None,) * len(plain.levels))
     start = se3.se3_exp(torch.tensor([0.05, -0.04, 0.03, 0.01, 0.02, 0.03], dtype=torch.float64))
     expected = align(plain, camera, points, start).camera_from_map
     found = align(load_extractor("compact", Execution(backend)).extract(PHOTO), camera, points, start).camera_from_map

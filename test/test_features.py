@@ -181,7 +181,8 @@ def test_patch_features_are_the_normalised_patch():
 def test_compiled_patch_features_are_the_same(height, width, contrast, seed):
     image = (contrast * np.random.default_rng(seed).standard_normal((height, width))).astype(np.float32)
     expected = patch_features(torch.from_numpy(image).double()[None, None])[0].permute(1, 2, 0)
-    torch.testing.assert_close(torch.from_numpy(patch_features_compiled(image)).double(), expected, atol=2e-6 * (1 + contrast), rtol=0)
+    found = torch.from_numpy(patch_features_compiled(image)).double()
+    torch.testing.assert_close(found, expected, atol=2e-6 * (1 + contrast), rtol=0)
 
 
 def test_features_do_not_change_with_exposure(extractor):

@@ -201,8 +201,8 @@ def _align_tensors(pyramid: FeaturePyramid, camera: Camera, points: ReferencePoi
     numbers = torch.stack((*(trace.steps.amax() for trace in ran), finished.all(), end.alive.all()))
     *steps, all_finished, all_alive = numbers.tolist()  # the only time that the host waits
     traces = tuple(trace.cut(taken) for trace, taken in zip(ran, steps))
-    return AlignmentResult(end.camera_from_map, finished, end.hessian, end.cost, end.valid, inliers & end.valid, end.pixels, traces,
-                           _reason(bool(all_finished), bool(all_alive), traces, options))
+    return AlignmentResult(end.camera_from_map, finished, end.hessian, end.cost, end.valid, inliers & end.valid, end.pixels,
+                           traces, _reason(bool(all_finished), bool(all_alive), traces, options))
 
 
 def _run_levels(pyramid: FeaturePyramid, camera: Camera, points: ReferencePoints, pose: torch.Tensor, options: AlignmentOptions,

@@ -42,7 +42,8 @@ class CompactNetwork(nn.Module):
     def __init__(self, deep_scale: int = 1, confidences: bool = False) -> None:
         super().__init__()
         self.deep_scale = deep_scale
-        self.confidence = nn.ModuleList(nn.Conv2d(channels, 1, 1) for channels in self.channels[:self.robust]) if confidences else None
+        heads = (nn.Conv2d(channels, 1, 1) for channels in self.channels[:self.robust])
+        self.confidence = nn.ModuleList(heads) if confidences else None
         self.skip = nn.Conv2d(1, 24, 1)
         self.stem = nn.Sequential(_conv(1, 4), _conv(4, 8, 2), _conv(8, 8))
         self.block1 = _conv(8, 24, 2)
