@@ -32,7 +32,7 @@ def _add_sequences(sets) -> None:
     _add_map_sequence(tum)
     tum.add_argument("--camera", metavar="LINE", help='"MODEL WIDTH HEIGHT PARAMS..." as in COLMAP, instead of camera.txt or the '
                                                       "calibration of freiburg1, 2, 3")
-    tum.add_argument("--depth-scale", type=float, default=5000.0, metavar="N", help="units per metre (default 5000)")
+    tum.add_argument("--depth-scale", type=float, metavar="N", help="units of the depth images per metre (default 5000)")
     _add_common(tum)
 
     scenes = _add(sets, "7scenes", "7-Scenes, a scene", "a scene: TrainSplit.txt, TestSplit.txt, seq-01", _run_seven_scenes)
@@ -132,11 +132,15 @@ def _add_network(parser) -> None:
 
 
 def _run_tum(args: argparse.Namespace) -> int:
-    from ..evaluation.datasets.tum import read_tum_sequence
+    from ..errors import InputError
+    from ..evaluation.datasets.tum import DEPTH_SCALE, read_tum_sequence
     from ..geometry.cameras import Camera
 
+    scale = DEPTH_SCALE if args.depth_scale is None else args.depth_scale
+    if not 0 < scale < float("inf"):
+        raise InputError(f"--depth-scale {scale:g}: give the depth images' units per metre, for example 5000")
     camera = Camera.parse_colmap_line(args.camera) if args.camera else None
-    return _run_recordings(args, lambda path: read_tum_sequence(path, camera, args.depth_scale),
+    return _run_recordings(args, lambda path: read_tum_sequence(path, camera, scale),
                            "The map frame is the world of the motion capture; the base is the colour camera, x forward.")
 
 
@@ -175,7 +179,7 @@ def _run_recordings(args: argparse.Namespace, read, *notes: str) -> int:
     if not mapping:
         mapped, drive = split_every(drive, args.map_every)
         mapping = [mapped]
-        notes += (f"Each {args.map_every}-th image is for the map; the drive holds the others.",)
+        notes += (f"One image in {args.map_every} is for the map; the drive holds the others.",)
     return _make_drive(args, SequenceSet(args.set, mapping, drive, notes))
 
 
