@@ -15,6 +15,7 @@ import torch
 from bag_writing import BagWriter
 from scipy.spatial.transform import Rotation
 
+from pixloc_ros.cli.main import main
 from pixloc_ros.geometry import se3
 from pixloc_ros.geometry.cameras import Camera
 from pixloc_ros.simulation.datasets import MAPPING_SENSOR
@@ -24,8 +25,13 @@ from pixloc_ros.simulation.rendering import Renderer
 from pixloc_ros.simulation.sparse_model import Keyframe
 from pixloc_ros.simulation.world import build_world
 
+KINECT = Camera("pinhole", 640, 480, torch.tensor([525.0, 525.0, 319.5, 239.5], dtype=torch.float64))
 OPTICAL = np.array([[0, 0, 1, 0], [-1, 0, 0, 0], [0, -1, 0, 0], [0, 0, 0, 1.0]])
 START_S = 1_300_000_000
+
+
+def pixloc(*arguments) -> int:
+    return main([str(argument) for argument in arguments])
 
 
 @dataclass

@@ -7,9 +7,11 @@ import numpy as np
 import pytest
 import torch
 from dataset_layouts import (
+    KINECT,
     OPTICAL,
     START_S,
     Studio,
+    pixloc,
     save,
     write_euroc,
     write_kitti,
@@ -21,7 +23,6 @@ from dataset_layouts import (
 )
 from scipy.spatial.transform import Rotation
 
-from pixloc_ros.cli.main import main
 from pixloc_ros.errors import InputError
 from pixloc_ros.evaluation.bags import BagReader
 from pixloc_ros.evaluation.datasets import drives, recording
@@ -34,11 +35,6 @@ from pixloc_ros.geometry.cameras import Camera
 from pixloc_ros.simulation.drives import OdometryErrors
 
 SECONDS = np.arange(16) * 0.4
-KINECT = Camera("pinhole", 640, 480, torch.tensor([525.0, 525.0, 319.5, 239.5], dtype=torch.float64))
-
-
-def pixloc(*arguments) -> int:
-    return main([str(argument) for argument in arguments])
 
 
 @pytest.fixture(scope="module")

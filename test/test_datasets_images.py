@@ -8,17 +8,18 @@ import numpy as np
 import pytest
 import torch
 from dataset_layouts import (
+    KINECT,
     Studio,
     colmap_line,
     inverse,
     keyframes,
+    pixloc,
     save,
     write_cambridge_list,
     write_nvm,
     write_seven_scenes,
 )
 
-from pixloc_ros.cli.main import main
 from pixloc_ros.errors import InputError
 from pixloc_ros.evaluation.datasets.cambridge import open_cambridge
 from pixloc_ros.evaluation.datasets.image_set import read_pairs
@@ -31,11 +32,6 @@ from pixloc_ros.simulation.sparse_model import build_sparse_model, write_colmap_
 
 SCRIPTS = Path(__file__).resolve().parents[1] / "scripts"
 FOCAL = 525.0
-CAMERA = Camera("pinhole", 640, 480, torch.tensor([FOCAL, FOCAL, 319.5, 239.5], dtype=torch.float64))
-
-
-def pixloc(*arguments) -> int:
-    return main([str(argument) for argument in arguments])
 
 
 @pytest.fixture(scope="module")
@@ -45,13 +41,13 @@ def studio():
 
 @pytest.fixture(scope="module")
 def shots(studio):
-    return studio.shoot(CAMERA, np.arange(16) * 0.4)
+    return studio.shoot(KINECT, np.arange(16) * 0.4)
 
 
 @pytest.fixture(scope="module")
 def model(shots):
     """Of all images, as the sets' own models are."""
-    return build_sparse_model(keyframes(shots, [""] * len(shots)), CAMERA, np.random.default_rng(0))
+    return build_sparse_model(keyframes(shots, [""] * len(shots)), KINECT, np.random.default_rng(0))
 
 
 def check_poses(path, truth):
@@ -79,7 +75,8 @@ def test_cambridge(shots, model, tmp_path, capsys):
     nearest = [f"{query} {names[k - 1]}\n{query} {names[0]}" for k, query in enumerate(names) if k % 2]
     (tmp_path / "pairs.txt").write_text("\n".join(nearest) + "\n")
     out = tmp_path / "out"
-    assert pixloc("dataset", "cambridge", tmp_path / "ShopFacade", "--pairs", tmp_path / "pairs.txt", "-o", out, "--localize") == 0
+    assert pixloc("dataset", "cambridge", tmp_path / "ShopFacade", "--pairs", tmp_path / "pairs.txt", "-o", out,
+                  "--localize") == 0
     said = capsys.readouterr().out
     assert "8 queries, 8 with a prior, 8 with truth" in said and "median error over all queries" in said
     truth = {name: shot for name, shot in zip(names[1::2], shots[1::2])}
@@ -99,9 +96,9 @@ def test_seven_scenes_from_a_colmap_model(studio, shots, model, tmp_path, capsys
     # With the original poses taken for the colour camera's, as the published tables do.
     write_seven_scenes(scene, shots[::2], shots[1::2], lambda pose: shots[0].depth, np.eye(4))
     training = keyframes(shots[::2], [f"seq-01/frame-{k:06d}.color.png" for k in range(8)])
-    write_colmap_text(tmp_path / "sfm", build_sparse_model(training, CAMERA, np.random.default_rng(0)), training, CAMERA)
+    write_colmap_text(tmp_path / "sfm", build_sparse_model(training, KINECT, np.random.default_rng(0)), training, KINECT)
     queries = [f"seq-02/frame-{k:06d}.color.png" for k in range(8)]
-    (tmp_path / "queries.txt").write_text("".join(f"{name} {colmap_line(CAMERA)}\n" for name in queries))
+    (tmp_path / "queries.txt").write_text("".join(f"{name} {colmap_line(KINECT)}\n" for name in queries))
     (tmp_path / "pairs.txt").write_text("".join(f"{name} seq-01/frame-{k:06d}.color.png\n" for k, name in enumerate(queries)))
     out = tmp_path / "out"
     assert pixloc("dataset", "7scenes", scene, "--model", tmp_path / "sfm", "--queries", tmp_path / "queries.txt", "--pairs",
@@ -113,7 +110,7 @@ def test_seven_scenes_from_a_colmap_model(studio, shots, model, tmp_path, capsys
     check_poses(out / "poses.txt", truth)
     # A model with the test images in it would be measured on what it was made of.
     leaking = keyframes(shots[1::2], queries)
-    write_colmap_text(tmp_path / "leak", build_sparse_model(leaking, CAMERA, np.random.default_rng(0)), leaking, CAMERA)
+    write_colmap_text(tmp_path / "leak", build_sparse_model(leaking, KINECT, np.random.default_rng(0)), leaking, KINECT)
     capsys.readouterr()
     assert pixloc("dataset", "7scenes", scene, "--model", tmp_path / "leak", "--queries", tmp_path / "queries.txt", "-o",
                   tmp_path / "leaked") == 2
@@ -124,12 +121,12 @@ def write_aachen(root, shots, model):
     for k, shot in enumerate(shots):
         save(root / "images_upright" / (f"query/day/milestone/{k}.jpg" if k % 2 else f"db/{k}.jpg"), shot.image)
     training = keyframes(shots[::2], [f"db/{k}.jpg" for k in range(0, len(shots), 2)])
-    write_colmap_text(root / "3D-models" / "aachen_v_1_1", build_sparse_model(training, CAMERA, np.random.default_rng(0)), training,
-                      CAMERA)
+    write_colmap_text(root / "3D-models" / "aachen_v_1_1", build_sparse_model(training, KINECT, np.random.default_rng(0)),
+                      training, KINECT)
     (root / "queries").mkdir()
     for name, numbers in (("day", range(1, 8, 2)), ("night", range(9, 16, 2))):
         (root / "queries" / f"{name}_time_queries_with_intrinsics.txt").write_text(
-            "".join(f"query/day/milestone/{k}.jpg {colmap_line(CAMERA)}\n" for k in numbers))
+            "".join(f"query/day/milestone/{k}.jpg {colmap_line(KINECT)}\n" for k in numbers))
     return {f"{k}.jpg": shots[k] for k in range(1, 16, 2)}
 
 
@@ -140,7 +137,7 @@ def write_aachen_v1(root, shots, model):
     names = [f"./query/day/milestone/{k}.jpg" if k % 2 else f"./db/{k}.jpg" for k in range(len(shots))]
     write_nvm(root / "3D-models" / "aachen_cvpr2018_db.nvm", shots, names, model, FOCAL)
     (root / "3D-models" / "database_intrinsics.txt").write_text(
-        "".join(f"db/{k}.jpg {colmap_line(CAMERA)}\n" for k in range(0, len(shots), 2)))
+        "".join(f"db/{k}.jpg {colmap_line(KINECT)}\n" for k in range(0, len(shots), 2)))
     return truth
 
 
@@ -149,7 +146,7 @@ def write_cmu(root, shots, model):
     for k, (shot, name) in enumerate(zip(shots, names)):
         save(root / ("query" if k % 2 else "database") / name, shot.image)
     training = keyframes(shots[::2], names[::2])
-    write_colmap_text(root / "sparse", build_sparse_model(training, CAMERA, np.random.default_rng(0)), training, CAMERA)
+    write_colmap_text(root / "sparse", build_sparse_model(training, KINECT, np.random.default_rng(0)), training, KINECT)
     (root / f"test-images-{root.name}.txt").write_text("\n".join(names[1::2]) + "\n")
     (root.parent / "intrinsics.txt").write_text("# name model width height parameters\n" + "".join(
         f"{name} OPENCV 640 480 {focal} {focal} 320 240 0 0 0 0\n" for name, focal in (("c0", FOCAL), ("c1", 400))))
@@ -164,7 +161,7 @@ def write_robotcar(root, shots, model):
     (root / "intrinsics" / "rear_intrinsics.txt").write_text(f"fx {FOCAL}\nfy {FOCAL}\ncx 320.0\ncy 240.0\n")
     write_nvm(root / "3D-models" / "all-merged" / "all.nvm", shots[::2],
               [f"./{name.replace('.jpg', '.png')}" for name in names[::2]],
-              build_sparse_model(keyframes(shots[::2], [""] * 8), CAMERA, np.random.default_rng(0)), FOCAL)
+              build_sparse_model(keyframes(shots[::2], [""] * 8), KINECT, np.random.default_rng(0)), FOCAL)
     return {f"rear/{k}.jpg": shots[k] for k in sorted(range(1, len(shots), 2), key=str)}
 
 
@@ -195,7 +192,7 @@ def test_two_queries_never_share_a_name_in_the_submission(shots, model, tmp_path
     write_aachen(tmp_path / "aachen", shots, model)
     path = tmp_path / "aachen" / "queries" / "night_time_queries_with_intrinsics.txt"
     save(tmp_path / "aachen" / "images_upright" / "query/night/nexus5x/1.jpg", shots[1].image)
-    path.write_text(f"query/night/nexus5x/1.jpg {colmap_line(CAMERA)}\n")
+    path.write_text(f"query/night/nexus5x/1.jpg {colmap_line(KINECT)}\n")
     assert pixloc("dataset", "aachen", tmp_path / "aachen", "-o", tmp_path / "out", "--localize") == 2
     assert "one name in the submission" in capsys.readouterr().err
 
@@ -215,7 +212,7 @@ def test_visualsfm_distortion_is_fitted_to_a_hundredth_of_a_pixel():
 
 def test_bad_files_are_told(shots, model, tmp_path):
     write_nvm(tmp_path / "a.nvm", shots[:2], ["a.jpg", "b.jpg"],
-              build_sparse_model(keyframes(shots[:2], ["a", "b"]), CAMERA, np.random.default_rng(0)), FOCAL)
+              build_sparse_model(keyframes(shots[:2], ["a", "b"]), KINECT, np.random.default_rng(0)), FOCAL)
     text = (tmp_path / "a.nvm").read_text()
     assert len(read_nvm(tmp_path / "a.nvm").names) == 2
     for old, new in ((text, "NVM_V2\n"), (text, text[:2000]), ("\n2\n", "\n9999999\n"), ("b.jpg", "b.jpg nan"), (text, "")):
@@ -234,8 +231,9 @@ def test_paper_tables(studio, shots, model, tmp_path, capsys, monkeypatch):
         COLOUR_FROM_DEPTH.numpy())
     (tmp_path / "aachen").mkdir()
     write_aachen(tmp_path / "aachen", shots, model)
-    monkeypatch.setattr(sys, "argv", ["paper_tables.py", "--cambridge", str(tmp_path / "cambridge"), "--7scenes",
-                                      str(tmp_path / "7scenes"), "--aachen", str(tmp_path / "aachen"), "-o", str(tmp_path / "out")])
+    options = [("--cambridge", "cambridge"), ("--7scenes", "7scenes"), ("--aachen", "aachen"), ("-o", "out")]
+    monkeypatch.setattr(sys, "argv", ["paper_tables.py", *(word for option, name in options
+                                                           for word in (option, str(tmp_path / name)))])
     with pytest.raises(SystemExit) as ended:
         runpy.run_path(str(SCRIPTS / "paper_tables.py"), run_name="__main__")
     assert ended.value.code == 0

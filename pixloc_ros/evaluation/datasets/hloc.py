@@ -15,13 +15,14 @@ before the name.
 """
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path, PurePosixPath
 
 from ...errors import InputError
 from ...features.images import load_image
 from ...geometry.cameras import Camera
 from ...training.public_data import cmu_intrinsics, cmu_poses
-from ..localize import read_cameras
+from ..localize import Query, read_cameras
 from .image_set import (
     ImageSet,
     MapBuilder,
@@ -45,17 +46,11 @@ def open_aachen(root: Path, model: Path | None = None, pairs: Path | None = None
     root = need_folder(root, "Aachen Day-Night, with images_upright, queries and 3D-models")
     images = _first(root, ("images_upright", "images/images_upright", "images"), "images_upright/db and query")
     asked = read_query_lists([queries] if queries else _lists(root), images)
-    model = model or _colmap(root, ("sfm_superpoint+superglue", "3D-models/aachen_v_1_1"))
-    nvm = root / "3D-models" / "aachen_cvpr2018_db.nvm"
-    if model is None and nvm.is_file():
-        cameras = read_cameras(root / "3D-models" / "database_intrinsics.txt")
-        build = _nvm_map(nvm, images, cameras, "aachen")
-    elif model is None:
-        raise InputError(f"{root} has no model (3D-models/aachen_v_1_1 or aachen_cvpr2018_db.nvm): give --model")
-    else:
-        build = colmap_builder(model, images, asked, "aachen")
-    return ImageSet("aachen", "aachen", build, images, asked, base_name, f"the model {model or nvm}", {},
-                    read_pairs(pairs) if pairs else {}, _files(model or nvm, pairs, queries))
+    build, made_from = _builder(
+        root, images, asked, "aachen", model, ("sfm_superpoint+superglue", "3D-models/aachen_v_1_1"),
+        "3D-models/aachen_cvpr2018_db.nvm", lambda: read_cameras(root / "3D-models" / "database_intrinsics.txt"))
+    return ImageSet("aachen", "aachen", build, images, asked, base_name, f"the model {made_from}", {},
+                    read_pairs(pairs) if pairs else {}, _files(made_from, pairs, queries))
 
 
 def open_cmu(slice_: Path, model: Path | None = None, pairs: Path | None = None, queries: Path | None = None) -> ImageSet:
@@ -76,11 +71,10 @@ def open_cmu(slice_: Path, model: Path | None = None, pairs: Path | None = None,
         if not truth:
             raise InputError(f"{slice_} has neither {listed.name} nor camera-poses of images in query/: unpack the whole slice")
         asked = queries_of(_cmu_cameras(slice_, list(truth), slice_ / "camera-poses"), images)
-    model = model or _colmap(slice_, ("sfm_superpoint+superglue/model", "sfm_superpoint+superglue", "sparse"))
-    if model is None:
-        raise InputError(f"{slice_} has no model (sparse/): give --model")
-    return ImageSet("cmu", name, colmap_builder(model, slice_ / "database", asked, name), images, asked, base_name,
-                    f"the model {model}", truth, read_pairs(pairs) if pairs else {}, _files(model, pairs, queries))
+    build, made_from = _builder(slice_, slice_ / "database", asked, name, model,
+                                ("sfm_superpoint+superglue/model", "sfm_superpoint+superglue", "sparse"))
+    return ImageSet("cmu", name, build, images, asked, base_name, f"the model {made_from}", truth,
+                    read_pairs(pairs) if pairs else {}, _files(made_from, pairs, queries))
 
 
 def open_robotcar(root: Path, model: Path | None = None, pairs: Path | None = None, queries: Path | None = None) -> ImageSet:
@@ -88,7 +82,7 @@ def open_robotcar(root: Path, model: Path | None = None, pairs: Path | None = No
     root = need_folder(root, "RobotCar Seasons, with images, intrinsics and 3D-models")
     images = need_folder(root / "images", "RobotCar Seasons with its images unpacked")
     lists = [queries] if queries else _lists(root, required=False)
-    sides = {} if lists and model else _robotcar_cameras(root, images)
+    sides = {} if lists else _robotcar_cameras(root, images)
     if lists:
         asked = read_query_lists(lists, images)
     else:
@@ -96,16 +90,22 @@ def open_robotcar(root: Path, model: Path | None = None, pairs: Path | None = No
         if not paths:
             raise InputError(f"{images} has no CONDITION/rear/*.jpg: unpack the conditions to localize")
         asked = queries_of({path.relative_to(images).as_posix(): sides[path.parent.name] for path in paths}, images)
-    model = model or _colmap(root, ("sfm_superpoint+superglue",))
-    nvm = root / "3D-models" / "all-merged" / "all.nvm"
-    if model is None and nvm.is_file():
-        build = _nvm_map(nvm, images, sides, "robotcar")
-    elif model is None:
-        raise InputError(f"{root} has no model (sfm_superpoint+superglue or 3D-models/all-merged/all.nvm): give --model")
-    else:
-        build = colmap_builder(model, images, asked, "robotcar")
-    return ImageSet("robotcar", "robotcar", build, images, asked, camera_and_base_name, f"the model {model or nvm}", {},
-                    read_pairs(pairs) if pairs else {}, _files(model or nvm, pairs, queries))
+    build, made_from = _builder(root, images, asked, "robotcar", model, ("sfm_superpoint+superglue",),
+                                "3D-models/all-merged/all.nvm", lambda: sides or _robotcar_cameras(root, images))
+    return ImageSet("robotcar", "robotcar", build, images, asked, camera_and_base_name, f"the model {made_from}", {},
+                    read_pairs(pairs) if pairs else {}, _files(made_from, pairs, queries))
+
+
+def _builder(root: Path, images: Path, asked: list[Query], name: str, model: Path | None, folders: tuple[str, ...],
+             nvm: str | None = None, cameras: Callable[[], dict[str, Camera]] = dict) -> tuple[MapBuilder, Path]:
+    """The map of the COLMAP model given, or of the first that is there; else of VisualSFM's. And which it is."""
+    model = model or next((root / folder for folder in folders for suffix in (".bin", ".txt")
+                           if (root / folder / f"images{suffix}").is_file()), None)
+    if model is not None:
+        return colmap_builder(model, images, asked, name), model
+    if nvm is not None and (root / nvm).is_file():
+        return _nvm_map(root / nvm, images, cameras(), name), root / nvm
+    raise InputError(f"{root} has no model ({', '.join((*folders, *([nvm] if nvm else [])))}): give --model")
 
 
 def _nvm_map(path: Path, images: Path, cameras: dict[str, Camera], name: str) -> MapBuilder:
@@ -128,11 +128,6 @@ def _first(root: Path, folders: tuple[str, ...], what: str) -> Path:
     if found is None:
         raise InputError(f"{root} has none of {', '.join(folders)}: unpack {what} there")
     return found
-
-
-def _colmap(root: Path, folders: tuple[str, ...]) -> Path | None:
-    return next((root / folder for folder in folders for suffix in (".bin", ".txt")
-                 if (root / folder / f"images{suffix}").is_file()), None)
 
 
 def _lists(root: Path, required: bool = True) -> list[Path]:
