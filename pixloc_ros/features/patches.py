@@ -51,42 +51,62 @@ def patch_features(image: torch.Tensor) -> torch.Tensor:
 def patch_features_compiled(image: np.ndarray) -> np.ndarray:
     """float32 [H, W] to what `patch_features` gives for it, [H, W, 8]."""
     features = np.empty((*image.shape, CHANNELS), np.float32)
-    _fill(image, LINES, _COLUMN_ORDER, _ROW_ORDER, np.float32(BLANK_CONTRAST), features)
+    _fill(image, np.float32(BLANK_CONTRAST), features)
     return features
 
 
-@numba.njit(cache=True, nogil=True, error_model="numpy", fastmath={"reassoc", "contract", "arcp", "nsz"})
-def _fill(image, lines, column_order, row_order, blank, features):
+_JIT = {"cache": True, "nogil": True, "error_model": "numpy", "fastmath": {"reassoc", "contract", "arcp", "nsz"}}
+_EVEN, _ODD, _SECOND = (tuple(line[:_MARGIN + 1]) for line in LINES)
+
+
+@numba.njit(**_JIT)
+def _along(a, b, c, d, e, f, g):
+    """The three filters at seven neighbours: the first and the third are symmetric, the second is antisymmetric."""
+    near, middle, far = c + e, b + f, a + g
+    return (_EVEN[0] * far + _EVEN[1] * middle + _EVEN[2] * near + _EVEN[3] * d,
+            _ODD[0] * (a - g) + _ODD[1] * (b - f) + _ODD[2] * (c - e),
+            _SECOND[0] * far + _SECOND[1] * middle + _SECOND[2] * near + _SECOND[3] * d)
+
+
+@numba.njit(**_JIT)
+def _fill(image, blank, features):
     rows, columns = image.shape
     padded = np.empty(columns + 2 * _MARGIN, np.float32)
-    ring = np.empty((_TAPS, len(lines), columns), np.float32)  # the last rows, filtered along x
+    ring = np.empty((_TAPS, 3, columns), np.float32)  # the last rows, filtered along x
     values, gain = np.empty((_FILTERS, columns), np.float32), np.empty(columns, np.float32)
+    v0, v1, v2, v3, v4, v5, v6 = values[0], values[1], values[2], values[3], values[4], values[5], values[6]
     for step in range(rows + 2 * _MARGIN):
         row = min(max(step - _MARGIN, 0), rows - 1)
         padded[:_MARGIN], padded[columns + _MARGIN:] = image[row, 0], image[row, columns - 1]
         padded[_MARGIN:columns + _MARGIN] = image[row]
-        for k in range(len(lines)):
-            a, b, c, d, e, f, g = lines[k]
-            along = ring[step % _TAPS, k]
-            for x in range(columns):
-                along[x] = (a * padded[x] + b * padded[x + 1] + c * padded[x + 2] + d * padded[x + 3] + e * padded[x + 4]
-                            + f * padded[x + 5] + g * padded[x + 6])
+        x0, x1, x2 = ring[step % _TAPS, 0], ring[step % _TAPS, 1], ring[step % _TAPS, 2]
+        for x in range(columns):
+            x0[x], x1[x], x2[x] = _along(padded[x], padded[x + 1], padded[x + 2], padded[x + 3], padded[x + 4], padded[x + 5],
+                                         padded[x + 6])
         y = step - 2 * _MARGIN
         if y < 0:
             continue
-        gain[:] = blank * blank
-        for k in range(_FILTERS):
-            a, b, c, d, e, f, g = lines[column_order[k]]
-            r = row_order[k]
-            r0, r1, r2, r3 = ring[y % _TAPS, r], ring[(y + 1) % _TAPS, r], ring[(y + 2) % _TAPS, r], ring[(y + 3) % _TAPS, r]
-            r4, r5, r6 = ring[(y + 4) % _TAPS, r], ring[(y + 5) % _TAPS, r], ring[(y + 6) % _TAPS, r]
-            value = values[k]
-            for x in range(columns):
-                value[x] = a * r0[x] + b * r1[x] + c * r2[x] + d * r3[x] + e * r4[x] + f * r5[x] + g * r6[x]
-                gain[x] += value[x] * value[x]
+        # One loop for each frequency along x, so that what its columns have in common is read and added once: see `_ORDERS`.
+        for k in range(3):
+            a, b, c, d = ring[y % _TAPS, k], ring[(y + 1) % _TAPS, k], ring[(y + 2) % _TAPS, k], ring[(y + 3) % _TAPS, k]
+            e, f, g = ring[(y + 4) % _TAPS, k], ring[(y + 5) % _TAPS, k], ring[(y + 6) % _TAPS, k]
+            if k == 0:
+                for x in range(columns):
+                    _, odd, second = _along(a[x], b[x], c[x], d[x], e[x], f[x], g[x])
+                    v1[x], v4[x] = odd, second
+                    gain[x] = blank * blank + odd * odd + second * second
+            elif k == 1:
+                for x in range(columns):
+                    even, odd, second = _along(a[x], b[x], c[x], d[x], e[x], f[x], g[x])
+                    v0[x], v2[x], v6[x] = even, odd, second
+                    gain[x] += even * even + odd * odd + second * second
+            else:
+                for x in range(columns):
+                    even, odd, _ = _along(a[x], b[x], c[x], d[x], e[x], f[x], g[x])
+                    v3[x], v5[x] = even, odd
+                    gain[x] += even * even + odd * odd
+        out = features[y]
         for x in range(columns):
-            gain[x] = np.float32(1) / np.sqrt(gain[x])
-        for x in range(columns):
-            for k in range(_FILTERS):
-                features[y, x, k] = values[k, x] * gain[x]
-            features[y, x, _FILTERS] = blank * gain[x]
+            scale = np.float32(1) / np.sqrt(gain[x])
+            out[x, 0], out[x, 1], out[x, 2], out[x, 3] = v0[x] * scale, v1[x] * scale, v2[x] * scale, v3[x] * scale
+            out[x, 4], out[x, 5], out[x, 6], out[x, 7] = v4[x] * scale, v5[x] * scale, v6[x] * scale, blank * scale
