@@ -192,6 +192,8 @@ def _run_frame(args: argparse.Namespace) -> int:
     from ..evaluation.bags import BagReader
     from ..visualization.bag_frame import track_to
     from ..visualization.figures import check_suffix, write_picture
+    from ..visualization.frame_diagnosis import diagnose
+    from ..visualization.frame_examination import examine
     from ..visualization.frame_report import frame_report
     from ..visualization.keyframe_images import KeyframeImages
 
@@ -201,7 +203,9 @@ def _run_frame(args: argparse.Namespace) -> int:
     keyframes = KeyframeImages(localizer.map, args.map_images)
     with BagReader(args.bag, bag_options(args)) as bag, show_progress("frame") as progress:
         tracked = track_to(localizer, bag, choice, start, args.cold_start, progress)
-        page, findings = frame_report(localizer, bag, tracked, keyframes, progress)
+        examination = examine(localizer, bag, tracked, keyframes)
+        findings = diagnose(examination.evidence)
+        page = frame_report(examination, findings, keyframes, localizer.map, progress)
     write_picture(args.output, page.encode())
     print(findings.verdict)
     for line in (*findings.causes, *findings.notes):

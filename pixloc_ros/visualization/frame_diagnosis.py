@@ -20,7 +20,7 @@ from .aligned_image import difference_text, length_text
 from .bag_frame import TrackedFrame
 from .image_quality import ImageQuality
 
-DARK, DARK_SHARE, WASHED_OUT, BLANK, BLURRED_SHARE = 25.0, 0.35, 0.4, 8.0, 0.45
+DARK, DARK_SHARE, WASHED_OUT, BLANK, BLURRED_SHARE = 25.0, 0.35, 0.4, 8.0, 0.35
 """Grey value; share of the usual one; share of white pixels; grey values of contrast; share of the usual gradient energy."""
 FAR_SHARE, FAR_DEG = 0.15, 10.0
 """Share of the depth and degrees up to which nearly every prior of the validation scenes was good enough (docs/results.md)."""
@@ -142,7 +142,7 @@ def diagnose(evidence: Evidence, options: TrackerOptions = DEFAULTS) -> Findings
     said = f" The tracker said: {result.message}." if result.message else ""
     cause = causes[0] if causes else "nothing stands out in image, prior and map: see the gates and the pictures."
     notes = (f"The pose that was given by dead reckoning is {off}.",) if off and not tracked else ()
-    return Findings(True, f"{what}: {cause}{said}", tuple(causes[1:]), notes)
+    return Findings(True, f"{what}: {cause}{said}", tuple(f"{other[0].upper()}{other[1:]}" for other in causes[1:]), notes)
 
 
 def _image_causes(evidence: Evidence) -> list[str]:

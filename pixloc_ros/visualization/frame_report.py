@@ -8,54 +8,42 @@ from collections.abc import Callable
 import numpy as np
 
 from .. import __version__
-from ..evaluation.bags import BagReader
-from ..evaluation.localize import search_map
 from ..evaluation.report import format_number
-from ..features.images import load_image
 from ..geometry import se3
-from ..tracking.localizer import FrameLocalizer
-from ..tracking.relocalization import Relocalizer
-from ..tracking.types import CameraFrame, FrameAlignment
+from ..mapping.map_file import Map
+from ..tracking.types import CameraFrame
 from .aligned_image import AlignedImage, difference_text, length_text
-from .bag_frame import TrackedFrame
 from .cost_slices import plot_cost_slices
 from .feature_maps import ReferenceView, plot_feature_maps
 from .figures import ANSWER, PRIOR, TRUTH, level_name
-from .frame_diagnosis import Evidence, Findings, diagnose, gates_of, map_points_text
-from .image_quality import ImageQuality
+from .frame_diagnosis import Findings, gates_of
+from .frame_examination import Examination
 from .keyframe_images import KeyframeImages
 from .level_progress import plot_levels
 from .page import Card, Page, Picture
 from .reprojections import plot_reprojections
 
-_USUAL_IMAGES = 40
 
-
-def frame_report(localizer: FrameLocalizer, bag: BagReader, frame: TrackedFrame, keyframes: KeyframeImages,
-                 progress: Callable[..., None] = lambda done, of, note="": None) -> tuple[str, Findings]:
-    """The whole page, and its verdict. keyframes: where the map's images are, if they are at hand."""
-    return _FrameReport(localizer, bag, frame, keyframes, progress).make()
+def frame_report(examination: Examination, findings: Findings, keyframes: KeyframeImages, map_: Map,
+                 progress: Callable[..., None] = lambda done, of, note="": None) -> str:
+    """The whole page. findings: of `diagnose`. keyframes: where the map's images are, if they are at hand."""
+    return _FrameReport(examination, findings, keyframes, progress).html(map_.name)
 
 
 class _FrameReport:
-    def __init__(self, localizer: FrameLocalizer, bag: BagReader, frame: TrackedFrame, keyframes: KeyframeImages,
+    def __init__(self, examination: Examination, findings: Findings, keyframes: KeyframeImages,
                  progress: Callable[..., None]) -> None:
-        self.localizer, self.bag, self.frame, self.keyframes, self.progress = localizer, bag, frame, keyframes, progress
-        self.title = f"image {frame.index} of {bag.path.name} ({frame.seconds:.2f} s)"
+        self.title, self.evidence, self.aligned = examination.title, examination.evidence, examination.aligned
+        self.frame, self.findings, self.keyframes, self.progress = self.evidence.frame, findings, keyframes, progress
 
-    def make(self) -> tuple[str, Findings]:
-        self.progress(0, 5, "judging the image")
-        self.aligned: AlignedImage | None = None
-        if isinstance(self.frame.frame, CameraFrame) and self.frame.result is not None:
-            self._align()
-        else:
-            self._nothing()
-        findings = diagnose(self.evidence)
-        lead = f"{self.title[0].upper()}{self.title[1:]}, stamp {self.frame.frame.stamp_ns} ns, map {self.localizer.map.name}."
+    def html(self, map_name: str) -> str:
+        findings = self.findings
+        lead = f"{self.title[0].upper()}{self.title[1:]}, stamp {self.frame.frame.stamp_ns} ns, map {map_name}."
         page = Page("Why did it fail?" if findings.failed else "What happened here?", lead, f"pixloc_ros {__version__}")
         if findings.failed:
             page.problems((findings.verdict, *findings.causes))
-        page.cards(self._cards(findings))
+            page.heading("In figures")
+        page.cards(self._cards())
         for line in (*(() if findings.failed else (findings.verdict,)), *findings.notes):
             page.text(line)
         self._tables(page)
@@ -64,66 +52,14 @@ class _FrameReport:
         elif isinstance(self.frame.frame, CameraFrame):
             page.heading("The image")
             page.pictures([Picture(_rgb(self.frame.frame.image), caption="as the camera gave it")])
-        return page.html(), findings
+        return page.html()
 
-    # ---- what is known
-
-    def _nothing(self) -> None:
-        image = self.frame.frame.image if isinstance(self.frame.frame, CameraFrame) else None
-        quality = None if image is None else ImageQuality.of(image)
-        self.evidence = Evidence(self.frame, quality, None, "", None, None, None, 1.0, "")
-
-    def _align(self) -> None:
-        frame, localizer = self.frame, self.localizer
-        prepared = localizer.prepare(frame.frame.image, frame.frame.camera)
-        reference = frame.camera_truth
-        if reference is None:
-            found, doubt = search_map(Relocalizer(localizer), CameraFrame(frame.frame.stamp_ns, frame.frame.image,
-                                                                         frame.frame.camera, prepared))
-            reference = None if found is None or doubt else found.map_from_camera
-        from_prior = None
-        if frame.prior is not None:
-            covariance = se3.transform_covariance(frame.result.prior.covariance, se3.inverse(frame.base_from_camera))
-            from_prior = localizer.localize_prepared(prepared, frame.prior, covariance)
-        from_reference = None if reference is None else localizer.localize_prepared(prepared, reference)
-        shown = self._shown(from_prior, from_reference)
-        if shown is not None:
-            start = frame.prior if frame.prior is not None else reference if reference is not None else shown.map_from_camera
-            self.aligned = AlignedImage(self.title, frame.frame.image, prepared, start, (shown,), localizer, frame.camera_truth)
-        looked_from = frame.prior if frame.prior is not None else reference
-        text = "" if looked_from is None else map_points_text(localizer, prepared, looked_from)
-        usual, usual_of = self._usual()
-        depth = 1.0 if self.aligned is None else self.aligned.depth
-        self.evidence = Evidence(frame, ImageQuality.of(frame.frame.image), usual, usual_of, from_prior, reference,
-                                 from_reference, depth, text)
-
-    def _shown(self, from_prior: FrameAlignment | None, from_reference: FrameAlignment | None) -> FrameAlignment | None:
-        """The alignment that the pictures are of: what the tracker believed or saw best, else what there is."""
-        for alignment in (self.frame.result.alignment, from_prior, from_reference):
-            if alignment is not None and alignment.details is not None:
-                return alignment
-        return None
-
-    def _usual(self) -> tuple[ImageQuality | None, str]:
-        """What images of the map look like or, where these are not at hand, those of the drive."""
-        if self.keyframes.folder is not None:
-            names = self.localizer.map.keyframe_names
-            wanted = [names[k] for k in np.unique(np.linspace(0, len(names) - 1, _USUAL_IMAGES).round().astype(int))]
-            images = [ImageQuality.of(load_image(self.keyframes.folder / name)) for name in wanted]
-            return ImageQuality.typical(images), "the map's"
-        stamps = sorted(self.bag.image_stamps())
-        chosen = {stamps[k] for k in np.linspace(0, len(stamps) - 1, _USUAL_IMAGES).round().astype(int)}
-        frames = self.bag.frames(lambda stamp: stamp in chosen)
-        images = [ImageQuality.of(one.image) for one in frames if isinstance(one, CameraFrame)]
-        return (ImageQuality.typical(images), "the drive's median") if images else (None, "")
-
-    # ---- the page's parts
-
-    def _cards(self, findings: Findings) -> list[Card]:
+    def _cards(self) -> list[Card]:
         result, frame = self.frame.result, self.frame
         if result is None:
             return [Card("none", "pose", "the image could not be used", bad=True)]
-        cards = [Card(result.state.name.lower(), "state after it", f"before: {frame.before.name.lower()}", bad=findings.failed)]
+        state, before = (state.name.lower() for state in (result.state, frame.before))
+        cards = [Card(state, "state after it", f"before: {before}", bad=self.findings.failed)]
         if result.alignment is not None:
             visible = result.alignment.visible_fraction * result.alignment.points_used
             cards.append(Card(f"{result.alignment.inlier_fraction:.0%}", "of the points agree",
@@ -194,19 +130,19 @@ class _FrameReport:
 
     def _pictures(self, page: Page) -> None:
         aligned, frame = self.aligned, self.frame
-        self.progress(1, 5, "reprojections")
+        self.progress(0, 4, "reprojections")
         page.heading("The map's points over the image")
         page.plot(plot_reprojections(aligned), None, "points before and after the alignment")
         if aligned.truth is not None:
             page.heading("The same from the truth")
             page.plot(plot_reprojections(self._from_truth(), "inliers"), None, "points at the true pose")
-        self.progress(2, 5, "features")
+        self.progress(1, 4, "features")
         page.heading(f"Nearest keyframe, features, and {'confidences' if self._confident() else 'weights'}, coarse to fine")
         page.plot(plot_feature_maps(aligned, self._nearest()), None, "feature maps of keyframe and image")
-        self.progress(3, 5, "levels")
+        self.progress(2, 4, "levels")
         page.heading("Level by level")
         page.plot(plot_levels(aligned), None, "cost and share of points that agree, level by level")
-        self.progress(4, 5, "cost around the pose")
+        self.progress(3, 4, "cost around the pose")
         page.heading("The cost around the found pose")
         others = {} if frame.prior is None else {"prior": (frame.prior, PRIOR)}
         if self.evidence.reference is not None:
@@ -232,7 +168,7 @@ class _FrameReport:
 
     def _nearest(self) -> ReferenceView:
         ids = self.aligned.points.keyframe_ids
-        return self.keyframes.view(self.localizer, int(ids[0]))
+        return self.keyframes.view(self.aligned.localizer, int(ids[0]))
 
 
 def _rgb(image: np.ndarray) -> np.ndarray:

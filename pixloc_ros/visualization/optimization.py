@@ -24,7 +24,7 @@ FRAMES_A_SECOND = 8
 _BETWEEN = 2
 """Pictures a step: the pose in between is drawn too, so that the eye can follow."""
 _MOST_FRAMES = 90
-_REST_FRAMES = 10
+_REST_FRAMES = 8
 _TRAIL = 8
 _FARTHEST = 1.2
 _LEAST_PX = 0.02
@@ -41,7 +41,7 @@ class _Drawing:
         self.colours = level_colours(len(aligned.strides))
         camera = aligned.prepared.camera
         height_in = width_in * 0.62 * camera.height / camera.width
-        self.figure = plt.figure(figsize=(width_in, max(height_in, 0.42 * width_in) + 0.5), layout="constrained")
+        self.figure = plt.figure(figsize=(width_in, max(height_in, 0.42 * width_in) + 0.7), layout="constrained")
         self.figure.suptitle(aligned.title, fontsize=10.5, x=0.01, ha="left")
         grid = self.figure.add_gridspec(2, 2, width_ratios=(1.45, 1.0), height_ratios=(1.5, 1.0))
         self.left = self.figure.add_subplot(grid[:, 0])
@@ -51,7 +51,8 @@ class _Drawing:
         self._draw_scene(camera)
         self._draw_curve()
         self.show(0)
-        self.figure.canvas.draw()
+        for _ in range(2):  # the first time the titles are not as high as they will be
+            self.figure.canvas.draw()
         self.figure.set_layout_engine("none")  # laying out anew takes longer than drawing
 
     # ---- the image
@@ -90,14 +91,14 @@ class _Drawing:
         low, high = np.minimum(low, frusta.min(0)), np.maximum(high, frusta.max(0))
         self.scene.set(xlim=(low[0], high[0]), ylim=(low[1], high[1]), zlim=(low[2], high[2]), xlabel="right (m)",
                        ylabel="forwards (m)", zlabel="up (m)")
-        self.scene.set_box_aspect(np.maximum(high - low, 1e-6), zoom=1.25)
+        self.scene.set_box_aspect(np.maximum(high - low, 1e-6), zoom=1.45)
         self.scene.view_init(elev=32, azim=-118)
         self.scene.tick_params(labelsize=6, pad=-2)
         for axis in (self.scene.xaxis, self.scene.yaxis, self.scene.zaxis):
             axis.label.set_size(7)
             axis.labelpad = -6
             axis.set_major_locator(plt.MaxNLocator(4))
-        self.scene.legend(loc="upper left", fontsize=7, bbox_to_anchor=(-0.12, 1.06))
+        self.scene.legend(loc="upper right", fontsize=7, bbox_to_anchor=(1.3, 1.05))
 
     def _in_scene(self, xyz_map: torch.Tensor) -> np.ndarray:
         x, y, z = se3.transform(se3.inverse(self.goal), xyz_map).unbind(-1)
@@ -123,8 +124,8 @@ class _Drawing:
         for at, (number, _) in enumerate([run[0] for run in _runs(self.path) if run[0][1].level == 0]):
             if at:
                 axes.axvline(number - 0.5, color=TRUTH, linewidth=0.8, linestyle=":")
-                axes.annotate(" points chosen\n again from here", (number - 0.5, 0.8), xycoords=("data", "axes fraction"),
-                              fontsize=6.5)
+                axes.annotate(" points chosen\n again from here", (number - 0.5, 0.03), xycoords=("data", "axes fraction"),
+                              fontsize=6.5, zorder=5, bbox={"color": "white", "alpha": 0.6, "pad": 0})
         axes.set(xlabel="step (above: stride of the level, px)", ylabel="mean robust cost", xlim=(-0.8, len(self.path) - 0.2))
         axes.set_ylim(bottom=0)
         axes.xaxis.set_major_locator(plt.MaxNLocator(integer=True))
