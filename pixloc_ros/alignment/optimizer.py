@@ -60,7 +60,7 @@ class AlignmentOptions:
     min_points: int = 10
     stop_cells: float = 0.05
     feature_variance: float = 0.05
-    finest_share: float = 0.5
+    finest_share: float = 0.6
     backend: str = "auto"
     detach_steps: bool = False
 
