@@ -1,6 +1,7 @@
 # Copyright the pixloc_ros authors. SPDX-License-Identifier: Apache-2.0
 """The offline run with a localizer that reads the frame's number from its pixels and knows the truth."""
 import json
+import threading
 
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ from bag_writing import BASE_FROM_CAMERA, BagWriter
 from pixloc_ros.errors import InputError
 from pixloc_ros.evaluation import offline
 from pixloc_ros.evaluation.bags import BagReader
+from pixloc_ros.evaluation.read_ahead import read_ahead
 from pixloc_ros.geometry import se3
 from pixloc_ros.tracking.types import FrameAlignment, TrackState
 
@@ -177,3 +179,42 @@ def test_losses_and_false_tracks_are_counted():
     assert stats["losses"] == 2
     assert stats["false_tracked_frames"] == 1
     assert stats["estimated_frames"] == 3
+
+
+def test_reading_ahead_changes_nothing_but_the_time(tmp_path):
+    path = write_drive(tmp_path / "b")
+    plain, ahead = TrueLocalizer(0.01, fails=(4, 5)), TrueLocalizer(0.01, fails=(4, 5))
+    one, other = run(path, plain), run(path, ahead, ahead=True)
+    assert torch.equal(one.estimate.map_from_body, other.estimate.map_from_body)
+    assert torch.equal(one.estimate.covariances, other.estimate.covariances)
+    assert [r.state for r in one.records] == [r.state for r in other.records] and ahead.calls == plain.calls
+    assert torch.equal(one.odometry.map_from_body, other.odometry.map_from_body)
+    names = {thread.name for thread in threading.enumerate()}
+    assert "read ahead" not in names
+
+
+def test_reading_ahead_ends_early_and_hands_errors_on(tmp_path):
+    path = write_drive(tmp_path / "b")
+    few = run(path, TrueLocalizer(), ahead=True, watch=lambda frame, result: frame.stamp_ns >= T0 + 3 * PERIOD)
+    assert len(few.records) == 4
+
+    def torn():
+        yield from range(3)
+        raise InputError("the bag is damaged")
+
+    events = read_ahead(torn(), lambda frame: None)
+    assert [next(events) for _ in range(3)] == [0, 1, 2]
+    with pytest.raises(InputError, match="damaged"):
+        next(events)
+    assert "read ahead" not in {thread.name for thread in threading.enumerate()}
+
+
+def test_an_image_that_cannot_be_prepared_is_told_by_the_tracker(tmp_path):
+    class Picky(TrueLocalizer):
+        def prepare(self, image, camera):
+            if image[0, 0] == 3:
+                raise InputError("too dark")
+            return super().prepare(image, camera)
+
+    stats = offline.summarize(run(write_drive(tmp_path / "b"), Picky(), ahead=True))
+    assert (stats["frames"], stats["unusable_frames"], stats["messages"]) == (12, 1, {"too dark": 1})

@@ -58,7 +58,7 @@ def run(args: argparse.Namespace) -> int:
     with BagReader(args.bag, options) as bag, show_progress("track") as progress:
         meter = UsageMeter()
         result = offline.run_bag(localizer, bag, start, pose_search=Relocalizer(localizer), cold_start=args.cold_start,
-                                 progress=progress)
+                                 progress=progress, ahead=True)
         result = replace(result, usage=meter.read(), skip_map_frames=args.skip_map_frames, about=about)
         evaluation = evaluate(result)
         write_run(args.output, result)

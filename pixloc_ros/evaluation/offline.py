@@ -20,6 +20,7 @@ from ..tracking.tracker import PoseSearch, Tracker, TrackerOptions
 from ..tracking.types import CameraFrame, TrackResult
 from .bags import BagReader, OdometryMessage, UnusableFrame
 from .bench import FALSE_TRACK, summarize
+from .read_ahead import read_ahead
 from .runs import TRUTH_GAP_NS, BagRun, FrameRecord, odometry_in_map
 from .trajectory import Trajectory
 
@@ -55,22 +56,28 @@ def first_pose(bag: BagReader, truth: Trajectory, given: torch.Tensor | None) ->
 
 def run_bag(localizer: FrameLocalizer, bag: BagReader, initial_pose: torch.Tensor | None = None,
             options: TrackerOptions | None = None, pose_search: PoseSearch | None = None, cold_start: bool = False,
-            progress: Callable[..., None] = lambda done, of, note="": None, watch: Watch = lambda frame, result: False) -> BagRun:
+            progress: Callable[..., None] = lambda done, of, note="": None, watch: Watch = lambda frame, result: False,
+            ahead: bool = False) -> BagRun:
     """Track a whole bag, or until `watch` has seen enough.
 
     initial_pose: map_from_base float64 [4, 4] at the first image; None: from the bag's truth. pose_search: finds poses in the
-    whole map when the tracker is lost. cold_start: no pose is given, the search must find it. Raises `InputError` where the bag
-    or the start cannot be used.
+    whole map when the tracker is lost. cold_start: no pose is given, the search must find it. ahead: a second core reads the bag
+    and computes features meanwhile; the same poses sooner. Raises `InputError` where the bag or the start cannot be used.
     """
     truth = bag.truth()
     start = None if cold_start else first_pose(bag, truth, initial_pose)
     runner = _Runner(localizer, Tracker(localizer, options, pose_search), pose_search, bag, start, progress, watch)
-    for event in bag.events():
-        runner.feed(event)
-        if runner.ended:
-            break
+    with contextlib.ExitStack() as stack:
+        events = bag.events()
+        if ahead:
+            events = stack.enter_context(contextlib.closing(
+                read_ahead(events, lambda frame: localizer.prepare(frame.image, frame.camera))))
+        for event in events:
+            runner.feed(event)
+            if runner.ended:
+                break
     runner.finish()
-    return BagRun(runner.records, truth, bag.odometry(), runner.refused)
+    return BagRun(runner.records, truth, Trajectory.from_poses(runner.odometry), runner.refused)
 
 
 class _Runner:
@@ -82,6 +89,7 @@ class _Runner:
         self.ended = False
         self._watch = watch
         self.refused: Counter = Counter()
+        self.odometry: list[tuple[int, torch.Tensor]] = []
         self._localizer, self._bag, self._progress = localizer, bag, progress
         self._tracker, self._pose_search = tracker, pose_search
         self._start = start
@@ -92,6 +100,7 @@ class _Runner:
     def feed(self, event: OdometryMessage | CameraFrame | UnusableFrame) -> None:
         if isinstance(event, OdometryMessage):
             report = self._tracker.add_odometry(event.stamp_ns, event.odom_from_base, event.twist_covariance)
+            self.odometry.append((event.stamp_ns, event.odom_from_base))
             if report.message:
                 self.refused[report.message] += 1
         else:
@@ -128,9 +137,11 @@ class _Runner:
         except InputError as error:
             self._unusable(frame, str(error))
             return
-        alignment = result.alignment
+        alignment, timings_ms = result.alignment, dict(result.timings_ms)
+        if frame.prepared is not None:  # in another thread, before the tracker's clock ran
+            timings_ms["total"] += sum(timings_ms.get(stage, 0.0) for stage in ("prepare", "features"))
         self.records.append(FrameRecord(
-            frame.stamp_ns, result.state, result.map_from_base, result.covariance, result.timings_ms,
+            frame.stamp_ns, result.state, result.map_from_base, result.covariance, timings_ms,
             alignment.inlier_fraction if alignment is not None else float("nan"), result.message))
         self.ended = self._watch(frame, result)
 

@@ -32,6 +32,6 @@ def run_style(index: int) -> dict[str, object]:
 def png(figure: plt.Figure) -> bytes:
     """The figure as a PNG file; the figure is closed."""
     buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=_DPI)
+    figure.savefig(buffer, format="png", dpi=_DPI, pil_kwargs={"compress_level": 4})
     plt.close(figure)
     return buffer.getvalue()

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import numpy as np
 from matplotlib.ticker import FuncFormatter, NullFormatter
-from scipy.stats import chi2
+from scipy.special import chdtri
 
 from ..evaluation.bench import Evaluation
 from ..evaluation.metrics import NEES_95, RECALL_LEVELS
@@ -63,9 +63,10 @@ def plot_paths(runs: Sequence[Evaluation], points: np.ndarray | None = None, key
         start = next((t for t in tracks if len(t)), None)
         axes.plot(*start[0, :2], marker="o", color="white", markeredgecolor=TRUTH, markersize=8, markeredgewidth=1.6,
                   label="start", linestyle="none")
-        axes.set(xlim=(low[0] - margin, high[0] + margin), ylim=(low[1] - margin, high[1] + margin), xlabel="x in the map (m)",
-                 ylabel="y in the map (m)")
-        axes.set_aspect("equal", adjustable="datalim")
+        axes.set(xlabel="x in the map (m)", ylabel="y in the map (m)")
+        axes.set_xlim(low[0] - margin, high[0] + margin, auto=True)
+        axes.set_ylim(low[1] - margin, high[1] + margin, auto=True)
+        axes.set_aspect("equal", adjustable="datalim")  # may widen the limits
         figure.legend(loc="outside right center" if beside else "outside lower center", ncols=1 if beside else 3, fontsize=9,
                       markerscale=1.3)
         return png(figure)
@@ -146,7 +147,7 @@ def _state_spans(evaluation: Evaluation) -> list[tuple[float, float, str]]:
 def plot_recall(runs: Sequence[Evaluation], kind: str) -> bytes:
     """Share of all scored images whose error is below what the axis says. kind: "translation" or "rotation"."""
     with plt.rc_context(STYLE):
-        figure, axes = plt.subplots(figsize=(NARROW, 3.3), layout="constrained")
+        figure, axes = _narrow_axes()
         low, high, unit = (1e-3, 10.0, "m") if kind == _TRANSLATION else (1e-2, 20.0, "°")
         best = [np.nanmin(_error(e.errors, kind)[e.scored], initial=high) for e in runs]
         low *= 0.1 if min(best) < low else 1.0
@@ -180,7 +181,7 @@ def plot_histogram(runs: Sequence[Evaluation], kind: str) -> bytes:
     width = (gap / edges[-1]) ** 1.2
     missing_any = any(np.isnan(v).any() for v in values)
     with plt.rc_context(STYLE):
-        figure, axes = plt.subplots(figsize=(NARROW, 3.3), layout="constrained")
+        figure, axes = _narrow_axes()
         for index, errors in enumerate(values):
             counts, _ = np.histogram(np.clip(errors[np.isfinite(errors)], edges[0], edges[-1]), edges)
             style = run_style(index)
@@ -212,7 +213,7 @@ def plot_times(runs: Sequence[Evaluation], what: str, label: str) -> bytes | Non
         return None
     end = 1.15 * max(float(np.percentile(t, 99.5)) for _, _, t in times)
     with plt.rc_context(STYLE):
-        figure, axes = plt.subplots(figsize=(NARROW, 3.3), layout="constrained")
+        figure, axes = _narrow_axes()
         for index, evaluation, values in times:
             share = 100 * np.arange(1, len(values) + 1) / len(values)
             style = run_style(index)
@@ -266,7 +267,7 @@ def plot_stages(runs: Sequence[Evaluation]) -> bytes | None:
 def plot_nees(runs: Sequence[Evaluation]) -> bytes:
     """The squared error in units of the covariance, over time; runs without covariances are left out."""
     with plt.rc_context(STYLE):
-        figure, axes = plt.subplots(figsize=(NARROW, 3.3), layout="constrained")
+        figure, axes = _narrow_axes()
         axes.axhspan(1e-3, NEES_95, color="#009E73", alpha=0.08, linewidth=0)
         axes.axhline(6.0, color="#374151", linewidth=0.9, linestyle=_DASHED)
         shown = []
@@ -294,7 +295,7 @@ def plot_calibration(runs: Sequence[Evaluation]) -> bytes:
     """Which share of the poses lies inside the ellipsoid that should hold so many of them."""
     claimed = np.linspace(0.0, 1.0, 101)
     with plt.rc_context(STYLE):
-        figure, axes = plt.subplots(figsize=(NARROW, 3.3), layout="constrained")
+        figure, axes = _narrow_axes()
         axes.plot((0, 100), (0, 100), color="#374151", linewidth=0.9, linestyle=_DASHED)
         axes.fill_between((0, 100), (0, 100), (0, 0), color=BAD, alpha=0.07, linewidth=0)
         axes.text(96, 6, "claims too much", ha="right", fontsize=9, color="#9a3412")
@@ -304,13 +305,18 @@ def plot_calibration(runs: Sequence[Evaluation]) -> bytes:
                 nees = evaluation.errors.nees[evaluation.scored]
                 nees = nees[np.isfinite(nees)]
                 if nees.size:
-                    inside = [100 * float(np.mean(nees <= limit)) for limit in chi2.ppf(claimed, 6)]
+                    inside = [100 * float(np.mean(nees <= limit)) for limit in chdtri(6, 1.0 - claimed)]
                     axes.plot(100 * claimed, inside, linewidth=1.8, label=evaluation.name, **run_style(index))
         axes.set(xlim=(0, 100), ylim=(0, 102), xlabel="claimed: inside this ellipsoid (%)", ylabel="true share of poses (%)")
         return png(figure)
 
 
 _PLAIN = FuncFormatter(lambda value, _: f"{value:.5f}".rstrip("0").rstrip(".") if value < 1 else f"{value:g}")
+
+
+def _narrow_axes() -> tuple[plt.Figure, plt.Axes]:
+    """Margins that fit all these plots: to have them computed takes as long as to draw one."""
+    return plt.subplots(figsize=(NARROW, 3.3), gridspec_kw={"left": 0.135, "right": 0.965, "bottom": 0.155, "top": 0.92})
 
 
 def _decades(axis, values: np.ndarray, least: float) -> None:
