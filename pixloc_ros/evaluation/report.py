@@ -77,6 +77,11 @@ class _Table:
         shares = [None if value is None else value / max(f[of], 1) for value, f in zip(values, self._figures)]
         return Row(label, cells, _best(cells, shares, better))
 
+    @staticmethod
+    def nonzero(row: Row | None) -> Row | None:
+        """The row, unless it says nothing but 0."""
+        return None if row is None or set(row.cells) <= {"0", "–"} else row
+
     def recall(self, name: str) -> Row | None:
         values = [f["recall"][name] if "recall" in f else None for f in self._figures]
         if all(value is None for value in values):
@@ -111,13 +116,14 @@ def summary(figures: Sequence[Mapping[str, object]]) -> list[Group]:
           t.count("confident but wrong by 0.5 m or 5°", "false_tracked_frames", "frames", "less"),
           t.row("until the first pose", "time_to_first_pose_s", "s", "less"),
           t.row("until the first pose", "time_to_first_pose_images", "images", "less"),
-          t.row("losses", "losses", "", "less"), t.row("losses not recovered", "losses_not_recovered", "", "less"),
-          t.row("time lost", "time_lost_s", "s", "less"), t.row("time lost", "time_lost_images", "images", "less"),
+          t.row("losses", "losses", "", "less"), t.nonzero(t.row("losses not recovered", "losses_not_recovered", "", "less")),
+          t.nonzero(t.row("time lost", "time_lost_s", "s", "less")),
+          t.nonzero(t.row("time lost", "time_lost_images", "images", "less")),
           t.row("time to recover, median", "time_to_recover_median_s", "s", "less"),
           t.row("time to recover, longest", "time_to_recover_max_s", "s", "less"),
           t.row("time to recover, longest", "time_to_recover_max_images", "images", "less"),
           t.count("images dropped for newer ones", "dropped_frames", "frames", "less"),
-          t.row("unusable images", "unusable_frames")]),
+          t.nonzero(t.row("unusable images", "unusable_frames"))]),
         (f"Relative errors over {step}", "Drift and jitter: of the motion between poses, wherever the map frame is.",
          [*(t.length(f"translation, {name}", f"relative_translation_error_{key}_m") for key, name in _SHORT_STATISTICS),
           *(t.row(f"rotation, {name}", f"relative_rotation_error_{key}_deg", "°", "less") for key, name in _SHORT_STATISTICS)]

@@ -155,7 +155,8 @@ def plot_recall(runs: Sequence[Evaluation], kind: str) -> bytes:
             limit = level[0 if kind == _TRANSLATION else 1]
             axes.axvline(limit, color="#6b7280", linewidth=0.8, linestyle=":")
             axes.annotate(f"{limit:g}{'°' if unit == '°' else ''}", (limit, 1.0), xycoords=("data", "axes fraction"),
-                          xytext=(0, 3), textcoords="offset points", ha="center", fontsize=9, color="#4b5563")
+                          xytext=(0, 3), textcoords="offset points", fontsize=9, color="#4b5563",
+                          ha="right" if limit == 0.25 else "left" if limit == 0.5 else "center")
         for index, evaluation in enumerate(runs):
             errors = _error(evaluation.errors, kind)[evaluation.scored]
             found = np.sort(errors[np.isfinite(errors)])
