@@ -6,7 +6,7 @@ NEES is the squared error in units of the covariance: 6 on average where it is r
 tracker is too cautious. The band is where the mean of so many independent frames lies in 95 % of all cases; errors of
 successive frames are alike, so the true band is wider. Only poses given as TRACKING count, and no image that is in the map.
 
-    scripts/consistency.py ../shared/data --simulations out/sim1 out/sim2
+    scripts/consistency.py ../shared/data --simulations out/sim1 out/sim2 --write docs/reliability.md
 """
 from __future__ import annotations
 
@@ -23,6 +23,7 @@ from pixloc_ros.errors import InputError
 from pixloc_ros.evaluation import metrics, offline
 from pixloc_ros.evaluation.bags import BagReader
 from pixloc_ros.evaluation.degradation import CONDITIONS, DegradedBag
+from pixloc_ros.evaluation.pages import write_section
 from pixloc_ros.evaluation.trajectory import Trajectory, write_text
 from pixloc_ros.features import load_extractor
 from pixloc_ros.mapping import build_map_from_colmap
@@ -45,6 +46,7 @@ def main() -> int:
     parser.add_argument("--conditions", nargs="+", choices=CONDITIONS, default=["nominal"])
     parser.add_argument("--weights", default="compact")
     parser.add_argument("-o", "--output", type=Path, help="write the figures as JSON")
+    parser.add_argument("--write", type=Path, metavar="PAGE", help="a page whose table between its markers is replaced")
     args = parser.parse_args()
     extractor = load_extractor(args.weights)
     rows = []
@@ -61,6 +63,8 @@ def main() -> int:
     if args.output:
         write_text(args.output, json.dumps(rows, indent=1) + "\n")
     print(markdown(rows))
+    if args.write:
+        write_section(args.write, "consistency", markdown(rows))
     return 0
 
 

@@ -179,7 +179,7 @@ def test_each_gate_degrades_and_says_why(answer, word):
 
 
 def test_dead_reckoning_grows_unsure_then_ends_in_time():
-    robot = Robot(max_degraded_s=2.0, max_degraded_m=100.0).tracking()
+    robot = Robot(max_degraded_s=2.0).tracking()
     tracked = robot.see()
     last = tracked.covariance
     began = robot.t
@@ -194,13 +194,20 @@ def test_dead_reckoning_grows_unsure_then_ends_in_time():
     assert result.state is LOST
 
 
-def test_dead_reckoning_ends_by_distance():
-    robot = Robot(max_degraded_s=100.0, max_degraded_m=0.5).tracking()
-    began = robot.t
-    while robot.see(**BAD).state is DEGRADED:
-        pass
-    assert robot.t - began == pytest.approx(1.1)  # at 0.5 m/s
-    assert robot.tracker.state is LOST
+@pytest.mark.parametrize(("depth", "limit"), [(2.0, 0.25), (10.0, 1.0), (float("inf"), None)])
+def test_dead_reckoning_ends_where_it_is_too_unsure_for_what_the_camera_saw(depth, limit):
+    robot = Robot(max_degraded_s=60.0).tracking()
+    robot.see(depth=depth)
+    before, result = 0.0, robot.see(**BAD)
+    for _ in range(400):
+        if result.state is not DEGRADED:
+            break
+        before = math.sqrt(float(result.covariance.diagonal()[:3].max()))
+        result = robot.see(**BAD)
+    if limit is None:
+        assert result.state is DEGRADED
+    else:
+        assert result.state is LOST and 0.9 * limit < before <= limit
 
 
 def test_without_odometry_velocity_is_used_and_guessing_ends_soon():
@@ -338,7 +345,7 @@ def test_consistent_contradiction_is_believed():
 
 
 def test_scattered_contradictions_are_never_believed():
-    robot = Robot(confirm_frames=3, max_degraded_s=100.0, max_degraded_m=100.0).tracking()
+    robot = Robot(confirm_frames=3, max_degraded_s=100.0).tracking()
     for i in range(8):
         assert robot.see(offset=shifted(0.45 if i % 2 else -0.45)).state is DEGRADED
 
@@ -365,13 +372,15 @@ def test_directions_the_image_does_not_determine_keep_the_priors_variance():
     assert robot.see(covariance=loose).covariance[0, 0] > forward  # and it grows while nothing is learned
 
 
-def test_the_image_s_covariance_is_taken_to_the_base_and_what_it_cannot_know_is_added():
+@pytest.mark.parametrize(("depth", "translation_floor"), [(float("inf"), 0.03), (100.0, 0.03), (2.0, 2.0 * 0.004)])
+def test_the_image_s_covariance_is_taken_to_the_base_and_what_it_cannot_know_is_added(depth, translation_floor):
+    """Where things are near, the floor in metres is no larger than what the rotation's floor makes of it at their depth."""
     robot = Robot(translation_floor=0.03, rotation_floor=0.004)
     robot.initialize()
     covariance = torch.diag(torch.tensor([1e-4, 4e-4, 9e-4, 1e-6, 4e-6, 9e-6], dtype=torch.float64))
-    found = robot.see(covariance=covariance).covariance
+    found = robot.see(covariance=covariance, depth=depth).covariance
     expected = se3.transform_covariance(covariance, BASE_FROM_CAMERA)
-    expected = expected + torch.diag(torch.tensor([0.03**2] * 3 + [0.004**2] * 3, dtype=torch.float64))
+    expected = expected + torch.diag(torch.tensor([translation_floor**2] * 3 + [0.004**2] * 3, dtype=torch.float64))
     torch.testing.assert_close(found, expected)
 
 

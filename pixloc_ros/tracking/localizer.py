@@ -34,15 +34,13 @@ class LocalizerOptions:
     """alignment: of the optimizer. max_points: map points used per frame. reselect_share: where the points moved by more than
     this share of the image, they are chosen again for the view that was found (infinity: never). use_prior_factor: let a
     prior covariance, where one is given, take part in the optimisation. image_scale: size at which the network sees images, as
-    a share of that of the map's. covariance_scale: what the Hessian's covariance is
-    multiplied with, so that it agrees with the errors measured on the validation sequences (docs/results.md)."""
+    a share of that of the map's."""
 
     alignment: AlignmentOptions = field(default_factory=AlignmentOptions)
     max_points: int = 1024
     reselect_share: float = 0.02
     use_prior_factor: bool = True
     image_scale: float = 1.0
-    covariance_scale: float = 1.3
 
 
 class FrameLocalizer:
@@ -119,15 +117,15 @@ class FrameLocalizer:
     def _judge(self, result: AlignmentResult, local: LocalPoints, map_from_camera: torch.Tensor,
                map_from_local: torch.Tensor, timings_ms: dict[str, float]) -> FrameAlignment:
         visible, inliers = int(result.visible.sum()), int(result.inliers.sum())
-        covariance = hessian_covariance(result.hessian.double(), float(result.cost)) * self.options.covariance_scale
+        covariance = hessian_covariance(result.hessian.double(), float(result.cost))
         success = bool(result.converged) and bool(torch.isfinite(covariance).all())
         points = result.visible.shape[-1]
         return FrameAlignment(
             map_from_camera=map_from_local @ se3.inverse(result.camera_from_map) if success else map_from_camera,
             covariance=covariance, success=success, reason=result.reason, cost=float(result.cost),
             inlier_fraction=inliers / max(visible, 1), visible_fraction=visible / points, points_used=points,
-            iterations=sum(level.iterations for level in result.trace), timings_ms=timings_ms, details=result,
-            points=local)
+            iterations=sum(level.iterations for level in result.trace), depth=_depth(result, local.points),
+            timings_ms=timings_ms, details=result, points=local)
 
 
 def hessian_covariance(hessian: torch.Tensor, cost: float) -> torch.Tensor:
@@ -148,6 +146,13 @@ def _cues(motion: FrameMotion, points: ReferencePoints, camera_from_local: torch
     depth = se3.transform(camera_from_local, points.xyz.double())[:, 2].median().abs().clamp(min=1e-6)
     return MotionCues.of(torch.tensor(prior.age_s), moved, prior.covariance, torch.tensor(motion.inlier_fraction), depth,
                          se3.inverse(motion.base_from_camera))
+
+
+def _depth(result: AlignmentResult, points: ReferencePoints) -> float:
+    """Median distance of the visible points along the optical axis."""
+    xyz, towards = points.xyz.cpu().numpy(), result.camera_from_map[2].cpu().numpy()
+    depths = (xyz @ towards[:3] + towards[3])[result.visible.cpu().numpy()]
+    return float(np.median(depths)) if len(depths) else float("inf")
 
 
 def _moved_px(result: AlignmentResult, points: ReferencePoints, camera: Camera, camera_from_local: torch.Tensor) -> float:

@@ -32,13 +32,15 @@ class MotionOptions:
 @dataclass(frozen=True)
 class KnownPose:
     """A pose the prediction can start from: covariance float64 [6, 6], base frame, body perturbation; odometry at the
-    same time where there is any. published: covariance as it is told to others, where that is another one."""
+    same time where there is any. published: covariance as it is told to others, where that is another one. depth: of what the
+    camera saw (m)."""
 
     stamp_ns: int
     map_from_base: torch.Tensor
     covariance: torch.Tensor
     odometry: OdometrySample | None = None
     published: torch.Tensor | None = None
+    depth: float = float("inf")
 
 
 def predict(

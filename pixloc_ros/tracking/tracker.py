@@ -22,6 +22,7 @@ are searched, for `max_search_s`; then only a new initial pose helps.
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -95,12 +96,15 @@ class QualityGates:
 class TrackerOptions:
     """Limits of the tracker; metres, seconds, radians.
 
-    max_degraded_s, max_degraded_m: how long and far dead reckoning on odometry is published; without odometry only
-    max_degraded_blind_s. max_search_s: how long an initial or lost pose is a hint where to look. confirm_frames: images
+    max_degraded_s: how long dead reckoning on odometry is published; without odometry only max_degraded_blind_s.
+    max_degraded_std, max_degraded_depths: and how unsure it may become: a standard deviation in metres, or, if that is more, as
+    a share of the depth of what was last seen: beyond it an alignment could hardly start from there, while a car may go
+    further than an indoor robot. max_search_s: how long an initial or lost pose is a hint where to look. confirm_frames: images
     that must agree before a pose that contradicts the prior, or one found again, is believed. max_candidates: such poses
     followed at a time. translation_floor, rotation_floor:
     standard deviations of what the image does not know of: errors of map and calibration. They are added to what the image
-    claims for the covariance that is published (chosen with the localizer's covariance_scale, docs/temporal_prior.md).
+    claims for the covariance that is published; near things bound the translation's, so that it moves their pixels no further
+    than the rotation's does (chosen on the validation drives, docs/reliability.md).
     prior_translation_floor, prior_rotation_floor: the least standard deviations that the next image's prior and the
     gates count on; wider, since blur and rolling shutter make images contradict each other more than either claims.
     search_translation, search_rotation: how far from the prior the search goes
@@ -112,13 +116,14 @@ class TrackerOptions:
     odometry: OdometryOptions = field(default_factory=OdometryOptions)
     motion: MotionOptions = field(default_factory=MotionOptions)
     max_degraded_s: float = 5.0
-    max_degraded_m: float = 5.0
+    max_degraded_std: float = 0.25
+    max_degraded_depths: float = 0.1
     max_degraded_blind_s: float = 0.5
     max_search_s: float = 60.0
     confirm_frames: int = 3
     max_candidates: int = 3
-    translation_floor: float = 0.001
-    rotation_floor: float = 0.00025
+    translation_floor: float = 0.002
+    rotation_floor: float = 0.00033
     prior_translation_floor: float = 0.005
     prior_rotation_floor: float = 0.001
     search_translation: float = 2.0
@@ -378,10 +383,12 @@ class Tracker:
             return _Look(alignment, None, problem)
         pose = alignment.map_from_camera @ view.camera_from_base
         image = se3.transform_covariance(alignment.covariance, view.base_from_camera)
-        published = image + isotropic(self.options.translation_floor, self.options.rotation_floor)
+        rotation = self.options.rotation_floor
+        published = image + isotropic(min(self.options.translation_floor, rotation * abs(alignment.depth)), rotation)
         # What the next image will be judged by is wider where few points agreed.
         cautious = self._floored(image / max(alignment.inlier_fraction, 0.1) ** 2)
-        return _Look(alignment, KnownPose(view.frame.stamp_ns, pose, cautious, view.odometry, published), "")
+        known = KnownPose(view.frame.stamp_ns, pose, cautious, view.odometry, published, abs(alignment.depth))
+        return _Look(alignment, known, "")
 
     def _look_elsewhere(self, view: _View, prior: MotionPrior | None) -> list[_Look]:
         """Where the candidates should be by now, and what the search finds besides: a bounded number of alignments."""
@@ -456,7 +463,7 @@ class Tracker:
             return problem, look
         sure = self.options.gates.sure_inlier_fraction
         elsewhere = any(c.searched and (c.count > 1 or c.count and c.inlier_fraction >= sure) for c in self._candidates)
-        self._fail(stamp_ns, prior, odometry, elsewhere)
+        self._fail(stamp_ns, prior, elsewhere)
         return self._problem(looks, prior, odometry), None
 
     def _problem(self, looks: list[_Look], prior: MotionPrior | None, odometry: OdometrySample | None) -> str:
@@ -557,14 +564,14 @@ class Tracker:
             published = not_worse_than(published, prior.covariance)
         # Poses on both sides of a jump tell no velocity.
         self._before = None if self._initial or prior is None else self._known
-        self._known = KnownPose(found.stamp_ns, found.map_from_base, covariance, found.odometry, published)
+        self._known = replace(found, covariance=covariance, published=published)
         self._initial = False
         self._end_search()
         self.state = TrackState.TRACKING
 
-    def _fail(self, stamp_ns: int, prior: MotionPrior | None, odometry: OdometrySample | None, elsewhere: bool) -> None:
+    def _fail(self, stamp_ns: int, prior: MotionPrior | None, elsewhere: bool) -> None:
         """No pose is believed. elsewhere: the image surely shows another place, so that dead reckoning is not believed."""
-        if not self._searching and not elsewhere and self._may_dead_reckon(stamp_ns, prior, odometry):
+        if not self._searching and not elsewhere and self._may_dead_reckon(stamp_ns, prior):
             self.state = TrackState.DEGRADED
             return
         if self._searching_since_ns is None:
@@ -579,12 +586,13 @@ class Tracker:
         elif self.state is TrackState.LOST:
             self.state = TrackState.RELOCALIZING
 
-    def _may_dead_reckon(self, stamp_ns: int, prior: MotionPrior, odometry: OdometrySample | None) -> bool:
+    def _may_dead_reckon(self, stamp_ns: int, prior: MotionPrior) -> bool:
         age_s = (stamp_ns - self._known.stamp_ns) * 1e-9
         if prior.source != "odometry":
             return age_s <= self.options.max_degraded_blind_s
-        path_m = odometry.distance_m - self._known.odometry.distance_m
-        return age_s <= self.options.max_degraded_s and path_m <= self.options.max_degraded_m
+        std = math.sqrt(float(prior.covariance.diagonal()[:3].max()))
+        least, share = self.options.max_degraded_std, self.options.max_degraded_depths
+        return age_s <= self.options.max_degraded_s and std <= max(least, share * self._known.depth)
 
     def _floored(self, covariance: torch.Tensor) -> torch.Tensor:
         """Covariance for the next prior: at least the floor's variance in every direction."""

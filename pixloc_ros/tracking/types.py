@@ -83,6 +83,7 @@ class FrameAlignment:
     (true = map_from_camera · exp(error)), from the Hessian.
     inlier_fraction: inliers / visible; visible_fraction: visible / points asked for.
     success: False where the optimizer had too few points or no finite solution; `reason` says why in a few words.
+    depth: median distance of the visible points along the optical axis; infinite where it is not known.
     """
 
     map_from_camera: torch.Tensor
@@ -100,6 +101,7 @@ class FrameAlignment:
     """The `AlignmentResult`, for pictures."""
     points: LocalPoints | None = None
     """The map points that `details` speaks of."""
+    depth: float = float("inf")
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,7 @@ from ..features.pyramid import FeatureLevel, FeaturePyramid
 from ..features.sampling import sample_level
 from ..geometry import se3
 from ..tracking.covariances import isotropic, not_better_than
-from ..tracking.localizer import LocalizerOptions, hessian_covariance
+from ..tracking.localizer import hessian_covariance
 from ..tracking.tracker import QualityGates, TrackerOptions
 from .loss import LossOptions, PairLoss, pair_loss
 from .pairs import Batch, member_camera
@@ -91,7 +91,7 @@ class PairRefiner(nn.Module):
             pose, covariance = steps.previous_start[b], steps.previous_covariance[b]
             if bool(found.converged) and share >= gates.min_inlier_fraction:
                 pose = found.camera_from_map.double()
-                measured = hessian_covariance(found.hessian.double(), float(found.cost)) * LocalizerOptions().covariance_scale
+                measured = hessian_covariance(found.hessian.double(), float(found.cost))
                 if bool(measured.isfinite().all()):
                     covariance = not_better_than(
                         se3.transform_covariance(measured / share ** 2, steps.base_from_camera[b]),
