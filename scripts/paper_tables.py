@@ -30,8 +30,7 @@ from pixloc_ros.evaluation.datasets.cambridge import open_cambridge
 from pixloc_ros.evaluation.datasets.hloc import open_aachen, open_cmu, open_robotcar
 from pixloc_ros.evaluation.datasets.image_set import ImageSet
 from pixloc_ros.evaluation.datasets.licences import licence_note
-from pixloc_ros.evaluation.datasets.output import SUMMARY
-from pixloc_ros.evaluation.datasets.queries import localize_set, make_queries, query_errors, write_submission
+from pixloc_ros.evaluation.datasets.queries import localize_set, made_already, make_queries, query_errors, write_submission
 from pixloc_ros.evaluation.datasets.seven_scenes import open_seven_scenes
 from pixloc_ros.evaluation.localize import QueryResult, open_localizer
 from pixloc_ros.evaluation.trajectory import write_text
@@ -64,12 +63,9 @@ class Run:
 
     def localize(self, source: ImageSet, folder: Path) -> list[QueryResult]:
         """The poses of a set's queries; the folder is made unless it is there."""
-        if not (folder / SUMMARY).is_file():
+        if not made_already(folder, source):
             with ProgressLine() as progress:
                 make_queries(folder, source, load_extractor(self.weights), self.working_side, self.weights, progress, print)
-        made_from = json.loads((folder / SUMMARY).read_text())["made_from"]
-        if made_from != source.made_from:
-            raise InputError(f"{folder} holds a map of {made_from}, not of {source.made_from}: give another --output")
         localizer = open_localizer(folder / "map.pixmap", self.weights, preset(self.preset))
         with show_progress(f"{source.name} {source.scene}") as progress:
             return localize_set(folder, source, localizer, progress)

@@ -26,15 +26,20 @@ from scipy.spatial.transform import Rotation
 from pixloc_ros.errors import InputError
 from pixloc_ros.evaluation.bags import BagReader
 from pixloc_ros.evaluation.datasets import drives, recording
+from pixloc_ros.evaluation.datasets.euroc import read_euroc_sequence
+from pixloc_ros.evaluation.datasets.kitti import read_kitti_sequence
 from pixloc_ros.evaluation.datasets.odometry import ERRORS, odometry_from_truth
-from pixloc_ros.evaluation.datasets.tum import tum_camera
+from pixloc_ros.evaluation.datasets.openloris import read_openloris_sequence
+from pixloc_ros.evaluation.datasets.seven_scenes import read_seven_scenes_sequence
+from pixloc_ros.evaluation.datasets.tum import read_tum_sequence, tum_camera
 from pixloc_ros.evaluation.localize import open_localizer
 from pixloc_ros.evaluation.trajectory import Trajectory, read_benchmark_poses, read_tum
 from pixloc_ros.geometry import se3
 from pixloc_ros.geometry.cameras import Camera
 from pixloc_ros.simulation.drives import OdometryErrors
 
-SECONDS = np.arange(16) * 0.4
+SECONDS = np.arange(12) * 0.4
+SMALL = KINECT.scaled(0.5, 0.5, 320, 240)
 
 
 @pytest.fixture(scope="module")
@@ -45,6 +50,11 @@ def studio():
 @pytest.fixture(scope="module")
 def shots(studio):
     return studio.shoot(KINECT, SECONDS)
+
+
+@pytest.fixture(scope="module")
+def small(studio):
+    return studio.shoot(SMALL, SECONDS)
 
 
 def check_drive(folder, studio, map_from_world=None, start_ns=START_S * 10**9, odometry="/odom_simulated"):
@@ -73,13 +83,39 @@ def check_drive(folder, studio, map_from_world=None, start_ns=START_S * 10**9, o
     assert "pixloc track --map" in readme and ("made from the ground truth" in readme) == ("simulated" in odometry)
 
 
-def test_tum(studio, tmp_path, capsys):
-    camera = Camera("pinhole", 640, 480, torch.tensor([535.4, 539.2, 320.1, 247.6], dtype=torch.float64))
-    folder = tmp_path / "rgbd_dataset_freiburg3_workshop"
-    write_tum(folder, studio.shoot(camera, SECONDS))
+def check_recording(recording_, studio, camera, start_ns=START_S * 10**9, map_from_world=None, depth=True):
+    """Poses, calibration and depth as read are those that were rendered."""
+    assert (recording_.camera.width, recording_.camera.height) == (camera.width, camera.height)
+    torch.testing.assert_close(recording_.camera.params, camera.params, atol=1e-6, rtol=0)
+    stamps, bases = recording_.posed()
+    poses = bases @ recording_.base_from_camera
+    map_from_world = np.eye(4) if map_from_world is None else map_from_world
+    worlds = [studio.pose((stamp - start_ns) * 1e-9) for stamp in stamps]
+    distance, angle = se3.pose_difference(poses, torch.from_numpy(map_from_world @ np.stack(worlds)))
+    assert float(distance.max()) < 2e-3 and float(angle.max()) < 1e-3
+    assert recording_.has_depth == depth
+    chosen = int(stamps[len(stamps) // 2])
+    picture, = recording_.pictures(lambda stamp: stamp == chosen)
+    if not depth:
+        assert picture.depth is None
+        return
+    seen, exact = picture.depth(), studio.depth(camera, worlds[len(stamps) // 2])
+    known = seen > 0
+    assert known.mean() > 0.8 and np.median(np.abs(seen - exact)[known] / exact[known]) < 2e-3
+
+
+def write_tum_sequence(folder, studio, shots):
+    write_tum(folder, shots)
     seconds = np.arange(-0.1, SECONDS[-1] + 0.1, 0.01)
     write_stamped_poses(folder / "groundtruth.txt", seconds, [studio.pose(at) for at in seconds],
                         "# ground truth trajectory\n# timestamp tx ty tz qx qy qz qw")
+
+
+def test_tum(studio, tmp_path, capsys):
+    camera = Camera("pinhole", 640, 480, torch.tensor([535.4, 539.2, 320.1, 247.6], dtype=torch.float64))
+    folder = tmp_path / "rgbd_dataset_freiburg3_workshop"
+    write_tum_sequence(folder, studio, studio.shoot(camera, SECONDS))
+    check_recording(read_tum_sequence(folder), studio, camera)
     assert pixloc("dataset", "tum", folder, "-o", tmp_path / "out") == 0
     assert "CC BY 4.0" in capsys.readouterr().out
     check_drive(tmp_path / "out", studio)
@@ -105,13 +141,20 @@ def test_seven_scenes(studio, shots, tmp_path):
                              [0.0078819942130445332, 0.0081718328771890631, 0.9999355455801403, 0.0020318321729487039]]
     scene = tmp_path / "workshop"
     write_seven_scenes(scene, shots[::2], shots[1::2], lambda pose: studio.depth(kinect_depth, pose), colour_from_depth)
-    assert pixloc("dataset", "7scenes", scene, "-o", tmp_path / "out") == 0
-    out = tmp_path / "out"
-    # Stamps are made up there, so the poses are compared by number.
-    cameras = read_tum(out / "truth.tum").map_from_body @ torch.from_numpy(OPTICAL)
-    distance, angle = se3.pose_difference(cameras, torch.from_numpy(np.stack([shot.pose for shot in shots[1::2]])))
+    # Stamps are made up there, so poses and depth are compared by number.
+    test = read_seven_scenes_sequence(scene, "seq-02")
+    stamps, bases = test.posed()
+    expected = torch.from_numpy(np.stack([shot.pose for shot in shots[1::2]]))
+    distance, angle = se3.pose_difference(bases @ test.base_from_camera, expected)
     assert float(distance.max()) < 1e-5 and float(angle.max()) < 1e-5
-    assert np.diff(read_tum(out / "truth.tum").stamps_ns)[0] == pytest.approx(1e9 / 30, abs=1)
+    assert np.diff(stamps)[0] == pytest.approx(1e9 / 30, abs=1)
+    seen = next(iter(test.pictures(lambda stamp: True))).depth()
+    assert (seen > 0).mean() > 0.8
+    assert np.median(np.abs(seen - shots[1].depth)[seen > 0] / shots[1].depth[seen > 0]) < 2e-3
+    assert seen.max() < 20, "65535 is no depth"
+    out = tmp_path / "out"
+    assert pixloc("dataset", "7scenes", scene, "-o", out) == 0
+    torch.testing.assert_close(read_tum(out / "truth.tum").map_from_body, bases, atol=1e-9, rtol=0)
     assert pixloc("localize", "--map", out / "map.pixmap", "--images", scene, "--cameras", out / "queries.txt", "-o",
                   out / "poses.txt") == 0
     truth, found = read_benchmark_poses(out / "queries_truth.txt"), read_benchmark_poses(out / "poses.txt")
@@ -129,37 +172,44 @@ def test_euroc(studio, tmp_path):
                             [-0.0257744366974, 0.00375618835797, 0.999660727178, 0.00981073058949]]
     write_euroc(tmp_path / "V1_01_easy", studio.shoot(camera, SECONDS[::2]), camera, body_from_camera, studio)
     write_euroc(tmp_path / "V1_02_medium", studio.shoot(camera, SECONDS[1::2]), camera, body_from_camera, studio)
+    one = read_euroc_sequence(tmp_path / "V1_02_medium")
+    check_recording(one, studio, camera, depth=False)
+    torch.testing.assert_close(one.base_from_camera, torch.from_numpy(body_from_camera), atol=1e-5, rtol=0)
     assert pixloc("dataset", "euroc", tmp_path / "V1_02_medium", "--map-sequence", tmp_path / "V1_01_easy", "-o",
                   tmp_path / "out") == 0
     check_drive(tmp_path / "out", studio)
-    with BagReader(tmp_path / "out" / "drive") as bag:
-        torch.testing.assert_close(bag.base_from_camera, torch.from_numpy(body_from_camera), atol=1e-5, rtol=0)
 
 
-def test_kitti(studio, shots, tmp_path):
-    write_kitti(tmp_path / "dataset", shots, KINECT)
-    assert pixloc("dataset", "kitti", tmp_path / "dataset", "--sequence", "07", "--camera-name", "image_2", "-o",
-                  tmp_path / "out") == 0
-    start = shots[0].pose.copy()  # of camera 2: camera 0 stands 6 cm to the right
+def test_kitti(studio, small, tmp_path):
+    write_kitti(tmp_path / "dataset", small, SMALL)
+    start = small[0].pose.copy()  # of camera 2: camera 0 stands 6 cm to the right
     start[:3, 3] += 0.06 * start[:3, 0]
-    check_drive(tmp_path / "out", studio, OPTICAL @ np.linalg.inv(start), recording.EPOCH_NS)
+    map_from_world = OPTICAL @ np.linalg.inv(start)
+    one = read_kitti_sequence(tmp_path / "dataset", "07", "image_2")
+    check_recording(one, studio, SMALL, recording.EPOCH_NS, map_from_world, False)
+    assert pixloc("dataset", "kitti", tmp_path / "dataset", "--sequence", "07", "--camera-name", "image_2", "--map-every", "2",
+                  "-o", tmp_path / "out") == 0
+    check_drive(tmp_path / "out", studio, map_from_world, recording.EPOCH_NS)
 
 
-def test_openloris_folder_and_bag(studio, shots, tmp_path):
+def test_openloris(studio, small, tmp_path):
     base_from_camera = np.eye(4)
     base_from_camera[:3, :3] = Rotation.from_quat([-0.49676, 0.49988, -0.49511, 0.50815]).as_matrix()
     base_from_camera[:3, 3] = 0.2265, -0.0511, 0.916
-    write_openloris(tmp_path / "office1-1", shots[::2], KINECT, base_from_camera, studio)
-    write_openloris_bag(tmp_path / "office1-2.bag", shots[1::2], KINECT, base_from_camera, studio)
+    write_openloris(tmp_path / "office1-1", small[::2], SMALL, base_from_camera, studio)
+    write_openloris_bag(tmp_path / "office1-2.bag", small[1::2], SMALL, base_from_camera, studio)
+    for path in (tmp_path / "office1-1", tmp_path / "office1-2.bag"):
+        one = read_openloris_sequence(path)
+        check_recording(one, studio, SMALL)
+        motion = one.odometry.odom_from_base
+        true = one.map_from_base.at(one.odometry.stamps_ns, 10**9)[0]
+        torch.testing.assert_close(se3.inverse(motion[:1]) @ motion, se3.inverse(true[:1]) @ true, atol=2e-5, rtol=0)
+    # The map from the folder, the drive from the bag.
     assert pixloc("dataset", "openloris", tmp_path / "office1-2.bag", "--map-sequence", tmp_path / "office1-1", "-o",
                   tmp_path / "out") == 0
     check_drive(tmp_path / "out", studio, odometry="/odom")
-    # And the other way round: the map from the bag, the drive from the folder.
-    assert pixloc("dataset", "openloris", tmp_path / "office1-1", "--map-sequence", tmp_path / "office1-2.bag", "-o",
-                  tmp_path / "back") == 0
-    check_drive(tmp_path / "back", studio, odometry="/odom")
-    depths = [json.loads((tmp_path / name / "map_report.json").read_text())["reprojection_px"] for name in ("out", "back")]
-    assert depths == [None, None], "points must come from depth"
+    report = json.loads((tmp_path / "out" / "map_report.json").read_text())
+    assert report["reprojection_px"] is None, "points must come from depth"
 
 
 def test_odometry_from_truth_is_wrong_as_stated():
@@ -183,8 +233,8 @@ def test_odometry_from_truth_is_wrong_as_stated():
     np.testing.assert_allclose(step.std(0), deviation, rtol=0.15)
 
 
-def test_work_that_was_killed_goes_on_and_an_output_is_never_overwritten(studio, shots, tmp_path, monkeypatch, capsys):
-    write_kitti(tmp_path / "dataset", shots[:8], KINECT)
+def test_work_that_was_killed_goes_on_and_an_output_is_never_overwritten(studio, small, tmp_path, monkeypatch, capsys):
+    write_kitti(tmp_path / "dataset", small[:8], SMALL)
     arguments = ("dataset", "kitti", tmp_path / "dataset", "--sequence", "07", "--camera-name", "image_2", "-o", tmp_path / "out")
 
     def killed(*_, **__):
@@ -208,9 +258,9 @@ def break_file(path, old, new):
     path.write_text(text.replace(old, new))
 
 
-def test_bad_input_is_told_in_one_line(studio, shots, tmp_path, capsys):
+def test_bad_input_is_told_in_one_line(studio, small, tmp_path, capsys):
     root = tmp_path / "dataset"
-    write_kitti(root, shots[:4], KINECT)
+    write_kitti(root, small[:4], SMALL)
     kitti = ("dataset", "kitti", root, "-o", tmp_path / "out", "--camera-name", "image_2", "--sequence")
     folder = root / "sequences" / "07"
     cases = [
@@ -242,14 +292,14 @@ def test_bad_input_is_told_in_one_line(studio, shots, tmp_path, capsys):
     assert not (tmp_path / "out").exists()
 
 
-def test_images_of_another_size_than_the_calibration_are_refused(shots, tmp_path):
+def test_images_of_another_size_than_the_calibration_are_refused(small, tmp_path):
     stamps = {k * 10**9: tmp_path / f"{k}.png" for k in range(3)}
     for path in stamps.values():
-        save(path, shots[0].image[:400])
+        save(path, small[0].image[:200])
     stamps_ns, encoding, pictures, _ = recording.picture_files("set", stamps)
     truth = Trajectory(stamps_ns, torch.eye(4, dtype=torch.float64).repeat(3, 1, 1))
-    one = recording.Recording("set", KINECT, stamps_ns, encoding, truth, torch.eye(4, dtype=torch.float64), pictures)
-    with pytest.raises(InputError, match="640x400 but the calibration is for 640x480"):
+    one = recording.Recording("set", SMALL, stamps_ns, encoding, truth, torch.eye(4, dtype=torch.float64), pictures)
+    with pytest.raises(InputError, match="320x200 but the calibration is for 320x240"):
         list(recording.frames_for_map([one], False)(lambda stamp: True))
 
 

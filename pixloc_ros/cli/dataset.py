@@ -69,7 +69,8 @@ def _add_images(sets) -> None:
         parser = _add(sets, name, help_, root, _run_images)
         _add_model(parser)
         parser.add_argument("--localize", action="store_true",
-                            help="find the queries' poses as well: poses.txt, and submission.txt as the benchmark wants it")
+                            help="find the queries' poses as well, also of an output made before: poses.txt, and submission.txt "
+                                 "as the benchmark wants it")
         parser.add_argument("--preset", default="balanced", metavar="NAME", help="fast, balanced (default) or accurate")
         _add_network(parser)
 
@@ -232,7 +233,7 @@ def _run_images(args: argparse.Namespace) -> int:
 
 
 def _make_queries(args: argparse.Namespace, source) -> int:
-    from ..evaluation.datasets.queries import localize_set, make_queries, query_errors
+    from ..evaluation.datasets.queries import localize_set, made_already, make_queries, query_errors
     from ..evaluation.localize import open_localizer
     from ..features import load_extractor
     from ..tracking.presets import preset
@@ -240,10 +241,12 @@ def _make_queries(args: argparse.Namespace, source) -> int:
 
     _check(args)
     chosen = preset(getattr(args, "preset", "balanced"))
-    with ProgressLine() as progress:
-        make_queries(args.output, source, load_extractor(args.weights), args.working_side, args.weights, progress, print)
-    _say_where(args.output)
-    if not getattr(args, "localize", False):
+    wanted = getattr(args, "localize", False)
+    if not (wanted and made_already(args.output, source)):
+        with ProgressLine() as progress:
+            make_queries(args.output, source, load_extractor(args.weights), args.working_side, args.weights, progress, print)
+        _say_where(args.output)
+    if not wanted:
         return 0
     localizer = open_localizer(args.output / "map.pixmap", args.weights, chosen)
     with show_progress("localize") as progress:

@@ -55,7 +55,8 @@ def open_cambridge(scene: Path, model: Path | None = None, pairs: Path | None = 
     if model is not None:
         build, made_from = colmap_builder(model, scene, asked, name), f"the COLMAP model {model}"
     else:
-        chosen = {cameras[image][0]: (scene / image, image, cameras[image][1]) for image in train if image in cameras}
+        chosen = {cameras[image][0]: (scene / image, image, cameras[image][1]) for image in train
+                  if image in cameras and (scene / image).is_file()}
         build = nvm_builder(nvm, chosen, name)
         made_from = f"reconstruction.nvm, the {len(chosen)} training images and the points that two of them see"
     files = [scene / "dataset_train.txt", scene / "dataset_test.txt", scene / "reconstruction.nvm", model, pairs, queries]
@@ -89,18 +90,22 @@ def read_cambridge_poses(path: Path) -> dict[str, torch.Tensor]:
 
 
 def _cameras(scene: Path, nvm: NvmModel, names: set[str]) -> dict[str, tuple[int, Camera]]:
-    """Index in the model and camera of the images that have both a pose and a file. Images of one folder have one size."""
+    """Index in the model and camera of the images of these names. Images of one folder have one size."""
     by_stem = {str(PurePosixPath(name).with_suffix("")): name for name in names}
     sizes: dict[str, tuple[int, int]] = {}
     cameras = {}
     for k, name in enumerate(nvm.names):
         image = by_stem.get(str(PurePosixPath(name).with_suffix("")))
-        if image is None or not (scene / image).is_file():
+        if image is None:
             continue
         folder = image.rpartition("/")[0]
         if folder not in sizes:
-            sizes[folder] = load_image(scene / image).shape[1::-1]
+            example = next((scene / name for name in sorted(names) if name.startswith(f"{folder}/") and (scene / name).is_file()),
+                           None)
+            if example is None:
+                raise InputError(f"no image of {scene / folder} is there: unpack the whole scene")
+            sizes[folder] = load_image(example).shape[1::-1]
         cameras[image] = k, nvm_camera(float(nvm.focal_px[k]), float(nvm.radial[k]), *sizes[folder])
     if not cameras:
-        raise InputError(f"no image of {scene / 'reconstruction.nvm'} is in the lists and in {scene}: unpack the whole scene")
+        raise InputError(f"no image of {scene / 'reconstruction.nvm'} is in the lists of {scene}: they are of different scenes")
     return cameras

@@ -107,7 +107,7 @@ def make_drive(output: Path, source: SequenceSet, extractor: Extractor, options:
     if source.queries:
         _write_queries(out, source.queries)
     notes += [f"Left out of {recording.name}: {count} ({reason})." for recording in _unique(recordings)
-              for reason, count in recording.left_out.items()]
+              for reason, count in recording.unusable().items()]
     out.finish(summary, readme_text(source.name, f"{source.name}: map of {_names(source.mapping)}, drive of {source.drive.name}",
                                     table, notes, commands))
     return summary
@@ -159,7 +159,7 @@ def _summary(source: SequenceSet, options: SequenceOptions, map_: Map, stamps: n
         "camera": f"{model} {source.drive.camera.width} {source.drive.camera.height} " + " ".join(f"{v:.10g}" for v in params),
         "base_from_camera": source.drive.base_from_camera.tolist(), "keyframes": len(map_.keyframe_names),
         "points": len(map_.xyz), "images": len(stamps), "length_m": round(_length(map_from_base), 3), "odometry": topic,
-        "queries": len(source.queries), "left_out": {r.name: dict(r.left_out) for r in _unique([*source.mapping, source.drive])},
+        "queries": len(source.queries), "left_out": {r.name: r.unusable() for r in _unique([*source.mapping, source.drive])},
     }
 
 

@@ -8,6 +8,8 @@ x y`. Where points were measured is not read: features are taken where points pr
 """
 from __future__ import annotations
 
+from array import array
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -36,36 +38,47 @@ class NvmModel:
 def read_nvm(path: Path) -> NvmModel:
     """The first model of a file. Raises InputError where it is no NVM_V3 file, is cut short, or holds no image or point."""
     try:
-        lines = iter([line for line in path.read_text(encoding="utf-8").splitlines() if line.strip()])
+        with open(path, encoding="utf-8") as file:
+            names, values, xyz, image, point = _read(path, (line for line in file if line.strip()))
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"cannot read {path}: {getattr(error, 'strerror', None) or 'it is no text file'}") from None
-    if not next(lines, "").startswith("NVM_V3"):
-        raise InputError(f"{path} does not begin with NVM_V3: give a reconstruction of VisualSFM")
-    try:
-        images = [next(lines).split() for _ in range(int(next(lines)))]
-        values = np.array([words[1:10] for words in images], np.float64).reshape(-1, 9)
-        points = [next(lines).split() for _ in range(int(next(lines)))]
-        xyz = np.array([words[:3] for words in points], np.float64).reshape(-1, 3)
-        counts = np.array([words[6] for words in points], np.int64)
-        seen_by = [words[7:7 + 4 * count:4] for words, count in zip(points, counts.tolist())]
-        image = np.array([index for words in seen_by for index in words], np.int64)
-        point = np.repeat(np.arange(len(xyz)), counts)
-        if len(image) != len(point) or not np.isfinite(values).all() or not np.isfinite(xyz).all():
-            raise ValueError("numbers are missing")
-    except (StopIteration, ValueError, IndexError, OverflowError) as error:
-        raise InputError(f"{path} is cut short or malformed ({error or 'it ends early'}): unpack it again") from None
     if not len(values) or not len(image) or image.min() < 0 or image.max() >= len(values):
         raise InputError(f"{path} holds no image, no point, or points seen by images that it lacks: unpack it again")
     quaternion = torch.from_numpy(values[:, [2, 3, 4, 1]].copy())
     norm = quaternion.norm(dim=1, keepdim=True)
     if float(norm.min()) == 0:
-        raise InputError(f"{path}: image {images[int(norm.argmin())][0]} has a zero quaternion: remove it")
+        raise InputError(f"{path}: image {names[int(norm.argmin())]} has a zero quaternion: remove it")
     rotation = se3.rotation_from_quaternion(quaternion / norm)
     centre = torch.from_numpy(values[:, 5:8].copy())
     pairs = np.unique(np.stack((point, image)), axis=1)
-    return NvmModel([words[0].removeprefix("./") for words in images], values[:, 0].copy(), values[:, 8].copy(),
+    return NvmModel(names, values[:, 0].copy(), values[:, 8].copy(),
                     se3.from_rotation_translation(rotation, -(rotation @ centre.unsqueeze(-1)).squeeze(-1)), xyz,
                     pairs[1], pairs[0])
+
+
+def _read(path: Path, lines: Iterator[str]) -> tuple[list[str], np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Names, the 9 numbers after each [K, 9], points [P, 3], and the image and point of each observation [M]; line by line, as
+    files of cities hold millions of points."""
+    if not next(lines, "").startswith("NVM_V3"):
+        raise InputError(f"{path} does not begin with NVM_V3: give a reconstruction of VisualSFM")
+    names, values, xyz, seen_by, counts = [], array("d"), array("d"), array("q"), array("q")
+    try:
+        for _ in range(int(next(lines))):
+            name, *numbers = next(lines).split()
+            names.append(name.removeprefix("./"))
+            values.extend([float(word) for word in numbers[:9]])
+        for _ in range(int(next(lines))):
+            words = next(lines).split()
+            xyz.extend([float(word) for word in words[:3]])
+            counts.append(int(words[6]))
+            seen_by.extend([int(word) for word in words[7:7 + 4 * counts[-1]:4]])
+        images, points = np.array(values).reshape(len(names), 9), np.array(xyz).reshape(len(counts), 3)
+        point = np.repeat(np.arange(len(points)), np.array(counts, np.int64))
+        if len(seen_by) != len(point) or not np.isfinite(images).all() or not np.isfinite(points).all():
+            raise ValueError("numbers are missing")
+    except (StopIteration, ValueError, IndexError, OverflowError) as error:
+        raise InputError(f"{path} is cut short or malformed ({error or 'it ends early'}): unpack it again") from None
+    return names, images, points, np.array(seen_by, np.int64), point
 
 
 def nvm_camera(focal_px: float, radial: float, width: int, height: int) -> Camera:

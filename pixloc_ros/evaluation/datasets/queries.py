@@ -2,6 +2,7 @@
 """A map and a list of queries from a set of single images, their poses, and what to hand in to the benchmark."""
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +19,7 @@ from ..localize import QueryResult, localize_queries
 from ..trajectory import write_benchmark_poses
 from .drives import write_query_list
 from .image_set import ImageSet
-from .output import OutputFolder, identity, readme_text
+from .output import SUMMARY, OutputFolder, identity, readme_text
 
 
 @dataclass(frozen=True)
@@ -76,6 +77,21 @@ def make_queries(output: Path, source: ImageSet, extractor: Extractor, working_s
         commands.append(f"pixloc evaluate --truth {output}/truth.txt {output}/poses.txt")
     out.finish(summary, readme_text(source.name, f"{source.name}: {source.scene}", table, notes, commands))
     return summary
+
+
+def made_already(folder: Path, source: ImageSet) -> bool:
+    """Whether the folder was made of this set before. Raises InputError where it was made of something else."""
+    if not (folder / SUMMARY).is_file():
+        return False
+    try:
+        made = json.loads((folder / SUMMARY).read_text(encoding="utf-8"))
+        same = [made[key] for key in ("set", "scene", "made_from", "queries")] == [source.name, source.scene, source.made_from,
+                                                                                  len(source.queries)]
+    except (OSError, ValueError, KeyError, TypeError):
+        same = False
+    if not same:
+        raise InputError(f"{folder} was not made of {source.made_from}: give another output, or remove it")
+    return True
 
 
 def localize_set(folder: Path, source: ImageSet, localizer: FrameLocalizer,

@@ -74,6 +74,11 @@ class Recording:
             raise InputError(f"{self.name}: no image lies within the times of the ground truth: they use different clocks")
         return self.stamps_ns[known], poses[torch.from_numpy(known)]
 
+    def unusable(self) -> dict[str, int]:
+        """Images left out, by reason, with those that have no pose."""
+        unposed = len(self.stamps_ns) - len(self.posed()[0])
+        return {**self.left_out, **({"no ground truth at its time": unposed} if unposed else {})}
+
     def only(self, chosen: np.ndarray) -> Recording:
         """The same with the chosen images only; bool [N]."""
         return replace(self, stamps_ns=self.stamps_ns[chosen])
@@ -83,7 +88,7 @@ def split_every(sequence: Recording, every: int) -> tuple[Recording, Recording]:
     """Each `every`-th image of known pose for the map, and the others for the drive. Raises InputError: every below 2."""
     if every < 2:
         raise InputError(f"--map-every {every}: give 2 or more, so that images are left for the drive")
-    posed = sequence.only(np.isin(sequence.stamps_ns, sequence.posed()[0]))
+    posed = replace(sequence.only(np.isin(sequence.stamps_ns, sequence.posed()[0])), left_out=sequence.unusable())
     mapped = np.arange(len(posed.stamps_ns)) % every == 0
     return posed.only(mapped), posed.only(~mapped)
 
