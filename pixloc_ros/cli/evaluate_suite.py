@@ -8,7 +8,6 @@ from pathlib import Path
 from .bag_arguments import add_bag_arguments, bag_options, initial_pose
 from .execution_arguments import add_execution_arguments, execution
 from .help_format import HelpFormatter
-from .progress import show_progress
 
 SWITCH = "--suite"
 RIVALS = ("klt", "orb")
@@ -86,6 +85,8 @@ def run(args: argparse.Namespace) -> int:
     if args.output is None and args.export is None:
         raise InputError("give -o, the folder of the results, or --export")
     name = args.name or args.bag.stem
+    if args.write:
+        _around_section(args.write, name)  # before the work, not after
     with BagReader(args.bag, bag_options(args)) as bag:
         drive = _drive(args, bag)
         if args.export:
@@ -99,19 +100,16 @@ def run(args: argparse.Namespace) -> int:
         about = {"name": name, "bag": args.bag.name, "map": args.map.name, "seed": args.seed, "clear_start_s": args.clear_start,
                  "right": suite.RIGHT}
         results = suite.Results.open(args.output / "suite.json", about)
-        with show_progress("suite") as progress:
-            def finished(done: int, of: int, degradation: object, cell: dict) -> None:
-                progress(done, of, f"{degradation}, {cell['method']}")
-                print(f"{done}/{of}  {degradation}, {cell['method']}: {suite.format_cell(cell)}", flush=True)
-
-            suite.run(drive, methods, cells, results, finished)
+        suite.run(drive, methods, cells, results, lambda done, of, degradation, cell: print(
+            f"{done}/{of}  {degradation}, {cell['method']}: {suite.format_cell(cell)}", flush=True))
     text = suite.markdown(results)
     write_text(args.output / "suite.md", f"# {name}\n\n{text}")
     write_text(args.output / "suite.html", suite_page(results, notes))
     if args.write:
         picture = args.write.parent / "images" / f"suite_{name}.png"
         write_bytes(picture, plot_overview(results))
-        _write_section(args.write, name, f"![right poses against severity, {name}](images/{picture.name})\n\n{text}")
+        before, after = _around_section(args.write, name)
+        write_text(args.write, f"{before}\n![right poses against severity, {name}](images/{picture.name})\n\n{text}\n{after}")
     print("\n" + format_table(suite.summary_rows(results)))
     print("".join(f"note: {note}\n" for note in notes) + f"page: {args.output / 'suite.html'}    figures: {results.path}")
     return 0
@@ -160,14 +158,13 @@ def _methods(args: argparse.Namespace, suite) -> tuple[list, list[str]]:
     return [*methods, suite.odometry_method()], notes
 
 
-def _write_section(path: Path, name: str, text: str) -> None:
+def _around_section(path: Path, name: str) -> tuple[str, str]:
+    """What stands before and after the drive's section of a page, its marks included."""
     from ..errors import InputError
-    from ..evaluation.trajectory import write_text
 
     begin, end = f"<!-- suite {name}: begin -->\n", f"<!-- suite {name}: end -->"
     try:
         before, rest = path.read_text(encoding="utf-8").split(begin)
-        after = rest.split(end, 1)[1]
+        return before + begin, end + rest.split(end, 1)[1]
     except (OSError, ValueError, IndexError):
         raise InputError(f"{path} has no section between {begin.strip()} and {end}: put these two lines into it") from None
-    write_text(path, f"{before}{begin}\n{text}\n{end}{after}")
