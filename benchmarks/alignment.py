@@ -111,7 +111,7 @@ def main() -> int:
         cells = [measuring.against(run[backend][key], before.get(backend, {}).get(key))
                  for backend in BACKENDS for key in ("ms", "cpu_ms")]
         table.append((name, *cells, format_number(run["compiled"]["ms"] / starts), str(run["compiled"]["iterations"])))
-    measuring.report(figures, table, args.json)
+    measuring.report(figures, args, table)
     return 0
 
 

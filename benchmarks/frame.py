@@ -59,7 +59,7 @@ def main() -> int:
     parser.add_argument("--sizes", nargs="+", default=SIZES, metavar="WxH", help="of the simulated images")
     parser.add_argument("--map", type=Path, help="with --bag: time this map and drive instead")
     parser.add_argument("--bag", type=Path)
-    parser.add_argument("--preset", default="balanced", help="fast, balanced (default) or accurate")
+    parser.add_argument("--preset", nargs="+", default=["balanced"], help="fast, balanced (default), accurate")
     parser.add_argument("--frames", type=int, default=200, help="how many to time at each size (default 200)")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="of the network (default: all)")
     parser.add_argument("--weights", default="compact")
@@ -78,10 +78,12 @@ def main() -> int:
             drive = measuring.simulated_drive(*(int(side) for side in size.split("x")), args.data)
             cases[size] = (measuring.map_of_drive(drive, load_extractor(args.weights)), drive / "drive")
     for name, (map_path, bag) in cases.items():
-        with multiprocessing.get_context("spawn").Pool(1) as pool:
-            figures["sizes"][name] = pool.apply(time_drive, (map_path, bag, args.weights, args.preset, args.frames, args.threads))
+        for preset_name in args.preset:
+            with multiprocessing.get_context("spawn").Pool(1) as pool:
+                run = pool.apply(time_drive, (map_path, bag, args.weights, preset_name, args.frames, args.threads))
+            figures["sizes"][name if len(args.preset) == 1 else f"{name} {preset_name}"] = run
     old = measuring.earlier(args).get("sizes", {})
-    measuring.report(figures, rows(figures["sizes"], old), args.json)
+    measuring.report(figures, args, rows(figures["sizes"], old))
     return 0
 
 

@@ -46,7 +46,7 @@ def main() -> int:
     parser.add_argument("--copies", type=int, default=COPIES, help="of 10 keyframes each")
     parser.add_argument("--visits", type=int, default=300, help="keyframes driven past, in real time")
     parser.add_argument("--data", type=Path, default=measuring.DATA, help="where drive and map are kept (2 GB)")
-    parser.add_argument("--json", type=Path, help="write the figures here")
+    measuring.add_output_arguments(parser)
     args = parser.parse_args()
     extractor = load_extractor()
     drive = measuring.simulated_drive(640, 480, args.data)
@@ -63,7 +63,7 @@ def main() -> int:
         for what, (times, note) in run.items():
             cells = (format_number(float(v)) for v in (np.median(times), np.percentile(times, 99), max(times)))
             table.append((what, *cells, note))
-    measuring.report(figures, table, args.json)
+    measuring.report(figures, args, table)
     return 0
 
 

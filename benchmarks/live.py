@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import gc
 import math
 import os
 import signal
@@ -47,7 +48,7 @@ from tf2_ros import StaticTransformBroadcaster
 from pixloc_ros.errors import InputError
 from pixloc_ros.evaluation import offline
 from pixloc_ros.evaluation.bags import BagReader, OdometryMessage
-from pixloc_ros.evaluation.report import format_number, format_table
+from pixloc_ros.evaluation.report import format_number
 from pixloc_ros.features import load_extractor
 from pixloc_ros.geometry import se3
 from pixloc_ros.node import conversions
@@ -140,9 +141,7 @@ def main() -> int:
         map_path = measuring.map_of_drive(path, load_extractor(args.weights))
         figures["rates"][f"{rate:g} Hz"] = run(path, map_path, rate, args)
     old = measuring.earlier(args).get("rates", {})
-    measuring.report(figures, rows(figures["rates"], old), args.json)
-    print()
-    print(format_table(stage_rows(figures["rates"])))
+    measuring.report(figures, args, rows(figures["rates"], old), stage_rows(figures["rates"]))
     return 0
 
 
@@ -197,7 +196,10 @@ def run(path: Path, map_path: Path, rate: float, args: argparse.Namespace) -> di
         finally:
             context.try_shutdown()
             process.send_signal(signal.SIGINT)
-            process.wait(20)
+            try:
+                process.wait(20)
+            except subprocess.TimeoutExpired:
+                process.kill()
 
 
 class Robot:
@@ -244,6 +246,8 @@ class Robot:
         start.header.frame_id = "map"
         start.pose = conversions.pose_with_covariance(self._drive.start, offline.initial_covariance())
         self._start.publish(start)
+        gc.collect()
+        gc.freeze()  # or this process would stall now and then, and its images come all at once
         usage, late_ms, sent, measuring_began = Usage(), [], 0, None
         began = time.monotonic() + 0.5
         # Everything in the order of its times: odometry, images, samples of the node's process.

@@ -20,6 +20,7 @@ import torch
 
 from pixloc_ros.cli.progress import show_progress
 from pixloc_ros.errors import InputError
+from pixloc_ros.evaluation.pages import write_section
 from pixloc_ros.evaluation.report import format_number, format_table
 from pixloc_ros.evaluation.trajectory import write_text
 from pixloc_ros.features import Extractor
@@ -98,19 +99,32 @@ def resident_map(path: Path) -> Map:
     return Map.open(path, verify=True)
 
 
-def report(figures: dict[str, object], rows: Sequence[tuple[str, ...]], json_path: Path | None) -> None:
-    """Print machine and table; keep the figures where asked."""
-    machine = figures["machine"]
-    print(", ".join(f"{key} {value}" for key, value in machine.items()))
-    print()
-    print(format_table(rows))
-    if json_path is not None:
-        write_text(json_path, json.dumps(figures, indent=2) + "\n")
+def report(figures: dict[str, object], args: argparse.Namespace, *tables: Sequence[tuple[str, ...]]) -> None:
+    """Print machine and tables; keep figures and tables where asked."""
+    machine = ", ".join(f"{key} {value}" for key, value in figures["machine"].items())
+    print("\n\n".join((machine, *map(format_table, tables))))
+    if args.json is not None:
+        write_text(args.json, json.dumps(figures, indent=2) + "\n")
+    if args.docs is not None:
+        write_section(args.docs, f"benchmark {args.section}", "\n".join((*map(_markdown, tables), f"({machine})")))
+
+
+def _markdown(rows: Sequence[tuple[str, ...]]) -> str:
+    head, *rest = ("| " + " | ".join(row) + " |" for row in rows)
+    return "\n".join((head, "|---" * len(rows[0]) + "|", *rest, ""))
+
+
+def add_output_arguments(parser: argparse.ArgumentParser) -> None:
+    """--json, --docs and --section, for `report`."""
+    parser.add_argument("--json", type=Path, help="write the figures here")
+    parser.add_argument("--docs", type=Path, metavar="PAGE",
+                        help="put the tables into this page, between <!-- benchmark SECTION: begin --> and ... end -->")
+    parser.add_argument("--section", default=Path(sys.argv[0]).stem, help="of the page (default: the benchmark's name)")
 
 
 def add_figures_arguments(parser: argparse.ArgumentParser) -> None:
-    """--json, --compare and --against, for `earlier` and `report`."""
-    parser.add_argument("--json", type=Path, help="write the figures here")
+    """--json, --docs, --compare and --against, for `earlier` and `report`."""
+    add_output_arguments(parser)
     old = parser.add_mutually_exclusive_group()
     old.add_argument("--compare", type=Path, metavar="OLD.json", help="figures of an earlier run to compare with")
     old.add_argument("--against", metavar="COMMIT", help="run that commit's code first and compare with it")
@@ -125,7 +139,7 @@ def earlier(args: argparse.Namespace) -> dict[str, object]:
     tree = _checked_out(args.against)
     with tempfile.TemporaryDirectory() as folder:
         figures = Path(folder) / "figures.json"
-        words = _without(sys.argv[1:], "--against", "--json")
+        words = _without(sys.argv[1:], "--against", "--json", "--docs", "--section")
         print(f"now the code of {args.against}", file=sys.stderr)
         done = subprocess.run([sys.executable, str(tree / "benchmarks" / Path(sys.argv[0]).name), *words, "--json", str(figures)],
                               env=os.environ | {"PYTHONPATH": str(tree)}, stdout=subprocess.DEVNULL, check=False)

@@ -43,7 +43,7 @@ def main() -> int:
     parser.add_argument("--threads", nargs="+", type=int, default=[1, 2])
     parser.add_argument("--weights", default="compact")
     parser.add_argument("--seconds", type=float, default=6.0, help="for each size and number of threads (default 6)")
-    parser.add_argument("--json", type=Path, help="write the figures here")
+    measuring.add_output_arguments(parser)
     parser.add_argument("--compare", type=Path, metavar="OLD.json", help="figures of an earlier run to compare with")
     args = parser.parse_args()
     figures: dict[str, object] = {"machine": measuring.describe_machine(), "runs": {}}
@@ -63,7 +63,7 @@ def main() -> int:
                 table.append(("", way, "", measuring.against(times["ms"], before.get("ms")),
                               measuring.against(times["cpu_ms"], before.get("cpu_ms")),
                               f"{100 * run['floor_ms'] / times['ms']:.0f} %", f"{times['difference']:.0e}"))
-    measuring.report(figures, table, args.json)
+    measuring.report(figures, args, table)
     return 0
 
 

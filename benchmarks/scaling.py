@@ -73,7 +73,7 @@ def main() -> int:
             "select_p99_ms", "frame_p50_ms", "frame_p99_ms")]
         table.append((name, format_number(path.stat().st_size / 2**20), *cells, format_number(run["points_used"]),
                       format_number(100 * run["found"]), format_number(run["others_cores"])))
-    measuring.report(figures, table, args.json)
+    measuring.report(figures, args, table)
     return 0
 
 
