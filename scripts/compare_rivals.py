@@ -34,6 +34,7 @@ from pixloc_ros.alignment import AlignmentOptions, ReferencePoints, RobustLoss, 
 from pixloc_ros.cli.progress import show_progress
 from pixloc_ros.errors import InputError
 from pixloc_ros.evaluation import localize
+from pixloc_ros.evaluation.pages import write_section
 from pixloc_ros.evaluation.trajectory import Trajectory, read_benchmark_poses, read_tum, write_text, write_tum
 from pixloc_ros.features import Extractor, load_extractor
 from pixloc_ros.features.images import fit_to_working_size, load_image
@@ -74,6 +75,7 @@ def main() -> int:
     parser.add_argument("--no-timing", action="store_true", help="accuracy only")
     parser.add_argument("--no-accuracy", action="store_true", help="time again, on a quieter machine")
     parser.add_argument("--small-priors", action="store_true", help="accuracy on clean images from small priors only")
+    parser.add_argument("--docs", type=Path, help="also put the tables between <!-- rivals: begin --> and ... end --> there")
     parser.add_argument("--timed-queries", type=int, default=0, metavar="N",
                         help=f"time N evenly spaced queries (default: the first {TIMED_QUERIES})")
     args = parser.parse_args()
@@ -90,6 +92,8 @@ def main() -> int:
     results = {name: json.loads((args.output / f"{name}.json").read_text()) for name in names}
     table = markdown(results)
     write_text(args.output / "rivals.md", table)
+    if args.docs:
+        write_section(args.docs, "rivals", table)
     print(table)
     return 0
 
@@ -266,11 +270,13 @@ def markdown(results: dict[str, dict]) -> str:
     lines = []
     for scene, result in results.items():
         unit = "cm" if result["metric"] else "% depth"
-        lines += [f"### {scene}: {result['refs']} map images, {result['queries']} queries", "",
-                  f"| | small: deg | {unit} | R | medium: deg | {unit} | R | large: deg | {unit} | R | blur | dark "
-                  "| occluded | half res |", "|---" * 14 + "|"]
-        for peer, entry in sorted(result["peers"].items(), key=lambda item: item[0] != OURS):
-            summary = entry.get("summary", {})
+        lines += [f"### {scene}: {result['refs']} map images, {result['queries']} queries", ""]
+        judged = {peer: entry for peer, entry in result["peers"].items() if entry.get("summary")}
+        if judged:
+            lines += [f"| | small: deg | {unit} | R | medium: deg | {unit} | R | large: deg | {unit} | R | blur | dark "
+                      "| occluded | half res |", "|---" * 14 + "|"]
+        for peer, entry in sorted(judged.items(), key=lambda item: item[0] != OURS):
+            summary = entry["summary"]
             cells = [c for level in LEVELS for c in _accuracy(summary.get(f"clean@{level}"), result["metric"])]
             cells += [_accuracy(summary.get(f"{variant}@0"), result["metric"])[2] for variant in
                       ("blur", "lowlight", "occlusion", "halfres")]
