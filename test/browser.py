@@ -59,7 +59,7 @@ def look(page: Path, width: int) -> dict[str, object]:
                "--disable-dev-shm-usage", "--host-resolver-rules=MAP * ~NOTFOUND", "--enable-logging=stderr",
                f"--user-data-dir={profile}", f"--window-size={max(width, 500)},900", "--virtual-time-budget=10000",
                *(["--no-sandbox"] if os.getuid() == 0 else []), f"file://{frame}"]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode == 0, done.stderr[-2000:]
     found = re.search(r'<pre id="probe">(.*?)</pre>', done.stdout, re.DOTALL)
     assert found, done.stderr[-2000:]

@@ -62,7 +62,7 @@ def evo(folder: Path, jobs: dict[str, list[str]]) -> dict[str, dict[str, float]]
                                          text=True)
     statistics = {}
     for name, process in running.items():
-        output = process.communicate(timeout=120)[0]
+        output = process.communicate(timeout=300)[0]
         assert process.returncode == 0, output
         with zipfile.ZipFile(folder / f"{name}.zip") as archive:
             statistics[name] = json.loads(archive.read("stats.json"))
