@@ -3,13 +3,13 @@
 """What maps weigh and take to make, as in docs/maps.md: sizes and their price in accuracy, and maps of matched features.
 
 For each scene (map/, images/, queries/): the map of its COLMAP model, whole and made smaller in several ways, with bytes per
-keyframe and point, time to make per image, and the errors of the queries from the small priors. Also the map that a
-benchmark harness (its mapping.py) makes of the same images with matched features: its size as hloc stores it
-(keypoint, score and descriptor in half precision, a 4096-number global descriptor per image, COLMAP's binary model). Times are
-of one processor core.
+keyframe and point, time to make per image, and the errors of the queries from the small priors. Where there is drive/, also the
+map of the bag's images that the model has. Beside them the map that a benchmark harness (its mapping.py) makes of the same images
+with matched features (`matched_features.py`): its size as hloc stores it (keypoint, score and descriptor in half precision, a
+4096-number global descriptor per image, COLMAP's binary model). Times are of the processor, all cores together.
 
     scripts/map_sizes.py ../shared/data -o out/sizes --scenes kitti07 fox
-    scripts/map_sizes.py ../shared/data -o out/sizes --scenes fox --python ~/rivals/bin/python --peers aliked_lg
+    scripts/map_sizes.py ../shared/data -o out/sizes --python ~/rivals/bin/python --peers sift aliked_lg
 """
 from __future__ import annotations
 
@@ -20,16 +20,17 @@ import sys
 import time
 from pathlib import Path
 
-import numpy as np
-
 from pixloc_ros.cli.progress import show_progress
 from pixloc_ros.errors import InputError
 from pixloc_ros.evaluation import localize
+from pixloc_ros.evaluation.posed_frames import PosedFrameOptions, PosedFrames
 from pixloc_ros.evaluation.report import format_number
 from pixloc_ros.evaluation.trajectory import read_benchmark_poses, write_benchmark_poses, write_text
-from pixloc_ros.features import load_extractor
+from pixloc_ros.features import Extractor, load_extractor
 from pixloc_ros.mapping import Map, build_map_from_colmap
 from pixloc_ros.mapping.care import PruneOptions, prune
+from pixloc_ros.mapping.drive import build_map_from_drive
+from pixloc_ros.mapping.work_folder import WorkFolder
 from pixloc_ros.tracking.localizer import FrameLocalizer
 
 SIZES = {
@@ -41,28 +42,7 @@ SIZES = {
     "100 points, int8": PruneOptions(points_per_keyframe=100, int8=True),
     "keyframes 0.25 depths apart": PruneOptions(keyframe_spacing=0.25),
 }
-GLOBAL_NUMBERS = 4096
-"""Of NetVLAD, hloc's default for retrieval."""
-HARNESS = """
-import json, sys, time
-from pathlib import Path
-sys.path.insert(0, sys.argv[1])
-import cv2, torch
-cv2.setNumThreads(1); torch.set_num_threads(1)
-import features, mapping, scene
-kind = sys.argv[3]
-peer = features.OpenCVPeer(kind) if kind in ("sift", "orb") else features.LightGluePeer(kind.split("_")[0])
-loaded = scene.load_scene(Path(sys.argv[2]))
-peer.extract(loaded.image(loaded.refs[0]))
-begin = time.process_time()
-refs = mapping.build_map(loaded, peer)
-seconds = time.process_time() - begin
-seen = [r.track[r.track > 1] for r in refs]
-print(json.dumps({"keyframes": len(refs), "features": sum(len(r.kp) for r in refs), "dimensions": int(refs[0].desc.shape[1]),
-                  "observations": int(sum(map(len, seen))), "points": round(sum((1 / s).sum() for s in seen)),
-                  "seconds": seconds}))
-"""
-"""Run by --python: makes the harness's map and prints its counts as JSON."""
+BAG = "from the bag, points and features"
 
 
 def main() -> int:
@@ -80,7 +60,7 @@ def main() -> int:
     for name in args.scenes:
         results[name] = measure(args.data / name, args.output, args.weights, tools / "score.py")
         for peer in args.peers:
-            results[name][f"hloc's files, {peer}"] = matched(args.harness or tools / "peers", args.python, args.data / name, peer)
+            results[name][f"hloc's files, {peer}"] = matched(args, args.harness or tools / "peers", args.data / name, peer)
         write_text(args.output / "sizes.json", json.dumps(results, indent=2) + "\n")
     print(markdown(results))
     return 0
@@ -95,9 +75,12 @@ def measure(scene: Path, output: Path, weights: str, score: Path) -> dict[str, d
     queries = localize.read_queries(scene / "images", scene / "queries" / "cameras.txt")
     priors = read_benchmark_poses(scene / "queries" / "priors_small.txt")
     rows = {}
-    for label, options in SIZES.items():
+    maps = {label: (prune(whole, options), seconds if label == "whole" else None) for label, options in SIZES.items()}
+    if (scene / "drive").is_dir():
+        maps[BAG] = map_of_bag(scene, output, extractor)
+    for label, (made, seconds) in maps.items():
         path = output / f"{scene.name}_{len(rows)}.pixmap"
-        prune(whole, options).save(path)
+        made.save(path)
         map_ = Map.open(path)
         with show_progress(f"{scene.name}, {label}") as progress:
             found = localize.localize_queries(FrameLocalizer(map_, extractor), queries, priors, progress)
@@ -108,26 +91,34 @@ def measure(scene: Path, output: Path, weights: str, score: Path) -> dict[str, d
         rows[label] = {
             **_sizes(path.stat().st_size, len(map_.keyframe_names), len(map_.xyz)),
             "observations": len(map_.observation_point),
-            "seconds_per_image": seconds / len(whole.keyframe_names) if label == "whole" else None,
+            "seconds_per_image": seconds / len(map_.keyframe_names) if seconds else None,
             "median_deg": scored["median_deg"], "median_pct_depth": scored["median_pct_depth"],
             "recall": scored["recall@0.1deg/0.2%"],
         }
     return rows
 
 
-def matched(harness: Path, python: str, scene: Path, peer: str) -> dict:
+def map_of_bag(scene: Path, output: Path, extractor: Extractor) -> tuple[Map, float]:
+    """Map of the bag's images that are in the scene's model too, and the processor seconds it took."""
+    begin = time.process_time()
+    work = WorkFolder(output / f"{scene.name}.work", {"begun": time.time_ns()})  # never goes on: it is timed
+    with PosedFrames(scene / "drive", PosedFrameOptions(every=3, depth="none")) as frames:
+        map_, _ = build_map_from_drive(frames, extractor, work, name=scene.name)
+    work.remove()
+    return map_, time.process_time() - begin
+
+
+def matched(args: argparse.Namespace, harness: Path, scene: Path, peer: str) -> dict:
     """Size and time of a map of matched features of the same images."""
-    done = subprocess.run([python, "-W", "ignore", "-c", HARNESS, str(harness), str(scene), peer], capture_output=True, text=True)
+    counted = args.output / "matched" / f"{scene.name}_{peer}.json"
+    command = [args.python, "-W", "ignore", str(Path(__file__).with_name("matched_features.py")), str(harness), str(scene),
+               "-o", str(counted), "--peer", peer, "--cache", str(args.output / "matched")]
+    done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode:
         raise InputError(f"the harness's map of {scene.name} with {peer} failed: {done.stderr.strip().splitlines()[-1]}")
-    counts = json.loads(done.stdout.strip().splitlines()[-1])
-    images, features = counts["keyframes"], counts["features"]
-    half = np.dtype(np.float16).itemsize
-    stored = features * half * (2 + 1 + counts["dimensions"]) + images * half * GLOBAL_NUMBERS
-    # COLMAP's binary model: 24 bytes a keypoint and 64 and a name an image; 51 bytes a point and 8 for each of its observations.
-    model = 24 * features + 72 * images + 51 * counts["points"] + 8 * counts["observations"]
-    return {**_sizes(stored + model, images, counts["points"]), "observations": counts["observations"],
-            "seconds_per_image": counts["seconds"] / images}
+    counts = json.loads(counted.read_text())["map"]
+    return {**_sizes(sum(counts["bytes"].values()), counts["keyframes"], counts["points"]),
+            "observations": counts["observations"], "seconds_per_image": counts["seconds"] / counts["keyframes"]}
 
 
 def _sizes(bytes_: int, keyframes: int, points: int) -> dict:

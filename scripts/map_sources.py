@@ -55,7 +55,7 @@ def main() -> int:
     parser.add_argument("data", type=Path, help="folder of scenes")
     parser.add_argument("-o", "--output", type=Path, default=Path("out/sources"))
     parser.add_argument("--scenes", nargs="+", help="names; default: all with a drive")
-    parser.add_argument("--only", nargs="+", choices=list(BASELINE), help="maps to make (again); default: those not there")
+    parser.add_argument("--only", nargs="+", choices=list(BASELINE), help="make these alone, again if need be")
     parser.add_argument("--every", type=int, default=3, metavar="N", help="the map's images are each N-th (default 3)")
     parser.add_argument("--weights", default="compact")
     args = parser.parse_args()
@@ -66,6 +66,8 @@ def main() -> int:
         results[name] = {}
         for label in BASELINE:
             path = args.output / name / f"{list(BASELINE).index(label)}.json"
+            if args.only and label not in args.only and not path.is_file():
+                continue
             if not path.is_file() or (args.only and label in args.only):
                 map_ = make(label, args.data / name, args.output / name, extractor, args.every)
                 write_text(path, json.dumps({"map": label, "network": extractor.fingerprint}
