@@ -85,7 +85,7 @@ def setup_cfg(section: str) -> list:
 
 def test_package_xml_names_what_is_imported():
     """Imports of all modules against the rosdep keys; what only an extra of setup.cfg needs has none."""
-    optional = {requirement.name for requirement in setup_cfg("options.extras_require")}
+    optional = {requirement.name.removesuffix("-sdk") for requirement in setup_cfg("options.extras_require")}
     keys = {element.text for element in package_xml() if element.tag.endswith("depend")}
     for path in (ROOT / "pixloc_ros").rglob("*.py"):
         for name in imported(path) - sys.stdlib_module_names - optional - {"pixloc_ros"}:

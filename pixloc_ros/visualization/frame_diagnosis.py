@@ -194,7 +194,7 @@ def _place_causes(evidence: Evidence, options: TrackerOptions) -> list[str]:
         far = metres > FAR_SHARE * evidence.depth or math.degrees(radians) > FAR_DEG
         text = (f"the prior is {difference_text(evidence.reference, frame.prior)} off {evidence.reference_name} "
                 f"({100 * metres / evidence.depth:.0f} % of the depth of the points)")
-        if far:
+        if far and not found:
             causes.append(f"{text}: more than {100 * FAR_SHARE:.0f} % or {FAR_DEG:g}°, from where not every alignment arrives.")
         if good and not found:
             causes.append(f"the alignment from the prior ended in a wrong minimum, while from {evidence.reference_name} "

@@ -79,12 +79,13 @@ class _Drawing:
         rays, _ = camera.unproject(torch.tensor([[0, 0], [camera.width - 1, 0], [camera.width - 1, camera.height - 1],
                                                  [0, camera.height - 1]], dtype=torch.float64))
         self.corners = (rays / rays[:, 2:].clamp(min=0.2)) * self.size
-        for pose, colour, name in ((self.aligned.prior, PRIOR, "prior"), (self.goal, TRUTH, self.goal_name)):
-            self.scene.add_collection3d(Line3DCollection(self._frustum(pose), colors=colour, linewidths=1.2, alpha=0.9))
-            self.scene.plot([], [], [], color=colour, label=name)
-        self.frustum = Line3DCollection(self._frustum(self.aligned.prior), colors=ANSWER, linewidths=2.0)
+        for pose, colour, width, name in ((self.aligned.prior, PRIOR, 1.4, "prior"), (self.goal, TRUTH, 4.0, self.goal_name)):
+            look = {"linewidth": width, "alpha": 0.55 if width > 2 else 1.0}
+            self.scene.add_collection3d(Line3DCollection(self._frustum(pose), colors=colour, **look))
+            self.scene.plot([], [], [], color=colour, label=name, **look)
+        self.frustum = Line3DCollection(self._frustum(self.aligned.prior), colors=ANSWER, linewidths=1.6)
         self.scene.add_collection3d(self.frustum)
-        self.scene.plot([], [], [], color=ANSWER, linewidth=2, label="now")
+        self.scene.plot([], [], [], color=ANSWER, linewidth=1.6, label="now")
         (self.track,) = self.scene.plot([], [], [], color=ANSWER, linewidth=1.0, marker=".", markersize=3)
         low, high = np.percentile(np.concatenate((near, np.zeros((1, 3)))), (4, 96), axis=0)
         frusta = np.concatenate([self._frustum(pose).reshape(-1, 3) for pose in (self.aligned.prior, self.goal)])
