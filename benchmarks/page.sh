@@ -7,13 +7,12 @@
 #   ONLY="frame live" benchmarks/page.sh        # some of: frame presets network alignment scaling large_map live
 set -eu
 cd "$(dirname "$0")/.."
-: "${PYTHON:=.venv/bin/python}" "${ONLY:=frame presets network alignment scaling large_map live}" "${MINUTES:=0.75}" "${OPTIONS:=}"
+: "${PYTHON:=.venv/bin/python}" "${ONLY:=frame presets network alignment scaling large_map live}" "${MINUTES:=0.75}"
 
 run() {
     name=$1
     shift
-    # shellcheck disable=SC2086
-    "$PYTHON" "benchmarks/$name.py" --docs docs/performance.md $OPTIONS "$@"
+    "$PYTHON" "benchmarks/$name.py" --docs docs/performance.md "$@"
 }
 
 for part in $ONLY; do
