@@ -33,6 +33,7 @@ import cv2
 import numpy as np
 import rclpy
 import torch
+from diagnostic_msgs.msg import DiagnosticArray
 from geometry_msgs.msg import PoseWithCovarianceStamped
 from nav_msgs.msg import Odometry
 from pixloc_ros.msg import LocalizationStatus
@@ -429,6 +430,7 @@ class Stage:
             LocalizationStatus, f"{NODE}/status", lambda m: self.statuses.append((time.monotonic(), m)), 1000
         )
         node.create_subscription(PoseWithCovarianceStamped, f"{NODE}/pose", self.poses.append, 1000)
+        node.create_subscription(DiagnosticArray, "/diagnostics", self._diagnosed, 100)
         self.loader = node.create_client(LoadMap, f"{NODE}/load_map")
         executor = SingleThreadedExecutor(context=self.context)
         executor.add_node(node)
@@ -441,6 +443,13 @@ class Stage:
         self._executor = executor
         self._thread.start()
         self.start_node()
+
+    def _diagnosed(self, message: DiagnosticArray) -> None:
+        """Keeps what the diagnostics alone say: of second publishers and of a camera that is too fast."""
+        for status in message.status:
+            for words in ("publish our ~/pose", "something else publishes", "faster than they can be aligned"):
+                if words in status.message and not any(words in note for note in self.notes):
+                    self.notes.append(next(part for part in status.message.split("; ") if words in part))
 
     def launch(self, log: str) -> subprocess.Popen:
         values = {"map": self.drive.map_path, "image_transport": "raw", **dict(self.parameters)}

@@ -229,7 +229,7 @@ def report(samples: Sequence[Sample]) -> str:
     right = sum(sample.right for sample in samples)
     groups = {HELD: lambda s: s.held, "of these, prior right": lambda s: s.held and s.prior in ("honest", "foreign image"),
               FREE: lambda s: not s.held}
-    lines = [f"{len(samples)} alignments, {right} of them right. Area under the ROC (1: a perfect measure, 0.5: a useless one) over "
+    lines = [f"{len(samples)} alignments, {right} of them right. Area under the ROC (1: a perfect measure, 0.5: useless) over "
              "those that ended, with enough of the map in the image:",
              "", f"| measure | {' | '.join(groups)} |", "|---" * (len(groups) + 1) + "|"]
     for name, title in MEASURES.items():
@@ -273,8 +273,11 @@ def draw(samples: Sequence[Sample]) -> bytes:
                           label=f"{title} (area {area:.3f})", drawstyle="steps-post")
             for gate, marker in zip((g for g in gates_in_use() if g.held == held), "osDX"):
                 passed = np.array([gate.passes(s) for s in chosen], bool)
-                axes.plot(100 * passed[~right].mean(), 100 * passed[right].mean(), marker, color="#1f2937", markersize=7,
-                          markerfacecolor="white", label=gate.name.split(":")[0] if gate.inliers else gate.name)
+                if right.all() or not right.any():
+                    continue
+                place = 100 * passed[~right].mean(), 100 * passed[right].mean()
+                axes.plot(*place, marker, color="#1f2937", markersize=7, markerfacecolor="white", clip_on=False, zorder=3,
+                          label=gate.name.split(":")[0])
             title = f"Aligned {HELD if held else 'without a prior'}"
             axes.set(title=title, xlabel="wrong alignments accepted (%)", ylim=(0, 102))
             axes.set_xscale("symlog", linthresh=0.1)

@@ -101,6 +101,7 @@ def test_the_last_pose_is_kept(tmp_path):
     assert float(loaded.prior_covariance()[0, 0]) == pytest.approx(0.01 + 0.25)
     assert load_last_pose(path, "another.pixmap") is None
     assert [p.name for p in path.parent.iterdir()] == ["pose.json"]
+    assert path.stat().st_mode & 0o777 == 0o600
 
 
 @pytest.mark.parametrize("change", [{"version": 2}, {"covariance": [1.0]}, {"quaternion_xyzw": [0, 0, 0, 0]},

@@ -7,6 +7,7 @@ import time
 import numpy as np
 import pytest
 import torch
+from geometry_msgs.msg import PoseWithCovarianceStamped
 from node_harness import (
     BASE_FROM_CAMERA,
     HEIGHT,
@@ -414,6 +415,44 @@ def test_only_the_newest_image_is_processed_and_drops_are_told():
         for number in range(6):
             robot.see(number)
         robot.wait(lambda: len(robot.poses) == 6)
+
+
+def test_most_images_dropped_is_a_warning():
+    class SlowEngine(FakeEngine):
+        def tracker(self, relocalization=True):
+            localize = self.localizer.localize_prepared
+
+            def slowly(*arguments):
+                time.sleep(0.2)
+                return localize(*arguments)
+
+            self.localizer.localize_prepared = slowly
+            return super().tracker()
+
+    with running(engine=SlowEngine, **start_pose()) as (_, robot):
+        robot.drive_to(stamp_of(30))
+        for number in range(30):
+            robot.see(number)
+            time.sleep(0.02)
+        told = robot.diagnosed("faster than they can be aligned")
+        assert "set preset to fast" in told
+
+
+def test_others_that_publish_the_same_are_noticed():
+    """Another source of map -> odom (AMCL, a filter), and another localizer of this name; not what the node sends itself."""
+    with running(**start_pose()) as (node, robot):
+        robot.step(0)
+        robot.step(1)
+        robot.wait(lambda: robot.transforms)
+        time.sleep(1.2)
+        assert not any("something else publishes" in text or "publish our" in text for text in robot.texts)
+        other = robot.node.create_publisher(PoseWithCovarianceStamped, "localization_node/pose", 1)
+        message = conversions.transform_stamped("map", "odom", stamp_of(1), torch.eye(4, dtype=torch.float64))
+        robot.tf.sendTransform(message)
+        robot.diagnosed("transforms: something else publishes map -> odom")
+        assert robot.levels["transforms"] == b"\2"
+        robot.diagnosed("1 more publish our ~/pose")
+        robot.node.destroy_publisher(other)
 
 
 def test_broken_map_keeps_the_node_up():

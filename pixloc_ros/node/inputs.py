@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from geometry_msgs.msg import PoseWithCovarianceStamped, TwistWithCovariance
+from geometry_msgs.msg import PoseWithCovarianceStamped, TransformStamped, TwistWithCovariance
 from nav_msgs.msg import Odometry
 from rclpy.clock import ClockType
 from rclpy.node import Node
@@ -86,7 +86,8 @@ class Inputs:
     """Subscriptions, and what came in through them.
 
     setting: value of a parameter by name. on_image: called with (message, stamp_ns, why it must not be used or None).
-    on_time_jump: called with the reason when stamps go back; it calls `forget`. Callbacks run in the executor's thread, the
+    on_time_jump: called with the reason when stamps go back; it calls `forget`. on_own_frame: called with each transform, ours
+    or not, of the frame whose transform we publish. Callbacks run in the executor's thread, the
     methods that take a deadline (`time.monotonic`) in the worker's.
     """
 
@@ -97,11 +98,13 @@ class Inputs:
         board: DiagnosticBoard,
         on_image: Callable[[Image | CompressedImage, int, Rejected | None], None],
         on_time_jump: Callable[[str], None],
+        on_own_frame: Callable[[TransformStamped], None],
     ) -> None:
         self._node, self._setting, self._board = node, setting, board
         self._on_image_checked, self._on_time_jump = on_image, on_time_jump
         self._subscriptions: list[Subscription] = []
-        self._tf_buffer = Buffer(node=node)
+        own_frame = setting("base_frame_id" if setting("odom_source") == "none" else "odom_frame_id")
+        self._tf_buffer = _WatchedBuffer(node, own_frame, on_own_frame)
         self._tf_listener: TransformListener | None = None
         self._arrived = threading.Event()
         self._heard_at = dict.fromkeys(("image", "calibration", "odometry"), time.monotonic())
@@ -429,6 +432,19 @@ class Inputs:
                 return "its publisher is best effort: set image_reliability to best_effort"
             return "it has a publisher: check image_transport; for large images see docs/troubleshooting.md"
         return "it has a publisher: check that it publishes"
+
+
+class _WatchedBuffer(Buffer):
+    """A transform buffer that tells of every transform of one child frame that comes in."""
+
+    def __init__(self, node: Node, child_frame_id: str, told: Callable[[TransformStamped], None]) -> None:
+        super().__init__(node=node)
+        self._child_frame_id, self._told = child_frame_id, told
+
+    def set_transform(self, transform: TransformStamped, authority: str) -> None:
+        if transform.child_frame_id == self._child_frame_id:
+            self._told(transform)
+        super().set_transform(transform, authority)
 
 
 def _finite_twist(twist: TwistWithCovariance) -> TwistWithCovariance | None:

@@ -220,6 +220,8 @@ class LocalizationNode(LifecycleNode):
     def _on_second(self) -> None:
         if self._active:
             self._pipeline.inputs.check_silence()
+            self._pipeline.check_rivals()
+            self._pipeline.check_pace()
             self._pipeline.keep_pose()
         self._publish_diagnostics()
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import math
 import threading
+from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -26,6 +27,7 @@ from .transform_schedule import TransformSchedule
 _UNKNOWN_VARIANCE = 1e3
 _TIMES = tuple(name for name in LocalizationStatus.get_fields_and_field_types() if name.endswith("_ms"))
 _TRACKER_STAGES = {"feature_ms": "features", "gather_ms": "gather", "alignment_ms": "alignment"}
+_SENT_REMEMBERED = 256
 _LONGEST_STEP_NS = NS_PER_S
 """Between two poses whose difference still says something of the velocity."""
 
@@ -54,6 +56,9 @@ class Outputs:
         self._schedule: TransformSchedule[Transform] = TransformSchedule()
         self._transforms: list[TransformStamped] = []
         self._last: TrackResult | None = None
+        # What was sent of late: it comes back over our own transform listener.
+        self._sent: deque[tuple] = deque(maxlen=_SENT_REMEMBERED)
+        self._pose_topic = self._pose.topic_name
 
     def destroy(self) -> None:
         """Removes the publishers from the node."""
@@ -96,6 +101,14 @@ class Outputs:
         if self._setting("publish_tf"):
             with self._tf_lock:
                 self._send(self._schedule.due(newest_ns, self._tolerance_ns()))
+
+    def is_own(self, stamped: TransformStamped) -> bool:
+        """Whether a transform that came in is one that was sent from here."""
+        return _key(stamped) in self._sent
+
+    def pose_publishers(self) -> int:
+        """How many nodes publish `~/pose`, this one among them."""
+        return self._node.count_publishers(self._pose_topic)
 
     def status(
         self,
@@ -143,6 +156,7 @@ class Outputs:
         messages = self._transforms[: len(stamped)]
         for message, (stamp_ns, transform) in zip(messages, stamped):
             message.header.stamp, message.transform = stamp_from_ns(stamp_ns), transform
+            self._sent.append(_key(message))
         self._broadcaster.sendTransform(messages)
 
     def _twist_since_last(self, result: TrackResult) -> TwistWithCovariance:
@@ -156,6 +170,11 @@ class Outputs:
         return TwistWithCovariance(
             twist=conversions.twist_from_vector(velocity), covariance=covariance.ravel().tolist()
         )
+
+
+def _key(stamped: TransformStamped) -> tuple:
+    stamp, place = stamped.header.stamp, stamped.transform.translation
+    return stamped.header.frame_id, stamp.sec, stamp.nanosec, place.x, place.y, place.z
 
 
 def _as_float32(value: float) -> float:
