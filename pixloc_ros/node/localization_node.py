@@ -5,13 +5,13 @@ from __future__ import annotations
 
 import functools
 import sys
+import time
 import traceback
 from collections.abc import Callable
 
 import rclpy
 from diagnostic_msgs.msg import DiagnosticArray
 from rcl_interfaces.msg import SetParametersResult
-from rclpy._rclpy_pybind11 import InvalidHandle, RCLError
 from rclpy.callback_groups import ReentrantCallbackGroup
 from rclpy.clock import Clock, ClockType, JumpThreshold
 from rclpy.duration import Duration
@@ -265,10 +265,10 @@ def main(arguments: list[str] | None = None) -> int:
         return 2
     except (KeyboardInterrupt, ExternalShutdownException):
         pass
-    except (RCLError, InvalidHandle):
-        if rclpy.ok():
+    except RuntimeError:  # RCLError and InvalidHandle among them
+        if not _ends_soon():
             raise
-        # The signal to stop came while something was being published or made.
+        # The signal to stop came while something was being published, made, or taken: rclpy then cannot convert the message.
     finally:
         if node is not None:
             node.close()
@@ -278,6 +278,14 @@ def main(arguments: list[str] | None = None) -> int:
         traceback.print_exception(node.failure)
         return 1
     return 0
+
+
+def _ends_soon(seconds: float = 1.0) -> bool:
+    """Whether a signal has come: rclpy ends its context from another thread, a moment later."""
+    deadline = time.monotonic() + seconds
+    while rclpy.ok() and time.monotonic() < deadline:
+        time.sleep(0.01)
+    return not rclpy.ok()
 
 
 if __name__ == "__main__":
