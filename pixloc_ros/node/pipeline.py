@@ -18,7 +18,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from geometry_msgs.msg import PoseWithCovarianceStamped, TwistWithCovariance
+from geometry_msgs.msg import PoseWithCovarianceStamped, TransformStamped, TwistWithCovariance
 from rclpy.node import Node
 from rclpy.task import Future
 from sensor_msgs.msg import CompressedImage, Image
@@ -38,6 +38,10 @@ from .parameters import FRAME_QUEUE_LIMIT, Value
 
 _MAX_INITIAL_POSE_AGE_NS = 10 * NS_PER_S
 """How long ago an initial pose may have been true: as long as the tracker keeps odometry."""
+
+MOST_DROPPED = 0.5
+"""Share of the images that may be dropped before diagnostics warn, over so many at least:"""
+_PACE_IMAGES = 20
 
 LoadEngine = Callable[[str, str, str, int, str, str, str], Engine]
 
@@ -67,10 +71,12 @@ class Pipeline:
         self._last_pose: LastPose | None = None
         self._state = TrackState.INITIALIZING
         self._last_image_ns: int | None = None
+        self._untracked = 0
         self._twist: TwistWithCovariance | None = None
         # Shared by the worker and the callbacks
         self._counters = Counters()
         self._counters_lock = threading.Lock()
+        self._paced = Counters()  # as they were when the pace was looked at
         self._pose_to_keep: LastPose | None = None
         self._paused = threading.Event()
         self._start_anew = threading.Event()
@@ -81,7 +87,7 @@ class Pipeline:
         # Wakes the executor, which does not notice by itself that the worker has answered a request.
         self._answered = node.create_guard_condition(lambda: None)
         self._queue = WorkQueue(FRAME_QUEUE_LIMIT if setting("process_all_frames") else 1)
-        self.inputs = Inputs(node, setting, board, self._on_image, self.restart)
+        self.inputs = Inputs(node, setting, board, self._on_image, self.restart, self._on_own_frame)
         self._outputs = Outputs(node, setting)
         self._debug = DebugOutputs(node, setting)
         ready = threading.Event()
@@ -165,6 +171,36 @@ class Pipeline:
         except InputError as error:
             self._board.report("initial pose", "file", WARN, str(error))
 
+    def check_rivals(self) -> None:
+        """Reports whether another localizer of this name is there. For a timer."""
+        others = self._outputs.pose_publishers() - 1
+        if others > 0:
+            text = (
+                f"{others} more publish our ~/pose: stop the other localizer, or give it a namespace (one that was killed is "
+                "counted for some 20 s more)"
+            )
+            self._board.report("localization", "twin", WARN, text)
+        else:
+            self._board.clear("localization", "twin")
+
+    def check_pace(self) -> None:
+        """Reports whether most images are dropped because they come faster than they can be aligned. For a timer."""
+        with self._counters_lock:
+            now = replace(self._counters)
+        received, dropped = now.received - self._paced.received, now.dropped - self._paced.dropped
+        if received < _PACE_IMAGES and received >= 0:
+            return
+        self._paced = now
+        if self._paused.is_set() or dropped <= MOST_DROPPED * received:
+            self._board.clear("image", "pace")
+            return
+        took = f", one takes {np.median(self._frame_ms):.0f} ms" if self._frame_ms else ""
+        text = (
+            f"{dropped} of {received} images dropped (more than {MOST_DROPPED:.0%}): they come faster than they can be "
+            f"aligned{took}; set preset to fast, or lower the camera's rate"
+        )
+        self._board.report("image", "pace", WARN, text)
+
     def repeat_transform(self) -> None:
         """Sends the transform again where it would soon be too old."""
         self._outputs.repeat_transform(self.inputs.newest_ns)
@@ -200,6 +236,16 @@ class Pipeline:
         dropped = self._queue.put(frame)
         if dropped is not None:
             self._drop(dropped, "dropped: a newer image came before its turn")
+
+    def _on_own_frame(self, stamped: TransformStamped) -> None:
+        if not self._setting("publish_tf") or self._outputs.is_own(stamped):
+            return
+        text = (
+            f"something else publishes {stamped.header.frame_id} -> {stamped.child_frame_id}, the transform of a frame that this "
+            "node publishes: stop it (AMCL: tf_broadcast, robot_localization: publish_tf), or set publish_tf to false here"
+        )
+        self._board.report("transforms", "rival", ERROR, text)
+        self._board.clear("transforms", "rival")
 
     def _ask(self, work: Callable[[], None]) -> Future:
         request = Request(work, Future())
@@ -440,6 +486,17 @@ class Pipeline:
 
     def _judge(self, result: TrackResult) -> None:
         """Diagnostics of a processed image."""
+        self._untracked = 0 if result.state is TrackState.TRACKING else self._untracked + 1
+        gates, alignment = self._tracker.options.gates, result.alignment
+        self._board.value("localization", images_since_tracking=self._untracked)
+        if alignment is not None:
+            self._board.value(
+                "localization", inlier_fraction=f"{alignment.inlier_fraction:.2f}",
+                least_inlier_fraction=f"{gates.min_inlier_fraction:.2f}, {gates.min_inlier_fraction_search:.2f} without a prior",
+                visible_fraction=f"{alignment.visible_fraction:.2f}", least_visible_fraction=f"{gates.min_visible_fraction:.2f}",
+                cost=f"{alignment.cost:.4f}", iterations=alignment.iterations,
+                prior_distance_m=f"{result.prior_distance_m:.3f}", prior_rotation_rad=f"{result.prior_rotation_rad:.4f}",
+            )  # fmt: skip
         if result.state is TrackState.TRACKING and not result.message:
             self._board.clear("localization", "state")
         else:
