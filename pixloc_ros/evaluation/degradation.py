@@ -265,7 +265,7 @@ def _to_bytes(values: np.ndarray) -> np.ndarray:
 
 KINDS: dict[str, Kind] = {
     "blur": Kind("Motion blur", "px", "{severity} px of blur", (5, 15, 30, 45), 200, _blurred),
-    "dark": Kind("Darkness", "stops", "{severity} stops darker", (1, 2, 3, 4), 8, _dark),
+    "dark": Kind("Darkness", "stops", "{severity}-stop darkness", (1, 2, 3, 4), 8, _dark),
     "noise": Kind("Image noise", "grey levels", "noise of {severity} grey levels", (10, 20, 40, 80), 255, _noisy),
     "compression": Kind("Compression", "100 − JPEG quality", "JPEG quality {leaves}", (70, 90, 95, 98), 99, _compressed),
     "occlusion": Kind("Occlusion", "% covered", "{severity} % covered", (15, 30, 50, 70), 90, _occluded),
