@@ -70,7 +70,9 @@ PYTHON_KEYS = {
     "cv2": {"python3-opencv"},
     "numba": {"python3-numba"},
     "rosbags": {"python3-rosbags-pip"},
+    "ruamel": {"python3-ruamel.yaml"},
     "matplotlib": {"python3-matplotlib"},
+    "mpl_toolkits": {"python3-matplotlib"},
 }
 
 
