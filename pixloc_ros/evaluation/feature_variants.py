@@ -62,8 +62,8 @@ def intensity_extractor() -> Extractor:
 class ReducedNetwork(nn.Module):
     """A network without some of its parts.
 
-    levels: so many are kept, coarse to fine (0: all). confidences: keep them, else every point counts the same. full_size: compute
-    the robust levels from the image at full size, whatever it is, where the network would shrink it.
+    levels: so many are kept, coarse to fine (0: all). confidences: keep them, else every point counts the same. full_size:
+    compute the robust levels from the image at full size, whatever it is, where the network would shrink it.
     """
 
     def __init__(self, network: nn.Module, levels: int = 0, confidences: bool = True, full_size: bool = False) -> None:
