@@ -149,7 +149,7 @@ def test_seven_scenes(studio, shots, tmp_path):
     assert float(distance.max()) < 1e-5 and float(angle.max()) < 1e-5
     assert np.diff(stamps)[0] == pytest.approx(1e9 / 30, abs=1)
     seen = next(iter(test.pictures(lambda stamp: True))).depth()
-    assert (seen > 0).mean() > 0.8
+    assert (seen > 0).mean() > 0.75  # the depth camera sees less: (525 / 585)²
     assert np.median(np.abs(seen - shots[1].depth)[seen > 0] / shots[1].depth[seen > 0]) < 2e-3
     assert seen.max() < 20, "65535 is no depth"
     out = tmp_path / "out"
