@@ -101,7 +101,7 @@ def check_recording(recording_, studio, camera, start_ns=START_S * 10**9, map_fr
         return
     seen, exact = picture.depth(), studio.depth(camera, worlds[len(stamps) // 2])
     known = seen > 0
-    assert known.mean() > 0.8 and np.median(np.abs(seen - exact)[known] / exact[known]) < 2e-3
+    assert known.mean() > 0.8 and np.median(np.abs(seen - exact)[known] / exact[known]) < 5e-4  # moved the wrong way: 1.5e-3
 
 
 def write_tum_sequence(folder, studio, shots):
