@@ -53,10 +53,11 @@ def folder(tmp_path_factory):
 
 def evo(folder: Path, jobs: dict[str, list[str]]) -> dict[str, dict[str, float]]:
     """Statistics of several evo commands, all at once."""
-    (folder / "home").mkdir(exist_ok=True)
-    environment = os.environ | {"HOME": str(folder / "home"), "MPLBACKEND": "agg"}
     running = {}
     for name, words in jobs.items():
+        home = folder / "homes" / name  # one each: evo writes its settings there at its first start
+        home.mkdir(parents=True, exist_ok=True)
+        environment = os.environ | {"HOME": str(home), "MPLBACKEND": "agg"}
         command = [program(words[0]), *words[1:], "--no_warnings", "--save_results", f"{name}.zip"]
         running[name] = subprocess.Popen(command, cwd=folder, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
                                          text=True)

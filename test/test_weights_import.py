@@ -276,13 +276,13 @@ def test_damping_is_no_part_of_the_features(tmp_path):
     state, card = load_weights(resolve_weights("compact"))
     state.pop("damping.theta", None)
     save_weights(tmp_path / "without.safetensors", state, card)
-    theta = torch.randn(4, 6)
+    theta = torch.randn(5, 6)
     save_weights(tmp_path / "with.safetensors", state | {"damping.theta": theta}, card)
     without, having = (load_extractor(tmp_path / f"{name}.safetensors") for name in ("without", "with"))
     assert without.damping is None and torch.equal(having.damping.theta, theta)
     assert without.fingerprint == having.fingerprint
     assert having.with_strides(having.strides).damping is having.damping
-    for odd in (torch.zeros(3, 6), torch.full((4, 6), torch.nan)):
+    for odd in (torch.zeros(3, 6), torch.full((5, 6), torch.nan)):
         save_weights(tmp_path / "odd.safetensors", state | {"damping.theta": odd}, card)
         with pytest.raises(InputError, match="damping.theta"):
             load_extractor(tmp_path / "odd.safetensors")
@@ -306,8 +306,8 @@ def test_features_of_an_image_are_written(full, tmp_path, capsys):
             np.testing.assert_allclose(arrays[f"confidence_{k}"], level.confidence[0], atol=1e-5)
     assert main(["features", str(tmp_path / "photo.png"), "-o", str(target)]) == 0
     with np.load(target) as arrays:
-        assert arrays["image_size"].tolist() == [200, 160] and len(arrays["strides"]) == 4
-        assert all(arrays[f"confidence_{k}"].shape == arrays[f"features_{k}"].shape[1:] for k in range(4))
+        assert arrays["image_size"].tolist() == [200, 160] and len(arrays["strides"]) == 5
+        assert all(arrays[f"confidence_{k}"].shape == arrays[f"features_{k}"].shape[1:] for k in range(5))
     capsys.readouterr()
     text = [*command[:-1], str(tmp_path / "features.txt")]
     for wrong in ([*command, "--max-side", "0"], [*command, "--max-side", "20"], text):
