@@ -62,6 +62,23 @@ def test_events_come_in_the_order_of_their_stamps(tmp_path, storage):
     assert torch.equal(events[0].twist_covariance.diagonal(), torch.arange(1., 7, dtype=torch.float64))
 
 
+@pytest.mark.parametrize("offset_s", [-1.0, -0.08, 0.03, 1.0])
+def test_a_time_offset_moves_images_with_their_calibration_and_nothing_else(tmp_path, offset_s):
+    path = write_drive(tmp_path / "drive", images=25)
+    with BagReader(path) as bag:
+        plain, stamps, truth, odometry = list(bag.events()), list(bag.image_stamps()), bag.truth(), bag.odometry()
+    with BagReader(path, BagOptions(time_offset_s=offset_s)) as bag:
+        moved = list(bag.events())
+        assert list(bag.image_stamps()) == [stamp + round(offset_s * 1e9) for stamp in stamps]
+        assert [f.stamp_ns for f in bag.frames()] == sorted(bag.image_stamps())
+        assert np.array_equal(bag.truth().stamps_ns, truth.stamps_ns)
+        assert np.array_equal(bag.odometry().stamps_ns, odometry.stamps_ns)
+    assert [e.stamp_ns for e in moved] == sorted(e.stamp_ns for e in moved), "no clock was set back"
+    assert all(isinstance(e, (OdometryMessage, CameraFrame)) for e in moved)  # no image without its calibration
+    images = [e for e in moved if isinstance(e, CameraFrame)]
+    assert [int(f.image[0, 0]) for f in images] == [int(e.image[0, 0]) for e in plain if isinstance(e, CameraFrame)]
+
+
 def test_a_single_file_opens_too(tmp_path):
     path = write_drive(tmp_path / "drive")
     with BagReader(next(path.glob("*.mcap"))) as bag:

@@ -10,7 +10,7 @@ from bag_writing import BASE_FROM_CAMERA, BagWriter
 
 from pixloc_ros.errors import InputError
 from pixloc_ros.evaluation import offline
-from pixloc_ros.evaluation.bags import BagReader
+from pixloc_ros.evaluation.bags import BagOptions, BagReader
 from pixloc_ros.evaluation.read_ahead import read_ahead
 from pixloc_ros.geometry import se3
 from pixloc_ros.tracking.types import FrameAlignment, TrackState
@@ -46,13 +46,13 @@ class TrueLocalizer:
                               "converged" if good else "diverged", 0.1, 0.9, 1.0, 200, 5, {"features": 1.0, "alignment": 2.0})
 
 
-def write_drive(path, odometry=True, truth=True, last_odometry=True):
+def write_drive(path, odometry=True, truth=True, last_odometry=True, late_ns=0):
     with BagWriter(path) as bag:
         bag.transform("/tf_static", T0, "base_link", "camera_optical", BASE_FROM_CAMERA)
         for i in range(FRAMES):
             stamp = T0 + i * PERIOD
-            bag.info(stamp, W, H, 70.0)
-            bag.image(stamp, np.full((H, W), i, np.uint8), W, H)
+            bag.info(stamp + late_ns, W, H, 70.0)
+            bag.image(stamp + late_ns, np.full((H, W), i, np.uint8), W, H)
             if truth:
                 bag.truth(stamp, truth_at(i * PERIOD * 1e-9))
         if odometry:
@@ -102,6 +102,19 @@ def test_prior_uses_the_odometry_at_the_image(tmp_path):
     length = np.linalg.norm((np.linalg.inv(truth_at(0.5)) @ moved)[:3, 3])
     assert length == pytest.approx(SLIP * 0.1, rel=1e-3)
     assert np.linalg.norm(moved[:3, 3] - expected[:3, 3]) < .02
+
+
+def test_a_time_offset_undoes_late_stamps(tmp_path):
+    """Images stamped 80 ms late: with the offset the poses are at their stamps, and odometry agrees with them again."""
+    late_s = 0.08
+    path = write_drive(tmp_path / "b", late_ns=round(late_s * 1e9))
+    for offset_s, error_m in ((0.0, late_s), (-late_s, 0.0)):
+        with BagReader(path, BagOptions(time_offset_s=offset_s)) as bag:
+            result = offline.run_bag(TrueLocalizer(), bag)
+        stats = offline.summarize(result)
+        assert stats["tracked_frames"] == FRAMES
+        assert [r.stamp_ns for r in result.records] == [T0 + i * PERIOD + round((late_s + offset_s) * 1e9) for i in range(FRAMES)]
+        assert stats["translation_error_median_m"] == pytest.approx(error_m, abs=1e-3)
 
 
 def test_last_frames_without_odometry_are_still_processed(tmp_path):

@@ -19,6 +19,9 @@ def add_bag_arguments(parser: argparse.ArgumentParser) -> None:
                         help="of the base in the map at the first image (default: from the bag's ground truth)")
     parser.add_argument("--skip-map-frames", type=int, default=0, metavar="N",
                         help="leave every N-th image, from the first on, out of the errors: those the map was made of")
+    parser.add_argument("--time-offset", type=float, default=0.0, metavar="S",
+                        help="seconds added to the images' stamps, as by the node's parameter time_offset: negative where the "
+                             "camera's driver stamped late (default 0)")
     topics = parser.add_argument_group("what cannot be found in the bag by itself")
     topics.add_argument("--image-topic", metavar="NAME")
     topics.add_argument("--camera-info-topic", metavar="NAME")
@@ -31,16 +34,26 @@ def add_bag_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def bag_options(args: argparse.Namespace):
-    """`BagOptions` of the arguments. Raises InputError for numbers that make no pose."""
+    """`BagOptions` of the arguments. Raises InputError for numbers that make no pose, and for a time offset the node would
+    refuse."""
     from ..errors import InputError
     from ..evaluation.bags import BagOptions
     from ..evaluation.trajectory import parse_pose
+    from ..node.parameters import BY_NAME
 
     if args.skip_map_frames < 0 or args.skip_map_frames == 1:
         raise InputError("--skip-map-frames takes 2 or more (every second, third, ... image), or 0 for none")
+    least, most = BY_NAME["time_offset"].bounds
+    if not least <= args.time_offset <= most:
+        raise InputError(f"--time-offset {args.time_offset:g}: give seconds from {least:g} to {most:g}")
     mount = parse_pose(args.base_from_camera, "--base-from-camera") if args.base_from_camera else None
     return BagOptions(args.image_topic, args.camera_info_topic, args.odometry_topic, args.truth_topic, args.odom_frame,
-                      args.base_frame, mount)
+                      args.base_frame, mount, args.time_offset)
+
+
+def about_time_offset(seconds: float) -> dict[str, str]:
+    """What a run's page tells of it; nothing where there is none."""
+    return {"time offset": f"{seconds:+g} s on the images' stamps"} if seconds else {}
 
 
 def initial_pose(args: argparse.Namespace):

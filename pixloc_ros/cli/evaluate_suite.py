@@ -126,6 +126,7 @@ def _drive(args: argparse.Namespace, bag):
     else:
         truth = read_bag_truth(args.truth, args.truth_topic)[0] if is_bag(args.truth) else read_tum(args.truth)
     identity = [bag_identity(args.bag), repr(bag.options), bag_identity(args.truth) if args.truth else None]
+    identity += [args.time_offset] if args.time_offset else []  # results of before there was such a thing stay good
     return Drive(bag, truth, initial_pose(args), args.skip_map_frames, args.seed, args.clear_start, identity)
 
 

@@ -20,6 +20,7 @@ from ..evaluation.usage import machine_name
 from ..node.replay import ReplayOptions, replay
 from ..tracking.presets import preset
 from ..visualization.run_report import run_report, scene_of
+from .bag_arguments import about_time_offset
 
 
 def replay_and_report(map_path: Path, bag: BagReader, initial_pose: torch.Tensor | None, output: Path,
@@ -36,7 +37,7 @@ def replay_and_report(map_path: Path, bag: BagReader, initial_pose: torch.Tensor
     recording = replay(map_path, bag, start_ns, start, output / "node.log", options, progress)
     about = {"bag": str(bag.path), "map": str(map_path), "weights": options.weights, "preset": options.preset,
              "played": f"at {options.rate:g} times real time to the live node{', every image' if options.all_frames else ''}",
-             "machine": machine_name()}
+             "machine": machine_name(), **about_time_offset(bag.options.time_offset_s)}
     run = replace(evaluation.as_run(recording, truth, odometry), skip_map_frames=skip_map_frames, about=about)
     result = evaluate(run)
     stats = evaluation.live_figures(recording, result.figures, bag.base_from_camera)

@@ -7,7 +7,7 @@ import json
 from dataclasses import replace
 from pathlib import Path
 
-from .bag_arguments import add_bag_arguments, bag_options, initial_pose
+from .bag_arguments import about_time_offset, add_bag_arguments, bag_options, initial_pose
 from .execution_arguments import add_execution_arguments, execution
 from .help_format import HelpFormatter
 from .progress import show_progress
@@ -21,7 +21,8 @@ def add_parser(subparsers) -> None:
                     "holds ground truth, it gives the start and the errors.",
         epilog="examples:\n"
                "  pixloc track --map site.pixmap drive_bag -o out/drive\n"
-               "  pixloc track --map site.pixmap drive.mcap -o out/drive --initial-pose 1.2 0.5 0 0 0 0.38 0.92\n\n"
+               "  pixloc track --map site.pixmap drive.mcap -o out/drive --initial-pose 1.2 0.5 0 0 0 0.38 0.92\n"
+               "  pixloc track --map site.pixmap drive_bag -o out/drive --time-offset -0.08\n\n"
                "'pixloc evaluate out/drive out/other' compares runs.",
         formatter_class=HelpFormatter)
     add_bag_arguments(parser)
@@ -54,7 +55,7 @@ def run(args: argparse.Namespace) -> int:
         raise InputError(f"-o {args.output}: give a folder; the poses go to poses.tum in it")
     localizer = open_localizer(args.map, args.weights, preset(args.preset), execution(args))
     about = {"bag": str(args.bag), "map": str(args.map), "weights": args.weights, "preset": args.preset,
-             "played": "offline, image by image", "machine": machine_name()}
+             "played": "offline, image by image", "machine": machine_name(), **about_time_offset(args.time_offset)}
     with BagReader(args.bag, options) as bag, show_progress("track") as progress:
         meter = UsageMeter()
         result = offline.run_bag(localizer, bag, start, pose_search=Relocalizer(localizer), cold_start=args.cold_start,

@@ -9,7 +9,7 @@ import functools
 import heapq
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import count
 from pathlib import Path
 
@@ -45,7 +45,8 @@ class BagOptions:
 
     image, camera_info, odometry, truth: topics. odometry may be "tf" (odom_frame → base_frame) or "none"; truth may be
     "tf:PARENT:CHILD", along as many transforms as lead there, or "none".
-    base_from_camera: float64 [4, 4], instead of the static transforms.
+    base_from_camera: float64 [4, 4], instead of the static transforms. time_offset_s: added to the stamps of the images and of
+    their calibration, as the node's parameter time_offset does.
     """
 
     image: str | None = None
@@ -55,6 +56,11 @@ class BagOptions:
     odom_frame: str = "odom"
     base_frame: str | None = None
     base_from_camera: torch.Tensor | None = None
+    time_offset_s: float = field(default=0.0, repr=False)
+
+    @property
+    def time_offset_ns(self) -> int:
+        return round(self.time_offset_s * 1e9)
 
 
 @dataclass(frozen=True)
@@ -165,10 +171,11 @@ class BagReader:
 
     def image_stamps(self) -> Iterator[int]:
         """Stamps of the images in the order of recording."""
-        return (message_stamp(message) for _, message in self.messages([self.image_topic]))
+        return (self._image_stamp(message) for _, message in self.messages([self.image_topic]))
 
     def raw_messages(self, topics: Iterable[str]) -> Iterator[RawMessage]:
-        """Messages of some topics in the order they were recorded, for playing them again."""
+        """Messages of some topics in the order they were recorded, with the stamps they were recorded with, for playing them
+        again."""
         wanted = set(topics)
         connections = [c for c in self._reader.connections if c.topic in wanted]
         if not connections:
@@ -326,30 +333,34 @@ class BagReader:
     def _sorted_messages(self, other: str | None = None) -> Iterator[tuple[int, int, object]]:
         """(kind, stamp_ns, message) by stamp and kind, see `REORDER_NS`. other: one topic more."""
         order = count()
+        reorder_ns = REORDER_NS + abs(self.options.time_offset_ns)
         heap: list[tuple[int, int, int, object]] = []
         newest = None
         topics = [self.image_topic, self.camera_info_topic, *self._odometry_topics(), *([other] if other else [])]
         for topic, message in self.messages(topics):
             for kind, stamp_ns, item in self._classified(topic, message, other):
-                if newest is not None and stamp_ns < newest - REORDER_NS:
+                if newest is not None and stamp_ns < newest - reorder_ns:
                     # The clock was set back: what came before is over.
                     yield from _drain(heap, None)
                     newest = stamp_ns
                 newest = stamp_ns if newest is None else max(newest, stamp_ns)
                 heapq.heappush(heap, (stamp_ns, kind, next(order), item))
-            yield from _drain(heap, newest - REORDER_NS if newest is not None else None)
+            yield from _drain(heap, newest - reorder_ns if newest is not None else None)
         yield from _drain(heap, None)
 
     def _classified(self, topic: str, message, other: str | None) -> Iterator[tuple[int, int, object]]:
         if topic == self.image_topic:
-            yield _IMAGE, message_stamp(message), message
+            yield _IMAGE, self._image_stamp(message), message
         elif topic == self.camera_info_topic:
-            yield _INFO, message_stamp(message), message
+            yield _INFO, self._image_stamp(message), message
         elif topic == other:
             yield _OTHER, message_stamp(message), message
         else:
             for odometry in self._odometry_of(message):
                 yield _ODOMETRY, odometry.stamp_ns, odometry
+
+    def _image_stamp(self, message) -> int:
+        return message_stamp(message) + self.options.time_offset_ns
 
     def _odometry_topics(self) -> list[str]:
         if self.odometry_topic is None:

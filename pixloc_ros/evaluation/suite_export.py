@@ -42,6 +42,7 @@ class _Exporter:
         self._store = get_typestore(Stores.ROS2_HUMBLE)
         self._connections: dict[str, object] = {}
         self._odometry = drive.odometry() if drive.kind == "odometry" else None
+        self._offset_ns = drive.stamp_offset_ns + drive.options.time_offset_ns
 
     def write(self) -> None:
         """Images come from the drive's events; everything else is copied in the order of recording, changed where it must be."""
@@ -75,7 +76,7 @@ class _Exporter:
             header = self._later(message.header)
             if drive.kind == "calibration":
                 message = replace(message, k=self._stretched(message.k, 3), p=self._stretched(message.p, 4))
-            return time_ns + drive.stamp_offset_ns, raw.topic, raw.type_name, replace(message, header=header)
+            return time_ns + self._offset_ns, raw.topic, raw.type_name, replace(message, header=header)
         if self._odometry is not None and raw.topic == drive.odometry_topic:
             message = replace(message, pose=replace(message.pose, pose=self._pose(message_stamp(message), message.pose.pose)))
         elif self._odometry is not None and hasattr(message, "transforms") and raw.topic not in static:
@@ -99,7 +100,7 @@ class _Exporter:
                     header, height, width, encoding, 0, data.size // height, data)
 
     def _later(self, header):
-        stamp_ns = header.stamp.sec * 10**9 + header.stamp.nanosec + self._drive.stamp_offset_ns
+        stamp_ns = header.stamp.sec * 10**9 + header.stamp.nanosec + self._offset_ns
         return replace(header, stamp=replace(header.stamp, sec=stamp_ns // 10**9, nanosec=stamp_ns % 10**9))
 
     def _stretched(self, matrix: np.ndarray, columns: int) -> np.ndarray:

@@ -30,7 +30,8 @@ _DISCOVERY_S = 1.0
 
 
 class BagPlayer:
-    """Publishers for one bag on a node. on_image: called with the stamp of each image just before it is published."""
+    """Publishers for one bag on a node. on_image: called just before an image is published, with the stamp that the localizer
+    will use for it: the bag's time offset is in it."""
 
     def __init__(self, node: Node, bag: BagReader, map_frame: str, on_image: Callable[[int], None]) -> None:
         self._node, self._bag, self._map_frame, self._on_image = node, bag, map_frame, on_image
@@ -106,7 +107,7 @@ class BagPlayer:
             return
         publisher = self._publisher(message)
         if message.topic == self._bag.image_topic:
-            self._on_image(_header_stamp(message.cdr))
+            self._on_image(_header_stamp(message.cdr) + self._bag.options.time_offset_ns)
         publisher.publish(message.cdr)
         if message.topic == self._bag.odometry_topic:
             self._follow_odometry(message)

@@ -85,7 +85,8 @@ class Fix:
 class Inputs:
     """Subscriptions, and what came in through them.
 
-    setting: value of a parameter by name. on_image: called with (message, stamp_ns, why it must not be used or None).
+    setting: value of a parameter by name. on_image: called with (message, stamp_ns, why it must not be used or None); the stamp
+    has `time_offset` added to it, and is 0 where the message has none.
     on_time_jump: called with the reason when stamps go back; it calls `forget`. on_own_frame: called with each transform, ours
     or not, of the frame whose transform we publish. Callbacks run in the executor's thread, the
     methods that take a deadline (`time.monotonic`) in the worker's.
@@ -164,6 +165,8 @@ class Inputs:
     def _on_image(self, message: Image | CompressedImage) -> None:
         self._heard("image")
         stamp_ns = stamp_to_ns(message.header.stamp)
+        if stamp_ns > 0:  # not before the beginning of a simulated time
+            stamp_ns = max(stamp_ns + round(self._setting("time_offset") * NS_PER_S), 1)
         with self._lock:
             back_ns = 0 if self._newest_image_ns is None else self._newest_image_ns - stamp_ns
             newest_odometry_ns = self._newest_odometry_ns or 0

@@ -86,6 +86,14 @@ PARAMETERS: tuple[Parameter, ...] = (
     ),
     Parameter("camera_info_topic", "camera/camera_info", "Calibration of that camera."),
     Parameter(
+        "time_offset",
+        0.0,
+        "Seconds added to the stamps of the images, and to nothing else: negative for a camera whose driver stamps late. Poses, "
+        "TF and status carry the corrected stamp. The diagnostics tell which value fits the odometry.",
+        bounds=(-1.0, 1.0),
+        live=True,
+    ),
+    Parameter(
         "odom_source",
         "topic",
         "Where the odometry comes from: `topic` (odom_topic), `tf` (odom_frame_id -> "

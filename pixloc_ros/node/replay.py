@@ -101,6 +101,8 @@ def _arguments(map_path: Path, bag: BagReader, options: ReplayOptions) -> list[s
     parameters["odometry_wait_s"] = f"{min(_ODOMETRY_WAIT_S / min(options.rate, 1.0), _LONGEST_ODOMETRY_WAIT_S):.3f}"
     if source == "topic":
         parameters["odom_topic"] = bag.odometry_topic
+    if bag.options.time_offset_s:
+        parameters["time_offset"] = f"{bag.options.time_offset_s:.9f}"
     parameters.update(options.parameters)
     return [word for name, value in parameters.items() for word in ("-p", f"{name}:={value}")]
 
