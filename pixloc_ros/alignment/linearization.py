@@ -17,7 +17,8 @@ class Linearization:
     """The cost sum_i c_i loss(|r_i|²) / 2 around a pose, perturbed on the left by (translation, rotation).
 
     hessian [B, 6, 6] (Gauss-Newton) and gradient [B, 6]; per point [B, N]: squared residual, loss, confidence c_i
-    (reference times query), valid; pixel_jacobian [B, N, 2, 6]; pixels [B, N, 2].
+    (reference times query), valid; pixel_jacobian [B, N, 2, 6]; pixels [B, N, 2]; slope_products [B, N, 2, 3]: the slopes of the
+    features along the image's x and y times the residual, and times one another, weighted as in the cost.
     """
 
     hessian: torch.Tensor
@@ -28,11 +29,21 @@ class Linearization:
     valid: torch.Tensor
     pixels: torch.Tensor
     pixel_jacobian: torch.Tensor
+    slope_products: torch.Tensor
 
     def mean_cost(self, mask: torch.Tensor | None = None) -> torch.Tensor:
         """Confidence-weighted mean loss [B] over the valid points (of `mask`)."""
         weight = self.confidence * (self.valid if mask is None else mask)
         return (weight * self.loss).sum(-1) / weight.sum(-1).clamp(min=1e-9)
+
+
+def normal_equations(slope_products: torch.Tensor, pixel_jacobian: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Gauss-Newton Hessian [B, K, K] and gradient [B, K] for what moves the pixels by pixel_jacobian [B, N, 2, K]."""
+    left = pixel_jacobian.mT @ slope_products
+    gradient = left[..., 0].sum(-2)
+    batch, _, _, count = pixel_jacobian.shape
+    hessian = left[..., 1:].transpose(-3, -2).reshape(batch, count, -1) @ pixel_jacobian.reshape(batch, -1, count)
+    return hessian, gradient
 
 
 def linearize(level: FeatureLevel, image_size: tuple[int, int], camera: Camera, xyz: torch.Tensor, descriptors: torch.Tensor,
@@ -73,8 +84,5 @@ def linearize(level: FeatureLevel, image_size: tuple[int, int], camera: Camera, 
     # Points that do not count may hold NaN or infinity; zero times those would spoil the sums.
     pixel_jacobian = torch.where(valid[..., None, None], pixel_jacobian, torch.zeros_like(pixel_jacobian))
     weighted = weight[..., None, None] * products[..., 1:, :]
-    left = pixel_jacobian.mT @ weighted
-    gradient = left[..., 0].sum(-2)
-    batch = pixel_jacobian.shape[0]
-    hessian = left[..., 1:].transpose(-3, -2).reshape(batch, 6, -1) @ pixel_jacobian.reshape(batch, -1, 6)
-    return Linearization(hessian, gradient, squared, costs, confidence, valid, pixels, pixel_jacobian)
+    hessian, gradient = normal_equations(weighted, pixel_jacobian)
+    return Linearization(hessian, gradient, squared, costs, confidence, valid, pixels, pixel_jacobian, weighted)

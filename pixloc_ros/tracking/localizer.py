@@ -18,6 +18,7 @@ from ..alignment import (
     align,
     compiled,
 )
+from ..alignment.focal_length import FocalLength, estimate_focal_length
 from ..features import Extractor, FeaturePyramid
 from ..features.images import fit_to_working_size
 from ..geometry import se3
@@ -96,6 +97,13 @@ class FrameLocalizer:
             # The points were chosen for a view quite different from the one found: choose and align once more from there.
             start = map_from_local @ se3.inverse(result.camera_from_map)
         return self._judge(result, local, map_from_camera, map_from_local, clock.laps)
+
+    def focal_length(self, prepared: PreparedImage, alignment: FrameAlignment) -> FocalLength | None:
+        """The focal length that fits a prepared image best, from where its alignment ended; None where it does not tell."""
+        if not alignment.success:
+            return None
+        return estimate_focal_length(prepared.pyramid, prepared.camera, alignment.points.points,
+                                     alignment.details.camera_from_map, self.options.alignment)
 
     def _align(self, pyramid: FeaturePyramid, camera: Camera, local: LocalPoints, start: torch.Tensor, prior_pose: torch.Tensor,
                prior_covariance: torch.Tensor | None, motion: FrameMotion | None) -> tuple[AlignmentResult, torch.Tensor]:
