@@ -12,9 +12,12 @@ from .odometry import OdometrySample
 MOVED_M, MOVED_RAD = 0.02, 0.01
 """A robot that stands still in a simulator gives equal pictures too; one that has moved by this much does not."""
 
+_ROWS = 8
+"""Every so many rows are compared."""
+
 
 class FrozenCamera:
-    """Compares each image with the one before it, to the bit: a real camera's noise never gives the same image twice."""
+    """Compares each image with the one before it, to the bit: a real camera's noise never gives the same rows twice."""
 
     def __init__(self) -> None:
         self._digest: int | None = None
@@ -25,7 +28,7 @@ class FrozenCamera:
 
         image: uint8, any shape. odometry: at the image's stamp; without it nothing can be said.
         """
-        digest = zlib.crc32(np.ascontiguousarray(image))
+        digest = zlib.crc32(np.ascontiguousarray(image[::_ROWS]))
         if digest != self._digest:
             self._digest, self._since = digest, odometry
             return False
