@@ -206,6 +206,7 @@ class Robot:
         self.odometries: list[Odometry] = []
         self.transforms: list = []
         self.levels: dict[str, bytes] = {}
+        self.values: dict[str, dict[str, str]] = {}
         self.texts: list[str] = []
         self.buffer = Buffer(node=node)
         self.listener = TransformListener(self.buffer, node)
@@ -223,6 +224,7 @@ class Robot:
     def _on_diagnostics(self, message: DiagnosticArray) -> None:
         for status in message.status:
             self.levels[status.name.split(": ")[1]] = status.level
+            self.values[status.name.split(": ")[1]] = {pair.key: pair.value for pair in status.values}
             self.texts.append(f"{status.name.split(': ')[1]}: {status.message}")
 
     # ---- what it publishes

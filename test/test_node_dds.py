@@ -2,8 +2,10 @@
 """The node over real DDS, with an aligner that knows the answer: topics, TF, waiting, bad input."""
 
 import math
+import re
 import time
 
+import node_harness
 import numpy as np
 import pytest
 import torch
@@ -25,6 +27,7 @@ from node_harness import (
     start_pose,
 )
 from pixloc_ros.msg import LocalizationStatus
+from rclpy.parameter import Parameter
 from rclpy.time import Time
 from rosgraph_msgs.msg import Clock
 from tf2_ros import TransformException
@@ -287,6 +290,77 @@ def test_bad_odometry():
         robot.status_of(stamp_of(2))
         robot.diagnosed("0.050 s older than the image")
         assert robot.step(3).state == TRACKING
+
+
+def test_a_time_offset_moves_the_images_and_nothing_else():
+    """Images stamped 80 ms late: poses, TF and status are those of the corrected stamps; the offset changes while it runs."""
+    late_ns = 80_000_000
+    with running(time_offset=-0.08, odometry_wait_s=2.0, **start_pose()) as (node, robot):
+        def seen(number: int, late_ns: int) -> LocalizationStatus:
+            robot.see(number, stamp_of(number) + late_ns)
+            robot.drive_to(stamp_of(number))  # no further than the corrected stamp: nothing more may be waited for
+            status = robot.status_of(stamp_of(number))
+            assert status.state == TRACKING and status.message == "", status
+            assert status.prior_distance_m < 0.05
+            return status
+
+        for number in range(4):
+            seen(number, late_ns)
+            pose = robot.wait(lambda n=number: robot.poses[n] if len(robot.poses) > n else None)
+            assert stamp_to_ns(pose.header.stamp) == stamp_of(number)
+            chain = looked_up(robot, "map", "base_link", stamp_of(number))
+            assert torch.allclose(chain, pose_of(number), atol=1e-6, rtol=0)
+        # The driver is mended; what would be too early now is not.
+        assert node.set_parameters([Parameter("time_offset", value=2.0)])[0].successful is False
+        assert node.set_parameters([Parameter("time_offset", value=0.03)])[0].successful
+        for number in range(4, 6):
+            seen(number, -30_000_000)
+        robot.raw.publish(image_message(None, 0))  # one without a stamp has none with the offset either
+        robot.diagnosed("images have no time stamp")
+        # The corrected stamp tells what is ahead of the odometry.
+        robot.drive_to(stamp_of(6))
+        robot.wait(lambda: node._pipeline.inputs.newest_ns == robot.odometry_ns)
+        future = robot.odometry_ns + 990_000_000
+        robot.raw.publish(image_message(6, future))
+        robot.diagnosed("an image is dated 1.020 s ahead of the odometry")
+
+
+def test_late_images_and_wrong_wheels_are_told_and_mended(monkeypatch):
+    """Images every 0.3 s of a robot that turns to and fro, stamped 80 ms late; its odometry goes 1.2 times as far."""
+    monkeypatch.setattr(node_harness, "PERIOD_NS", 300_000_000)
+
+    def motion(way: float, seconds: float) -> torch.Tensor:
+        turn = 0.5 * math.sin(1.3 * seconds)
+        return conversions.matrix_from_euler((way * 0.4 * seconds, way * 0.1 * math.sin(0.7 * seconds), 0.0), 0.0, 0.0, turn)
+
+    monkeypatch.setattr(node_harness, "true_pose", lambda seconds: motion(1.0, seconds))
+    monkeypatch.setattr(node_harness, "odometry_pose", lambda seconds: motion(1.2, seconds))
+    with running(odometry_wait_s=1.0) as (node, robot):
+        robot.initial_pose.publish(initial_pose_message(0))
+        time.sleep(0.1)
+        late_ns = 80_000_000
+
+        def see(number: int, stamp_ns: int) -> None:
+            robot.drive_to(stamp_ns)
+            robot.see(number, stamp_of(number) + late_ns)
+            assert robot.status_of(stamp_ns).state == TRACKING
+
+        for number in range(28):
+            see(number, stamp_of(number) + late_ns)
+        text = robot.diagnosed("odometry: images are stamped 0.0")
+        offset = float(re.search(r"set time_offset to (-0\.0\d\d), or", text)[1])
+        assert offset == pytest.approx(-0.08, abs=0.015)
+        robot.diagnosed("the odometry's way is 1.2")
+        assert robot.levels["odometry"] == b"\1"
+        values = robot.wait(lambda: robot.values["odometry"] if "+-" in robot.values["odometry"]["way_ratio"] else None)
+        assert float(values["time_offset_s"].split()[0]) == pytest.approx(offset, abs=0.005)
+        # What it says, done: the poses are right at their stamps, and what was found of the late stamps is forgotten.
+        assert node.set_parameters([Parameter("time_offset", value=-0.08)])[0].successful
+        for number in range(28, 55):
+            see(number, stamp_of(number))
+        robot.wait(lambda: "+-" in robot.values["odometry"]["time_offset_s"])
+        assert abs(float(robot.values["odometry"]["time_offset_s"].split()[0])) < 0.015
+        robot.wait(lambda: "stamped" not in robot.texts[-1] and not any("stamped" in text for text in robot.texts[-7:]))
 
 
 def test_lost_is_silent():

@@ -151,6 +151,7 @@ def _life(run: BagRun, seconds: np.ndarray, lost: list[tuple[float, float]], end
         f"time_to_recover_max_{unit}": max(recoveries, default=None),
         "messages": dict(Counter(r.message for r in records if r.message).most_common(20)),
         "odometry_messages": dict(run.odometry_refused.most_common(20)),
+        "findings": dict(run.findings), "remarks": list(run.remarks),
     }
 
 

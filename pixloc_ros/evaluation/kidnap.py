@@ -49,6 +49,7 @@ class AlteredDrive:
         """begin_ns, end_ns, cut, black: stamps of the bag; cut and black are from the first to before the second."""
         self._bag, self._begin_ns, self._end_ns, self._cut, self._black = bag, begin_ns, end_ns, cut, black
         self.base_from_camera, self.odometry_topic, self.path = bag.base_from_camera, bag.odometry_topic, bag.path
+        self.options = bag.options
         self.image_count = sum(self._kept(stamp) for stamp in bag.image_stamps())
         self._rebased = torch.eye(4, dtype=torch.float64)
         if cut is not None and bag.odometry_topic is not None:

@@ -15,6 +15,7 @@ import numpy as np
 import torch
 
 from ..errors import InputError
+from ..tracking.calibration_check import CalibrationCheck
 from ..tracking.localizer import FrameLocalizer
 from ..tracking.tracker import PoseSearch, Tracker, TrackerOptions
 from ..tracking.types import CameraFrame, TrackResult
@@ -66,7 +67,10 @@ def run_bag(localizer: FrameLocalizer, bag: BagReader, initial_pose: torch.Tenso
     """
     truth = bag.truth()
     start = None if cold_start else first_pose(bag, truth, initial_pose)
-    runner = _Runner(localizer, Tracker(localizer, options, pose_search), pose_search, bag, start, progress, watch)
+    # What stands in for a localizer in comparisons cannot tell the focal length.
+    check = CalibrationCheck(localizer.focal_length) if isinstance(localizer, FrameLocalizer) else None
+    tracker = Tracker(localizer, options, pose_search, check)
+    runner = _Runner(localizer, tracker, pose_search, bag, start, progress, watch)
     with contextlib.ExitStack() as stack:
         events = bag.events()
         if ahead:
@@ -77,7 +81,15 @@ def run_bag(localizer: FrameLocalizer, bag: BagReader, initial_pose: torch.Tenso
             if runner.ended:
                 break
     runner.finish()
-    return BagRun(runner.records, truth, Trajectory.from_poses(runner.odometry), runner.refused)
+    odometry = tracker.check_odometry()
+    findings = {key: number for name, figure in odometry.known().items() for key, number in zip((name, f"{name}_std"), figure)}
+    remarks = tuple(odometry.warnings(bag.options.time_offset_s).values())
+    calibration = tracker.check_calibration()
+    if calibration is not None:
+        findings |= {"focal_ratio": calibration.focal_ratio, "focal_ratio_std": calibration.std}
+        remarks += (calibration.message,) if calibration.wrong else ()
+    return BagRun(runner.records, truth, Trajectory.from_poses(runner.odometry), runner.refused, findings=findings,
+                  remarks=remarks)
 
 
 class _Runner:
@@ -143,6 +155,8 @@ class _Runner:
         self.records.append(FrameRecord(
             frame.stamp_ns, result.state, result.map_from_base, result.covariance, timings_ms,
             alignment.inlier_fraction if alignment is not None else float("nan"), result.message))
+        self._tracker.check_calibration()
+        self._tracker.check_odometry()
         self.ended = self._watch(frame, result)
 
     def _warm_up(self, frame: CameraFrame, map_from_base: torch.Tensor | None) -> None:

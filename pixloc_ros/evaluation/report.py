@@ -77,6 +77,14 @@ class _Table:
         shares = [None if value is None else value / max(f[of], 1) for value, f in zip(values, self._figures)]
         return Row(label, cells, _best(cells, shares, better))
 
+    def finding(self, label: str, name: str) -> Row | None:
+        """What the tracker found out about its inputs, with the standard deviation."""
+        found = [f.get("findings", {}) for f in self._figures]
+        if not any(name in values for values in found):
+            return None
+        cells = (f"{values[name]:.3f} ± {values[f'{name}_std']:.3f}" if name in values else "–" for values in found)
+        return Row(label, tuple(cells))
+
     @staticmethod
     def nonzero(row: Row | None) -> Row | None:
         """The row, unless it says nothing but 0."""
@@ -124,6 +132,11 @@ def summary(figures: Sequence[Mapping[str, object]]) -> list[Group]:
           t.row("time to recover, longest", "time_to_recover_max_images", "images", "less"),
           t.count("images dropped for newer ones", "dropped_frames", "frames", "less"),
           t.nonzero(t.row("unusable images", "unusable_frames"))]),
+        ("Calibration, clocks and odometry", "What images and poses say of the inputs: ratios of 1 and 0 s are right.",
+         [t.finding("right focal length per the calibration's", "focal_ratio"),
+          t.finding("to be added to the images' stamps (s)", "time_offset_s"),
+          t.finding("odometry's way per the camera's", "way_ratio"),
+          t.finding("odometry's turning per the camera's", "turn_ratio")]),
         (f"Relative errors over {step}", "Drift and jitter: of the motion between poses, wherever the map frame is.",
          [*(t.length(f"translation, {name}", f"relative_translation_error_{key}_m") for key, name in _SHORT_STATISTICS),
           *(t.row(f"rotation, {name}", f"relative_rotation_error_{key}_deg", "°", "less") for key, name in _SHORT_STATISTICS)]
@@ -187,6 +200,7 @@ def format_run(stats: Mapping[str, object]) -> str:
     lines = [format_summary([""], [stats])]
     for label, key in (("images", "messages"), ("odometry messages", "odometry_messages")):
         lines += [f"  {count} {label}: {message}" for message, count in list(stats.get(key, {}).items())[:5]]
+    lines += [f"WARNING: {remark}" for remark in stats.get("remarks", ())]
     return "\n".join(lines)
 
 

@@ -54,7 +54,8 @@ class BagRun:
     odometry: odom_from_base. truth: map_from_base. Both may be empty. skip_map_frames: where the map was made of every n-th image
     of this very drive, those are not scored (0: all are). timed: stamps are times; else they count images, one each 10⁹. ordered:
     one image follows the other; else neither path nor relative errors mean anything.
-    about: what the page tells of the run's circumstances, word by word.
+    about: what the page tells of the run's circumstances, word by word. findings: what the tracker found out about its inputs, by
+    name, each with its standard deviation as NAME_std. remarks: what is wrong with them and what to do.
     """
 
     records: list[FrameRecord]
@@ -68,6 +69,8 @@ class BagRun:
     usage: Usage | None = None
     dropped_frames: int | None = None
     about: Mapping[str, str] = field(default_factory=dict)
+    findings: Mapping[str, float] = field(default_factory=dict)
+    remarks: tuple[str, ...] = ()
 
     @property
     def stamps_ns(self) -> np.ndarray:
@@ -130,6 +133,7 @@ def write_run(folder: Path, run: BagRun) -> None:
     head = {
         "format": _FORMAT, "version": _VERSION, "name": run.name, "about": dict(run.about),
         "skip_map_frames": run.skip_map_frames, "dropped_frames": run.dropped_frames,
+        "findings": dict(run.findings), "remarks": list(run.remarks),
         "odometry_messages": dict(run.odometry_refused), "usage": vars(run.usage) if run.usage is not None else None}
     frames = ",\n".join(json.dumps(_frame(record), allow_nan=False) for record in run.records)
     write_text(folder / RUN_FILE, json.dumps(head, indent=1)[:-2] + f',\n "frames": [\n{frames}\n]}}\n')
@@ -172,7 +176,9 @@ def read_run(folder: Path) -> BagRun:
         usage = Usage(**content["usage"]) if content["usage"] is not None else None
         return BagRun(records, truth, odometry, Counter(content["odometry_messages"]), str(content["name"]),
                       int(content["skip_map_frames"]), True, True, usage, content["dropped_frames"],
-                      {str(key): str(value) for key, value in content["about"].items()})
+                      {str(key): str(value) for key, value in content["about"].items()},
+                      {str(key): float(value) for key, value in content.get("findings", {}).items()},
+                      tuple(map(str, content.get("remarks", ()))))
     except (KeyError, TypeError, AttributeError, ValueError, OverflowError) as error:
         if isinstance(error, InputError):
             raise

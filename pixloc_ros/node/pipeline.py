@@ -24,9 +24,11 @@ from rclpy.task import Future
 from sensor_msgs.msg import CompressedImage, Image
 
 from ..errors import InputError
+from ..tracking.calibration_check import CalibrationReport
 from ..tracking.last_pose import LastPose, load_last_pose, save_last_pose
+from ..tracking.odometry_check import FIGURES, WARNINGS
 from ..tracking.types import CameraFrame, TrackResult, TrackState
-from .conversions import NS_PER_S
+from .conversions import NS_PER_S, stamp_to_ns
 from .debug_outputs import DebugOutputs
 from .diagnostics import ERROR, WARN, DiagnosticBoard
 from .engine import Engine
@@ -73,6 +75,7 @@ class Pipeline:
         self._last_image_ns: int | None = None
         self._untracked = 0
         self._twist: TwistWithCovariance | None = None
+        self._time_offset_ns = 0  # what the stamps that the tracker knows have added to them
         # Shared by the worker and the callbacks
         self._counters = Counters()
         self._counters_lock = threading.Lock()
@@ -327,6 +330,7 @@ class Pipeline:
         stages_ms = {"arrival_ms": received.arrival_ms, "queue_ms": (began - received.received_at) * 1e3}
         if self._start_anew.is_set():
             self._begin()
+        self._note_time_offset(received)
         try:
             frame, base_from_camera = self._assemble(received, stages_ms)
             result = self._tracker.track(frame, base_from_camera)
@@ -354,7 +358,9 @@ class Pipeline:
         if result.state is TrackState.TRACKING:
             self._pose_to_keep = LastPose(self._map_name, received.stamp_ns, result.map_from_base, result.covariance)
         self._judge(result)
+        self._judge_odometry()
         self._debug.result(frame, received.message.header.frame_id, result)
+        self._judge_calibration(self._tracker.check_calibration())
 
     def _begin(self) -> None:
         self._start_anew.clear()
@@ -483,6 +489,33 @@ class Pipeline:
         with self._counters_lock:
             counters = replace(self._counters)
         self._outputs.status(frame.stamp_ns, self._state, message, self._map_name, counters, *details)
+
+    def _note_time_offset(self, received: ReceivedImage) -> None:
+        offset_ns = received.stamp_ns - stamp_to_ns(received.message.header.stamp)
+        if received.stamp_ns > 0 and offset_ns != self._time_offset_ns and self._tracker is not None:
+            self._time_offset_ns = offset_ns
+            self._tracker.restart_odometry_check()
+
+    def _judge_odometry(self) -> None:
+        if self._setting("odom_source") == "none":
+            return
+        findings = self._tracker.check_odometry()
+        known = {name: f"{value:.3f} +- {std:.3f}" for name, (value, std) in findings.known().items()}
+        self._board.value("odometry", **{name: known.get(name, "not known yet") for name in FIGURES})
+        warnings = findings.warnings(self._time_offset_ns / NS_PER_S)
+        self._board.clear("odometry", *(name for name in WARNINGS if name not in warnings))
+        for name, text in warnings.items():
+            self._board.report("odometry", name, WARN, text)
+
+    def _judge_calibration(self, report: CalibrationReport | None) -> None:
+        if report is None:
+            return
+        found = f"{report.focal_ratio:.3f} +- {report.std:.3f} of {report.images} images"
+        self._board.value("calibration", focal_length_ratio=found)
+        if report.wrong:
+            self._board.report("calibration", "focal length", WARN, report.message)
+        else:
+            self._board.clear("calibration", "focal length")
 
     def _judge(self, result: TrackResult) -> None:
         """Diagnostics of a processed image."""

@@ -34,10 +34,12 @@ import torch
 from ..errors import InputError
 from ..geometry import se3
 from ..geometry.cameras import Camera
+from .calibration_check import CalibrationCheck, CalibrationReport
 from .covariances import isotropic, mahalanobis, not_better_than, not_worse_than
 from .frozen_camera import FrozenCamera
 from .motion_prior import KnownPose, MotionOptions, predict
 from .odometry import OdometryBuffer, OdometryOptions, OdometryReport, OdometrySample, OdometryUnavailable
+from .odometry_check import OdometryCheck, OdometryFindings
 from .types import CameraFrame, FrameAlignment, FrameMotion, MotionPrior, PreparedImage, TrackResult, TrackState
 
 
@@ -178,11 +180,15 @@ class Tracker:
     """
 
     def __init__(
-        self, localizer: Localizer, options: TrackerOptions | None = None, pose_search: PoseSearch | None = None
-    ) -> None:
+        self, localizer: Localizer, options: TrackerOptions | None = None, pose_search: PoseSearch | None = None,
+        calibration_check: CalibrationCheck | None = None,
+    ) -> None:  # fmt: skip
         self.options = options or TrackerOptions()
         self._pose_search = pose_search
+        self._calibration_check = calibration_check
+        self._unchecked: tuple[int, PreparedImage, FrameAlignment] | None = None
         self.odometry = OdometryBuffer(self.options.odometry)
+        self._odometry_check = OdometryCheck(self.odometry)
         self._localizer = localizer
         self._frozen_camera = FrozenCamera()
         self.state = TrackState.INITIALIZING
@@ -250,6 +256,7 @@ class Tracker:
         self._localizer = localizer
         self._pose_search = pose_search
         self.reset()
+        self._odometry_check.restart()
 
     # ---- one image
 
@@ -259,6 +266,30 @@ class Tracker:
         if (self._known is None and self._pose_search is None) or frame.prepared is not None:
             return frame
         return replace(frame, prepared=self._localizer.prepare(frame.image, frame.camera))
+
+    def check_odometry(self) -> OdometryFindings:
+        """What the images so far say of the odometry: on another clock, of another scale? Some tenths of a millisecond, now and
+        then two: so call it after every image, when the pose has been handed on."""
+        return self._odometry_check.findings()
+
+    def restart_odometry_check(self) -> None:
+        """Forget what was found: the stamps are others from now on."""
+        self._odometry_check.restart()
+
+    def check_calibration(self) -> CalibrationReport | None:
+        """What the images so far say of the camera's calibration; None while they say too little.
+
+        Looks at the image tracked last, where its turn has come: some milliseconds, so call it when the pose has been handed on.
+        A focal length that is found to be wrong is corrected from the next image on.
+        """
+        if self._unchecked is not None:
+            change = abs(self._calibration_check.add(*self._unchecked))
+            self._unchecked = None
+            if change and math.isfinite(self._known.depth):
+                # The last pose was found with the other focal length: it is off by so much of the depth.
+                shift = isotropic(change * self._known.depth, change)
+                self._known = replace(self._known, covariance=self._known.covariance + shift)
+        return None if self._calibration_check is None else self._calibration_check.report
 
     @torch.no_grad()
     def track(self, frame: CameraFrame, base_from_camera: torch.Tensor) -> TrackResult:
@@ -281,6 +312,8 @@ class Tracker:
         odometry, odometry_problem = self._odometry_at(frame.stamp_ns)
         prior = self._prior(frame.stamp_ns, odometry)
         frame = self.prepare(frame)
+        if self._calibration_check is not None:
+            frame = replace(frame, prepared=self._calibration_check.corrected(frame.prepared))
         view = _View(frame, base_from_camera, se3.inverse(base_from_camera), odometry)
         looks: list[_Look] = []
         believed = None
@@ -304,7 +337,14 @@ class Tracker:
             problem = "the camera repeats a picture although the robot moves: start its driver again"
         shown = believed or max(looks, key=lambda look: look.alignment.inlier_fraction * look.alignment.success, default=None)
         self._last_inliers = 0.5 if shown is None else shown.alignment.inlier_fraction
+        # A sure pose also where it is not believed: odometry on another clock may be what it contradicts.
+        sure = believed is not None or self._last_inliers >= self.options.gates.sure_inlier_fraction
+        if shown is not None and shown.pose is not None and sure:
+            self._odometry_check.add(frame.stamp_ns, shown.pose.map_from_base)
+        self._unchecked = None
         if self.state is TrackState.TRACKING:
+            if self._calibration_check is not None:
+                self._unchecked = frame.stamp_ns, frame.prepared, believed.alignment
             map_from_base, covariance = self._known.map_from_base, self._known.published
             if not problem and odometry_problem and len(self.odometry):
                 problem = odometry_problem
@@ -601,6 +641,7 @@ class Tracker:
     def _forget_pose(self) -> None:
         self._known: KnownPose | None = None
         self._before: KnownPose | None = None
+        self._odometry_check.interrupt()
         self._initial = False
         self._end_search()
 

@@ -48,7 +48,7 @@ def run_report(title: str, lead: str, runs: Sequence[Evaluation], scene: Scene |
         page.cards(_cards(runs[0].figures))
     _summary_table(page, runs)
     page.problems(problems)
-    page.notes(notes)
+    page.notes([*notes, *(f"{f'{e.name}: ' if len(runs) > 1 else ''}{remark}." for e in runs for remark in e.run.remarks)])
     page.heading("Path")
     around = (scene.points, scene.keyframes) if scene else (None, None)
     page.plot(run_plots.plot_paths(runs, *around), run_plots.plot_paths(runs, *around, run_plots.NARROW), "the path from above",
