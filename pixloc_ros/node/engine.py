@@ -13,6 +13,7 @@ from ..errors import InputError
 from ..features import Execution, load_extractor
 from ..geometry.cameras import Camera
 from ..mapping.map_file import Map
+from ..tracking.calibration_check import CalibrationCheck
 from ..tracking.covariances import isotropic
 from ..tracking.localizer import FrameLocalizer
 from ..tracking.presets import preset
@@ -49,7 +50,8 @@ class Engine:
 
     def tracker(self, relocalization: bool = True) -> Tracker:
         """A tracker that knows nothing yet. relocalization: let it look in the whole map."""
-        return Tracker(self._localizer, pose_search=self._relocalizer if relocalization else None)
+        return Tracker(self._localizer, pose_search=self._relocalizer if relocalization else None,
+                       calibration_check=CalibrationCheck(self._localizer.focal_length))
 
     def warm_up(self) -> None:
         """Takes the cost of first calls, many times that of later ones, before images come: after an installation, when nothing
@@ -70,6 +72,7 @@ class Engine:
             for offset_ns in (-_PERIOD_NS // 4, _PERIOD_NS // 4):
                 tracker.add_odometry(number * _PERIOD_NS + offset_ns, base_from_camera)
             tracker.track(replace(frame, stamp_ns=number * _PERIOD_NS), base_from_camera)
+        self._localizer.focal_length(frame.prepared, self._localizer.localize_prepared(frame.prepared, pose))
 
 
 class _Rehearsal:
