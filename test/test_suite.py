@@ -193,7 +193,7 @@ def test_the_suite_end_to_end(scene, tmp_path, capsys):
     assert by_cell["pixloc", None, 0]["translation_error_median_m"] < 0.005
     assert by_cell["pixloc", "occlusion", 30]["recall"][suite.RIGHT] == 1
     errors = [by_cell["pixloc", "calibration", s]["translation_error_median_m"] for s in KINDS["calibration"].severities]
-    assert errors == sorted(errors) and errors[-1] > 0.05
+    assert errors[-1] < 0.01, "a focal length that is 5 % wrong is corrected"
     text = page.read_text()
     assert text.startswith("before\n") and text.endswith("after\n") and "old" not in text and "| Occlusion (% covered) |" in text
     picture = page.parent / re.search(r"\((images/suite_tiny\.png)\)", text)[1]

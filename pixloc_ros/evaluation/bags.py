@@ -60,6 +60,7 @@ class BagOptions:
 
     @property
     def time_offset_ns(self) -> int:
+        """`time_offset_s` in nanoseconds, as stamps are."""
         return round(self.time_offset_s * 1e9)
 
 
