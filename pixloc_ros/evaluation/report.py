@@ -82,7 +82,7 @@ class _Table:
         found = [f.get("findings", {}) for f in self._figures]
         if not any(name in values for values in found):
             return None
-        cells = (f"{values[name]:.3f} ± {values[f'{name}_std']:.3f}" if name in values else "–" for values in found)
+        cells = (f"{values[name]:.4f} ± {values[f'{name}_std']:.4f}" if name in values else "–" for values in found)
         return Row(label, tuple(cells))
 
     @staticmethod

@@ -510,7 +510,7 @@ class Pipeline:
     def _judge_calibration(self, report: CalibrationReport | None) -> None:
         if report is None:
             return
-        found = f"{report.focal_ratio:.3f} +- {report.std:.3f} of {report.images} images"
+        found = f"{report.focal_ratio:.4f} ± {report.std:.4f}, of {report.images} images"
         self._board.value("calibration", focal_length_ratio=found)
         if report.wrong:
             self._board.report("calibration", "focal length", WARN, report.message)
