@@ -262,7 +262,7 @@ def test_a_run_tells_of_late_images_in_the_terminal_and_on_the_page(bag_with_lat
     assert "WARNING: images are stamped 0.0" in text and "WARNING: the odometry's way is 1." in text
     page = run_report("run", "", [evaluation])
     assert all(remark.replace("'", "&#x27;") in page for remark in run.remarks)
-    assert f"{run.findings['way_ratio']:.3f} ± " in page
+    assert f"{run.findings['way_ratio']:.4f} ± " in page
 
 
 def test_the_offset_that_was_found_mends_it(bag_with_late_images):
