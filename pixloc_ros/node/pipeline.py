@@ -502,6 +502,8 @@ class Pipeline:
         findings = self._tracker.check_odometry()
         known = {name: f"{value:.3f} +- {std:.3f}" for name, (value, std) in findings.known().items()}
         self._board.value("odometry", **{name: known.get(name, "not known yet") for name in FIGURES})
+        translation, rotation = self._tracker.odometry.noise_factors
+        self._board.value("odometry", noise_factors=f"{translation:.1f} translation, {rotation:.1f} rotation")
         warnings = findings.warnings(self._time_offset_ns / NS_PER_S)
         self._board.clear("odometry", *(name for name in WARNINGS if name not in warnings))
         for name, text in warnings.items():

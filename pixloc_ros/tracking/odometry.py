@@ -107,6 +107,8 @@ class OdometryBuffer:
 
     def __init__(self, options: OdometryOptions | None = None) -> None:
         self.options = options or OdometryOptions()
+        self.noise_factors = (1.0, 1.0)
+        """On the standard deviations of translation and rotation that the noise has; `LearnedNoise` sets them."""
         self._samples: list[OdometrySample] = []
         self._epoch = 0
         self._lock = threading.Lock()
@@ -237,6 +239,7 @@ class OdometryBuffer:
         seconds = abs(end.stamp_ns - start.stamp_ns) * 1e-9
         guess2 = 0.25 * (start.extrapolated_s**2 + end.extrapolated_s**2) ** 2
         variances = self.options.noise.variances(distance, turn, seconds, guess2)
+        variances *= np.repeat(np.square(self.noise_factors), 3)
         variances += end.twist_variance.numpy() * seconds**2
         return se3.inverse(start.odom_from_base) @ end.odom_from_base, from_variances(variances)
 

@@ -37,6 +37,7 @@ from ..geometry.cameras import Camera
 from .calibration_check import CalibrationCheck, CalibrationReport
 from .covariances import isotropic, mahalanobis, not_better_than, not_worse_than
 from .frozen_camera import FrozenCamera
+from .learned_noise import LearnedNoise
 from .motion_prior import KnownPose, MotionOptions, predict
 from .odometry import OdometryBuffer, OdometryOptions, OdometryReport, OdometrySample, OdometryUnavailable
 from .odometry_check import OdometryCheck, OdometryFindings
@@ -77,7 +78,8 @@ class QualityGates:
     robust cost. max_innovation: Mahalanobis distance to the prior, six degrees of freedom (5.3 is passed by 99.99 % of
     honest Gaussian errors). sure_inlier_fraction, max_innovation_sure: with so many inliers the image is believed further away:
     slipping wheels are commoner than a wrong alignment that looks so good. rival_inlier_fraction: where another place has more
-    than this share of a place's inliers, neither is believed.
+    than this share of a place's inliers, neither is believed. min_inlier_fraction_untrusted: least where odometry was found to
+    err more than max_trusted_factor times as much as usual: it holds the pose less.
 
     On real sequences wrong alignments had at most 0.19 inliers (98 % of them below 0.15), right ones 0.19 and more, in
     blurred images, and 0.4 and more in sharp ones.
@@ -92,6 +94,8 @@ class QualityGates:
     sure_inlier_fraction: float = 0.4
     max_innovation_sure: float = 16.0
     rival_inlier_fraction: float = 0.6
+    min_inlier_fraction_untrusted: float = 0.2
+    max_trusted_factor: float = 2.0
 
 
 @dataclass(frozen=True)
@@ -189,6 +193,7 @@ class Tracker:
         self._unchecked: tuple[int, PreparedImage, FrameAlignment] | None = None
         self.odometry = OdometryBuffer(self.options.odometry)
         self._odometry_check = OdometryCheck(self.odometry)
+        self._learned_noise = LearnedNoise(self.odometry, self.options.motion)
         self._localizer = localizer
         self._frozen_camera = FrozenCamera()
         self.state = TrackState.INITIALIZING
@@ -341,6 +346,7 @@ class Tracker:
         sure = believed is not None or self._last_inliers >= self.options.gates.sure_inlier_fraction
         if shown is not None and shown.pose is not None and sure:
             self._odometry_check.add(frame.stamp_ns, shown.pose.map_from_base)
+            self._learned_noise.add(shown.pose)
         self._unchecked = None
         if self.state is TrackState.TRACKING:
             if self._calibration_check is not None:
@@ -462,6 +468,8 @@ class Tracker:
         if alignment.visible_fraction < gates.min_visible_fraction or visible < gates.min_visible_points:
             return f"only {visible:.0f} of {alignment.points_used} map points are in the image"
         enough = gates.min_inlier_fraction_search if free else gates.min_inlier_fraction
+        if max(self.odometry.noise_factors) > gates.max_trusted_factor:
+            enough = max(enough, gates.min_inlier_fraction_untrusted)
         if alignment.inlier_fraction < enough:
             return f"only {alignment.inlier_fraction:.0%} of the visible points agree with the map"
         if not alignment.cost <= gates.max_cost:
@@ -476,7 +484,10 @@ class Tracker:
         sure = look.alignment.inlier_fraction >= gates.sure_inlier_fraction
         if self.state is TrackState.INITIALIZING and not sure:
             return False
-        limit = gates.max_innovation_sure if sure and not look.searched else gates.max_innovation
+        limit = gates.max_innovation
+        if sure and not look.searched:
+            # What odometry was found to err by is in the prior already.
+            limit = max(limit, gates.max_innovation_sure / math.sqrt(max(self.odometry.noise_factors)))
         return _distance(prior, look.pose) <= limit
 
     def _wait_for_confirmation(
@@ -642,6 +653,7 @@ class Tracker:
         self._known: KnownPose | None = None
         self._before: KnownPose | None = None
         self._odometry_check.interrupt()
+        self._learned_noise.interrupt()
         self._initial = False
         self._end_search()
 

@@ -1,0 +1,151 @@
+# Copyright the pixloc_ros authors. SPDX-License-Identifier: Apache-2.0
+"""How far odometry is trusted: learned from images that move smoothly, never from images that scatter."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from pixloc_ros.geometry import se3
+from pixloc_ros.geometry.cameras import Camera
+from pixloc_ros.tracking.learned_noise import LearnedNoise, LearnedNoiseOptions
+from pixloc_ros.tracking.motion_prior import KnownPose, MotionOptions
+from pixloc_ros.tracking.odometry import OdometryBuffer
+from pixloc_ros.tracking.tracker import Tracker
+from pixloc_ros.tracking.types import CameraFrame, FrameAlignment, TrackState
+
+START_NS, PERIOD_NS = 1_700_000_000_000_000_000, 100_000_000
+COVARIANCE = torch.diag(torch.tensor([0.005**2] * 3 + [0.001**2] * 3, dtype=torch.float64))
+CAMERA = Camera("pinhole", 8, 6, torch.tensor([5.0, 5.0, 3.5, 2.5], dtype=torch.float64))
+
+
+def truth(images: int) -> torch.Tensor:
+    """map_from_base at 10 Hz, 0.8 m/s, turning to and fro."""
+    pose, poses = torch.eye(4, dtype=torch.float64), []
+    for number in range(images):
+        poses.append(pose)
+        turn = 0.05 * math.sin(0.08 * number)
+        pose = pose @ se3.se3_exp(torch.tensor([0.08, 0, 0, 0, 0, turn], dtype=torch.float64))
+    return torch.stack(poses)
+
+
+def dead_reckoned(poses: torch.Tensor, std: float, turn_std: float, seed: int = 0) -> torch.Tensor:
+    """odom_from_base with so much noise (m, rad) in x, y and yaw of each step."""
+    rng = np.random.default_rng(seed)
+    pose, result = torch.eye(4, dtype=torch.float64), []
+    for before, after in zip(poses[:1].repeat(1, 1, 1).tolist() + poses[:-1].tolist(), poses):
+        step = se3.inverse(torch.tensor(before, dtype=torch.float64)) @ after
+        x, y, yaw = rng.normal(size=3) * (std, std, turn_std)
+        pose = pose @ step @ se3.se3_exp(torch.tensor([x, y, 0, 0, 0, yaw], dtype=torch.float64))
+        result.append(pose)
+    return torch.stack(result)
+
+
+def factors(poses: torch.Tensor, odometry: torch.Tensor) -> list[tuple[float, float]]:
+    """The factors after each image."""
+    buffer = OdometryBuffer()
+    learned = LearnedNoise(buffer, MotionOptions())
+    history = []
+    for number, (pose, odom_from_base) in enumerate(zip(poses, odometry)):
+        stamp_ns = START_NS + number * PERIOD_NS
+        buffer.add(stamp_ns, odom_from_base)
+        learned.add(KnownPose(stamp_ns, pose, COVARIANCE, buffer.lookup(stamp_ns)))
+        history.append(buffer.noise_factors)
+    return history
+
+
+def test_usual_odometry_is_taken_at_its_word():
+    """5 % of the way, as `OdometryNoise` has it."""
+    poses = truth(400)
+    assert np.mean(factors(poses, dead_reckoned(poses, 0.004, 0.001))) < 1.05
+
+
+def test_trust_is_lost_fast_and_won_back_slowly():
+    poses = truth(300)
+    odometry = dead_reckoned(poses, 0.004, 0.001)
+    bad = dead_reckoned(poses[:101], 0.1, 0.06)
+    odometry = torch.cat((bad[:100], bad[100] @ se3.inverse(odometry[100]) @ odometry[100:]))
+    history = np.array(factors(poses, odometry))
+    assert (history[20] > 3).all(), "after two seconds"
+    assert (history[40:100] > 3).all() and (history <= LearnedNoiseOptions().most).all()
+    assert (history[110] > 2).all(), "not forgotten after a second"
+    assert (history[-1] < 1.1).all()
+
+
+def test_wheels_that_slip_do_not_discredit_the_gyroscope():
+    poses = truth(80)
+    translation, rotation = factors(poses, dead_reckoned(poses, 0.15, 0.0005))[-1]
+    assert translation > 3 and rotation < 1.2
+
+
+def test_images_that_scatter_teach_nothing():
+    """Good odometry, and poses half a metre to and fro: it is the images that are wrong."""
+    poses = truth(100)
+    scattered = poses.clone()
+    scattered[:, 0, 3] += 0.4 * torch.from_numpy(np.random.default_rng(1).choice([-1.0, 1.0], 100))
+    assert np.max(factors(scattered, dead_reckoned(poses, 0.004, 0.001))) < 1.5
+
+
+def test_gaps_and_missing_odometry_teach_nothing():
+    buffer = OdometryBuffer()
+    learned = LearnedNoise(buffer, MotionOptions())
+    for number, pose in enumerate(truth(20)):
+        learned.add(KnownPose(START_NS + number * PERIOD_NS, pose, COVARIANCE, None))
+    for number in range(20):  # a second apart: nothing tells whether the camera moved smoothly
+        stamp_ns = START_NS + number * 10 * PERIOD_NS
+        buffer.add(stamp_ns, torch.eye(4, dtype=torch.float64))
+        moved = se3.se3_exp(torch.tensor([number * 0.5, 0, 0, 0, 0, 0], dtype=torch.float64))
+        learned.add(KnownPose(stamp_ns, moved, COVARIANCE, buffer.lookup(stamp_ns)))
+    assert buffer.noise_factors == (1.0, 1.0)
+
+
+def test_motions_get_the_noise_that_was_learned():
+    buffer = OdometryBuffer()
+    for number, pose in enumerate(truth(10)):
+        buffer.add(START_NS + number * PERIOD_NS, pose)
+    ends = [buffer.lookup(START_NS + number * PERIOD_NS) for number in (0, 9)]
+    _, usual = buffer.motion_between(*ends)
+    buffer.noise_factors = (3.0, 2.0)
+    _, wider = buffer.motion_between(*ends)
+    expected = torch.tensor([9.0] * 3 + [4.0] * 3, dtype=torch.float64)
+    torch.testing.assert_close(wider.diagonal() / usual.diagonal(), expected)
+
+
+class TrueLocalizer:
+    """Reads the number of an image and answers with its pose, if the start is near enough."""
+
+    def __init__(self, poses: torch.Tensor, inliers: float) -> None:
+        self.poses, self.inliers = poses, inliers
+
+    def prepare(self, image, camera):
+        return image
+
+    def localize_prepared(self, image, map_from_camera, prior_covariance=None, motion=None):
+        pose = self.poses[int(image[0, 0])]
+        found = float(se3.pose_difference(pose, map_from_camera)[0]) < 0.7
+        covariance = 1e-6 * torch.eye(6, dtype=torch.float64)
+        return FrameAlignment(pose if found else map_from_camera, covariance, found, "", 0.1, self.inliers, 1.0, 200, 5)
+
+
+def states(inliers: float, learns: bool, monkeypatch) -> list[TrackState]:
+    """Of a drive of which odometry tells next to nothing: it errs by 10 cm and 3° in steps of 8 cm."""
+    poses = truth(150)
+    odometry = dead_reckoned(poses, 0.1, 0.05)
+    tracker = Tracker(TrueLocalizer(poses, inliers))
+    if not learns:
+        monkeypatch.setattr(LearnedNoise, "add", lambda self, pose: None)
+    tracker.initialize(poses[0], None, START_NS)
+    result = []
+    for number in range(len(poses)):
+        stamp_ns = START_NS + number * PERIOD_NS
+        tracker.add_odometry(stamp_ns, odometry[number])
+        frame = CameraFrame(stamp_ns, np.full((6, 8), number, np.uint8), CAMERA)
+        result.append(tracker.track(frame, torch.eye(4, dtype=torch.float64)).state)
+    return result
+
+
+@pytest.mark.parametrize("learns", [True, False])
+def test_a_robot_with_bad_odometry_is_not_lost(learns, monkeypatch):
+    tracked = np.mean([state is TrackState.TRACKING for state in states(0.8, learns, monkeypatch)])
+    assert tracked > 0.85 if learns else tracked < 0.6
