@@ -11,7 +11,7 @@ wrong: a pose that is not called doubtful and is further off than the second lim
 With --rival-python also, in a second table, matched features on the same map images and queries (`matched_features.py`: retrieval
 by VLAD, ALIKED and LightGlue against the nearest map images, PnP by poselib). Queries already found stay in the output's folder.
 
-    scripts/cold_start.py ../shared/data -o out/cold_start
+    scripts/cold_start.py ../shared/data -o out/cold_start --photos ../shared/data/photos
     scripts/cold_start.py ../shared/data -o out/cold_start --rival-python ~/rivals/bin/python --rival-queries 40
 """
 from __future__ import annotations
@@ -26,10 +26,12 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from scipy.stats import beta
 
 from pixloc_ros.cli.progress import show_progress
 from pixloc_ros.errors import InputError
 from pixloc_ros.evaluation import localize
+from pixloc_ros.evaluation.pages import write_section
 from pixloc_ros.evaluation.trajectory import read_benchmark_poses, write_text
 from pixloc_ros.features import Extractor, load_extractor
 from pixloc_ros.features.images import load_image
@@ -53,6 +55,8 @@ def main() -> int:
     parser.add_argument("--photos", type=Path, metavar="DIR", help="images of nowhere, looked for in each map, too")
     parser.add_argument("--photos-every", type=int, default=1, metavar="N", help="only every N-th of them")
     parser.add_argument("--weights", default="compact")
+    parser.add_argument("--docs", type=Path, metavar="FILE", help="also put the tables between <!-- cold start: begin --> and "
+                        "... end -->, <!-- cold start rival: begin --> and ... end --> there")
     rival = parser.add_argument_group("matched features beside it")
     rival.add_argument("--rival-python", metavar="PYTHON", help="interpreter with the packages of the benchmark harness")
     rival.add_argument("--harness", type=Path, help="folder of the harness (default: DATA/../tools/peers)")
@@ -71,6 +75,10 @@ def main() -> int:
         # After each scene, so that a long run can be looked at.
         write_text(args.output / "cold_start.json", json.dumps(results, indent=2) + "\n")
         write_text(args.output / "cold_start.md", markdown(results) + beside(results))
+    if args.docs:
+        write_section(args.docs, "cold start", markdown(results))
+        if args.rival_python:
+            write_section(args.docs, "cold start rival", beside(results))
     print(markdown(results) + beside(results))
     return 0
 
@@ -83,7 +91,8 @@ def match(scene: Path, args: argparse.Namespace) -> list[dict]:
     found = args.output / "rival" / f"{scene.name}.json"
     command = [args.rival_python, "-W", "ignore", str(Path(__file__).with_name("matched_features.py")),
                str(args.harness or args.data / ".." / "tools" / "peers"), str(scene), "-o", str(found),
-               "--nearest", str(args.nearest), "--cache", str(args.output / "matched"), "--queries", *names]
+               "--nearest", str(args.nearest), "--cache", str(args.output / "matched"), "--threads", str(torch.get_num_threads()),
+               "--queries", *names]
     # Threads that spin while they wait would slow down whatever else runs.
     done = subprocess.run(command, env={**os.environ, "OMP_WAIT_POLICY": "PASSIVE"})
     if done.returncode:
@@ -189,10 +198,19 @@ def markdown(results: dict[str, dict]) -> str:
     count = sum(r["queries"] for r in results.values())
     share = [sum(r["within"][k] * r["queries"] for r in results.values()) / count for k in range(len(LIMITS))]
     sure = sum(r["confident"] * r["queries"] for r in results.values()) / count
-    cells = ["all", "", count, *(f"{100 * v:.1f} %" for v in (*share, sure)),
-             *(sum(r[k] for r in results.values()) for k in ("confident_and_wrong", "foreign", "foreign_confident")), "", ""]
+    wrong, foreign, believed = (
+        sum(r[k] for r in results.values()) for k in ("confident_and_wrong", "foreign", "foreign_confident"))
+    cells = ["all", "", count, *(f"{100 * v:.1f} %" for v in (*share, sure)), wrong, foreign, believed, "", ""]
     lines.append("| " + " | ".join(map(str, cells)) + " |")
+    most = largest_share(wrong + believed, count + foreign)
+    lines += ["", f"Confident and wrong: {wrong + believed} of {count + foreign} images; with 95 % certainty fewer than "
+              f"{100 * most:.2g} % of such images are."]
     return "\n".join(lines) + "\n"
+
+
+def largest_share(count: int, of: int) -> float:
+    """Upper end of the one-sided 95 % confidence interval of a share (Clopper and Pearson; 3 / of where count is 0)."""
+    return 1.0 if count >= of else float(beta.ppf(0.95, count + 1, of - count))
 
 
 if __name__ == "__main__":

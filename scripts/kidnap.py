@@ -24,6 +24,7 @@ import numpy as np
 from pixloc_ros.errors import InputError
 from pixloc_ros.evaluation import kidnap, localize
 from pixloc_ros.evaluation.bags import BagReader
+from pixloc_ros.evaluation.pages import write_section
 from pixloc_ros.evaluation.trajectory import write_text
 from pixloc_ros.features import Extractor, load_extractor
 from pixloc_ros.mapping import build_map_from_colmap
@@ -39,6 +40,8 @@ def main() -> int:
     parser.add_argument("--starts", type=int, default=5, metavar="N", help="places to start from, evenly over the drive")
     parser.add_argument("--after", type=float, default=4.0, metavar="S", help="seconds that a drive goes on after the event")
     parser.add_argument("--weights", default="compact")
+    parser.add_argument("--docs", type=Path, metavar="FILE",
+                        help="also put the table between <!-- kidnap: begin --> and <!-- kidnap: end --> there")
     args = parser.parse_args()
     names = args.scenes
     if names is None:
@@ -55,6 +58,8 @@ def main() -> int:
         # After each scene, so that a long run can be looked at.
         write_text(args.output / "kidnap.json", json.dumps(results, indent=2) + "\n")
         write_text(args.output / "kidnap.md", markdown(results))
+    if args.docs:
+        write_section(args.docs, "kidnap", markdown(results))
     print(markdown(results))
     return 0
 

@@ -29,6 +29,7 @@ import numpy as np
 from pixloc_ros.cli.progress import show_progress
 from pixloc_ros.errors import InputError
 from pixloc_ros.evaluation import localize
+from pixloc_ros.evaluation.pages import write_section
 from pixloc_ros.evaluation.posed_frames import PosedFrameOptions, PosedFrames
 from pixloc_ros.evaluation.trajectory import read_benchmark_poses, write_text
 from pixloc_ros.features import Extractor, load_extractor
@@ -48,6 +49,8 @@ BASELINE = {MODEL: None, BAG_ALL: MODEL, COLMAP: None, BAG: COLMAP, BAG_CHOSEN: 
 PRIORS = ("small", "medium")
 EVERY_FRAME = KeyframeOptions(shift=1e-6)
 SAME_POSE_M = 1e-3
+NOT_FOUND_MM = 1e3
+"""Counts in the mean for a query that was not found, or is further off."""
 
 
 def main() -> int:
@@ -58,6 +61,8 @@ def main() -> int:
     parser.add_argument("--only", nargs="+", choices=list(BASELINE), help="make these alone, again if need be")
     parser.add_argument("--every", type=int, default=3, metavar="N", help="the map's images are each N-th (default 3)")
     parser.add_argument("--weights", default="compact")
+    parser.add_argument("--docs", type=Path, metavar="FILE",
+                        help="also put the table between <!-- sources: begin --> and <!-- sources: end --> there")
     args = parser.parse_args()
     names = args.scenes or sorted(path.parent.name for path in args.data.glob("*/drive"))
     extractor = load_extractor(args.weights)
@@ -77,6 +82,8 @@ def main() -> int:
                 raise InputError(f"{path} was made with other weights: give another --output")
     table = markdown(results)
     write_text(args.output / "sources.md", table)
+    if args.docs:
+        write_section(args.docs, "sources", table)
     print(table)
     return 0
 
@@ -137,7 +144,7 @@ def triangulated_by_colmap(scene: Path, output: Path) -> Path:
 
 
 def measure(map_: Map, scene: Path, extractor: Extractor, label: str) -> dict:
-    """What the map holds, and medians of the queries' errors by prior."""
+    """What the map holds, medians of the queries' errors by prior, and the geometric mean of the distances."""
     truth = read_benchmark_poses(scene / "queries" / "truth.txt")
     depth = json.loads((scene / "queries" / "scale.json").read_text())
     queries = localize.read_queries(scene / "images", scene / "queries" / "cameras.txt")
@@ -156,6 +163,8 @@ def measure(map_: Map, scene: Path, extractor: Extractor, label: str) -> dict:
             away, turned = se3.pose_difference(se3.inverse(truth[query.name]), se3.inverse(query.camera_from_map))
             errors.append([np.degrees(float(turned)), 1e3 * float(away), 100 * float(away) / depth[query.name]])
         result[prior] = dict(zip(("deg", "mm", "pct_depth"), np.median(errors, axis=0).tolist()))
+        away_mm = np.clip([mm for _, mm, _ in errors], 1e-3, NOT_FOUND_MM)
+        result[prior]["mean_mm"] = float(np.exp(np.log(away_mm).mean()))
         result[prior]["recall"] = float(np.mean([deg <= 0.5 and pct <= 1 for deg, _, pct in errors]))
     return result
 
@@ -163,18 +172,22 @@ def measure(map_: Map, scene: Path, extractor: Extractor, label: str) -> dict:
 def markdown(results: dict[str, dict[str, dict]]) -> str:
     """One row a map."""
     lines = ["| scene | map | keyframes | points | keyframes a point | small priors: median deg / mm / % of depth | R | "
-             "medium priors | R | mm against the map it is compared with |", "|---" * 10 + "|"]
+             "medium priors | R | against the map it is compared with: median mm (geometric mean) |", "|---" * 10 + "|"]
     for scene, rows in results.items():
         for label, row in rows.items():
             against = rows.get(BASELINE[label] or "")
             change = "" if against is None else ", ".join(
-                f"{100 * (row[prior]['mm'] / against[prior]['mm'] - 1):+.0f} %" for prior in PRIORS)
+                f"{_change(row, against, prior, 'mm')} ({_change(row, against, prior, 'mean_mm')})" for prior in PRIORS)
             cells = [scene, label, row["keyframes"], row["points"], f"{row['track_length']:.1f}"]
             for prior in PRIORS:
                 deg, mm, share, recall = (row[prior][key] for key in ("deg", "mm", "pct_depth", "recall"))
                 cells += [f"{deg:.4f} / {mm:.1f} / {share:.3f}", f"{100 * recall:.0f}"]
             lines.append("| " + " | ".join(map(str, [*cells, change])) + " |")
     return "\n".join(lines) + "\n"
+
+
+def _change(row: dict, against: dict, prior: str, key: str) -> str:
+    return f"{100 * (row[prior][key] / against[prior][key] - 1):+.0f} %"
 
 
 if __name__ == "__main__":

@@ -116,9 +116,11 @@ def test_the_budget_is_spread_over_the_image(seed, count, limit):
     generator = np.random.default_rng(seed)
     pixels = generator.normal((80, 60), (40, 20), (count, 2))
     scores = generator.uniform(0.01, 1.0, count)
-    chosen = selection.spread(pixels, scores, (160, 120), 8, 6, limit)
+    chosen = selection.spread(pixels, scores, (160, 120), limit)
     assert len(chosen) == min(count, limit) and (np.diff(chosen) > 0).all()
-    cells = np.clip((pixels + 0.5) // 20, 0, (7, 5)) @ (1, 8)
+    columns = max(1, round((limit * 160 / 120) ** 0.5))
+    rows = max(1, round(limit / columns))
+    cells = np.clip((pixels + 0.5) * (columns, rows) // (160, 120), 0, (columns - 1, rows - 1)) @ (1, columns)
     taken = np.zeros(count, bool)
     taken[chosen] = True
     most, least = 0, count

@@ -251,11 +251,11 @@ def test_what_moves_is_left_out(tmp_path):
         return view
 
     busy = write_bag(tmp_path / "busy", 14, moving=moving)
-    believing = DriveOptions(triangulation=TriangulationOptions(min_seen=0.0))
-    maps = [build(busy, tmp_path / f"w{k}", options)[0] for k, options in enumerate((DriveOptions(), believing))]
-    still = build(write_bag(tmp_path / "still", 14), tmp_path / "w2")[0]
+    options = [DriveOptions(triangulation=TriangulationOptions(min_seen=share, surest=0)) for share in (0.2, 0.0)]
+    maps = [build(busy, tmp_path / f"w{k}", option)[0] for k, option in enumerate(options)]
+    still = build(write_bag(tmp_path / "still", 14), tmp_path / "w2", options[0])[0]
     wrong, believed, usual = (int((np.abs(m.xyz[:, 2]) > 0.2).sum()) for m in (*maps, still))
-    assert believed > 50 and wrong - usual < 0.5 * (believed - usual)  # the rest is seen by too few to tell
+    assert believed > 30 and wrong - usual < 0.5 * (believed - usual)  # the rest is seen by too few to tell
     assert len(maps[0].xyz) > 0.5 * len(still.xyz)
 
 

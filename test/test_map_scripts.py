@@ -10,6 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from mapping_helpers import look_at, pinhole
+from scipy.stats import binom
 
 from pixloc_ros.evaluation.trajectory import write_benchmark_poses
 from pixloc_ros.geometry import se3
@@ -65,6 +66,24 @@ def test_ours_and_the_rival_are_counted_on_the_same_queries():
     assert cold_start.limits_kept(0.2, 0.5, True) == [False, True] and cold_start.limits_kept(0.9, 0.5, False) == [True, True]
 
 
+@given(of=st.integers(1, 5000), share=st.floats(0, 1))
+@settings(max_examples=40, deadline=None)
+def test_the_bound_of_a_share_is_the_one_under_which_so_few_are_seen_in_a_twentieth_of_cases(of, share):
+    count = int(share * of)
+    most = cold_start.largest_share(count, of)
+    assert count / of <= most <= 1
+    if count < of:
+        assert binom.cdf(count, of, most) == pytest.approx(0.05, rel=1e-6)
+
+
+def test_no_confident_error_in_n_images_is_the_rule_of_three():
+    scene = {"metric": True, "keyframes": 5, "queries": 100, "within": [1.0, 1.0], "confident": 1.0, "confident_and_wrong": 0,
+             "foreign": 2900, "foreign_confident": 0, "ms_p50": 20.0, "ms_p95": 30.0}
+    assert "Confident and wrong: 0 of 3000 images; with 95 % certainty fewer than 0.1 %" in cold_start.markdown({"a": scene})
+    one = cold_start.markdown({"a": {**scene, "foreign_confident": 1}})
+    assert "1 of 3000 images; with 95 % certainty fewer than 0.16 %" in one
+
+
 def test_keyframes_of_queries_are_taken_out(tmp_path):
     poses = torch.stack([look_at((0.3 * k, -2.0, 1.0), (0.3 * k, 0.0, 1.0)) for k in range(4)])
     (tmp_path / "queries").mkdir()
@@ -77,9 +96,10 @@ def test_keyframes_of_queries_are_taken_out(tmp_path):
 
 def test_maps_are_compared_with_those_that_know_the_same():
     def row(mm):
-        errors = {"deg": 0.02, "mm": mm, "pct_depth": 0.03, "recall": 1.0}
+        errors = {"deg": 0.02, "mm": mm, "mean_mm": 2 * mm, "pct_depth": 0.03, "recall": 1.0}
         return {"keyframes": 3, "points": 10, "track_length": 2.0, "small": errors, "medium": errors}
 
     lines = map_sources.markdown({"a": {map_sources.MODEL: row(10.0), map_sources.BAG_ALL: row(9.0),
                                         map_sources.COLMAP: row(20.0), map_sources.BAG: row(22.0)}}).strip().splitlines()
-    assert [line.rsplit("|", 2)[1].strip() for line in lines[2:]] == ["", "-10 %, -10 %", "", "+10 %, +10 %"]
+    assert [line.rsplit("|", 2)[1].strip() for line in lines[2:]] == [
+        "", "-10 % (-10 %), -10 % (-10 %)", "", "+10 % (+10 %), +10 % (+10 %)"]

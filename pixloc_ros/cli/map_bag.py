@@ -47,6 +47,10 @@ def add_parser(sources) -> None:
     parser.add_argument(
         "--max-error", type=float, default=3.0, metavar="PX", help="largest reprojection error at 640 px (default 3)"
     )
+    parser.add_argument(
+        "--surest", type=int, default=200, metavar="N",
+        help="triangulated points stay that are among the N surest of a keyframe, spread over its image (default 200; 0: all)",
+    )
     topics = parser.add_argument_group("what cannot be found in the bag by itself")
     topics.add_argument("--image-topic", metavar="NAME")
     topics.add_argument("--camera-info-topic", metavar="NAME")
@@ -91,7 +95,7 @@ def _run(args: argparse.Namespace) -> int:
     options = DriveOptions(
         args.mask,
         KeyframeOptions(shift=args.keyframe_shift),
-        TriangulationOptions(min_angle_deg=args.min_angle, max_error_px=args.max_error),
+        TriangulationOptions(min_angle_deg=args.min_angle, max_error_px=args.max_error, surest=args.surest),
     )
     if args.keep_images is not None and args.keep_images.exists() and any(args.keep_images.iterdir()):
         raise InputError(f"{args.keep_images} is not empty: give a new folder for the images")

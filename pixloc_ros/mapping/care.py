@@ -130,10 +130,8 @@ def _best_spread(map_: Map, keep: np.ndarray, limit: int) -> np.ndarray:
         rows, pixels = rows[here], pixels[here]
         if not len(rows):
             continue
-        columns = max(1, round((limit * camera.width / camera.height) ** 0.5))
-        lines = max(1, round(limit / columns))
         size = (camera.width, camera.height)
-        chosen[rows[selection.spread(pixels, worth[map_.observation_point[rows]], size, columns, lines, limit)]] = True
+        chosen[rows[selection.spread(pixels, worth[map_.observation_point[rows]], size, limit)]] = True
     return chosen
 
 

@@ -121,9 +121,7 @@ class LocalPointSelector:
         points = _concatenate([view.points for view in views], np.int64)
         best = selection.best_of_each_point(points, starts, weights)
         scores = weights[best] * _concatenate([view.quality for view in views], np.float32)[best]
-        columns = max(1, round(math.sqrt(max_points * camera.width / camera.height)))
-        rows = max(1, round(max_points / columns))
-        best = best[selection.spread(pixels[best], scores, seen.size, columns, rows, max_points)]
+        best = best[selection.spread(pixels[best], scores, seen.size, max_points)]
         first_rows = np.repeat([view.first_row - start for view, start in zip(views, starts)], np.diff(starts))
         return self._gather(
             points[best], (first_rows.astype(np.int64) + np.arange(starts[-1]))[best], seen.centre, keyframes

@@ -108,13 +108,16 @@ def best_of_each_point(points, starts, weights):
             count += 1
 
 
-def spread(pixels, scores, image_size, columns, rows, limit):
-    """Rows, rising, of at most `limit` pixels [n, 2]: the best of each grid cell, then each second best, and so on.
+def spread(pixels, scores, image_size, limit):
+    """Rows, rising, of at most `limit` pixels [n, 2]: the best of each cell of a grid over the image, then each second best, and
+    so on. The grid has about `limit` square cells.
 
-    scores: [n], positive; compared to 1/65535 of the largest, then by row.
+    scores: [n], positive; compared to 1/65535 of the largest, then by row. image_size: width, height.
     """
     if len(scores) <= limit:
         return np.arange(len(scores))
+    columns = max(1, round(math.sqrt(limit * image_size[0] / image_size[1])))
+    rows = max(1, round(limit / columns))
     # Sixteen-bit keys are sorted in linear time.
     order = np.argsort((scores * (-65535.0 / scores.max()) + 65535.0).astype(np.uint16), kind="stable")
     return np.sort(_first_by_rank(pixels, order, image_size, columns, rows, limit))

@@ -24,6 +24,7 @@ from ..geometry import se3
 from ..geometry.cameras import Camera
 from .building import Progress
 from .patches import Patches, cut_patches, neighbours, patch_pixels, refine_points, track_patches
+from .point_uncertainty import expected_error, surest_points
 from .work_folder import WorkFolder
 
 _SIFT_CONTRAST = 0.005
@@ -46,7 +47,8 @@ class TriangulationOptions:
     """features: SIFT features per image at most. neighbours: keyframes that each is matched with. min_angle_deg: least
     angle between two rays of a point. max_error_px: largest reprojection error, for images of 640 pixels. min_seen: a point
     is a thing that moved where no more than this share of the keyframes that should see it find it, or twice that where only
-    two do; 0 believes all. look: keyframes around in which a point is looked for.
+    two do; 0 believes all. look: keyframes around in which a point is looked for. surest: a point stays where it is among so many
+    of the surest of a keyframe, spread over its image; 0 keeps all.
     """
 
     features: int = 4000
@@ -55,12 +57,15 @@ class TriangulationOptions:
     max_error_px: float = 3.0
     min_seen: float = 0.2
     look: int = 24
+    surest: int = 200
 
     def __post_init__(self) -> None:
         if min(self.features, self.neighbours, self.look) < 1 or not (
-            self.min_angle_deg > 0 and self.max_error_px > 0 and 0 <= self.min_seen <= 1
+            self.min_angle_deg > 0 and self.max_error_px > 0 and 0 <= self.min_seen <= 1 and self.surest >= 0
         ):
-            raise InputError("triangulation: counts, angle and error must be above 0, min_seen between 0 and 1")
+            raise InputError(
+                "triangulation: counts, angle and error must be above 0, min_seen between 0 and 1, surest not negative"
+            )
 
 
 @dataclass(frozen=True, eq=False)
@@ -256,7 +261,7 @@ def _pixel_scale(camera: Camera) -> float:
 
 
 def _colmap_tracks(matcher: _Matcher, options: TriangulationOptions) -> dict[str, np.ndarray]:
-    """Points that COLMAP makes of the matches: xyz [P, 3]; image, point [M] and pixel [M, 2] of their observations."""
+    """Points that COLMAP makes of the matches: xyz [P, 3]; image and point [M] of their observations."""
     pycolmap = require_pycolmap()
     pycolmap.logging.minloglevel = pycolmap.logging.ERROR.value if hasattr(pycolmap.logging, "ERROR") else 2
     with tempfile.TemporaryDirectory(dir=matcher.work.folder) as folder:
@@ -303,59 +308,55 @@ def _colmap_tracks(matcher: _Matcher, options: TriangulationOptions) -> dict[str
         model = pycolmap.triangulate_points(
             model, str(Path(folder) / "database.db"), folder, folder, options=settings
         )
-        xyz, image, point, pixel = [], [], [], []
+        xyz, image, point = [], [], []
         for number in sorted(model.points3D):
             element = model.points3D[number]
-            seen = {e.image_id - 1: e.point2D_idx for e in element.track.elements}
-            for k in sorted(seen):
-                image.append(k)
-                point.append(len(xyz))
-                pixel.append(matcher.features(k)[0][seen[k]])
+            seen = sorted({e.image_id - 1 for e in element.track.elements})
+            image += seen
+            point += [len(xyz)] * len(seen)
             xyz.append(element.xyz)
     return {
         "xyz": np.array(xyz, np.float64).reshape(-1, 3),
         "image": np.array(image, np.int64),
         "point": np.array(point, np.int64),
-        "pixel": np.array(pixel, np.float64).reshape(-1, 2),
     }
 
 
 def _look_for(tracks, load_grey, cameras, map_from_camera, depth, options, progress) -> Triangulation:
-    """Look for every point in the keyframes that should see it, refine it, and leave out what does not hold."""
+    """Look for every point in the keyframes that should see it, refine it, and leave out what does not hold.
+
+    An observation is where the point's patch was found. Matches that the patch does not confirm are twice as far off in the
+    median; they count only in telling what stands still.
+    """
     xyz, poses = tracks["xyz"], map_from_camera
     centres = poses[:, :3, 3].numpy()
     home = _home_images(tracks, xyz, centres)
     near = neighbours(poses, depth, options.look)
     patches, place = _patches_at_home(tracks, xyz, home, load_grey, cameras, poses)
     xyz = patches.xyz
-    by_image: dict[int, dict[int, np.ndarray]] = {}
-    for k, p, pixel in zip(tracks["image"].tolist(), place[tracks["point"]].tolist(), tracks["pixel"]):
-        by_image.setdefault(k, {})[p] = pixel
+    matched = [np.empty(0, np.int64) for _ in range(len(poses))]
+    for k in np.unique(tracks["image"]).tolist():
+        matched[k] = place[tracks["point"][tracks["image"] == k]]
     home = home[np.argsort(place, kind="stable")]
     at_home: dict[int, np.ndarray] = {k: np.flatnonzero(home == k) for k in np.unique(home).tolist()}
-    expected, found = np.zeros(len(xyz), np.int64), np.zeros(len(xyz), np.int64)
-    images, points, pixels, exact = [], [], [], []
+    found = np.zeros(len(xyz), np.int64)
+    points, pixels, expected = [], [], []
     for k in range(len(poses)):
         if progress:
             progress(k, len(poses), "looking for points")
         around = [at_home[n] for n in near[k] if n in at_home]
-        matched_here = by_image.get(k, {})
-        candidates = np.union1d(np.concatenate(around) if around else np.empty(0, int), list(matched_here)).astype(int)
+        candidates = np.unique(np.concatenate([*around, matched[k]]))
         visible = _should_see(xyz[candidates], centres[home[candidates]], cameras[k], poses[k])
-        known = np.array([p in matched_here for p in candidates.tolist()], bool)
+        known = np.isin(candidates, matched[k])
         candidates, visible, known = (v[visible | known] for v in (candidates, visible, known))
         pixel, tracked = track_patches(patches, candidates, load_grey(k), cameras[k], poses[k])
-        expected[candidates[visible]] += 1
+        expected.append(candidates[visible])
         found[candidates[visible & (tracked | known)]] += 1
-        kept = tracked | known
-        for row in np.flatnonzero(known & ~tracked).tolist():
-            pixel[row] = matched_here[int(candidates[row])]
-        images.append(np.full(int(kept.sum()), k))
-        points.append(candidates[kept])
-        pixels.append(pixel[kept])
-        exact.append(tracked[kept])
-    image, point, pixel, exact = (np.concatenate(v) for v in (images, points, pixels, exact))
-    return _filter(xyz, image, point, pixel, exact, expected, found, cameras, poses, options)
+        points.append(candidates[tracked])
+        pixels.append(pixel[tracked])
+    image, view = (np.repeat(np.arange(len(poses)), [len(v) for v in lists]) for lists in (points, expected))
+    views = view, np.concatenate(expected)
+    return _filter(xyz, image, np.concatenate(points), np.concatenate(pixels), views, found, cameras, poses, options)
 
 
 def _home_images(tracks, xyz: np.ndarray, centres: np.ndarray) -> np.ndarray:
@@ -420,15 +421,15 @@ def _should_see(xyz, home_centres, camera: Camera, map_from_camera: torch.Tensor
     return inside & (cosine > _SEEN_ANGLE_COSINE) & (scale < _SEEN_SCALE) & (scale > 1 / _SEEN_SCALE)
 
 
-def _filter(xyz, image, point, pixel, exact, expected, found, cameras, poses, options) -> Triangulation:
+def _filter(xyz, image, point, pixel, views, found, cameras, poses, options) -> Triangulation:
+    """views: image and point of every pair in which the point should be seen."""
     rejected = {}
+    expected = np.bincount(views[1], minlength=len(xyz))
     # Any two views of a moving thing may agree on a place; three hardly do.
     moved = (found <= options.min_seen * np.where(found < 3, 2, 1) * expected) & (options.min_seen > 0)
     rejected["moved or hidden: few keyframes that should see it do"] = int(moved.sum())
     good = ~moved[point]
-    # Tracked patches are told apart to a tenth of a pixel, matched features are not: they take no part.
-    rows = good & exact
-    xyz = refine_points(xyz, poses, cameras, image[rows], point[rows], pixel[rows], _POINT_DEPTH_SIGMA)
+    xyz = refine_points(xyz, poses, cameras, image[good], point[good], pixel[good], _POINT_DEPTH_SIGMA)
     error = np.full(len(point), np.inf)
     for k in range(len(poses)):
         here = np.flatnonzero(good & (image == k))
@@ -438,10 +439,18 @@ def _filter(xyz, image, point, pixel, exact, expected, found, cameras, poses, op
     good &= error <= options.max_error_px
     length = np.bincount(point[good], minlength=len(xyz))
     few = ~moved & (length < 2)
-    rejected["seen once within the largest reprojection error"] = int(few.sum())
+    rejected["found in fewer than two keyframes within the largest reprojection error"] = int(few.sum())
     narrow = ~moved & ~few & (_largest_angle(xyz, image[good], point[good], poses) < np.radians(options.min_angle_deg))
     rejected["seen under too small an angle"] = int(narrow.sum())
     good &= ~(moved | few | narrow)[point]
+    if options.surest and good.any():
+        seen = image[good], point[good]
+        pairs = np.union1d(views[0] * len(xyz) + views[1], seen[0] * len(xyz) + seen[1])
+        unsure = expected_error(xyz, cameras, poses, *seen, error[good], pairs // len(xyz), pairs % len(xyz))
+        surplus = np.bincount(seen[1], minlength=len(xyz)) > 0
+        surplus &= ~surest_points(xyz, cameras, poses, *seen, unsure, options.surest)
+        rejected["less sure than enough others around"] = int(surplus.sum())
+        good &= ~surplus[point]
     if not good.any():
         raise _no_points()
     used, renumbered = np.unique(point[good], return_inverse=True)
