@@ -273,8 +273,8 @@ class Tracker:
         return replace(frame, prepared=self._localizer.prepare(frame.image, frame.camera))
 
     def check_odometry(self) -> OdometryFindings:
-        """What the images so far say of the odometry: on another clock, of another scale? Some tenths of a millisecond, now and
-        then two: so call it after every image, when the pose has been handed on."""
+        """What the images so far say of the odometry: on another clock, of another scale? Half a millisecond on average, three at
+        most: call it after every image, when the pose has been handed on."""
         return self._odometry_check.findings()
 
     def restart_odometry_check(self) -> None:
