@@ -34,6 +34,10 @@ import torch
 
 from pixloc_ros.errors import InputError
 from pixloc_ros.evaluation import trajectory
+from pixloc_ros.evaluation.bags import BagReader
+from pixloc_ros.evaluation.bench import evaluate
+from pixloc_ros.evaluation.runs import BagRun, FrameRecord, read_run, write_run
+from pixloc_ros.evaluation.trajectory import Trajectory
 from pixloc_ros.features import load_extractor
 from pixloc_ros.features.weights import load_weights, resolve_weights
 from pixloc_ros.geometry.cameras import Camera
@@ -44,6 +48,8 @@ from pixloc_ros.mapping.rgbd import read_camera, read_rgbd_sequence
 from pixloc_ros.node.parameters import PARAMETERS, check_values
 from pixloc_ros.simulation.datasets import SimulationOptions, simulate
 from pixloc_ros.tracking.image_format import check_layout, decode_compressed, decode_raw
+from pixloc_ros.tracking.last_pose import LastPose, load_last_pose, save_last_pose
+from pixloc_ros.tracking.types import TrackState
 from pixloc_ros.training.config import read_config
 
 Files = dict[str, bytes]
@@ -92,6 +98,9 @@ def make_parsers(folder: Path) -> dict[str, Parser]:
             [{"poses": "\n".join(named_lines).encode()}], lambda at: trajectory.read_benchmark_poses(at / "poses")
         ),
         "parameters": Parser([{"values": json.dumps({p.name: p.default for p in PARAMETERS}).encode()}], read_parameters),
+        "last_pose": Parser([last_pose(folder)], lambda at: load_last_pose(at / "last.json", "site.pixmap")),
+        "run": Parser([run_folder(folder)], lambda at: evaluate(read_run(at))),
+        "bag": Parser([bag_folder(folder / "scene" / "drive")], read_bag),
         "training_config": Parser([{"config.json": training_config()}], lambda at: read_config(at / "config.json")),
     }
 
@@ -180,6 +189,34 @@ def read_parameters(at: Path) -> None:
     known = {p.name for p in PARAMETERS}
     if isinstance(values, dict):
         check_values({name: value for name, value in values.items() if name in known})
+
+
+def last_pose(folder: Path) -> Files:
+    save_last_pose(folder / "last.json", LastPose("site.pixmap", 10**18, *(torch.eye(n, dtype=torch.float64) for n in (4, 6))))
+    return {"last.json": (folder / "last.json").read_bytes()}
+
+
+def run_folder(folder: Path) -> Files:
+    """Twelve images, two without a pose."""
+    truth = Trajectory.from_poses((n * 10**8, torch.eye(4, dtype=torch.float64)) for n in range(12))
+    covariance = torch.eye(6, dtype=torch.float64)
+    records = [FrameRecord(n * 10**8, TrackState.TRACKING, truth.map_from_body[n], covariance, {"total": 10.0}, 0.8, "")
+               for n in range(10)]
+    records += [FrameRecord(n * 10**8, TrackState.LOST, None, None, {"total": 10.0}, 0.1, "lost") for n in (10, 11)]
+    write_run(folder / "run", BagRun(records, truth, truth, findings={"way_ratio": 1.0, "way_ratio_std": 0.1}))
+    return {path.name: path.read_bytes() for path in (folder / "run").iterdir()}
+
+
+def bag_folder(drive: Path) -> Files:
+    return {path.name: path.read_bytes() for path in drive.iterdir()}
+
+
+def read_bag(at: Path) -> None:
+    """All that a tracker would ask of it."""
+    with BagReader(at) as bag:
+        bag.truth()
+        for _ in bag.events():
+            pass
 
 
 def training_config() -> bytes:

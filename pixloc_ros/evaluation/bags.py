@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from rosbags.highlevel import AnyReader, AnyReaderError
+from rosbags.highlevel import AnyReader
 from rosbags.typesys import Stores, get_typestore
 
 from ..errors import InputError
@@ -109,8 +109,9 @@ class BagReader:
             self._reader.open()
         except FileNotFoundError:
             raise InputError(f"no bag at {path}: give a rosbag2 folder, an .mcap or .db3 file, or a ROS 1 .bag") from None
-        except (AnyReaderError, OSError, KeyError, ValueError, AssertionError, IndexError) as error:
-            raise InputError(f"cannot open the bag {path}: {error} (is it complete? try 'ros2 bag reindex')") from error
+        except Exception as error:  # as many kinds as there are ways to damage a bag; MemoryError for a length nobody has
+            raise InputError(f"cannot open the bag {path}: {str(error) or type(error).__name__} (is it complete? try 'ros2 bag "
+                             "reindex')") from error
         try:
             self._types = {c.topic: c.msgtype for c in self._reader.connections}
             self._find_topics()
