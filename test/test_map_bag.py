@@ -20,7 +20,7 @@ from pixloc_ros.errors import InputError
 from pixloc_ros.evaluation.posed_frames import PosedFrameOptions, PosedFrames, decode_depth
 from pixloc_ros.geometry import se3
 from pixloc_ros.mapping import Map
-from pixloc_ros.mapping.drive import DriveOptions, build_map_from_drive
+from pixloc_ros.mapping.drive import DriveOptions, build_map_from_drive, points_of_drive
 from pixloc_ros.mapping.keyframes import KeyframeSelector, PosedFrame
 from pixloc_ros.mapping.statistics import keyframe_pixels
 from pixloc_ros.mapping.triangulation import TriangulationOptions
@@ -237,6 +237,22 @@ def test_map_from_depth(tmp_path, encoding):
     map_, report, frames = build(path, tmp_path / "work")
     assert frames.depth_topic == "/camera/aligned_depth/image_raw" and report.reprojection_px is None
     assert len(map_.xyz) > 300 and np.percentile(np.abs(map_.xyz[:, 2]), 95) < 0.02
+
+
+def test_of_plenty_the_surest_points_stay(bag, tmp_path):
+    """On the plane z = 0. The second run finds features and matches in the work folder of the first."""
+    pytest.importorskip("pycolmap")
+    found = []
+    for surest in (0, 40):
+        with PosedFrames(bag) as frames:
+            options = DriveOptions(triangulation=TriangulationOptions(surest=surest))
+            found.append(points_of_drive(frames, WorkFolder(tmp_path / "w", {}), options))
+    (everything, fewer), reason = (posed.source for posed in found), "less sure than enough others around"
+    assert reason not in found[0].rejected and found[1].rejected[reason] == len(everything.xyz) - len(fewer.xyz) > 100
+    assert {tuple(point) for point in fewer.xyz} <= {tuple(point) for point in everything.xyz}
+    before, after = (np.bincount(s.observation_image, minlength=len(s.paths)) for s in (everything, fewer))
+    assert (after >= np.minimum(before, 40)).all()
+    assert np.square(fewer.xyz[:, 2]).mean() < np.square(everything.xyz[:, 2]).mean()
 
 
 def test_what_moves_is_left_out(tmp_path):
