@@ -144,27 +144,32 @@ def evaluate(scene: Path, args: argparse.Namespace, extractor: Extractor) -> lis
     return rows
 
 
+KINDS = {"focal_ratio": ("right focal length / told", 1, 4), "time_offset_s": ("to add to the images' stamps, ms", 1e3, 0),
+         "way_ratio": ("odometry's way / camera's", 1, 3), "turn_ratio": ("odometry's turning / camera's", 1, 3)}
+"""Findings: title, unit, digits."""
+
+
 def markdown(results: dict[str, list[dict]]) -> str:
-    """A row a drive and fault."""
-    lines = ["| drive | fault | found: right focal length / told | to add to stamps, ms | way / camera's | turning / camera's "
-             "| warnings | tracked % | median error, cm |", "|---|---|---|---|---|---|---|---|---|"]
+    """A row a drive and finding: what it should be (the drive as recorded first), and what was found."""
+    lines = ["| drive | what | made so | found | largest std | warned, of these wrong | as recorded | tracked %, least "
+             "| median error as recorded, worst, cm |", "|---|---|---|---|---|---|---|---|---|"]
     for scene, rows in results.items():
-        for row in rows:
-            cells = [_found(row, "focal_ratio", 1, 4), _found(row, "time_offset_s", 1e3, 0), _found(row, "way_ratio", 1, 3),
-                     _found(row, "turn_ratio", 1, 3)]
-            error = f"{100 * row['median_m']:.2g}" if row["median_m"] is not None else "–"
-            cells = [scene, row["text"], *cells, len(row["remarks"]), f"{100 * row['tracked']:.0f}", error]
-            lines.append("| " + " | ".join(map(str, cells)) + " |")
+        for name, (title, unit, digits) in KINDS.items():
+            wrong = [row for row in rows if row["truth"][name] != Fault().truth[name]]
+            truths = ", ".join(f"{unit * row['truth'][name]:.{digits}f}" for row in wrong)
+            found = ", ".join(_number(row, name, unit, digits) for row in wrong)
+            stds = [unit * row["findings"][f"{name}_std"] for row in wrong if name in row["findings"]]
+            errors = [100 * row["median_m"] for row in (rows[0], *wrong) if row["median_m"] is not None]
+            cells = [scene, title, truths, found, f"{max(stds):.{digits}f}" if stds else "–",
+                     f"{sum(bool(row['remarks']) for row in wrong)} of {len(wrong)}", _number(rows[0], name, unit, digits),
+                     f"{100 * min(row['tracked'] for row in wrong):.0f}", f"{errors[0]:.3g}, {max(errors):.3g}"]
+            lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines) + "\n"
 
 
-def _found(row: dict, name: str, unit: float, digits: int) -> str:
-    """What was found, in bold where it is what is wrong."""
+def _number(row: dict, name: str, unit: float, digits: int) -> str:
     found = row["findings"].get(name)
-    if found is None:
-        return "–"
-    text = f"{unit * found:.{digits}f} ± {unit * row['findings'][name + '_std']:.{digits}f}"
-    return f"**{text}** ({unit * row['truth'][name]:.{digits}f})" if row["truth"][name] != Fault().truth[name] else text
+    return "–" if found is None else f"{unit * found:.{digits}f}"
 
 
 if __name__ == "__main__":
