@@ -203,8 +203,8 @@ def run_folder(folder: Path) -> Files:
     records = [FrameRecord(n * 10**8, TrackState.TRACKING, truth.map_from_body[n], covariance, {"total": 10.0}, 0.8, "")
                for n in range(10)]
     records += [FrameRecord(n * 10**8, TrackState.LOST, None, None, {"total": 10.0}, 0.1, "lost") for n in (10, 11)]
-    write_run(folder / "run", BagRun(records, truth, truth, findings={"way_ratio": 1.0, "way_ratio_std": 0.1}))
-    return {path.name: path.read_bytes() for path in (folder / "run").iterdir()}
+    write_run(folder / "scene" / "run", BagRun(records, truth, truth, findings={"way_ratio": 1.0, "way_ratio_std": 0.1}))
+    return {path.name: path.read_bytes() for path in (folder / "scene" / "run").iterdir()}
 
 
 def bag_folder(drive: Path) -> Files:
