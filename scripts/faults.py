@@ -61,7 +61,7 @@ WRONG = (0.25, 2.0)
 """Metres, degrees: a pose given as TRACKING that is further off is wrong."""
 FAULT_S = (2.5, 4.5)
 """When in the drive the fault is there."""
-SECONDS = 9.0
+SECONDS = 12.0
 RATE_HZ, SOAK_RATE_HZ = 10.0, 15.0
 SOAK_GROWTH_PERCENT = 2.0
 NODE = "/localization_node"

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from test_alignment import CAMERA, SIZE, perturbed, scene
+from test_tracker import DEGRADED, TRACKING, Robot, odom_from_base, stamp
 
 from pixloc_ros.alignment import AlignmentOptions, align
 from pixloc_ros.alignment.focal_length import FocalLength, _system, _with_focal, estimate_focal_length
@@ -16,6 +17,7 @@ from pixloc_ros.alignment.robust import RobustLoss
 from pixloc_ros.geometry import se3
 from pixloc_ros.geometry.cameras import Camera
 from pixloc_ros.tracking.calibration_check import CalibrationCheck, CalibrationCheckOptions
+from pixloc_ros.tracking.tracker import Tracker
 from pixloc_ros.tracking.types import PreparedImage
 
 OPTIONS = AlignmentOptions(iterations=60, stop_cells=1e-4)
@@ -143,3 +145,44 @@ def test_another_calibration_begins_anew():
     for _ in range(10):
         report = drive.see(0.05, camera=mended)
     assert not report.wrong
+
+
+class LensRobot(Robot):
+    """A robot whose images say of the focal length what `says` holds: (log_ratio, std)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.says = 0.0, 1e-4
+        self.localizer.prepare = lambda image, camera: PreparedImage(None, camera, {})
+        check = CalibrationCheck(lambda prepared, alignment: FocalLength(*self.says))
+        self.tracker = Tracker(self.localizer, self.tracker.options, calibration_check=check)
+        self.tracker.add_odometry(stamp(0), odom_from_base(0))
+
+    def see(self, *arguments, **answer):
+        result = super().see(*arguments, **{"depth": 5.0, **answer})
+        self.report = self.tracker.check_calibration()
+        return result
+
+
+def test_through_a_lens_beyond_correction_nothing_is_believed():
+    robot = LensRobot().tracking()
+    robot.says = 0.26, 1e-4
+    results = [robot.see() for _ in range(40)]
+    assert robot.report.wrong and not robot.report.corrected
+    assert results[-1].state is not TRACKING and any("focal length" in result.message for result in results)
+
+
+def test_after_a_gap_an_image_of_another_lens_is_not_believed():
+    """Dead reckoning has made the prior vague: what agrees with it must not be the view through another lens."""
+    robot = LensRobot().tracking()
+    for _ in range(3):
+        assert robot.see(inlier_fraction=0.05).state is DEGRADED
+    robot.says = 0.26, 1e-3
+    assert all(robot.see().state is not TRACKING for _ in range(3))
+
+
+def test_after_a_gap_an_image_of_the_right_lens_is_believed():
+    robot = LensRobot().tracking()
+    for _ in range(3):
+        robot.see(inlier_fraction=0.05)
+    assert robot.see().state is TRACKING

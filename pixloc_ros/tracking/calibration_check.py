@@ -28,8 +28,8 @@ class CalibrationCheckOptions:
     min_turned_rad: and only from elsewhere: a share of the depth, or a turn, since the last. images: the newest that count,
     least_images: and how many there must be. usual_scatter: by how many of its own standard deviations an image is usually off,
     which counts like so many (usual_images) of them. least_error: a smaller error than this share is left alone, sigmas: and one
-    that is not so many standard errors from none. most_error: a larger one is reported but not corrected. max_std: an image that
-    tells the focal length less well than this does not count."""
+    that is not so many standard errors from none. most_error: a larger one is reported but not corrected. far_off: more than
+    this in a single image speaks against its pose. max_std: an image that tells the focal length less well does not count."""
 
     every_s: float = 1.0
     first_images: int = 8
@@ -41,6 +41,7 @@ class CalibrationCheckOptions:
     usual_images: float = 4.0
     least_error: float = 0.003
     sigmas: float = 4.0
+    far_off: float = 0.05
     most_error: float = 0.1
     max_std: float = 0.05
 
@@ -97,18 +98,35 @@ class CalibrationCheck:
         params[:2] *= math.exp(self._applied)
         return replace(prepared, camera=replace(prepared.camera, params=params))
 
+    @property
+    def hopeless(self) -> bool:
+        """Whether the focal length is surely too far off to be corrected: no pose is right then."""
+        return self._report is not None and self._report.wrong and not self._report.corrected
+
+    def contradicts(self, prepared: PreparedImage, alignment: FrameAlignment) -> bool:
+        """Whether an image, as `corrected` gave it, says that its focal length is far off: for one that little but its own
+        quality speaks for. What it says counts as that of any other."""
+        found = self._look(prepared, alignment)
+        scatter = self.options.sigmas * self.options.usual_scatter
+        return self.hopeless or (found is not None and abs(found.log_ratio) > max(self.options.far_off, scatter * found.std))
+
     def add(self, stamp_ns: int, prepared: PreparedImage, alignment: FrameAlignment) -> float:
         """Look at an image, as `corrected` gave it, whose alignment is believed, if it is time: some milliseconds. Returns by how
         much the next image's focal length will be another (logarithm of the ratio)."""
         if not self._wanted(stamp_ns, alignment):
             return 0.0
         self._last = stamp_ns, alignment.map_from_camera
+        if self._look(prepared, alignment) is None or self._report is None:
+            return 0.0
+        return self._report.log_correction - self._applied
+
+    def _look(self, prepared: PreparedImage, alignment: FrameAlignment) -> FocalLength | None:
         found = self._estimate(prepared, alignment)
         if found is None or not found.std <= self.options.max_std:
-            return 0.0
+            return None
         self._found.append((found.log_ratio + self._applied, found.std))
         self._report = self._combined()
-        return 0.0 if self._report is None else self._report.log_correction - self._applied
+        return found
 
     def _wanted(self, stamp_ns: int, alignment: FrameAlignment) -> bool:
         if self._last is None:

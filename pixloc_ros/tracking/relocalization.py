@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
-from scipy.stats import norm, qmc
+from scipy.special import ndtri
 
 from ..alignment import ReferencePoints, align
 from ..features.pyramid import FeaturePyramid
@@ -23,6 +23,8 @@ from ..mapping.retrieval import GlobalDescriptor, KeyframeIndex
 from .localizer import FrameLocalizer
 from .types import CameraFrame, FrameAlignment, MotionPrior
 
+_STEPS = 1.1127756842787055 ** -np.arange(1.0, 7.0)
+"""Of a sequence that fills six dimensions evenly: powers of the root of x⁷ = x + 1, as the golden ratio is of x² = x + 1."""
 _GATE = 3.5
 """Standard deviations of a prior within which keyframes are looked at."""
 COARSE_POINTS = LocalPointOptions(keyframes=2, candidates=4)
@@ -152,12 +154,9 @@ def agreement(alignment: FrameAlignment) -> float:
 
 def spread(prior: MotionPrior, count: int, turn: int) -> torch.Tensor:
     """map_from_base [count, 4, 4] spread over a prior's covariance: the prior itself first, then evenly over a Gaussian
-    (a Halton sequence, of which each turn takes the next part)."""
-    first = turn * count
-    sequence = qmc.Halton(6, scramble=False).fast_forward(max(first, 1))
-    offsets = norm.ppf(sequence.random(count if first else count - 1).clip(1e-3, 1 - 1e-3))
-    if not first:
-        offsets = np.vstack((np.zeros((1, 6)), offsets))
+    (an additive recurrence, of which each turn takes the next part)."""
+    numbers = np.arange(turn * count, (turn + 1) * count)
+    offsets = ndtri((0.5 + numbers[:, None] * _STEPS % 1.0) % 1.0).clip(-3.0, 3.0)
     values, axes = np.linalg.eigh(prior.covariance.numpy())
     tangents = offsets * np.sqrt(values.clip(min=0)) @ axes.T
     return prior.map_from_base @ se3.se3_exp(torch.from_numpy(tangents))

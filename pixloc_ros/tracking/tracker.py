@@ -326,10 +326,10 @@ class Tracker:
         if not frozen and prior is not None and not (self._searching and self._candidates):
             motion = FrameMotion(prior, self._last_inliers, base_from_camera)
             looks.append(self._look(view, *self._start(prior), self._searching, motion))
-            believed = looks[0] if self._agrees(looks[0], prior) else None
+            believed = looks[0] if self._agrees(looks[0], prior, frame.prepared) else None
         if believed is None and not frozen:
             looks += self._look_elsewhere(view, prior)
-            believed = next((look for look in looks if self._agrees(look, prior)), None)
+            believed = next((look for look in looks if self._agrees(look, prior, frame.prepared)), None)
         self._last_stamp_ns = frame.stamp_ns
 
         if believed is not None:
@@ -337,7 +337,7 @@ class Tracker:
             problem = ""
             self._accept(believed.pose, None if jumped else prior)
         else:
-            problem, believed = self._wait_for_confirmation(looks, prior, frame.stamp_ns, odometry)
+            problem, believed = self._wait_for_confirmation(looks, prior, frame.stamp_ns, odometry, frame.prepared)
         if frozen:
             problem = "the camera repeats a picture although the robot moves: start its driver again"
         shown = believed or max(looks, key=lambda look: look.alignment.inlier_fraction * look.alignment.success, default=None)
@@ -476,7 +476,7 @@ class Tracker:
             return f"cost {alignment.cost:.3g} is above {gates.max_cost:.3g}"
         return ""
 
-    def _agrees(self, look: _Look, prior: MotionPrior | None) -> bool:
+    def _agrees(self, look: _Look, prior: MotionPrior | None, prepared: PreparedImage) -> bool:
         """Whether a look is believed at once, since it is where the prior says."""
         gates = self.options.gates
         if look.pose is None or prior is None or self.state in (TrackState.LOST, TrackState.RELOCALIZING):
@@ -488,11 +488,20 @@ class Tracker:
         if sure and not look.searched:
             # What odometry was found to err by is in the prior already.
             limit = max(limit, gates.max_innovation_sure / math.sqrt(max(self.odometry.noise_factors)))
-        return _distance(prior, look.pose) <= limit
+        if _distance(prior, look.pose) > limit:
+            return False
+        if self.state is TrackState.DEGRADED:
+            # A prior that has grown vague lets in what another lens shows.
+            return not self._wrong_lens(prepared, look)
+        return self._calibration_check is None or not self._calibration_check.hopeless
+
+    def _wrong_lens(self, prepared: PreparedImage, look: _Look) -> bool:
+        return self._calibration_check is not None and self._calibration_check.contradicts(prepared, look.alignment)
 
     def _wait_for_confirmation(
-        self, looks: list[_Look], prior: MotionPrior | None, stamp_ns: int, odometry: OdometrySample | None
-    ) -> tuple[str, _Look | None]:
+        self, looks: list[_Look], prior: MotionPrior | None, stamp_ns: int, odometry: OdometrySample | None,
+        prepared: PreparedImage,
+    ) -> tuple[str, _Look | None]:  # fmt: skip
         """No look is where the prior says: follow the candidates, and believe one that was confirmed often enough.
 
         Returns what is wrong (empty: nothing) and the look that is believed after all.
@@ -503,8 +512,12 @@ class Tracker:
         followed = self._follow(good, stamp_ns, odometry)
         self._candidates = [candidate for candidate, _ in followed]
         winner = self._winner(prior)
+        wrong_lens = False
         if winner is not None:
             look = next(look for candidate, look in followed if candidate is winner)
+            # Through another lens a place looks like another place, consistently: only the focal length itself tells.
+            wrong_lens = self._wrong_lens(prepared, look)
+        if winner is not None and not wrong_lens:
             problem = ""
             if self._initial and prior is not None:
                 away = float(se3.pose_difference(prior.map_from_base, winner.pose.map_from_base)[0])
@@ -515,6 +528,8 @@ class Tracker:
         sure = self.options.gates.sure_inlier_fraction
         elsewhere = any(c.searched and (c.count > 1 or c.count and c.inlier_fraction >= sure) for c in self._candidates)
         self._fail(stamp_ns, prior, elsewhere)
+        if wrong_lens:
+            return "a pose was found that only another focal length explains: check the calibration", None
         return self._problem(looks, prior, odometry), None
 
     def _problem(self, looks: list[_Look], prior: MotionPrior | None, odometry: OdometrySample | None) -> str:
@@ -527,6 +542,8 @@ class Tracker:
             return f"a pose was found, confirmed by {count} of {options.confirm_frames} images"
         if not looks:
             problem = "no keyframe looks like the image"
+        elif looks[0].pose is not None and self._calibration_check is not None and self._calibration_check.hopeless:
+            problem = self._calibration_check.report.message
         elif looks[0].pose is not None and prior is not None:
             away = _distance(prior, looks[0].pose)
             problem = f"the image contradicts the {prior.source} prior ({away:.1f} standard deviations)"
