@@ -128,9 +128,11 @@ class FrameLocalizer:
         covariance = hessian_covariance(result.hessian.double(), float(result.cost))
         success = bool(result.converged) and bool(torch.isfinite(covariance).all())
         points = result.visible.shape[-1]
+        reason = "the image shows nothing" if result.reason == "converged" and not success else result.reason
         return FrameAlignment(
             map_from_camera=map_from_local @ se3.inverse(result.camera_from_map) if success else map_from_camera,
-            covariance=covariance, success=success, reason=result.reason, cost=float(result.cost),
+            covariance=covariance, success=success,
+            reason=reason, cost=float(result.cost),
             inlier_fraction=inliers / max(visible, 1), visible_fraction=visible / points, points_used=points,
             iterations=sum(level.iterations for level in result.trace), depth=_depth(result, local.points),
             timings_ms=timings_ms, details=result, points=local)

@@ -97,6 +97,16 @@ class QualityGates:
     min_inlier_fraction_untrusted: float = 0.2
     max_trusted_factor: float = 2.0
 
+    def least_inliers(self, free: bool, noise_factor: float) -> float:
+        """Share of the visible points that must agree. free: no prior held the pose; noise_factor: `MotionPrior.noise_factor`."""
+        least = self.min_inlier_fraction_search if free else self.min_inlier_fraction
+        return max(least, self.min_inlier_fraction_untrusted) if noise_factor > self.max_trusted_factor else least
+
+    def innovation_limit(self, sure: bool, noise_factor: float) -> float:
+        """Standard deviations that a pose may be from its prior: further where so many points agree that it is sure. What
+        odometry was found to err by is in the prior already."""
+        return max(self.max_innovation, self.max_innovation_sure / math.sqrt(noise_factor)) if sure else self.max_innovation
+
 
 @dataclass(frozen=True)
 class TrackerOptions:
@@ -391,8 +401,8 @@ class Tracker:
             self._known = replace(self._known, odometry=known_odometry or self._known.odometry)
         prior = self._predict(self._known, self._before, stamp_ns, odometry)
         if self._initial:
-            return MotionPrior(prior.map_from_base, prior.covariance, "initial pose", prior.age_s)
-        return prior
+            prior = MotionPrior(prior.map_from_base, prior.covariance, "initial pose", prior.age_s)
+        return replace(prior, noise_factor=max(self.odometry.noise_factors))
 
     def _predict(
         self, known: KnownPose, before: KnownPose | None, stamp_ns: int, odometry: OdometrySample | None
@@ -467,10 +477,7 @@ class Tracker:
         visible = alignment.visible_fraction * alignment.points_used
         if alignment.visible_fraction < gates.min_visible_fraction or visible < gates.min_visible_points:
             return f"only {visible:.0f} of {alignment.points_used} map points are in the image"
-        enough = gates.min_inlier_fraction_search if free else gates.min_inlier_fraction
-        if max(self.odometry.noise_factors) > gates.max_trusted_factor:
-            enough = max(enough, gates.min_inlier_fraction_untrusted)
-        if alignment.inlier_fraction < enough:
+        if alignment.inlier_fraction < gates.least_inliers(free, max(self.odometry.noise_factors)):
             return f"only {alignment.inlier_fraction:.0%} of the visible points agree with the map"
         if not alignment.cost <= gates.max_cost:
             return f"cost {alignment.cost:.3g} is above {gates.max_cost:.3g}"
@@ -484,10 +491,7 @@ class Tracker:
         sure = look.alignment.inlier_fraction >= gates.sure_inlier_fraction
         if self.state is TrackState.INITIALIZING and not sure:
             return False
-        limit = gates.max_innovation
-        if sure and not look.searched:
-            # What odometry was found to err by is in the prior already.
-            limit = max(limit, gates.max_innovation_sure / math.sqrt(max(self.odometry.noise_factors)))
+        limit = gates.innovation_limit(sure and not look.searched, prior.noise_factor)
         if _distance(prior, look.pose) > limit:
             return False
         if self.state is TrackState.DEGRADED:

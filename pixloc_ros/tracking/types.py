@@ -55,7 +55,7 @@ class MotionPrior:
     map_from_base: float64 [4, 4].
     covariance: float64 [6, 6], (translation, rotation) in the base frame: true = map_from_base · exp(error).
     source: "odometry", "constant velocity", "static" or "initial pose"; age_s: since the pose it starts from, and motion
-    float64 [4, 4], what was added to that pose.
+    float64 [4, 4], what was added to that pose. noise_factor: by how much odometry was found to err more than its model says.
     """
 
     map_from_base: torch.Tensor
@@ -63,6 +63,7 @@ class MotionPrior:
     source: str
     age_s: float
     motion: torch.Tensor | None = None
+    noise_factor: float = 1.0
 
 
 @dataclass(frozen=True)

@@ -90,7 +90,8 @@ def gates_of(frame: TrackedFrame, options: TrackerOptions = DEFAULTS) -> list[Ga
         return []
     gates, searching = options.gates, frame.before not in (TrackState.TRACKING, TrackState.DEGRADED)
     visible = alignment.visible_fraction * alignment.points_used
-    least = gates.min_inlier_fraction_search if searching else gates.min_inlier_fraction
+    noise_factor = 1.0 if result.prior is None else result.prior.noise_factor
+    least = gates.least_inliers(searching, noise_factor)
     rows = [
         Gate("alignment", alignment.reason, "a finite pose", alignment.success),
         Gate("map points in the image", f"{alignment.visible_fraction:.0%} of {alignment.points_used}",
@@ -104,10 +105,10 @@ def gates_of(frame: TrackedFrame, options: TrackerOptions = DEFAULTS) -> list[Ga
     if result.prior is not None and alignment.success and bool(torch.isfinite(alignment.covariance).all()):
         away = innovation(result.prior, alignment, frame.base_from_camera, options)
         sure = alignment.inlier_fraction >= gates.sure_inlier_fraction
-        limit = gates.max_innovation_sure if sure else gates.max_innovation
+        limit = gates.innovation_limit(sure, noise_factor)
         why = f" ({gates.sure_inlier_fraction:.0%} or more agree)" if sure else ""
         rows.append(Gate(f"distance from the {result.prior.source} prior", f"{away:.1f} standard deviations",
-                         f"≤ {limit:g}{why}", away <= limit))
+                         f"≤ {limit:.3g}{why}", away <= limit))
     return rows
 
 
