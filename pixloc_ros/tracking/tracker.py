@@ -300,7 +300,7 @@ class Tracker:
         if self._unchecked is not None:
             change = abs(self._calibration_check.add(*self._unchecked))
             self._unchecked = None
-            if change and math.isfinite(self._known.depth):
+            if change and self._known is not None and math.isfinite(self._known.depth):
                 # The last pose was found with the other focal length: it is off by so much of the depth.
                 shift = isotropic(change * self._known.depth, change)
                 self._known = replace(self._known, covariance=self._known.covariance + shift)
