@@ -6,6 +6,7 @@ On a frame of a simulated drive (made once, kept in out/benchmarks), from starts
 
     benchmarks/alignment.py [--json new.json] [--compare old.json]
 """
+
 from __future__ import annotations
 
 import argparse
@@ -20,11 +21,11 @@ import torch
 from pixloc_ros.alignment import AlignmentOptions, AlignmentResult, ReferencePoints, align
 from pixloc_ros.errors import InputError
 from pixloc_ros.evaluation import offline
-from pixloc_ros.evaluation.bags import BagReader
-from pixloc_ros.evaluation.report import format_number
+from pixloc_ros.evaluation.tables import format_number
 from pixloc_ros.features import FeaturePyramid, load_extractor
 from pixloc_ros.geometry import se3
 from pixloc_ros.geometry.cameras import Camera
+from pixloc_ros.io.bags import BagReader
 from pixloc_ros.mapping import LocalPointSelector
 from pixloc_ros.tracking.types import CameraFrame
 
@@ -60,8 +61,11 @@ class Problem:
         """So many points: the view's over and over, since no view has 2048."""
         rows = torch.arange(count) % len(self.local.points)
         given = self.local.points
-        return ReferencePoints(given.xyz[rows], tuple(level[rows] for level in given.descriptors),
-                               tuple(None if level is None else level[rows] for level in given.confidences))
+        return ReferencePoints(
+            given.xyz[rows],
+            tuple(level[rows] for level in given.descriptors),
+            tuple(None if level is None else level[rows] for level in given.confidences),
+        )
 
     def starts(self, count: int) -> torch.Tensor:
         """camera_from_map [count, 4, 4], relative to the points' origin."""
@@ -101,15 +105,17 @@ def main() -> int:
     problem = Problem(args.data, args.weights)
     figures: dict[str, object] = {"machine": measuring.describe_machine(), "runs": {}}
     old = measuring.earlier(args).get("runs", {})
-    table = [("points x starts", "torch ms", "torch CPU ms", "compiled ms", "compiled CPU ms", "a start, ms",
-              "iterations")]
+    table = [("points x starts", "torch ms", "torch CPU ms", "compiled ms", "compiled CPU ms", "a start, ms", "iterations")]
     for points, starts in [(points, 1) for points in POINTS] + [(DEFAULT_POINTS, starts) for starts in STARTS[1:]]:
         name = f"{points} x {starts}"
         run = {backend: problem.time(backend, points, starts) for backend in BACKENDS}
         figures["runs"][name] = run
         before = old.get(name, {})
-        cells = [measuring.against(run[backend][key], before.get(backend, {}).get(key))
-                 for backend in BACKENDS for key in ("ms", "cpu_ms")]
+        cells = [
+            measuring.against(run[backend][key], before.get(backend, {}).get(key))
+            for backend in BACKENDS
+            for key in ("ms", "cpu_ms")
+        ]
         table.append((name, *cells, format_number(run["compiled"]["ms"] / starts), str(run["compiled"]["iterations"])))
     measuring.report(figures, args, table)
     return 0

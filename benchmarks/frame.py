@@ -14,6 +14,7 @@ of the clock; "CPU" is processor time of all threads, which suffers less from ot
 many cores that took meanwhile: repeat a run where it is not near 0. Peak memory is of the whole process, map and
 network included.
 """
+
 from __future__ import annotations
 
 import argparse
@@ -30,11 +31,11 @@ import torch
 
 from pixloc_ros.errors import InputError
 from pixloc_ros.evaluation import localize, offline
-from pixloc_ros.evaluation.bags import BagReader, OdometryMessage
-from pixloc_ros.evaluation.report import format_number
+from pixloc_ros.evaluation.tables import format_number
 from pixloc_ros.features import load_extractor
 from pixloc_ros.geometry.cameras import Camera
-from pixloc_ros.tracking.image_format import decode_compressed
+from pixloc_ros.io.bags import BagReader, OdometryMessage
+from pixloc_ros.io.image_format import decode_compressed
 from pixloc_ros.tracking.presets import preset
 from pixloc_ros.tracking.tracker import Tracker
 from pixloc_ros.tracking.types import CameraFrame
@@ -87,8 +88,7 @@ def main() -> int:
     return 0
 
 
-def time_drive(map_path: Path, bag: Path, weights: str, preset_name: str, frames: int, threads: int
-               ) -> dict[str, object]:
+def time_drive(map_path: Path, bag: Path, weights: str, preset_name: str, frames: int, threads: int) -> dict[str, object]:
     """Track the drive until so many frames are timed."""
     torch.set_num_threads(threads)
     drive = read_drive(bag)
@@ -100,9 +100,11 @@ def time_drive(map_path: Path, bag: Path, weights: str, preset_name: str, frames
         laps += _track(localizer, drive)
     wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
     return {
-        "frames": len(laps), "tracked": float(np.mean([lap["tracked"] for lap in laps])),
+        "frames": len(laps),
+        "tracked": float(np.mean([lap["tracked"] for lap in laps])),
         "stages": {stage: measuring.percentiles([lap[stage] for lap in laps]) for stage in STAGES},
-        "cpu_ms": 1e3 * cpu / len(laps), "others_cores": (measuring.busy_s() - outside - cpu) / wall,
+        "cpu_ms": 1e3 * cpu / len(laps),
+        "others_cores": (measuring.busy_s() - outside - cpu) / wall,
         "peak_mib": measuring.peak_mib(),
     }
 
@@ -122,7 +124,7 @@ def read_drive(bag: Path) -> Drive:
         return Drive(frames, odometry, reader.base_from_camera, start)
 
 
-def _track(localizer: localize.FrameLocalizer, drive: Drive) -> list[dict[str, float]]:
+def _track(localizer: localize.FrameAligner, drive: Drive) -> list[dict[str, float]]:
     """Milliseconds per stage of every frame of one pass."""
     tracker = Tracker(localizer)
     tracker.initialize(drive.start[1], offline.initial_covariance(), drive.start[0])
@@ -138,8 +140,12 @@ def _track(localizer: localize.FrameLocalizer, drive: Drive) -> list[dict[str, f
         ended = time.perf_counter()
         stages = result.alignment.timings_ms if result.alignment is not None else {}
         lap = {stage: stages.get(stage, 0.0) for stage in STAGES}
-        lap.update(decode=1e3 * (decoded - began), tracker=1e3 * (ended - decoded) - sum(stages.values()),
-                   total=1e3 * (ended - began), tracked=float(result.state.name == "TRACKING"))
+        lap.update(
+            decode=1e3 * (decoded - began),
+            tracker=1e3 * (ended - decoded) - sum(stages.values()),
+            total=1e3 * (ended - began),
+            tracked=float(result.state.name == "TRACKING"),
+        )
         laps.append(lap)
     return laps
 
@@ -150,13 +156,15 @@ def rows(sizes: dict[str, dict], old: dict[str, dict]) -> list[tuple[str, ...]]:
         before = old.get(size, {})
         for name in ("p50", "p95", "p99"):
             compared = before.get("stages", {}) if name == "p50" else {}
-            cells = [measuring.against(entry["stages"][stage][name], compared.get(stage, {}).get(name))
-                     for stage in STAGES]
+            cells = [measuring.against(entry["stages"][stage][name], compared.get(stage, {}).get(name)) for stage in STAGES]
             rest = ["", "", "", ""]
             if name == "p50":
-                rest = [measuring.against(entry["cpu_ms"], before.get("cpu_ms")),
-                        measuring.against(entry["peak_mib"], before.get("peak_mib")),
-                        f"{100 * entry['tracked']:.1f}", format_number(entry["others_cores"])]
+                rest = [
+                    measuring.against(entry["cpu_ms"], before.get("cpu_ms")),
+                    measuring.against(entry["peak_mib"], before.get("peak_mib")),
+                    f"{100 * entry['tracked']:.1f}",
+                    format_number(entry["others_cores"]),
+                ]
             table.append((f"{size} {name}", *cells, *rest))
     return table
 

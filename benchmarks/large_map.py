@@ -12,6 +12,7 @@ of each image is taken: what loading from disk costs, where it is not hidden.
 
 Memory is what using the map added to the process: "own", and "file" pages, which the system takes back when it needs them.
 """
+
 from __future__ import annotations
 
 import argparse
@@ -27,12 +28,12 @@ import scaling
 import torch
 
 from pixloc_ros.errors import InputError
-from pixloc_ros.evaluation.report import format_number
+from pixloc_ros.evaluation.tables import format_number
 from pixloc_ros.features import load_extractor
 from pixloc_ros.geometry import se3
 from pixloc_ros.mapping import LocalPointSelector, Map
 from pixloc_ros.mapping.retrieval import KeyframeIndex
-from pixloc_ros.tracking.localizer import FrameLocalizer
+from pixloc_ros.tracking.frame_aligner import FrameAligner
 from pixloc_ros.tracking.relocalization import Relocalizer
 from pixloc_ros.tracking.types import CameraFrame
 
@@ -94,13 +95,13 @@ def search(path: Path, drive: Path, middle: int, visits: int) -> dict[str, tuple
     extractor = load_extractor()
     frames, poses, camera = scaling._frames(drive, scaling.SPACING_M * middle)
     scaling._warm_up(drive, extractor, frames[0], poses[0], camera)
-    base = FrameLocalizer(Map.open(measuring.map_of_drive(drive, extractor)), extractor)
+    base = FrameAligner(Map.open(measuring.map_of_drive(drive, extractor)), extractor)
     eye = torch.eye(4, dtype=torch.float64)
     Relocalizer(base).search(CameraFrame(0, frames[0], camera, base.prepare(frames[0], camera)), eye)
     before = measuring.memory_mib()
     opening = _timed(lambda: Map.open(path))
     map_ = Map.open(path)
-    localizer = FrameLocalizer(map_, extractor)
+    localizer = FrameAligner(map_, extractor)
     ready = _timed(lambda: Relocalizer(localizer))
     relocalizer = Relocalizer(localizer)
     index, alike, turns, found = KeyframeIndex(map_), [], [], []
@@ -121,11 +122,17 @@ def search(path: Path, drive: Path, middle: int, visits: int) -> dict[str, tuple
         found.append(needed)
     found = np.array(found)
     memory = {name: value - before[name] for name, value in measuring.memory_mib().items()}
-    note = (f"{np.mean(found > 0):.0%} of {len(found)} images found, {np.mean(found == 1):.0%} at once, "
-            f"{np.sum(found < 0)} wrong; memory own {memory['own']:.0f} MiB, file {memory['file']:.0f} MiB")
+    note = (
+        f"{np.mean(found > 0):.0%} of {len(found)} images found, {np.mean(found == 1):.0%} at once, "
+        f"{np.sum(found < 0)} wrong; memory own {memory['own']:.0f} MiB, file {memory['file']:.0f} MiB"
+    )
     size = f"{len(map_.keyframe_names)} keyframes, {path.stat().st_size / 2**20:.0f} MiB"
-    return {"open the map, not cached": ([opening], size),
-            "index the keyframes": ([ready], ""), "alike keyframes by place": (alike, ""), "search, one image": (turns, note)}
+    return {
+        "open the map, not cached": ([opening], size),
+        "index the keyframes": ([ready], ""),
+        "alike keyframes by place": (alike, ""),
+        "search, one image": (turns, note),
+    }
 
 
 def drive_through(path: Path, drive: Path, middle: int, visits: int) -> dict[str, tuple[list[float], str]]:

@@ -15,6 +15,7 @@ and in the last tenth of the run: its own, and pages of files (the map), which t
 is how long this process itself was late with an image, 95 %, and "others" how many cores everything else on the machine took,
 this process included.
 """
+
 from __future__ import annotations
 
 import argparse
@@ -47,10 +48,10 @@ from tf2_ros import StaticTransformBroadcaster
 
 from pixloc_ros.errors import InputError
 from pixloc_ros.evaluation import offline
-from pixloc_ros.evaluation.bags import BagReader, OdometryMessage
-from pixloc_ros.evaluation.report import format_number
+from pixloc_ros.evaluation.tables import format_number
 from pixloc_ros.features import load_extractor
 from pixloc_ros.geometry import se3
+from pixloc_ros.io.bags import BagReader, OdometryMessage
 from pixloc_ros.node import conversions
 from pixloc_ros.node.conversions import NS_PER_S, stamp_from_ns, stamp_to_ns
 from pixloc_ros.tracking.types import CameraFrame, TrackState
@@ -157,9 +158,14 @@ def read_drive(path: Path, compressed: bool) -> Drive:
         info.header.frame_id = bag.camera_frame
         return Drive(
             np.array([frame.stamp_ns / NS_PER_S for frame in frames]),
-            [image_message(frame.image, bag.camera_frame, compressed) for frame in frames], info,
+            [image_message(frame.image, bag.camera_frame, compressed) for frame in frames],
+            info,
             np.array([sample.stamp_ns / NS_PER_S for sample in odometry]),
-            torch.stack([sample.odom_from_base for sample in odometry]), bag.base_from_camera, bag.camera_frame, start)
+            torch.stack([sample.odom_from_base for sample in odometry]),
+            bag.base_from_camera,
+            bag.camera_frame,
+            start,
+        )
 
 
 def image_message(pixels: np.ndarray, frame_id: str, compressed: bool) -> Image | CompressedImage:
@@ -169,8 +175,13 @@ def image_message(pixels: np.ndarray, frame_id: str, compressed: bool) -> Image 
         message = CompressedImage(format="jpeg", data=array("B", cv2.imencode(".jpg", bgr)[1].tobytes()))
     else:
         height, width = bgr.shape[:2]
-        message = Image(height=height, width=width, encoding="mono8" if bgr.ndim == 2 else "bgr8", step=bgr[0].nbytes,
-                        data=array("B", bgr.tobytes()))
+        message = Image(
+            height=height,
+            width=width,
+            encoding="mono8" if bgr.ndim == 2 else "bgr8",
+            step=bgr[0].nbytes,
+            data=array("B", bgr.tobytes()),
+        )
     message.header.frame_id = frame_id
     return message
 
@@ -182,8 +193,12 @@ def run(path: Path, map_path: Path, rate: float, args: argparse.Namespace) -> di
     words = [word for name, value in parameters.items() for word in ("-p", f"{name}:={value}")]
     words += [word for setting in args.parameters for word in ("-p", setting)]
     with tempfile.TemporaryFile("w+") as log:
-        process = subprocess.Popen([sys.executable, "-m", "pixloc_ros.node.localization_node", "--ros-args", *words],
-                                   stdout=log, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL)
+        process = subprocess.Popen(
+            [sys.executable, "-m", "pixloc_ros.node.localization_node", "--ros-args", *words],
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            stdin=subprocess.DEVNULL,
+        )
         context = rclpy.Context()
         rclpy.init(context=context, args=[])
         try:
@@ -302,39 +317,74 @@ class Robot:
         cpu_s = usage.cpu_s[-1] - usage.cpu_s[0]
         tenth = max(1, len(usage.own_mib) // 10)
         return {
-            "sent": sent, "seconds": wall, "reported": len(statuses), "aligned": len(aligned),
+            "sent": sent,
+            "seconds": wall,
+            "reported": len(statuses),
+            "aligned": len(aligned),
             "tracked": sum(s.state == TrackState.TRACKING for s in aligned) / max(sent, 1),
             "dropped": sum("dropped" in s.message for s in statuses),
             "age_ms": measuring.percentiles([s.age_ms for s in aligned]) | {"max": max(s.age_ms for s in aligned)},
             "heard_ms": measuring.percentiles(self._heard.heard_ms),
             "stages_ms": {stage: measuring.percentiles([getattr(s, f"{stage}_ms") for s in aligned]) for stage in STAGES},
-            "cores": cpu_s / wall, "cpu_ms": 1e3 * cpu_s / len(aligned),
+            "cores": cpu_s / wall,
+            "cpu_ms": 1e3 * cpu_s / len(aligned),
             "own_mib_each_second": [round(value, 1) for value in usage.own_mib],
-            **{name: [float(np.median(values[:tenth + 1])), float(np.median(values[-tenth:]))]
-               for name, values in (("own_mib", usage.own_mib), ("file_mib", usage.file_mib))},
-            "late_p95_ms": float(np.percentile(late_ms, 95)), "others_cores": (busy_s - cpu_s) / wall,
+            **{
+                name: [float(np.median(values[: tenth + 1])), float(np.median(values[-tenth:]))]
+                for name, values in (("own_mib", usage.own_mib), ("file_mib", usage.file_mib))
+            },
+            "late_p95_ms": float(np.percentile(late_ms, 95)),
+            "others_cores": (busy_s - cpu_s) / wall,
         }
 
 
 def rows(rates: dict[str, dict], old: dict[str, dict]) -> list[tuple[str, ...]]:
-    table = [("images", "age p50 ms", "p95", "p99", "max", "heard p50", "dropped %", "tracked %", "cores", "own MiB", "file MiB",
-              "late p95", "others")]
+    table = [
+        (
+            "images",
+            "age p50 ms",
+            "p95",
+            "p99",
+            "max",
+            "heard p50",
+            "dropped %",
+            "tracked %",
+            "cores",
+            "own MiB",
+            "file MiB",
+            "late p95",
+            "others",
+        )
+    ]
     for name, entry in rates.items():
         before = old.get(name, {})
         ages = [measuring.against(entry["age_ms"][p], before.get("age_ms", {}).get(p)) for p in ("p50", "p95", "p99", "max")]
         memory = [f"{entry[key][0]:.0f} to {entry[key][1]:.0f}" for key in ("own_mib", "file_mib")]
         shares = [f"{100 * share:.2f}" for share in (entry["dropped"] / entry["sent"], entry["tracked"])]
-        table.append((name, *ages, format_number(entry["heard_ms"]["p50"]), *shares,
-                      measuring.against(entry["cores"], before.get("cores")), *memory, format_number(entry["late_p95_ms"]),
-                      format_number(entry["others_cores"])))
+        table.append(
+            (
+                name,
+                *ages,
+                format_number(entry["heard_ms"]["p50"]),
+                *shares,
+                measuring.against(entry["cores"], before.get("cores")),
+                *memory,
+                format_number(entry["late_p95_ms"]),
+                format_number(entry["others_cores"]),
+            )
+        )
     return table
 
 
 def stage_rows(rates: dict[str, dict]) -> list[tuple[str, ...]]:
     table = [("stages, p50 / p99 ms", *STAGES)]
     for name, entry in rates.items():
-        table.append((name, *("{} / {}".format(*(format_number(entry["stages_ms"][stage][p]) for p in ("p50", "p99")))
-                              for stage in STAGES)))
+        table.append(
+            (
+                name,
+                *("{} / {}".format(*(format_number(entry["stages_ms"][stage][p]) for p in ("p50", "p99"))) for stage in STAGES),
+            )
+        )
     return table
 
 

@@ -1,5 +1,6 @@
 # Copyright the pixloc_ros authors. SPDX-License-Identifier: Apache-2.0
 """What the benchmarks share: the machine, its load, test data, statistics, tables and files of figures."""
+
 from __future__ import annotations
 
 import argparse
@@ -21,11 +22,11 @@ import torch
 from pixloc_ros.cli.progress import show_progress
 from pixloc_ros.errors import InputError
 from pixloc_ros.evaluation.pages import write_section
-from pixloc_ros.evaluation.report import format_number, format_table
-from pixloc_ros.evaluation.trajectory import write_text
+from pixloc_ros.evaluation.tables import format_number, format_table
 from pixloc_ros.features import Extractor
+from pixloc_ros.io.trajectory import write_text
 from pixloc_ros.mapping import Map, build_map_from_colmap
-from pixloc_ros.simulation.datasets import SUMMARY, SimulationOptions, simulate
+from pixloc_sim.recordings import SUMMARY, SimulationOptions, simulate
 
 DATA = Path("out") / "benchmarks"
 """Where simulated drives and their maps are kept between runs."""
@@ -35,12 +36,19 @@ DRIVE_SECONDS = 6.0
 def describe_machine() -> dict[str, object]:
     """Processor, cores, versions, commit and load: what figures are worth nothing without."""
     names = [line.split(":", 1)[1].strip() for line in _lines("/proc/cpuinfo") if line.startswith("model name")]
-    commit = subprocess.run(["git", "describe", "--always", "--dirty"], capture_output=True, text=True,
-                            cwd=Path(__file__).parent, check=False).stdout.strip()
-    return {"processor": names[0] if names else platform.machine(), "cores": len(os.sched_getaffinity(0)),
-            "threads": torch.get_num_threads(), "instructions": torch.backends.cpu.get_cpu_capability(),
-            "torch": torch.__version__, "python": platform.python_version(), "commit": commit or "unknown",
-            "load": round(os.getloadavg()[0], 1)}
+    commit = subprocess.run(
+        ["git", "describe", "--always", "--dirty"], capture_output=True, text=True, cwd=Path(__file__).parent, check=False
+    ).stdout.strip()
+    return {
+        "processor": names[0] if names else platform.machine(),
+        "cores": len(os.sched_getaffinity(0)),
+        "threads": torch.get_num_threads(),
+        "instructions": torch.backends.cpu.get_cpu_capability(),
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+        "commit": commit or "unknown",
+        "load": round(os.getloadavg()[0], 1),
+    }
 
 
 def busy_s() -> float:
@@ -55,8 +63,7 @@ def busy_s() -> float:
 def memory_mib(process: int | str = "self") -> dict[str, float]:
     """Resident memory of a process now: its own, and pages of mapped files, which the system can drop."""
     fields = dict(line.split(":", 1) for line in _lines(f"/proc/{process}/status") if ":" in line)
-    return {name: int(fields.get(key, "0").split()[0]) / 1024
-            for name, key in (("own", "RssAnon"), ("file", "RssFile"))}
+    return {name: int(fields.get(key, "0").split()[0]) / 1024 for name, key in (("own", "RssAnon"), ("file", "RssFile"))}
 
 
 def peak_mib() -> float:
@@ -117,8 +124,12 @@ def _markdown(rows: Sequence[tuple[str, ...]]) -> str:
 def add_output_arguments(parser: argparse.ArgumentParser) -> None:
     """--json, --docs and --section, for `report`."""
     parser.add_argument("--json", type=Path, help="write the figures here")
-    parser.add_argument("--docs", type=Path, metavar="PAGE",
-                        help="put the tables into this page, between <!-- benchmark SECTION: begin --> and ... end -->")
+    parser.add_argument(
+        "--docs",
+        type=Path,
+        metavar="PAGE",
+        help="put the tables into this page, between <!-- benchmark SECTION: begin --> and ... end -->",
+    )
     parser.add_argument("--section", default=Path(sys.argv[0]).stem, help="of the page (default: the benchmark's name)")
 
 
@@ -141,8 +152,12 @@ def earlier(args: argparse.Namespace) -> dict[str, object]:
         figures = Path(folder) / "figures.json"
         words = _without(sys.argv[1:], "--against", "--json", "--docs", "--section")
         print(f"now the code of {args.against}", file=sys.stderr)
-        done = subprocess.run([sys.executable, str(tree / "benchmarks" / Path(sys.argv[0]).name), *words, "--json", str(figures)],
-                              env=os.environ | {"PYTHONPATH": str(tree)}, stdout=subprocess.DEVNULL, check=False)
+        done = subprocess.run(
+            [sys.executable, str(tree / "benchmarks" / Path(sys.argv[0]).name), *words, "--json", str(figures)],
+            env=os.environ | {"PYTHONPATH": str(tree)},
+            stdout=subprocess.DEVNULL,
+            check=False,
+        )
         if done.returncode:
             raise InputError(f"the benchmark of commit {args.against} failed: it may not know these options")
         return json.loads(figures.read_text())

@@ -8,6 +8,7 @@ From a uint8 image to unit descriptors, the ways in turn on the same image, so t
 alike. The floor: multiply-adds over the most that the machine is seen to do a second. Times are medians by the clock; "CPU" is
 processor time of all threads per image, "difference" the largest one of any descriptor's value from the plain network's.
 """
+
 from __future__ import annotations
 
 import argparse
@@ -26,7 +27,7 @@ from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
 from pixloc_ros.errors import InputError
-from pixloc_ros.evaluation.report import format_number
+from pixloc_ros.evaluation.tables import format_number
 from pixloc_ros.features import Execution, Extractor, FeaturePyramid, load_extractor
 
 SIZES = ("320x240", "640x480", "1280x720")
@@ -56,13 +57,30 @@ def main() -> int:
                 run = pool.apply(time_network, (args.weights, *(int(side) for side in size.split("x")), threads, args.seconds))
             name = f"{size}, {threads}"
             figures["runs"][name] = run
-            table.append((name, f"{run['multiply_adds'] / 1e9:.2f} G at {run['peak_gflops']:.0f} GFLOP/s",
-                          format_number(run["floor_ms"]), "", "", "", ""))
+            table.append(
+                (
+                    name,
+                    f"{run['multiply_adds'] / 1e9:.2f} G at {run['peak_gflops']:.0f} GFLOP/s",
+                    format_number(run["floor_ms"]),
+                    "",
+                    "",
+                    "",
+                    "",
+                )
+            )
             for way, times in run["ways"].items():
                 before = old.get(name, {}).get("ways", {}).get(way, {})
-                table.append(("", way, "", measuring.against(times["ms"], before.get("ms")),
-                              measuring.against(times["cpu_ms"], before.get("cpu_ms")),
-                              f"{100 * run['floor_ms'] / times['ms']:.0f} %", f"{times['difference']:.0e}"))
+                table.append(
+                    (
+                        "",
+                        way,
+                        "",
+                        measuring.against(times["ms"], before.get("ms")),
+                        measuring.against(times["cpu_ms"], before.get("cpu_ms")),
+                        f"{100 * run['floor_ms'] / times['ms']:.0f} %",
+                        f"{times['difference']:.0e}",
+                    )
+                )
     measuring.report(figures, args, table)
     return 0
 
@@ -82,10 +100,15 @@ def time_network(weights: str, width: int, height: int, threads: int, seconds: f
     multiply_adds, peak = counter.get_total_flops() / 2, peak_gflops()
     times = time_in_turn(ways, seconds)
     for name, run in ways.items():
-        times[name]["difference"] = max(float((level.features - same.features).abs().max())
-                                        for level, same in zip(run().levels, expected.levels))
-    return {"multiply_adds": multiply_adds, "peak_gflops": peak, "floor_ms": 1e3 * 2 * multiply_adds / (peak * 1e9),
-            "ways": times}
+        times[name]["difference"] = max(
+            float((level.features - same.features).abs().max()) for level, same in zip(run().levels, expected.levels)
+        )
+    return {
+        "multiply_adds": multiply_adds,
+        "peak_gflops": peak,
+        "floor_ms": 1e3 * 2 * multiply_adds / (peak * 1e9),
+        "ways": times,
+    }
 
 
 def installed(weights: str, width: int, height: int) -> dict[str, Extractor]:
@@ -125,10 +148,14 @@ def peak_gflops() -> float:
     """Float32 operations a second: the best of many products of large matrices and of many wide convolutions, of which torch
     multiplies one with a library that does not know every processor, and the other with kernels made for this one."""
     a, b = torch.rand(SIDE, SIDE), torch.rand(SIDE, SIDE)
-    image, weight = (torch.rand(shape).to(memory_format=torch.channels_last)
-                     for shape in ((1, CHANNELS, CHANNELS, CHANNELS), (CHANNELS, CHANNELS, 3, 3)))
-    return max(2 * SIDE**3 / _quickest(lambda: a @ b),
-               2 * 9 * CHANNELS**4 / _quickest(lambda: F.conv2d(image, weight, padding=1))) / 1e9
+    image, weight = (
+        torch.rand(shape).to(memory_format=torch.channels_last)
+        for shape in ((1, CHANNELS, CHANNELS, CHANNELS), (CHANNELS, CHANNELS, 3, 3))
+    )
+    return (
+        max(2 * SIDE**3 / _quickest(lambda: a @ b), 2 * 9 * CHANNELS**4 / _quickest(lambda: F.conv2d(image, weight, padding=1)))
+        / 1e9
+    )
 
 
 def _quickest(run: Callable[[], object]) -> float:

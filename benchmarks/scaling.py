@@ -11,6 +11,7 @@ process of its own, its file dropped from the system's cache before (where the s
 Memory: what opening and using the map added to the process; "own" memory, and "file" pages, which the system takes back
 when it needs them.
 """
+
 from __future__ import annotations
 
 import argparse
@@ -26,12 +27,12 @@ import numpy as np
 import torch
 
 from pixloc_ros.errors import InputError
-from pixloc_ros.evaluation.bags import BagReader
-from pixloc_ros.evaluation.report import format_number
+from pixloc_ros.evaluation.tables import format_number
 from pixloc_ros.features import load_extractor
 from pixloc_ros.geometry import se3
+from pixloc_ros.io.bags import BagReader
 from pixloc_ros.mapping import LocalPointSelector, Map
-from pixloc_ros.tracking.localizer import FrameLocalizer
+from pixloc_ros.tracking.frame_aligner import FrameAligner
 from pixloc_ros.tracking.types import CameraFrame
 
 COPY_POINTS, COPY_KEYFRAMES = 1000, 10
@@ -54,9 +55,25 @@ def main() -> int:
     base = Map.open(measuring.map_of_drive(drive, load_extractor(args.weights)))
     figures: dict[str, object] = {"machine": measuring.describe_machine(), "maps": {}}
     old = measuring.earlier(args).get("maps", {})
-    table = [("points / keyframes", "file MiB", "open ms", "own MiB", "file MiB", "ready ms", "own, in use",
-              "file, in use", "select p50 ms", "select p99", "frame p50 ms", "frame p99", "points used", "found %",
-              "others")]
+    table = [
+        (
+            "points / keyframes",
+            "file MiB",
+            "open ms",
+            "own MiB",
+            "file MiB",
+            "ready ms",
+            "own, in use",
+            "file, in use",
+            "select p50 ms",
+            "select p99",
+            "frame p50 ms",
+            "frame p99",
+            "points used",
+            "found %",
+            "others",
+        )
+    ]
     for copies in args.copies:
         path = args.data / f"scaling_{base.extractor_fingerprint}_{copies}.pixmap"
         if not path.is_file():
@@ -68,11 +85,31 @@ def main() -> int:
         name = f"{run['points']} / {run['keyframes']}"
         figures["maps"][name] = run
         before = old.get(name, {})
-        cells = [measuring.against(run[key], before.get(key)) for key in (
-            "open_ms", "open_own_mib", "open_file_mib", "ready_ms", "used_own_mib", "used_file_mib", "select_p50_ms",
-            "select_p99_ms", "frame_p50_ms", "frame_p99_ms")]
-        table.append((name, format_number(path.stat().st_size / 2**20), *cells, format_number(run["points_used"]),
-                      format_number(100 * run["found"]), format_number(run["others_cores"])))
+        cells = [
+            measuring.against(run[key], before.get(key))
+            for key in (
+                "open_ms",
+                "open_own_mib",
+                "open_file_mib",
+                "ready_ms",
+                "used_own_mib",
+                "used_file_mib",
+                "select_p50_ms",
+                "select_p99_ms",
+                "frame_p50_ms",
+                "frame_p99_ms",
+            )
+        ]
+        table.append(
+            (
+                name,
+                format_number(path.stat().st_size / 2**20),
+                *cells,
+                format_number(run["points_used"]),
+                format_number(100 * run["found"]),
+                format_number(run["others_cores"]),
+            )
+        )
     measuring.report(figures, args, table)
     return 0
 
@@ -85,14 +122,21 @@ def thinned(map_: Map, points: int, keyframes: int) -> Map:
     kept = np.sort(np.random.default_rng(0).permutation(seen)[:points])
     rows = rows[np.isin(map_.observation_point[rows], kept)]
     return replace(
-        map_, keyframe_names=map_.keyframe_names[:keyframes], map_from_keyframe=map_.map_from_keyframe[:keyframes],
-        keyframe_camera=map_.keyframe_camera[:keyframes], keyframe_stamp_ns=map_.keyframe_stamp_ns[:keyframes],
-        keyframe_depth=map_.keyframe_depth[:keyframes], global_descriptors=map_.global_descriptors[:keyframes],
-        xyz=map_.xyz[kept], track_length=map_.track_length[kept], quality=map_.quality[kept],
-        observation_offsets=np.searchsorted(rows, map_.observation_offsets[:keyframes + 1]),
+        map_,
+        keyframe_names=map_.keyframe_names[:keyframes],
+        map_from_keyframe=map_.map_from_keyframe[:keyframes],
+        keyframe_camera=map_.keyframe_camera[:keyframes],
+        keyframe_stamp_ns=map_.keyframe_stamp_ns[:keyframes],
+        keyframe_depth=map_.keyframe_depth[:keyframes],
+        global_descriptors=map_.global_descriptors[:keyframes],
+        xyz=map_.xyz[kept],
+        track_length=map_.track_length[kept],
+        quality=map_.quality[kept],
+        observation_offsets=np.searchsorted(rows, map_.observation_offsets[: keyframes + 1]),
         observation_point=np.searchsorted(kept, map_.observation_point[rows]).astype(np.int32),
         descriptors=tuple(level[rows] for level in map_.descriptors),
-        confidences=tuple(None if level is None else level[rows] for level in map_.confidences))
+        confidences=tuple(None if level is None else level[rows] for level in map_.confidences),
+    )
 
 
 def repeated(map_: Map, copies: int) -> Map:
@@ -108,14 +152,21 @@ def repeated(map_: Map, copies: int) -> Map:
 
     offsets = (which[:, None] * observations + map_.observation_offsets[:-1]).ravel()
     return replace(
-        map_, keyframe_names=[f"{copy}/{name}" for copy in which for name in map_.keyframe_names], map_from_keyframe=poses,
-        keyframe_camera=again(map_.keyframe_camera), keyframe_stamp_ns=again(map_.keyframe_stamp_ns),
-        keyframe_depth=again(map_.keyframe_depth), global_descriptors=again(map_.global_descriptors),
-        xyz=again(map_.xyz) + np.repeat(which, points)[:, None] * shift, track_length=again(map_.track_length),
-        quality=again(map_.quality), observation_offsets=np.append(offsets, copies * observations),
+        map_,
+        keyframe_names=[f"{copy}/{name}" for copy in which for name in map_.keyframe_names],
+        map_from_keyframe=poses,
+        keyframe_camera=again(map_.keyframe_camera),
+        keyframe_stamp_ns=again(map_.keyframe_stamp_ns),
+        keyframe_depth=again(map_.keyframe_depth),
+        global_descriptors=again(map_.global_descriptors),
+        xyz=again(map_.xyz) + np.repeat(which, points)[:, None] * shift,
+        track_length=again(map_.track_length),
+        quality=again(map_.quality),
+        observation_offsets=np.append(offsets, copies * observations),
         observation_point=again(map_.observation_point) + np.repeat(which * points, observations).astype(np.int32),
         descriptors=tuple(again(level) for level in map_.descriptors),
-        confidences=tuple(None if level is None else again(level) for level in map_.confidences))
+        confidences=tuple(None if level is None else again(level) for level in map_.confidences),
+    )
 
 
 def drop_from_cache(path: Path) -> None:
@@ -140,7 +191,7 @@ def time_map(path: Path, offset_m: float, drive: Path, weights: str, threads: in
     began = time.perf_counter()
     map_ = Map.open(path)
     run = {"open_ms": 1e3 * (time.perf_counter() - began), "open_own_mib": added("own"), "open_file_mib": added("file")}
-    localizer = FrameLocalizer(map_, extractor)
+    localizer = FrameAligner(map_, extractor)
     run["ready_ms"] = 1e3 * (time.perf_counter() - began)
     selector = LocalPointSelector(map_)
     outside, cpu, wall = measuring.busy_s(), time.process_time(), time.perf_counter()
@@ -158,9 +209,15 @@ def time_map(path: Path, offset_m: float, drive: Path, weights: str, threads: in
     wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
     run.update({f"select_{name}_ms": value for name, value in measuring.percentiles(select_ms).items()})
     run.update({f"frame_{name}_ms": value for name, value in measuring.percentiles(frame_ms).items()})
-    run.update(used_own_mib=added("own"), used_file_mib=added("file"), points=len(map_.xyz),
-               keyframes=len(map_.keyframe_names), points_used=float(np.nanmedian(used)),
-               found=float(np.mean(np.isfinite(used))), others_cores=(measuring.busy_s() - outside - cpu) / wall)
+    run.update(
+        used_own_mib=added("own"),
+        used_file_mib=added("file"),
+        points=len(map_.xyz),
+        keyframes=len(map_.keyframe_names),
+        points_used=float(np.nanmedian(used)),
+        found=float(np.mean(np.isfinite(used))),
+        others_cores=(measuring.busy_s() - outside - cpu) / wall,
+    )
     return run
 
 
@@ -182,7 +239,7 @@ def _warm_up(drive: Path, extractor, image: np.ndarray, prior: torch.Tensor, cam
     """Compile and allocate with another map, so that it is not counted as this one's."""
     other = Map.open(measuring.map_of_drive(drive, extractor))
     for _ in range(3):
-        FrameLocalizer(other, extractor).localize(image, camera, other.map_from_keyframe[0])
+        FrameAligner(other, extractor).localize(image, camera, other.map_from_keyframe[0])
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@
 Everything outside `pixloc_ros.node` runs without ROS. The generated messages (`pixloc_ros.msg`) are built by colcon into
 another folder under the same package name, hence the extended path.
 """
+
 import os
 import pkgutil
 

@@ -6,6 +6,7 @@ at every start of that Python. The dynamic linker reads LD_LIBRARY_PATH only whe
 wheels' libraries, the interpreter is started again, once, in the same process. (The wheels' own hook does the same, but
 knows nothing of the overlay, and trusts a marker that a child of another environment inherits.)
 """
+
 import os
 import sys
 from pathlib import Path
@@ -35,9 +36,7 @@ def ros_environment(current: "dict[str, str]") -> "dict[str, str]":
     if current.get("PYTHONPATH"):
         # A sourced installation's rclpy would come before the wheels' and load the wrong libraries.
         new["PYTHONPATH"] = os.pathsep.join(
-            entry
-            for entry in current["PYTHONPATH"].split(os.pathsep)
-            if not os.path.isdir(os.path.join(entry, "rclpy"))
+            entry for entry in current["PYTHONPATH"].split(os.pathsep) if not os.path.isdir(os.path.join(entry, "rclpy"))
         )
     new["RMW_IMPLEMENTATION"] = "rmw_fastrtps_cpp"  # the only one among the wheels
     if "FASTRTPS_DEFAULT_PROFILES_FILE" not in current:

@@ -121,7 +121,7 @@ build_interfaces() {
   # CMake refuses to export a target that names a folder inside of its sources, which numpy in .venv would be: the package is
   # built from a folder of links.
   mkdir -p build/overlay/source
-  ln -s "$ROOT"/{CMakeLists.txt,package.xml,LICENSE,config,launch,msg,pixloc_ros,scripts,srv} build/overlay/source
+  ln -s "$ROOT"/{CMakeLists.txt,package.xml,LICENSE,config,launch,msg,pixloc_ros,pixloc_sim,scripts,srv} build/overlay/source
   (
     # a log folder and defaults of colcon's own would land in the repository's root and in the user's home
     export COLCON_LOG_PATH=$ROOT/build/overlay/log COLCON_HOME=$ROOT/build/overlay/home

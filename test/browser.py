@@ -1,5 +1,6 @@
 # Copyright the pixloc_ros authors. SPDX-License-Identifier: Apache-2.0
 """Pages in a real browser: headless Chromium, without a network."""
+
 import json
 import os
 import re
@@ -55,10 +56,22 @@ def look(page: Path, width: int) -> dict[str, object]:
     frame = page.with_name(f"frame_{width}.html")
     frame.write_text(_FRAME.format(page=probed.name, width=width))
     profile = page.parent / "profile"
-    command = [chromium, "--headless", "--disable-gpu", "--no-first-run", "--disable-background-networking", "--dump-dom",
-               "--disable-dev-shm-usage", "--host-resolver-rules=MAP * ~NOTFOUND", "--enable-logging=stderr",
-               f"--user-data-dir={profile}", f"--window-size={max(width, 500)},900", "--virtual-time-budget=10000",
-               *(["--no-sandbox"] if os.getuid() == 0 else []), f"file://{frame}"]
+    command = [
+        chromium,
+        "--headless",
+        "--disable-gpu",
+        "--no-first-run",
+        "--disable-background-networking",
+        "--dump-dom",
+        "--disable-dev-shm-usage",
+        "--host-resolver-rules=MAP * ~NOTFOUND",
+        "--enable-logging=stderr",
+        f"--user-data-dir={profile}",
+        f"--window-size={max(width, 500)},900",
+        "--virtual-time-budget=10000",
+        *(["--no-sandbox"] if os.getuid() == 0 else []),
+        f"file://{frame}",
+    ]
     done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode == 0, done.stderr[-2000:]
     found = re.search(r'<pre id="probe">(.*?)</pre>', done.stdout, re.DOTALL)

@@ -1,5 +1,6 @@
 # Copyright the pixloc_ros authors. SPDX-License-Identifier: Apache-2.0
 """Fixtures shared by all tests."""
+
 from pathlib import Path
 
 import pytest

@@ -4,6 +4,7 @@
 What is written here follows the sets' documents and tools, not the readers under test: numbers go into the files from poses
 `map_from_camera` with NumPy and SciPy alone.
 """
+
 from __future__ import annotations
 
 from dataclasses import dataclass
@@ -18,12 +19,12 @@ from scipy.spatial.transform import Rotation
 from pixloc_ros.cli.main import main
 from pixloc_ros.geometry import se3
 from pixloc_ros.geometry.cameras import Camera
-from pixloc_ros.simulation.datasets import MAPPING_SENSOR
-from pixloc_ros.simulation.drives import Drive, DriveOptions, camera_mount
-from pixloc_ros.simulation.lighting import Lighting
-from pixloc_ros.simulation.rendering import Renderer
-from pixloc_ros.simulation.sparse_model import Keyframe
-from pixloc_ros.simulation.world import build_world
+from pixloc_sim.drives import Drive, DriveOptions, camera_mount
+from pixloc_sim.lighting import Lighting
+from pixloc_sim.recordings import MAPPING_SENSOR
+from pixloc_sim.rendering import Renderer
+from pixloc_sim.sparse_model import Keyframe
+from pixloc_sim.world import build_world
 
 KINECT = Camera("pinhole", 640, 480, torch.tensor([525.0, 525.0, 319.5, 239.5], dtype=torch.float64))
 OPTICAL = np.array([[0, 0, 1, 0], [-1, 0, 0, 0], [0, -1, 0, 0], [0, 0, 0, 1.0]])
@@ -107,8 +108,10 @@ def write_tum(folder: Path, shots: list[Shot], units: float = 5000.0) -> None:
 
 
 def write_stamped_poses(path: Path, seconds: np.ndarray, poses, heading: str) -> None:
-    rows = [f"{START_S + at:.4f} {numbers(pose[:3, 3])} {numbers(Rotation.from_matrix(pose[:3, :3]).as_quat())}"
-            for at, pose in zip(seconds, poses)]
+    rows = [
+        f"{START_S + at:.4f} {numbers(pose[:3, 3])} {numbers(Rotation.from_matrix(pose[:3, :3]).as_quat())}"
+        for at, pose in zip(seconds, poses)
+    ]
     path.write_text(f"{heading}\n" + "\n".join(rows) + "\n")
 
 
@@ -126,7 +129,8 @@ def write_seven_scenes(scene: Path, train: list[Shot], test: list[Shot], depth_o
             save(stem.with_name(f"{stem.name}.color.png"), shot.image)
             save(stem.with_name(f"{stem.name}.depth.png"), depth)
             stem.with_name(f"{stem.name}.pose.txt").write_text(
-                "\n".join("\t ".join(f"{value: .7e}" for value in row) for row in pose) + "\n")
+                "\n".join("\t ".join(f"{value: .7e}" for value in row) for row in pose) + "\n"
+            )
 
 
 EUROC_SENSOR = """\
@@ -160,12 +164,21 @@ def write_euroc(folder: Path, shots: list[Shot], camera: Camera, body_from_camer
         save(cam / "data" / f"{stamp}.png", cv2.cvtColor(shot.image, cv2.COLOR_RGB2GRAY))
         rows.append(f"{stamp},{stamp}.png")
     (cam / "data.csv").write_text("\r\n".join(rows) + "\r\n")
-    (cam / "sensor.yaml").write_text(EUROC_SENSOR.format(
-        pose=", ".join(f"{v:.12g}" for v in body_from_camera.ravel()), width=camera.width, height=camera.height,
-        intrinsics=", ".join(map(str, params[:4])), distortion=", ".join(map(str, params[4:8]))))
+    (cam / "sensor.yaml").write_text(
+        EUROC_SENSOR.format(
+            pose=", ".join(f"{v:.12g}" for v in body_from_camera.ravel()),
+            width=camera.width,
+            height=camera.height,
+            intrinsics=", ".join(map(str, params[:4])),
+            distortion=", ".join(map(str, params[4:8])),
+        )
+    )
     names = ["p_RS_R_x [m]", "p_RS_R_y [m]", "p_RS_R_z [m]", "q_RS_w []", "q_RS_x []", "q_RS_y []", "q_RS_z []"]
-    names += [f"{what}_{axis} [{unit}]" for what, unit in (("v_RS_R", "m s^-1"), ("b_w_RS_S", "rad s^-1"), ("b_a_RS_S", "m s^-2"))
-              for axis in "xyz"]
+    names += [
+        f"{what}_{axis} [{unit}]"
+        for what, unit in (("v_RS_R", "m s^-1"), ("b_w_RS_S", "rad s^-1"), ("b_a_RS_S", "m s^-2"))
+        for axis in "xyz"
+    ]
     lines = ["#timestamp, " + ", ".join(names)]
     for at in np.arange(shots[0].seconds - 0.1, shots[-1].seconds + 0.1, 0.005):
         body = studio.pose(at) @ np.linalg.inv(body_from_camera)
@@ -194,8 +207,9 @@ def write_kitti(root: Path, shots: list[Shot], camera: Camera, baseline: float =
     (folder / "times.txt").write_text("".join(f"{shot.seconds - shots[0].seconds:e}\n" for shot in shots))
     (root / "poses").mkdir()
     start = np.linalg.inv(poses[0])
-    (root / "poses" / "07.txt").write_text("".join(" ".join(f"{v:e}" for v in (start @ pose)[:3].ravel()) + "\n"
-                                                   for pose in poses))
+    (root / "poses" / "07.txt").write_text(
+        "".join(" ".join(f"{v:e}" for v in (start @ pose)[:3].ravel()) + "\n" for pose in poses)
+    )
 
 
 OPENLORIS_SENSORS = """\
@@ -253,19 +267,30 @@ def write_openloris(folder: Path, shots: list[Shot], camera: Camera, base_from_c
     seconds, bases = openloris_bases(shots, base_from_camera, studio)
     write_stamped_poses(folder / "groundtruth.txt", seconds, bases, "#Time px py pz qx qy qz qw")
     odom = np.linalg.inv(bases[0])
-    write_stamped_poses(folder / "odom.txt", seconds, [odom @ base for base in bases],
-                        "#Time pose.position.x y z pose.orientation.x y z w twist.linear.x y z twist.angular.x y z")
+    write_stamped_poses(
+        folder / "odom.txt",
+        seconds,
+        [odom @ base for base in bases],
+        "#Time pose.position.x y z pose.orientation.x y z w twist.linear.x y z twist.angular.x y z",
+    )
     lines = (folder / "odom.txt").read_text().splitlines()
     (folder / "odom.txt").write_text("\n".join([lines[0], *(f"{line} 0.5 0.0 0.0 0.0 0.0 0.1" for line in lines[1:])]) + "\n")
-    (folder / "sensors.yaml").write_text(OPENLORIS_SENSORS.format(width=camera.width, height=camera.height, fx=fx, fy=fy, cx=cx,
-                                                                  cy=cy))
+    (folder / "sensors.yaml").write_text(
+        OPENLORIS_SENSORS.format(width=camera.width, height=camera.height, fx=fx, fy=fy, cx=cx, cy=cy)
+    )
     base_from_laser = np.eye(4)
     base_from_laser[:3, 3] = 0.35, 0, 1.28
-    links = (("base_link", "laser", base_from_laser),
-             ("laser", "d400_color_optical_frame", np.linalg.inv(base_from_laser) @ base_from_camera))
-    (folder / "trans_matrix.yaml").write_text("%YAML:1.0\n---\ntrans_matrix:\n" + "".join(
-        OPENLORIS_TRANSFORM.format(parent=parent, child=child, values=", ".join(f"{v:.12g}" for v in pose.ravel()))
-        for parent, child, pose in links))
+    links = (
+        ("base_link", "laser", base_from_laser),
+        ("laser", "d400_color_optical_frame", np.linalg.inv(base_from_laser) @ base_from_camera),
+    )
+    (folder / "trans_matrix.yaml").write_text(
+        "%YAML:1.0\n---\ntrans_matrix:\n"
+        + "".join(
+            OPENLORIS_TRANSFORM.format(parent=parent, child=child, values=", ".join(f"{v:.12g}" for v in pose.ravel()))
+            for parent, child, pose in links
+        )
+    )
 
 
 class _OpenLorisBag(BagWriter):
@@ -280,10 +305,20 @@ def write_openloris_bag(path: Path, shots: list[Shot], camera: Camera, base_from
         first = START_S * 10**9 + round(seconds[0] * 1e9)
         bag.transform("/tf_static", first, "base_link", "d400_color", base_from_camera)
         roi = bag.make("sensor_msgs/msg/RegionOfInterest", x_offset=0, y_offset=0, height=0, width=0, do_rectify=False)
-        info = bag.make("sensor_msgs/msg/CameraInfo", header=bag.header(first, "camera_optical"), height=camera.height,
-                        width=camera.width, distortion_model="Inverse Brown Conrady", D=np.zeros(5),
-                        K=np.array([fx, 0, cx, 0, fy, cy, 0, 0, 1.0]), R=np.eye(3).ravel(), P=np.zeros(12), binning_x=0,
-                        binning_y=0, roi=roi)
+        info = bag.make(
+            "sensor_msgs/msg/CameraInfo",
+            header=bag.header(first, "camera_optical"),
+            height=camera.height,
+            width=camera.width,
+            distortion_model="Inverse Brown Conrady",
+            D=np.zeros(5),
+            K=np.array([fx, 0, cx, 0, fy, cy, 0, 0, 1.0]),
+            R=np.eye(3).ravel(),
+            P=np.zeros(12),
+            binning_x=0,
+            binning_y=0,
+            roi=roi,
+        )
         bag.write("/d400/color/camera_info", "sensor_msgs/msg/CameraInfo", info, first)
         events = [(at, "base", pose) for at, pose in zip(seconds, bases)]
         events += [(shot.seconds, "colour", shot) for shot in shots] + [(shot.seconds + 0.012, "depth", shot) for shot in shots]
@@ -324,8 +359,11 @@ def write_nvm(path: Path, shots: list[Shot], names: list[str], model, focal: flo
 
 
 def write_cambridge_list(path: Path, shots: list[Shot], names: list[str]) -> None:
-    rows = [f"{name} {shot.pose[0, 3]:.6f} {shot.pose[1, 3]:.6f} {shot.pose[2, 3]:.6f} " + " ".join(
-        f"{value:.6f}" for value in shot.inverse_wxyz) for shot, name in zip(shots, names)]
+    rows = [
+        f"{name} {shot.pose[0, 3]:.6f} {shot.pose[1, 3]:.6f} {shot.pose[2, 3]:.6f} "
+        + " ".join(f"{value:.6f}" for value in shot.inverse_wxyz)
+        for shot, name in zip(shots, names)
+    ]
     path.write_text("Visual Landmark Dataset V1\nImageFile, Camera Position [X Y Z W P Q R]\n\n" + "\n".join(rows) + "\n")
 
 

@@ -31,9 +31,7 @@ class FakeExtractor:
     def extract(self, image: np.ndarray) -> FeaturePyramid:
         grey = image if image.ndim == 2 else cv2.cvtColor(image, cv2.COLOR_RGB2GRAY)
         tensor = torch.from_numpy(grey.astype(np.float32) / 255)[None, None]
-        return FeaturePyramid(
-            tuple(self._level(tensor, stride) for stride in self.strides), (grey.shape[1], grey.shape[0])
-        )
+        return FeaturePyramid(tuple(self._level(tensor, stride) for stride in self.strides), (grey.shape[1], grey.shape[0]))
 
     def _level(self, grey: torch.Tensor, stride: int) -> FeatureLevel:
         small = torch.nn.functional.avg_pool2d(grey, stride)
@@ -82,18 +80,11 @@ def plane_view(
 
 
 def pinhole(width: int = 160, height: int = 120, focal: float = 130.0) -> Camera:
-    return Camera(
-        "pinhole", width, height, torch.tensor([focal, focal, (width - 1) / 2, (height - 1) / 2], dtype=torch.float64)
-    )
+    return Camera("pinhole", width, height, torch.tensor([focal, focal, (width - 1) / 2, (height - 1) / 2], dtype=torch.float64))
 
 
 def numbers_map(
-    poses: torch.Tensor,
-    xyz: np.ndarray,
-    camera: Camera,
-    seed: int = 0,
-    farthest: float = np.inf,
-    confidence: bool = False,
+    poses: torch.Tensor, xyz: np.ndarray, camera: Camera, seed: int = 0, farthest: float = np.inf, confidence: bool = False
 ) -> Map:
     """A map without images: every keyframe sees the points that project into it nearer than `farthest`, random
     features."""
@@ -108,9 +99,7 @@ def numbers_map(
     observations = np.concatenate(points)
     descriptors = [generator.normal(size=(len(observations), 8)) for _ in range(2)]
     descriptors = tuple((d / np.linalg.norm(d, axis=1, keepdims=True)).astype(np.float16) for d in descriptors)
-    levels = [
-        generator.uniform(0.1, 1.0, len(observations)).astype(np.float16) if confidence else None for _ in range(2)
-    ]
+    levels = [generator.uniform(0.1, 1.0, len(observations)).astype(np.float16) if confidence else None for _ in range(2)]
     coarse = np.ones((len(poses), 8), np.float16) / np.float16(8**0.5)
     return Map(
         name="numbers",

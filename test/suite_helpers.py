@@ -1,5 +1,6 @@
 # Copyright the pixloc_ros authors. SPDX-License-Identifier: Apache-2.0
 """A small simulated scene for the tests of the robustness suite."""
+
 from __future__ import annotations
 
 from dataclasses import dataclass
@@ -7,7 +8,7 @@ from pathlib import Path
 
 from pixloc_ros.features import load_extractor
 from pixloc_ros.mapping import build_map_from_colmap
-from pixloc_ros.simulation.datasets import SimulationOptions, simulate
+from pixloc_sim.recordings import SimulationOptions, simulate
 
 
 @dataclass(frozen=True)

@@ -28,7 +28,7 @@ import pytest
 from pixloc_ros.cli.main import build_parser
 from pixloc_ros.cli.main import main as pixloc
 from pixloc_ros.node.parameters import PARAMETERS
-from pixloc_ros.simulation.datasets import SimulationOptions, simulate
+from pixloc_sim.recordings import SimulationOptions, simulate
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md")])

@@ -1,14 +1,35 @@
 # Copyright the pixloc_ros authors. SPDX-License-Identifier: Apache-2.0
 """Dependencies point one way (docs/design.md), and ROS stays at the edge."""
+
 import ast
 import gc
 from pathlib import Path
 
 PACKAGE = Path(__file__).resolve().parents[1] / "pixloc_ros"
-FLOORS = [{"cli", "node"}, {"evaluation", "visualization", "simulation", "training"}, {"tracking"}, {"mapping"}, {"alignment"},
-          {"features"}, {"geometry"}]
-ROS = {"rclpy", "tf2_ros", "cv_bridge", "sensor_msgs", "geometry_msgs", "nav_msgs", "std_msgs", "diagnostic_msgs",
-       "rosgraph_msgs", "tf2_msgs", "builtin_interfaces", "launch", "launch_ros"}
+FLOORS = [
+    {"cli", "node"},
+    {"evaluation", "visualization", "simulation", "training"},
+    {"tracking"},
+    {"mapping"},
+    {"alignment"},
+    {"features"},
+    {"geometry"},
+]
+ROS = {
+    "rclpy",
+    "tf2_ros",
+    "cv_bridge",
+    "sensor_msgs",
+    "geometry_msgs",
+    "nav_msgs",
+    "std_msgs",
+    "diagnostic_msgs",
+    "rosgraph_msgs",
+    "tf2_msgs",
+    "builtin_interfaces",
+    "launch",
+    "launch_ros",
+}
 
 
 def imports(file):
@@ -20,7 +41,7 @@ def imports(file):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
-            base = list(file.relative_to(PACKAGE.parent).with_suffix("").parts[:-node.level]) if node.level else []
+            base = list(file.relative_to(PACKAGE.parent).with_suffix("").parts[: -node.level]) if node.level else []
             module = ".".join(base + (node.module.split(".") if node.module else []))
             yield from ([module] if module != "pixloc_ros" else [f"pixloc_ros.{alias.name}" for alias in node.names])
 
@@ -40,7 +61,11 @@ def test_modules_import_only_from_their_floor_and_below():
 
 
 def test_only_the_node_imports_ros():
-    wrong = [f"{file.relative_to(PACKAGE)} imports {module}" for file in sorted(PACKAGE.rglob("*.py"))
-             if file.relative_to(PACKAGE).parts[0] != "node" for module in imports(file)
-             if module.split(".")[0] in ROS or module.startswith("pixloc_ros.msg")]
+    wrong = [
+        f"{file.relative_to(PACKAGE)} imports {module}"
+        for file in sorted(PACKAGE.rglob("*.py"))
+        if file.relative_to(PACKAGE).parts[0] != "node"
+        for module in imports(file)
+        if module.split(".")[0] in ROS or module.startswith("pixloc_ros.msg")
+    ]
     assert not wrong, wrong

@@ -1,5 +1,6 @@
 # Copyright the pixloc_ros authors. SPDX-License-Identifier: Apache-2.0
 """What makes the repository build and install: files that must agree, the environment's hook, a plain colcon build."""
+
 import ast
 import configparser
 import gc
@@ -165,9 +166,7 @@ def test_cmake_exports_are_adapted_to_this_python():
 def in_environment(code: str, **variables: str) -> str:
     """Run code in a new interpreter that inherits nothing but what is given."""
     environment = {"PATH": os.defpath, "HOME": os.environ.get("HOME", "/tmp"), **variables}
-    done = subprocess.run(
-        [sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=120, cwd="/"
-    )
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=120, cwd="/")
     assert done.returncode == 0, done.stderr
     return done.stdout.strip()
 
@@ -233,9 +232,7 @@ def test_plain_colcon_build_in_a_workspace(tmp_path):
         "CMAKE_PREFIX_PATH": str(ROOT / ".venv"),
         "COLCON_HOME": str(tmp_path / "home"),
     }
-    done = subprocess.run(
-        ["colcon", "build"], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=600
-    )
+    done = subprocess.run(["colcon", "build"], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "1 package finished" in done.stdout  # the overlay is left alone
 

@@ -1,5 +1,6 @@
 # Copyright the pixloc_ros authors. SPDX-License-Identifier: Apache-2.0
 """Invented photos and a configuration small enough to train in a test."""
+
 import json
 
 import cv2
@@ -14,7 +15,7 @@ def invented_photo(seed, width=200, height=150):
     image = np.zeros((height, width), np.float32)
     for cells in (3, 6, 12, 25, 50):
         noise = rng.normal(size=(cells, cells)).astype(np.float32)
-        image += cv2.resize(noise, (width, height), interpolation=cv2.INTER_CUBIC) * 40 / cells ** 0.5
+        image += cv2.resize(noise, (width, height), interpolation=cv2.INTER_CUBIC) * 40 / cells**0.5
     for _ in range(12):
         corners = (rng.uniform(0, 1, 2) * (width, height) + rng.normal(size=(4, 2)) * 0.12 * height).astype(np.int32)
         cv2.fillPoly(image, [cv2.convexHull(corners)], float(rng.uniform(-80, 80)), cv2.LINE_AA)

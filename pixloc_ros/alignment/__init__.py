@@ -1,9 +1,19 @@
 # Copyright the pixloc_ros authors. SPDX-License-Identifier: Apache-2.0
 """Featuremetric alignment: the pose at which the image's features agree with the map's."""
-from ..features.damping import LearnedDamping, MotionCues, TemporalPrior
+
+from .damping import LearnedDamping, MotionCues, TemporalPrior
 from .optimizer import AlignmentOptions, align
 from .robust import RobustLoss
 from .types import AlignmentResult, PriorFactor, ReferencePoints
 
-__all__ = ["AlignmentOptions", "AlignmentResult", "LearnedDamping", "MotionCues", "PriorFactor", "ReferencePoints",
-           "RobustLoss", "TemporalPrior", "align"]
+__all__ = [
+    "AlignmentOptions",
+    "AlignmentResult",
+    "LearnedDamping",
+    "MotionCues",
+    "PriorFactor",
+    "ReferencePoints",
+    "RobustLoss",
+    "TemporalPrior",
+    "align",
+]

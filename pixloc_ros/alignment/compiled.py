@@ -4,6 +4,7 @@
 The same arithmetic as `linearization.linearize` and `optimizer.run_adaptive` (tests hold them together), without gradients.
 One pass over the points replaces some sixty tensor operations per iteration, and geometry is in double precision throughout.
 """
+
 from __future__ import annotations
 
 import math
@@ -28,7 +29,7 @@ def camera_numbers(camera: Camera) -> tuple[int, np.ndarray, float]:
     """
     values = camera.params.double().numpy()
     numbers = np.zeros(PARAMS)
-    numbers[:len(values)] = values
+    numbers[: len(values)] = values
     return (EQUIDISTANT if camera.model == "equidistant" else POLYNOMIAL), numbers, float(camera.limit)
 
 
@@ -83,8 +84,32 @@ def project_point(kind, cam, limit, x, y, z, pixel, jac):
 
 
 @numba.njit(**_JIT)
-def _linearize(features, stride, query_confidence, width, height, border, kind, cam, limit, xyz, descriptors, confidences,
-               mask, pose, loss_kind, loss_scale, hessian, gradient, motion, squared, loss, confidence, valid, pixels):
+def _linearize(
+    features,
+    stride,
+    query_confidence,
+    width,
+    height,
+    border,
+    kind,
+    cam,
+    limit,
+    xyz,
+    descriptors,
+    confidences,
+    mask,
+    pose,
+    loss_kind,
+    loss_scale,
+    hessian,
+    gradient,
+    motion,
+    squared,
+    loss,
+    confidence,
+    valid,
+    pixels,
+):
     """Fill the normal equations at a pose (see `linearization.Linearization`); return the number of valid points.
 
     features [H, W, C]; query_confidence [H, W], confidences [N] and mask [N] are empty where there are none. motion [6, 6]
@@ -108,9 +133,16 @@ def _linearize(features, stride, query_confidence, width, height, border, kind, 
             continue
         pixels[i, 0], pixels[i, 1] = pixel[0], pixel[1]
         cell_x, cell_y = (pixel[0] + 0.5) / stride - 0.5, (pixel[1] + 0.5) / stride - 0.5
-        if not (cell_x >= -0.5 and cell_y >= -0.5 and cell_x <= columns - 0.5 and cell_y <= rows - 0.5
-                and pixel[0] >= margin and pixel[1] >= margin
-                and pixel[0] <= width - 1 - margin and pixel[1] <= height - 1 - margin):
+        if not (
+            cell_x >= -0.5
+            and cell_y >= -0.5
+            and cell_x <= columns - 0.5
+            and cell_y <= rows - 0.5
+            and pixel[0] >= margin
+            and pixel[1] >= margin
+            and pixel[0] <= width - 1 - margin
+            and pixel[1] <= height - 1 - margin
+        ):
             continue
         cell_x, cell_y = min(max(cell_x, 0.0), columns - 1.0), min(max(cell_y, 0.0), rows - 1.0)
         column, row = int(cell_x), int(cell_y)
@@ -132,8 +164,9 @@ def _linearize(features, stride, query_confidence, width, height, border, kind, 
             up = (one - a) * f01[c] + a * f02[c]
             down = (one - a) * f31[c] + a * f32[c]
             r = (one - b) * top + b * low - reference[c]
-            sx = (one - b) * ((one - a) * (f12[c] - f10[c]) + a * (f13[c] - f11[c])) \
-                + b * ((one - a) * (f22[c] - f20[c]) + a * (f23[c] - f21[c]))
+            sx = (one - b) * ((one - a) * (f12[c] - f10[c]) + a * (f13[c] - f11[c])) + b * (
+                (one - a) * (f22[c] - f20[c]) + a * (f23[c] - f21[c])
+            )
             sy = (one - b) * (low - up) + b * (down - top)
             rr += r * r
             rx += r * sx
@@ -145,8 +178,9 @@ def _linearize(features, stride, query_confidence, width, height, border, kind, 
         if confidences.size:
             weight *= confidences[i]
         if query_confidence.size:
-            weight *= ((1 - fy) * ((1 - fx) * query_confidence[row, column] + fx * query_confidence[row, right])
-                       + fy * ((1 - fx) * query_confidence[below, column] + fx * query_confidence[below, right]))
+            weight *= (1 - fy) * ((1 - fx) * query_confidence[row, column] + fx * query_confidence[row, right]) + fy * (
+                (1 - fx) * query_confidence[below, column] + fx * query_confidence[below, right]
+            )
         confidence[i] = weight
         squared[i] = rr
         ratio = rr / (2 * loss_scale)
@@ -315,9 +349,43 @@ def _mean_cost(confidence, loss, valid):
 
 
 @numba.njit(**_JIT)
-def run_level(features, stride, query_confidence, width, height, border, kind, cam, limit, xyz, descriptors, confidences, mask,
-              start, loss_kind, loss_scale, prior_inverse, information, base_factors, axes, iterations, min_points, stop_cells,
-              floor, down, up, least_scale, most_scale, least_shared, poses, costs, hessian, squared, valid, pixels):
+def run_level(
+    features,
+    stride,
+    query_confidence,
+    width,
+    height,
+    border,
+    kind,
+    cam,
+    limit,
+    xyz,
+    descriptors,
+    confidences,
+    mask,
+    start,
+    loss_kind,
+    loss_scale,
+    prior_inverse,
+    information,
+    base_factors,
+    axes,
+    iterations,
+    min_points,
+    stop_cells,
+    floor,
+    down,
+    up,
+    least_scale,
+    most_scale,
+    least_shared,
+    poses,
+    costs,
+    hessian,
+    squared,
+    valid,
+    pixels,
+):
     """Levenberg-Marquardt with step acceptance on one level from `start` [4, 4]. The damping acts along the columns of axes
     [6, 6], the camera's where that is empty.
 
@@ -332,9 +400,32 @@ def run_level(features, stride, query_confidence, width, height, border, kind, c
     new_valid, new_pixels = np.zeros(points, np.bool_), np.zeros((points, 2))
     full_hessian, full_gradient, step = np.empty((6, 6)), np.empty(6), np.empty(6)
     pose, candidate = start.copy(), start.copy()
-    count = _linearize(features, stride, query_confidence, width, height, border, kind, cam, limit, xyz, descriptors,
-                       confidences, mask, pose, loss_kind, loss_scale, hessian, gradient, motion, squared, loss, confidence,
-                       valid, pixels)
+    count = _linearize(
+        features,
+        stride,
+        query_confidence,
+        width,
+        height,
+        border,
+        kind,
+        cam,
+        limit,
+        xyz,
+        descriptors,
+        confidences,
+        mask,
+        pose,
+        loss_kind,
+        loss_scale,
+        hessian,
+        gradient,
+        motion,
+        squared,
+        loss,
+        confidence,
+        valid,
+        pixels,
+    )
     poses[0], costs[0] = pose, _mean_cost(confidence, loss, valid)
     if count < min_points:
         return -1
@@ -343,9 +434,32 @@ def run_level(features, stride, query_confidence, width, height, border, kind, c
     for k in range(iterations):
         _solve_along(full_hessian, full_gradient, base_factors * scale, axes, floor, step)
         _retract(pose, step, candidate)
-        new_count = _linearize(features, stride, query_confidence, width, height, border, kind, cam, limit, xyz, descriptors,
-                               confidences, mask, candidate, loss_kind, loss_scale, new_hessian, new_gradient, new_motion,
-                               new_squared, new_loss, new_confidence, new_valid, new_pixels)
+        new_count = _linearize(
+            features,
+            stride,
+            query_confidence,
+            width,
+            height,
+            border,
+            kind,
+            cam,
+            limit,
+            xyz,
+            descriptors,
+            confidences,
+            mask,
+            candidate,
+            loss_kind,
+            loss_scale,
+            new_hessian,
+            new_gradient,
+            new_motion,
+            new_squared,
+            new_loss,
+            new_confidence,
+            new_valid,
+            new_pixels,
+        )
         before, after, shared = prior_cost, 0.0, 0
         for i in range(points):
             if valid[i] and new_valid[i]:
@@ -389,10 +503,45 @@ def _prior_cost(pose, prior_inverse, information):
 
 
 @numba.njit(**_JIT)
-def run_levels(features, strides, query_confidences, width, height, border, kind, cam, limit, xyz, descriptors, confidences,
-               mask, start, loss_kind, loss_scale, prior_inverse, information, factors, axes, iterations, min_points, stop_cells,
-               finest_share, floor, down, up, least_scale, most_scale, least_shared, poses, costs, done, hessian, squared,
-               valid, pixels):
+def run_levels(
+    features,
+    strides,
+    query_confidences,
+    width,
+    height,
+    border,
+    kind,
+    cam,
+    limit,
+    xyz,
+    descriptors,
+    confidences,
+    mask,
+    start,
+    loss_kind,
+    loss_scale,
+    prior_inverse,
+    information,
+    factors,
+    axes,
+    iterations,
+    min_points,
+    stop_cells,
+    finest_share,
+    floor,
+    down,
+    up,
+    least_scale,
+    most_scale,
+    least_shared,
+    poses,
+    costs,
+    done,
+    hessian,
+    squared,
+    valid,
+    pixels,
+):
     """`run_level` on one level after the other, coarse to fine, from `start`: tuples have an entry a level, arrays a row.
 
     information [levels, 6, 6], or no rows where there is no prior. Fills done [levels], the iterations of each, and what
@@ -408,15 +557,47 @@ def run_levels(features, strides, query_confidences, width, height, border, kind
             prior = information[k]
         most = iterations if alive else 0
         steps = run_level(
-            features[k], strides[k], query_confidences[k], width, height, border, kind, cam, limit, xyz, descriptors[k],
-            confidences[k], mask, pose, loss_kind, loss_scale, prior_inverse,
-            prior, factors[k], axes, most, min_points, stop_cells, floor, down, up, least_scale, most_scale, least_shared,
-            poses[k], costs[k], hessian[k], squared[k], valid[k], pixels[k])
+            features[k],
+            strides[k],
+            query_confidences[k],
+            width,
+            height,
+            border,
+            kind,
+            cam,
+            limit,
+            xyz,
+            descriptors[k],
+            confidences[k],
+            mask,
+            pose,
+            loss_kind,
+            loss_scale,
+            prior_inverse,
+            prior,
+            factors[k],
+            axes,
+            most,
+            min_points,
+            stop_cells,
+            floor,
+            down,
+            up,
+            least_scale,
+            most_scale,
+            least_shared,
+            poses[k],
+            costs[k],
+            hessian[k],
+            squared[k],
+            valid[k],
+            pixels[k],
+        )
         alive = alive and steps >= 0
         steps = max(steps, 0)
         done[k] = steps
         pose = poses[k, steps]
-        poses[k, steps + 1:], costs[k, steps + 1:] = pose, costs[k, steps]
+        poses[k, steps + 1 :], costs[k, steps + 1 :] = pose, costs[k, steps]
     if levels > 1 and finest_share > 0:
         inliers, finest = 0, 0
         for i in range(points):

@@ -5,6 +5,7 @@ A wrong focal length moves the reprojections away from the image's centre. Point
 stands further back; points at several depths can, and then the pose that fits best is wrong although all looks well. The
 alignment of the two finest levels is therefore done once more from the pose found, with one number beside the pose's six.
 """
+
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
@@ -15,7 +16,7 @@ import torch
 from ..features.pyramid import FeaturePyramid
 from ..geometry import se3
 from ..geometry.cameras import Camera
-from .linearization import Linearization, linearize, normal_equations
+from .cost import Linearization, linearize, normal_equations
 from .optimizer import AlignmentOptions
 from .types import ReferencePoints
 
@@ -37,16 +38,20 @@ class FocalLength:
 
 
 @torch.inference_mode()
-def estimate_focal_length(pyramid: FeaturePyramid, camera: Camera, points: ReferencePoints, camera_from_map: torch.Tensor,
-                          options: AlignmentOptions) -> FocalLength | None:
+def estimate_focal_length(
+    pyramid: FeaturePyramid, camera: Camera, points: ReferencePoints, camera_from_map: torch.Tensor, options: AlignmentOptions
+) -> FocalLength | None:
     """Moves pose and focal length together, from where an alignment ended, until features agree best.
 
     pyramid, camera, points (unbatched), options: as of `align`; camera_from_map [4, 4]: the pose found. None where the image
     does not tell: too few points, or no step that lowers the cost ends.
     """
     some = slice(None, None, max(len(points) // _POINTS, 1))
-    points = ReferencePoints(points.xyz[None, some], tuple(d[None, some] for d in points.descriptors),
-                             tuple(c if c is None else c[None, some] for c in points.confidences))
+    points = ReferencePoints(
+        points.xyz[None, some],
+        tuple(d[None, some] for d in points.descriptors),
+        tuple(c if c is None else c[None, some] for c in points.confidences),
+    )
     pose, ratio = camera_from_map[None].double(), 0.0
     system = None
     for k in range(max(len(pyramid.levels) - _LEVELS, 0), len(pyramid.levels)):
@@ -66,26 +71,46 @@ def estimate_focal_length(pyramid: FeaturePyramid, camera: Camera, points: Refer
     return FocalLength(ratio, float(np.sqrt(covariance[6, 6])))
 
 
-def _align_level(pyramid: FeaturePyramid, level: int, camera: Camera, points: ReferencePoints, pose: torch.Tensor, ratio: float,
-                 options: AlignmentOptions) -> tuple[torch.Tensor, float, np.ndarray, float] | None:
+def _align_level(
+    pyramid: FeaturePyramid,
+    level: int,
+    camera: Camera,
+    points: ReferencePoints,
+    pose: torch.Tensor,
+    ratio: float,
+    options: AlignmentOptions,
+) -> tuple[torch.Tensor, float, np.ndarray, float] | None:
     """Pose [1, 4, 4], log ratio, Hessian [7, 7] and mean cost at the end of a level; None where it must not be used."""
+
     def at(pose: torch.Tensor, ratio: float) -> tuple[Linearization, Camera]:
         scaled = _with_focal(camera, ratio)
-        return linearize(pyramid.levels[level], pyramid.image_size, scaled, points.xyz, points.descriptors[level],
-                         points.confidences[level], None, pose, options.loss, options.border_cells), scaled
+        return linearize(
+            pyramid.levels[level],
+            pyramid.image_size,
+            scaled,
+            points.xyz,
+            points.descriptors[level],
+            points.confidences[level],
+            None,
+            pose,
+            options.loss,
+            options.border_cells,
+        ), scaled
 
     (now, scaled), damping = at(pose, ratio), 1e-3
     if int(now.valid.sum()) < options.min_points:
         return None
-    weight = options.feature_variance / _PRIOR_STD ** 2
+    weight = options.feature_variance / _PRIOR_STD**2
     hessian, gradient = _system(now, scaled, ratio, weight)
     for _ in range(_STEPS):
         step = -np.linalg.solve(hessian + np.diag(damping * hessian.diagonal() + 1e-9), gradient)
         candidate = se3.retract(pose, torch.from_numpy(step[:6])[None])
         new, scaled = at(candidate, ratio + step[6])
         shared = (now.valid & new.valid).double()
-        lower = float((now.confidence * (new.loss - now.loss) * shared).sum()) + weight * (
-            (ratio + step[6]) ** 2 - ratio ** 2) < 0 and float(shared.sum()) >= options.min_points
+        lower = (
+            float((now.confidence * (new.loss - now.loss) * shared).sum()) + weight * ((ratio + step[6]) ** 2 - ratio**2) < 0
+            and float(shared.sum()) >= options.min_points
+        )
         if lower:
             pose, ratio, now = candidate, ratio + float(step[6]), new
             hessian, gradient = _system(now, scaled, ratio, weight)

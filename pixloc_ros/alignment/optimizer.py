@@ -5,6 +5,7 @@ PixLoc, section 4 of the paper, with two strategies: "paper", the fixed learned 
 and "adaptive", which starts from the same damping but accepts only steps that lower the cost, and scales the damping by the
 outcome. Batched over poses (hypotheses or training pairs); differentiable in features, confidences and damping.
 """
+
 from __future__ import annotations
 
 import dataclasses
@@ -17,12 +18,12 @@ import numpy as np
 import torch
 
 from ..errors import InputError
-from ..features.damping import LearnedDamping, MotionCues, TemporalPrior
 from ..features.pyramid import FeaturePyramid
 from ..geometry import se3
 from ..geometry.cameras import Camera
 from . import compiled
-from .linearization import Linearization, linearize
+from .cost import Linearization, linearize
+from .damping import LearnedDamping, MotionCues, TemporalPrior
 from .robust import RobustLoss
 from .types import AlignmentResult, LevelTrace, PriorFactor, ReferencePoints, to_device
 
@@ -68,11 +69,15 @@ class AlignmentOptions:
         if self.strategy not in STRATEGIES:
             raise InputError(f"alignment strategy '{self.strategy}': choose one of {', '.join(STRATEGIES)}")
         if self.backend not in BACKENDS or (self.backend == "compiled" and self.strategy != "adaptive"):
-            raise InputError(f"alignment backend '{self.backend}' for strategy '{self.strategy}': choose one of "
-                             f"{', '.join(BACKENDS)}; compiled is adaptive only")
+            raise InputError(
+                f"alignment backend '{self.backend}' for strategy '{self.strategy}': choose one of "
+                f"{', '.join(BACKENDS)}; compiled is adaptive only"
+            )
         if self.iterations < 1 or self.min_points < 3 or not self.stop_cells >= 0 or not self.feature_variance > 0:
-            raise InputError("alignment options: iterations must be at least 1, min_points at least 3, "
-                             "stop_cells not negative, feature_variance above 0")
+            raise InputError(
+                "alignment options: iterations must be at least 1, min_points at least 3, "
+                "stop_cells not negative, feature_variance above 0"
+            )
 
 
 @dataclass(frozen=True)
@@ -86,7 +91,7 @@ class _Trace:
     steps: torch.Tensor
 
     def cut(self, steps: int) -> LevelTrace:
-        return LevelTrace(self.stride, self.costs[:, :steps + 1], self.poses[:, :steps + 1], steps)
+        return LevelTrace(self.stride, self.costs[:, : steps + 1], self.poses[:, : steps + 1], steps)
 
 
 class _Stop:
@@ -152,15 +157,31 @@ class _Level:
 
     def linearize(self, camera_from_map: torch.Tensor) -> Linearization:
         k = self.index
-        return linearize(self.pyramid.levels[k], self.pyramid.image_size, self.camera, self.points.xyz,
-                         self.points.descriptors[k], self.points.confidences[k], self.mask, camera_from_map,
-                         self.options.loss, self.options.border_cells)
+        return linearize(
+            self.pyramid.levels[k],
+            self.pyramid.image_size,
+            self.camera,
+            self.points.xyz,
+            self.points.descriptors[k],
+            self.points.confidences[k],
+            self.mask,
+            camera_from_map,
+            self.options.loss,
+            self.options.border_cells,
+        )
 
 
-def align(pyramid: FeaturePyramid, camera: Camera, points: ReferencePoints, camera_from_map: torch.Tensor,
-          options: AlignmentOptions = AlignmentOptions(), damping: LearnedDamping | None = None,
-          prior: PriorFactor | None = None, mask: torch.Tensor | None = None, cues: MotionCues | None = None
-          ) -> AlignmentResult:
+def align(
+    pyramid: FeaturePyramid,
+    camera: Camera,
+    points: ReferencePoints,
+    camera_from_map: torch.Tensor,
+    options: AlignmentOptions = AlignmentOptions(),
+    damping: LearnedDamping | None = None,
+    prior: PriorFactor | None = None,
+    mask: torch.Tensor | None = None,
+    cues: MotionCues | None = None,
+) -> AlignmentResult:
     """Move the poses until the query's features at the projected points agree with the map's.
 
     pyramid: features of the query, batch size B or 1. camera: of the pyramid's image size. points: [N, 3] or [B, N, 3].
@@ -174,40 +195,69 @@ def align(pyramid: FeaturePyramid, camera: Camera, points: ReferencePoints, came
     home, device = camera_from_map.device, pyramid.levels[0].features.device
     if home != device:
         camera, points, camera_from_map, prior, mask, cues = to_device(
-            (camera, points, camera_from_map, prior, mask, cues), device)
+            (camera, points, camera_from_map, prior, mask, cues), device
+        )
     single = camera_from_map.dim() == 2
     pose = camera_from_map[None] if single else camera_from_map
     if points.xyz.dim() == 2:
-        points = ReferencePoints(points.xyz[None], tuple(d[None] for d in points.descriptors),
-                                 tuple(c if c is None else c[None] for c in points.confidences))
+        points = ReferencePoints(
+            points.xyz[None],
+            tuple(d[None] for d in points.descriptors),
+            tuple(c if c is None else c[None] for c in points.confidences),
+        )
     if prior is not None and prior.camera_from_map.dim() == 2:
         prior = PriorFactor(prior.camera_from_map[None], prior.information[None])
     if cues is not None and cues.values.dim() == 1:
         cues = MotionCues(cues.values[None], cues.camera_from_base[None])
     if len(points.descriptors) != len(pyramid.levels):
-        raise InputError(f"the map has {len(points.descriptors)} feature levels, the image {len(pyramid.levels)}: "
-                         "build the map with the same network")
+        raise InputError(
+            f"the map has {len(points.descriptors)} feature levels, the image {len(pyramid.levels)}: "
+            "build the map with the same network"
+        )
     dampings, priors = _learned(damping, prior, cues, len(pyramid.levels), pose.device)
     run = _align_compiled if _compiled_serves(options, pyramid, camera, points) else _align_tensors
     result = run(pyramid, camera, points, pose, options, dampings, priors, mask)
     return to_device(_first(result) if single else result, home)
 
 
-def _align_tensors(pyramid: FeaturePyramid, camera: Camera, points: ReferencePoints, pose: torch.Tensor,
-                   options: AlignmentOptions, dampings: list[_Damping | None], priors: list[PriorFactor | None],
-                   mask: torch.Tensor | None) -> AlignmentResult:
+def _align_tensors(
+    pyramid: FeaturePyramid,
+    camera: Camera,
+    points: ReferencePoints,
+    pose: torch.Tensor,
+    options: AlignmentOptions,
+    dampings: list[_Damping | None],
+    priors: list[PriorFactor | None],
+    mask: torch.Tensor | None,
+) -> AlignmentResult:
     """Level after level on any device, differentiable; damping and prior of each level."""
     end, inliers, finished, ran = _run_levels(pyramid, camera, points, pose, options, dampings, priors, mask)
     numbers = torch.stack((*(trace.steps.amax() for trace in ran), finished.all(), end.alive.all()))
     *steps, all_finished, all_alive = numbers.tolist()  # the only time that the host waits
     traces = tuple(trace.cut(taken) for trace, taken in zip(ran, steps))
-    return AlignmentResult(end.camera_from_map, finished, end.hessian, end.cost, end.valid, inliers & end.valid, end.pixels,
-                           traces, _reason(bool(all_finished), bool(all_alive), traces, options))
+    return AlignmentResult(
+        end.camera_from_map,
+        finished,
+        end.hessian,
+        end.cost,
+        end.valid,
+        inliers & end.valid,
+        end.pixels,
+        traces,
+        _reason(bool(all_finished), bool(all_alive), traces, options),
+    )
 
 
-def _run_levels(pyramid: FeaturePyramid, camera: Camera, points: ReferencePoints, pose: torch.Tensor, options: AlignmentOptions,
-                dampings: list[_Damping | None], priors: list[PriorFactor | None], mask: torch.Tensor | None
-                ) -> tuple[_LevelEnd, torch.Tensor, torch.Tensor, list[_Trace]]:
+def _run_levels(
+    pyramid: FeaturePyramid,
+    camera: Camera,
+    points: ReferencePoints,
+    pose: torch.Tensor,
+    options: AlignmentOptions,
+    dampings: list[_Damping | None],
+    priors: list[PriorFactor | None],
+    mask: torch.Tensor | None,
+) -> tuple[_LevelEnd, torch.Tensor, torch.Tensor, list[_Trace]]:
     """Where the alignment ends, the points [B, N] that agree, which poses [B] are fit to use, and how each level went. The host
     waits for no device here."""
     alive = torch.ones(pose.shape[0], dtype=torch.bool, device=pose.device)
@@ -245,8 +295,9 @@ _CAMERA_FROM_BASE = torch.tensor([[0.0, -1, 0, 0], [0, 0, -1, 0], [1, 0, 0, 0], 
 """Of a base at the camera: x forward, y left, z up."""
 
 
-def _learned(damping: LearnedDamping | None, prior: PriorFactor | None, cues: MotionCues | None, levels: int,
-             device: torch.device) -> tuple[list[_Damping | None], list[PriorFactor | None]]:
+def _learned(
+    damping: LearnedDamping | None, prior: PriorFactor | None, cues: MotionCues | None, levels: int, device: torch.device
+) -> tuple[list[_Damping | None], list[PriorFactor | None]]:
     """Damping and prior factor of every level."""
     if not isinstance(damping, TemporalPrior):
         return [None if damping is None else _Damping(damping(k).double()) for k in range(levels)], [prior] * levels
@@ -260,8 +311,10 @@ def _learned(damping: LearnedDamping | None, prior: PriorFactor | None, cues: Mo
     root = trust.double().sqrt()
     back = se3.adjoint(se3.inverse(camera_from_base))
     along = axes.mT @ prior.information.double() @ axes
-    priors = [PriorFactor(prior.camera_from_map, back.mT @ (root[..., k, :, None] * along * root[..., k, None, :]) @ back)
-              for k in range(levels)]
+    priors = [
+        PriorFactor(prior.camera_from_map, back.mT @ (root[..., k, :, None] * along * root[..., k, None, :]) @ back)
+        for k in range(levels)
+    ]
     return dampings, priors
 
 
@@ -270,8 +323,11 @@ def _compiled_serves(options: AlignmentOptions, pyramid: FeaturePyramid, camera:
     if options.strategy == "paper" or options.backend == "torch":
         return False
     tensors = [level.features for level in pyramid.levels] + [points.xyz, *points.descriptors]
-    able = camera.params.dim() == 1 and all(t.is_cpu and t.dtype == torch.float32 for t in tensors) and not (
-        torch.is_grad_enabled() and any(t.requires_grad for t in tensors))
+    able = (
+        camera.params.dim() == 1
+        and all(t.is_cpu and t.dtype == torch.float32 for t in tensors)
+        and not (torch.is_grad_enabled() and any(t.requires_grad for t in tensors))
+    )
     if options.backend == "compiled" and not able:
         raise InputError("the compiled alignment takes float32 features on the CPU, one camera, and no gradients: use torch")
     return able
@@ -280,12 +336,22 @@ def _compiled_serves(options: AlignmentOptions, pyramid: FeaturePyramid, camera:
 def _first(result: AlignmentResult) -> AlignmentResult:
     """The only pose of a batch of one, without its batch dimension."""
     traces = tuple(LevelTrace(t.stride, t.costs[0], t.camera_from_map[0], t.iterations) for t in result.trace)
-    return AlignmentResult(result.camera_from_map[0], result.converged[0], result.hessian[0], result.cost[0],
-                           result.visible[0], result.inliers[0], result.pixels[0], traces, result.reason)
+    return AlignmentResult(
+        result.camera_from_map[0],
+        result.converged[0],
+        result.hessian[0],
+        result.cost[0],
+        result.visible[0],
+        result.inliers[0],
+        result.pixels[0],
+        traces,
+        result.reason,
+    )
 
 
-def _normal_equations(now: Linearization, pose: torch.Tensor, prior: PriorFactor | None, feature_variance: float
-                      ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+def _normal_equations(
+    now: Linearization, pose: torch.Tensor, prior: PriorFactor | None, feature_variance: float
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Hessian, gradient and the prior's share of the cost [B], all in double precision."""
     hessian, gradient = now.hessian.double(), now.gradient.double()
     if prior is None:
@@ -313,14 +379,15 @@ def _moved_cells(now: Linearization, step: torch.Tensor, stride: float) -> torch
     """Root mean square motion [B] of the visible reprojections under a step, in cells of the level."""
     motion = (now.pixel_jacobian @ step.to(now.pixel_jacobian.dtype)[:, None, :, None])[..., 0]
     count = now.valid.sum(-1).clamp(min=1)
-    return ((motion ** 2).sum((-1, -2)) / count).sqrt() / stride
+    return ((motion**2).sum((-1, -2)) / count).sqrt() / stride
 
 
-def _run_paper(level: _Level, pose: torch.Tensor, damping: _Damping | None, prior: PriorFactor | None, alive: torch.Tensor
-               ) -> _LevelEnd:
+def _run_paper(
+    level: _Level, pose: torch.Tensor, damping: _Damping | None, prior: PriorFactor | None, alive: torch.Tensor
+) -> _LevelEnd:
     """Fixed damping, every step taken (PixLoc's rule); a pose stops early only outside training."""
     options, stride = level.options, level.pyramid.levels[level.index].stride
-    damping = damping or _Damping(torch.full((6,), 10 ** -0.5, dtype=torch.float64, device=pose.device))
+    damping = damping or _Damping(torch.full((6,), 10**-0.5, dtype=torch.float64, device=pose.device))
     training = torch.is_grad_enabled()
     now, poses, costs = level.linearize(pose), [pose], []
     costs.append(now.mean_cost())
@@ -343,8 +410,9 @@ def _run_paper(level: _Level, pose: torch.Tensor, damping: _Damping | None, prio
     return _LevelEnd.of(pose, alive, now, _Trace(stride, torch.stack(costs, -1), torch.stack(poses, -3), steps))
 
 
-def _run_adaptive(level: _Level, pose: torch.Tensor, damping: _Damping | None, prior: PriorFactor | None,
-                  alive: torch.Tensor) -> _LevelEnd:
+def _run_adaptive(
+    level: _Level, pose: torch.Tensor, damping: _Damping | None, prior: PriorFactor | None, alive: torch.Tensor
+) -> _LevelEnd:
     """Levenberg-Marquardt with step acceptance; each pose of the batch has its own damping scale."""
     options, stride = level.options, level.pyramid.levels[level.index].stride
     damping = damping or _Damping(torch.full((6,), ADAPTIVE_START, dtype=torch.float64, device=pose.device))
@@ -382,9 +450,16 @@ def _run_adaptive(level: _Level, pose: torch.Tensor, damping: _Damping | None, p
     return _LevelEnd.of(pose, alive, now, _Trace(stride, torch.stack(costs, -1), torch.stack(poses, -3), steps))
 
 
-def _align_compiled(pyramid: FeaturePyramid, camera: Camera, points: ReferencePoints, pose: torch.Tensor,
-                    options: AlignmentOptions, dampings: list[_Damping | None], priors: list[PriorFactor | None],
-                    mask: torch.Tensor | None) -> AlignmentResult:
+def _align_compiled(
+    pyramid: FeaturePyramid,
+    camera: Camera,
+    points: ReferencePoints,
+    pose: torch.Tensor,
+    options: AlignmentOptions,
+    dampings: list[_Damping | None],
+    priors: list[PriorFactor | None],
+    mask: torch.Tensor | None,
+) -> AlignmentResult:
     """What `_align_tensors` does with `_run_adaptive`, without gradients: one CPU core a pose."""
     levels, batch, count, steps = len(pyramid.levels), pose.shape[0], points.xyz.shape[-2], options.iterations
     strides = np.array([level.stride for level in pyramid.levels])
@@ -413,12 +488,40 @@ def _align_compiled(pyramid: FeaturePyramid, camera: Camera, points: ReferencePo
             return array[b if len(array) > 1 else 0]
 
         return compiled.run_levels(
-            tuple(map(of, features)), strides, tuple(map(of, query_confidences)), *pyramid.image_size, options.border_cells,
-            *compiled.camera_numbers(camera), of(xyz), tuple(map(of, descriptors)), tuple(map(of, confidences)), of(masks),
-            starts[b], compiled.LOSSES[options.loss.kind], options.loss.scale, of(prior_inverses), of(information), of(factors),
-            of(axes), steps, options.min_points, options.stop_cells, options.finest_share, DIAGONAL_FLOOR, ADAPTIVE_DOWN,
-            ADAPTIVE_UP, *ADAPTIVE_RANGE, LEAST_SHARED_VIEW, poses[b], costs[b], done[b], hessian[b], squared[b], valid[b],
-            pixels[b])
+            tuple(map(of, features)),
+            strides,
+            tuple(map(of, query_confidences)),
+            *pyramid.image_size,
+            options.border_cells,
+            *compiled.camera_numbers(camera),
+            of(xyz),
+            tuple(map(of, descriptors)),
+            tuple(map(of, confidences)),
+            of(masks),
+            starts[b],
+            compiled.LOSSES[options.loss.kind],
+            options.loss.scale,
+            of(prior_inverses),
+            of(information),
+            of(factors),
+            of(axes),
+            steps,
+            options.min_points,
+            options.stop_cells,
+            options.finest_share,
+            DIAGONAL_FLOOR,
+            ADAPTIVE_DOWN,
+            ADAPTIVE_UP,
+            *ADAPTIVE_RANGE,
+            LEAST_SHARED_VIEW,
+            poses[b],
+            costs[b],
+            done[b],
+            hessian[b],
+            squared[b],
+            valid[b],
+            pixels[b],
+        )
 
     if batch == 1:
         ends = [run(0)]
@@ -431,16 +534,32 @@ def _align_compiled(pyramid: FeaturePyramid, camera: Camera, points: ReferencePo
     found = poses[each, last, ended]
     finished = np.isfinite(found).all((1, 2)) & alive
     most = done.max(0).tolist()
-    traces = [LevelTrace(level.stride, torch.from_numpy(costs[:, k, :most[k] + 1]),
-                         torch.from_numpy(poses[:, k, :most[k] + 1]).to(pose.dtype), most[k])
-              for k, level in enumerate(pyramid.levels)]
+    traces = [
+        LevelTrace(
+            level.stride,
+            torch.from_numpy(costs[:, k, : most[k] + 1]),
+            torch.from_numpy(poses[:, k, : most[k] + 1]).to(pose.dtype),
+            most[k],
+        )
+        for k, level in enumerate(pyramid.levels)
+    ]
     visible = valid[each, last]
     judge = max(levels - 2, 0) if options.finest_share > 0 else levels - 1
     inliers = visible & valid[:, judge] & (squared[:, judge] < 2 * options.loss.scale)
-    found, finished_each, hessian, cost, visible, inliers, pixels = map(torch.from_numpy, (
-        found, finished, hessian[each, last], costs[each, last, ended], visible, inliers, pixels[each, last]))
-    return AlignmentResult(found.to(pose.dtype), finished_each, hessian, cost, visible, inliers, pixels, tuple(traces),
-                           _reason(bool(finished.all()), bool(alive.all()), traces, options))
+    found, finished_each, hessian, cost, visible, inliers, pixels = map(
+        torch.from_numpy, (found, finished, hessian[each, last], costs[each, last, ended], visible, inliers, pixels[each, last])
+    )
+    return AlignmentResult(
+        found.to(pose.dtype),
+        finished_each,
+        hessian,
+        cost,
+        visible,
+        inliers,
+        pixels,
+        tuple(traces),
+        _reason(bool(finished.all()), bool(alive.all()), traces, options),
+    )
 
 
 def _array(tensor: torch.Tensor | None, dtype: type, empty: tuple[int, ...] = ()) -> np.ndarray:
@@ -450,6 +569,7 @@ def _array(tensor: torch.Tensor | None, dtype: type, empty: tuple[int, ...] = ()
 
 def _take(which: torch.Tensor, new: T, old: T) -> T:
     """Batch elements of the dataclass `new` where `which`, else of `old`; what is no tensor comes from `old`."""
+
     def pick(a, b):
         return torch.where(which.view(-1, *(1,) * (a.dim() - 1)), a, b) if isinstance(a, torch.Tensor) else b
 

@@ -1,5 +1,6 @@
 # Copyright the pixloc_ros authors. SPDX-License-Identifier: Apache-2.0
 """Robust losses of squared residuals, and their weights (first derivative)."""
+
 from __future__ import annotations
 
 from dataclasses import dataclass

@@ -1,5 +1,6 @@
 # Copyright the pixloc_ros authors. SPDX-License-Identifier: Apache-2.0
 """What an alignment is given and what it returns."""
+
 from __future__ import annotations
 
 import dataclasses
@@ -18,8 +19,9 @@ def to_device(value: T, device: torch.device) -> T:
     if isinstance(value, tuple):
         return tuple(to_device(item, device) for item in value)
     if dataclasses.is_dataclass(value):
-        return dataclasses.replace(value, **{field.name: to_device(getattr(value, field.name), device)
-                                             for field in dataclasses.fields(value)})
+        return dataclasses.replace(
+            value, **{field.name: to_device(getattr(value, field.name), device) for field in dataclasses.fields(value)}
+        )
     return value
 
 

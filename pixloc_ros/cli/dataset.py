@@ -1,5 +1,6 @@
 # Copyright the pixloc_ros authors. SPDX-License-Identifier: Apache-2.0
 """`pixloc dataset`: public data sets, in the layouts they come in, as a map and a drive or a list of queries."""
+
 from __future__ import annotations
 
 import argparse
@@ -11,17 +12,19 @@ from .map_common import ProgressLine
 
 def add_parser(subparsers) -> None:
     parser = subparsers.add_parser(
-        "dataset", help="make a map and a drive, or a map and queries, of a public data set that you have",
+        "dataset",
+        help="make a map and a drive, or a map and queries, of a public data set that you have",
         description="Reads public data sets in their own formats. Sets recorded over time become a map and a rosbag with ground "
-                    "truth; sets of single images become a map and a list of queries. Nothing is downloaded. A command that was "
-                    "killed goes on when it is given again.",
+        "truth; sets of single images become a map and a list of queries. Nothing is downloaded. A command that was "
+        "killed goes on when it is given again.",
         epilog="examples:\n"
-               "  pixloc dataset tum rgbd_dataset_freiburg2_desk -o out/fr2_desk\n"
-               "  pixloc dataset euroc V1_02_medium --map-sequence V1_01_easy -o out/v102\n"
-               "  pixloc dataset openloris office1-2 --map-sequence office1-1 -o out/office\n"
-               "  pixloc dataset cambridge ShopFacade -o out/shop --localize\n\n"
-               "docs/datasets.md has a section on each set.",
-        formatter_class=HelpFormatter)
+        "  pixloc dataset tum rgbd_dataset_freiburg2_desk -o out/fr2_desk\n"
+        "  pixloc dataset euroc V1_02_medium --map-sequence V1_01_easy -o out/v102\n"
+        "  pixloc dataset openloris office1-2 --map-sequence office1-1 -o out/office\n"
+        "  pixloc dataset cambridge ShopFacade -o out/shop --localize\n\n"
+        "docs/datasets.md has a section on each set.",
+        formatter_class=HelpFormatter,
+    )
     sets = parser.add_subparsers(title="data sets", metavar="SET", required=True)
     _add_sequences(sets)
     _add_images(sets)
@@ -30,16 +33,23 @@ def add_parser(subparsers) -> None:
 def _add_sequences(sets) -> None:
     tum = _add(sets, "tum", "TUM RGB-D benchmark, a sequence", "a sequence: rgb.txt, depth.txt, groundtruth.txt", _run_tum)
     _add_map_sequence(tum)
-    tum.add_argument("--camera", metavar="LINE", help='"MODEL WIDTH HEIGHT PARAMS..." as in COLMAP, instead of camera.txt or the '
-                                                      "calibration of freiburg1, 2, 3")
+    tum.add_argument(
+        "--camera",
+        metavar="LINE",
+        help='"MODEL WIDTH HEIGHT PARAMS..." as in COLMAP, instead of camera.txt or the calibration of freiburg1, 2, 3',
+    )
     tum.add_argument("--depth-scale", type=float, metavar="N", help="units of the depth images per metre (default 5000)")
     _add_common(tum)
 
     scenes = _add(sets, "7scenes", "7-Scenes, a scene", "a scene: TrainSplit.txt, TestSplit.txt, seq-01", _run_seven_scenes)
     scenes.add_argument("--sequence", metavar="seq-NN", help="the test sequence for the drive (default: the first)")
-    scenes.add_argument("--poses", default="calibrated", metavar="KIND",
-                        help="calibrated: moved to the colour camera (default); original: as written, which are the depth "
-                             "camera's; then depth is not used")
+    scenes.add_argument(
+        "--poses",
+        default="calibrated",
+        metavar="KIND",
+        help="calibrated: moved to the colour camera (default); original: as written, which are the depth "
+        "camera's; then depth is not used",
+    )
     _add_model(scenes)
     _add_common(scenes, keyframe_shift=0.1)
 
@@ -50,42 +60,63 @@ def _add_sequences(sets) -> None:
     kitti = _add(sets, "kitti", "KITTI odometry, a sequence", "the benchmark's folder: sequences, poses", _run_kitti)
     kitti.add_argument("--sequence", required=True, metavar="NN", help="00 to 10")
     kitti.add_argument("--camera-name", default="image_0", metavar="NAME", help="image_0 (left, grey; default) to image_3")
-    kitti.add_argument("--map-every", type=int, default=3, metavar="N", help="each N-th image is for the map, the others for the "
-                                                                            "drive (default 3)")
+    kitti.add_argument(
+        "--map-every",
+        type=int,
+        default=3,
+        metavar="N",
+        help="each N-th image is for the map, the others for the drive (default 3)",
+    )
     _add_common(kitti, depth=False)
 
-    openloris = _add(sets, "openloris", "OpenLORIS-Scene, a recording as folder or bag",
-                     "a recording: office1-1 or office1-1.bag", _run_openloris)
+    openloris = _add(
+        sets,
+        "openloris",
+        "OpenLORIS-Scene, a recording as folder or bag",
+        "a recording: office1-1 or office1-1.bag",
+        _run_openloris,
+    )
     _add_map_sequence(openloris)
     _add_common(openloris)
 
 
 def _add_images(sets) -> None:
     for name, help_, root in (
-            ("cambridge", "Cambridge Landmarks, a scene", "a scene: dataset_train.txt, reconstruction.nvm, seq1"),
-            ("aachen", "Aachen Day-Night 1.0 or 1.1", "images_upright, queries, 3D-models"),
-            ("cmu", "Extended CMU Seasons, a slice", "a slice: database, query, sparse"),
-            ("robotcar", "RobotCar Seasons", "images, intrinsics, 3D-models")):
+        ("cambridge", "Cambridge Landmarks, a scene", "a scene: dataset_train.txt, reconstruction.nvm, seq1"),
+        ("aachen", "Aachen Day-Night 1.0 or 1.1", "images_upright, queries, 3D-models"),
+        ("cmu", "Extended CMU Seasons, a slice", "a slice: database, query, sparse"),
+        ("robotcar", "RobotCar Seasons", "images, intrinsics, 3D-models"),
+    ):
         parser = _add(sets, name, help_, root, _run_images)
         _add_model(parser)
-        parser.add_argument("--localize", action="store_true",
-                            help="find the queries' poses as well, also of an output made before: poses.txt, and submission.txt "
-                                 "as the benchmark wants it")
+        parser.add_argument(
+            "--localize",
+            action="store_true",
+            help="find the queries' poses as well, also of an output made before: poses.txt, and submission.txt "
+            "as the benchmark wants it",
+        )
         parser.add_argument("--preset", default="balanced", metavar="NAME", help="fast, balanced (default) or accurate")
         _add_network(parser)
 
 
 def _add(sets, name: str, help_: str, root: str, run) -> argparse.ArgumentParser:
-    parser = sets.add_parser(name, help=help_, description=f"{help_}. {_WHAT[run is _run_images]}",
-                             epilog=f"example:\n  {_EXAMPLES[name]}", formatter_class=HelpFormatter)
+    parser = sets.add_parser(
+        name,
+        help=help_,
+        description=f"{help_}. {_WHAT[run is _run_images]}",
+        epilog=f"example:\n  {_EXAMPLES[name]}",
+        formatter_class=HelpFormatter,
+    )
     parser.add_argument("root", type=Path, metavar="ROOT", help=root)
     parser.add_argument("-o", "--output", type=Path, required=True, metavar="DIR", help="made; must not exist")
     parser.set_defaults(run=run, set=name)
     return parser
 
 
-_WHAT = ("Makes map.pixmap, a rosbag2 in drive/, truth.tum and a README that says what was made of what.",
-         "Makes map.pixmap, queries.txt, priors and truth where they are known, and a README that says what was made of what.")
+_WHAT = (
+    "Makes map.pixmap, a rosbag2 in drive/, truth.tum and a README that says what was made of what.",
+    "Makes map.pixmap, queries.txt, priors and truth where they are known, and a README that says what was made of what.",
+)
 _EXAMPLES = {
     "tum": "pixloc dataset tum rgbd_dataset_freiburg2_desk -o out/fr2_desk",
     "7scenes": "pixloc dataset 7scenes 7scenes/chess -o out/chess",
@@ -100,10 +131,21 @@ _EXAMPLES = {
 
 
 def _add_map_sequence(parser) -> None:
-    parser.add_argument("--map-sequence", type=Path, action="append", default=[], metavar="DIR",
-                        help="make the map of this one, which shares the ground truth's frame; may be repeated")
-    parser.add_argument("--map-every", type=int, default=3, metavar="N",
-                        help="without --map-sequence: each N-th image is for the map, the others for the drive (default 3)")
+    parser.add_argument(
+        "--map-sequence",
+        type=Path,
+        action="append",
+        default=[],
+        metavar="DIR",
+        help="make the map of this one, which shares the ground truth's frame; may be repeated",
+    )
+    parser.add_argument(
+        "--map-every",
+        type=int,
+        default=3,
+        metavar="N",
+        help="without --map-sequence: each N-th image is for the map, the others for the drive (default 3)",
+    )
 
 
 def _add_model(parser) -> None:
@@ -115,9 +157,13 @@ def _add_model(parser) -> None:
 
 def _add_common(parser, depth: bool = True, keyframe_shift: float = 0.05) -> None:
     parser.add_argument("--every", type=int, default=1, metavar="N", help="look at each N-th image for the map (default 1)")
-    parser.add_argument("--keyframe-shift", type=float, default=keyframe_shift, metavar="SHARE",
-                        help="a keyframe wherever the picture has shifted by this share of its width "
-                             f"(default {keyframe_shift:g})")
+    parser.add_argument(
+        "--keyframe-shift",
+        type=float,
+        default=keyframe_shift,
+        metavar="SHARE",
+        help=f"a keyframe wherever the picture has shifted by this share of its width (default {keyframe_shift:g})",
+    )
     if depth:
         parser.add_argument("--no-depth", action="store_true", help="triangulate the map's points instead of taking depth")
     parser.add_argument("--seed", type=int, default=0, help="of odometry made from the ground truth (default 0)")
@@ -133,44 +179,51 @@ def _add_network(parser) -> None:
 
 
 def _run_tum(args: argparse.Namespace) -> int:
+    from ..datasets.tum import DEPTH_SCALE, read_tum_sequence
     from ..errors import InputError
-    from ..evaluation.datasets.tum import DEPTH_SCALE, read_tum_sequence
     from ..geometry.cameras import Camera
 
     scale = DEPTH_SCALE if args.depth_scale is None else args.depth_scale
     if not 0 < scale < float("inf"):
         raise InputError(f"--depth-scale {scale:g}: give the depth images' units per metre, for example 5000")
     camera = Camera.parse_colmap_line(args.camera) if args.camera else None
-    return _run_recordings(args, lambda path: read_tum_sequence(path, camera, scale),
-                           "The map frame is the world of the motion capture; the base is the colour camera, x forward.")
+    return _run_recordings(
+        args,
+        lambda path: read_tum_sequence(path, camera, scale),
+        "The map frame is the world of the motion capture; the base is the colour camera, x forward.",
+    )
 
 
 def _run_euroc(args: argparse.Namespace) -> int:
-    from ..evaluation.datasets.euroc import read_euroc_sequence
+    from ..datasets.euroc import read_euroc_sequence
 
     return _run_recordings(args, read_euroc_sequence, "The map frame is that of the ground truth; the base is the IMU.")
 
 
 def _run_openloris(args: argparse.Namespace) -> int:
-    from ..evaluation.datasets.openloris import read_openloris_sequence
+    from ..datasets.openloris import read_openloris_sequence
 
-    return _run_recordings(args, read_openloris_sequence,
-                           "The map frame is the scene's, shared by its recordings; the base is base_link.")
+    return _run_recordings(
+        args, read_openloris_sequence, "The map frame is the scene's, shared by its recordings; the base is base_link."
+    )
 
 
 def _run_kitti(args: argparse.Namespace) -> int:
-    from ..evaluation.datasets.kitti import read_kitti_sequence
+    from ..datasets.kitti import read_kitti_sequence
 
     args.map_sequence = []
-    return _run_recordings(args, lambda root: read_kitti_sequence(root, args.sequence, args.camera_name),
-                           "The map frame is camera 0 at the start, turned to z up; the base is camera 0, x forward.",
-                           "Stamps are the set's seconds plus 1e9.")
+    return _run_recordings(
+        args,
+        lambda root: read_kitti_sequence(root, args.sequence, args.camera_name),
+        "The map frame is camera 0 at the start, turned to z up; the base is camera 0, x forward.",
+        "Stamps are the set's seconds plus 1e9.",
+    )
 
 
 def _run_recordings(args: argparse.Namespace, read, *notes: str) -> int:
+    from ..datasets.drives import SequenceSet
+    from ..datasets.recording import split_every
     from ..errors import InputError
-    from ..evaluation.datasets.drives import SequenceSet
-    from ..evaluation.datasets.recording import split_every
 
     _say_licence(args.set)
     if any(path.resolve() == args.root.resolve() for path in args.map_sequence):
@@ -185,9 +238,9 @@ def _run_recordings(args: argparse.Namespace, read, *notes: str) -> int:
 
 
 def _run_seven_scenes(args: argparse.Namespace) -> int:
+    from ..datasets import seven_scenes
+    from ..datasets.drives import SequenceSet
     from ..errors import InputError
-    from ..evaluation.datasets import seven_scenes
-    from ..evaluation.datasets.drives import SequenceSet
 
     if args.model or args.queries:
         _say_licence(args.set)
@@ -199,17 +252,22 @@ def _run_seven_scenes(args: argparse.Namespace) -> int:
     name = args.sequence or test[0]
     if name not in test:
         raise InputError(f"--sequence {name} is none of the test sequences {', '.join(test)}")
-    mapping, tests = ([seven_scenes.read_seven_scenes_sequence(args.root, sequence, args.poses) for sequence in sequences]
-                      for sequences in (seven_scenes.read_split(args.root, "Train"), test))
-    queries = {image: (seven_scenes.COLOUR, pose) for sequence in tests
-               for image, pose in seven_scenes.image_poses(sequence).items()}
-    notes = ("The map frame is the scene's, which need not have z up; the base is the colour camera, x forward.",
-             f"Poses: {args.poses}. Stamps are made up, 30 Hz.")
+    mapping, tests = (
+        [seven_scenes.read_seven_scenes_sequence(args.root, sequence, args.poses) for sequence in sequences]
+        for sequences in (seven_scenes.read_split(args.root, "Train"), test)
+    )
+    queries = {
+        image: (seven_scenes.COLOUR, pose) for sequence in tests for image, pose in seven_scenes.image_poses(sequence).items()
+    }
+    notes = (
+        "The map frame is the scene's, which need not have z up; the base is the colour camera, x forward.",
+        f"Poses: {args.poses}. Stamps are made up, 30 Hz.",
+    )
     return _make_drive(args, SequenceSet(args.set, mapping, tests[test.index(name)], notes, queries, args.root))
 
 
 def _make_drive(args: argparse.Namespace, source) -> int:
-    from ..evaluation.datasets.drives import SequenceOptions, make_drive
+    from ..datasets.drives import SequenceOptions, make_drive
     from ..features import load_extractor
 
     _check(args)
@@ -224,16 +282,20 @@ def _make_drive(args: argparse.Namespace, source) -> int:
 
 
 def _run_images(args: argparse.Namespace) -> int:
-    from ..evaluation.datasets import cambridge, hloc
+    from ..datasets import cambridge, hloc
 
     _say_licence(args.set)
-    open_ = {"cambridge": cambridge.open_cambridge, "aachen": hloc.open_aachen, "cmu": hloc.open_cmu,
-             "robotcar": hloc.open_robotcar}[args.set]
+    open_ = {
+        "cambridge": cambridge.open_cambridge,
+        "aachen": hloc.open_aachen,
+        "cmu": hloc.open_cmu,
+        "robotcar": hloc.open_robotcar,
+    }[args.set]
     return _make_queries(args, open_(args.root, args.model, args.pairs, args.queries))
 
 
 def _make_queries(args: argparse.Namespace, source) -> int:
-    from ..evaluation.datasets.queries import localize_set, made_already, make_queries, query_errors
+    from ..datasets.queries import localize_set, made_already, make_queries, query_errors
     from ..evaluation.localize import open_localizer
     from ..features import load_extractor
     from ..tracking.presets import preset
@@ -256,8 +318,10 @@ def _make_queries(args: argparse.Namespace, source) -> int:
     if source.truth:
         errors = query_errors(source, results)
         metres, degrees = errors.medians()
-        print(f"median error over all queries {100 * metres:.1f} cm, {degrees:.2f} deg; within 5 cm and 5 deg: "
-              f"{100 * errors.recall(0.05, 5.0):.1f} %")
+        print(
+            f"median error over all queries {100 * metres:.1f} cm, {degrees:.2f} deg; within 5 cm and 5 deg: "
+            f"{100 * errors.recall(0.05, 5.0):.1f} %"
+        )
     return 0 if found else 1
 
 
@@ -272,7 +336,7 @@ def _check(args: argparse.Namespace) -> None:
 
 
 def _say_licence(name: str) -> None:
-    from ..evaluation.datasets.licences import licence_note
+    from ..datasets.licences import licence_note
 
     print(licence_note(name))
 

@@ -1,5 +1,6 @@
 # Copyright the pixloc_ros authors. SPDX-License-Identifier: Apache-2.0
 """`pixloc demo`: a drive tracked through the live node, from nothing."""
+
 from __future__ import annotations
 
 import argparse
@@ -12,28 +13,37 @@ from .progress import show_progress
 
 def add_parser(subparsers) -> None:
     parser = subparsers.add_parser(
-        "demo", help="simulate a drive, map it, track another drive through the live ROS 2 node, report",
+        "demo",
+        help="simulate a drive, map it, track another drive through the live ROS 2 node, report",
         description="Drives a robot twice through a small textured world. The first drive becomes a map; the second one (other "
-                    "path, light and speed, wheel odometry that slips) is played to localization_node over DDS, in real time. "
-                    "Ends with a table; index.html shows the path, the errors and what the camera saw. With --data, a "
-                    "recorded scene takes the place of the simulation. The world and the map are kept for the next run.",
+        "path, light and speed, wheel odometry that slips) is played to localization_node over DDS, in real time. "
+        "Ends with a table; index.html shows the path, the errors and what the camera saw. With --data, a "
+        "recorded scene takes the place of the simulation. The world and the map are kept for the next run.",
         epilog="examples:\n  pixloc demo\n  pixloc demo --seconds 10\n  pixloc demo --data ../shared/data/kitti07",
-        formatter_class=HelpFormatter)
-    parser.add_argument("--data", type=Path, metavar="SCENE",
-                        help="a folder with map/ (COLMAP), images/ and drive/ (bag), instead of the simulation")
+        formatter_class=HelpFormatter,
+    )
+    parser.add_argument(
+        "--data",
+        type=Path,
+        metavar="SCENE",
+        help="a folder with map/ (COLMAP), images/ and drive/ (bag), instead of the simulation",
+    )
     parser.add_argument("-o", "--output", type=Path, default=Path("out/demo"), metavar="DIR", help="default out/demo")
     parser.add_argument("--seconds", type=float, default=25.0, metavar="S", help="length of the simulated drive (default 25)")
     parser.add_argument("--rate", type=float, default=1.0, metavar="R", help="speed of the clock (default 1: real time)")
-    parser.add_argument("--all-frames", action="store_true",
-                        help="the node works through every image in order; default: it drops those it has no time for")
+    parser.add_argument(
+        "--all-frames",
+        action="store_true",
+        help="the node works through every image in order; default: it drops those it has no time for",
+    )
     parser.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace) -> int:
     from ..errors import InputError
-    from ..evaluation.bags import BagReader
-    from ..evaluation.report import format_demo
-    from ..node.replay import ReplayOptions
+    from ..evaluation.tables import format_demo
+    from ..io.bags import BagReader
+    from ..rig.replay import ReplayOptions
     from .replaying import replay_and_report
 
     if not args.rate > 0:
@@ -49,12 +59,25 @@ def run(args: argparse.Namespace) -> int:
     map_path = _cached_map(scene, args.output / f"{scene.name}.pixmap")
     print("3/3 replay: the other drive, played to the live node over DDS", flush=True)
     with BagReader(scene / "drive") as bag, show_progress("replay") as progress:
-        lead = (f"Tracking {name} with the live ROS 2 node at {args.rate:g} times real time: {bag.image_count} images, each "
-                "aligned with a map made from another drive's images." if args.data is None else
-                f"Tracking {name} with the live ROS 2 node at {args.rate:g} times real time: {bag.image_count} images, each "
-                "aligned with a map. Images that the map was made of are not scored.")
-        stats = replay_and_report(map_path, bag, None, args.output, ReplayOptions(args.rate, args.all_frames),
-                                  _map_stride(scene), progress, "index.html", "pixloc demo", lead)
+        lead = (
+            f"Tracking {name} with the live ROS 2 node at {args.rate:g} times real time: {bag.image_count} images, each "
+            "aligned with a map made from another drive's images."
+            if args.data is None
+            else f"Tracking {name} with the live ROS 2 node at {args.rate:g} times real time: {bag.image_count} images, each "
+            "aligned with a map. Images that the map was made of are not scored."
+        )
+        stats = replay_and_report(
+            map_path,
+            bag,
+            None,
+            args.output,
+            ReplayOptions(args.rate, args.all_frames),
+            _map_stride(scene),
+            progress,
+            "index.html",
+            "pixloc demo",
+            lead,
+        )
     print("\n" + format_demo(stats))
     print(f"\nfigures: {args.output / 'summary.json'}    page: {args.output / 'index.html'}")
     return 1 if stats["problems"] else 0
@@ -64,7 +87,7 @@ def _simulated_world(folder: Path, seconds: float) -> Path:
     """The simulation in `folder`, made unless it is there with the same options."""
     import dataclasses
 
-    from ..simulation.datasets import SUMMARY, SimulationOptions, simulate
+    from pixloc_sim.recordings import SUMMARY, SimulationOptions, simulate
 
     options = SimulationOptions(seconds=seconds)
     wanted = {k: v for k, v in dataclasses.asdict(options).items() if k not in ("camera", "workers", "rgbd")}

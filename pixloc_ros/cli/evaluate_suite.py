@@ -1,5 +1,6 @@
 # Copyright the pixloc_ros authors. SPDX-License-Identifier: Apache-2.0
 """`pixloc evaluate --suite`: accuracy against how bad images, odometry, calibration and stamps are."""
+
 from __future__ import annotations
 
 import argparse
@@ -16,8 +17,9 @@ RIVALS = ("klt", "orb")
 def divert(parser: argparse.ArgumentParser) -> None:
     """Let `pixloc evaluate --suite ...` have arguments of its own: it takes a bag and a map, not runs."""
     suite, plain = _make_parser(parser.prog), parser.parse_known_args
-    parser.add_argument(SWITCH, action="store_true",
-                        help="track a bag made worse in graded ways instead: 'pixloc evaluate --suite --help'")
+    parser.add_argument(
+        SWITCH, action="store_true", help="track a bag made worse in graded ways instead: 'pixloc evaluate --suite --help'"
+    )
 
     def parse(args=None, namespace=None):
         if args is not None and SWITCH in args:
@@ -32,39 +34,65 @@ def _make_parser(prog: str) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog=f"{prog} {SWITCH}",
         description="Robustness suite: applies graded blur, darkness, noise, compression, occlusion, frame drops, odometry "
-                    "noise, calibration error and time offset to a bag as it is read, tracks each, plots accuracy over severity. "
-                    "Results are kept as they come: run the same command again to go on after an interruption. "
-                    "docs/robustness.md explains kinds and severities.",
+        "noise, calibration error and time offset to a bag as it is read, tracks each, plots accuracy over severity. "
+        "Results are kept as they come: run the same command again to go on after an interruption. "
+        "docs/robustness.md explains kinds and severities.",
         epilog="examples:\n"
-               "  pixloc evaluate --suite --map site.pixmap drive_bag -o out/suite\n"
-               "  pixloc evaluate --suite --map site.pixmap drive_bag --images site/images -o out/suite     # rivals beside\n"
-               "  pixloc evaluate --suite --map site.pixmap drive_bag --kinds blur --severities 10 20 40 -o out/blur\n"
-               "  pixloc evaluate --suite --map site.pixmap drive_bag --export out/bags                     # for other systems\n"
-               "  pixloc evaluate --suite --map site.pixmap drive_bag --external other=out/poses -o out/suite",
-        formatter_class=HelpFormatter)
+        "  pixloc evaluate --suite --map site.pixmap drive_bag -o out/suite\n"
+        "  pixloc evaluate --suite --map site.pixmap drive_bag --images site/images -o out/suite     # rivals beside\n"
+        "  pixloc evaluate --suite --map site.pixmap drive_bag --kinds blur --severities 10 20 40 -o out/blur\n"
+        "  pixloc evaluate --suite --map site.pixmap drive_bag --export out/bags                     # for other systems\n"
+        "  pixloc evaluate --suite --map site.pixmap drive_bag --external other=out/poses -o out/suite",
+        formatter_class=HelpFormatter,
+    )
     add_bag_arguments(parser)
     parser.add_argument("-o", "--output", type=Path, metavar="DIR", help="folder of suite.json, suite.md and suite.html")
-    parser.add_argument("--kinds", nargs="+", metavar="KIND",
-                        help="blur dark noise compression occlusion drops odometry calibration time (default: all)")
-    parser.add_argument("--severities", nargs="+", type=float, metavar="X",
-                        help="of the one kind given, instead of the usual ones")
-    parser.add_argument("--truth", type=Path, metavar="FILE|BAG",
-                        help="true poses: a TUM file or another bag (default: a topic of this bag)")
+    parser.add_argument(
+        "--kinds",
+        nargs="+",
+        metavar="KIND",
+        help="blur dark noise compression occlusion drops odometry calibration time (default: all)",
+    )
+    parser.add_argument(
+        "--severities", nargs="+", type=float, metavar="X", help="of the one kind given, instead of the usual ones"
+    )
+    parser.add_argument(
+        "--truth", type=Path, metavar="FILE|BAG", help="true poses: a TUM file or another bag (default: a topic of this bag)"
+    )
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="of all that is random (default 0)")
-    parser.add_argument("--clear-start", type=float, default=1.0, metavar="S",
-                        help="images of the first seconds stay as recorded and are not scored (default 1)")
+    parser.add_argument(
+        "--clear-start",
+        type=float,
+        default=1.0,
+        metavar="S",
+        help="images of the first seconds stay as recorded and are not scored (default 1)",
+    )
     parser.add_argument("--name", help="of the drive in tables (default: the bag's)")
     beside = parser.add_argument_group("methods beside ours")
-    beside.add_argument("--images", type=Path, metavar="DIR",
-                        help="the images that the map was made of; the rivals need them: KLT + PnP and ORB + PnP (OpenCV)")
+    beside.add_argument(
+        "--images",
+        type=Path,
+        metavar="DIR",
+        help="the images that the map was made of; the rivals need them: KLT + PnP and ORB + PnP (OpenCV)",
+    )
     beside.add_argument("--rivals", nargs="*", choices=RIVALS, metavar="NAME", help="klt, orb (default: both, given --images)")
-    beside.add_argument("--external", action="append", default=[], metavar="NAME=DIR",
-                        help="trajectories of another system, DIR/CELL.tum, scored beside; may be repeated")
-    beside.add_argument("--export", type=Path, metavar="DIR",
-                        help="write the degraded bags, DIR/CELL, for other systems to run on, and stop")
-    parser.add_argument("--write", type=Path, metavar="FILE",
-                        help="also put the tables into a Markdown page, between <!-- suite NAME: begin --> and <!-- suite NAME: "
-                             "end -->, and the plot into images/ beside it")
+    beside.add_argument(
+        "--external",
+        action="append",
+        default=[],
+        metavar="NAME=DIR",
+        help="trajectories of another system, DIR/CELL.tum, scored beside; may be repeated",
+    )
+    beside.add_argument(
+        "--export", type=Path, metavar="DIR", help="write the degraded bags, DIR/CELL, for other systems to run on, and stop"
+    )
+    parser.add_argument(
+        "--write",
+        type=Path,
+        metavar="FILE",
+        help="also put the tables into a Markdown page, between <!-- suite NAME: begin --> and <!-- suite NAME: "
+        "end -->, and the plot into images/ beside it",
+    )
     add_execution_arguments(parser)
     parser.set_defaults(run=run)
     return parser
@@ -73,11 +101,11 @@ def _make_parser(prog: str) -> argparse.ArgumentParser:
 def run(args: argparse.Namespace) -> int:
     from ..errors import InputError
     from ..evaluation import suite
-    from ..evaluation.bags import BagReader
-    from ..evaluation.report import format_table
     from ..evaluation.suite_export import export_bag
-    from ..evaluation.trajectory import write_bytes, write_text
-    from ..visualization.suite import plot_overview, suite_page
+    from ..evaluation.tables import format_table
+    from ..io.bags import BagReader
+    from ..io.trajectory import write_bytes, write_text
+    from ..report.suite import plot_overview, suite_page
 
     cells = suite.plan(args.kinds, args.severities)
     if not 0 <= args.clear_start < float("inf") or args.seed < 0:
@@ -97,11 +125,24 @@ def run(args: argparse.Namespace) -> int:
             print(f"{len(cells)} bags: {args.export}; score poses of theirs with --external NAME=DIR, DIR/CELL.tum")
             return 0
         methods, notes = _methods(args, suite)
-        about = {"name": name, "bag": args.bag.name, "map": args.map.name, "seed": args.seed, "clear_start_s": args.clear_start,
-                 "right": suite.RIGHT}
+        about = {
+            "name": name,
+            "bag": args.bag.name,
+            "map": args.map.name,
+            "seed": args.seed,
+            "clear_start_s": args.clear_start,
+            "right": suite.RIGHT,
+        }
         results = suite.Results.open(args.output / "suite.json", about)
-        suite.run(drive, methods, cells, results, lambda done, of, degradation, cell: print(
-            f"{done}/{of}  {degradation}, {cell['method']}: {suite.format_cell(cell)}", flush=True))
+        suite.run(
+            drive,
+            methods,
+            cells,
+            results,
+            lambda done, of, degradation, cell: print(
+                f"{done}/{of}  {degradation}, {cell['method']}: {suite.format_cell(cell)}", flush=True
+            ),
+        )
     text = suite.markdown(results)
     write_text(args.output / "suite.md", f"# {name}\n\n{text}")
     write_text(args.output / "suite.html", suite_page(results, notes))
@@ -116,10 +157,10 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _drive(args: argparse.Namespace, bag):
-    from ..evaluation.bag_truth import is_bag, read_bag_truth
-    from ..evaluation.posed_frames import bag_identity
     from ..evaluation.suite import Drive
-    from ..evaluation.trajectory import read_tum
+    from ..io.bag_truth import is_bag, read_bag_truth
+    from ..io.trajectory import read_tum
+    from ..mapping.build.posed_bag import bag_identity
 
     if args.truth is None:
         truth = bag.truth()
@@ -135,8 +176,8 @@ def _methods(args: argparse.Namespace, suite) -> tuple[list, list[str]]:
     from .. import __version__
     from ..errors import InputError
     from ..evaluation.localize import open_localizer
-    from ..evaluation.posed_frames import bag_identity
     from ..evaluation.rivals import RIVALS as KNOWN
+    from ..mapping.build.posed_bag import bag_identity
     from ..tracking.presets import preset
 
     start, how, options = initial_pose(args), execution(args), preset(args.preset)

@@ -1,5 +1,6 @@
 # Copyright the pixloc_ros authors. SPDX-License-Identifier: Apache-2.0
 """`pixloc features`: what a network makes of an image, level by level, as a NumPy file."""
+
 from __future__ import annotations
 
 import argparse
@@ -9,19 +10,29 @@ from pathlib import Path
 
 def add_parser(subparsers) -> None:
     parser = subparsers.add_parser(
-        "features", help="write an image's features and confidences of every level",
+        "features",
+        help="write an image's features and confidences of every level",
         description="Writes, per level k from coarse to fine, features_k float32 [C, H, W] (unit length over C) and "
-                    "confidence_k float32 [H, W] (ones where the network has none), with strides [levels], image_size "
-                    "and original_size (width, height). Pixel p of the image of image_size is at "
-                    "(p + 0.5) / stride - 0.5 on a level.",
+        "confidence_k float32 [H, W] (ones where the network has none), with strides [levels], image_size "
+        "and original_size (width, height). Pixel p of the image of image_size is at "
+        "(p + 0.5) / stride - 0.5 on a level.",
         epilog="example:\n  pixloc features photo.jpg --weights vgg.safetensors -o features.npz",
-        formatter_class=argparse.RawDescriptionHelpFormatter)
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     parser.add_argument("image", type=Path, metavar="IMAGE")
-    parser.add_argument("--weights", default="compact", metavar="W",
-                        help="a .safetensors file, or the name of a shipped network (default compact)")
+    parser.add_argument(
+        "--weights",
+        default="compact",
+        metavar="W",
+        help="a .safetensors file, or the name of a shipped network (default compact)",
+    )
     parser.add_argument("-o", "--output", type=Path, required=True, metavar="FILE.npz")
-    parser.add_argument("--max-side", type=int, metavar="PX",
-                        help="shrink the image to this longer side first (default: what the network works at)")
+    parser.add_argument(
+        "--max-side",
+        type=int,
+        metavar="PX",
+        help="shrink the image to this longer side first (default: what the network works at)",
+    )
     parser.set_defaults(run=run)
 
 
@@ -31,7 +42,7 @@ def run(args: argparse.Namespace) -> int:
 
     from ..errors import InputError
     from ..features import load_extractor
-    from ..features.images import load_image
+    from ..io.images import load_image
 
     if args.output.suffix != ".npz":
         raise InputError(f"{args.output} must end in .npz: features are written in that format")
@@ -46,9 +57,12 @@ def run(args: argparse.Namespace) -> int:
         image = cv2.resize(image, size, interpolation=cv2.INTER_AREA)
     pyramid = extractor.suited_to(*size).extract(image)
 
-    arrays = {"strides": np.array([level.stride for level in pyramid.levels]),
-              "image_size": np.array(pyramid.image_size), "original_size": np.array((width, height)),
-              "fingerprint": np.array(extractor.fingerprint)}
+    arrays = {
+        "strides": np.array([level.stride for level in pyramid.levels]),
+        "image_size": np.array(pyramid.image_size),
+        "original_size": np.array((width, height)),
+        "fingerprint": np.array(extractor.fingerprint),
+    }
     print(f"{'stride':>8}{'channels':>10}{'size':>12}{'confidence':>12}")
     for k, level in enumerate(pyramid.levels):
         features = level.features[0].numpy()

@@ -1,5 +1,6 @@
 # Copyright the pixloc_ros authors. SPDX-License-Identifier: Apache-2.0
 """How help is laid out."""
+
 from __future__ import annotations
 
 import argparse

@@ -3,6 +3,7 @@
 
 The modules import what is heavy inside `run`, so that help and usage errors come at once.
 """
+
 from __future__ import annotations
 
 import argparse
@@ -14,8 +15,21 @@ from .. import __version__
 from ..errors import InputError
 from .help_format import HelpFormatter
 
-VERBS = ("map", "localize", "track", "replay", "evaluate", "basin", "show", "demo", "simulate", "dataset", "weights", "features",
-         "train")
+VERBS = (
+    "map",
+    "localize",
+    "track",
+    "replay",
+    "evaluate",
+    "basin",
+    "show",
+    "demo",
+    "simulate",
+    "dataset",
+    "weights",
+    "features",
+    "train",
+)
 
 EXIT_INPUT_ERROR = 2
 EXIT_INTERRUPTED = 130
@@ -24,12 +38,14 @@ EXIT_INTERRUPTED = 130
 def build_parser() -> argparse.ArgumentParser:
     """The parser of all verbs; each sets `run` to its function."""
     parser = argparse.ArgumentParser(
-        prog="pixloc", description="Localize a camera against a prior map by aligning image features.",
+        prog="pixloc",
+        description="Localize a camera against a prior map by aligning image features.",
         epilog="examples:\n"
-               "  pixloc map colmap --model site/sparse/0 --images site/images -o site.pixmap\n"
-               "  pixloc track --map site.pixmap drive_bag -o out/drive\n"
-               "  pixloc demo\n\n'pixloc VERB --help' shows more of each.",
-        formatter_class=HelpFormatter)
+        "  pixloc map colmap --model site/sparse/0 --images site/images -o site.pixmap\n"
+        "  pixloc track --map site.pixmap drive_bag -o out/drive\n"
+        "  pixloc demo\n\n'pixloc VERB --help' shows more of each.",
+        formatter_class=HelpFormatter,
+    )
     parser.add_argument("--version", action="version", version=f"pixloc {__version__}")
     subparsers = parser.add_subparsers(title="verbs", metavar="VERB", required=True)
     for verb in VERBS:

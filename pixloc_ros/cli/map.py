@@ -41,12 +41,8 @@ def _add_colmap(sources) -> None:
         epilog="example:\n  pixloc map colmap --model sparse/0 --images images -o site.pixmap",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument(
-        "--model", type=Path, required=True, metavar="DIR", help="cameras, images, points3D as .bin or .txt"
-    )
-    parser.add_argument(
-        "--images", type=Path, required=True, metavar="DIR", help="what the model's image names are relative to"
-    )
+    parser.add_argument("--model", type=Path, required=True, metavar="DIR", help="cameras, images, points3D as .bin or .txt")
+    parser.add_argument("--images", type=Path, required=True, metavar="DIR", help="what the model's image names are relative to")
     parser.add_argument(
         "--min-track-length", type=int, default=2, metavar="N", help="use points that at least N images see (default 2)"
     )
@@ -129,13 +125,7 @@ def _run_rgbd(args: argparse.Namespace) -> int:
     camera = Camera.parse_colmap_line(args.camera) if args.camera else None
     with ProgressLine() as progress:
         map_, report, scale = build_map_from_rgbd(
-            args.sequence,
-            load_extractor(args.weights),
-            camera,
-            args.depth_scale,
-            args.working_side,
-            args.output.stem,
-            progress,
+            args.sequence, load_extractor(args.weights), camera, args.depth_scale, args.working_side, args.output.stem, progress
         )
     print(f"depth scale {scale.value:g} units per metre, {scale.reason}")
     save(map_, report, args.output, begin)
@@ -158,9 +148,7 @@ def _run_info(args: argparse.Namespace) -> int:
     )
     print(f"  keyframes span {' x '.join(f'{side:.3g}' for side in info['extent'])} (x, y, z of the map frame)")
     for camera in info["cameras"]:
-        print(
-            f"  camera {camera['model']} {camera['width']}x{camera['height']}, focal {camera['params'][0]:.1f} px"
-        )
+        print(f"  camera {camera['model']} {camera['width']}x{camera['height']}, focal {camera['params'][0]:.1f} px")
     network = info["extractor"]
     print(
         f"  network '{network['name']}' ({network['fingerprint']}), strides {', '.join(map(str, network['strides']))}, "

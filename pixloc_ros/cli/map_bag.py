@@ -48,7 +48,10 @@ def add_parser(sources) -> None:
         "--max-error", type=float, default=3.0, metavar="PX", help="largest reprojection error at 640 px (default 3)"
     )
     parser.add_argument(
-        "--surest", type=int, default=200, metavar="N",
+        "--surest",
+        type=int,
+        default=200,
+        metavar="N",
         help="triangulated points stay that are among the N surest of a keyframe, spread over its image (default 200; 0: all)",
     )
     topics = parser.add_argument_group("what cannot be found in the bag by itself")
@@ -69,13 +72,13 @@ def add_parser(sources) -> None:
 
 def _run(args: argparse.Namespace) -> int:
     from ..errors import InputError
-    from ..evaluation.posed_frames import PosedFrameOptions, PosedFrames, bag_identity
-    from ..evaluation.trajectory import parse_pose, write_text
     from ..features import load_extractor
-    from ..mapping.drive import DriveOptions, build_map_from_drive
-    from ..mapping.keyframes import KeyframeOptions
-    from ..mapping.triangulation import TriangulationOptions
-    from ..mapping.work_folder import WorkFolder
+    from ..io.trajectory import parse_pose, write_text
+    from ..io.work_folder import WorkFolder
+    from ..mapping.build.drive import DriveOptions, build_map_from_drive
+    from ..mapping.build.keyframes import KeyframeOptions
+    from ..mapping.build.posed_bag import PosedFrameOptions, PosedFrames, bag_identity
+    from ..mapping.build.triangulation import TriangulationOptions
 
     check_common(args)
     begin = time.monotonic()
@@ -112,12 +115,12 @@ def _run(args: argparse.Namespace) -> int:
         work = WorkFolder(args.output.with_name(f"{args.output.name}.work"), key)
         if work.resumed:
             print(f"going on with what is in {work.folder}")
-        print(f"poses from {frames.pose_source}; " + (f"depth from {frames.depth_topic}" if frames.depth_topic else
-                                                      "points by triangulation"))
+        print(
+            f"poses from {frames.pose_source}; "
+            + (f"depth from {frames.depth_topic}" if frames.depth_topic else "points by triangulation")
+        )
         with ProgressLine() as progress:
-            map_, report = build_map_from_drive(
-                frames, extractor, work, options, args.working_side, args.output.stem, progress
-            )
+            map_, report = build_map_from_drive(frames, extractor, work, options, args.working_side, args.output.stem, progress)
     save(map_, report.build, args.output, begin)
     summary = report.to_json() | {
         "images_left_out": dict(frames.skipped),

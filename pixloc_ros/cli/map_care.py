@@ -115,15 +115,13 @@ def _add_re_encode(sources) -> None:
         _run_re_encode,
     )
     parser.add_argument("map", type=Path, metavar="FILE")
-    parser.add_argument(
-        "--images", type=Path, required=True, metavar="DIR", help="what the keyframes' names are relative to"
-    )
+    parser.add_argument("--images", type=Path, required=True, metavar="DIR", help="what the keyframes' names are relative to")
     add_common(parser)
 
 
 def _run_merge(args: argparse.Namespace) -> int:
     from ..errors import InputError
-    from ..evaluation.trajectory import parse_pose
+    from ..io.trajectory import parse_pose
     from ..mapping import Map
     from ..mapping.care import merge, moved
 
@@ -144,9 +142,7 @@ def _run_prune(args: argparse.Namespace) -> int:
     from ..mapping import Map
     from ..mapping.care import PruneOptions, prune
 
-    options = PruneOptions(
-        args.keyframe_spacing, args.points_per_keyframe, args.min_track_length, args.min_quality, args.int8
-    )
+    options = PruneOptions(args.keyframe_spacing, args.points_per_keyframe, args.min_track_length, args.min_quality, args.int8)
     prune(Map.open(args.map), options).save(args.output)
     before, after = describe(Map.open(args.map), args.map), describe(Map.open(args.output), args.output)
     print(f"{args.map}: {contents(before)}, {size(before['bytes'])}")
@@ -191,8 +187,6 @@ def _run_re_encode(args: argparse.Namespace) -> int:
     check_common(args)
     begin = time.monotonic()
     with ProgressLine() as progress:
-        map_, report = re_encode(
-            Map.open(args.map), args.images, load_extractor(args.weights), args.working_side, progress
-        )
+        map_, report = re_encode(Map.open(args.map), args.images, load_extractor(args.weights), args.working_side, progress)
     save(map_, report, args.output, begin)
     return 0

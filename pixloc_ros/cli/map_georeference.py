@@ -14,18 +14,22 @@ def add_parser(sources) -> None:
         "georeference",
         help="say where a map lies on the earth, so that satellite fixes tell where to look for the robot",
         description="Fits the map's places to satellite fixes (WGS 84, altitude above the ellipsoid, as in NavSatFix) and keeps "
-                    "the result in the map. Fixes that are far off the others count little.",
+        "the result in the map. Fixes that are far off the others count little.",
         epilog="examples:\n"
-               "  pixloc map georeference site.pixmap --fixes gps.txt\n"
-               "  pixloc map georeference site.pixmap --fixes gps.txt --upright -o placed.pixmap\n\n"
-               "gps.txt: a line per place, a keyframe's file name or x y z in the map, then latitude longitude altitude:\n"
-               "  0001.jpg 48.13741 11.57549 519.3\n"
-               "  12.5 -3.1 0.0 48.13752 11.57561 519.2",
-        formatter_class=HelpFormatter)
+        "  pixloc map georeference site.pixmap --fixes gps.txt\n"
+        "  pixloc map georeference site.pixmap --fixes gps.txt --upright -o placed.pixmap\n\n"
+        "gps.txt: a line per place, a keyframe's file name or x y z in the map, then latitude longitude altitude:\n"
+        "  0001.jpg 48.13741 11.57549 519.3\n"
+        "  12.5 -3.1 0.0 48.13752 11.57561 519.2",
+        formatter_class=HelpFormatter,
+    )
     parser.add_argument("map", type=Path, metavar="FILE")
     parser.add_argument("--fixes", type=Path, required=True, metavar="FILE", help="places and their fixes")
-    parser.add_argument("--upright", action="store_true",
-                        help="the map's z axis points up: only its heading is looked for, for which a straight road is enough")
+    parser.add_argument(
+        "--upright",
+        action="store_true",
+        help="the map's z axis points up: only its heading is looked for, for which a straight road is enough",
+    )
     parser.add_argument("-o", "--output", type=Path, metavar="FILE", help="another file than the map itself")
     parser.set_defaults(run=run)
 
@@ -44,8 +48,10 @@ def run(args: argparse.Namespace) -> int:
     output = args.output or args.map
     replace(map_, georeference=georeference).save(output)
     worst = int(np.argmax(errors))
-    print(f"{output}: {len(xyz)} fixes fit with {np.median(errors):.2f} m in the median, at worst {errors[worst]:.2f} m "
-          f"({names[worst]})")
+    print(
+        f"{output}: {len(xyz)} fixes fit with {np.median(errors):.2f} m in the median, at worst {errors[worst]:.2f} m "
+        f"({names[worst]})"
+    )
     return 0
 
 
@@ -71,8 +77,10 @@ def read_fixes(path: Path, keyframes: dict) -> tuple:
         except ValueError:
             where = fix = []
         if len(fix) != 3 or len(where) != 3:
-            raise InputError(f"{path}:{number}: '{line.strip()}' is neither 'KEYFRAME LAT LON ALT' with a keyframe of the map "
-                             "nor 'X Y Z LAT LON ALT'")
+            raise InputError(
+                f"{path}:{number}: '{line.strip()}' is neither 'KEYFRAME LAT LON ALT' with a keyframe of the map "
+                "nor 'X Y Z LAT LON ALT'"
+            )
         xyz.append(where)
         fixes.append(fix)
         names.append(place)

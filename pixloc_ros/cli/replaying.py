@@ -1,5 +1,6 @@
 # Copyright the pixloc_ros authors. SPDX-License-Identifier: Apache-2.0
 """What `replay` and `demo` share: a bag through the live node, its figures and files."""
+
 from __future__ import annotations
 
 import json
@@ -11,21 +12,30 @@ import torch
 
 from ..evaluation import offline
 from ..evaluation import replay as evaluation
-from ..evaluation.bags import BagReader
 from ..evaluation.bench import evaluate
 from ..evaluation.localize import open_localizer
 from ..evaluation.runs import write_run
-from ..evaluation.trajectory import write_text
 from ..evaluation.usage import machine_name
-from ..node.replay import ReplayOptions, replay
+from ..io.bags import BagReader
+from ..io.trajectory import write_text
+from ..report.run_report import run_report, scene_of
+from ..rig.replay import ReplayOptions, replay
 from ..tracking.presets import preset
-from ..visualization.run_report import run_report, scene_of
 from .bag_arguments import about_time_offset
 
 
-def replay_and_report(map_path: Path, bag: BagReader, initial_pose: torch.Tensor | None, output: Path,
-                      options: ReplayOptions, skip_map_frames: int, progress: Callable[..., None],
-                      page: str = "report.html", title: str = "pixloc replay", lead: str = "") -> dict[str, object]:
+def replay_and_report(
+    map_path: Path,
+    bag: BagReader,
+    initial_pose: torch.Tensor | None,
+    output: Path,
+    options: ReplayOptions,
+    skip_map_frames: int,
+    progress: Callable[..., None],
+    page: str = "report.html",
+    title: str = "pixloc replay",
+    lead: str = "",
+) -> dict[str, object]:
     """Replay a bag and write the run (`runs.write_run`), summary.json, recording.jsonl, node.log and the page to a folder → the
     summary.
 
@@ -35,9 +45,15 @@ def replay_and_report(map_path: Path, bag: BagReader, initial_pose: torch.Tensor
     truth, odometry = bag.truth(), bag.odometry()
     start_ns, start = offline.first_pose(bag, truth, initial_pose)
     recording = replay(map_path, bag, start_ns, start, output / "node.log", options, progress)
-    about = {"bag": str(bag.path), "map": str(map_path), "weights": options.weights, "preset": options.preset,
-             "played": f"at {options.rate:g} times real time to the live node{', every image' if options.all_frames else ''}",
-             "machine": machine_name(), **about_time_offset(bag.options.time_offset_s)}
+    about = {
+        "bag": str(bag.path),
+        "map": str(map_path),
+        "weights": options.weights,
+        "preset": options.preset,
+        "played": f"at {options.rate:g} times real time to the live node{', every image' if options.all_frames else ''}",
+        "machine": machine_name(),
+        **about_time_offset(bag.options.time_offset_s),
+    }
     run = replace(evaluation.as_run(recording, truth, odometry), skip_map_frames=skip_map_frames, about=about)
     result = evaluate(run)
     stats = evaluation.live_figures(recording, result.figures, bag.base_from_camera)

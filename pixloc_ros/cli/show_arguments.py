@@ -1,5 +1,6 @@
 # Copyright the pixloc_ros authors. SPDX-License-Identifier: Apache-2.0
 """What a picture is drawn of: an image file with a prior, or one image of a bag as the tracker met it."""
+
 from __future__ import annotations
 
 import argparse
@@ -24,14 +25,24 @@ def add_source_arguments(parser: argparse.ArgumentParser) -> None:
     add_bag_arguments(parser)
     add_frame_arguments(parser)
     single = parser.add_argument_group("for an image file in place of the bag")
-    single.add_argument("--camera", metavar="'MODEL W H P...'",
-                        help="as in COLMAP's cameras.txt: 'PINHOLE 640 480 520 520 320 240'")
+    single.add_argument(
+        "--camera", metavar="'MODEL W H P...'", help="as in COLMAP's cameras.txt: 'PINHOLE 640 480 520 520 320 240'"
+    )
     single.add_argument("--cameras", type=Path, metavar="FILE", help="instead: one camera an image, as for 'pixloc localize'")
-    single.add_argument("--prior", type=Path, metavar="FILE",
-                        help="poses 'name qw qx qy qz tx ty tz', camera_from_map (default: of the keyframe most alike)")
+    single.add_argument(
+        "--prior",
+        type=Path,
+        metavar="FILE",
+        help="poses 'name qw qx qy qz tx ty tz', camera_from_map (default: of the keyframe most alike)",
+    )
     single.add_argument("--truth", type=Path, metavar="FILE", help="true poses in the same format")
-    parser.add_argument("--start-off", nargs=2, type=float, metavar=("DEG", "PERCENT"),
-                        help="start further away: turned by DEG degrees, shifted by PERCENT of the depth")
+    parser.add_argument(
+        "--start-off",
+        nargs=2,
+        type=float,
+        metavar=("DEG", "PERCENT"),
+        help="start further away: turned by DEG degrees, shifted by PERCENT of the depth",
+    )
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="of the direction of --start-off (default 0)")
 
 
@@ -45,7 +56,7 @@ def open_localizer(args: argparse.Namespace):
 
 def frame_choice(args: argparse.Namespace):
     """`FrameChoice` of the arguments."""
-    from ..visualization.bag_frame import FrameChoice
+    from ..report.bag_frame import FrameChoice
 
     return FrameChoice(args.frame, args.at, args.stamp)
 
@@ -57,10 +68,10 @@ def aligned_image(args: argparse.Namespace, localizer):
 
 def _of_bag(args: argparse.Namespace, localizer):
     from ..errors import InputError
-    from ..evaluation.bags import BagReader, UnusableFrame
     from ..geometry import se3
-    from ..visualization.aligned_image import align_image
-    from ..visualization.bag_frame import track_to
+    from ..io.bags import BagReader, UnusableFrame
+    from ..report.aligned_image import align_image
+    from ..report.bag_frame import track_to
 
     if args.camera or args.cameras or args.prior or args.truth:
         raise InputError(f"--camera, --cameras, --prior and --truth are for an image file, and {args.bag} is taken for a bag")
@@ -86,12 +97,12 @@ def _of_bag(args: argparse.Namespace, localizer):
 def _of_file(args: argparse.Namespace, localizer):
     from ..errors import InputError
     from ..evaluation.localize import read_cameras
-    from ..evaluation.trajectory import read_benchmark_poses
-    from ..features.images import load_image
     from ..geometry import se3
     from ..geometry.cameras import Camera
+    from ..io.images import load_image
+    from ..io.trajectory import read_benchmark_poses
     from ..mapping.retrieval import KeyframeIndex
-    from ..visualization.aligned_image import align_image
+    from ..report.aligned_image import align_image
 
     if (args.frame, args.at, args.stamp) != (None, None, None):
         raise InputError(f"--frame, --at and --stamp choose an image of a bag, and {args.bag} is an image")
@@ -131,7 +142,7 @@ def _of_name(values: dict, image: Path, source: Path):
 def _started_off(args: argparse.Namespace, localizer, camera, map_from_camera):
     from ..errors import InputError
     from ..evaluation.basin import median_depth
-    from ..visualization.aligned_image import moved_off
+    from ..report.aligned_image import moved_off
 
     degrees, percent = args.start_off
     if not (0 <= degrees <= 180 and 0 <= percent <= 1000):

@@ -22,13 +22,9 @@ def add_parser(subparsers) -> None:
         "  pixloc evaluate out/drive",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument(
-        "-o", "--output", type=Path, required=True, metavar="DIR", help="made, or replaced if it is a simulation"
-    )
+    parser.add_argument("-o", "--output", type=Path, required=True, metavar="DIR", help="made, or replaced if it is a simulation")
     parser.add_argument("--seed", type=int, default=0, help="another seed is another place (default 0)")
-    parser.add_argument(
-        "--seconds", type=float, default=25.0, metavar="S", help="length of the test drive (default 25)"
-    )
+    parser.add_argument("--seconds", type=float, default=25.0, metavar="S", help="length of the test drive (default 25)")
     parser.add_argument("--rate", type=float, default=10.0, metavar="HZ", help="images a second (default 10)")
     parser.add_argument("--size", default="640x480", metavar="WxH", help="image size (default 640x480)")
     parser.add_argument(
@@ -43,26 +39,21 @@ def add_parser(subparsers) -> None:
         help="images of the bag: jpeg, png, rgb8, bgr8, mono8, mono16, bayer_rggb8, yuv422, yuv422_yuy2 (default jpeg)",
     )
     parser.add_argument(
-        "--texel",
-        type=float,
-        default=0.004,
-        metavar="M",
-        help="detail of the textures; 0.01 is rough and quick (default 0.004)",
+        "--texel", type=float, default=0.004, metavar="M", help="detail of the textures; 0.01 is rough and quick (default 0.004)"
     )
     parser.add_argument("--rgbd", action="store_true", help="write the mapping drive in TUM RGB-D format too")
     parser.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace) -> int:
+    from pixloc_sim.recordings import SimulationOptions, simulate
+
     from ..errors import InputError
     from ..geometry.cameras import Camera
-    from ..simulation.datasets import SimulationOptions, simulate
 
     camera = Camera.parse_colmap_line(args.camera) if args.camera else None
     try:
-        width, height = (
-            (camera.width, camera.height) if camera else (int(word) for word in args.size.lower().split("x"))
-        )
+        width, height = (camera.width, camera.height) if camera else (int(word) for word in args.size.lower().split("x"))
     except ValueError:
         raise InputError(f"--size {args.size} cannot be read: write it as 640x480") from None
     options = SimulationOptions(

@@ -1,5 +1,6 @@
 # Copyright the pixloc_ros authors. SPDX-License-Identifier: Apache-2.0
 """`pixloc track`: a recorded drive against a map, offline."""
+
 from __future__ import annotations
 
 import argparse
@@ -15,21 +16,32 @@ from .progress import show_progress
 
 def add_parser(subparsers) -> None:
     parser = subparsers.add_parser(
-        "track", help="track the camera of a bag against a map, offline and deterministic",
+        "track",
+        help="track the camera of a bag against a map, offline and deterministic",
         description="Runs the tracker over a bag in the order of the messages' stamps, without ROS and as fast as the machine "
-                    "can. Writes the poses of the base in the map, figures, and a page with plots and pictures. Where the bag "
-                    "holds ground truth, it gives the start and the errors.",
+        "can. Writes the poses of the base in the map, figures, and a page with plots and pictures. Where the bag "
+        "holds ground truth, it gives the start and the errors.",
         epilog="examples:\n"
-               "  pixloc track --map site.pixmap drive_bag -o out/drive\n"
-               "  pixloc track --map site.pixmap drive.mcap -o out/drive --initial-pose 1.2 0.5 0 0 0 0.38 0.92\n"
-               "  pixloc track --map site.pixmap drive_bag -o out/drive --time-offset -0.08\n\n"
-               "'pixloc evaluate out/drive out/other' compares runs.",
-        formatter_class=HelpFormatter)
+        "  pixloc track --map site.pixmap drive_bag -o out/drive\n"
+        "  pixloc track --map site.pixmap drive.mcap -o out/drive --initial-pose 1.2 0.5 0 0 0 0.38 0.92\n"
+        "  pixloc track --map site.pixmap drive_bag -o out/drive --time-offset -0.08\n\n"
+        "'pixloc evaluate out/drive out/other' compares runs.",
+        formatter_class=HelpFormatter,
+    )
     add_bag_arguments(parser)
-    parser.add_argument("--cold-start", action="store_true",
-                        help="begin without a pose: it is looked for in the whole map, as it is whenever it was lost")
-    parser.add_argument("-o", "--output", type=Path, required=True, metavar="DIR",
-                        help="folder of poses.tum (stamp tx ty tz qx qy qz qw), run.json, summary.json and report.html")
+    parser.add_argument(
+        "--cold-start",
+        action="store_true",
+        help="begin without a pose: it is looked for in the whole map, as it is whenever it was lost",
+    )
+    parser.add_argument(
+        "-o",
+        "--output",
+        type=Path,
+        required=True,
+        metavar="DIR",
+        help="folder of poses.tum (stamp tx ty tz qx qy qz qw), run.json, summary.json and report.html",
+    )
     parser.add_argument("--no-report", action="store_true", help="leave report.html out, which takes some seconds")
     add_execution_arguments(parser)
     parser.set_defaults(run=run)
@@ -38,13 +50,13 @@ def add_parser(subparsers) -> None:
 def run(args: argparse.Namespace) -> int:
     from ..errors import InputError
     from ..evaluation import offline
-    from ..evaluation.bags import BagReader
     from ..evaluation.bench import evaluate
     from ..evaluation.localize import open_localizer
-    from ..evaluation.report import format_run
     from ..evaluation.runs import write_run
-    from ..evaluation.trajectory import write_text
+    from ..evaluation.tables import format_run
     from ..evaluation.usage import UsageMeter, machine_name
+    from ..io.bags import BagReader
+    from ..io.trajectory import write_text
     from ..tracking.presets import preset
     from ..tracking.relocalization import Relocalizer
 
@@ -54,21 +66,36 @@ def run(args: argparse.Namespace) -> int:
     if args.output.is_file() or args.output.suffix in (".tum", ".txt", ".json", ".html"):
         raise InputError(f"-o {args.output}: give a folder; the poses go to poses.tum in it")
     localizer = open_localizer(args.map, args.weights, preset(args.preset), execution(args))
-    about = {"bag": str(args.bag), "map": str(args.map), "weights": args.weights, "preset": args.preset,
-             "played": "offline, image by image", "machine": machine_name(), **about_time_offset(args.time_offset)}
+    about = {
+        "bag": str(args.bag),
+        "map": str(args.map),
+        "weights": args.weights,
+        "preset": args.preset,
+        "played": "offline, image by image",
+        "machine": machine_name(),
+        **about_time_offset(args.time_offset),
+    }
     with BagReader(args.bag, options) as bag, show_progress("track") as progress:
         meter = UsageMeter()
-        result = offline.run_bag(localizer, bag, start, pose_search=Relocalizer(localizer), cold_start=args.cold_start,
-                                 progress=progress, ahead=True)
+        result = offline.run_bag(
+            localizer, bag, start, pose_search=Relocalizer(localizer), cold_start=args.cold_start, progress=progress, ahead=True
+        )
         result = replace(result, usage=meter.read(), skip_map_frames=args.skip_map_frames, about=about)
         evaluation = evaluate(result)
         write_run(args.output, result)
         write_text(args.output / "summary.json", json.dumps(evaluation.figures, indent=2, allow_nan=False) + "\n")
         if not args.no_report:
-            from ..visualization.run_report import run_report, scene_of
+            from ..report.run_report import run_report, scene_of
 
-            write_text(args.output / "report.html", run_report(
-                "pixloc track", f"{args.bag}, map {args.map.name}, offline.", [evaluation], scene_of(evaluation, localizer, bag)))
+            write_text(
+                args.output / "report.html",
+                run_report(
+                    "pixloc track",
+                    f"{args.bag}, map {args.map.name}, offline.",
+                    [evaluation],
+                    scene_of(evaluation, localizer, bag),
+                ),
+            )
     print(format_run(evaluation.figures))
     print(f"run: {args.output}" + ("" if args.no_report else f"    report: {args.output / 'report.html'}"))
     return 0 if evaluation.figures["published_frames"] else 1

@@ -1,5 +1,6 @@
 # Copyright the pixloc_ros authors. SPDX-License-Identifier: Apache-2.0
 """`pixloc weights`: import the PixLoc authors' checkpoints, and look into weights files."""
+
 from __future__ import annotations
 
 import argparse
@@ -14,39 +15,48 @@ BASE_DEGREES_OF_FREEDOM = ("forward", "left", "up", "roll", "pitch", "yaw")
 
 def add_parser(subparsers) -> None:
     parser = subparsers.add_parser(
-        "weights", help="import published weights, or look into a weights file",
+        "weights",
+        help="import published weights, or look into a weights file",
         description="Weights files are safetensors with a card: architecture, data, licence.",
         epilog="examples:\n  pixloc weights import checkpoint_best.tar -o vgg.safetensors\n"
-               "  pixloc weights show vgg.safetensors\n"
-               "  pixloc weights plot compact -o prior.png",
-        formatter_class=argparse.RawDescriptionHelpFormatter)
+        "  pixloc weights show vgg.safetensors\n"
+        "  pixloc weights plot compact -o prior.png",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     actions = parser.add_subparsers(title="actions", metavar="ACTION", required=True)
 
     importing = actions.add_parser(
-        "import", help="a checkpoint of the PixLoc authors to a weights file",
+        "import",
+        help="a checkpoint of the PixLoc authors to a weights file",
         description="Reads what the authors' training saved, checks every tensor and setting, and writes the network "
-                    "and its damping as one file. The published weights carry no licence: they are for you to fetch, "
-                    "not for us to ship.")
+        "and its damping as one file. The published weights carry no licence: they are for you to fetch, "
+        "not for us to ship.",
+    )
     importing.add_argument("checkpoint", type=Path, metavar="FILE.tar", help="checkpoint_best.tar as published")
     importing.add_argument("-o", "--output", type=Path, required=True, metavar="FILE.safetensors")
-    importing.add_argument("--trust", action="store_true",
-                           help="read the file even if it holds Python objects; this runs any code hidden in it")
+    importing.add_argument(
+        "--trust", action="store_true", help="read the file even if it holds Python objects; this runs any code hidden in it"
+    )
     importing.set_defaults(run=run_import)
 
     showing = actions.add_parser(
-        "show", help="card, parameters and damping of a weights file",
+        "show",
+        help="card, parameters and damping of a weights file",
         description="Prints the card, the number of parameters, and the optimizer's learned damping per level and "
-                    "degree of freedom (of the query camera: t along, R about its axes; of a temporal prior: of the "
-                    "robot's base, at a typical motion, with the trust in the prior factor). Large values hold a motion back.")
+        "degree of freedom (of the query camera: t along, R about its axes; of a temporal prior: of the "
+        "robot's base, at a typical motion, with the trust in the prior factor). Large values hold a motion back.",
+    )
     showing.add_argument("weights", metavar="FILE", help="a .safetensors file, or the name of a shipped network")
     showing.add_argument("--json", action="store_true", help="print JSON instead of a table")
     showing.set_defaults(run=run_show)
 
     plotting = actions.add_parser(
-        "plot", help="the learned damping and prior as a picture",
+        "plot",
+        help="the learned damping and prior as a picture",
         description="Draws the learned damping per level and degree of freedom of the camera. Of a temporal prior: damping and "
-                    "trust in the prior factor, per degree of freedom of the robot's base, against the distance moved since "
-                    "the last frame, the turn, and the prior's uncertainty.")
+        "trust in the prior factor, per degree of freedom of the robot's base, against the distance moved since "
+        "the last frame, the turn, and the prior's uncertainty.",
+    )
     plotting.add_argument("weights", metavar="FILE", help="a .safetensors file with a learned damping, or a shipped name")
     plotting.add_argument("-o", "--output", type=Path, required=True, metavar="FILE.png")
     plotting.set_defaults(run=run_plot)
@@ -66,8 +76,7 @@ def run_import(args: argparse.Namespace) -> int:
         save_weights(args.output, state, card)
     except OSError as error:
         raise InputError(f"cannot write {args.output} ({error.strerror or error}): choose another place") from error
-    print(f"{args.output}: {card['architecture']}, trained on {card['training_data']}; "
-          f"see 'pixloc weights show {args.output}'")
+    print(f"{args.output}: {card['architecture']}, trained on {card['training_data']}; see 'pixloc weights show {args.output}'")
     return 0
 
 
@@ -81,14 +90,16 @@ def run_plot(args: argparse.Namespace) -> int:
     from ..alignment import TemporalPrior
     from ..errors import InputError
     from ..features import load_extractor
-    from ..visualization.figures import check_suffix, write_picture
-    from ..visualization.temporal_prior import plot_constant_damping, plot_temporal_prior
+    from ..report.figures import check_suffix, write_picture
+    from ..report.temporal_prior import plot_constant_damping, plot_temporal_prior
 
     check_suffix(args.output, (".png",))
     extractor = load_extractor(args.weights)
     if extractor.damping is None:
-        raise InputError(f"{args.weights} holds no learned damping: the optimizer adapts its own. Import the authors' weights, "
-                         "or train a temporal prior (config/training/temporal.json)")
+        raise InputError(
+            f"{args.weights} holds no learned damping: the optimizer adapts its own. Import the authors' weights, "
+            "or train a temporal prior (config/training/temporal.json)"
+        )
     draw = plot_temporal_prior if isinstance(extractor.damping, TemporalPrior) else plot_constant_damping
     write_picture(args.output, draw(extractor.damping, extractor.strides))
     print(args.output)
@@ -97,8 +108,8 @@ def run_plot(args: argparse.Namespace) -> int:
 
 def _summary(weights: str) -> dict:
     """Everything `show` prints; loading the network checks that the file is complete."""
+    from ..alignment.damping import TemporalPrior, typical_cues
     from ..features import load_extractor
-    from ..features.damping import TemporalPrior, typical_cues
     from ..features.weights import load_weights, resolve_weights
 
     _, card = load_weights(resolve_weights(weights))
@@ -106,13 +117,22 @@ def _summary(weights: str) -> dict:
     counts = {name: sum(p.numel() for p in part.parameters()) for name, part in extractor.network.named_children()}
     damping = trust = None
     if isinstance(extractor.damping, TemporalPrior):
-        damping, trust = ([dict(zip(BASE_DEGREES_OF_FREEDOM, row)) for row in values.tolist()]
-                          for values in extractor.damping.predict(typical_cues()))
+        damping, trust = (
+            [dict(zip(BASE_DEGREES_OF_FREEDOM, row)) for row in values.tolist()]
+            for values in extractor.damping.predict(typical_cues())
+        )
     elif extractor.damping is not None:
         damping = [dict(zip(DEGREES_OF_FREEDOM, extractor.damping(k).tolist())) for k in range(len(extractor.strides))]
-    return {"name": extractor.name, "fingerprint": extractor.fingerprint, "card": card,
-            "strides": list(extractor.strides), "channels": list(extractor.channels),
-            "parameters": {**counts, "total": sum(counts.values())}, "damping": damping, "trust": trust}
+    return {
+        "name": extractor.name,
+        "fingerprint": extractor.fingerprint,
+        "card": card,
+        "strides": list(extractor.strides),
+        "channels": list(extractor.channels),
+        "parameters": {**counts, "total": sum(counts.values())},
+        "damping": damping,
+        "trust": trust,
+    }
 
 
 def _table(summary: dict) -> str:
@@ -121,8 +141,10 @@ def _table(summary: dict) -> str:
     lines = [f"{name:<{width}}  {fact if isinstance(fact, str) else json.dumps(fact)}" for name, fact in facts.items()]
     lines.append("\nparameters")
     lines += [f"  {name:<18}{count:>12,}" for name, count in summary["parameters"].items()]
-    titles = {"damping": "levels, coarse to fine, and the damping learned for them",
-              "trust": "trust in the prior factor: what its information is multiplied with"}
+    titles = {
+        "damping": "levels, coarse to fine, and the damping learned for them",
+        "trust": "trust in the prior factor: what its information is multiplied with",
+    }
     for key, title in titles.items():
         values = summary[key]
         if key == "trust" and not values:

@@ -4,6 +4,7 @@
 Each query's true pose is turned, shifted, or both, by amounts that grow step by step in fixed random directions, and the
 alignment starts from there. The image is prepared once a query and the map is what it is: only the alignment runs again.
 """
+
 from __future__ import annotations
 
 import json
@@ -21,8 +22,8 @@ from ..geometry import se3
 from ..geometry.cameras import Camera
 from ..mapping.local_points import LocalPointSelector
 from ..mapping.map_file import Map
-from ..tracking.localizer import FrameLocalizer
-from .report import format_number, format_table
+from ..tracking.frame_aligner import FrameAligner
+from .tables import format_number, format_table
 
 KINDS = ("rotation", "translation", "together")
 SUCCESS_DEG, SUCCESS_DEPTH = 0.5, 0.01
@@ -43,15 +44,19 @@ class BasinOptions:
 
     def __post_init__(self) -> None:
         if not (0 < self.rotation_deg <= 180 and 0 < self.translation < math.inf) or min(self.steps, self.directions) < 1:
-            raise InputError("basin: the rotation must lie above 0 and up to 180 degrees, the translation above 0, steps and "
-                             "directions must be at least 1")
+            raise InputError(
+                "basin: the rotation must lie above 0 and up to 180 degrees, the translation above 0, steps and "
+                "directions must be at least 1"
+            )
 
     def sizes(self, kind: str) -> tuple[np.ndarray, np.ndarray]:
         """Degrees and shares of the depth [steps + 1] of each step of a kind of start."""
         ramp = np.linspace(0, 1, self.steps + 1)
         still = np.zeros_like(ramp)
-        return (still if kind == "translation" else ramp * self.rotation_deg,
-                still if kind == "rotation" else ramp * self.translation)
+        return (
+            still if kind == "translation" else ramp * self.rotation_deg,
+            still if kind == "rotation" else ramp * self.translation,
+        )
 
 
 @dataclass(frozen=True)
@@ -99,14 +104,27 @@ class BasinCurve:
 
     def to_json(self) -> dict[str, object]:
         """One entry per step; medians are None where half of the starts or more found no pose."""
-        steps = [{"initial_deg": float(deg), "initial_depth": float(depth), "starts": self.final_deg.shape[1],
-                  "success": float(success), "median_deg": _finite(np.median(final_deg)),
-                  "median_depth": _finite(np.median(final_depth))}
-                 for deg, depth, success, final_deg, final_depth in zip(
-                     self.rotation_deg, self.translation, self.success, self.final_deg, self.final_depth)]
-        radii = {f"{share:.0%}": {"deg": self.radius(share) * float(self.rotation_deg[-1]),
-                                  "depth": self.radius(share) * float(self.translation[-1]),
-                                  "reached_end": self.radius(share) == 1.0} for share in RADIUS_SHARES}
+        steps = [
+            {
+                "initial_deg": float(deg),
+                "initial_depth": float(depth),
+                "starts": self.final_deg.shape[1],
+                "success": float(success),
+                "median_deg": _finite(np.median(final_deg)),
+                "median_depth": _finite(np.median(final_depth)),
+            }
+            for deg, depth, success, final_deg, final_depth in zip(
+                self.rotation_deg, self.translation, self.success, self.final_deg, self.final_depth
+            )
+        ]
+        radii = {
+            f"{share:.0%}": {
+                "deg": self.radius(share) * float(self.rotation_deg[-1]),
+                "depth": self.radius(share) * float(self.translation[-1]),
+                "reached_end": self.radius(share) == 1.0,
+            }
+            for share in RADIUS_SHARES
+        }
         return {"steps": steps, "radius": radii}
 
 
@@ -120,13 +138,22 @@ class Basin:
     curves: Mapping[str, BasinCurve] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, object]:
-        return {"label": self.label, "options": asdict(self.options), "queries": self.queries,
-                "success_limits": {"deg": SUCCESS_DEG, "depth": SUCCESS_DEPTH},
-                "curves": {kind: curve.to_json() for kind, curve in self.curves.items()}}
+        return {
+            "label": self.label,
+            "options": asdict(self.options),
+            "queries": self.queries,
+            "success_limits": {"deg": SUCCESS_DEG, "depth": SUCCESS_DEPTH},
+            "curves": {kind: curve.to_json() for kind, curve in self.curves.items()},
+        }
 
 
-def measure_basin(localizer: FrameLocalizer, queries: Iterable[BasinQuery], options: BasinOptions = BasinOptions(),
-                  label: str = "", progress: Callable[[int, int], None] = lambda done, of: None) -> Basin:
+def measure_basin(
+    localizer: FrameAligner,
+    queries: Iterable[BasinQuery],
+    options: BasinOptions = BasinOptions(),
+    label: str = "",
+    progress: Callable[[int, int], None] = lambda done, of: None,
+) -> Basin:
     """Localize every query from every start. The same input gives the same figures.
 
     Raises InputError where there is no query, or an image does not fit its camera.
@@ -182,8 +209,15 @@ def format_basin(basin: Mapping[str, object]) -> str:
         rows = [(kind, "% of depth", "successes", "median deg", "median % of depth")]
         for step in curve["steps"]:
             depth = None if step["median_depth"] is None else 100 * step["median_depth"]
-            rows.append((f"{step['initial_deg']:.1f}°", f"{100 * step['initial_depth']:.1f}", f"{100 * step['success']:.0f} %",
-                         format_number(step["median_deg"]), format_number(depth)))
+            rows.append(
+                (
+                    f"{step['initial_deg']:.1f}°",
+                    f"{100 * step['initial_depth']:.1f}",
+                    f"{100 * step['success']:.0f} %",
+                    format_number(step["median_deg"]),
+                    format_number(depth),
+                )
+            )
         radii = [f"{name} succeed up to {format_radius(radius, kind)}" for name, radius in curve["radius"].items()]
         blocks += [format_table(rows), "; ".join(radii), ""]
     return "\n".join(blocks)

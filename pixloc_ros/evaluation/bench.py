@@ -3,6 +3,7 @@
 
 Keys and their meaning: docs/evaluation.md.
 """
+
 from __future__ import annotations
 
 from collections import Counter
@@ -11,11 +12,11 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from ..io.trajectory import Trajectory
 from ..tracking.types import TrackState
 from . import metrics
 from .metrics import Errors, Step
 from .runs import BagRun, odometry_in_map, sampled
-from .trajectory import Trajectory
 
 FALSE_TRACK = (0.5, 5.0)
 """Metres, degrees: a pose given as TRACKING that is further off is a false one."""
@@ -95,8 +96,9 @@ def _errors_at(stamps_ns: np.ndarray, truth: Trajectory, estimate: Trajectory) -
         result[place] = values
         return result
 
-    return Errors(stamps_ns, spread(known.translation_m), spread(known.rotation_rad),
-                  spread(known.nees) if known.nees is not None else None)
+    return Errors(
+        stamps_ns, spread(known.translation_m), spread(known.rotation_rad), spread(known.nees) if known.nees is not None else None
+    )
 
 
 def _lost_spans(run: BagRun, seconds: np.ndarray) -> tuple[list[tuple[float, float]], bool]:
@@ -138,20 +140,25 @@ def _life(run: BagRun, seconds: np.ndarray, lost: list[tuple[float, float]], end
     time_lost = sum(end - begin for begin, end in lost)
     unit = "s" if run.timed else "images"
     return {
-        "frames": len(records), "duration_s": duration if run.timed else None,
-        "published_frames": len(posed), "completion": len(posed) / len(records) if records else 0.0,
+        "frames": len(records),
+        "duration_s": duration if run.timed else None,
+        "published_frames": len(posed),
+        "completion": len(posed) / len(records) if records else 0.0,
         "tracked_frames": len(tracked) if stated or not records else None,
         "tracked_fraction": len(tracked) / max(len(records), 1) if stated or not records else None,
         "unusable_frames": sum(r.unusable for r in records),
         "states": {state.name: states[state.name] for state in TrackState} if stated or not records else {},
         f"time_to_first_pose_{unit}": float(seconds[np.searchsorted(run.stamps_ns, posed[0].stamp_ns)]) if posed else None,
-        "losses": len(lost), "losses_not_recovered": int(not end_known),
-        f"time_lost_{unit}": time_lost, "time_lost_fraction": time_lost / duration if duration else 0.0,
+        "losses": len(lost),
+        "losses_not_recovered": int(not end_known),
+        f"time_lost_{unit}": time_lost,
+        "time_lost_fraction": time_lost / duration if duration else 0.0,
         f"time_to_recover_median_{unit}": float(np.median(recoveries)) if recoveries else None,
         f"time_to_recover_max_{unit}": max(recoveries, default=None),
         "messages": dict(Counter(r.message for r in records if r.message).most_common(20)),
         "odometry_messages": dict(run.odometry_refused.most_common(20)),
-        "findings": dict(run.findings), "remarks": list(run.remarks),
+        "findings": dict(run.findings),
+        "remarks": list(run.remarks),
     }
 
 
@@ -170,8 +177,10 @@ def _false_tracks(run: BagRun, errors: Errors, scored: np.ndarray) -> dict[str, 
     with np.errstate(invalid="ignore"):
         wrong = (errors.translation_m > FALSE_TRACK[0]) | (np.degrees(errors.rotation_rad) > FALSE_TRACK[1])
     count = int((wrong & sure_and_scored).sum())
-    return {"false_tracked_frames": count,
-            "false_tracked_fraction": count / int(sure_and_scored.sum()) if sure_and_scored.any() else None}
+    return {
+        "false_tracked_frames": count,
+        "false_tracked_fraction": count / int(sure_and_scored.sum()) if sure_and_scored.any() else None,
+    }
 
 
 def _odometry_alone(run: BagRun, stamps_ns: np.ndarray) -> dict[str, object]:
@@ -180,8 +189,11 @@ def _odometry_alone(run: BagRun, stamps_ns: np.ndarray) -> dict[str, object]:
         return {}
     reference = sampled(run.truth, stamps_ns)
     alone = metrics.summarize(metrics.absolute_errors(reference, dead_reckoned, 0))
-    return {f"odometry_{'rotation_' if what == 'rotation' else ''}error_{name}_{unit}": alone[f"{what}_error_{name}_{unit}"]
-            for what, unit in (("translation", "m"), ("rotation", "deg")) for name in ("median", "p95", "max", "rmse")}
+    return {
+        f"odometry_{'rotation_' if what == 'rotation' else ''}error_{name}_{unit}": alone[f"{what}_error_{name}_{unit}"]
+        for what, unit in (("translation", "m"), ("rotation", "deg"))
+        for name in ("median", "p95", "max", "rmse")
+    }
 
 
 def _aligned(run: BagRun) -> list:

@@ -6,6 +6,7 @@ Severity 0 is the bag itself, and more is worse. What happens to a message depen
 the dice are the same at every severity: a streak of blur gets longer, not another direction. 15 pixels of blur, darkness 2 and
 30 % covered are what the single-image tables of docs/results.md use.
 """
+
 from __future__ import annotations
 
 import math
@@ -21,9 +22,9 @@ import torch
 from ..errors import InputError
 from ..geometry import se3
 from ..geometry.cameras import Camera
+from ..io.bags import BagReader, Event, OdometryMessage
+from ..io.trajectory import Trajectory
 from ..tracking.types import CameraFrame
-from .bags import BagReader, Event, OdometryMessage
-from .trajectory import Trajectory
 
 CLEAR_S = 1.0
 """Images of the first second stay as they are, so that every drive begins tracking."""
@@ -59,11 +60,12 @@ class Degradation:
         most = _ALL_KINDS[self.kind].most
         if not 0 <= self.severity <= most or not math.isfinite(self.severity):
             limit = f"from 0 to {most:g}" if math.isfinite(most) else "not negative"
-            raise InputError(f"severity {self.severity:g} of {self.kind} makes no sense: it is {limit}, in "
-                             f"{_ALL_KINDS[self.kind].unit}")
+            raise InputError(
+                f"severity {self.severity:g} of {self.kind} makes no sense: it is {limit}, in {_ALL_KINDS[self.kind].unit}"
+            )
 
     def __str__(self) -> str:
-        """"15 px of blur"; "as recorded" where nothing changes."""
+        """ "15 px of blur"; "as recorded" where nothing changes."""
         text = _ALL_KINDS[self.kind].text.format(severity=f"{self.severity:g}", leaves=f"{100 - self.severity:g}")
         return text if self.severity else "as recorded"
 
@@ -71,8 +73,14 @@ class Degradation:
 class DegradedBag:
     """A `BagReader` of a drive made worse; what the degradation does not touch is the bag's."""
 
-    def __init__(self, bag: BagReader, condition: str | Degradation, seed: int = 0, clear_s: float = CLEAR_S,
-                 truth: Trajectory | None = None) -> None:
+    def __init__(
+        self,
+        bag: BagReader,
+        condition: str | Degradation,
+        seed: int = 0,
+        clear_s: float = CLEAR_S,
+        truth: Trajectory | None = None,
+    ) -> None:
         """condition: one of `CONDITIONS`, or a kind and severity. clear_s: images and frame drops begin so much after the first
         image; odometry, calibration and stamps are wrong from the start. truth: instead of the bag's."""
         if isinstance(condition, str) and condition not in CONDITIONS:
@@ -116,8 +124,9 @@ class DegradedBag:
         if self.kind != "odometry" or not self.severity:
             return odometry
         noise = _OdometryNoise(self.severity, self.seed)
-        return Trajectory.from_poses([(stamp, noise.add(stamp, pose))
-                                      for stamp, pose in zip(odometry.stamps_ns.tolist(), odometry.map_from_body)])
+        return Trajectory.from_poses(
+            [(stamp, noise.add(stamp, pose)) for stamp, pose in zip(odometry.stamps_ns.tolist(), odometry.map_from_body)]
+        )
 
     def truth(self) -> Trajectory:
         """As of `BagReader.truth`: never degraded."""
@@ -278,10 +287,15 @@ KINDS: dict[str, Kind] = {
 
 _ALL_KINDS = KINDS | {
     "blank": Kind("Blank bursts", f"s every {_BLANK_EVERY_S:g} s", "blank for {severity} s", (0.8,), _BLANK_EVERY_S, _blank),
-    "thinned": Kind("Fewer images", "images apart", "every {severity}th image", (4,))}
+    "thinned": Kind("Fewer images", "images apart", "every {severity}th image", (4,)),
+}
 
 CONDITIONS: dict[str, Degradation] = {
-    "nominal": Degradation("blur", 0), "blurred": Degradation("blur", 15), "dark": Degradation("dark", 2),
-    "occluded": Degradation("occlusion", 30), "blank bursts": Degradation("blank", 0.8),
-    "every fourth image": Degradation("thinned", 4)}
+    "nominal": Degradation("blur", 0),
+    "blurred": Degradation("blur", 15),
+    "dark": Degradation("dark", 2),
+    "occluded": Degradation("occlusion", 30),
+    "blank bursts": Degradation("blank", 0.8),
+    "every fourth image": Degradation("thinned", 4),
+}
 """Named ones, for comparisons at one severity."""

@@ -1,6 +1,7 @@
 # Copyright the pixloc_ros authors. SPDX-License-Identifier: Apache-2.0
 """Drives that go wrong: switched on somewhere, carried away, blinded, told a wrong pose. How soon is the pose right again, and
 was a wrong one given meanwhile?"""
+
 from __future__ import annotations
 
 from collections.abc import Iterator
@@ -10,10 +11,10 @@ import numpy as np
 import torch
 
 from ..geometry import se3
-from ..tracking.localizer import FrameLocalizer
+from ..io.bags import BagReader, Event, OdometryMessage
+from ..tracking.frame_aligner import FrameAligner
 from ..tracking.relocalization import Relocalizer
 from ..tracking.types import CameraFrame, TrackState
-from .bags import BagReader, Event, OdometryMessage
 from .offline import FALSE_TRACK, TRUTH_GAP_NS, run_bag
 
 RIGHT = (0.25, 2.0)
@@ -44,8 +45,9 @@ class AlteredDrive:
     """A bag played differently: from a later image on, with a piece cut out that odometry knows nothing of (the robot was
     carried), or with black images for a while. Stamps after a cut are those of a drive without the cut."""
 
-    def __init__(self, bag: BagReader, begin_ns: int, end_ns: int, cut: tuple[int, int] | None = None,
-                 black: tuple[int, int] | None = None) -> None:
+    def __init__(
+        self, bag: BagReader, begin_ns: int, end_ns: int, cut: tuple[int, int] | None = None, black: tuple[int, int] | None = None
+    ) -> None:
         """begin_ns, end_ns, cut, black: stamps of the bag; cut and black are from the first to before the second."""
         self._bag, self._begin_ns, self._end_ns, self._cut, self._black = bag, begin_ns, end_ns, cut, black
         self.base_from_camera, self.odometry_topic, self.path = bag.base_from_camera, bag.odometry_topic, bag.path
@@ -92,7 +94,7 @@ class AlteredDrive:
         return self._begin_ns - ahead_ns <= stamp_ns < self._end_ns and not cut
 
 
-def run_event(event: str, localizer: FrameLocalizer, bag: BagReader, begin: float, after_s: float) -> Outcome | None:
+def run_event(event: str, localizer: FrameAligner, bag: BagReader, begin: float, after_s: float) -> Outcome | None:
     """One drive that starts at a share `begin` (0 to 1) of the bag, and goes on for `after_s` after the event; None where too
     little of the bag is left for that.
 
@@ -132,8 +134,9 @@ def run_event(event: str, localizer: FrameLocalizer, bag: BagReader, begin: floa
     return _outcome(event, drive, run.records, truth, drive.played_ns(event_ns), black, stamps[0])
 
 
-def _outcome(event: str, drive: AlteredDrive, records: list, truth, event_ns: int, black: tuple[int, int] | None,
-             zero_ns: int) -> Outcome:
+def _outcome(
+    event: str, drive: AlteredDrive, records: list, truth, event_ns: int, black: tuple[int, int] | None, zero_ns: int
+) -> Outcome:
     since_ns = event_ns if black is None else black[0]
     after = [r for r in records if r.stamp_ns >= since_ns]
     poses, known = truth.at(np.array([drive.recorded_ns(r.stamp_ns) for r in after], np.int64), TRUTH_GAP_NS)
@@ -151,5 +154,12 @@ def _outcome(event: str, drive: AlteredDrive, records: list, truth, event_ns: in
         right = record.state is TrackState.TRACKING and metres <= RIGHT[0] and degrees <= RIGHT[1]
         if right and seconds is None and record.stamp_ns >= event_ns:
             seconds = (record.stamp_ns - event_ns) / _NS
-    return Outcome(event, (drive.recorded_ns(event_ns) - zero_ns) / _NS, seconds, images, wrong[TrackState.TRACKING],
-                   wrong[TrackState.DEGRADED], tuple(times))
+    return Outcome(
+        event,
+        (drive.recorded_ns(event_ns) - zero_ns) / _NS,
+        seconds,
+        images,
+        wrong[TrackState.TRACKING],
+        wrong[TrackState.DEGRADED],
+        tuple(times),
+    )

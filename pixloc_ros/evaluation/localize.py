@@ -1,5 +1,6 @@
 # Copyright the pixloc_ros authors. SPDX-License-Identifier: Apache-2.0
 """Poses of single images in a map, each from its own prior or from alike keyframes."""
+
 from __future__ import annotations
 
 import time
@@ -12,11 +13,11 @@ import torch
 
 from ..errors import InputError
 from ..features import Execution, load_extractor
-from ..features.images import load_image
 from ..geometry import se3
 from ..geometry.cameras import Camera
+from ..io.images import load_image
 from ..mapping import Map
-from ..tracking.localizer import FrameLocalizer, LocalizerOptions
+from ..tracking.frame_aligner import FrameAligner, LocalizerOptions
 from ..tracking.relocalization import Relocalizer, agreement
 from ..tracking.tracker import QualityGates
 from ..tracking.types import CameraFrame, FrameAlignment
@@ -61,11 +62,12 @@ class QueryResult:
         return None if self.reason else se3.inverse(self.alignment.map_from_camera)
 
 
-def open_localizer(map_path: Path, weights: str | Path = "compact",
-                   options: LocalizerOptions | None = None, execution: Execution | None = None) -> FrameLocalizer:
+def open_localizer(
+    map_path: Path, weights: str | Path = "compact", options: LocalizerOptions | None = None, execution: Execution | None = None
+) -> FrameAligner:
     """A map file and a network, ready to localize. Raises `InputError` where they cannot be used or do not fit."""
     map_ = Map.open(map_path)
-    return FrameLocalizer(map_, load_extractor(weights, execution), options or LocalizerOptions())
+    return FrameAligner(map_, load_extractor(weights, execution), options or LocalizerOptions())
 
 
 def read_queries(images: Path, cameras: Path) -> list[Query]:
@@ -85,13 +87,16 @@ def read_queries(images: Path, cameras: Path) -> list[Query]:
             raise InputError(f"{cameras} has no camera for {unknown[0]} ({len(unknown)} of {len(names)} images): add its line")
     missing = [name for name in names if not (folder / name).is_file()]
     if missing:
-        raise InputError(f"{len(missing)} of {len(names)} images are not in {folder}, the first is {missing[0]}: "
-                         "check --images")
+        raise InputError(f"{len(missing)} of {len(names)} images are not in {folder}, the first is {missing[0]}: check --images")
     return [Query(name, folder / name, known[name]) for name in names]
 
 
-def localize_queries(localizer: FrameLocalizer, queries: Sequence[Query], priors: Mapping[str, torch.Tensor],
-                     progress: Callable[[int, int], None] = lambda done, of: None) -> list[QueryResult]:
+def localize_queries(
+    localizer: FrameAligner,
+    queries: Sequence[Query],
+    priors: Mapping[str, torch.Tensor],
+    progress: Callable[[int, int], None] = lambda done, of: None,
+) -> list[QueryResult]:
     """Localize each image; images without a prior (camera_from_map [4, 4] by name) are looked for in the whole map."""
     results = []
     relocalizer = Relocalizer(localizer)
@@ -111,8 +116,9 @@ def localize_queries(localizer: FrameLocalizer, queries: Sequence[Query], priors
             reason = "nothing in the map looks like it" if alignment is None else "" if alignment.success else alignment.reason
         except InputError as error:
             alignment, reason = None, str(error)
-        results.append(QueryResult(query.name, alignment, prior, (time.perf_counter() - began) * 1e3, reason,
-                                   "" if reason else doubtful))
+        results.append(
+            QueryResult(query.name, alignment, prior, (time.perf_counter() - began) * 1e3, reason, "" if reason else doubtful)
+        )
     progress(len(queries), len(queries))
     return results
 
@@ -128,8 +134,12 @@ def search_map(relocalizer: Relocalizer, frame: CameraFrame) -> tuple[FrameAlign
             break
     if best is None or best.inlier_fraction < DOUBTFUL_INLIERS_SEARCH:
         return best, "few points agree with the map"
-    rivals = [other for other in found if other.inlier_fraction > RIVAL_SHARE * best.inlier_fraction
-              and not relocalizer.same_place(other.map_from_camera, best.map_from_camera)]
+    rivals = [
+        other
+        for other in found
+        if other.inlier_fraction > RIVAL_SHARE * best.inlier_fraction
+        and not relocalizer.same_place(other.map_from_camera, best.map_from_camera)
+    ]
     return best, "another place looks alike" if rivals else ""
 
 
@@ -139,9 +149,12 @@ def summarize(results: Sequence[QueryResult]) -> dict[str, object]:
     doubtful = Counter(r.doubtful for r in found if r.doubtful)
     used = [r for r in results if r.alignment is not None]
     return {
-        "images": len(results), "localized": len(found) - doubtful.total(), "doubtful": doubtful.total(),
+        "images": len(results),
+        "localized": len(found) - doubtful.total(),
+        "doubtful": doubtful.total(),
         "failed": len(results) - len(found),
-        "reasons": dict(Counter(r.reason for r in results if r.reason)), "doubts": dict(doubtful),
+        "reasons": dict(Counter(r.reason for r in results if r.reason)),
+        "doubts": dict(doubtful),
         "priors": dict(Counter(r.prior for r in results)),
         **metrics.timing_summary([{**r.alignment.timings_ms, "total": r.total_ms} for r in used]),
         "per_image": [_entry(r) for r in results],
@@ -149,12 +162,22 @@ def summarize(results: Sequence[QueryResult]) -> dict[str, object]:
 
 
 def _entry(result: QueryResult) -> dict[str, object]:
-    entry: dict[str, object] = {"name": result.name, "prior": result.prior, "reason": result.reason, "doubtful": result.doubtful,
-                                "ms": result.total_ms}
+    entry: dict[str, object] = {
+        "name": result.name,
+        "prior": result.prior,
+        "reason": result.reason,
+        "doubtful": result.doubtful,
+        "ms": result.total_ms,
+    }
     if result.alignment is not None and result.alignment.points_used:
         a = result.alignment
-        entry.update(inlier_fraction=a.inlier_fraction, visible_fraction=a.visible_fraction, points=a.points_used,
-                     iterations=a.iterations, cost=a.cost)
+        entry.update(
+            inlier_fraction=a.inlier_fraction,
+            visible_fraction=a.visible_fraction,
+            points=a.points_used,
+            iterations=a.iterations,
+            cost=a.cost,
+        )
     return entry
 
 

@@ -5,6 +5,7 @@ Nothing is aligned first: the map frame is what a map-based localizer claims to 
 without an estimate is a failure in the recall and is absent from the error statistics, which therefore always stand
 beside the number of frames.
 """
+
 from __future__ import annotations
 
 import math
@@ -17,7 +18,7 @@ from scipy.spatial.transform import Rotation
 
 from ..errors import InputError
 from ..geometry import se3
-from .trajectory import Trajectory
+from ..io.trajectory import Trajectory
 
 RECALL_LEVELS = ((0.05, 1.0), (0.25, 2.0), (0.5, 5.0), (5.0, 10.0))
 """(metres, degrees): the first for indoor work, the others those of the visual-localization benchmark."""
@@ -93,8 +94,9 @@ class Step:
         return "1 pose" if self.unit == "poses" and self.length == 1 else f"{self.length:g} {self.unit}"
 
 
-def relative_errors(reference: Trajectory, estimate: Trajectory, step: Step,
-                    tolerance_ns: int = 10_000_000) -> tuple[np.ndarray, np.ndarray]:
+def relative_errors(
+    reference: Trajectory, estimate: Trajectory, step: Step, tolerance_ns: int = 10_000_000
+) -> tuple[np.ndarray, np.ndarray]:
     """Drift over stretches of the path → (translation error in metres, rotation error in radians), both float64 [M].
 
     Of the frames with an estimate each begins a stretch. It ends at the later one whose distance along the reference path
@@ -169,13 +171,18 @@ def summarize(errors: Errors) -> dict[str, float | int | None | dict[str, float]
     found = np.isfinite(errors.translation_m)
     degrees = np.degrees(errors.rotation_rad)
     summary: dict[str, float | int | None | dict[str, float]] = {
-        "frames": int(found.size), "estimated_frames": int(found.sum()),
+        "frames": int(found.size),
+        "estimated_frames": int(found.sum()),
         "estimated_fraction": float(found.mean()) if found.size else 0.0,
-        **_named("", errors.translation_m[found], errors.rotation_rad[found])}
+        **_named("", errors.translation_m[found], errors.rotation_rad[found]),
+    }
     with np.errstate(invalid="ignore"):
         summary["recall"] = {
             recall_name(metres, limit): float(np.mean((errors.translation_m <= metres) & (degrees <= limit)))
-            if found.size else 0.0 for metres, limit in RECALL_LEVELS}
+            if found.size
+            else 0.0
+            for metres, limit in RECALL_LEVELS
+        }
     if errors.nees is not None:
         nees = errors.nees[np.isfinite(errors.nees)]
         summary["nees_mean"] = float(nees.mean()) if nees.size else None
@@ -192,12 +199,18 @@ def statistics(values: np.ndarray) -> dict[str, float | None]:
     """mean, median, p95, max, rmse of float64 [N]; None for all where N = 0."""
     if not values.size:
         return dict.fromkeys(("mean", "median", "p95", "max", "rmse"))
-    return {"mean": float(values.mean()), "median": float(np.median(values)), "p95": float(np.percentile(values, 95)),
-            "max": float(values.max()), "rmse": float(np.sqrt(np.mean(values**2)))}
+    return {
+        "mean": float(values.mean()),
+        "median": float(np.median(values)),
+        "p95": float(np.percentile(values, 95)),
+        "max": float(values.max()),
+        "rmse": float(np.sqrt(np.mean(values**2))),
+    }
 
 
-def trajectory_figures(reference: Trajectory, estimate: Trajectory, step: Step, tolerance_ns: int = 10_000_000
-                       ) -> dict[str, object]:
+def trajectory_figures(
+    reference: Trajectory, estimate: Trajectory, step: Step, tolerance_ns: int = 10_000_000
+) -> dict[str, object]:
     """`summarize`, and the same errors after alignment (keys aligned_…) and over stretches (relative_…): JSON-ready.
 
     map_offset_m, map_offset_deg: how far alignment moves the middle of the estimate, and turns it.
@@ -220,9 +233,11 @@ def trajectory_figures(reference: Trajectory, estimate: Trajectory, step: Step, 
 
 def _named(prefix: str, translation_m: np.ndarray, rotation_rad: np.ndarray) -> dict[str, float | None]:
     """Statistics under the names that `summarize` gives them, with a prefix."""
-    return {f"{prefix}{what}_error_{key}_{unit}": value
-            for what, unit, values in (("translation", "m", translation_m), ("rotation", "deg", np.degrees(rotation_rad)))
-            for key, value in statistics(values).items()}
+    return {
+        f"{prefix}{what}_error_{key}_{unit}": value
+        for what, unit, values in (("translation", "m", translation_m), ("rotation", "deg", np.degrees(rotation_rad)))
+        for key, value in statistics(values).items()
+    }
 
 
 def _spread(values: torch.Tensor, found: np.ndarray) -> np.ndarray:
@@ -243,5 +258,7 @@ def timing_summary(frames: Sequence[Mapping[str, float]], total: str = "total") 
     """Milliseconds per stage of N frames → frame_ms_p50, _p95, _p99 of the stage `total`, and the same of every stage."""
     stages = sorted({stage for frame in frames for stage in frame})
     by_stage = {stage: [frame[stage] for frame in frames if stage in frame] for stage in stages}
-    return {**percentiles("frame_ms_p{}", by_stage.get(total, [])),
-            "stage_ms": {stage: percentiles("p{}", values) for stage, values in by_stage.items() if stage != total}}
+    return {
+        **percentiles("frame_ms_p{}", by_stage.get(total, [])),
+        "stage_ms": {stage: percentiles("p{}", values) for stage, values in by_stage.items() if stage != total},
+    }

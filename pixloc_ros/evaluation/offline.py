@@ -4,6 +4,7 @@
 A frame waits for the odometry of its stamp as in the node: it is processed once a sample at or after its stamp has come, or
 once any data shows that `ODOMETRY_WAIT_NS` have passed.
 """
+
 from __future__ import annotations
 
 import contextlib
@@ -15,18 +16,30 @@ import numpy as np
 import torch
 
 from ..errors import InputError
-from ..tracking.calibration_check import CalibrationCheck
-from ..tracking.localizer import FrameLocalizer
+from ..io.bags import BagReader, OdometryMessage, UnusableFrame
+from ..io.trajectory import Trajectory
+from ..tracking.checks.calibration import CalibrationCheck
+from ..tracking.frame_aligner import FrameAligner
 from ..tracking.tracker import PoseSearch, Tracker, TrackerOptions
 from ..tracking.types import CameraFrame, TrackResult
-from .bags import BagReader, OdometryMessage, UnusableFrame
 from .bench import FALSE_TRACK, summarize
 from .read_ahead import read_ahead
 from .runs import TRUTH_GAP_NS, BagRun, FrameRecord, odometry_in_map
-from .trajectory import Trajectory
 
-__all__ = ["FALSE_TRACK", "INITIAL_STD", "ODOMETRY_WAIT_NS", "TRUTH_GAP_NS", "BagRun", "FrameRecord", "Watch", "first_pose",
-           "initial_covariance", "odometry_in_map", "run_bag", "summarize"]
+__all__ = [
+    "FALSE_TRACK",
+    "INITIAL_STD",
+    "ODOMETRY_WAIT_NS",
+    "TRUTH_GAP_NS",
+    "BagRun",
+    "FrameRecord",
+    "Watch",
+    "first_pose",
+    "initial_covariance",
+    "odometry_in_map",
+    "run_bag",
+    "summarize",
+]
 
 ODOMETRY_WAIT_NS = 100_000_000
 INITIAL_STD = (0.3, 0.05)
@@ -55,10 +68,17 @@ def first_pose(bag: BagReader, truth: Trajectory, given: torch.Tensor | None) ->
     raise InputError(f"nothing tells where the drive {bag.path} begins: give --initial-pose x y z qx qy qz qw")
 
 
-def run_bag(localizer: FrameLocalizer, bag: BagReader, initial_pose: torch.Tensor | None = None,
-            options: TrackerOptions | None = None, pose_search: PoseSearch | None = None, cold_start: bool = False,
-            progress: Callable[..., None] = lambda done, of, note="": None, watch: Watch = lambda frame, result: False,
-            ahead: bool = False) -> BagRun:
+def run_bag(
+    localizer: FrameAligner,
+    bag: BagReader,
+    initial_pose: torch.Tensor | None = None,
+    options: TrackerOptions | None = None,
+    pose_search: PoseSearch | None = None,
+    cold_start: bool = False,
+    progress: Callable[..., None] = lambda done, of, note="": None,
+    watch: Watch = lambda frame, result: False,
+    ahead: bool = False,
+) -> BagRun:
     """Track a whole bag, or until `watch` has seen enough.
 
     initial_pose: map_from_base float64 [4, 4] at the first image; None: from the bag's truth. pose_search: finds poses in the
@@ -68,14 +88,15 @@ def run_bag(localizer: FrameLocalizer, bag: BagReader, initial_pose: torch.Tenso
     truth = bag.truth()
     start = None if cold_start else first_pose(bag, truth, initial_pose)
     # What stands in for a localizer in comparisons cannot tell the focal length.
-    check = CalibrationCheck(localizer.focal_length) if isinstance(localizer, FrameLocalizer) else None
+    check = CalibrationCheck(localizer.focal_length) if isinstance(localizer, FrameAligner) else None
     tracker = Tracker(localizer, options, pose_search, check)
     runner = _Runner(localizer, tracker, pose_search, bag, start, progress, watch)
     with contextlib.ExitStack() as stack:
         events = bag.events()
         if ahead:
-            events = stack.enter_context(contextlib.closing(
-                read_ahead(events, lambda frame: localizer.prepare(frame.image, frame.camera))))
+            events = stack.enter_context(
+                contextlib.closing(read_ahead(events, lambda frame: localizer.prepare(frame.image, frame.camera)))
+            )
         for event in events:
             runner.feed(event)
             if runner.ended:
@@ -88,15 +109,24 @@ def run_bag(localizer: FrameLocalizer, bag: BagReader, initial_pose: torch.Tenso
     if calibration is not None:
         findings |= {"focal_ratio": calibration.focal_ratio, "focal_ratio_std": calibration.std}
         remarks += (calibration.message,) if calibration.wrong else ()
-    return BagRun(runner.records, truth, Trajectory.from_poses(runner.odometry), runner.refused, findings=findings,
-                  remarks=remarks)
+    return BagRun(
+        runner.records, truth, Trajectory.from_poses(runner.odometry), runner.refused, findings=findings, remarks=remarks
+    )
 
 
 class _Runner:
     """Feeds a tracker and keeps what it says."""
 
-    def __init__(self, localizer: FrameLocalizer, tracker: Tracker, pose_search: PoseSearch | None, bag: BagReader,
-                 start: tuple[int, torch.Tensor] | None, progress: Callable[..., None], watch: Watch) -> None:
+    def __init__(
+        self,
+        localizer: FrameAligner,
+        tracker: Tracker,
+        pose_search: PoseSearch | None,
+        bag: BagReader,
+        start: tuple[int, torch.Tensor] | None,
+        progress: Callable[..., None],
+        watch: Watch,
+    ) -> None:
         self.records: list[FrameRecord] = []
         self.ended = False
         self._watch = watch
@@ -152,9 +182,17 @@ class _Runner:
         alignment, timings_ms = result.alignment, dict(result.timings_ms)
         if frame.prepared is not None:  # in another thread, before the tracker's clock ran
             timings_ms["total"] += sum(timings_ms.get(stage, 0.0) for stage in ("prepare", "features"))
-        self.records.append(FrameRecord(
-            frame.stamp_ns, result.state, result.map_from_base, result.covariance, timings_ms,
-            alignment.inlier_fraction if alignment is not None else float("nan"), result.message))
+        self.records.append(
+            FrameRecord(
+                frame.stamp_ns,
+                result.state,
+                result.map_from_base,
+                result.covariance,
+                timings_ms,
+                alignment.inlier_fraction if alignment is not None else float("nan"),
+                result.message,
+            )
+        )
         self._tracker.check_calibration()
         self._tracker.check_odometry()
         self.ended = self._watch(frame, result)

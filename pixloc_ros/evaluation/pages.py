@@ -1,11 +1,12 @@
 # Copyright the pixloc_ros authors. SPDX-License-Identifier: Apache-2.0
 """Tables that commands write into Markdown pages."""
+
 from __future__ import annotations
 
 from pathlib import Path
 
 from ..errors import InputError
-from .trajectory import write_text
+from ..io.trajectory import write_text
 
 
 def write_section(page: Path, name: str, text: str) -> None:

@@ -1,6 +1,7 @@
 # Copyright the pixloc_ros authors. SPDX-License-Identifier: Apache-2.0
 """Reading a bag and computing features on one core while the tracker works on another. The tracker gets the same images with the
 same features in the same order: nothing of the result changes, only the time it takes."""
+
 from __future__ import annotations
 
 import contextlib
@@ -10,8 +11,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 
 from ..errors import InputError
+from ..io.bags import Event
 from ..tracking.types import CameraFrame, PreparedImage
-from .bags import Event
 
 _DEPTH = 64
 """Events that may wait, most of which are odometry."""

@@ -1,5 +1,6 @@
 # Copyright the pixloc_ros authors. SPDX-License-Identifier: Apache-2.0
 """What the live node did with a replayed bag: the recording, and the figures drawn from it. The recorder itself is in `node`."""
+
 from __future__ import annotations
 
 import json
@@ -13,10 +14,10 @@ import numpy as np
 import torch
 
 from ..geometry import se3
+from ..io.trajectory import Trajectory, write_text
 from ..tracking.types import TrackState
 from . import metrics
 from .runs import BagRun, FrameRecord
-from .trajectory import Trajectory, write_text
 from .usage import Usage
 
 CHAIN_TOLERANCE = 1e-6
@@ -80,11 +81,20 @@ class Recording:
         """As JSON lines, in the order of stamps."""
         rows: list[dict[str, object]] = [{"kind": "sent", "stamp_ns": k, "at_s": v} for k, v in self.sent_s.items()]
         rows += [{"kind": "status", **vars(r), "state": r.state.name} for r in self.statuses]
-        rows += [{"kind": "pose", "stamp_ns": r.stamp_ns, "received_s": r.received_s,
-                  "map_from_base": r.map_from_base.tolist(), "covariance": r.covariance.tolist()} for r in self.poses]
+        rows += [
+            {
+                "kind": "pose",
+                "stamp_ns": r.stamp_ns,
+                "received_s": r.received_s,
+                "map_from_base": r.map_from_base.tolist(),
+                "covariance": r.covariance.tolist(),
+            }
+            for r in self.poses
+        ]
         rows += [{"kind": "lookup", **vars(r)} for r in self.lookups]
-        rows += [{"kind": "chain", "stamp_ns": k, "map_from_camera": None if v is None else v.tolist()}
-                 for k, v in self.chain.items()]
+        rows += [
+            {"kind": "chain", "stamp_ns": k, "map_from_camera": None if v is None else v.tolist()} for k, v in self.chain.items()
+        ]
         rows.sort(key=lambda row: row["stamp_ns"])
         write_text(path, "".join(json.dumps(row) + "\n" for row in rows))
 
@@ -106,10 +116,19 @@ def as_run(recording: Recording, truth: Trajectory, odometry: Trajectory) -> Bag
             timings = {"total": status.frame_ms, "features": status.feature_ms, "alignment": status.alignment_ms}
             timings = {stage: ms for stage, ms in timings.items() if np.isfinite(ms)}
         latency_ms = (pose.received_s - recording.sent_s[stamp_ns]) * 1e3 if pose else math.nan
-        records.append(FrameRecord(
-            stamp_ns, state, pose.map_from_base if pose else None, pose.covariance if pose else None, timings,
-            status.inlier_fraction if status else math.nan, status.message if status else "not reported",
-            latency_ms=latency_ms, age_ms=status.age_ms if status else math.nan))
+        records.append(
+            FrameRecord(
+                stamp_ns,
+                state,
+                pose.map_from_base if pose else None,
+                pose.covariance if pose else None,
+                timings,
+                status.inlier_fraction if status else math.nan,
+                status.message if status else "not reported",
+                latency_ms=latency_ms,
+                age_ms=status.age_ms if status else math.nan,
+            )
+        )
     dropped = recording.statuses[-1].dropped if recording.statuses else 0
     return BagRun(records, truth, odometry, usage=recording.usage, dropped_frames=dropped)
 
@@ -131,12 +150,16 @@ def live_figures(recording: Recording, figures: Mapping[str, object], base_from_
         **figures,
         "unreported_frames": sum(stamp not in statuses for stamp in recording.sent_s),
         "repeated_statuses": sum(n - 1 for n in statuses.values()),
-        "chain_checked": len(translation), "chain_missing": missing,
-        "chain_error_m": max(translation, default=0.0), "chain_error_rad": max(rotation, default=0.0),
-        "tf_lookups": sum(r.stamp_ns in posed for r in recording.lookups), "tf_errors": len(failed),
+        "chain_checked": len(translation),
+        "chain_missing": missing,
+        "chain_error_m": max(translation, default=0.0),
+        "chain_error_rad": max(rotation, default=0.0),
+        "tf_lookups": sum(r.stamp_ns in posed for r in recording.lookups),
+        "tf_errors": len(failed),
         "tf_error_messages": dict(Counter(f"{r.error}: {r.text}" for r in failed).most_common(5)),
         "tf_beyond_odometry": len(beyond),
-        **metrics.percentiles("tf_wait_p{}_ms", [r.waited_ms for r in recording.lookups if not r.error])}
+        **metrics.percentiles("tf_wait_p{}_ms", [r.waited_ms for r in recording.lookups if not r.error]),
+    }
     stats["problems"] = problems(stats)
     return stats
 
@@ -151,8 +174,9 @@ def problems(stats: dict[str, object]) -> list[str]:
     if stats["repeated_statuses"]:
         found.append(f"{stats['repeated_statuses']} images were reported more than once")
     if max(stats["chain_error_m"], stats["chain_error_rad"]) > CHAIN_TOLERANCE:
-        found.append(f"the TF chain differs from the published pose by {stats['chain_error_m']:.2g} m, "
-                     f"{stats['chain_error_rad']:.2g} rad")
+        found.append(
+            f"the TF chain differs from the published pose by {stats['chain_error_m']:.2g} m, {stats['chain_error_rad']:.2g} rad"
+        )
     if stats["chain_missing"]:
         found.append(f"TF gives no pose of the camera at {stats['chain_missing']} images with a published pose")
     if stats["tf_errors"]:

@@ -1,7 +1,7 @@
 # Copyright the pixloc_ros authors. SPDX-License-Identifier: Apache-2.0
 """Two plain ways to find a camera in the same map, to stand beside ours: ORB + PnP and KLT + PnP, both OpenCV's.
 
-They take the place of `FrameLocalizer` in the same tracker: same start, odometry, prediction, dead reckoning and search around a
+They take the place of `FrameAligner` in the same tracker: same start, odometry, prediction, dead reckoning and search around a
 lost pose; the same map's points and keyframes, chosen by the same selector. Only how an image becomes a pose differs. What
 the map does not hold, its images, they need besides. They are for comparisons and never run on a robot; docs/robustness.md.
 
@@ -10,6 +10,7 @@ the map does not hold, its images, they need besides. They are for comparisons a
 - `KltPnp`: each map point tracked from its keyframe into the image by pyramidal Lucas-Kanade, from where the prior sees it,
   there and back; after PnP once more from the pose found. Grey values are equalised (CLAHE), as visual-inertial front ends do.
 """
+
 from __future__ import annotations
 
 import dataclasses
@@ -26,9 +27,9 @@ import numpy as np
 import torch
 
 from ..errors import InputError
-from ..features.images import fit_to_working_size, load_image
 from ..geometry import se3
 from ..geometry.cameras import Camera
+from ..io.images import fit_to_working_size, load_image
 from ..mapping import Map
 from ..mapping.local_points import LocalPointSelector
 from ..tracking.tracker import QualityGates, TrackerOptions
@@ -73,19 +74,28 @@ class _Keyframe:
 def rival_options() -> TrackerOptions:
     """The tracker's, without the gates on the share of points that agree, which mean features as ours has them: a rival's pose
     passes where PnP found it from enough points, and it is where the prior says within the gate for sure poses."""
-    return TrackerOptions(gates=QualityGates(min_visible_fraction=0.0, min_visible_points=_LEAST_INLIERS, min_inlier_fraction=0.0,
-                                             min_inlier_fraction_search=0.0, sure_inlier_fraction=0.0))
+    return TrackerOptions(
+        gates=QualityGates(
+            min_visible_fraction=0.0,
+            min_visible_points=_LEAST_INLIERS,
+            min_inlier_fraction=0.0,
+            min_inlier_fraction_search=0.0,
+            sure_inlier_fraction=0.0,
+        )
+    )
 
 
 class Rival:
-    """What both share: the choice of points, the keyframes' images, PnP. Takes the place of a `FrameLocalizer`."""
+    """What both share: the choice of points, the keyframes' images, PnP. Takes the place of a `FrameAligner`."""
 
     def __init__(self, map_: Map, images: Path, max_points: int = _MAX_POINTS) -> None:
         """images: the folder that the map's images are in. max_points: used per image. Raises InputError where one is missing."""
         missing = [name for name in map_.keyframe_names if not (Path(images) / name).is_file()]
         if missing:
-            raise InputError(f"{len(missing)} of the map's {len(map_.keyframe_names)} images are not in {images}, the first is "
-                             f"{missing[0]}: give the folder that the map was made of with --images")
+            raise InputError(
+                f"{len(missing)} of the map's {len(map_.keyframe_names)} images are not in {images}, the first is "
+                f"{missing[0]}: give the folder that the map was made of with --images"
+            )
         # How alike a point's descriptors are is our network's knowledge: without it, a rival depends on no network.
         self.map = dataclasses.replace(map_, quality=np.full_like(map_.quality, _EQUAL_QUALITY))
         self._max_points, self._images = max_points, Path(images)
@@ -98,36 +108,60 @@ class Rival:
         """Of all of the map that its poses depend on."""
         map_ = self.map
         digest = hashlib.sha256(repr((type(self).__name__, self._max_points, map_.working_side, map_.keyframe_names)).encode())
-        for array in (map_.xyz, map_.observation_offsets, map_.observation_point, map_.map_from_keyframe.numpy(),
-                      map_.keyframe_camera, map_.keyframe_depth, map_.track_length, *(c.params.numpy() for c in map_.cameras)):
+        for array in (
+            map_.xyz,
+            map_.observation_offsets,
+            map_.observation_point,
+            map_.map_from_keyframe.numpy(),
+            map_.keyframe_camera,
+            map_.keyframe_depth,
+            map_.track_length,
+            *(c.params.numpy() for c in map_.cameras),
+        ):
             digest.update(np.ascontiguousarray(array).tobytes())
         return digest.hexdigest()
 
     def prepare(self, image: np.ndarray, camera: Camera) -> _Image:
-        """As of `FrameLocalizer.prepare`."""
+        """As of `FrameAligner.prepare`."""
         began = time.perf_counter()
         image, camera = fit_to_working_size(image, camera, self.map.working_side, self._focal_px)
         return self._described(_grey(image), camera, began)
 
-    def localize_prepared(self, prepared: _Image, map_from_camera: torch.Tensor, prior_covariance: torch.Tensor | None = None,
-                          motion: FrameMotion | None = None) -> FrameAlignment:
-        """As of `FrameLocalizer.localize_prepared`; the prior's covariance plays no part."""
+    def localize_prepared(
+        self,
+        prepared: _Image,
+        map_from_camera: torch.Tensor,
+        prior_covariance: torch.Tensor | None = None,
+        motion: FrameMotion | None = None,
+    ) -> FrameAlignment:
+        """As of `FrameAligner.localize_prepared`; the prior's covariance plays no part."""
         began = time.perf_counter()
         local = self._selector.select(map_from_camera, prepared.camera, self._max_points)
         keyframes = [self._keyframe(k) for k in local.keyframe_ids.tolist()]
         found = self._pose(prepared, keyframes, local.point_ids.numpy(), map_from_camera)
         timings = {**prepared.timings_ms, "alignment": (time.perf_counter() - began) * 1e3}
         if found is None:
-            return FrameAlignment(map_from_camera, torch.full((6, 6), torch.inf, dtype=torch.float64), False,
-                                  "too few points were found again", math.inf, 0.0, 0.0, len(local.point_ids), 0, timings)
+            return FrameAlignment(
+                map_from_camera,
+                torch.full((6, 6), torch.inf, dtype=torch.float64),
+                False,
+                "too few points were found again",
+                math.inf,
+                0.0,
+                0.0,
+                len(local.point_ids),
+                0,
+                timings,
+            )
         pose, covariance, inliers, matches = found
         return FrameAlignment(pose, covariance, True, "converged", 0.0, inliers / matches, 1.0, matches, 0, timings)
 
     def _described(self, grey: np.ndarray, camera: Camera, began: float) -> _Image:
         raise NotImplementedError
 
-    def _pose(self, query: _Image, keyframes: list[_Keyframe], point_ids: np.ndarray, prior: torch.Tensor
-              ) -> tuple[torch.Tensor, torch.Tensor, int, int] | None:
+    def _pose(
+        self, query: _Image, keyframes: list[_Keyframe], point_ids: np.ndarray, prior: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor, int, int] | None:
         raise NotImplementedError
 
     def _keyframe(self, number: int) -> _Keyframe:
@@ -185,8 +219,13 @@ class OrbPnp(Rival):
     def _described(self, grey: np.ndarray, camera: Camera, began: float) -> _Image:
         features, descriptors = cv2.ORB_create(_ORB_FEATURES, fastThreshold=10).detectAndCompute(grey, None)
         pixels = np.array([feature.pt for feature in features], float).reshape(-1, 2)
-        return _Image(grey, camera, {"features": (time.perf_counter() - began) * 1e3}, pixels,
-                      np.empty((0, 32), np.uint8) if descriptors is None else descriptors)
+        return _Image(
+            grey,
+            camera,
+            {"features": (time.perf_counter() - began) * 1e3},
+            pixels,
+            np.empty((0, 32), np.uint8) if descriptors is None else descriptors,
+        )
 
     def _with_points(self, image: _Image, map_from_keyframe: torch.Tensor, ids: np.ndarray) -> _Keyframe:
         points = super()._with_points(image, map_from_keyframe, ids)
@@ -209,8 +248,14 @@ class OrbPnp(Rival):
             if len(keyframe.xyz) < 2 or len(query.pixels) < 2:
                 continue
             known = keyframe.image.descriptors
-            pairs = np.array([(a.trainIdx, a.queryIdx) for a, b in matcher.knnMatch(known, query.descriptors, 2)
-                              if a.distance < _ORB_RATIO * b.distance], np.int64).reshape(-1, 2)
+            pairs = np.array(
+                [
+                    (a.trainIdx, a.queryIdx)
+                    for a, b in matcher.knnMatch(known, query.descriptors, 2)
+                    if a.distance < _ORB_RATIO * b.distance
+                ],
+                np.int64,
+            ).reshape(-1, 2)
             back = [match.trainIdx for match in matcher.match(query.descriptors[pairs[:, 0]], known)] if len(pairs) else []
             pairs = pairs[pairs[:, 1] == back]
             expected, seen = _project(query.camera, prior, keyframe.xyz[pairs[:, 1]])
@@ -225,8 +270,9 @@ RIVALS: dict[str, tuple[str, Callable[..., Rival]]] = {"klt": ("KLT + PnP", KltP
 """Name on the command line: title and class."""
 
 
-def solve_pnp(pixels: np.ndarray, xyz: np.ndarray, camera: Camera, prior: torch.Tensor
-              ) -> tuple[torch.Tensor, torch.Tensor, int, int] | None:
+def solve_pnp(
+    pixels: np.ndarray, xyz: np.ndarray, camera: Camera, prior: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor, int, int] | None:
     """Pose of a camera from pixels float [n, 2] of points float [n, 3] in the map → (map_from_camera [4, 4], covariance [6, 6] of
     a right perturbation, inliers, points), None with too few.
 
@@ -243,9 +289,16 @@ def solve_pnp(pixels: np.ndarray, xyz: np.ndarray, camera: Camera, prior: torch.
     focal_px = float(camera.params[:2].mean())
     cv2.setRNGSeed(0)
     try:
-        done, turn, shift, inliers = cv2.solvePnPRansac(points, plane, np.eye(3), None, iterationsCount=500, confidence=0.999,
-                                                        reprojectionError=_RANSAC_PX / focal_px,
-                                                        flags=cv2.SOLVEPNP_AP3P)
+        done, turn, shift, inliers = cv2.solvePnPRansac(
+            points,
+            plane,
+            np.eye(3),
+            None,
+            iterationsCount=500,
+            confidence=0.999,
+            reprojectionError=_RANSAC_PX / focal_px,
+            flags=cv2.SOLVEPNP_AP3P,
+        )
         chosen = inliers[:, 0] if done and inliers is not None else np.empty(0, np.int64)
         for limit_px in _INLIER_PX:
             if len(chosen) < _LEAST_INLIERS:
@@ -279,12 +332,15 @@ def _covariance(points_camera: torch.Tensor, focal_px: float) -> torch.Tensor | 
     return torch.from_numpy((covariance + covariance.T) / 2) if np.isfinite(covariance).all() else None
 
 
-def _tracked(reference: np.ndarray, query: np.ndarray, pixels: np.ndarray, guess: np.ndarray, window: tuple[int, int], level: int
-             ) -> tuple[np.ndarray, np.ndarray]:
+def _tracked(
+    reference: np.ndarray, query: np.ndarray, pixels: np.ndarray, guess: np.ndarray, window: tuple[int, int], level: int
+) -> tuple[np.ndarray, np.ndarray]:
     """Where pixels [n, 2] of one image are in the other, from a guess, and which came back to where they started."""
     height, width = np.maximum(reference.shape, query.shape)  # OpenCV wants two images of one size
-    reference, query = (cv2.copyMakeBorder(image, 0, int(height - image.shape[0]), 0, int(width - image.shape[1]),
-                                           cv2.BORDER_REPLICATE) for image in (reference, query))
+    reference, query = (
+        cv2.copyMakeBorder(image, 0, int(height - image.shape[0]), 0, int(width - image.shape[1]), cv2.BORDER_REPLICATE)
+        for image in (reference, query)
+    )
     options = {"winSize": window, "maxLevel": level, "flags": cv2.OPTFLOW_USE_INITIAL_FLOW}
     start = pixels[:, None].astype(np.float32)
     there, found, _ = cv2.calcOpticalFlowPyrLK(reference, query, start, guess[:, None].astype(np.float32), **options)

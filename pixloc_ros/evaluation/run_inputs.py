@@ -1,6 +1,7 @@
 # Copyright the pixloc_ros authors. SPDX-License-Identifier: Apache-2.0
 """What `pixloc evaluate` is given, as runs: folders of runs and files of poses, the truth from a file or a bag, and the times of
 the images, which are what is counted."""
+
 from __future__ import annotations
 
 from collections import Counter
@@ -13,10 +14,10 @@ import torch
 
 from ..errors import InputError
 from ..geometry import se3
-from .bag_truth import is_bag, read_bag_times, read_bag_truth
+from ..io.bag_truth import is_bag, read_bag_times, read_bag_truth
+from ..io.trajectory import Trajectory, pose_format, read_benchmark_poses, read_kitti, read_stamps, read_tum
 from .metrics import Step, associate
 from .runs import RUN_FILE, BagRun, read_run, run_of_poses
-from .trajectory import Trajectory, pose_format, read_benchmark_poses, read_kitti, read_stamps, read_tum
 
 _COUNT_NS = 1_000_000_000
 """Between the stamps of poses that have none."""
@@ -54,13 +55,15 @@ class _Poses:
         if times is None:
             raise InputError(f"{self.path} says no times, as KITTI files do not: give those of the images with --times")
         if len(times) != len(self.matrices):
-            raise InputError(f"{self.path} has {len(self.matrices)} poses, but there are {len(times)} images: a KITTI file has a "
-                             "line for each of them")
+            raise InputError(
+                f"{self.path} has {len(self.matrices)} poses, but there are {len(times)} images: a KITTI file has a "
+                "line for each of them"
+            )
         return Trajectory(times, self.matrices)
 
 
 def parse_step(text: str | None) -> Step | None:
-    """"5" (metres), "10poses", or None for the usual one. Raises `InputError` for anything else."""
+    """ "5" (metres), "10poses", or None for the usual one. Raises `InputError` for anything else."""
     if text is None:
         return None
     number, unit = (text.removesuffix("poses"), "poses") if text.endswith("poses") else (text.removesuffix("m"), "m")
@@ -94,8 +97,9 @@ def read_runs(arguments: Sequence[str], inputs: RunInputs) -> tuple[list[BagRun]
             raise InputError(f"nothing tells the truth of {named[name]}: give --truth, a file or a bag")
     if files:
         found = {name: file.timed(times) for name, file in files.items()}
-        timed_runs, notes = _with_times(found, truth if truth is not None else next(iter(runs.values())).truth, times,
-                                        inputs.tolerance_s)
+        timed_runs, notes = _with_times(
+            found, truth if truth is not None else next(iter(runs.values())).truth, times, inputs.tolerance_s
+        )
         runs.update(timed_runs)
     return [runs[name] for name in named], notes
 
@@ -159,14 +163,17 @@ def _without_times(truth: _Poses, files: dict[str, _Poses]) -> list[BagRun]:
     runs = []
     for name, file in files.items():
         if file.kind != truth.kind:
-            raise InputError(f"{file.path} is a {file.kind} file and {truth.path} a {truth.kind} file: "
-                             "give both in one format, or the images' --times")
+            raise InputError(
+                f"{file.path} is a {file.kind} file and {truth.path} a {truth.kind} file: "
+                "give both in one format, or the images' --times"
+            )
         if truth.named is not None:
             order = {image: number for number, image in enumerate(truth.named)}
             if not order.keys() & file.named.keys():
                 raise InputError(f"{file.path} names none of the images of {truth.path}: names must be the same")
-            poses = Trajectory.from_poses((order[image] * _COUNT_NS, pose) for image, pose in file.named.items()
-                                          if image in order)
+            poses = Trajectory.from_poses(
+                (order[image] * _COUNT_NS, pose) for image, pose in file.named.items() if image in order
+            )
             true_poses = torch.stack(list(truth.named.values()))
         else:
             stamps = np.arange(len(truth.matrices), dtype=np.int64) * _COUNT_NS
@@ -178,8 +185,9 @@ def _without_times(truth: _Poses, files: dict[str, _Poses]) -> list[BagRun]:
     return runs
 
 
-def _with_times(files: dict[str, Trajectory], truth: Trajectory, times: np.ndarray | None, tolerance_s: float
-                ) -> tuple[dict[str, BagRun], list[str]]:
+def _with_times(
+    files: dict[str, Trajectory], truth: Trajectory, times: np.ndarray | None, tolerance_s: float
+) -> tuple[dict[str, BagRun], list[str]]:
     """Each pose goes to the image nearest in time."""
     runs, notes = {}, []
     begin = min((int(track.stamps_ns[0]) for track in files.values() if len(track)), default=0)
@@ -188,19 +196,22 @@ def _with_times(files: dict[str, Trajectory], truth: Trajectory, times: np.ndarr
         images = times
         if images is None and len(track) > 1 and _period(truth.stamps_ns) < _DENSER * _period(track.stamps_ns):
             images = _at_own_rate(track.stamps_ns, begin, end)
-            notes.append(f"{name}: the truth has poses more often than the run, so they are not those of its images. Images are "
-                         f"counted at the run's own rate, {1e9 / _period(track.stamps_ns):.3g} a second, from the first pose of "
-                         "any run to the last. Give the images' times with --times to count those before and after as well.")
+            notes.append(
+                f"{name}: the truth has poses more often than the run, so they are not those of its images. Images are "
+                f"counted at the run's own rate, {1e9 / _period(track.stamps_ns):.3g} a second, from the first pose of "
+                "any run to the last. Give the images' times with --times to count those before and after as well."
+            )
         elif images is None:
             images = truth.stamps_ns
         matches = associate(images, track.stamps_ns, round(tolerance_s * 1e9))
         if len(track) and not (matches >= 0).any():
-            raise InputError(f"{name}: no pose lies within {tolerance_s:g} s of an image or pose of the truth: check that both "
-                             "use the same clock, or raise --tolerance")
+            raise InputError(
+                f"{name}: no pose lies within {tolerance_s:g} s of an image or pose of the truth: check that both "
+                "use the same clock, or raise --tolerance"
+            )
         apart = int(len(track) - (matches >= 0).sum())
         if apart:
-            notes.append(f"{name}: {apart} of {len(track)} poses belong to no image within {tolerance_s:g} s: "
-                         "they are not used.")
+            notes.append(f"{name}: {apart} of {len(track)} poses belong to no image within {tolerance_s:g} s: they are not used.")
         runs[name] = run_of_poses(name, images, matches, track, truth, timed=True)
     return runs, notes
 

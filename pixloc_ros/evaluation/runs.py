@@ -4,6 +4,7 @@
 The folder holds `run.json` (states, covariances, times, cost) beside `poses.tum`, `truth.tum` and `odometry.tum`, which any other
 tool reads as well; truth and odometry are those at the images' stamps.
 """
+
 from __future__ import annotations
 
 import json
@@ -18,8 +19,8 @@ import torch
 
 from ..errors import InputError
 from ..geometry import se3
+from ..io.trajectory import Trajectory, read_tum, write_text, write_tum
 from ..tracking.types import TrackState
-from .trajectory import Trajectory, read_tum, write_text, write_tum
 from .usage import Usage
 
 TRUTH_GAP_NS = 250_000_000
@@ -109,8 +110,9 @@ def odometry_in_map(odometry: Trajectory, truth: Trajectory) -> Trajectory:
     return Trajectory(odometry.stamps_ns, map_from_odom @ odometry.map_from_body)
 
 
-def run_of_poses(name: str, stamps_ns: np.ndarray, matches: np.ndarray, estimate: Trajectory, truth: Trajectory,
-                 timed: bool) -> BagRun:
+def run_of_poses(
+    name: str, stamps_ns: np.ndarray, matches: np.ndarray, estimate: Trajectory, truth: Trajectory, timed: bool
+) -> BagRun:
     """Bare poses as a run: one record at each of the images' stamps int64 [N], with the pose that `matches` int64 [N] gives the
     index of (-1: none)."""
     records = []
@@ -131,10 +133,17 @@ def write_run(folder: Path, run: BagRun) -> None:
         else:
             (folder / name).unlink(missing_ok=True)  # of an earlier run in this folder
     head = {
-        "format": _FORMAT, "version": _VERSION, "name": run.name, "about": dict(run.about),
-        "skip_map_frames": run.skip_map_frames, "dropped_frames": run.dropped_frames,
-        "findings": dict(run.findings), "remarks": list(run.remarks),
-        "odometry_messages": dict(run.odometry_refused), "usage": vars(run.usage) if run.usage is not None else None}
+        "format": _FORMAT,
+        "version": _VERSION,
+        "name": run.name,
+        "about": dict(run.about),
+        "skip_map_frames": run.skip_map_frames,
+        "dropped_frames": run.dropped_frames,
+        "findings": dict(run.findings),
+        "remarks": list(run.remarks),
+        "odometry_messages": dict(run.odometry_refused),
+        "usage": vars(run.usage) if run.usage is not None else None,
+    }
     frames = ",\n".join(json.dumps(_frame(record), allow_nan=False) for record in run.records)
     write_text(folder / RUN_FILE, json.dumps(head, indent=1)[:-2] + f',\n "frames": [\n{frames}\n]}}\n')
 
@@ -144,11 +153,19 @@ def _frame(record: FrameRecord) -> dict[str, object]:
     if covariance is not None and not bool(torch.isfinite(covariance).all()):
         covariance = None
     optional = {
-        "timings_ms": {stage: round(ms, 3) for stage, ms in record.timings_ms.items()}, "message": record.message,
-        "unusable": record.unusable, "inlier_fraction": _number(record.inlier_fraction), "latency_ms": _number(record.latency_ms),
-        "age_ms": _number(record.age_ms), "covariance": covariance.numpy()[_UPPER].tolist() if covariance is not None else None}
-    return {"stamp_ns": record.stamp_ns, "state": record.state.name if record.state is not None else None,
-            **{key: value for key, value in optional.items() if value not in (None, "", {}, False)}}
+        "timings_ms": {stage: round(ms, 3) for stage, ms in record.timings_ms.items()},
+        "message": record.message,
+        "unusable": record.unusable,
+        "inlier_fraction": _number(record.inlier_fraction),
+        "latency_ms": _number(record.latency_ms),
+        "age_ms": _number(record.age_ms),
+        "covariance": covariance.numpy()[_UPPER].tolist() if covariance is not None else None,
+    }
+    return {
+        "stamp_ns": record.stamp_ns,
+        "state": record.state.name if record.state is not None else None,
+        **{key: value for key, value in optional.items() if value not in (None, "", {}, False)},
+    }
 
 
 def _number(value: float) -> float | None:
@@ -161,29 +178,46 @@ def read_run(folder: Path) -> BagRun:
     try:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"cannot read {path}: {getattr(error, 'strerror', None) or 'not a text file'}; a run is a folder that "
-                         "'pixloc track' or 'pixloc replay' wrote") from None
+        raise InputError(
+            f"cannot read {path}: {getattr(error, 'strerror', None) or 'not a text file'}; a run is a folder that "
+            "'pixloc track' or 'pixloc replay' wrote"
+        ) from None
     estimate = read_tum(path.with_name(POSES_FILE))
-    truth, odometry = (read_tum(file) if file.exists() else Trajectory.from_poses([])
-                       for file in (path.with_name(TRUTH_FILE), path.with_name(ODOMETRY_FILE)))
+    truth, odometry = (
+        read_tum(file) if file.exists() else Trajectory.from_poses([])
+        for file in (path.with_name(TRUTH_FILE), path.with_name(ODOMETRY_FILE))
+    )
     poses = dict(zip(estimate.stamps_ns.tolist(), estimate.map_from_body))
     try:
         content = json.loads(text)
         if content["format"] != _FORMAT or content["version"] != _VERSION:
-            raise InputError(f"{path} is a '{content['format']}' of version {content['version']}, not a '{_FORMAT}' of version "
-                             f"{_VERSION}: run it again with this version")
+            raise InputError(
+                f"{path} is a '{content['format']}' of version {content['version']}, not a '{_FORMAT}' of version "
+                f"{_VERSION}: run it again with this version"
+            )
         records = [_record(frame, poses) for frame in content["frames"]]
         usage = Usage(**content["usage"]) if content["usage"] is not None else None
-        return BagRun(records, truth, odometry, Counter(content["odometry_messages"]), str(content["name"]),
-                      int(content["skip_map_frames"]), True, True, usage, content["dropped_frames"],
-                      {str(key): str(value) for key, value in content["about"].items()},
-                      {str(key): float(value) for key, value in content.get("findings", {}).items()},
-                      tuple(map(str, content.get("remarks", ()))))
+        return BagRun(
+            records,
+            truth,
+            odometry,
+            Counter(content["odometry_messages"]),
+            str(content["name"]),
+            int(content["skip_map_frames"]),
+            True,
+            True,
+            usage,
+            content["dropped_frames"],
+            {str(key): str(value) for key, value in content["about"].items()},
+            {str(key): float(value) for key, value in content.get("findings", {}).items()},
+            tuple(map(str, content.get("remarks", ()))),
+        )
     except (KeyError, TypeError, AttributeError, ValueError, OverflowError) as error:
         if isinstance(error, InputError):
             raise
-        raise InputError(f"{path} is not what 'pixloc track' or 'pixloc replay' wrote ({type(error).__name__}: {error}): "
-                         "run it again") from None
+        raise InputError(
+            f"{path} is not what 'pixloc track' or 'pixloc replay' wrote ({type(error).__name__}: {error}): run it again"
+        ) from None
 
 
 def _record(frame: Mapping[str, object], poses: Mapping[int, torch.Tensor]) -> FrameRecord:
@@ -195,6 +229,14 @@ def _record(frame: Mapping[str, object], poses: Mapping[int, torch.Tensor]) -> F
         covariance = torch.from_numpy(upper + upper.T - np.diag(np.diag(upper)))
     state = TrackState[frame["state"]] if frame["state"] is not None else None
     return FrameRecord(
-        stamp_ns, state, poses.get(stamp_ns), covariance, {str(k): float(v) for k, v in frame.get("timings_ms", {}).items()},
-        float(frame.get("inlier_fraction", math.nan)), str(frame.get("message", "")), bool(frame.get("unusable", False)),
-        float(frame.get("latency_ms", math.nan)), float(frame.get("age_ms", math.nan)))
+        stamp_ns,
+        state,
+        poses.get(stamp_ns),
+        covariance,
+        {str(k): float(v) for k, v in frame.get("timings_ms", {}).items()},
+        float(frame.get("inlier_fraction", math.nan)),
+        str(frame.get("message", "")),
+        bool(frame.get("unusable", False)),
+        float(frame.get("latency_ms", math.nan)),
+        float(frame.get("age_ms", math.nan)),
+    )

@@ -4,6 +4,7 @@
 A cell is a method under one degradation. Cells are kept in a JSON file as soon as they are measured: a run that was killed goes
 on, and one with another map, seed or option measures what that changes. docs/robustness.md.
 """
+
 from __future__ import annotations
 
 import hashlib
@@ -18,15 +19,15 @@ import numpy as np
 import torch
 
 from ..errors import InputError
-from ..tracking.localizer import FrameLocalizer
+from ..io.bags import BagReader
+from ..io.trajectory import Trajectory, read_tum, write_text
+from ..tracking.frame_aligner import FrameAligner
 from ..tracking.relocalization import Relocalizer
 from ..tracking.types import TrackState
 from . import metrics, offline
-from .bags import BagReader
 from .degradation import CLEAR_S, KINDS, Degradation, DegradedBag
-from .report import format_number
 from .rivals import Rival, rival_options
-from .trajectory import Trajectory, read_tum, write_text
+from .tables import format_number
 
 OURS, ODOMETRY = "pixloc", "odometry alone"
 RIGHT = metrics.recall_name(0.25, 2.0)
@@ -35,8 +36,13 @@ HOLDS = 0.9
 """A method holds as long as this share of the images is right."""
 EXTERNAL_TOLERANCE_NS = 5_000_000
 FORMAT, VERSION = "pixloc robustness suite", 1
-_FIGURES = ("translation_error_median_m", "translation_error_p95_m", "rotation_error_median_deg", "rotation_error_p95_deg",
-            "recall")
+_FIGURES = (
+    "translation_error_median_m",
+    "translation_error_p95_m",
+    "rotation_error_median_deg",
+    "rotation_error_p95_deg",
+    "recall",
+)
 _CELL_KEYS = {"method", "kind", "severity", "settings", "frames", "tracked_fraction", "false_tracked_frames", *_FIGURES}
 
 
@@ -94,8 +100,9 @@ class Drive:
 # ---- methods
 
 
-def tracker_method(name: str, localizer: FrameLocalizer | Rival, start: torch.Tensor | None, settings: object = None) -> Method:
+def tracker_method(name: str, localizer: FrameAligner | Rival, start: torch.Tensor | None, settings: object = None) -> Method:
     """The tracker: ours as it ships, with the search in the whole map, or with a rival in the place of our localizer."""
+
     def run(drive: DegradedBag) -> Tracked:
         if isinstance(localizer, Rival):
             found = offline.run_bag(localizer, drive, start, rival_options())
@@ -110,6 +117,7 @@ def tracker_method(name: str, localizer: FrameLocalizer | Rival, start: torch.Te
 
 def odometry_method() -> Method:
     """Odometry, started from the truth: what there is without any image."""
+
     def run(drive: DegradedBag) -> Tracked | None:
         alone = offline.odometry_in_map(drive.odometry(), drive.truth())
         if not len(alone):
@@ -186,8 +194,14 @@ def measure(drive: Drive, method: Method, degradation: Degradation) -> dict[str,
         given = result.estimate
         true_time = Trajectory(given.stamps_ns - offset_ns, given.map_from_body)
         cell["at_exposure"] = _score(drive.truth, stamps, true_time, frozenset(s - offset_ns for s in result.tracked))
-    return {"method": method.name, "kind": degradation.kind if degradation.severity else None, "severity": degradation.severity,
-            **cell, "frame_ms_p50": result.frame_ms, "seconds": round(time.monotonic() - began, 2)}
+    return {
+        "method": method.name,
+        "kind": degradation.kind if degradation.severity else None,
+        "severity": degradation.severity,
+        **cell,
+        "frame_ms_p50": result.frame_ms,
+        "seconds": round(time.monotonic() - began, 2),
+    }
 
 
 def _score(truth: Trajectory, stamps_ns: np.ndarray, estimate: Trajectory, tracked: frozenset[int]) -> dict[str, object]:
@@ -199,9 +213,13 @@ def _score(truth: Trajectory, stamps_ns: np.ndarray, estimate: Trajectory, track
     metres, degrees = offline.FALSE_TRACK
     wrong = by_image & ((errors.translation_m > metres) | (np.degrees(errors.rotation_rad) > degrees))
     frames = len(reference)
-    return {"frames": frames, "published_fraction": summary["estimated_fraction"],
-            "tracked_fraction": float(by_image.mean()) if frames else 0.0, "false_tracked_frames": int(wrong.sum()),
-            **{key: summary[key] for key in _FIGURES}}
+    return {
+        "frames": frames,
+        "published_fraction": summary["estimated_fraction"],
+        "tracked_fraction": float(by_image.mean()) if frames else 0.0,
+        "false_tracked_frames": int(wrong.sum()),
+        **{key: summary[key] for key in _FIGURES},
+    }
 
 
 # ---- the results file
@@ -226,8 +244,10 @@ class Results:
                     raise ValueError(f"version {data['version']}")
                 results.cells = [cell for cell in data["cells"] if set(cell) >= _CELL_KEYS]
             except (OSError, ValueError, KeyError, TypeError) as error:
-                raise InputError(f"{path} holds no results of a suite that this program can go on with ({error}): move it away, "
-                                 "or give another folder") from None
+                raise InputError(
+                    f"{path} holds no results of a suite that this program can go on with ({error}): move it away, "
+                    "or give another folder"
+                ) from None
         return results
 
     def save(self) -> None:
@@ -267,8 +287,13 @@ class Results:
         return [kind for kind in KINDS if any(cell["kind"] == kind for cell in self.cells)]
 
 
-def run(drive: Drive, methods: Sequence[Method], cells: Sequence[Degradation], results: Results,
-        finished: Callable[[int, int, Degradation, dict], None] = lambda done, of, degradation, cell: None) -> None:
+def run(
+    drive: Drive,
+    methods: Sequence[Method],
+    cells: Sequence[Degradation],
+    results: Results,
+    finished: Callable[[int, int, Degradation, dict], None] = lambda done, of, degradation, cell: None,
+) -> None:
     """Measure what the results do not hold yet; after each cell they are saved. Cells of other plans or methods stay.
 
     finished: called after each cell, measured or kept, with how many are done. Raises InputError where nothing can be scored.
@@ -336,7 +361,7 @@ def cell_rows(results: Results) -> list[list[str]]:
 
 
 def format_cell(cell: Mapping[str, object]) -> str:
-    """"100 / 98 / 0.52 cm, 0.03°": right, tracked (both in per cent), median errors; and false tracks where there are any."""
+    """ "100 / 98 / 0.52 cm, 0.03°": right, tracked (both in per cent), median errors; and false tracks where there are any."""
     metres, degrees = cell["translation_error_median_m"], cell["rotation_error_median_deg"]
     errors = "no pose" if metres is None else f"{format_number(100 * metres, 2)} cm, {format_number(degrees, 2)}°"
     tracked = "" if cell["method"] == ODOMETRY else f"{100 * cell['tracked_fraction']:.0f} / "
@@ -347,17 +372,21 @@ def format_cell(cell: Mapping[str, object]) -> str:
 def markdown(results: Results) -> str:
     """Both tables and how to read them."""
     scored = max((cell["frames"] for cell in results.cells), default=0)
-    return (f"{_table(summary_rows(results))}\n{how_to_read(scored)}\n\n{_table(cell_rows(results))}\n{HOW_TO_READ_CELLS}\n")
+    return f"{_table(summary_rows(results))}\n{how_to_read(scored)}\n\n{_table(cell_rows(results))}\n{HOW_TO_READ_CELLS}\n"
 
 
 def how_to_read(scored: int) -> str:
     """What stands below the summary."""
-    return (f"Right: a pose within 0.25 m and 2°, of all {scored} images scored. ≥: held at the worst that was tried; –: already "
-            "the drive as recorded has fewer.")
+    return (
+        f"Right: a pose within 0.25 m and 2°, of all {scored} images scored. ≥: held at the worst that was tried; –: already "
+        "the drive as recorded has fewer."
+    )
 
 
-HOW_TO_READ_CELLS = ("Cells: images right in % / tracked in % / median errors of the poses given; false: images with a pose "
-                     "given as tracked that is more than 0.5 m or 5° off.")
+HOW_TO_READ_CELLS = (
+    "Cells: images right in % / tracked in % / median errors of the poses given; false: images with a pose "
+    "given as tracked that is more than 0.5 m or 5° off."
+)
 
 
 def _table(rows: Sequence[Sequence[str]]) -> str:

@@ -1,5 +1,6 @@
 # Copyright the pixloc_ros authors. SPDX-License-Identifier: Apache-2.0
 """Degraded drives as bags, for systems that read bags: the same images, odometry, calibration and stamps as ours sees."""
+
 from __future__ import annotations
 
 from collections.abc import Iterator
@@ -13,9 +14,9 @@ from rosbags.typesys import Stores, get_typestore
 
 from ..errors import InputError
 from ..geometry import se3
-from ..simulation.bag_writer import latched_profile, new_bag
+from ..io.bag_writer import latched_profile, new_bag
+from ..io.bags import COMPRESSED, IMAGE, RawMessage, frame_name, message_stamp
 from ..tracking.types import CameraFrame
-from .bags import COMPRESSED, IMAGE, RawMessage, frame_name, message_stamp
 from .degradation import DegradedBag
 from .offline import TRUTH_GAP_NS
 
@@ -67,7 +68,8 @@ class _Exporter:
         if topic not in self._connections:
             latched = topic.strip("/").split("/")[-1] == "tf_static"
             self._connections[topic] = self._writer.add_connection(
-                topic, type_name, typestore=self._store, offered_qos_profiles=latched_profile() if latched else [])
+                topic, type_name, typestore=self._store, offered_qos_profiles=latched_profile() if latched else []
+            )
         self._writer.write(self._connections[topic], time_ns, self._store.serialize_cdr(message, type_name))
 
     def _changed(self, raw: RawMessage, message, static: list[str]) -> tuple[int, str, str, object]:
@@ -96,8 +98,12 @@ class _Exporter:
                 height, width = frame.image.shape[:2]
                 data = np.ascontiguousarray(frame.image).reshape(-1)
                 encoding = "mono8" if frame.image.ndim == 2 else "rgb8"
-                yield frame.stamp_ns, drive.image_topic, IMAGE, types[IMAGE](
-                    header, height, width, encoding, 0, data.size // height, data)
+                yield (
+                    frame.stamp_ns,
+                    drive.image_topic,
+                    IMAGE,
+                    types[IMAGE](header, height, width, encoding, 0, data.size // height, data),
+                )
 
     def _later(self, header):
         stamp_ns = header.stamp.sec * 10**9 + header.stamp.nanosec + self._offset_ns
@@ -127,8 +133,12 @@ class _Exporter:
         if noisy is None:
             return transform
         inner = transform.transform
-        return replace(transform, transform=replace(inner, translation=_set_vector(inner.translation, noisy),
-                                                    rotation=_set_quaternion(inner.rotation, noisy)))
+        return replace(
+            transform,
+            transform=replace(
+                inner, translation=_set_vector(inner.translation, noisy), rotation=_set_quaternion(inner.rotation, noisy)
+            ),
+        )
 
 
 def _set_vector(vector, pose: torch.Tensor):

@@ -4,6 +4,7 @@
 The only module that unpickles: those files hold numpy scalars beside the tensors. Everything is checked, nothing is
 loaded by guess: a key that is missing or unknown, a shape or a setting that this network does not have ends the import.
 """
+
 from __future__ import annotations
 
 import hashlib
@@ -23,27 +24,59 @@ from .vgg import CONVOLUTIONS, DECODER_CHANNELS, VggNetwork
 
 ENTRIES = {"model", "optimizer", "lr_scheduler", "conf", "epoch", "losses", "eval"}
 NEEDED_ENTRIES = ("model", "conf")
-DEPRECATED = {"pad", "verbose", "learned_damping", "lambda_", "sqrt_diag_damping", "bound_confidence", "no_conditions",
-              "init_target_offset"}
+DEPRECATED = {
+    "pad",
+    "verbose",
+    "learned_damping",
+    "lambda_",
+    "sqrt_diag_damping",
+    "bound_confidence",
+    "no_conditions",
+    "init_target_offset",
+}
 ANY = None
 SETTINGS = {
     # Allowed values: what decides the meaning of the weights must be as in this network, what only concerned training
     # may be anything.
-    "model": {"name": ("two_view_refiner",), "normalize_features": (True,), "duplicate_optimizer_per_scale": (True,),
-              "success_thresh": ANY, "clamp_error": ANY, "normalize_dt": ANY},
-    "model.extractor": {"name": ("unet",), "encoder": ("vgg16", "vgg19"), "num_downsample": (4,),
-                        "decoder": (list(DECODER_CHANNELS),), "decoder_norm": ("nn.BatchNorm2d",),
-                        "output_scales": ([0, 2, 4],), "output_dim": ([32, 128, 128],), "do_average_pooling": (False,),
-                        "compute_uncertainty": (True,), "checkpointed": ANY},
-    "model.optimizer": {"name": ("learned_optimizer",), "num_iters": ANY, "loss_fn": ANY, "jacobi_scaling": (False,),
-                        "normalize_features": (False,), "feature_dim": ANY, "grad_stop_criteria": ANY,
-                        "dt_stop_criteria": ANY, "dR_stop_criteria": ANY},
+    "model": {
+        "name": ("two_view_refiner",),
+        "normalize_features": (True,),
+        "duplicate_optimizer_per_scale": (True,),
+        "success_thresh": ANY,
+        "clamp_error": ANY,
+        "normalize_dt": ANY,
+    },
+    "model.extractor": {
+        "name": ("unet",),
+        "encoder": ("vgg16", "vgg19"),
+        "num_downsample": (4,),
+        "decoder": (list(DECODER_CHANNELS),),
+        "decoder_norm": ("nn.BatchNorm2d",),
+        "output_scales": ([0, 2, 4],),
+        "output_dim": ([32, 128, 128],),
+        "do_average_pooling": (False,),
+        "compute_uncertainty": (True,),
+        "checkpointed": ANY,
+    },
+    "model.optimizer": {
+        "name": ("learned_optimizer",),
+        "num_iters": ANY,
+        "loss_fn": ANY,
+        "jacobi_scaling": (False,),
+        "normalize_features": (False,),
+        "feature_dim": ANY,
+        "grad_stop_criteria": ANY,
+        "dt_stop_criteria": ANY,
+        "dR_stop_criteria": ANY,
+    },
     "model.optimizer.damping": {"type": ("constant",), "log_range": ([-6, 5],)},
     "model.optimizer.interpolation": {"mode": ("linear",), "pad": ANY},
 }
 COMMON = {"trainable", "freeze_batch_normalization"}
-LICENCE = ("none of its own: the code it came with is Apache-2.0, the weights were published without a licence and "
-           "learned from images with terms of their own; not to be bundled or passed on without asking their authors")
+LICENCE = (
+    "none of its own: the code it came with is Apache-2.0, the weights were published without a licence and "
+    "learned from images with terms of their own; not to be bundled or passed on without asking their authors"
+)
 
 
 def import_checkpoint(path: Path, trust: bool = False) -> tuple[dict[str, torch.Tensor], dict]:
@@ -91,8 +124,10 @@ def _unpickle(path: Path, trust: bool) -> object:
         if not trust:
             found = re.search(r"GLOBAL (\S+)", str(error))
             what = found[1] if found else "unknown objects"
-            raise InputError(f"{path} holds more than tensors and numbers ({what}), and reading it could run code "
-                             "hidden in it: if you trust where it came from, add --trust") from error
+            raise InputError(
+                f"{path} holds more than tensors and numbers ({what}), and reading it could run code "
+                "hidden in it: if you trust where it came from, add --trust"
+            ) from error
     except Exception as error:  # a damaged archive fails in many ways, all of them the file's fault
         raise _unreadable(path, error) from error
     try:
@@ -102,8 +137,9 @@ def _unpickle(path: Path, trust: bool) -> object:
 
 
 def _unreadable(path: Path, error: Exception) -> InputError:
-    return InputError(f"{path} cannot be read ({str(error).splitlines()[0] if str(error) else type(error).__name__}): "
-                      "download it again")
+    return InputError(
+        f"{path} cannot be read ({str(error).splitlines()[0] if str(error) else type(error).__name__}): download it again"
+    )
 
 
 def _check_names(path: Path, what: str, found: set, needed: set, known: set) -> None:
@@ -111,8 +147,9 @@ def _check_names(path: Path, what: str, found: set, needed: set, known: set) -> 
         if names:
             listed = sorted(map(str, names))
             more = f" and {len(listed) - 4} more" if len(listed) > 4 else ""
-            raise InputError(f"{path} {problem} {what}: {', '.join(listed[:4])}{more}; this is not a PixLoc checkpoint "
-                             "of the published layout")
+            raise InputError(
+                f"{path} {problem} {what}: {', '.join(listed[:4])}{more}; this is not a PixLoc checkpoint of the published layout"
+            )
 
 
 def _check_settings(path: Path, model: dict) -> None:
@@ -126,8 +163,9 @@ def _check_settings(path: Path, model: dict) -> None:
         _check_names(path, f"settings in conf.{section}", set(settings), set(), {*known, *inner, *COMMON, *DEPRECATED})
         for name, allowed in known.items():
             if allowed is not ANY and name in settings and settings[name] not in allowed:
-                raise InputError(f"{path}: conf.{section}.{name} is {settings[name]}: only "
-                                 f"{' or '.join(map(str, allowed))} can be imported")
+                raise InputError(
+                    f"{path}: conf.{section}.{name} is {settings[name]}: only {' or '.join(map(str, allowed))} can be imported"
+                )
 
 
 def _names(depth: int) -> Iterator[tuple[str, str]]:
@@ -180,6 +218,9 @@ def _card(path: Path, checkpoint: dict, depth: int, sha256: str) -> dict:
         "source": path.name,
         "source_sha256": sha256,
         "epoch": int(checkpoint["epoch"]) if isinstance(checkpoint.get("epoch"), int | np.integer) else None,
-        "figures": {str(name): float(value) for name, value in figures.items()
-                    if isinstance(value, int | float | np.number) and math.isfinite(value)},
+        "figures": {
+            str(name): float(value)
+            for name, value in figures.items()
+            if isinstance(value, int | float | np.number) and math.isfinite(value)
+        },
     }

@@ -4,6 +4,7 @@
 The encoder has the layer sizes of XFeat's backbone (Potje et al., CVPR 2024), so that its public weights can start it.
 Batch normalisation is folded into the convolutions: every layer is a biased convolution, most of them followed by a ReLU.
 """
+
 from __future__ import annotations
 
 import copy
@@ -42,7 +43,7 @@ class CompactNetwork(nn.Module):
     def __init__(self, deep_scale: int = 1, confidences: bool = False) -> None:
         super().__init__()
         self.deep_scale = deep_scale
-        heads = (nn.Conv2d(channels, 1, 1) for channels in self.channels[:self.robust])
+        heads = (nn.Conv2d(channels, 1, 1) for channels in self.channels[: self.robust])
         self.confidence = nn.ModuleList(heads) if confidences else None
         self.skip = nn.Conv2d(1, 24, 1)
         self.stem = nn.Sequential(_conv(1, 4), _conv(4, 8, 2), _conv(8, 8))
@@ -93,8 +94,9 @@ class CompactNetwork(nn.Module):
         levels, confidences = self.robust_levels(F.avg_pool2d(full, self.deep_scale) if self.deep_scale > 1 else full)
         levels = [F.normalize(level.contiguous(memory_format=torch.channels_last), dim=1) for level in levels]
         levels += patch_features(F.avg_pool2d(full, 2)), patch_features(full)
-        return FeaturePyramid(tuple(map(FeatureLevel, levels, (*confidences, None, None), map(float, self.strides))),
-                              (width, height))
+        return FeaturePyramid(
+            tuple(map(FeatureLevel, levels, (*confidences, None, None), map(float, self.strides))), (width, height)
+        )
 
     def robust_levels(self, small: torch.Tensor) -> tuple[tuple[torch.Tensor, ...], tuple[torch.Tensor | None, ...]]:
         """All that is learned: levels [B, C, H, W] before they are brought to unit length, and confidences [B, H, W].
@@ -124,5 +126,5 @@ def pad_to_multiple(image: torch.Tensor, multiple: int) -> torch.Tensor:
     The strides stay exact and no pixel is resampled, unlike with a resize. At most half a multiple is lost or added.
     """
     rows, columns = pad_sizes(*image.shape[-2:], multiple)
-    image = image[..., :image.shape[-2] + min(rows, 0), :image.shape[-1] + min(columns, 0)]
+    image = image[..., : image.shape[-2] + min(rows, 0), : image.shape[-1] + min(columns, 0)]
     return F.pad(image, (0, max(columns, 0), 0, max(rows, 0)), mode="replicate")

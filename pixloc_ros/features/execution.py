@@ -5,6 +5,7 @@ The compact network on a CPU has a path of its own, since half of what it costs 
 brought to zero mean and unit variance in NumPy, the convolutions run in torch, ONNX Runtime or OpenVINO, descriptors come to
 unit length in place, and the exact levels are compiled.
 """
+
 from __future__ import annotations
 
 import copy
@@ -68,8 +69,10 @@ class Execution:
             if self.precision == "float16" or (self.precision == "bfloat16" and self.backend == "onnxruntime"):
                 raise InputError(f"backend '{self.backend}' has no {self.precision} here: give backend torch, or float32")
             if missing := _missing(self.backend):
-                raise InputError(f"backend '{self.backend}' needs the Python package {' and '.join(missing)}: install it with "
-                                 "pip, or give backend torch")
+                raise InputError(
+                    f"backend '{self.backend}' needs the Python package {' and '.join(missing)}: install it with "
+                    "pip, or give backend torch"
+                )
 
     def backend_for(self, network: torch.nn.Module) -> str:
         """The backend that will run this network. Raises InputError where the one asked for cannot."""
@@ -103,9 +106,13 @@ def _on_device(network: torch.nn.Module, device: torch.device, dtype: torch.dtyp
         values = torch.from_numpy(np.ascontiguousarray(np.atleast_3d(image))).to(device)
         with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
             pyramid = network(values.permute(2, 0, 1)[None].float())
-        return FeaturePyramid(tuple(
-            FeatureLevel(level.features.float(), None if level.confidence is None else level.confidence.float(), level.stride)
-            for level in pyramid.levels), pyramid.image_size)
+        return FeaturePyramid(
+            tuple(
+                FeatureLevel(level.features.float(), None if level.confidence is None else level.confidence.float(), level.stride)
+                for level in pyramid.levels
+            ),
+            pyramid.image_size,
+        )
 
     return run
 
@@ -120,10 +127,17 @@ def _compact_on_cpu(network: CompactNetwork, convolutions: Convolutions) -> Run:
         for values in levels:
             _to_unit_length(values.reshape(-1, values.shape[-1]))
         levels += _exact_levels(full) if waiting is None else waiting.result()
-        return FeaturePyramid(tuple(
-            FeatureLevel(torch.from_numpy(values)[None].permute(0, 3, 1, 2),
-                         None if confidence is None else torch.from_numpy(confidence)[None], float(stride))
-            for values, confidence, stride in zip(levels, (*confidences, None, None), network.strides)), image.shape[1::-1])
+        return FeaturePyramid(
+            tuple(
+                FeatureLevel(
+                    torch.from_numpy(values)[None].permute(0, 3, 1, 2),
+                    None if confidence is None else torch.from_numpy(confidence)[None],
+                    float(stride),
+                )
+                for values, confidence, stride in zip(levels, (*confidences, None, None), network.strides)
+            ),
+            image.shape[1::-1],
+        )
 
     return run
 
@@ -144,11 +158,11 @@ def normalize_image(grey: np.ndarray, multiple: int) -> np.ndarray:
     variance, float32."""
     height, width = grey.shape
     rows, columns = pad_sizes(height, width, multiple)
-    grey = grey[:height + min(rows, 0), :width + min(columns, 0)]
+    grey = grey[: height + min(rows, 0), : width + min(columns, 0)]
     if max(rows, columns) > 0:
         grey = cv2.copyMakeBorder(grey, 0, max(rows, 0), 0, max(columns, 0), cv2.BORDER_REPLICATE)
     mean, deviation = (float(value[0, 0]) for value in cv2.meanStdDev(grey))
-    gain = 1 / math.sqrt(deviation ** 2 + VARIANCE_FLOOR)
+    gain = 1 / math.sqrt(deviation**2 + VARIANCE_FLOOR)
     full = np.subtract(grey, np.float32(mean), dtype=np.float32)  # first, or rounding would be all there is in a blank image
     full *= np.float32(gain)
     return full
@@ -173,8 +187,10 @@ def _torch(network: CompactNetwork, dtype: torch.dtype) -> Convolutions:
 
     def run(image: np.ndarray) -> tuple[list[np.ndarray], list[np.ndarray | None]]:
         levels, confidences = network.robust_levels(torch.from_numpy(image)[None, None].to(dtype))
-        return ([level.permute(0, 2, 3, 1).contiguous().float().numpy()[0] for level in levels],
-                [None if one is None else one.float().numpy()[0] for one in confidences])
+        return (
+            [level.permute(0, 2, 3, 1).contiguous().float().numpy()[0] for level in levels],
+            [None if one is None else one.float().numpy()[0] for one in confidences],
+        )
 
     return run
 
@@ -201,9 +217,11 @@ def _openvino(network: CompactNetwork, dtype: torch.dtype) -> Convolutions:
 
     precision = {torch.float32: "f32", torch.bfloat16: "bf16"}[dtype]
     core = openvino.Core()
-    compiled = core.compile_model(core.read_model(io.BytesIO(compact_model(network))), "CPU", {
-        "INFERENCE_PRECISION_HINT": precision, "INFERENCE_NUM_THREADS": torch.get_num_threads(),
-        "PERFORMANCE_HINT": "LATENCY"})
+    compiled = core.compile_model(
+        core.read_model(io.BytesIO(compact_model(network))),
+        "CPU",
+        {"INFERENCE_PRECISION_HINT": precision, "INFERENCE_NUM_THREADS": torch.get_num_threads(), "PERFORMANCE_HINT": "LATENCY"},
+    )
     request = compiled.create_infer_request()
 
     def run(image: np.ndarray) -> dict[str, np.ndarray]:
@@ -219,7 +237,7 @@ def _of_graph(network: CompactNetwork, run: Callable[[np.ndarray], dict[str, np.
     def convolutions(image: np.ndarray) -> tuple[list[np.ndarray], list[np.ndarray | None]]:
         outputs = run(image[None, None])
         levels, confidences = [], []
-        for k, (channels, stride) in enumerate(zip(network.channels[:network.robust], network.strides)):
+        for k, (channels, stride) in enumerate(zip(network.channels[: network.robust], network.strides)):
             shape = tuple(n * network.deep_scale // stride for n in image.shape)
             levels.append(outputs[f"level_{k}"].reshape(*shape, channels))
             confidences.append(outputs[f"confidence_{k}"].reshape(shape) if f"confidence_{k}" in outputs else None)

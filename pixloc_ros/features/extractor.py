@@ -1,5 +1,6 @@
 # Copyright the pixloc_ros authors. SPDX-License-Identifier: Apache-2.0
 """From an image as it came to a feature pyramid: one network with its weights, ready to run."""
+
 from __future__ import annotations
 
 import hashlib
@@ -10,11 +11,11 @@ import cv2
 import numpy as np
 import torch
 
+from ..alignment.damping import TENSORS, LearnedDamping, take_damping
 from ..errors import InputError
+from ..io.images import check_image_size
 from .compact import CompactNetwork
-from .damping import TENSORS, LearnedDamping, take_damping
 from .execution import Execution, Run
-from .images import check_image_size
 from .pyramid import FeaturePyramid
 from .vgg import VggNetwork
 from .weights import load_weights, resolve_weights
@@ -36,8 +37,14 @@ class Extractor:
     what runs it, "auto" decided.
     """
 
-    def __init__(self, network: torch.nn.Module, name: str, fingerprint: str, damping: LearnedDamping | None = None,
-                 execution: Execution | None = None) -> None:
+    def __init__(
+        self,
+        network: torch.nn.Module,
+        name: str,
+        fingerprint: str,
+        damping: LearnedDamping | None = None,
+        execution: Execution | None = None,
+    ) -> None:
         """Raises InputError where the network cannot be run like that."""
         self.network = network.eval().requires_grad_(False).to(memory_format=torch.channels_last)
         self.name, self.fingerprint = name, fingerprint
@@ -70,10 +77,16 @@ class Extractor:
 
         Raises InputError where the image is not such an array or smaller than 64 pixels along a side.
         """
-        if not isinstance(image, np.ndarray) or image.dtype != np.uint8 or image.ndim not in (2, 3) or (
-                image.ndim == 3 and image.shape[2] != 3):
-            raise InputError(f"an image must be uint8 [H, W] or [H, W, 3], not {getattr(image, 'dtype', type(image))} "
-                             f"{getattr(image, 'shape', '')}: convert it first")
+        if (
+            not isinstance(image, np.ndarray)
+            or image.dtype != np.uint8
+            or image.ndim not in (2, 3)
+            or (image.ndim == 3 and image.shape[2] != 3)
+        ):
+            raise InputError(
+                f"an image must be uint8 [H, W] or [H, W, 3], not {getattr(image, 'dtype', type(image))} "
+                f"{getattr(image, 'shape', '')}: convert it first"
+            )
         check_image_size(image.shape[1], image.shape[0])
         if self.network.takes_grey and image.ndim == 3:
             image = cv2.cvtColor(image, cv2.COLOR_RGB2GRAY)
@@ -93,8 +106,9 @@ def load_extractor(weights: str | Path = "compact", execution: Execution | None 
     try:
         network.load_state_dict(state)
     except RuntimeError as error:
-        raise InputError(f"{path} does not fit the architecture '{card['architecture']}': {str(error).splitlines()[1].strip()}"
-                         ) from error
+        raise InputError(
+            f"{path} does not fit the architecture '{card['architecture']}': {str(error).splitlines()[1].strip()}"
+        ) from error
     # Without the damping: features of the same network stay comparable whatever optimizer they are used with.
     digest = hashlib.sha256(card["architecture"].encode())
     for name in sorted(state):

@@ -5,6 +5,7 @@ Those handle channels in blocks of 8 or 16, so that layers of 1, 4 and 8 channel
 first layers are therefore written over cells of several pixels, whose values stand side by side as channels: the same sums
 in another order. The graph is made in memory from the weights, for images of any size.
 """
+
 from __future__ import annotations
 
 import numpy as np
@@ -45,8 +46,9 @@ def compact_model(network: CompactNetwork) -> bytes:
     return graph.serialize()
 
 
-def over_cells(weight: torch.Tensor, bias: torch.Tensor, stride: int, cells_in: tuple[int, int], cells_out: tuple[int, int]
-               ) -> tuple[torch.Tensor, torch.Tensor, tuple[int, int], tuple[int, int, int, int]]:
+def over_cells(
+    weight: torch.Tensor, bias: torch.Tensor, stride: int, cells_in: tuple[int, int], cells_out: tuple[int, int]
+) -> tuple[torch.Tensor, torch.Tensor, tuple[int, int], tuple[int, int, int, int]]:
     """A convolution [out, in, k, k], padded by k // 2, as one between tensors over cells.
 
     cells_in, cells_out: rows and columns of pixels of a cell; their values stand as channels (row, column, channel). Returns
@@ -58,15 +60,20 @@ def over_cells(weight: torch.Tensor, bias: torch.Tensor, stride: int, cells_in: 
     first = tuple(-reach // into for into in cells_in)
     last = tuple(((out - 1) * stride + size - 1 - reach) // into for out, into in zip(cells_out, cells_in))
     (rows_in, columns_in), (rows_out, columns_out) = cells_in, cells_out
-    spread = weight.new_zeros(rows_out, columns_out, outputs, rows_in, columns_in, inputs,
-                              *(b - a + 1 for a, b in zip(first, last)))
+    spread = weight.new_zeros(
+        rows_out, columns_out, outputs, rows_in, columns_in, inputs, *(b - a + 1 for a, b in zip(first, last))
+    )
     for row, column, y, x in np.ndindex(rows_out, columns_out, size, size):
         cell_y, in_y = divmod(row * stride + y - reach, rows_in)
         cell_x, in_x = divmod(column * stride + x - reach, columns_in)
         spread[row, column, :, in_y, in_x, :, cell_y - first[0], cell_x - first[1]] = weight[:, :, y, x]
     pads = (-first[0], -first[1], last[0] - strides[0] + 1, last[1] - strides[1] + 1)
-    return (spread.reshape(rows_out * columns_out * outputs, rows_in * columns_in * inputs, *spread.shape[-2:]),
-            bias.repeat(rows_out * columns_out), strides, pads)
+    return (
+        spread.reshape(rows_out * columns_out * outputs, rows_in * columns_in * inputs, *spread.shape[-2:]),
+        bias.repeat(rows_out * columns_out),
+        strides,
+        pads,
+    )
 
 
 class _Graph:
@@ -99,14 +106,21 @@ class _Graph:
             tensor = self.convolution(layer, tensor)
         return tensor
 
-    def convolution(self, layer: nn.Module, tensor: str, cells_in: tuple[int, int] = PIXELS,
-                    cells_out: tuple[int, int] = PIXELS) -> str:
+    def convolution(
+        self, layer: nn.Module, tensor: str, cells_in: tuple[int, int] = PIXELS, cells_out: tuple[int, int] = PIXELS
+    ) -> str:
         """A Conv2d, or a Sequential of one and a ReLU."""
         conv = layer if isinstance(layer, nn.Conv2d) else layer[0]
-        weight, bias, strides, pads = over_cells(conv.weight.detach().float().cpu(), conv.bias.detach().float().cpu(),
-                                                 conv.stride[0], cells_in, cells_out)
-        tensor = self.add("Conv", [tensor, self._constant(weight.numpy()), self._constant(bias.numpy())],
-                          kernel_shape=list(weight.shape[-2:]), strides=list(strides), pads=list(pads))
+        weight, bias, strides, pads = over_cells(
+            conv.weight.detach().float().cpu(), conv.bias.detach().float().cpu(), conv.stride[0], cells_in, cells_out
+        )
+        tensor = self.add(
+            "Conv",
+            [tensor, self._constant(weight.numpy()), self._constant(bias.numpy())],
+            kernel_shape=list(weight.shape[-2:]),
+            strides=list(strides),
+            pads=list(pads),
+        )
         return tensor if layer is conv else self.add("Relu", [tensor])
 
     def enlarge(self, tensor: str, times: int) -> str:
@@ -118,10 +132,13 @@ class _Graph:
             return helper.make_tensor_value_info(name, TensorProto.FLOAT, shape)
 
         graph = helper.make_graph(
-            self.nodes, "compact", [value("image", [1, 1, "h", "w"])],
-            [value(name, [1, f"{name}_h", f"{name}_w", f"{name}_c"]) for name in self.outputs], list(self.constants.values()))
-        return helper.make_model(graph, opset_imports=[helper.make_opsetid("", OPSET)],
-                                 ir_version=IR_VERSION).SerializeToString()
+            self.nodes,
+            "compact",
+            [value("image", [1, 1, "h", "w"])],
+            [value(name, [1, f"{name}_h", f"{name}_w", f"{name}_c"]) for name in self.outputs],
+            list(self.constants.values()),
+        )
+        return helper.make_model(graph, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=IR_VERSION).SerializeToString()
 
     def _constant(self, values: np.ndarray) -> str:
         """The name of a constant; one that is there already is used again."""

@@ -8,6 +8,7 @@ The last channel is constant and takes the unit length where there is no contras
 Every coefficient is a filter along the rows, then one along the columns. `patch_features` is differentiable and serves any
 device, `patch_features_compiled` the CPU: one pass over the image instead of a convolution, a transposition and a division.
 """
+
 from __future__ import annotations
 
 import math
@@ -56,16 +57,18 @@ def patch_features_compiled(image: np.ndarray) -> np.ndarray:
 
 
 _JIT = {"cache": True, "nogil": True, "error_model": "numpy", "fastmath": {"reassoc", "contract", "arcp", "nsz"}}
-_EVEN, _ODD, _SECOND = (tuple(line[:_MARGIN + 1]) for line in LINES)
+_EVEN, _ODD, _SECOND = (tuple(line[: _MARGIN + 1]) for line in LINES)
 
 
 @numba.njit(**_JIT)
 def _along(a, b, c, d, e, f, g):
     """The three filters at seven neighbours: the first and the third are symmetric, the second is antisymmetric."""
     near, middle, far = c + e, b + f, a + g
-    return (_EVEN[0] * far + _EVEN[1] * middle + _EVEN[2] * near + _EVEN[3] * d,
-            _ODD[0] * (a - g) + _ODD[1] * (b - f) + _ODD[2] * (c - e),
-            _SECOND[0] * far + _SECOND[1] * middle + _SECOND[2] * near + _SECOND[3] * d)
+    return (
+        _EVEN[0] * far + _EVEN[1] * middle + _EVEN[2] * near + _EVEN[3] * d,
+        _ODD[0] * (a - g) + _ODD[1] * (b - f) + _ODD[2] * (c - e),
+        _SECOND[0] * far + _SECOND[1] * middle + _SECOND[2] * near + _SECOND[3] * d,
+    )
 
 
 @numba.njit(**_JIT)
@@ -77,12 +80,13 @@ def _fill(image, blank, features):
     v0, v1, v2, v3, v4, v5, v6 = values[0], values[1], values[2], values[3], values[4], values[5], values[6]
     for step in range(rows + 2 * _MARGIN):
         row = min(max(step - _MARGIN, 0), rows - 1)
-        padded[:_MARGIN], padded[columns + _MARGIN:] = image[row, 0], image[row, columns - 1]
-        padded[_MARGIN:columns + _MARGIN] = image[row]
+        padded[:_MARGIN], padded[columns + _MARGIN :] = image[row, 0], image[row, columns - 1]
+        padded[_MARGIN : columns + _MARGIN] = image[row]
         x0, x1, x2 = ring[step % _TAPS, 0], ring[step % _TAPS, 1], ring[step % _TAPS, 2]
         for x in range(columns):
-            x0[x], x1[x], x2[x] = _along(padded[x], padded[x + 1], padded[x + 2], padded[x + 3], padded[x + 4], padded[x + 5],
-                                         padded[x + 6])
+            x0[x], x1[x], x2[x] = _along(
+                padded[x], padded[x + 1], padded[x + 2], padded[x + 3], padded[x + 4], padded[x + 5], padded[x + 6]
+            )
         y = step - 2 * _MARGIN
         if y < 0:
             continue

@@ -4,6 +4,7 @@
 Level coordinates follow the project's pixel convention: the centre of the top-left cell is (0, 0), and an image pixel p
 lies at (p + 0.5) / stride - 0.5 on a level of that stride.
 """
+
 from __future__ import annotations
 
 from dataclasses import dataclass

@@ -5,6 +5,7 @@ Slopes are those of PixLoc's optimizer: the central difference of two bilinear s
 derivative of the bilinear patch, which jumps at cell borders). Both are linear in a 4x4 block of cells around the point, so
 one gather and one small matrix product give value and slopes together.
 """
+
 from __future__ import annotations
 
 import torch
@@ -52,8 +53,7 @@ def sample_level(level: FeatureLevel, pixels: torch.Tensor) -> tuple[torch.Tenso
     return values, _sample_confidence(level, columns, rows, weights), inside
 
 
-def sample_level_with_slopes(level: FeatureLevel, pixels: torch.Tensor
-                             ) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor]:
+def sample_level_with_slopes(level: FeatureLevel, pixels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor]:
     """Bilinear values and their slopes per image pixel.
 
     pixels: [B, N, 2]. Returns [B, N, 3, C] (value, d/dx, d/dy), confidence [B, N] or None, and inside, bool [B, N]. Cells
@@ -80,8 +80,9 @@ def sample_level_with_slopes(level: FeatureLevel, pixels: torch.Tensor
     return values, _sample_confidence(level, columns, rows, weights[..., 0, :]), inside
 
 
-def _sample_confidence(level: FeatureLevel, columns: torch.Tensor, rows: torch.Tensor, weights: torch.Tensor
-                       ) -> torch.Tensor | None:
+def _sample_confidence(
+    level: FeatureLevel, columns: torch.Tensor, rows: torch.Tensor, weights: torch.Tensor
+) -> torch.Tensor | None:
     if level.confidence is None:
         return None
     return (weights * _gather(level.confidence[:, None], columns, rows).squeeze(-1)).sum(-1)

@@ -3,6 +3,7 @@
 
 Layer for layer the one whose checkpoints its authors published (`checkpoint_import`), in our own structure and names.
 """
+
 from __future__ import annotations
 
 import torch
@@ -31,7 +32,7 @@ class _DecoderBlock(nn.Module):
     def forward(self, coarse: torch.Tensor, skip: torch.Tensor) -> torch.Tensor:
         doubled = F.interpolate(coarse, scale_factor=2, mode="bilinear", align_corners=False)
         # Pooling drops the last row or column of an odd size. Cropping there keeps cell (0, 0) and the stride exact.
-        skip = skip[..., :doubled.shape[-2], :doubled.shape[-1]]
+        skip = skip[..., : doubled.shape[-2], : doubled.shape[-1]]
         return F.relu(self.norm(self.conv(torch.cat((doubled, skip), 1))), inplace=True)
 
 
@@ -51,10 +52,12 @@ class VggNetwork(nn.Module):
         inputs = (3, *STAGE_CHANNELS[:-1])
         self.encoder = nn.ModuleList(
             nn.ModuleList(nn.Conv2d(before if k == 0 else channels, channels, 3, padding=1) for k in range(count))
-            for before, channels, count in zip(inputs, STAGE_CHANNELS, CONVOLUTIONS[depth]))
+            for before, channels, count in zip(inputs, STAGE_CHANNELS, CONVOLUTIONS[depth])
+        )
         coarse = (STAGE_CHANNELS[-1], *DECODER_CHANNELS[:-1])
         self.decoder = nn.ModuleList(
-            _DecoderBlock(*sizes) for sizes in zip(coarse, reversed(STAGE_CHANNELS[:-1]), DECODER_CHANNELS))
+            _DecoderBlock(*sizes) for sizes in zip(coarse, reversed(STAGE_CHANNELS[:-1]), DECODER_CHANNELS)
+        )
         # The bottleneck, the decoder's map at stride 4 and its last one.
         sources = (STAGE_CHANNELS[-1], DECODER_CHANNELS[1], DECODER_CHANNELS[3])
         self.feature_heads = nn.ModuleList(nn.Conv2d(*sizes, 1) for sizes in zip(sources, self.channels))
@@ -89,7 +92,13 @@ class VggNetwork(nn.Module):
             decoded.append(block(decoded[-1], skips.pop()))
         sources = (decoded[0], decoded[2], decoded[4])
         return FeaturePyramid(
-            tuple(FeatureLevel(F.normalize(head(source), dim=1).contiguous(memory_format=torch.channels_last),
-                               torch.sigmoid(-uncertainty(source))[:, 0], float(stride))
-                  for source, head, uncertainty, stride
-                  in zip(sources, self.feature_heads, self.uncertainty_heads, self.strides)), (width, height))
+            tuple(
+                FeatureLevel(
+                    F.normalize(head(source), dim=1).contiguous(memory_format=torch.channels_last),
+                    torch.sigmoid(-uncertainty(source))[:, 0],
+                    float(stride),
+                )
+                for source, head, uncertainty, stride in zip(sources, self.feature_heads, self.uncertainty_heads, self.strides)
+            ),
+            (width, height),
+        )

@@ -1,5 +1,6 @@
 # Copyright the pixloc_ros authors. SPDX-License-Identifier: Apache-2.0
 """Weights files: safetensors whose header carries the card (architecture, data, licence) as JSON."""
+
 from __future__ import annotations
 
 import json
@@ -8,7 +9,7 @@ from pathlib import Path
 import torch
 
 from ..errors import InputError
-from ..tensor_file import TensorFileError, load_tensors, save_tensors
+from ..io.tensor_file import TensorFileError, load_tensors, save_tensors
 
 SHIPPED = Path(__file__).resolve().parents[1] / "weights"
 

@@ -103,9 +103,7 @@ class Camera:
         if self.params.shape[-1] != expected:
             raise InputError(f"camera model {self.model} takes {expected} numbers, not {self.params.shape[-1]}")
         if self.width <= 0 or self.height <= 0:
-            raise InputError(
-                f"camera image size {self.width}x{self.height} is empty: give its width and height in pixels"
-            )
+            raise InputError(f"camera image size {self.width}x{self.height} is empty: give its width and height in pixels")
         if self.limit is None:
             rows = self.params.detach().reshape(-1, expected)
             if self.model == "pinhole":
@@ -124,15 +122,11 @@ class Camera:
         Raises `InputError` for another model, a wrong count, or numbers that make no camera.
         """
         if name not in _COLMAP:
-            raise InputError(
-                f"COLMAP camera model '{name}' is not supported: undistort the images, or use {', '.join(_COLMAP)}"
-            )
+            raise InputError(f"COLMAP camera model '{name}' is not supported: undistort the images, or use {', '.join(_COLMAP)}")
         model, indices = _COLMAP[name]
         expected = max(index for index in indices if index is not None) + 1
         if len(params) != expected:
-            raise InputError(
-                f"COLMAP camera model {name} takes {expected} numbers, not {len(params)}: see COLMAP's cameras.txt"
-            )
+            raise InputError(f"COLMAP camera model {name} takes {expected} numbers, not {len(params)}: see COLMAP's cameras.txt")
         values = [0.0 if index is None else float(params[index]) for index in indices]
         values[2:4] = values[2] - 0.5, values[3] - 0.5
         return cls._checked(f"COLMAP camera {name}", model, width, height, values)
@@ -188,16 +182,12 @@ class Camera:
         if not distortion and model != "equidistant" or model == "plumb_bob" and len(distortion) == 4:
             distortion += [0.0] * (count - len(distortion))
         if len(distortion) != count:
-            raise InputError(
-                f"CameraInfo d has {len(d)} numbers but {distortion_model} takes {count}: publish the calibration's"
-            )
+            raise InputError(f"CameraInfo d has {len(d)} numbers but {distortion_model} takes {count}: publish the calibration's")
         camera = cls._checked("CameraInfo", model, width, height, [k[0], k[4], k[2], k[5], *distortion])
         x, y, roi_width, roi_height = roi
         if any(roi):
             if min(roi) < 0 or not roi_width or not roi_height or x + roi_width > width or y + roi_height > height:
-                raise InputError(
-                    f"CameraInfo roi {tuple(roi)} does not lie in the {width}x{height} image: mend the driver"
-                )
+                raise InputError(f"CameraInfo roi {tuple(roi)} does not lie in the {width}x{height} image: mend the driver")
             params = camera.params.clone()
             params[2:4] -= params.new_tensor([x, y])
             camera = replace(camera, width=roi_width, height=roi_height, params=params)

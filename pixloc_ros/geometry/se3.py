@@ -277,8 +277,6 @@ def check_pose(pose: torch.Tensor, name: str = "pose", tolerance: float = 1e-3) 
     rotation = pose[..., :3, :3]
     eye = torch.eye(3, dtype=pose.dtype, device=pose.device)
     if bool(((rotation @ rotation.mT - eye).abs() > tolerance).any()) or bool((torch.linalg.det(rotation) < 0).any()):
-        raise InputError(
-            f"{name} has a 3x3 part that is not a rotation: normalise its quaternion, use no scale or mirror"
-        )
+        raise InputError(f"{name} has a 3x3 part that is not a rotation: normalise its quaternion, use no scale or mirror")
     if bool(((pose[..., 3, :] - torch.eye(4, dtype=pose.dtype, device=pose.device)[3]).abs() > tolerance).any()):
         raise InputError(f"{name} has a last row that is not 0 0 0 1: give a rigid transform, row by row")

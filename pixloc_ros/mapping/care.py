@@ -17,7 +17,7 @@ from ..errors import InputError
 from ..features import Extractor
 from ..geometry import se3
 from . import selection
-from .building import BuildReport, PosedImages, Progress, build_map, descriptor_agreement
+from .build.building import BuildReport, PosedImages, Progress, build_map, descriptor_agreement
 from .map_file import Map, decode_descriptors, encode_descriptors
 from .statistics import keyframe_pixels
 
@@ -192,9 +192,11 @@ def _require_alike(a: Map, b: Map) -> None:
             f"'{b.name}' with '{b.extractor_name}' ({b.extractor_fingerprint}, strides {b.strides}): make one of them anew "
             "with 'pixloc map re-encode'"
         )
-    if a.version != b.version or a.global_descriptor_name != b.global_descriptor_name or [
-        level is None for level in a.confidences
-    ] != [level is None for level in b.confidences]:
+    if (
+        a.version != b.version
+        or a.global_descriptor_name != b.global_descriptor_name
+        or [level is None for level in a.confidences] != [level is None for level in b.confidences]
+    ):
         raise InputError(f"maps '{a.name}' and '{b.name}' store different things: prune or make them in the same way")
 
 
@@ -229,9 +231,7 @@ def _merge_two(a: Map, b: Map) -> tuple[Map, int]:
         observation_offsets=np.concatenate(([0], np.cumsum(counts))),
         observation_point=point.astype(np.int32),
         descriptors=descriptors,
-        confidences=tuple(
-            None if pair[0] is None else np.concatenate(pair)[order] for pair in zip(a.confidences, b.confidences)
-        ),
+        confidences=tuple(None if pair[0] is None else np.concatenate(pair)[order] for pair in zip(a.confidences, b.confidences)),
     )
     return merged, len(same_b)
 
@@ -263,9 +263,7 @@ def _seen_from(map_: Map) -> np.ndarray:
     """Least distance of every point from a keyframe that sees it, float64 [P]."""
     centres = map_.map_from_keyframe[:, :3, 3].numpy()[_keyframe_of(map_)]
     distance = np.full(len(map_.xyz), np.inf)
-    np.minimum.at(
-        distance, map_.observation_point, np.linalg.norm(map_.xyz[map_.observation_point] - centres, axis=1)
-    )
+    np.minimum.at(distance, map_.observation_point, np.linalg.norm(map_.xyz[map_.observation_point] - centres, axis=1))
     return distance
 
 
@@ -292,8 +290,11 @@ def check(map_: Map) -> list[Finding]:
     outside = np.array([int((~inside).sum()) for inside in seen])
     if outside.sum():
         worst = int(outside.argmax())
-        find(True, f"{outside.sum()} observations lie outside their image, {outside[worst]} in {map_.keyframe_names[worst]}: "
-                   "poses, cameras and points do not belong together; build the map again")
+        find(
+            True,
+            f"{outside.sum()} observations lie outside their image, {outside[worst]} in {map_.keyframe_names[worst]}: "
+            "poses, cameras and points do not belong together; build the map again",
+        )
     rising = [bool((np.diff(map_.observation_point[map_.observations(k)]) > 0).all()) for k in range(len(counts))]
     if not all(rising):
         find(True, f"the points of {map_.keyframe_names[rising.index(False)]} are out of order: build the map again")
@@ -307,19 +308,28 @@ def check(map_: Map) -> list[Finding]:
             find(True, f"{bad} descriptors of level {level} are not of unit length: build the map again")
     few = np.flatnonzero(counts < _FEW_POINTS)
     if len(few):
-        find(False, f"{len(few)} keyframes see fewer than {_FEW_POINTS} points, for example {map_.keyframe_names[few[0]]}: the "
-                    "camera may get lost there")
+        find(
+            False,
+            f"{len(few)} keyframes see fewer than {_FEW_POINTS} points, for example {map_.keyframe_names[few[0]]}: the "
+            "camera may get lost there",
+        )
     groups = _groups(map_)
     if len(groups) > 1:
-        find(False, f"the map falls into {len(groups)} parts that share no point, of {', '.join(map(str, groups[:5]))} "
-                    "keyframes: nothing ties their positions to each other but the poses they were made with")
+        find(
+            False,
+            f"the map falls into {len(groups)} parts that share no point, of {', '.join(map(str, groups[:5]))} "
+            "keyframes: nothing ties their positions to each other but the poses they were made with",
+        )
     once = float((track_length == 1).mean())
     if once > 0.5:
         find(False, f"{100 * once:.0f} % of the points are seen by one keyframe only: their positions are not confirmed")
     quality = map_.quality[map_.track_length > 1]
     if len(quality) and np.median(quality) < 0.5:
-        find(False, f"the same point looks different from keyframe to keyframe (median cosine {np.median(quality):.2f}): poses "
-                    "or calibration may be off, or exposure varies")
+        find(
+            False,
+            f"the same point looks different from keyframe to keyframe (median cosine {np.median(quality):.2f}): poses "
+            "or calibration may be off, or exposure varies",
+        )
     return findings
 
 
@@ -338,11 +348,7 @@ def _groups(map_: Map) -> list[int]:
 
 
 def re_encode(
-    map_: Map,
-    images: Path,
-    extractor: Extractor,
-    working_side: int | None = None,
-    progress: Progress | None = None,
+    map_: Map, images: Path, extractor: Extractor, working_side: int | None = None, progress: Progress | None = None
 ) -> tuple[Map, BuildReport]:
     """The same keyframes and points with the features of another network.
 
@@ -359,8 +365,10 @@ def re_encode(
         if image is not None:
             height, width = image.shape[:2]
             if abs(width * camera.height - height * camera.width) > max(width, height):
-                raise InputError(f"{path} is {width}x{height}, the map was made of images like {camera.width}x{camera.height}: "
-                                 "give the images it was made of")
+                raise InputError(
+                    f"{path} is {width}x{height}, the map was made of images like {camera.width}x{camera.height}: "
+                    "give the images it was made of"
+                )
             camera = camera.scaled(width / camera.width, height / camera.height, width, height)
         cameras.append(camera)
     source = PosedImages(

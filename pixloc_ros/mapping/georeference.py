@@ -46,8 +46,9 @@ class Georeference:
         origin = np.array([[self.latitude, self.longitude, self.altitude]])
         return (_earth_from_fix(fixes) - _earth_from_fix(origin)) @ _enu_axes(self.latitude, self.longitude).T
 
-    def prior(self, fix: np.ndarray, enu_covariance: np.ndarray, antenna_height: float = 0.0
-              ) -> tuple[torch.Tensor, torch.Tensor]:
+    def prior(
+        self, fix: np.ndarray, enu_covariance: np.ndarray, antenna_height: float = 0.0
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         """What a fix says of a robot that stands upright: map_from_base [4, 4] and its covariance [6, 6] (base frame, body
         perturbation). The heading is unknown: a whole turn.
 

@@ -44,9 +44,7 @@ class LocalPointOptions:
             or not self.margin >= 0
             or not min(self.angle_rad, self.roll_rad, self.octaves) > 0
         ):
-            raise InputError(
-                "local points: keyframes must be 1 to candidates, margin not negative, angles and octaves positive"
-            )
+            raise InputError("local points: keyframes must be 1 to candidates, margin not negative, angles and octaves positive")
 
 
 @dataclass(frozen=True)
@@ -113,9 +111,7 @@ class LocalPointSelector:
         views = [self._view(k) for k in keyframes]
         starts = np.cumsum([0] + [len(view.points) for view in views])
         pixels, weights = np.empty((starts[-1], 2)), np.zeros(starts[-1])
-        for k, view, roll, first, last in zip(
-            keyframes, views, self._roll_weights(keyframes, seen), starts, starts[1:]
-        ):
+        for k, view, roll, first, last in zip(keyframes, views, self._roll_weights(keyframes, seen), starts, starts[1:]):
             seen.weigh(view, self._centres[k], 1, pixels[first:last], weights[first:last])
             weights[first:last] *= roll
         points = _concatenate([view.points for view in views], np.int64)
@@ -123,9 +119,7 @@ class LocalPointSelector:
         scores = weights[best] * _concatenate([view.quality for view in views], np.float32)[best]
         best = best[selection.spread(pixels[best], scores, seen.size, max_points)]
         first_rows = np.repeat([view.first_row - start for view, start in zip(views, starts)], np.diff(starts))
-        return self._gather(
-            points[best], (first_rows.astype(np.int64) + np.arange(starts[-1]))[best], seen.centre, keyframes
-        )
+        return self._gather(points[best], (first_rows.astype(np.int64) + np.arange(starts[-1]))[best], seen.centre, keyframes)
 
     def _keys(self, centres: np.ndarray, rotations: np.ndarray) -> np.ndarray:
         return np.concatenate((centres, self._depth * rotations[..., :, 2]), axis=-1)
@@ -147,9 +141,7 @@ class LocalPointSelector:
             rows = map_.observations(keyframe)
             points = map_.observation_point[rows].astype(np.int64)
             if points.size and not (points[0] >= 0 and points[-1] < len(map_.xyz) and (np.diff(points) > 0).all()):
-                raise InputError(
-                    f"map '{map_.name}' is damaged: check it with 'pixloc map check', build it again"
-                )
+                raise InputError(f"map '{map_.name}' is damaged: check it with 'pixloc map check', build it again")
             offsets = (map_.xyz[points] - self._centres[keyframe]).astype(np.float32)
             distance = np.maximum(np.linalg.norm(offsets, axis=1), np.float32(1e-6))
             # A short track says little about its point: its quality is drawn towards the middle.
@@ -157,12 +149,7 @@ class LocalPointSelector:
             quality = (map_.quality[points] * pairs + _SHORT_TRACK_QUALITY) / (pairs + 1)
             scales = np.log2(self._focal[map_.keyframe_camera[keyframe]] / distance)
             view = _View(
-                rows.start,
-                points,
-                offsets,
-                offsets / distance[:, None],
-                scales.astype(np.float32),
-                quality.astype(np.float32),
+                rows.start, points, offsets, offsets / distance[:, None], scales.astype(np.float32), quality.astype(np.float32)
             )
         self._views[keyframe] = view
         if len(self._views) > _CACHED_VIEWS:
@@ -200,9 +187,7 @@ class LocalPointSelector:
         map_ = self._map
         xyz = torch.from_numpy((map_.xyz[points] - centre).astype(np.float32))
         descriptors = tuple(torch.from_numpy(decode_descriptors(level.take(rows, 0))) for level in map_.descriptors)
-        confidences = tuple(
-            None if level is None else torch.from_numpy(level[rows]).float() for level in map_.confidences
-        )
+        confidences = tuple(None if level is None else torch.from_numpy(level[rows]).float() for level in map_.confidences)
         return LocalPoints(
             ReferencePoints(xyz, descriptors, confidences),
             torch.from_numpy(centre),

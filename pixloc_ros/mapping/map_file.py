@@ -19,7 +19,7 @@ from ..errors import InputError
 from ..features import Extractor
 from ..geometry import se3
 from ..geometry.cameras import Camera
-from ..tensor_file import TensorFile, TensorFileError, tensor_bytes, write_arrays
+from ..io.tensor_file import TensorFile, TensorFileError, tensor_bytes, write_arrays
 from .georeference import Georeference
 
 FORMAT = "pixmap"
@@ -100,9 +100,7 @@ class Map:
             path.parent.mkdir(parents=True, exist_ok=True)
             write_arrays(path, tensors, self._metadata(tensors))
         except OSError as error:
-            raise InputError(
-                f"cannot write {path} ({error.strerror}): give a place that is writable and has room"
-            ) from error
+            raise InputError(f"cannot write {path} ({error.strerror}): give a place that is writable and has room") from error
 
     def require_extractor(self, extractor: Extractor) -> None:
         """Raise InputError where the map's features come from another network than the one given."""
@@ -169,12 +167,7 @@ class Map:
                 "enu_from_map": place.enu_from_map.tolist(),
             }
         text = json.dumps(description, sort_keys=True)
-        return {
-            "format": FORMAT,
-            "version": self.version,
-            "map": text,
-            "map_crc32": str(zlib.crc32(text.encode())),
-        }
+        return {"format": FORMAT, "version": self.version, "map": text, "map_crc32": str(zlib.crc32(text.encode()))}
 
 
 def decode_descriptors(stored: np.ndarray) -> np.ndarray:
@@ -235,15 +228,11 @@ class _MappedFile:
         except FileNotFoundError:
             raise InputError(f"no map file {self.path}: check the path, or make it with 'pixloc map'") from None
         except OSError as error:
-            raise InputError(
-                f"cannot read {self.path} ({error.strerror}): give a map file made with 'pixloc map'"
-            ) from error
+            raise InputError(f"cannot read {self.path} ({error.strerror}): give a map file made with 'pixloc map'") from error
 
     def _description(self, metadata: dict[str, str]) -> dict:
         if metadata.get("format") != FORMAT:
-            raise InputError(
-                f"{self.path} is not a pixloc map but another safetensors file: make a map with 'pixloc map'"
-            )
+            raise InputError(f"{self.path} is not a pixloc map but another safetensors file: make a map with 'pixloc map'")
         self.version = metadata.get("version")
         if self.version not in VERSIONS:
             raise InputError(
@@ -297,9 +286,7 @@ class _MappedFile:
         if offsets[0] != 0 or offsets[-1] != len(tensors["observation.point"]) or (np.diff(offsets) < 0).any():
             raise self.damaged("its observation offsets do not rise from 0 to the number of observations")
         cameras = [
-            Camera(
-                camera["model"], camera["width"], camera["height"], torch.tensor(camera["params"], dtype=torch.float64)
-            )
+            Camera(camera["model"], camera["width"], camera["height"], torch.tensor(camera["params"], dtype=torch.float64))
             for camera in description["cameras"]
         ]
         camera_index = tensors["keyframe.camera"]

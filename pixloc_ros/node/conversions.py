@@ -56,9 +56,7 @@ def matrix_from_parts(position: Point | Vector3, orientation: Quaternion, what: 
     if not (math.isfinite(norm) and math.isfinite(px) and math.isfinite(py) and math.isfinite(pz)):
         raise InputError(f"{what} holds NaN or infinite numbers: mend its publisher")
     if abs(norm - 1.0) > _QUATERNION_TOLERANCE:
-        raise InputError(
-            f"{what} has a quaternion of length {norm:.3g}: publish a unit quaternion (no rotation is w = 1)"
-        )
+        raise InputError(f"{what} has a quaternion of length {norm:.3g}: publish a unit quaternion (no rotation is w = 1)")
     x, y, z, w = x / norm, y / norm, z / norm, w / norm
     return torch.tensor(
         (
@@ -109,9 +107,7 @@ def matrix_to_transform(matrix: torch.Tensor) -> Transform:
     return Transform(translation=Vector3(x=px, y=py, z=pz), rotation=Quaternion(x=x, y=y, z=z, w=w))
 
 
-def transform_stamped(
-    parent: str, child: str, stamp_ns: int, parent_from_child: torch.Tensor | Transform
-) -> TransformStamped:
+def transform_stamped(parent: str, child: str, stamp_ns: int, parent_from_child: torch.Tensor | Transform) -> TransformStamped:
     """The TF message of one transform: [4, 4], or already a message."""
     if isinstance(parent_from_child, torch.Tensor):
         parent_from_child = matrix_to_transform(parent_from_child)
@@ -163,9 +159,7 @@ def covariance_from_message(numbers, header_from_child: torch.Tensor, what: str)
         raise InputError(f"{what} has a covariance with NaN or infinite numbers: publish zeros where it is unknown")
     scale = np.abs(fixed).max()
     if np.abs(fixed - fixed.T).max() > 1e-6 * scale or np.linalg.eigvalsh(fixed).min() < -1e-6 * scale:
-        raise InputError(
-            f"{what} has a covariance that is not symmetric and positive: publish zeros where it is unknown"
-        )
+        raise InputError(f"{what} has a covariance that is not symmetric and positive: publish zeros where it is unknown")
     return torch.from_numpy(_turned(fixed, header_from_child.numpy()[:3, :3].T))
 
 
@@ -210,11 +204,7 @@ def parameter_descriptor(parameter: Parameter) -> ParameterDescriptor:
     if parameter.choices:
         descriptor.additional_constraints = f"one of {parameter.constraint}"
     if parameter.bounds and isinstance(parameter.default, int):
-        descriptor.integer_range = [
-            IntegerRange(from_value=int(parameter.bounds[0]), to_value=int(parameter.bounds[1]))
-        ]
+        descriptor.integer_range = [IntegerRange(from_value=int(parameter.bounds[0]), to_value=int(parameter.bounds[1]))]
     elif parameter.bounds:
-        descriptor.floating_point_range = [
-            FloatingPointRange(from_value=parameter.bounds[0], to_value=parameter.bounds[1])
-        ]
+        descriptor.floating_point_range = [FloatingPointRange(from_value=parameter.bounds[0], to_value=parameter.bounds[1])]
     return descriptor

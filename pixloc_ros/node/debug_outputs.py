@@ -16,8 +16,8 @@ from std_msgs.msg import ColorRGBA
 from visualization_msgs.msg import Marker
 
 from ..geometry import se3
+from ..report.overlays import AGREES, DISAGREES, draw_alignment
 from ..tracking.types import CameraFrame, TrackResult
-from ..visualization.overlays import AGREES, DISAGREES, draw_alignment
 from . import conversions
 from .conversions import stamp_from_ns
 from .images import rgb_message

@@ -13,9 +13,9 @@ from ..errors import InputError
 from ..features import Execution, load_extractor
 from ..geometry.cameras import Camera
 from ..mapping.map_file import Map
-from ..tracking.calibration_check import CalibrationCheck
+from ..tracking.checks.calibration import CalibrationCheck
 from ..tracking.covariances import isotropic
-from ..tracking.localizer import FrameLocalizer
+from ..tracking.frame_aligner import FrameAligner
 from ..tracking.presets import preset
 from ..tracking.relocalization import Relocalizer
 from ..tracking.tracker import Tracker
@@ -33,8 +33,16 @@ class Engine:
     it has none.
     """
 
-    def __init__(self, map_path: str, weights: str, preset_name: str, max_points: int, backend: str = "auto", device: str = "cpu",
-                 precision: str = "float32") -> None:
+    def __init__(
+        self,
+        map_path: str,
+        weights: str,
+        preset_name: str,
+        max_points: int,
+        backend: str = "auto",
+        device: str = "cpu",
+        precision: str = "float32",
+    ) -> None:
         """max_points: 0 for the preset's. backend, device, precision: see `Execution`. Raises InputError where the map or the
         weights cannot be used, or the network cannot be run like that."""
         if not map_path:
@@ -43,15 +51,18 @@ class Engine:
         self.map_name = path.name
         options = preset(preset_name, max_points)
         extractor = load_extractor(weights, Execution(backend, device, precision))
-        self._localizer = FrameLocalizer(Map.open(path), extractor, options)
+        self._localizer = FrameAligner(Map.open(path), extractor, options)
         self.network = f"{extractor.name} by {extractor.backend}, {device}, {precision}"
         self._relocalizer = Relocalizer(self._localizer)
         self.georeference = self._localizer.map.georeference
 
     def tracker(self, relocalization: bool = True) -> Tracker:
         """A tracker that knows nothing yet. relocalization: let it look in the whole map."""
-        return Tracker(self._localizer, pose_search=self._relocalizer if relocalization else None,
-                       calibration_check=CalibrationCheck(self._localizer.focal_length))
+        return Tracker(
+            self._localizer,
+            pose_search=self._relocalizer if relocalization else None,
+            calibration_check=CalibrationCheck(self._localizer.focal_length),
+        )
 
     def warm_up(self) -> None:
         """Takes the cost of first calls, many times that of later ones, before images come: after an installation, when nothing
@@ -79,18 +90,31 @@ class _Rehearsal:
     """Localizer and search of a tracker: they do their work, and then call the pose where it began a good one. So an image of
     noise takes the tracker through all that an image of the map does."""
 
-    def __init__(self, localizer: FrameLocalizer, relocalizer: Relocalizer) -> None:
+    def __init__(self, localizer: FrameAligner, relocalizer: Relocalizer) -> None:
         self._localizer, self._relocalizer = localizer, relocalizer
         self._found: FrameAlignment | None = None
 
     def prepare(self, image: np.ndarray, camera: Camera) -> PreparedImage:
         return self._localizer.prepare(image, camera)
 
-    def localize_prepared(self, prepared: PreparedImage, map_from_camera: torch.Tensor,
-                          prior_covariance: torch.Tensor | None = None, motion: FrameMotion | None = None) -> FrameAlignment:
+    def localize_prepared(
+        self,
+        prepared: PreparedImage,
+        map_from_camera: torch.Tensor,
+        prior_covariance: torch.Tensor | None = None,
+        motion: FrameMotion | None = None,
+    ) -> FrameAlignment:
         alignment = self._localizer.localize_prepared(prepared, map_from_camera, prior_covariance, motion)
-        self._found = replace(alignment, map_from_camera=map_from_camera, covariance=isotropic(0.01, 0.01), success=True,
-                              cost=0.0, inlier_fraction=1.0, visible_fraction=1.0, points_used=1000)
+        self._found = replace(
+            alignment,
+            map_from_camera=map_from_camera,
+            covariance=isotropic(0.01, 0.01),
+            success=True,
+            cost=0.0,
+            inlier_fraction=1.0,
+            visible_fraction=1.0,
+            points_used=1000,
+        )
         return self._found
 
     def search(self, *arguments) -> list[FrameAlignment]:

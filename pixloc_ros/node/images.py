@@ -7,7 +7,7 @@ import numpy as np
 from cv_bridge import CvBridge, CvBridgeError
 from sensor_msgs.msg import CompressedImage, Image
 
-from ..tracking.image_format import bytes_per_pixel, check_layout, decode_compressed, decode_raw, to_grey_or_rgb
+from ..io.image_format import bytes_per_pixel, check_layout, decode_compressed, decode_raw, to_grey_or_rgb
 
 _BRIDGE = CvBridge()
 

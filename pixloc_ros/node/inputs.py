@@ -375,9 +375,7 @@ class Inputs:
         remedy = "start the robot's odometry, or set odom_source to topic or none"
         return self._transform(odom, base, stamp_ns, deadline, "odometry", remedy)
 
-    def _transform(
-        self, target: str, source: str, stamp_ns: int, deadline: float, condition: str, remedy: str
-    ) -> torch.Tensor:
+    def _transform(self, target: str, source: str, stamp_ns: int, deadline: float, condition: str, remedy: str) -> torch.Tensor:
         stamp = Time(nanoseconds=stamp_ns, clock_type=ClockType.ROS_TIME)
         while True:
             try:

@@ -106,9 +106,7 @@ class LocalizationNode(LifecycleNode):
     def on_activate(self, state: LifecycleState) -> TransitionCallbackReturn:
         """Begins to listen."""
         self._tick = self.create_timer(1.0 / self._setting("tf_publish_rate"), self._on_tick, clock=self._steady)
-        threshold = JumpThreshold(
-            min_forward=None, min_backward=Duration(nanoseconds=-JUMP_BACK_NS), on_clock_change=False
-        )
+        threshold = JumpThreshold(min_forward=None, min_backward=Duration(nanoseconds=-JUMP_BACK_NS), on_clock_change=False)
         self._jump_handle = self.get_clock().create_jump_callback(
             threshold, post_callback=lambda jump: self._pipeline.restart("the clock went back")
         )

@@ -167,9 +167,7 @@ class Outputs:
         seconds = (result.stamp_ns - last.stamp_ns) / NS_PER_S
         velocity = se3.se3_log(se3.inverse(last.map_from_base) @ result.map_from_base) / seconds
         covariance = (last.covariance + result.covariance) / seconds**2
-        return TwistWithCovariance(
-            twist=conversions.twist_from_vector(velocity), covariance=covariance.ravel().tolist()
-        )
+        return TwistWithCovariance(twist=conversions.twist_from_vector(velocity), covariance=covariance.ravel().tolist())
 
 
 def _key(stamped: TransformStamped) -> tuple:

@@ -61,13 +61,10 @@ PARAMETERS: tuple[Parameter, ...] = (
     Parameter(
         "weights",
         "compact",
-        "Feature network: `compact` (shipped) or the path of a weights file. It must be the one "
-        "that the map was made with.",
+        "Feature network: `compact` (shipped) or the path of a weights file. It must be the one that the map was made with.",
     ),
     Parameter(
-        "autostart",
-        True,
-        "Be active at once. Switch it off where a lifecycle manager (Nav2) configures and activates the node.",
+        "autostart", True, "Be active at once. Switch it off where a lifecycle manager (Nav2) configures and activates the node."
     ),
     # inputs
     Parameter("image_topic", "camera/image_raw", "Images of the camera."),
@@ -121,10 +118,7 @@ PARAMETERS: tuple[Parameter, ...] = (
         live=True,
     ),
     Parameter(
-        "tf_publish_rate",
-        30.0,
-        "How often (Hz) is looked whether the transform has to be published again.",
-        bounds=(1.0, 200.0),
+        "tf_publish_rate", 30.0, "How often (Hz) is looked whether the transform has to be published again.", bounds=(1.0, 200.0)
     ),
     # start
     Parameter(
@@ -164,8 +158,7 @@ PARAMETERS: tuple[Parameter, ...] = (
     Parameter(
         "fix_topic",
         "fix",
-        "sensor_msgs/NavSatFix: where to look for the first pose, in a map with a georeference (`pixloc map "
-        "georeference`).",
+        "sensor_msgs/NavSatFix: where to look for the first pose, in a map with a georeference (`pixloc map georeference`).",
     ),
     # processing
     Parameter(
@@ -175,9 +168,7 @@ PARAMETERS: tuple[Parameter, ...] = (
         "(docs/performance.md has what each costs and how exact it is).",
         choices=("fast", "balanced", "accurate"),
     ),
-    Parameter(
-        "max_points", 0, "Map points used per image: more is more exact and slower. 0: the preset's.", bounds=(0, 8192)
-    ),
+    Parameter("max_points", 0, "Map points used per image: more is more exact and slower. 0: the preset's.", bounds=(0, 8192)),
     Parameter(
         "backend",
         "auto",
@@ -192,9 +183,7 @@ PARAMETERS: tuple[Parameter, ...] = (
         "Of the network's convolutions: less than float32 pays where the processor is made for it.",
         choices=("float32", "bfloat16", "float16"),
     ),
-    Parameter(
-        "threads", 0, "CPU threads of the network and the optimizer; 0: as many as there are cores.", bounds=(0, 256)
-    ),
+    Parameter("threads", 0, "CPU threads of the network and the optimizer; 0: as many as there are cores.", bounds=(0, 256)),
     Parameter(
         "odometry_wait_s",
         0.1,
@@ -208,11 +197,7 @@ PARAMETERS: tuple[Parameter, ...] = (
         "Process every image in order (for replays at a rate the machine can follow) instead of only the newest one.",
     ),
     Parameter(
-        "input_timeout_s",
-        2.0,
-        "Diagnostics warn when an input has been silent for this long (s).",
-        bounds=(0.1, 60.0),
-        live=True,
+        "input_timeout_s", 2.0, "Diagnostics warn when an input has been silent for this long (s).", bounds=(0.1, 60.0), live=True
     ),
 )
 BY_NAME = {parameter.name: parameter for parameter in PARAMETERS}
@@ -231,9 +216,7 @@ def check_values(values: dict[str, Value]) -> None:
             raise InputError(f"parameter {name} is '{value}': tf2 frame names have no leading slash")
     frames = [values.get(f"{name}_frame_id") for name in ("global", "odom", "base")]
     if None not in frames and len(set(frames)) < 3:
-        raise InputError(
-            f"global_frame_id, odom_frame_id and base_frame_id are {', '.join(frames)}: give three different names"
-        )
+        raise InputError(f"global_frame_id, odom_frame_id and base_frame_id are {', '.join(frames)}: give three different names")
 
 
 def image_subscription_topic(image_topic: str, image_transport: str) -> str:
@@ -248,9 +231,7 @@ def markdown_table(parameters: Iterable[Parameter] = PARAMETERS) -> str:
     rows = ["| name | type | default | allowed | live | meaning |", "|---|---|---|---|---|---|"]
     for p in parameters:
         default = f'"{p.default}"' if isinstance(p.default, str) else str(p.default).lower()
-        rows.append(
-            f"| `{p.name}` | {p.type_name} | {default} | {p.constraint} | {'yes' if p.live else ''} | {p.description} |"
-        )
+        rows.append(f"| `{p.name}` | {p.type_name} | {default} | {p.constraint} | {'yes' if p.live else ''} | {p.description} |")
     return "\n".join(rows) + "\n"
 
 

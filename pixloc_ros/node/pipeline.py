@@ -24,9 +24,9 @@ from rclpy.task import Future
 from sensor_msgs.msg import CompressedImage, Image
 
 from ..errors import InputError
-from ..tracking.calibration_check import CalibrationReport
+from ..tracking.checks.calibration import CalibrationReport
+from ..tracking.checks.odometry import FIGURES, WARNINGS
 from ..tracking.last_pose import LastPose, load_last_pose, save_last_pose
-from ..tracking.odometry_check import FIGURES, WARNINGS
 from ..tracking.types import CameraFrame, TrackResult, TrackState
 from .conversions import NS_PER_S, stamp_to_ns
 from .debug_outputs import DebugOutputs

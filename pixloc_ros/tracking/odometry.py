@@ -133,9 +133,7 @@ class OdometryBuffer:
             self._restart()
 
     @torch.no_grad()
-    def add(
-        self, stamp_ns: int, odom_from_base: torch.Tensor, twist_covariance: torch.Tensor | None = None
-    ) -> OdometryReport:
+    def add(self, stamp_ns: int, odom_from_base: torch.Tensor, twist_covariance: torch.Tensor | None = None) -> OdometryReport:
         """Append the pose of the base in the odometry frame, float64 [4, 4].
 
         twist_covariance: [6, 6] of nav_msgs/Odometry.twist (base axes), used as far as it is meaningful. The covariance

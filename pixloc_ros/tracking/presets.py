@@ -7,16 +7,14 @@ import dataclasses
 
 from ..alignment import AlignmentOptions
 from ..errors import InputError
-from .localizer import LocalizerOptions
+from .frame_aligner import LocalizerOptions
 
 DEFAULT = "balanced"
 PRESETS: dict[str, LocalizerOptions] = {
     # The network costs most: three quarters of the size halve it, and double the error.
     "fast": LocalizerOptions(max_points=512, image_scale=0.75, reselect_share=0.05),
     DEFAULT: LocalizerOptions(),
-    "accurate": LocalizerOptions(
-        AlignmentOptions(stop_cells=0.02, iterations=40), max_points=2048, reselect_share=0.01
-    ),
+    "accurate": LocalizerOptions(AlignmentOptions(stop_cells=0.02, iterations=40), max_points=2048, reselect_share=0.01),
 }
 
 

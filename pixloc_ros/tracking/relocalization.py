@@ -20,7 +20,7 @@ from ..features.pyramid import FeaturePyramid
 from ..geometry import se3
 from ..mapping.local_points import LocalPointOptions, LocalPointSelector
 from ..mapping.retrieval import GlobalDescriptor, KeyframeIndex
-from .localizer import FrameLocalizer
+from .frame_aligner import FrameAligner
 from .types import CameraFrame, FrameAlignment, MotionPrior
 
 _STEPS = 1.1127756842787055 ** -np.arange(1.0, 7.0)
@@ -50,8 +50,9 @@ class RelocalizationOptions:
 class Relocalizer:
     """Finds poses of images in a map without a prior, or with a vague one. Holds no state: same input, same poses."""
 
-    def __init__(self, localizer: FrameLocalizer, options: RelocalizationOptions | None = None,
-                 descriptor: GlobalDescriptor | None = None) -> None:
+    def __init__(
+        self, localizer: FrameAligner, options: RelocalizationOptions | None = None, descriptor: GlobalDescriptor | None = None
+    ) -> None:
         """Raises InputError where the map's keyframes are described by another descriptor."""
         self.options = options or RelocalizationOptions()
         self._localizer = localizer
@@ -63,8 +64,15 @@ class Relocalizer:
         depth = localizer.map.keyframe_depth
         self._depth = float(np.median(depth[depth > 0])) if (depth > 0).any() else 1.0
 
-    def search(self, frame: CameraFrame, base_from_camera: torch.Tensor, turn: int = 0, prior: MotionPrior | None = None,
-               known: Sequence[torch.Tensor] = (), finalists: int | None = None) -> list[FrameAlignment]:
+    def search(
+        self,
+        frame: CameraFrame,
+        base_from_camera: torch.Tensor,
+        turn: int = 0,
+        prior: MotionPrior | None = None,
+        known: Sequence[torch.Tensor] = (),
+        finalists: int | None = None,
+    ) -> list[FrameAlignment]:
         """Poses at which the image agrees best with the map, each found from a hypothesis of its own, best first.
 
         frame: with its features (`prepared`). turn: 0 for the first image of a search, then counting up: later ones look at
@@ -89,8 +97,9 @@ class Relocalizer:
             found.append(alignment)
         return sorted(found, key=lambda a: -agreement(a))
 
-    def _hypotheses(self, frame: CameraFrame, base_from_camera: torch.Tensor, turn: int, prior: MotionPrior | None
-                    ) -> torch.Tensor:
+    def _hypotheses(
+        self, frame: CameraFrame, base_from_camera: torch.Tensor, turn: int, prior: MotionPrior | None
+    ) -> torch.Tensor:
         """map_from_camera [H, 4, 4] to start from."""
         options = self.options
         description = self._index.descriptor.describe(frame.image, frame.prepared.pyramid)
@@ -133,10 +142,18 @@ class Relocalizer:
         points = ReferencePoints(
             padded([local.points.xyz for local in locals_]),
             tuple(padded([local.points.descriptors[k] for local in locals_]) for k in range(levels)),
-            tuple(padded([local.points.confidences[k] for local in locals_]) for k in range(levels)))
+            tuple(padded([local.points.confidences[k] for local in locals_]) for k in range(levels)),
+        )
         coarse = FeaturePyramid(pyramid.levels[:levels], pyramid.image_size)
-        result = align(coarse, camera, points, se3.inverse(starts) @ map_from_local, self._alignment,
-                       damping=self._localizer.extractor.damping, mask=mask)
+        result = align(
+            coarse,
+            camera,
+            points,
+            se3.inverse(starts) @ map_from_local,
+            self._alignment,
+            damping=self._localizer.extractor.damping,
+            mask=mask,
+        )
         poses = map_from_local @ se3.inverse(result.camera_from_map)
         scores = torch.where(result.converged, (result.inliers & mask).sum(-1) / count, 0.0)
         return poses, scores.numpy()
@@ -164,7 +181,12 @@ def spread(prior: MotionPrior, count: int, turn: int) -> torch.Tensor:
 
 def _alternate(first: np.ndarray, second: np.ndarray) -> np.ndarray:
     """One of each in turn, without repetition."""
-    both = np.concatenate([np.stack((first[:n], second[:n]), 1).ravel() if (n := min(len(first), len(second))) else first[:0],
-                           first[n:], second[n:]])
+    both = np.concatenate(
+        [
+            np.stack((first[:n], second[:n]), 1).ravel() if (n := min(len(first), len(second))) else first[:0],
+            first[n:],
+            second[n:],
+        ]
+    )
     _, index = np.unique(both, return_index=True)
     return both[np.sort(index)]

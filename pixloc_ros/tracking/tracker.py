@@ -34,18 +34,18 @@ import torch
 from ..errors import InputError
 from ..geometry import se3
 from ..geometry.cameras import Camera
-from .calibration_check import CalibrationCheck, CalibrationReport
+from .checks.calibration import CalibrationCheck, CalibrationReport
+from .checks.frozen_camera import FrozenCamera
+from .checks.odometry import OdometryCheck, OdometryFindings
 from .covariances import isotropic, mahalanobis, not_better_than, not_worse_than
-from .frozen_camera import FrozenCamera
 from .learned_noise import LearnedNoise
 from .motion_prior import KnownPose, MotionOptions, predict
 from .odometry import OdometryBuffer, OdometryOptions, OdometryReport, OdometrySample, OdometryUnavailable
-from .odometry_check import OdometryCheck, OdometryFindings
 from .types import CameraFrame, FrameAlignment, FrameMotion, MotionPrior, PreparedImage, TrackResult, TrackState
 
 
 class Localizer(Protocol):
-    """What the tracker needs of `FrameLocalizer`."""
+    """What the tracker needs of `FrameAligner`."""
 
     def prepare(self, image: np.ndarray, camera: Camera) -> PreparedImage: ...
 
@@ -404,9 +404,7 @@ class Tracker:
             prior = MotionPrior(prior.map_from_base, prior.covariance, "initial pose", prior.age_s)
         return replace(prior, noise_factor=max(self.odometry.noise_factors))
 
-    def _predict(
-        self, known: KnownPose, before: KnownPose | None, stamp_ns: int, odometry: OdometrySample | None
-    ) -> MotionPrior:
+    def _predict(self, known: KnownPose, before: KnownPose | None, stamp_ns: int, odometry: OdometrySample | None) -> MotionPrior:
         return predict(known, before, stamp_ns, odometry, self.odometry, self.options.motion)
 
     def _start(self, prior: MotionPrior) -> tuple[torch.Tensor, torch.Tensor | None]:

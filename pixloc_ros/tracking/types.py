@@ -1,5 +1,6 @@
 # Copyright the pixloc_ros authors. SPDX-License-Identifier: Apache-2.0
 """What flows through tracking: a frame in, a result out."""
+
 from __future__ import annotations
 
 import enum
@@ -78,7 +79,7 @@ class FrameMotion:
 
 @dataclass(frozen=True)
 class FrameAlignment:
-    """One image against the map from one prior: what `FrameLocalizer.localize` returns.
+    """One image against the map from one prior: what `FrameAligner.localize` returns.
 
     map_from_camera: float64 [4, 4]; covariance: float64 [6, 6] (translation, rotation), camera frame, right perturbation
     (true = map_from_camera · exp(error)), from the Hessian.

@@ -3,6 +3,7 @@
 
 All work on float32 [H, W], grey levels 0 to 255, and never move anything: a pixel stays where it is.
 """
+
 from __future__ import annotations
 
 from dataclasses import dataclass
@@ -50,9 +51,16 @@ def augment(image: np.ndarray, rng: np.random.Generator, options: AugmentationOp
         return image
     x = image.astype(np.float32)
     for chance, change in (
-            (options.shadow, _shadow), (0.0 if reference else options.occlusion, _occlusion), (options.light, _light),
-            (options.dark, _dark), (options.vignetting, _vignetting), (options.defocus, _defocus), (options.blur, _motion_blur),
-            (options.half_resolution, _half_resolution), (options.noise, _noise)):
+        (options.shadow, _shadow),
+        (0.0 if reference else options.occlusion, _occlusion),
+        (options.light, _light),
+        (options.dark, _dark),
+        (options.vignetting, _vignetting),
+        (options.defocus, _defocus),
+        (options.blur, _motion_blur),
+        (options.half_resolution, _half_resolution),
+        (options.noise, _noise),
+    ):
         if rng.random() < chance * share:
             x = change(x, rng)
     x = np.clip(np.round(x), 0, 255).astype(np.uint8)
@@ -129,7 +137,7 @@ def _motion_blur(x: np.ndarray, rng: np.random.Generator) -> np.ndarray:
         column, row = radius + t * end
         c, r = int(np.floor(column)), int(np.floor(row))
         a, b = column - c, row - r
-        kernel[r:r + 2, c:c + 2] += np.outer((1 - b, b), (1 - a, a)).astype(np.float32)
+        kernel[r : r + 2, c : c + 2] += np.outer((1 - b, b), (1 - a, a)).astype(np.float32)
     return cv2.filter2D(x, -1, kernel / kernel.sum(), borderType=cv2.BORDER_REFLECT)
 
 
@@ -144,7 +152,7 @@ def _half_resolution(x: np.ndarray, rng: np.random.Generator) -> np.ndarray:
 def _noise(x: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     """Read noise, and shot noise that grows with the root of the signal."""
     read, shot = rng.uniform(0, 4), rng.uniform(0, 0.5)
-    sigma = np.sqrt(read ** 2 + shot ** 2 * np.clip(x, 0, 255))
+    sigma = np.sqrt(read**2 + shot**2 * np.clip(x, 0, 255))
     return x + (sigma * rng.standard_normal(x.shape, dtype=np.float32)).astype(np.float32)
 
 

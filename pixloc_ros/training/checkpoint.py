@@ -1,5 +1,6 @@
 # Copyright the pixloc_ros authors. SPDX-License-Identifier: Apache-2.0
 """Checkpoints: all tensors of a run in one safetensors file, the rest as JSON in its header. No pickle, never half written."""
+
 from __future__ import annotations
 
 import json
@@ -10,7 +11,7 @@ import torch
 from torch import nn
 
 from ..errors import InputError
-from ..tensor_file import TensorFileError, load_tensors, save_tensors
+from ..io.tensor_file import TensorFileError, load_tensors, save_tensors
 
 FILE_NAME = "checkpoint.safetensors"
 _RANDOM = "random.torch"
@@ -53,7 +54,9 @@ def load_checkpoint(path: Path, model: nn.Module, optimizer: torch.optim.Optimiz
         groups = optimizer.state_dict()["param_groups"]
         optimizer.load_state_dict({"state": slots, "param_groups": groups})
     except (RuntimeError, ValueError) as error:
-        raise InputError(f"{path} is of another network ({str(error).splitlines()[-1].strip()}): resume with the configuration "
-                         "it was made with") from error
+        raise InputError(
+            f"{path} is of another network ({str(error).splitlines()[-1].strip()}): resume with the configuration "
+            "it was made with"
+        ) from error
     torch.set_rng_state(tensors[_RANDOM])
     return state

@@ -1,5 +1,6 @@
 # Copyright the pixloc_ros authors. SPDX-License-Identifier: Apache-2.0
 """A training run's configuration: a JSON file whose sections are the dataclasses below. Unknown keys are refused."""
+
 from __future__ import annotations
 
 import dataclasses
@@ -12,13 +13,13 @@ from pathlib import Path
 import torch
 
 from ..alignment import AlignmentOptions, LearnedDamping, RobustLoss, TemporalPrior
+from ..alignment.damping import LOG10_RANGE, TENSORS, take_damping
 from ..errors import InputError
-from ..features.damping import LOG10_RANGE, TENSORS, take_damping
 from ..features.extractor import NETWORKS
 from ..features.weights import load_weights, resolve_weights
 from .augmentation import AugmentationOptions
-from .datasets import Curriculum, PairMixture
 from .loss import LossOptions
+from .pair_mixture import Curriculum, PairMixture
 from .pairs import PairSource, View
 from .photos import MotionRange, PhotoPairs, list_photos
 from .public_data import BagPairs, CmuPairs, MegaDepthPairs
@@ -68,8 +69,9 @@ class AlignmentSection:
         self.options()  # refuses what it does not know
 
     def options(self) -> AlignmentOptions:
-        return AlignmentOptions(self.strategy, self.iterations, RobustLoss(self.robust_loss, self.robust_scale),
-                                detach_steps=self.detach_steps)
+        return AlignmentOptions(
+            self.strategy, self.iterations, RobustLoss(self.robust_loss, self.robust_scale), detach_steps=self.detach_steps
+        )
 
 
 @dataclass(frozen=True)
@@ -125,10 +127,14 @@ class RunSection:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if min(self.steps, self.batch, self.checkpoint_every, self.validate_every, self.validation_pairs,
-               self.report_every) < 1 or min(self.warmup, self.workers, self.threads, self.seed) < 0:
-            raise InputError("run: steps, batch, the intervals and validation_pairs must be at least 1, warmup, workers, "
-                             "threads and seed not negative")
+        if (
+            min(self.steps, self.batch, self.checkpoint_every, self.validate_every, self.validation_pairs, self.report_every) < 1
+            or min(self.warmup, self.workers, self.threads, self.seed) < 0
+        ):
+            raise InputError(
+                "run: steps, batch, the intervals and validation_pairs must be at least 1, warmup, workers, "
+                "threads and seed not negative"
+            )
         if not (self.learning_rate > 0 and self.damping_rate > 0 and self.clip_norm > 0):
             raise InputError("run: learning_rate, damping_rate and clip_norm must be above 0")
         if any(isinstance(v, bool) or not isinstance(v, (int, float)) or not 0 < v < math.inf for v in self.rates.values()):
@@ -186,12 +192,14 @@ def _build(kind: type, values: typing.Any, where: str) -> typing.Any:
         unknown = sorted(set(values) - set(hints))
         if unknown:
             raise InputError(f"unknown key '{'.'.join(filter(None, (where, unknown[0])))}': known here are {', '.join(hints)}")
-        required = [f.name for f in dataclasses.fields(kind)
-                    if f.default is f.default_factory is dataclasses.MISSING and f.name not in values]
+        required = [
+            f.name
+            for f in dataclasses.fields(kind)
+            if f.default is f.default_factory is dataclasses.MISSING and f.name not in values
+        ]
         if required:
             raise InputError(f"'{where}' lacks '{required[0]}'")
-        return kind(**{name: _build(hints[name], value, ".".join(filter(None, (where, name))))
-                       for name, value in values.items()})
+        return kind(**{name: _build(hints[name], value, ".".join(filter(None, (where, name)))) for name, value in values.items()})
     if origin is tuple:
         kinds = [arguments[0]] * len(values) if isinstance(values, list) and arguments[-1] is Ellipsis else arguments
         if not isinstance(values, list) or len(kinds) != len(values):
@@ -213,8 +221,14 @@ def build_mixture(config: TrainingConfig, held_out: bool, augmented: bool) -> Pa
     weights = [section.weight for section in config.data]
     if min(weights) < 0 or sum(weights) == 0:
         raise InputError("data: weights must not be negative, and one above 0")
-    return PairMixture(sources, weights, config.view.points, config.run.seed, config.augmentation if augmented else None,
-                       config.initial_error.exponent)
+    return PairMixture(
+        sources,
+        weights,
+        config.view.points,
+        config.run.seed,
+        config.augmentation if augmented else None,
+        config.initial_error.exponent,
+    )
 
 
 def _build_source(section: DataSection, folder: Path, view: View, held_out: bool) -> PairSource:
@@ -231,8 +245,10 @@ def _build_source(section: DataSection, folder: Path, view: View, held_out: bool
         return MegaDepthPairs(folder / section.root, section.scenes, view, held_out)
     if section.kind == "cmu" and section.root:
         return CmuPairs(folder / section.root, view, held_out)
-    raise InputError(f"data: a source of kind '{section.kind}' is unknown or incomplete: use photos with folders, colmap with "
-                     "model and images, rgbd with sequence, bag with bag, megadepth or cmu with root")
+    raise InputError(
+        f"data: a source of kind '{section.kind}' is unknown or incomplete: use photos with folders, colmap with "
+        "model and images, rgbd with sequence, bag with bag, megadepth or cmu with root"
+    )
 
 
 def build_network(section: NetworkSection, folder: Path) -> tuple[torch.nn.Module, LearnedDamping, dict]:
@@ -264,7 +280,7 @@ def build_network(section: NetworkSection, folder: Path) -> tuple[torch.nn.Modul
 def _build_damping(section: NetworkSection, learned: dict[str, torch.Tensor], levels: int) -> LearnedDamping:
     """What the start learned, where that is of the kind asked for, or the same factor everywhere."""
     low, high = LOG10_RANGE
-    if not 10.0 ** low < section.damping < 10.0 ** high:
+    if not 10.0**low < section.damping < 10.0**high:
         raise InputError(f"network: damping must lie between 1e{low:g} and 1e{high:g}")
     damping = TemporalPrior(levels, section.conditional) if section.temporal else LearnedDamping(levels)
     given = take_damping(learned, levels, section.start)
@@ -281,10 +297,13 @@ def _load_state(network: torch.nn.Module, state: dict[str, torch.Tensor], sectio
     try:
         result = network.load_state_dict(state, strict=False)
     except RuntimeError as error:
-        raise InputError(f"network: {section.start} does not fit '{section.architecture}': "
-                         f"{str(error).splitlines()[1].strip()}") from error
+        raise InputError(
+            f"network: {section.start} does not fit '{section.architecture}': {str(error).splitlines()[1].strip()}"
+        ) from error
     wrong = result.unexpected_keys + [name for name in result.missing_keys if not name.startswith(CONFIDENCE_HEADS)]
     if wrong:
-        raise InputError(f"network: {section.start} and '{section.architecture}' do not agree about '{wrong[0]}': choose weights "
-                         "of this architecture")
+        raise InputError(
+            f"network: {section.start} and '{section.architecture}' do not agree about '{wrong[0]}': choose weights "
+            "of this architecture"
+        )
     return set(result.missing_keys)

@@ -3,6 +3,7 @@
 
 Poses are the only supervision (PixLoc, section 4.3; cvg/pixloc, two_view_refiner.py).
 """
+
 from __future__ import annotations
 
 from dataclasses import dataclass
@@ -39,7 +40,8 @@ class LossOptions:
         if self.shape not in SHAPES:
             raise InputError(f"loss: shape '{self.shape}' is unknown: choose one of {', '.join(SHAPES)}")
         if not (min(self.scale_px, self.success_px, *self.scale_cells) > 0 and (self.limit is None or self.limit > 0)) or (
-                self.min_points < 1):
+            self.min_points < 1
+        ):
             raise InputError("loss: scale_px, scale_cells, success_px and limit must be above 0, min_points at least 1")
 
 
@@ -59,7 +61,7 @@ def robust_error(squared: torch.Tensor, scale: float, shape: str = "linear") -> 
 
     "linear" is Barron's general loss with shape 1 and scale c, divided by 2c: with c = 2 px PixLoc's `scaled_barron(1, 2) / 4`.
     """
-    ratio = squared / scale ** 2
+    ratio = squared / scale**2
     return scale * (torch.sqrt(ratio + 1) - 1 if shape == "linear" else 0.5 * torch.log1p(ratio))
 
 
@@ -77,8 +79,15 @@ def _masked_mean(values: torch.Tensor, counted: torch.Tensor) -> torch.Tensor:
     return (values * counted).sum(-1) / counted.sum(-1).clamp(min=1)
 
 
-def pair_loss(traces: tuple[LevelTrace, ...], camera: Camera, xyz: torch.Tensor, mask: torch.Tensor, truth: torch.Tensor,
-              initial: torch.Tensor, options: LossOptions = LossOptions()) -> PairLoss:
+def pair_loss(
+    traces: tuple[LevelTrace, ...],
+    camera: Camera,
+    xyz: torch.Tensor,
+    mask: torch.Tensor,
+    truth: torch.Tensor,
+    initial: torch.Tensor,
+    options: LossOptions = LossOptions(),
+) -> PairLoss:
     """Loss of a batch of pairs after alignment.
 
     traces: of `align`, poses [B, steps, 4, 4]. camera: of the query, batched or single. xyz
@@ -101,9 +110,9 @@ def pair_loss(traces: tuple[LevelTrace, ...], camera: Camera, xyz: torch.Tensor,
     for k, trace in enumerate(traces):
         # Errors in pixels, or in units of the level's scale.
         unit, scale = (trace.stride * options.scale_cells[k], 1.0) if options.scale_cells else (1.0, options.scale_px)
-        poses = trace.camera_from_map[:, 1 if options.every_iteration else -1:].to(truth.dtype)
+        poses = trace.camera_from_map[:, 1 if options.every_iteration else -1 :].to(truth.dtype)
         squared = torch.stack([squared_distances(camera, xyz, truth, pose) for pose in poses.unbind(1)])
-        robust = _masked_mean(robust_error(squared / unit ** 2, scale, options.shape), counted).mean(0)
+        robust = _masked_mean(robust_error(squared / unit**2, scale, options.shape), counted).mean(0)
         share = (robust if options.limit is None else robust.clamp(max=options.limit)) / len(traces)
         total = total + torch.where(reached, share, torch.zeros_like(share))
         error = _masked_mean(squared[-1].detach().sqrt(), counted)

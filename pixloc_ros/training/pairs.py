@@ -1,5 +1,6 @@
 # Copyright the pixloc_ros authors. SPDX-License-Identifier: Apache-2.0
 """Pairs of images with known points and motion, and batches of them: what every data source hands to training."""
+
 from __future__ import annotations
 
 from collections.abc import Sequence
@@ -136,21 +137,34 @@ def collate(pairs: Sequence[Pair], initial: Sequence[torch.Tensor], points: int,
         xyz[b, count:] = pair.xyz[0].float()
         mask[b, :count] = True
     return Batch(
-        _stack_images([pair.reference for pair in pairs]), _stack_images([pair.query for pair in pairs]),
-        stack_cameras([pair.reference_camera for pair in pairs]), stack_cameras([pair.query_camera for pair in pairs]),
-        xyz, mask, torch.stack([pair.query_from_reference for pair in pairs]), torch.stack(list(initial)),
-        tuple(pair.name for pair in pairs), tuple(skipped), _stack_steps([pair.step for pair in pairs]))
+        _stack_images([pair.reference for pair in pairs]),
+        _stack_images([pair.query for pair in pairs]),
+        stack_cameras([pair.reference_camera for pair in pairs]),
+        stack_cameras([pair.query_camera for pair in pairs]),
+        xyz,
+        mask,
+        torch.stack([pair.query_from_reference for pair in pairs]),
+        torch.stack(list(initial)),
+        tuple(pair.name for pair in pairs),
+        tuple(skipped),
+        _stack_steps([pair.step for pair in pairs]),
+    )
 
 
 def _stack_steps(steps: Sequence[Step | None]) -> StepBatch | None:
     if any(step is None for step in steps):
         return None
-    together = [torch.stack([getattr(step, name) for step in steps]) for name in (
-        "previous_from_reference", "previous_start", "previous_covariance", "odometry", "covariance")]
+    together = [
+        torch.stack([getattr(step, name) for step in steps])
+        for name in ("previous_from_reference", "previous_start", "previous_covariance", "odometry", "covariance")
+    ]
     return StepBatch(
-        _stack_images([step.previous for step in steps]), stack_cameras([step.previous_camera for step in steps]), *together,
+        _stack_images([step.previous for step in steps]),
+        stack_cameras([step.previous_camera for step in steps]),
+        *together,
         torch.tensor([step.seconds for step in steps], dtype=torch.float64),
-        torch.stack([step.base_from_camera for step in steps]))
+        torch.stack([step.base_from_camera for step in steps]),
+    )
 
 
 def _stack_images(images: Sequence[np.ndarray]) -> torch.Tensor:
@@ -183,8 +197,9 @@ def member_camera(camera: Camera, index: int) -> Camera:
     return replace(camera, params=camera.params[index], limit=camera.limit[index])
 
 
-def perturbed(query_from_reference: torch.Tensor, rotation_rad: float, translation: float, rng: np.random.Generator
-              ) -> torch.Tensor:
+def perturbed(
+    query_from_reference: torch.Tensor, rotation_rad: float, translation: float, rng: np.random.Generator
+) -> torch.Tensor:
     """The pose [4, 4] turned about the query camera's centre by an angle and moved by a distance, both in random directions."""
     turn, shift = (torch.from_numpy(v / np.linalg.norm(v)) for v in rng.normal(size=(2, 3)))
     return se3.retract(query_from_reference, torch.cat((translation * shift, rotation_rad * turn)))
@@ -196,8 +211,9 @@ def random_rotation_vector(rng: np.random.Generator, longest_rad: float) -> torc
     return torch.from_numpy(axis / np.linalg.norm(axis) * rng.uniform(0, longest_rad))
 
 
-def fit_view(image: np.ndarray, camera: Camera, view: View, rng: np.random.Generator, largest_zoom: float = 1.25
-             ) -> tuple[np.ndarray, Camera]:
+def fit_view(
+    image: np.ndarray, camera: Camera, view: View, rng: np.random.Generator, largest_zoom: float = 1.25
+) -> tuple[np.ndarray, Camera]:
     """Shrink or enlarge an image until it covers the view, a little more at random, and cut the view out at random."""
     height, width = image.shape[:2]
     scale = max(view.width / width, view.height / height) * rng.uniform(1.0, largest_zoom)
@@ -207,20 +223,22 @@ def fit_view(image: np.ndarray, camera: Camera, view: View, rng: np.random.Gener
     left, top = (int(rng.integers(0, n - m + 1)) for n, m in zip(size, (view.width, view.height)))
     params = camera.params.clone()
     params[2:4] -= params.new_tensor([left, top])
-    cut = np.ascontiguousarray(image[top:top + view.height, left:left + view.width])
+    cut = np.ascontiguousarray(image[top : top + view.height, left : left + view.width])
     return cut, replace(camera, width=view.width, height=view.height, params=params)
 
 
-def spread_corners(grey: np.ndarray, count: int, rng: np.random.Generator, mask: np.ndarray | None = None,
-                   corner_share: float = 0.7) -> np.ndarray:
+def spread_corners(
+    grey: np.ndarray, count: int, rng: np.random.Generator, mask: np.ndarray | None = None, corner_share: float = 0.7
+) -> np.ndarray:
     """Pixels float64 [n, 2] to put points at: corners, as maps have them, and the rest anywhere, n at most count.
 
     mask: uint8 [H, W], where points may be.
     """
     corners = cv2.goodFeaturesToTrack(grey, round(count * corner_share), 0.003, 4.0, mask=mask)
     corners = np.empty((0, 2)) if corners is None else corners[:, 0].astype(np.float64)
-    rows, columns = np.nonzero(mask) if mask is not None else (np.arange(grey.size) // grey.shape[1],
-                                                               np.arange(grey.size) % grey.shape[1])
+    rows, columns = (
+        np.nonzero(mask) if mask is not None else (np.arange(grey.size) // grey.shape[1], np.arange(grey.size) % grey.shape[1])
+    )
     if len(rows) == 0:
         return corners
     chosen = rng.choice(len(rows), min(count - len(corners), len(rows)), replace=False)

@@ -6,6 +6,7 @@ reference (a slanted plane, the background with smooth relief on top) and textur
 finding, for each of its pixels, where its ray meets each surface; patches hide what is behind them, and what they uncover is
 there. Points lie on the same surfaces, so images, points and poses agree to a small fraction of a pixel.
 """
+
 from __future__ import annotations
 
 import fnmatch
@@ -21,9 +22,9 @@ import torch
 from scipy.ndimage import map_coordinates, spline_filter
 
 from ..errors import InputError
-from ..features.images import load_image
 from ..geometry import se3
 from ..geometry.cameras import Camera
+from ..io.images import load_image
 from .pairs import BadSample, Pair, View, random_rotation_vector, spread_corners
 
 SUFFIXES = (".jpg", ".jpeg", ".png")
@@ -145,8 +146,13 @@ def random_scale(rng: np.random.Generator) -> float:
     return float(np.exp(rng.uniform(np.log(0.5), np.log(20.0))))
 
 
-def render_views(textures: Sequence[np.ndarray], view: View, camera: Camera, queries_from_reference: Sequence[torch.Tensor],
-                 rng: np.random.Generator) -> tuple[np.ndarray, list[np.ndarray], torch.Tensor]:
+def render_views(
+    textures: Sequence[np.ndarray],
+    view: View,
+    camera: Camera,
+    queries_from_reference: Sequence[torch.Tensor],
+    rng: np.random.Generator,
+) -> tuple[np.ndarray, list[np.ndarray], torch.Tensor]:
     """One scene, of the textures, from the reference and from several queries [4, 4] → reference, queries, points [n, 3].
 
     In units of the background's depth. Raises BadSample where a query overlaps little with the reference.
@@ -156,8 +162,10 @@ def render_views(textures: Sequence[np.ndarray], view: View, camera: Camera, que
     surfaces = _surfaces(textures, view, focal * baseline, rng)
     grid = np.stack(np.meshgrid(np.arange(view.width), np.arange(view.height))).astype(np.float32)
     reference = _composite(surfaces, [grid] * len(surfaces), view)
-    queries = [_composite(surfaces, [meet(surface.inverse_depth, grid, camera, pose, view) for surface in surfaces], view)
-               for pose in queries_from_reference]
+    queries = [
+        _composite(surfaces, [meet(surface.inverse_depth, grid, camera, pose, view) for surface in surfaces], view)
+        for pose in queries_from_reference
+    ]
     pixels, inverse_depth = _points(surfaces, reference, view, rng)
     rays = np.concatenate(((pixels - centre) / focal, np.ones((len(pixels), 1))), 1)
     xyz = torch.from_numpy(rays / inverse_depth[:, None])
@@ -181,8 +189,11 @@ def _surfaces(textures: Sequence[np.ndarray], view: View, parallax_px: float, rn
     """Back to front. parallax_px: focal length times baseline, so that a surface's steepness can be bounded."""
     margin = round(_MARGIN * view.width)
     rows, columns = view.height + 2 * margin, view.width + 2 * margin
-    v, u = np.meshgrid(np.linspace(-1, 1, rows, dtype=np.float32) * rows / view.height,
-                       np.linspace(-1, 1, columns, dtype=np.float32) * columns / view.width, indexing="ij")
+    v, u = np.meshgrid(
+        np.linspace(-1, 1, rows, dtype=np.float32) * rows / view.height,
+        np.linspace(-1, 1, columns, dtype=np.float32) * columns / view.width,
+        indexing="ij",
+    )
     slope = rng.normal(size=2) * 0.25
     if rng.random() < 0.4:  # a floor: near at the bottom of the image
         slope[1] = rng.uniform(0.2, 0.6)
@@ -246,8 +257,9 @@ def _lookup(field: np.ndarray, pixels: np.ndarray, view: View, border: int = cv2
     return cv2.remap(field, x, y, cv2.INTER_LINEAR, borderMode=border)
 
 
-def meet(inverse_depth: np.ndarray, grid: np.ndarray, camera: Camera, query_from_reference: torch.Tensor, view: View
-         ) -> np.ndarray:
+def meet(
+    inverse_depth: np.ndarray, grid: np.ndarray, camera: Camera, query_from_reference: torch.Tensor, view: View
+) -> np.ndarray:
     """Reference pixels float32 [2, H, W] where the rays of query pixels [2, H, W] meet a surface.
 
     A fixed point: from a guess of the inverse depth follows the point on the ray, from the point's reference pixel a better
@@ -280,8 +292,9 @@ def _composite(surfaces: Sequence[Surface], lookups: Sequence[np.ndarray], view:
     for surface, pixels in zip(surfaces, lookups):
         x, y = pixels + surface.texture_offset[:, None, None]
         # Cubic splines: OpenCV's cubic kernel does not reproduce ramps, which moves edges by 0.04 px.
-        values = map_coordinates(spline_filter(surface.texture, 3, np.float32, "mirror"), (y, x), np.float32, 3, "mirror",
-                                 prefilter=False)
+        values = map_coordinates(
+            spline_filter(surface.texture, 3, np.float32, "mirror"), (y, x), np.float32, 3, "mirror", prefilter=False
+        )
         if image is None:
             image = values
             continue
@@ -290,8 +303,9 @@ def _composite(surfaces: Sequence[Surface], lookups: Sequence[np.ndarray], view:
     return np.clip(np.round(image), 0, 255).astype(np.uint8)
 
 
-def _points(surfaces: Sequence[Surface], reference: np.ndarray, view: View, rng: np.random.Generator
-            ) -> tuple[np.ndarray, np.ndarray]:
+def _points(
+    surfaces: Sequence[Surface], reference: np.ndarray, view: View, rng: np.random.Generator
+) -> tuple[np.ndarray, np.ndarray]:
     """Reference pixels [n, 2] and inverse depths [n] of points on what the reference sees, away from the patches' edges."""
     pixels = spread_corners(reference, view.points, rng) + rng.uniform(-0.5, 0.5, 2)
     pixels = np.clip(pixels, 0, (view.width - 1, view.height - 1)).astype(np.float32)

@@ -9,6 +9,7 @@ Extended CMU Seasons (Sattler et al., CVPR 2018): `intrinsics.txt`, a line per c
 `camera-poses/*.txt`, the poses of about half of them, `NAME qw qx qy qz cx cy cz`: the rotation of camera_from_map and the
 camera's CENTRE.
 """
+
 from __future__ import annotations
 
 from collections import OrderedDict
@@ -18,12 +19,12 @@ import numpy as np
 import torch
 
 from ..errors import InputError
-from ..evaluation.posed_frames import PosedFrameOptions, PosedFrames, bag_identity
 from ..geometry import se3
 from ..geometry.cameras import Camera
-from ..mapping.colmap import read_colmap_model
-from ..mapping.drive import DriveOptions, points_of_drive
-from ..mapping.work_folder import WorkFolder
+from ..io.work_folder import WorkFolder
+from ..mapping.build.colmap import read_colmap_model
+from ..mapping.build.drive import DriveOptions, points_of_drive
+from ..mapping.build.posed_bag import PosedFrameOptions, PosedFrames, bag_identity
 from .pairs import BadSample, Pair, View
 from .scenes import ColmapPairs, SharedPointPairs
 
@@ -44,8 +45,17 @@ class BagPairs(SharedPointPairs):
         with PosedFrames(bag, options) as frames:
             key = {"bag": bag_identity(bag), "poses": pose_topic, "options": DriveOptions().to_json()}
             drive = points_of_drive(frames, WorkFolder(work, key)).source
-        super().__init__(bag, drive.paths, drive.cameras, se3.inverse(drive.map_from_camera), drive.xyz,
-                         drive.observation_image, drive.observation_point, view, held_out)
+        super().__init__(
+            bag,
+            drive.paths,
+            drive.cameras,
+            se3.inverse(drive.map_from_camera),
+            drive.xyz,
+            drive.observation_image,
+            drive.observation_point,
+            view,
+            held_out,
+        )
         self.name = bag.stem
 
 
@@ -63,8 +73,10 @@ class MegaDepthPairs:
         self._models = [(folder / name, model) for name in names for model in _megadepth_models(folder / name)]
         missing = [name for name in scenes if not _megadepth_models(folder / name)]
         if missing or not self._models:
-            raise InputError(f"{folder} holds no scene {missing[0] if missing else 'at all'} with images and sparse: give "
-                             "MegaDepth_v1_SfM or Undistorted_SfM and names of its folders")
+            raise InputError(
+                f"{folder} holds no scene {missing[0] if missing else 'at all'} with images and sparse: give "
+                "MegaDepth_v1_SfM or Undistorted_SfM and names of its folders"
+            )
         self._view, self._held_out = view, held_out
         self._open: OrderedDict[int, ColmapPairs | None] = OrderedDict()
 
@@ -121,11 +133,19 @@ class CmuPairs(SharedPointPairs):
         trace = torch.einsum("aij,bij->ab", map_from_camera[:, :3, :3], map_from_camera[:, :3, :3])
         angle = torch.arccos(((trace - 1) / 2).clamp(-1, 1))
         near = ((distance < _LONGEST_BASELINE) & (angle < _LARGEST_TURN_RAD)).numpy()
-        near[:, :len(database.names)] = False  # database images are paired by the points they share
+        near[:, : len(database.names)] = False  # database images are paired by the points they share
         super().__init__(
-            slice_, [slice_ / "database" / n for n in database.names] + [slice_ / "query" / n for n in names],
-            [database.cameras[k] for k in database.camera_ids.tolist()] + cameras, camera_from_map, database.xyz,
-            database.observation_image, database.observation_point, view, held_out, near)
+            slice_,
+            [slice_ / "database" / n for n in database.names] + [slice_ / "query" / n for n in names],
+            [database.cameras[k] for k in database.camera_ids.tolist()] + cameras,
+            camera_from_map,
+            database.xyz,
+            database.observation_image,
+            database.observation_point,
+            view,
+            held_out,
+            near,
+        )
         self.name = slice_.resolve().name
 
 

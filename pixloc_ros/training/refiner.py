@@ -1,5 +1,6 @@
 # Copyright the pixloc_ros authors. SPDX-License-Identifier: Apache-2.0
 """From a batch of pairs to the loss: features of both images, unrolled alignment, reprojection error."""
+
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
@@ -21,7 +22,7 @@ from ..features.pyramid import FeatureLevel, FeaturePyramid
 from ..features.sampling import sample_level
 from ..geometry import se3
 from ..tracking.covariances import isotropic, not_better_than
-from ..tracking.localizer import hessian_covariance
+from ..tracking.frame_aligner import hessian_covariance
 from ..tracking.tracker import QualityGates, TrackerOptions
 from .loss import LossOptions, PairLoss, pair_loss
 from .pairs import Batch, member_camera
@@ -37,9 +38,11 @@ class Start:
 
     def member(self, b: int) -> Start:
         """One of the batch, without its batch dimension."""
-        return Start(self.initial[b],
-                     None if self.prior is None else PriorFactor(self.prior.camera_from_map[b], self.prior.information[b]),
-                     None if self.cues is None else MotionCues(self.cues.values[b], self.cues.camera_from_base[b]))
+        return Start(
+            self.initial[b],
+            None if self.prior is None else PriorFactor(self.prior.camera_from_map[b], self.prior.information[b]),
+            None if self.cues is None else MotionCues(self.cues.values[b], self.cues.camera_from_base[b]),
+        )
 
 
 class PairRefiner(nn.Module):
@@ -66,8 +69,9 @@ class PairRefiner(nn.Module):
         if torch.is_grad_enabled() and not any(p.requires_grad for p in self.damping.parameters()):
             taught = [k for k, level in enumerate(query.levels, 1) if level.features.requires_grad]
             points, query = first_levels(points, query, max(taught, default=len(query.levels)))
-        result = align(query, batch.query_camera, points, start.initial, self.alignment, self.damping, start.prior, mask,
-                       start.cues)
+        result = align(
+            query, batch.query_camera, points, start.initial, self.alignment, self.damping, start.prior, mask, start.cues
+        )
         loss = pair_loss(result.trace, batch.query_camera, batch.xyz, mask, batch.query_from_reference, start.initial, self.loss)
         return loss, result
 
@@ -83,10 +87,19 @@ class PairRefiner(nn.Module):
         options, gates = TrackerOptions(), QualityGates()
         poses, covariances, inliers = [], [], []
         for b in range(len(batch)):
-            one = ReferencePoints(batch.xyz[b], tuple(d[b].detach() for d in points.descriptors),
-                                  tuple(c if c is None else c[b].detach() for c in points.confidences))
-            found = align(image_subset(previous, slice(b, b + 1)), member_camera(steps.previous_camera, b), one,
-                          steps.previous_start[b], replace(AlignmentOptions(), loss=self.alignment.loss), mask=mask[b:b + 1])
+            one = ReferencePoints(
+                batch.xyz[b],
+                tuple(d[b].detach() for d in points.descriptors),
+                tuple(c if c is None else c[b].detach() for c in points.confidences),
+            )
+            found = align(
+                image_subset(previous, slice(b, b + 1)),
+                member_camera(steps.previous_camera, b),
+                one,
+                steps.previous_start[b],
+                replace(AlignmentOptions(), loss=self.alignment.loss),
+                mask=mask[b : b + 1],
+            )
             share = float(found.inliers.sum() / found.visible.sum().clamp(min=1))
             pose, covariance = steps.previous_start[b], steps.previous_covariance[b]
             if bool(found.converged) and share >= gates.min_inlier_fraction:
@@ -94,8 +107,9 @@ class PairRefiner(nn.Module):
                 measured = hessian_covariance(found.hessian.double(), float(found.cost))
                 if bool(measured.isfinite().all()):
                     covariance = not_better_than(
-                        se3.transform_covariance(measured / share ** 2, steps.base_from_camera[b]),
-                        isotropic(options.prior_translation_floor, options.prior_rotation_floor))
+                        se3.transform_covariance(measured / share**2, steps.base_from_camera[b]),
+                        isotropic(options.prior_translation_floor, options.prior_rotation_floor),
+                    )
             poses.append(se3.inverse(pose) @ camera_from_base[b])
             covariances.append(covariance)
             inliers.append(share)
@@ -103,8 +117,14 @@ class PairRefiner(nn.Module):
         covariance = se3.transform_covariance(torch.stack(covariances), se3.inverse(steps.odometry)) + steps.covariance
         initial = camera_from_base @ se3.inverse(predicted)
         depths = torch.where(mask, se3.transform(initial, batch.xyz.double())[..., 2], torch.nan).nanmedian(-1).values
-        cues = MotionCues.of(steps.seconds, se3.se3_log(steps.odometry), covariance, torch.tensor(inliers).double(),
-                             depths.abs().clamp(min=1e-6), camera_from_base)
+        cues = MotionCues.of(
+            steps.seconds,
+            se3.se3_log(steps.odometry),
+            covariance,
+            torch.tensor(inliers).double(),
+            depths.abs().clamp(min=1e-6),
+            camera_from_base,
+        )
         information = torch.linalg.inv(se3.transform_covariance(covariance, camera_from_base))
         return Start(initial, PriorFactor(initial, information), cues)
 
@@ -133,12 +153,16 @@ class PairRefiner(nn.Module):
 
 def first_levels(points: ReferencePoints, pyramid: FeaturePyramid, count: int) -> tuple[ReferencePoints, FeaturePyramid]:
     """Both with their coarsest levels only."""
-    return (ReferencePoints(points.xyz, points.descriptors[:count], points.confidences[:count]),
-            FeaturePyramid(pyramid.levels[:count], pyramid.image_size))
+    return (
+        ReferencePoints(points.xyz, points.descriptors[:count], points.confidences[:count]),
+        FeaturePyramid(pyramid.levels[:count], pyramid.image_size),
+    )
 
 
 def image_subset(pyramid: FeaturePyramid, which: slice) -> FeaturePyramid:
     """Some images of a batch."""
-    levels = (FeatureLevel(level.features[which], None if level.confidence is None else level.confidence[which], level.stride)
-              for level in pyramid.levels)
+    levels = (
+        FeatureLevel(level.features[which], None if level.confidence is None else level.confidence[which], level.stride)
+        for level in pyramid.levels
+    )
     return FeaturePyramid(tuple(levels), pyramid.image_size)

@@ -1,5 +1,6 @@
 # Copyright the pixloc_ros authors. SPDX-License-Identifier: Apache-2.0
 """What a run tells: progress lines, validation tables, curves."""
+
 from __future__ import annotations
 
 import json
@@ -19,9 +20,11 @@ def progress_line(records: Sequence[dict], steps: int, strides: Sequence[int]) -
     success = np.mean([record["success"] for record in records], 0)
     shares = " ".join(f"{100 * share:.0f}" for share in success)
     seconds = (steps - last["step"]) * mean["step_ms"] / 1000
-    return (f"step {last['step']}/{steps}  loss {mean['loss']:.3f}  error {mean['error_px']:.2f} px  success {shares} %  "
-            f"{mean['step_ms']:.0f} ms/step (data {mean['data_ms']:.0f})  start <= {last['rotation_deg']:.1f} deg "
-            f"{100 * last['translation']:.0f} %  skipped {last['skipped']}  left {_duration(seconds)}")
+    return (
+        f"step {last['step']}/{steps}  loss {mean['loss']:.3f}  error {mean['error_px']:.2f} px  success {shares} %  "
+        f"{mean['step_ms']:.0f} ms/step (data {mean['data_ms']:.0f})  start <= {last['rotation_deg']:.1f} deg "
+        f"{100 * last['translation']:.0f} %  skipped {last['skipped']}  left {_duration(seconds)}"
+    )
 
 
 def _duration(seconds: float) -> str:
@@ -44,12 +47,15 @@ class Validation:
 
 def validation_table(step: int, pairs: int, rows: dict[str, Validation]) -> str:
     """A table for people."""
-    lines = [f"validation at step {step}, {pairs} held-out pairs each",
-             f"  {'':10s} {'loss':>8s} {'median px':>10s} {'0.1deg 0.2%':>12s} {'0.5deg 1%':>10s}   success by level"]
+    lines = [
+        f"validation at step {step}, {pairs} held-out pairs each",
+        f"  {'':10s} {'loss':>8s} {'median px':>10s} {'0.1deg 0.2%':>12s} {'0.5deg 1%':>10s}   success by level",
+    ]
     for name, row in rows.items():
         success = " ".join(f"{100 * share:.0f}" for share in row.success)
-        lines.append(f"  {name:10s} {row.loss:8.3f} {row.median_px:10.3f} {100 * row.fine:10.0f} % {100 * row.coarse:8.0f} %   "
-                     f"{success} %")
+        lines.append(
+            f"  {name:10s} {row.loss:8.3f} {row.median_px:10.3f} {100 * row.fine:10.0f} % {100 * row.coarse:8.0f} %   {success} %"
+        )
     return "\n".join(lines)
 
 

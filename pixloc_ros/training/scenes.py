@@ -1,5 +1,6 @@
 # Copyright the pixloc_ros authors. SPDX-License-Identifier: Apache-2.0
 """Pairs out of posed images of real scenes: COLMAP models and RGB-D sequences."""
+
 from __future__ import annotations
 
 import zlib
@@ -11,11 +12,11 @@ import scipy.sparse
 import torch
 
 from ..errors import InputError
-from ..features.images import load_image
 from ..geometry import se3
 from ..geometry.cameras import Camera
-from ..mapping.colmap import read_colmap_model
-from ..mapping.rgbd import find_depth_scale, lift, load_depth, read_camera, read_rgbd_sequence, without_edges
+from ..io.images import load_image
+from ..mapping.build.colmap import read_colmap_model
+from ..mapping.build.rgbd import find_depth_scale, lift, load_depth, read_camera, read_rgbd_sequence, without_edges
 from .pairs import BadSample, Pair, View, fit_view, spread_corners
 
 HELD_OUT_SHARE = 10
@@ -36,12 +37,21 @@ class ScenePairs:
     is. Raises InputError where no pair is left or images are missing.
     """
 
-    def __init__(self, folder: Path, paths: list[Path], cameras: list[Camera], camera_from_map: torch.Tensor,
-                 near: np.ndarray, view: View, held_out: bool) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        paths: list[Path],
+        cameras: list[Camera],
+        camera_from_map: torch.Tensor,
+        near: np.ndarray,
+        view: View,
+        held_out: bool,
+    ) -> None:
         missing = [path for path in paths if not path.is_file()]
         if missing:
-            raise InputError(f"{folder}: {len(missing)} of {len(paths)} images are missing, for example {missing[0]}: check "
-                             "the folder")
+            raise InputError(
+                f"{folder}: {len(missing)} of {len(paths)} images are missing, for example {missing[0]}: check the folder"
+            )
         self.name, self.paths, self.cameras = folder.resolve().parent.name, paths, cameras
         self.camera_from_map, self.view = camera_from_map, view
         kept_back = np.array([zlib.crc32(path.name.encode()) % HELD_OUT_SHARE == 0 for path in paths])
@@ -72,13 +82,20 @@ class ScenePairs:
         seen = torch.nonzero(valid & reference_camera.in_image(pixels))[:, 0]
         if len(seen) < _LEAST_POINTS:
             raise BadSample("few points")
-        xyz = xyz[seen[torch.from_numpy(rng.permutation(len(seen))[:self.view.points])]]
+        xyz = xyz[seen[torch.from_numpy(rng.permutation(len(seen))[: self.view.points])]]
         query_from_reference = self.camera_from_map[b] @ se3.inverse(self.camera_from_map[a])
         pixels, valid = query_camera.project(se3.transform(query_from_reference, xyz))
         if int((valid & query_camera.in_image(pixels)).sum()) < _LEAST_OVERLAP * len(xyz):
             raise BadSample("little overlap")
-        return Pair(reference, query, reference_camera, query_camera, xyz, query_from_reference,
-                    f"{self.name}/{self.paths[a].name}-{self.paths[b].name}")
+        return Pair(
+            reference,
+            query,
+            reference_camera,
+            query_camera,
+            xyz,
+            query_from_reference,
+            f"{self.name}/{self.paths[a].name}-{self.paths[b].name}",
+        )
 
 
 class SharedPointPairs(ScenePairs):
@@ -88,11 +105,22 @@ class SharedPointPairs(ScenePairs):
     references among them must see points. Raises InputError as `ScenePairs` does.
     """
 
-    def __init__(self, folder: Path, paths: list[Path], cameras: list[Camera], camera_from_map: torch.Tensor, xyz: np.ndarray,
-                 observation_image: np.ndarray, observation_point: np.ndarray, view: View, held_out: bool,
-                 near: np.ndarray | None = None) -> None:
-        self.sees = scipy.sparse.csr_matrix((np.ones(len(observation_point)), (observation_image, observation_point)),
-                                            (len(paths), len(xyz)))
+    def __init__(
+        self,
+        folder: Path,
+        paths: list[Path],
+        cameras: list[Camera],
+        camera_from_map: torch.Tensor,
+        xyz: np.ndarray,
+        observation_image: np.ndarray,
+        observation_point: np.ndarray,
+        view: View,
+        held_out: bool,
+        near: np.ndarray | None = None,
+    ) -> None:
+        self.sees = scipy.sparse.csr_matrix(
+            (np.ones(len(observation_point)), (observation_image, observation_point)), (len(paths), len(xyz))
+        )
         self.sees.data[:] = 1  # a point may be observed twice in an image
         self.xyz = torch.from_numpy(xyz)
         shared = (self.sees @ self.sees.T).toarray()
@@ -111,8 +139,17 @@ class ColmapPairs(SharedPointPairs):
 
     def __init__(self, model: Path, images: Path, view: View, held_out: bool) -> None:
         scene = read_colmap_model(model)
-        super().__init__(model, [images / name for name in scene.names], [scene.cameras[k] for k in scene.camera_ids.tolist()],
-                         scene.camera_from_map, scene.xyz, scene.observation_image, scene.observation_point, view, held_out)
+        super().__init__(
+            model,
+            [images / name for name in scene.names],
+            [scene.cameras[k] for k in scene.camera_ids.tolist()],
+            scene.camera_from_map,
+            scene.xyz,
+            scene.observation_image,
+            scene.observation_point,
+            view,
+            held_out,
+        )
 
 
 class RgbdPairs(ScenePairs):
@@ -129,8 +166,15 @@ class RgbdPairs(ScenePairs):
         depth = float(np.median([np.median(image[image > 0]) for image in some if (image > 0).any()]))
         distance, angle = se3.pose_difference(poses[:, None], poses[None])
         near = ((distance < _LARGEST_SHIFT * depth) & (angle < _LARGEST_TURN_RAD)).numpy()
-        super().__init__(sequence, [frame.image for frame in self.frames], [self.camera] * len(self.frames),
-                         se3.inverse(poses), near, view, held_out)
+        super().__init__(
+            sequence,
+            [frame.image for frame in self.frames],
+            [self.camera] * len(self.frames),
+            se3.inverse(poses),
+            near,
+            view,
+            held_out,
+        )
 
     def points(self, image: int, rng: np.random.Generator) -> torch.Tensor:
         sound = without_edges(load_depth(self.frames[image], self.camera, self.depth_scale))

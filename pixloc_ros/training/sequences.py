@@ -5,6 +5,7 @@ A sample is a pair whose query follows another frame. The base moved in between,
 distances and turns by a factor, the heading by a drift along the way, and now and then the wheels slip. What the odometry
 claims of itself is what the running system makes of it (`OdometryNoise`), times what a driver may report.
 """
+
 from __future__ import annotations
 
 from collections.abc import Sequence
@@ -45,10 +46,14 @@ class OdometryErrors:
     previous_translation: float = 0.03
 
     def __post_init__(self) -> None:
-        if not (0 <= self.slips <= 1 and 0 <= self.reported <= 1) or self.largest_report < 1 or min(
-                self.spread, self.slip, self.slip_yaw, self.previous_rotation_deg, self.previous_translation) < 0:
-            raise InputError("odometry: slips and reported are shares between 0 and 1, largest_report at least 1, the others "
-                             "not negative")
+        if (
+            not (0 <= self.slips <= 1 and 0 <= self.reported <= 1)
+            or self.largest_report < 1
+            or min(self.spread, self.slip, self.slip_yaw, self.previous_rotation_deg, self.previous_translation) < 0
+        ):
+            raise InputError(
+                "odometry: slips and reported are shares between 0 and 1, largest_report at least 1, the others not negative"
+            )
 
     def measure(self, motion: torch.Tensor, seconds: float, rng: np.random.Generator) -> tuple[torch.Tensor, torch.Tensor]:
         """What odometry makes of a motion of the base [4, 4] → measured motion [4, 4], claimed covariance [6, 6]."""
@@ -59,15 +64,16 @@ class OdometryErrors:
         if rng.random() < self.slips:
             error[0] += rng.uniform(-1, 1) * self.slip * distance
             error[5] += rng.uniform(-1, 1) * self.slip_yaw * distance
-        return motion @ se3.se3_exp(torch.from_numpy(error)), torch.diag(torch.from_numpy(std ** 2))
+        return motion @ se3.se3_exp(torch.from_numpy(error)), torch.diag(torch.from_numpy(std**2))
 
-    def before(self, previous_from_reference: torch.Tensor, base_from_camera: torch.Tensor, depth: float,
-               rng: np.random.Generator) -> tuple[torch.Tensor, torch.Tensor]:
+    def before(
+        self, previous_from_reference: torch.Tensor, base_from_camera: torch.Tensor, depth: float, rng: np.random.Generator
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         """What was known of the frame before → previous_start [4, 4], its covariance [6, 6] in base axes."""
         std = np.repeat((self.previous_translation * depth, np.radians(self.previous_rotation_deg)), 3) * rng.uniform(0.1, 0.6)
         error = se3.se3_exp(torch.from_numpy(std * rng.normal(size=6)))
         camera_error = se3.inverse(base_from_camera) @ error @ base_from_camera
-        return camera_error @ previous_from_reference, torch.diag(torch.from_numpy(std ** 2))
+        return camera_error @ previous_from_reference, torch.diag(torch.from_numpy(std**2))
 
 
 class PhotoSequences:
@@ -92,8 +98,9 @@ class PhotoSequences:
         seconds = float(np.exp(rng.uniform(np.log(0.03), np.log(1.0))))
         odometry, covariance = self.errors.measure(moved, seconds, rng)
         start, start_covariance = self.errors.before(previous_from_reference, base_from_camera, metres, rng)
-        step = Step(previous, camera, previous_from_reference, start, start_covariance, odometry, covariance, seconds,
-                    base_from_camera)
+        step = Step(
+            previous, camera, previous_from_reference, start, start_covariance, odometry, covariance, seconds, base_from_camera
+        )
         return Pair(reference, query, camera, camera, xyz * metres, query_from_reference, name, step)
 
 
@@ -112,8 +119,9 @@ def random_robot(rng: np.random.Generator) -> tuple[torch.Tensor, torch.Tensor]:
     else:
         shift = np.array([np.exp(rng.uniform(np.log(1e-3), np.log(0.15))), 0, 0])
         turn[2] = rng.normal() * np.exp(rng.uniform(np.log(0.002), np.log(0.08)))
-        look = torch.tensor([0, rng.normal() * 0.1, rng.choice((0, 1, 2, 3), p=(0.7, 0.1, 0.1, 0.1)) * np.pi / 2],
-                            dtype=torch.float64)
+        look = torch.tensor(
+            [0, rng.normal() * 0.1, rng.choice((0, 1, 2, 3), p=(0.7, 0.1, 0.1, 0.1)) * np.pi / 2], dtype=torch.float64
+        )
         mount = se3.so3_exp(look) @ OPTICAL_FROM_BASE.mT
         arm = torch.from_numpy(rng.uniform((-0.1, -0.05, 0.0), (0.2, 0.05, 0.2)))
     moved = se3.from_rotation_translation(se3.so3_exp(turn), torch.from_numpy(shift))
@@ -149,15 +157,28 @@ class SceneSequences:
         seconds = skip / self.rate_hz
         odometry, covariance = self.errors.measure(moved, seconds, rng)
         start, start_covariance = self.errors.before(previous_from_reference, base_from_camera, abs(depth), rng)
-        return replace(pair, step=Step(previous, camera, previous_from_reference, start, start_covariance, odometry, covariance,
-                                       seconds, base_from_camera))
+        return replace(
+            pair,
+            step=Step(
+                previous,
+                camera,
+                previous_from_reference,
+                start,
+                start_covariance,
+                odometry,
+                covariance,
+                seconds,
+                base_from_camera,
+            ),
+        )
 
 
 Sequences = PhotoSequences | SceneSequences
 
 
-def with_odometry(sources: Sequence[PhotoPairs | ScenePairs], rate_hz: Sequence[float], errors: OdometryErrors
-                  ) -> list[Sequences]:
+def with_odometry(
+    sources: Sequence[PhotoPairs | ScenePairs], rate_hz: Sequence[float], errors: OdometryErrors
+) -> list[Sequences]:
     """The sources' images as consecutive frames. Raises InputError where a scene's frame rate is missing."""
     result: list[Sequences] = []
     for source, rate in zip(sources, rate_hz, strict=True):

@@ -4,6 +4,7 @@
 A run's folder holds config.json, log.jsonl (a line per step and validation), checkpoint.safetensors, weights.safetensors (the
 latest), best.safetensors (lowest validation loss) and curves.png.
 """
+
 from __future__ import annotations
 
 import contextlib
@@ -24,16 +25,16 @@ import torch.distributed as dist
 from torch.nn.parallel import DistributedDataParallel
 
 from ..alignment import AlignmentOptions, ReferencePoints, align
+from ..alignment.damping import damping_tensors
 from ..errors import InputError
-from ..features.damping import damping_tensors
 from ..features.pyramid import FeaturePyramid
 from ..features.weights import save_weights
 from ..geometry import se3
-from ..tensor_file import save_tensors
+from ..io.tensor_file import save_tensors
 from .checkpoint import FILE_NAME, load_checkpoint, save_checkpoint, write_atomically
 from .config import RunSection, TrainingConfig, build_mixture, build_network
-from .datasets import TrainingSteps, validation_batches
 from .loss import squared_distances
+from .pair_mixture import TrainingSteps, validation_batches
 from .pairs import Batch, member_camera
 from .refiner import PairRefiner, Start, image_subset
 from .report import Validation, draw_curves, progress_line, read_log, validation_table
@@ -67,8 +68,9 @@ class Trainer:
         self.optimizer = torch.optim.Adam(_parameter_groups(self.refiner, config.run))
         self.start = copy.deepcopy(self.refiner).requires_grad_(False)
         self.average = copy.deepcopy(self.start) if config.run.average else self.refiner
-        self.state = torch.nn.ModuleDict({"latest": self.refiner, "average": self.average} if config.run.average
-                                         else {"latest": self.refiner})
+        self.state = torch.nn.ModuleDict(
+            {"latest": self.refiner, "average": self.average} if config.run.average else {"latest": self.refiner}
+        )
         self.step, self.skipped, self.seconds, self.best = 0, 0, 0.0, math.inf
         self._open_folder(resume)
         self.model = DistributedDataParallel(self.refiner) if self.world > 1 else self.refiner
@@ -135,9 +137,14 @@ class Trainer:
         # Fresh processes, since OpenCV's threads do not survive a fork; an own generator, since the loader takes a number from
         # it each time that a run goes on.
         yield from torch.utils.data.DataLoader(
-            steps, batch_size=None, sampler=range(self.step, run.steps), num_workers=run.workers,
-            multiprocessing_context="spawn" if run.workers else None, generator=torch.Generator(),
-            worker_init_fn=_ignore_interrupts)
+            steps,
+            batch_size=None,
+            sampler=range(self.step, run.steps),
+            num_workers=run.workers,
+            multiprocessing_context="spawn" if run.workers else None,
+            generator=torch.Generator(),
+            worker_init_fn=_ignore_interrupts,
+        )
 
     def learning_rate(self, step: int) -> float:
         """Share of the highest rate: a linear rise, then half a cosine down to a tenth."""
@@ -153,9 +160,20 @@ class Trainer:
         self.optimizer.zero_grad(set_to_none=True)
         loss, kept, errors, success = self.model(batch, self.strides[self.step % len(self.strides)])
         # Sums over all processes: the mean over the pairs is then the same however they are spread over processes.
-        totals = torch.cat((torch.stack((kept.sum(), loss.detach().sum(), (errors[:, -1] * kept).sum(),
-                                         torch.tensor(len(batch.skipped)), torch.tensor(self._asked_to_stop))).double(),
-                            (success & kept[:, None]).sum(0).double()))
+        totals = torch.cat(
+            (
+                torch.stack(
+                    (
+                        kept.sum(),
+                        loss.detach().sum(),
+                        (errors[:, -1] * kept).sum(),
+                        torch.tensor(len(batch.skipped)),
+                        torch.tensor(self._asked_to_stop),
+                    )
+                ).double(),
+                (success & kept[:, None]).sum(0).double(),
+            )
+        )
         if self.world > 1:
             dist.all_reduce(totals)
         count = max(float(totals[0]), 1.0)
@@ -173,10 +191,19 @@ class Trainer:
         rotation, translation = self.config.initial_error.limits(self.step)
         self.step += 1
         self.skipped += int(totals[3])
-        return {"kind": "step", "step": self.step, "loss": float(totals[1]) / count, "error_px": float(totals[2]) / count,
-                "success": (totals[5:] / count).tolist(), "kept": int(totals[0]), "gradient": float(norm),
-                "rate": self.optimizer.param_groups[0]["lr"], "rotation_deg": rotation, "translation": translation,
-                "skipped": self.skipped}
+        return {
+            "kind": "step",
+            "step": self.step,
+            "loss": float(totals[1]) / count,
+            "error_px": float(totals[2]) / count,
+            "success": (totals[5:] / count).tolist(),
+            "kept": int(totals[0]),
+            "gradient": float(norm),
+            "rate": self.optimizer.param_groups[0]["lr"],
+            "rotation_deg": rotation,
+            "translation": translation,
+            "skipped": self.skipped,
+        }
 
     @torch.no_grad()
     def _average(self) -> None:
@@ -199,12 +226,15 @@ class Trainer:
         tensors = {name: value for name, value in vars(batch).items() if isinstance(value, torch.Tensor)}
         tensors |= {"reference_camera": batch.reference_camera.params, "query_camera": batch.query_camera.params}
         save_tensors(path, tensors, {"names": json.dumps(batch.names)})
-        raise Diverged(f"{what} of step {self.step} is not a number: the batch is in {path}; go on from the last checkpoint with "
-                       "--resume and a lower learning_rate")
+        raise Diverged(
+            f"{what} of step {self.step} is not a number: the batch is in {path}; go on from the last checkpoint with "
+            "--resume and a lower learning_rate"
+        )
 
     @contextlib.contextmanager
     def _signals(self) -> Iterator[None]:
         """Note SIGTERM and SIGINT instead of dying in the middle of a step."""
+
         def stop(*_: object) -> None:
             self._asked_to_stop = True
 
@@ -225,18 +255,35 @@ class Trainer:
             file.write(json.dumps(record) + "\n")
 
     def _save(self) -> None:
-        save_checkpoint(self.out / FILE_NAME, self.state, self.optimizer, {
-            "step": self.step, "skipped": self.skipped, "seconds": self.seconds,
-            "best": self.best if math.isfinite(self.best) else None, "config": self.config.to_json()})
+        save_checkpoint(
+            self.out / FILE_NAME,
+            self.state,
+            self.optimizer,
+            {
+                "step": self.step,
+                "skipped": self.skipped,
+                "seconds": self.seconds,
+                "best": self.best if math.isfinite(self.best) else None,
+                "config": self.config.to_json(),
+            },
+        )
 
     def _export(self, name: str, result: PairRefiner, figures: dict) -> None:
         state = {k: v.detach().contiguous() for k, v in result.network.state_dict().items()}
         if self.config.network.learn_damping:
             state |= damping_tensors(result.damping)
-        card = {"architecture": self.config.network.architecture, **self.config.card, "start": self.start_card,
-                "training": {"date": date.today().isoformat(), "steps": self.step,
-                             "pairs": self.step * self.config.run.batch * self.world, "hours": round(self.seconds / 3600, 3),
-                             "validation": figures}}
+        card = {
+            "architecture": self.config.network.architecture,
+            **self.config.card,
+            "start": self.start_card,
+            "training": {
+                "date": date.today().isoformat(),
+                "steps": self.step,
+                "pairs": self.step * self.config.run.batch * self.world,
+                "hours": round(self.seconds / 3600, 3),
+                "validation": figures,
+            },
+        }
         save_weights(self.out / name, state, card)
 
     # ---- validation
@@ -246,8 +293,10 @@ class Trainer:
         if self.validation is None:
             count, size = self.config.run.validation_pairs, self.config.run.batch
             limits = self.config.initial_error.limits(self.config.run.steps)
-            self.validation = {name: validation_batches(build_mixture(self.config, True, augmented), count, size, limits)
-                               for name, augmented in (("clean", False), ("augmented", True))}
+            self.validation = {
+                name: validation_batches(build_mixture(self.config, True, augmented), count, size, limits)
+                for name, augmented in (("clean", False), ("augmented", True))
+            }
         result = self.result()
         rows = {name: evaluate(result, batches, self.strides) for name, batches in self.validation.items()}
         self.say(validation_table(self.step, self.config.run.validation_pairs, rows))
@@ -279,19 +328,27 @@ def evaluate(refiner: PairRefiner, batches: list[Batch], strides: tuple[tuple[in
             degrees.append(rotation)
             shares.append(translation)
     degrees, shares = np.array(degrees), np.array(shares)
-    return Validation(float(torch.cat(losses).mean()), tuple(torch.cat(success).mean(0).tolist()), float(np.median(pixels)),
-                      float(((degrees < 0.1) & (shares < 0.002)).mean()), float(((degrees < 0.5) & (shares < 0.01)).mean()))
+    return Validation(
+        float(torch.cat(losses).mean()),
+        tuple(torch.cat(success).mean(0).tolist()),
+        float(np.median(pixels)),
+        float(((degrees < 0.1) & (shares < 0.002)).mean()),
+        float(((degrees < 0.5) & (shares < 0.01)).mean()),
+    )
 
 
-def _running_errors(refiner: PairRefiner, batch: Batch, b: int, points: ReferencePoints, mask: torch.Tensor,
-                    query: FeaturePyramid, start: Start) -> tuple[float, float, float]:
+def _running_errors(
+    refiner: PairRefiner, batch: Batch, b: int, points: ReferencePoints, mask: torch.Tensor, query: FeaturePyramid, start: Start
+) -> tuple[float, float, float]:
     """Mean reprojection error in pixels, rotation in degrees and translation as a share of the depth, of one pair."""
     one, camera = slice(b, b + 1), member_camera(batch.query_camera, b)
-    member = ReferencePoints(points.xyz[b], tuple(d[b] for d in points.descriptors),
-                             tuple(c if c is None else c[b] for c in points.confidences))
+    member = ReferencePoints(
+        points.xyz[b], tuple(d[b] for d in points.descriptors), tuple(c if c is None else c[b] for c in points.confidences)
+    )
     options = replace(AlignmentOptions(), loss=refiner.alignment.loss)
-    result = align(image_subset(query, one), camera, member, start.initial, options, refiner.damping, start.prior, mask[one],
-                   start.cues)
+    result = align(
+        image_subset(query, one), camera, member, start.initial, options, refiner.damping, start.prior, mask[one], start.cues
+    )
     truth, estimate, xyz = batch.query_from_reference[b], result.camera_from_map, batch.xyz[b].double()
     seen = camera.in_image(camera.project(se3.transform(truth, xyz))[0]) & mask[b]
     distance, angle = se3.pose_difference(se3.inverse(estimate), se3.inverse(truth))

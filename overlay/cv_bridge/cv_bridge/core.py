@@ -1,5 +1,6 @@
 # Copyright the pixloc_ros authors. SPDX-License-Identifier: Apache-2.0
 """Image messages from and to OpenCV's arrays."""
+
 from __future__ import annotations
 
 import array
@@ -91,9 +92,7 @@ class CvBridge:
         dtype = np.dtype(dtype_name).newbyteorder(">" if img_msg.is_bigendian else "<")
         height, width, step = img_msg.height, img_msg.width, img_msg.step
         if step < width * channels * dtype.itemsize or len(img_msg.data) < step * height:
-            raise CvBridgeError(
-                f"{width}x{height} {img_msg.encoding}, step {step}: does not fit in {len(img_msg.data)} bytes"
-            )
+            raise CvBridgeError(f"{width}x{height} {img_msg.encoding}, step {step}: does not fit in {len(img_msg.data)} bytes")
         strides = (step, channels * dtype.itemsize, dtype.itemsize)
         image = np.ndarray((height, width, channels), dtype, img_msg.data, strides=strides)
         if channels == 1:
@@ -103,9 +102,7 @@ class CvBridge:
             return image
         return self._convert(image, img_msg.encoding, desired_encoding)
 
-    def compressed_imgmsg_to_cv2(
-        self, cmprs_img_msg: CompressedImage, desired_encoding: str = "passthrough"
-    ) -> np.ndarray:
+    def compressed_imgmsg_to_cv2(self, cmprs_img_msg: CompressedImage, desired_encoding: str = "passthrough") -> np.ndarray:
         """As imgmsg_to_cv2; 'passthrough' gives grey, BGR or BGRA as the file has it.
 
         CvBridgeError where it cannot be decoded.
@@ -159,9 +156,7 @@ class CvBridge:
         dtype_name, channels = self.encoding_to_dtype_with_channels(target)
         source_family, target_family = _color_family(source), _color_family(target)
         if source_family is None and target_family is not None:
-            raise CvBridgeError(
-                f"[{source}] is not a color format. but [{target}] is. The conversion does not make sense"
-            )
+            raise CvBridgeError(f"[{source}] is not a color format. but [{target}] is. The conversion does not make sense")
         if source_family and target_family and source_family != target_family:
             image = cv2.cvtColor(image, _conversion_code(source_family, target_family))
         elif channels != (1 if image.ndim == 2 else image.shape[2]):

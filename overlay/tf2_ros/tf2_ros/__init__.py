@@ -1,5 +1,6 @@
 # Copyright the pixloc_ros authors. SPDX-License-Identifier: Apache-2.0
 """The part of tf2_ros' public Python interface that pixloc_ros uses."""
+
 from .broadcasters import StaticTransformBroadcaster, TransformBroadcaster
 from .buffer import Buffer
 from .buffer_core import BufferCore

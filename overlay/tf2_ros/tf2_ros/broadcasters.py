@@ -1,5 +1,6 @@
 # Copyright the pixloc_ros authors. SPDX-License-Identifier: Apache-2.0
 """Send transforms to /tf and /tf_static."""
+
 from __future__ import annotations
 
 from collections.abc import Sequence

@@ -1,5 +1,6 @@
 # Copyright the pixloc_ros authors. SPDX-License-Identifier: Apache-2.0
 """A BufferCore that can wait and that follows the node's clock."""
+
 from __future__ import annotations
 
 import time as wall
@@ -76,12 +77,7 @@ class Buffer(BufferCore):
         return self.lookup_transform_full_core(target_frame, target_time, source_frame, source_time, fixed_frame)
 
     def can_transform(
-        self,
-        target_frame: str,
-        source_frame: str,
-        time: Time,
-        timeout: Duration | None = None,
-        return_debug_tuple: bool = False,
+        self, target_frame: str, source_frame: str, time: Time, timeout: Duration | None = None, return_debug_tuple: bool = False
     ) -> bool | tuple[bool, str]:
         """Whether lookup_transform would succeed within `timeout`; with return_debug_tuple also why not."""
         answer = self._wait(lambda: self.can_transform_core(target_frame, source_frame, time), timeout)
@@ -99,8 +95,7 @@ class Buffer(BufferCore):
     ) -> bool | tuple[bool, str]:
         """Whether lookup_transform_full would succeed within `timeout`; with return_debug_tuple also why not."""
         answer = self._wait(
-            lambda: self.can_transform_full_core(target_frame, target_time, source_frame, source_time, fixed_frame),
-            timeout,
+            lambda: self.can_transform_full_core(target_frame, target_time, source_frame, source_time, fixed_frame), timeout
         )
         return answer if return_debug_tuple else answer[0]
 

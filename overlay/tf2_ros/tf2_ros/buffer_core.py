@@ -1,5 +1,6 @@
 # Copyright the pixloc_ros authors. SPDX-License-Identifier: Apache-2.0
 """The tree of frames over time."""
+
 from __future__ import annotations
 
 import bisect
@@ -46,7 +47,7 @@ class _MovingFrame:
             return False
         entry = (parent, parent_from_child)
         index = bisect.bisect_right(self._stamps, stamp_ns)
-        if entry in self._entries[bisect.bisect_left(self._stamps, stamp_ns):index]:
+        if entry in self._entries[bisect.bisect_left(self._stamps, stamp_ns) : index]:
             return False
         self._stamps.insert(index, stamp_ns)
         self._entries.insert(index, entry)
@@ -173,8 +174,7 @@ class BufferCore:
         """One sentence per frame that has a parent."""
         with self._changed:
             return "".join(
-                f"Frame {child} exists with parent {frame.latest()[1]}.\n"
-                for child, frame in sorted(self._frames.items())
+                f"Frame {child} exists with parent {frame.latest()[1]}.\n" for child, frame in sorted(self._frames.items())
             )
 
     def clear(self) -> None:
@@ -209,7 +209,7 @@ class BufferCore:
         if not name:
             raise InvalidArgumentException("a frame_id in a lookup must not be empty")
         if name.startswith("/"):
-            raise InvalidArgumentException(f'"{name}" in a lookup: frame_ids cannot start with a \'/\'')
+            raise InvalidArgumentException(f"\"{name}\" in a lookup: frame_ids cannot start with a '/'")
         if name not in self._names:
             raise LookupException(f'"{name}" passed to lookupTransform does not exist. ')
 

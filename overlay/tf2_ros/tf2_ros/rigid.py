@@ -1,6 +1,7 @@
 # Copyright the pixloc_ros authors. SPDX-License-Identifier: Apache-2.0
 """Rigid transforms as plain tuples (translation (x, y, z), unit quaternion (x, y, z, w)): for single transforms that is
 several times faster than arrays."""
+
 from __future__ import annotations
 
 import math

@@ -1,0 +1,145 @@
+# Copyright the pixloc_ros authors. SPDX-License-Identifier: Apache-2.0
+"""The damping of the optimizer, learned per level and degree of freedom: PixLoc's motion prior, and ours on top of it.
+
+PixLoc's is one constant per level and degree of freedom of the camera. The temporal one depends on what is known before the
+image is seen, acts along the axes of the robot's base, and comes with a weight for the prior factor, learned the same way.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from ..errors import InputError
+
+LOG10_RANGE = (-6.0, 5.0)
+LOG10_TRUST = (-4.0, 4.0)
+TENSORS = "damping."
+"""What the names of the damping's tensors in a weights file begin with."""
+CUES = (
+    "time step",
+    *(f"moved {axis}" for axis in "xyz"),
+    *(f"turned {axis}" for axis in "xyz"),
+    *(f"unsure {axis}" for axis in "xyz"),
+    *(f"unsure turn {axis}" for axis in "xyz"),
+    "last inliers",
+)
+_SHARE_RANGE = (1e-4, 1.0)
+_SECONDS_RANGE = (1e-2, 10.0)
+HIDDEN = 16
+
+
+@dataclass(frozen=True)
+class MotionCues:
+    """What is known of a frame before it is seen, in the form that the learned prior takes.
+
+    values: float32 [..., 14], the entries of `CUES`, each between -2 and 2. camera_from_base: float64 [..., 4, 4]; damping
+    and prior act along the axes of this base.
+    """
+
+    values: torch.Tensor
+    camera_from_base: torch.Tensor
+
+    @classmethod
+    def of(
+        cls,
+        seconds: torch.Tensor,
+        motion: torch.Tensor,
+        covariance: torch.Tensor,
+        inlier_fraction: torch.Tensor,
+        depth: torch.Tensor,
+        camera_from_base: torch.Tensor,
+    ) -> MotionCues:
+        """seconds [...] since the last pose; motion [..., 6] of the base since then (translation, rotation) and covariance
+        [..., 6, 6] of the predicted pose, base axes; inlier_fraction [...] of the last image; depth [...] of the map's points
+        in view, which translations are divided by: a prior of 10 cm is far in a room and near on a road."""
+        unit = torch.stack((depth,) * 3 + (torch.ones_like(depth),) * 3, -1)
+        shares = torch.cat((motion.abs() / unit, covariance.diagonal(dim1=-2, dim2=-1).clamp(min=0).sqrt() / unit), -1)
+        time = seconds.abs().clamp(*_SECONDS_RANGE).log10()[..., None] + 0.5
+        values = torch.cat((time, shares.clamp(*_SHARE_RANGE).log10() + 2, (4 * inlier_fraction - 2)[..., None]), -1)
+        return cls(values.clamp(-2, 2).float(), camera_from_base)
+
+
+def typical_cues() -> torch.Tensor:
+    """Float32 [14] of a robot at 10 Hz that moved by 2 % of the depth forwards and turned by half a degree, with odometry a
+    tenth of that uncertain and a good last image: where to look at a prior for people."""
+    motion = torch.tensor([0.02, 0, 0, 0, 0, 0.01], dtype=torch.float64)
+    std = torch.tensor([0.002] * 3 + [0.001] * 3, dtype=torch.float64)
+    number = torch.tensor
+    return MotionCues.of(number(0.1), motion, torch.diag(std**2), number(0.7), number(1.0), torch.eye(4)).values
+
+
+class LearnedDamping(nn.Module):
+    """lambda = 10^(-6 + 11 sigmoid(theta)), one theta in R^6 for each level (PixLoc, section 4.2 of the paper).
+
+    Order (translation, rotation) along the query camera's axes. theta = 0 gives 0.32.
+    """
+
+    def __init__(self, levels: int) -> None:
+        super().__init__()
+        self.theta = nn.Parameter(torch.zeros(levels, 6))
+
+    def forward(self, level: int) -> torch.Tensor:
+        """Factors [6] of the Hessian's diagonal for a level (0 is the coarsest)."""
+        return _power(self.theta[level], LOG10_RANGE)
+
+
+class TemporalPrior(LearnedDamping):
+    """Damping and trust in the prior factor, per level and degree of freedom of the base, from `MotionCues`.
+
+    Trust multiplies the information of the prior factor: 10^(-4 + 8 sigmoid(phi)), 1 where phi = 0. theta and phi are
+    constants plus, where there are cues, the output of a small network whose last layer begins at zero; without a network
+    this is PixLoc's learned constant, in the axes of the base.
+    conditional: whether there is a network.
+    """
+
+    def __init__(self, levels: int, conditional: bool = True) -> None:
+        super().__init__(levels)
+        self.phi = nn.Parameter(torch.zeros(levels, 6))
+        self.network = None
+        if conditional:
+            self.network = nn.Sequential(nn.Linear(len(CUES), HIDDEN), nn.Tanh(), nn.Linear(HIDDEN, levels * 12))
+            nn.init.zeros_(self.network[-1].weight)
+            nn.init.zeros_(self.network[-1].bias)
+
+    def predict(self, cues: torch.Tensor | None = None) -> tuple[torch.Tensor, torch.Tensor]:
+        """Damping factors and trust, both [..., levels, 6], for cues [..., 14]; without cues, or without a network, the
+        constants."""
+        theta, phi = self.theta, self.phi
+        if cues is not None and self.network is not None:
+            change = self.network(cues).unflatten(-1, (len(theta), 2, 6))
+            theta, phi = theta + change[..., 0, :], phi + change[..., 1, :]
+        return _power(theta, LOG10_RANGE), _power(phi, LOG10_TRUST)
+
+
+def _power(theta: torch.Tensor, log10_range: tuple[float, float]) -> torch.Tensor:
+    low, high = log10_range
+    return 10 ** (low + (high - low) * torch.sigmoid(theta))
+
+
+def damping_tensors(damping: LearnedDamping) -> dict[str, torch.Tensor]:
+    """What a weights file keeps of it."""
+    return {TENSORS + name: value.detach().clone() for name, value in damping.state_dict().items()}
+
+
+def take_damping(state: dict[str, torch.Tensor], levels: int, source: object) -> LearnedDamping | None:
+    """Take the damping out of a weights file's tensors; None where it has none.
+
+    source: named in the InputError that is raised where the tensors are of other shapes or not finite.
+    """
+    names = [name for name in state if name.startswith(TENSORS)]
+    tensors = {name.removeprefix(TENSORS): state.pop(name) for name in names}
+    if not tensors:
+        return None
+    plain = tensors.keys() == {"theta"}
+    damping = LearnedDamping(levels) if plain else TemporalPrior(levels, any(n.startswith("network.") for n in tensors))
+    wanted = {name: tuple(value.shape) for name, value in damping.state_dict().items()}
+    if {name: tuple(value.shape) for name, value in tensors.items()} != wanted or not all(
+        bool(value.isfinite().all()) for value in tensors.values()
+    ):
+        shapes = ", ".join(f"'{TENSORS}{name}' {'x'.join(map(str, shape))}" for name, shape in wanted.items())
+        raise InputError(f"{source}: the damping must hold finite numbers, {shapes}: import or train it again")
+    damping.load_state_dict(tensors)
+    return damping.requires_grad_(False)

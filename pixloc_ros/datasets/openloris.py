@@ -1,0 +1,234 @@
+# Copyright the pixloc_ros authors. SPDX-License-Identifier: Apache-2.0
+"""OpenLORIS-Scene (Shi et al., ICRA 2020): a wheeled robot in the same places again and again.
+
+As packages, a folder per recording (`office1-1`): `color.txt`, `aligned_depth.txt` (`stamp file`; depth in the colour camera's
+pixels, millimetres), `groundtruth.txt` (`stamp px py pz qx qy qz qw`, base_link in a world that all recordings of a scene share),
+`odom.txt` (`stamp`, position, quaternion x y z w, linear and angular velocity), `sensors.yaml` and `trans_matrix.yaml` in
+OpenCV's format; intrinsics are in the order fx cx fy cy, matrices are parent_from_child.
+
+As rosbags (`office1-1.bag`): /d400/color/image_raw and camera_info, /d400/aligned_depth_to_color/image_raw, /odom, /gt (a
+TFMessage with base_link's pose), /tf_static from base_link to d400_color.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+
+import cv2
+import numpy as np
+import torch
+
+from pixloc_sim.drives import Odometry
+
+from ..errors import InputError
+from ..geometry import se3
+from ..geometry.cameras import Camera
+from ..io.bags import IMAGE, BagOptions, BagReader, matrix, message_stamp
+from ..io.image_format import decode_raw
+from ..io.trajectory import Trajectory
+from ..mapping.build.posed_bag import decode_depth, with_depth
+from ..mapping.build.rgbd import move_depth, read_stamped_list, read_stamped_poses
+from ..tracking.types import CameraFrame
+from .odometry import with_covariances
+from .recording import MAX_POSE_GAP_NS, Picture, Recording, aligned_depth_files, encode_png, need_folder, picture_files, rigid
+
+DEPTH_SCALE = 1000.0
+_CAMERA = "d400_color_optical_frame"
+_IMAGES, _DEPTH, _ODOMETRY, _TRUTH = ("/d400/color/image_raw", "/d400/aligned_depth_to_color/image_raw", "/odom", "/gt")
+
+
+def read_openloris_sequence(path: Path) -> Recording:
+    """A recording, from its folder or its .bag; its base is base_link. Raises InputError where something is missing or
+    malformed."""
+    path = Path(path)
+    return _from_bag(path) if path.is_file() else _from_folder(path)
+
+
+# ---- folders
+
+
+def _from_folder(folder: Path) -> Recording:
+    folder = need_folder(folder, "a recording of OpenLORIS-Scene: a folder like office1-1, or its .bag")
+    camera = _camera(folder / "sensors.yaml")
+    base_from_camera = _mount(folder / "trans_matrix.yaml")
+    stamps, poses = read_stamped_poses(folder / "groundtruth.txt")
+    truth = Trajectory.from_poses(zip(stamps.tolist(), poses))
+    images, depths = (_files(folder, name) for name in ("color.txt", "aligned_depth.txt"))
+    depth = aligned_depth_files(images, depths, truth, base_from_camera, camera, DEPTH_SCALE)
+    stamps_ns, encoding, pictures, left_out = picture_files(folder.name, images, depth)
+    odometry = _odometry(folder / "odom.txt")
+    lists = tuple(
+        folder / name
+        for name in ("color.txt", "aligned_depth.txt", "groundtruth.txt", "odom.txt", "sensors.yaml", "trans_matrix.yaml")
+    )
+    return Recording(
+        folder.resolve().name,
+        camera,
+        stamps_ns,
+        encoding,
+        truth,
+        base_from_camera,
+        pictures,
+        odometry,
+        bool(depth),
+        lists,
+        left_out,
+    )
+
+
+def _files(folder: Path, name: str) -> dict[int, Path]:
+    if name != "color.txt" and not (folder / name).is_file():
+        return {}
+    stamps, rest = read_stamped_list(folder / name, 2)
+    return {stamp: folder / words[0] for stamp, words in zip(stamps.tolist(), rest)}
+
+
+def _odometry(path: Path) -> Odometry:
+    stamps, rows = read_stamped_list(path, 14)
+    stamps_again, poses = read_stamped_poses(path)
+    try:
+        twist = np.array([[float(word) for word in row[7:13]] for row in rows])
+    except ValueError:
+        twist = np.full((len(rows), 6), np.nan)
+    if not np.isfinite(twist).all() or not np.array_equal(stamps, stamps_again):
+        raise InputError(f"{path} must hold a stamp, a pose of 7 and a velocity of 6 numbers in every line: copy the file again")
+    first = np.concatenate(([True], np.diff(stamps) > 0))
+    return with_covariances(stamps[first], poses[torch.from_numpy(first)], twist[first])
+
+
+def _camera(path: Path) -> Camera:
+    with _opencv_file(path) as file:
+        node = file.getNode(_CAMERA)
+        intrinsics, distortion = (_matrix(node, name) for name in ("intrinsics", "distortion_coefficients"))
+        width, height = (0 if node.empty() else int(node.getNode(name).real()) for name in ("width", "height"))
+        model = "" if node.empty() else node.getNode("distortion_model").string()
+    if intrinsics is None or intrinsics.size != 4 or not width or not height:
+        raise InputError(f"{path} has no {_CAMERA} with width, height and 4 intrinsics: use the recording's own sensors.yaml")
+    fx, cx, fy, cy = intrinsics.ravel().tolist()
+    numbers = [] if distortion is None else distortion.ravel().tolist()
+    if any(numbers) and model not in ("", "radial-tangential"):
+        raise InputError(f"{path}: distortion model {model} of {_CAMERA} is not known")
+    return Camera.from_camera_info("plumb_bob" if any(numbers) else "", width, height, [fx, 0, cx, 0, fy, cy, 0, 0, 1], numbers)
+
+
+def _mount(path: Path) -> torch.Tensor:
+    """base_from_camera, along the transforms of the file."""
+    links: dict[str, dict[str, torch.Tensor]] = {}
+    with _opencv_file(path) as file:
+        rows = file.getNode("trans_matrix")
+        for k in range(rows.size() if rows.isSeq() else 0):
+            row = rows.at(k)
+            parent, child = row.getNode("parent_frame").string(), row.getNode("child_frame").string()
+            values = _matrix(row, "matrix")
+            parent_from_child = rigid(np.zeros(0) if values is None else values.ravel(), f"{path}: {parent} to {child}")
+            links.setdefault(parent, {})[child] = parent_from_child
+            links.setdefault(child, {})[parent] = se3.inverse(parent_from_child)
+    found, queue = {"base_link": torch.eye(4, dtype=torch.float64)}, deque(["base_link"])
+    while queue and _CAMERA not in found:
+        frame = queue.popleft()
+        for other, frame_from_other in links.get(frame, {}).items():
+            if other not in found:
+                found[other] = found[frame] @ frame_from_other
+                queue.append(other)
+    if _CAMERA not in found:
+        raise InputError(f"{path} has no way from base_link to {_CAMERA}: use the recording's own trans_matrix.yaml")
+    return found[_CAMERA]
+
+
+class _opencv_file:
+    """An OpenCV YAML file, open for a while."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+
+    def __enter__(self) -> cv2.FileStorage:
+        try:
+            text = self._path.read_text(encoding="utf-8")
+            self._file = cv2.FileStorage(text, cv2.FILE_STORAGE_READ | cv2.FILE_STORAGE_MEMORY | cv2.FILE_STORAGE_FORMAT_YAML)
+        except (OSError, UnicodeDecodeError, cv2.error) as error:
+            reason = getattr(error, "strerror", None) or "it is no OpenCV YAML file"
+            raise InputError(f"cannot read {self._path} ({reason}): OpenLORIS-Scene's recordings have it") from None
+        return self._file
+
+    def __exit__(self, *_: object) -> None:
+        self._file.release()
+
+
+def _matrix(node: cv2.FileNode, name: str) -> np.ndarray | None:
+    child = None if node.empty() else node.getNode(name)
+    try:
+        return None if child is None or child.empty() else child.mat()
+    except cv2.error:
+        return None
+
+
+# ---- bags
+
+
+def _from_bag(path: Path) -> Recording:
+    options = BagOptions(_IMAGES, "/d400/color/camera_info", "none", "none", base_frame="base_link")
+    with BagReader(path, options) as bag:
+        camera, base_from_camera = _recorded_camera(bag), bag.base_from_camera
+        poses = {message_stamp(t): matrix(t.transform) for _, m in bag.messages([_TRUTH]) for t in m.transforms}
+        odometry = _recorded_odometry(bag)
+        stamps = np.unique(np.fromiter(bag.image_stamps(), np.int64))
+        topics = [_IMAGES] + ([_DEPTH] if _DEPTH in bag.topics_of_type(IMAGE) else [])
+    if not poses:
+        raise InputError(f"{path} has no poses on {_TRUTH}: it is no bag of OpenLORIS-Scene")
+    truth = Trajectory.from_poses((stamp, pose) for stamp, pose in poses.items() if bool(torch.isfinite(pose).all()))
+
+    def frames(bag: BagReader, wanted: Callable[[int], bool]) -> Iterator[CameraFrame | tuple[int, object]]:
+        for topic, message in bag.messages(topics):
+            stamp = message_stamp(message)
+            if topic == _DEPTH:
+                yield stamp, message
+            elif wanted(stamp):
+                yield CameraFrame(
+                    stamp,
+                    decode_raw(
+                        message.data, message.height, message.width, message.encoding, message.step, bool(message.is_bigendian)
+                    ),
+                    camera,
+                )
+
+    def pictures(wanted: Callable[[int], bool]) -> Iterator[Picture]:
+        with BagReader(path, options) as bag:
+            for frame, depth in with_depth(frames(bag, wanted)):
+                load = None if depth is None else partial(depth_at, frame.stamp_ns, *depth)
+                yield Picture(frame.stamp_ns, encode_png(frame.image), load)
+
+    def depth_at(stamp_ns: int, depth_stamp_ns: int, message: object) -> np.ndarray:
+        (now, then), known = truth.at(np.array([stamp_ns, depth_stamp_ns], np.int64), MAX_POSE_GAP_NS)
+        metres = decode_depth(message)
+        if not known.all():
+            return np.zeros_like(metres)
+        return move_depth(metres, se3.inverse(now @ base_from_camera) @ then @ base_from_camera, camera)
+
+    return Recording(path.stem, camera, stamps, "png", truth, base_from_camera, pictures, odometry, _DEPTH in topics, (path,))
+
+
+def _recorded_camera(bag: BagReader) -> Camera:
+    """The RealSense recorder writes its own names of distortion models, with coefficients that are zero."""
+    info = next(message for _, message in bag.messages([bag.camera_info_topic]))
+    k, d = (np.asarray(getattr(info, name.upper(), getattr(info, name, ())), float).tolist() for name in ("k", "d"))
+    model = info.distortion_model if any(d) else ""
+    return Camera.from_camera_info(model, info.width, info.height, k, d)
+
+
+def _recorded_odometry(bag: BagReader) -> Odometry:
+    """With its covariances as recorded; of base_link, whatever its messages call it."""
+    rows = {message_stamp(message): message for _, message in bag.messages([_ODOMETRY])}
+    if not rows:
+        raise InputError(f"{bag.path} has no odometry on {_ODOMETRY}: it is no bag of OpenLORIS-Scene")
+    messages = [rows[stamp] for stamp in sorted(rows)]
+    velocities = [message.twist.twist for message in messages]
+    twist = np.array([[v.linear.x, v.linear.y, v.linear.z, v.angular.x, v.angular.y, v.angular.z] for v in velocities])
+    pose_covariance, twist_covariance = (
+        np.array([np.asarray(getattr(message, part).covariance, float).reshape(6, 6) for message in messages])
+        for part in ("pose", "twist")
+    )
+    poses = torch.stack([matrix(message.pose.pose) for message in messages])
+    return Odometry(np.array(sorted(rows), np.int64), poses, pose_covariance, twist, twist_covariance)

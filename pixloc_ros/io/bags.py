@@ -1,0 +1,565 @@
+# Copyright the pixloc_ros authors. SPDX-License-Identifier: Apache-2.0
+"""Recorded drives (rosbag2 in sqlite3 or MCAP, ROS 1 bags) as odometry and camera frames in the order of their stamps.
+
+Needs no ROS. Header stamps decide the order, never the times of recording: the same bag gives the same sequence always.
+"""
+
+from __future__ import annotations
+
+import functools
+import heapq
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+from itertools import count
+from pathlib import Path
+
+import numpy as np
+import torch
+from rosbags.highlevel import AnyReader
+from rosbags.typesys import Stores, get_typestore
+
+from ..errors import InputError
+from ..geometry import se3
+from ..geometry.cameras import Camera
+from ..tracking.types import CameraFrame
+from .image_format import decode_compressed, decode_raw
+from .trajectory import Trajectory
+
+IMAGE, COMPRESSED = "sensor_msgs/msg/Image", "sensor_msgs/msg/CompressedImage"
+INFO, ODOMETRY, TF = "sensor_msgs/msg/CameraInfo", "nav_msgs/msg/Odometry", "tf2_msgs/msg/TFMessage"
+POSE, POSE_COVARIANCE = "geometry_msgs/msg/PoseStamped", "geometry_msgs/msg/PoseWithCovarianceStamped"
+TRANSFORM = "geometry_msgs/msg/TransformStamped"
+_POSE_TYPES = (POSE, POSE_COVARIANCE, ODOMETRY, TRANSFORM)
+_TRUTH_WORDS = ("truth", "gt", "mocap", "vicon", "reference")
+_NOT_PICTURES = ("depth", "disparity", "mask", "theora")
+
+REORDER_NS = 1_000_000_000
+"""Messages are sorted by stamp within this span; one that comes later than that is passed on as it comes."""
+TF_GAP_NS = 1_000_000_000
+"""Moving transforms are interpolated between two that are no further apart."""
+
+
+@dataclass(frozen=True)
+class BagOptions:
+    """What cannot be guessed from a bag. None: detect.
+
+    image, camera_info, odometry, truth: topics. odometry may be "tf" (odom_frame → base_frame) or "none"; truth may be
+    "tf:PARENT:CHILD", along as many transforms as lead there, or "none".
+    base_from_camera: float64 [4, 4], instead of the static transforms. time_offset_s: added to the stamps of the images and of
+    their calibration, as the node's parameter time_offset does.
+    """
+
+    image: str | None = None
+    camera_info: str | None = None
+    odometry: str | None = None
+    truth: str | None = None
+    odom_frame: str = "odom"
+    base_frame: str | None = None
+    base_from_camera: torch.Tensor | None = None
+    time_offset_s: float = field(default=0.0, repr=False)
+
+    @property
+    def time_offset_ns(self) -> int:
+        """`time_offset_s` in nanoseconds, as stamps are."""
+        return round(self.time_offset_s * 1e9)
+
+
+@dataclass(frozen=True)
+class OdometryMessage:
+    """odom_from_base: float64 [4, 4]. twist_covariance: float64 [6, 6] of the velocity in base axes, or None."""
+
+    stamp_ns: int
+    odom_from_base: torch.Tensor
+    twist_covariance: torch.Tensor | None = None
+
+
+@dataclass(frozen=True)
+class UnusableFrame:
+    """An image that is in the bag but cannot be used, and why."""
+
+    stamp_ns: int
+    reason: str
+
+
+@dataclass(frozen=True)
+class RawMessage:
+    """One message as recorded: bag time, and the CDR bytes of its ROS 2 type ("package/msg/Type")."""
+
+    time_ns: int
+    topic: str
+    type_name: str
+    cdr: bytes
+
+
+Event = OdometryMessage | CameraFrame | UnusableFrame
+
+
+class BagReader:
+    """An open bag; use it in a `with` statement.
+
+    image_topic, camera_info_topic, odometry_topic ("tf" or None as well), truth_topic (or None), base_frame, odom_frame,
+    camera_frame, image_compressed: what was found. base_from_camera: float64 [4, 4].
+    Raises InputError where something is missing or there are several candidates.
+    """
+
+    def __init__(self, path: Path, options: BagOptions = BagOptions()) -> None:
+        self.path, self.options = Path(path), options
+        try:
+            self._reader = AnyReader([self.path], default_typestore=get_typestore(Stores.ROS2_HUMBLE))
+            self._reader.open()
+        except FileNotFoundError:
+            raise InputError(f"no bag at {path}: give a rosbag2 folder, an .mcap or .db3 file, or a ROS 1 .bag") from None
+        except Exception as error:  # as many kinds as there are ways to damage a bag; MemoryError for a length nobody has
+            raise InputError(
+                f"cannot open the bag {path}: {str(error) or type(error).__name__} (is it complete? try 'ros2 bag reindex')"
+            ) from error
+        try:
+            self._types = {c.topic: c.msgtype for c in self._reader.connections}
+            self._find_topics()
+        except BaseException:
+            self.close()
+            raise
+
+    def __enter__(self) -> BagReader:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the files."""
+        self._reader.close()
+
+    # ---- what is in it
+
+    def events(self) -> Iterator[Event]:
+        """Odometry and frames in the order of their stamps; at equal stamps odometry first."""
+        camera = self._first_camera
+        for kind, stamp_ns, message in self._sorted_messages():
+            if kind == _ODOMETRY:
+                yield message
+            elif kind == _INFO:
+                camera = _camera(message)
+            else:
+                yield self._frame(stamp_ns, message, camera)
+
+    def frames(
+        self, wanted: Callable[[int], bool] = lambda stamp_ns: True, other: str | None = None
+    ) -> Iterator[CameraFrame | UnusableFrame | tuple[int, object]]:
+        """The images whose stamps are wanted, in the order of stamps; the others are not decoded.
+
+        wanted: asked once for every image. other: a further topic, whose messages come in between as (stamp_ns, message), at
+        equal stamps before the image.
+        """
+        camera = self._first_camera
+        for kind, stamp_ns, message in self._sorted_messages(other):
+            if kind == _INFO:
+                camera = _camera(message)
+            elif kind == _OTHER:
+                yield stamp_ns, message
+            elif kind == _IMAGE and wanted(stamp_ns):
+                yield self._frame(stamp_ns, message, camera)
+
+    def odometry(self) -> Trajectory:
+        """odom_from_base over time; empty where there is no odometry."""
+        return Trajectory.from_poses((m.stamp_ns, m.odom_from_base) for m in self._odometry_messages())
+
+    def truth(self) -> Trajectory:
+        """map_from_base as the bag knows it; empty where it does not."""
+        return Trajectory.from_poses(self._truth_poses())
+
+    @property
+    def image_count(self) -> int:
+        """Images on the image topic."""
+        return sum(c.msgcount for c in self._reader.connections if c.topic == self.image_topic)
+
+    def image_stamps(self) -> Iterator[int]:
+        """Stamps of the images in the order of recording."""
+        return (self._image_stamp(message) for _, message in self.messages([self.image_topic]))
+
+    def raw_messages(self, topics: Iterable[str]) -> Iterator[RawMessage]:
+        """Messages of some topics in the order they were recorded, with the stamps they were recorded with, for playing them
+        again."""
+        wanted = set(topics)
+        connections = [c for c in self._reader.connections if c.topic in wanted]
+        if not connections:
+            return
+        ros2 = get_typestore(Stores.ROS2_HUMBLE)  # tells what a ROS 1 message becomes: its header has no seq
+        for connection, time_ns, data in self._checked(self._reader.messages(connections)):
+            cdr = data if self._reader.is2 else ros2.ros1_to_cdr(data, connection.msgtype)
+            yield RawMessage(time_ns, connection.topic, connection.msgtype, bytes(cdr))
+
+    def tf_has_odometry(self) -> bool:
+        """Whether the moving transforms hold odom_frame → base_frame (among the first messages)."""
+        for index, (_, message) in enumerate(self.messages(self._tf_topics("tf"))):
+            if any(self._is_odometry(t) for t in message.transforms):
+                return True
+            if index > 1000:
+                return False
+        return False
+
+    def transform_topics(self) -> tuple[list[str], list[str]]:
+        """The topics of moving and of static transforms."""
+        return self._tf_topics("tf"), self._tf_topics("tf_static")
+
+    def pose_topics(self) -> list[str]:
+        """Those that could be the truth."""
+        return self.topics_of_type(*_POSE_TYPES)
+
+    def topics_of_type(self, *types: str) -> list[str]:
+        """Names of the topics of some types, such as "sensor_msgs/msg/Image"."""
+        return sorted(topic for topic, type_ in self._types.items() if type_ in types)
+
+    # ---- finding the topics
+
+    def _find_topics(self) -> None:
+        options = self.options
+        self.image_topic = self._chosen("image", options.image, self._image_candidates(), (IMAGE, COMPRESSED))
+        self.image_compressed = self._types[self.image_topic] == COMPRESSED
+        self.camera_info_topic = self._chosen("camera-info", options.camera_info, self._info_candidates(), (INFO,))
+        first = next((m for _, m in self.messages([self.image_topic])), None)
+        if first is None:
+            raise InputError(f"no image on {self.image_topic} in {self.path}: give another --image-topic")
+        self.camera_frame = frame_name(first.header.frame_id)
+        info = next((m for _, m in self.messages([self.camera_info_topic])), None)
+        if info is None:
+            raise InputError(f"no message on {self.camera_info_topic} in {self.path}: give another --camera-info-topic")
+        self._first_camera = _camera(info)
+        self._find_odometry()
+        self._read_static_transforms()
+        self.base_from_camera = options.base_from_camera
+        if self.base_from_camera is None:
+            self.base_from_camera = self.static_transform(self.base_frame, self.camera_frame)
+        self._find_truth()
+
+    def _read_static_transforms(self) -> None:
+        self._static = _static_transforms(m for _, m in self.messages(self._tf_topics("tf_static")))
+
+    def _chosen(self, what: str, asked: str | None, candidates: list[str], types: tuple[str, ...]) -> str:
+        if asked:
+            if self._types.get(asked) not in types:
+                names = ", ".join(self.topics_of_type(*types)) or "none"
+                raise InputError(f"no {what} topic {asked} in {self.path}: it has {names}")
+            return asked
+        if len(candidates) != 1:
+            found = ", ".join(candidates) or "none"
+            names = " or ".join(type_.split("/")[-1] for type_ in types)
+            raise InputError(
+                f"{self.path} has {len(candidates)} topics that could be the {what} ({names}): {found}; "
+                f"choose with --{what}-topic"
+            )
+        return candidates[0]
+
+    def _image_candidates(self) -> list[str]:
+        topics = [t for t in self.topics_of_type(IMAGE, COMPRESSED) if not any(w in t.lower() for w in _NOT_PICTURES)]
+        # A compressed twin of a raw topic shows nothing new.
+        topics = [t for t in topics if not (t.endswith("/compressed") and t.removesuffix("/compressed") in topics)]
+        calibrated = [t for t in topics if _info_topic(t) in self._types]
+        return calibrated or topics
+
+    def _info_candidates(self) -> list[str]:
+        beside = _info_topic(self.image_topic)
+        return [beside] if self._types.get(beside) == INFO else self.topics_of_type(INFO)
+
+    def _find_odometry(self) -> None:
+        asked = self.options.odometry
+        candidates = [t for t in self.topics_of_type(ODOMETRY) if not is_truth_name(t)]
+        self.odom_frame, self.base_frame = self.options.odom_frame, self.options.base_frame or "base_link"
+        if asked == "none" or (asked is None and not candidates and not self.tf_has_odometry()):
+            self.odometry_topic = None
+        elif asked == "tf" or (asked is None and not candidates):
+            self.odometry_topic = "tf"
+        else:
+            self.odometry_topic = self._chosen("odometry", asked, candidates, (ODOMETRY,))
+            first = next((m for _, m in self.messages([self.odometry_topic])), None)
+            if first is None:
+                raise InputError(f"no message on {self.odometry_topic} in {self.path}: use --odometry-topic none")
+            self.odom_frame = frame_name(first.header.frame_id) or self.odom_frame
+            child = frame_name(first.child_frame_id)
+            if self.options.base_frame not in (None, "", child) and child:
+                raise InputError(
+                    f"{self.odometry_topic} is the odometry of {child}, not of {self.base_frame}: use --base-frame {child}"
+                )
+            self.base_frame = child or self.base_frame
+
+    def _find_truth(self) -> None:
+        asked = self.options.truth
+        candidates = [t for t in self.pose_topics() if is_truth_name(t)]
+        if asked == "none" or (asked is None and not candidates):
+            self.truth_topic = None
+        elif asked is not None and asked.startswith("tf:"):
+            if len(asked.split(":")) != 3:
+                raise InputError(f"--truth-topic {asked} names no transform: write tf:PARENT:CHILD")
+            self.truth_topic = asked
+        else:
+            self.truth_topic = self._chosen("truth", asked, candidates, _POSE_TYPES)
+
+    def _tf_topics(self, name: str) -> list[str]:
+        return [t for t in self.topics_of_type(TF, "tf/msg/tfMessage") if t.strip("/").split("/")[-1] == name]
+
+    def _is_odometry(self, transform) -> bool:
+        return (frame_name(transform.header.frame_id), frame_name(transform.child_frame_id)) == (self.odom_frame, self.base_frame)
+
+    def static_transform(self, parent: str, child: str) -> torch.Tensor:
+        """parent_from_child, float64 [4, 4], along the static transforms, upwards and downwards. Raises InputError where none
+        leads there."""
+        way = _way([(a, b) for a, others in self._static.items() for b in others], parent, child)
+        if way is not None:
+            steps = (self._static[a][b] for a, b in zip(way, way[1:]))
+            return functools.reduce(torch.matmul, steps, torch.eye(4, dtype=torch.float64))
+        known = ", ".join(sorted(self._static)) or "none at all"
+        raise InputError(
+            f"no static transform from {parent} to {child or 'an unnamed frame'} in {self.path} (frames on "
+            f"/tf_static: {known}): give --base-from-camera, or the right --base-frame"
+        )
+
+    # ---- reading
+
+    def _checked(self, messages: Iterator) -> Iterator:
+        """The messages, with a damaged bag told in one line."""
+        try:
+            yield from messages
+        except InputError:
+            raise
+        except Exception as error:  # the storage layers raise whatever their decoders do
+            raise InputError(
+                f"{self.path} is damaged: {type(error).__name__}: {error}; record it again or recover it with "
+                "'mcap recover' or 'ros2 bag reindex'"
+            ) from error
+
+    def messages(self, topics: Iterable[str]) -> Iterator[tuple[str, object]]:
+        """(topic, message) in the order of recording."""
+        wanted = set(topics)
+        connections = [c for c in self._reader.connections if c.topic in wanted]
+        if not connections:
+            return
+        for connection, _, data in self._checked(self._reader.messages(connections)):
+            try:
+                message = self._reader.deserialize(data, connection.msgtype)
+            except Exception as error:
+                raise InputError(f"{self.path}: a message on {connection.topic} cannot be read: {error}") from error
+            yield connection.topic, message
+
+    def _sorted_messages(self, other: str | None = None) -> Iterator[tuple[int, int, object]]:
+        """(kind, stamp_ns, message) by stamp and kind, see `REORDER_NS`. other: one topic more."""
+        order = count()
+        reorder_ns = REORDER_NS + abs(self.options.time_offset_ns)
+        heap: list[tuple[int, int, int, object]] = []
+        newest = None
+        topics = [self.image_topic, self.camera_info_topic, *self._odometry_topics(), *([other] if other else [])]
+        for topic, message in self.messages(topics):
+            for kind, stamp_ns, item in self._classified(topic, message, other):
+                if newest is not None and stamp_ns < newest - reorder_ns:
+                    # The clock was set back: what came before is over.
+                    yield from _drain(heap, None)
+                    newest = stamp_ns
+                newest = stamp_ns if newest is None else max(newest, stamp_ns)
+                heapq.heappush(heap, (stamp_ns, kind, next(order), item))
+            yield from _drain(heap, newest - reorder_ns if newest is not None else None)
+        yield from _drain(heap, None)
+
+    def _classified(self, topic: str, message, other: str | None) -> Iterator[tuple[int, int, object]]:
+        if topic == self.image_topic:
+            yield _IMAGE, self._image_stamp(message), message
+        elif topic == self.camera_info_topic:
+            yield _INFO, self._image_stamp(message), message
+        elif topic == other:
+            yield _OTHER, message_stamp(message), message
+        else:
+            for odometry in self._odometry_of(message):
+                yield _ODOMETRY, odometry.stamp_ns, odometry
+
+    def _image_stamp(self, message) -> int:
+        return message_stamp(message) + self.options.time_offset_ns
+
+    def _odometry_topics(self) -> list[str]:
+        if self.odometry_topic is None:
+            return []
+        return self._tf_topics("tf") if self.odometry_topic == "tf" else [self.odometry_topic]
+
+    def _odometry_messages(self) -> Iterator[OdometryMessage]:
+        for _, message in self.messages(self._odometry_topics()):
+            yield from self._odometry_of(message)
+
+    def _odometry_of(self, message) -> Iterator[OdometryMessage]:
+        if self.odometry_topic == "tf":
+            for transform in message.transforms:
+                if self._is_odometry(transform):
+                    yield OdometryMessage(message_stamp(transform), matrix(transform.transform))
+        else:
+            covariance = torch.tensor(np.asarray(message.twist.covariance, float).reshape(6, 6))
+            yield OdometryMessage(message_stamp(message), matrix(message.pose.pose), covariance)
+
+    def _truth_poses(self) -> Iterator[tuple[int, torch.Tensor]]:
+        if self.truth_topic is None:
+            return
+        if self.truth_topic.startswith("tf:"):
+            _, parent, child = self.truth_topic.split(":")
+            body_from_base = se3.inverse(self._base_from(child))
+            for stamp_ns, parent_from_child in self._transforms_along(frame_name(parent), frame_name(child)):
+                yield stamp_ns, parent_from_child @ body_from_base
+            return
+        for _, message in self.messages([self.truth_topic]):
+            body = frame_name(getattr(message, "child_frame_id", ""))
+            yield message_stamp(message), matrix(pose_of(message)) @ se3.inverse(self._base_from(body))
+
+    def _transforms_along(self, parent: str, child: str) -> Iterator[tuple[int, torch.Tensor]]:
+        """(stamp_ns, parent_from_child) along moving and static transforms, at the stamps of the most frequent moving one on the
+        way; the others are interpolated there (`TF_GAP_NS`), as tf2 does."""
+        moving: dict[tuple[str, str], list[tuple[int, torch.Tensor]]] = {}
+        for _, message in self.messages(self._tf_topics("tf")):
+            for transform in message.transforms:
+                edge = frame_name(transform.header.frame_id), frame_name(transform.child_frame_id)
+                moving.setdefault(edge, []).append((message_stamp(transform), matrix(transform.transform)))
+        way = _way([*moving, *((a, b) for a, others in self._static.items() for b in others)], parent, child)
+        if way is None:
+            frames = ", ".join(sorted({frame for edge in moving for frame in edge})) or "none"
+            raise InputError(f"no transforms lead from {parent} to {child} in {self.path}: its frames on /tf are {frames}")
+        tracks = {edge: Trajectory.from_poses(poses) for edge, poses in moving.items()}
+        steps = [
+            (tracks[edge], False)
+            if edge in tracks
+            else (tracks[edge[::-1]], True)
+            if edge[::-1] in tracks
+            else (self._static[edge[0]][edge[1]], False)
+            for edge in zip(way, way[1:])
+        ]
+        stamps = max(
+            (track.stamps_ns for track, _ in steps if isinstance(track, Trajectory)), key=len, default=np.empty(0, np.int64)
+        )
+        poses = torch.eye(4, dtype=torch.float64).repeat(len(stamps), 1, 1)
+        known = np.ones(len(stamps), bool)
+        for track, backwards in steps:
+            if isinstance(track, Trajectory):
+                track, there = track.at(stamps, TF_GAP_NS)
+                known &= there
+            poses = poses @ (se3.inverse(track) if backwards else track)
+        yield from ((stamp, pose) for stamp, pose, sure in zip(stamps.tolist(), poses, known) if sure)
+
+    def _base_from(self, body: str) -> torch.Tensor:
+        """base_from_body; a body that no static transform knows (a marker's name, say) is taken for the base itself."""
+        if body in ("", self.base_frame) or body not in self._static:
+            return torch.eye(4, dtype=torch.float64)
+        return self.static_transform(self.base_frame, body)
+
+    def _frame(self, stamp_ns: int, message, camera: Camera | InputError) -> CameraFrame | UnusableFrame:
+        try:
+            if isinstance(camera, InputError):
+                raise camera
+            if self.image_compressed:
+                if "compressedDepth" in message.format:
+                    raise InputError(f"{self.image_topic} holds compressed depth, not pictures: choose another --image-topic")
+                image = decode_compressed(message.data)
+            else:
+                image = decode_raw(
+                    message.data, message.height, message.width, message.encoding, message.step, bool(message.is_bigendian)
+                )
+        except InputError as error:
+            return UnusableFrame(stamp_ns, str(error))
+        if image.shape[:2] != (camera.height, camera.width):
+            return UnusableFrame(
+                stamp_ns,
+                f"the image is {image.shape[1]}x{image.shape[0]} but CameraInfo says "
+                f"{camera.width}x{camera.height}: record the calibration of this resolution",
+            )
+        return CameraFrame(stamp_ns, image, camera)
+
+
+# Also the order at equal stamps.
+_ODOMETRY, _INFO, _OTHER, _IMAGE = range(4)
+
+
+def _drain(heap: list, until_ns: int | None) -> Iterator[tuple[int, int, object]]:
+    while heap and (until_ns is None or heap[0][0] <= until_ns):
+        stamp_ns, kind, _, message = heapq.heappop(heap)
+        yield kind, stamp_ns, message
+
+
+def message_stamp(message) -> int:
+    return message.header.stamp.sec * 10**9 + message.header.stamp.nanosec
+
+
+def frame_name(name: str) -> str:
+    """tf2 names have no leading slash; ROS 1 bags may."""
+    return name.lstrip("/")
+
+
+def _info_topic(image_topic: str) -> str:
+    return f"{image_topic.removesuffix('/compressed').rpartition('/')[0]}/camera_info"
+
+
+def is_truth_name(topic: str) -> bool:
+    words = topic.lower().replace("/", "_").replace("groundtruth", "ground_truth").split("_")
+    return any(word in words for word in _TRUTH_WORDS)
+
+
+def _camera(info) -> Camera | InputError:
+    """The camera, or the error it gives: a bad calibration spoils the frames that follow it, not the bag."""
+    roi = info.roi
+    names = ("k", "d") if hasattr(info, "k") else ("K", "D")
+    k, d = (np.asarray(getattr(info, name), float).tolist() for name in names)
+    try:
+        return Camera.from_camera_info(
+            info.distortion_model,
+            info.width,
+            info.height,
+            k,
+            d,
+            info.binning_x,
+            info.binning_y,
+            (roi.x_offset, roi.y_offset, roi.width, roi.height),
+        )
+    except InputError as error:
+        return error
+
+
+def pose_of(message):
+    """The Pose or Transform inside a message of one of `_POSE_TYPES`."""
+    if hasattr(message, "transform"):
+        return message.transform
+    return message.pose.pose if hasattr(message.pose, "pose") else message.pose
+
+
+def matrix(pose) -> torch.Tensor:
+    """float64 [4, 4] of a geometry_msgs Pose or Transform; NaN where its numbers are, or its quaternion is 0."""
+    t = pose.translation if hasattr(pose, "translation") else pose.position
+    q = pose.rotation if hasattr(pose, "rotation") else pose.orientation
+    quaternion = torch.tensor([q.x, q.y, q.z, q.w], dtype=torch.float64)
+    rotation = se3.rotation_from_quaternion(quaternion if bool(quaternion.any()) else quaternion * torch.nan)
+    return se3.from_rotation_translation(rotation, torch.tensor([t.x, t.y, t.z], dtype=torch.float64))
+
+
+def _way(edges: Iterable[tuple[str, str]], begin: str, end: str) -> list[str] | None:
+    """Frames from one to another, along edges in either direction, with as few steps as possible; None where there is no way."""
+    neighbours: dict[str, list[str]] = {}
+    for a, b in edges:
+        neighbours.setdefault(a, []).append(b)
+        neighbours.setdefault(b, []).append(a)
+    came_from = {begin: begin}
+    queue = deque([begin])
+    while queue:
+        frame = queue.popleft()
+        if frame == end:
+            way = [end]
+            while way[-1] != begin:
+                way.append(came_from[way[-1]])
+            return way[::-1]
+        for other in neighbours.get(frame, []):
+            if other not in came_from:
+                came_from[other] = frame
+                queue.append(other)
+    return None
+
+
+def _static_transforms(messages: Iterable) -> dict[str, dict[str, torch.Tensor]]:
+    """frame → neighbour → frame_from_neighbour, both ways."""
+    edges: dict[str, dict[str, torch.Tensor]] = {}
+    for message in messages:
+        for transform in message.transforms:
+            parent, child = frame_name(transform.header.frame_id), frame_name(transform.child_frame_id)
+            parent_from_child = matrix(transform.transform)
+            se3.check_pose(parent_from_child, f"static transform {parent} -> {child}")
+            edges.setdefault(parent, {})[child] = parent_from_child
+            edges.setdefault(child, {})[parent] = se3.inverse(parent_from_child)
+    return edges

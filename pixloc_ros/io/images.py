@@ -1,0 +1,62 @@
+# Copyright the pixloc_ros authors. SPDX-License-Identifier: Apache-2.0
+"""Reading images and bringing them, with their camera, to the size the network works at."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import cv2
+import numpy as np
+
+from ..errors import InputError
+from ..geometry.cameras import Camera
+
+SMALLEST_SIDE_PX = 64
+"""Smaller images hold too few cells of the robust levels to say anything, also when they are enlarged."""
+
+
+def check_image_size(width: int, height: int) -> None:
+    """Raise InputError where an image as it came, before any resizing, is too small for the networks."""
+    if min(width, height) < SMALLEST_SIDE_PX:
+        raise InputError(f"the image is {width}x{height}: the network needs at least {SMALLEST_SIDE_PX} pixels along each side")
+
+
+def load_image(path: Path) -> np.ndarray:
+    """An image file as uint8 [H, W] (grey file) or [H, W, 3] RGB. Raises InputError where it is missing or not an image."""
+    if not Path(path).is_file():
+        raise InputError(f"no image {path}: check the images folder")
+    image = cv2.imread(str(path), cv2.IMREAD_ANYCOLOR | cv2.IMREAD_IGNORE_ORIENTATION)
+    if image is None:
+        raise InputError(f"{path} is not a readable image: replace the file or take it off the list")
+    return image if image.ndim == 2 else cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
+
+
+def fit_to_working_size(
+    image: np.ndarray, camera: Camera, working_side: int, focal_px: float | None = None
+) -> tuple[np.ndarray, Camera]:
+    """Resize an image and its camera for the network.
+
+    The longer side is shrunk to `working_side`; smaller images stay as they are. With `focal_px`, the mean focal length of
+    the map's images, the image is brought to that focal length instead (enlarged twice at most, never above the working
+    side), so that the same thing has the same size in pixels in the map and in the query.
+
+    image: uint8 [H, W(, 3)], of the camera's size and at least 64 pixels along each side, else InputError.
+    """
+    height, width = image.shape[:2]
+    if (width, height) != (camera.width, camera.height):
+        raise InputError(
+            f"the image is {width}x{height} but its camera says {camera.width}x{camera.height}: "
+            "give the calibration of this resolution"
+        )
+    scale = working_side / max(width, height)
+    if focal_px is None:
+        scale = min(scale, 1.0)
+    else:
+        focal = float(camera.params[..., :2].mean())
+        scale = min(scale, focal_px / focal, 2.0)
+    check_image_size(width, height)
+    size = (round(width * scale), round(height * scale))
+    if size == (width, height):
+        return image, camera
+    interpolation = cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR
+    return (cv2.resize(image, size, interpolation=interpolation), camera.scaled(size[0] / width, size[1] / height, *size))

@@ -1,0 +1,329 @@
+# Copyright the pixloc_ros authors. SPDX-License-Identifier: Apache-2.0
+"""The images of a bag with the camera's pose, for maps and training.
+
+The pose comes from a topic (PoseStamped, PoseWithCovarianceStamped, Odometry, TransformStamped, Path, or PoseArray of one
+pose), with the static transforms from the body it is of to the camera, or from TF alone. It is interpolated to the image's
+stamp.
+"""
+from __future__ import annotations
+
+import struct
+from collections import Counter, deque
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import cv2
+import numpy as np
+import torch
+
+from ...errors import InputError
+from ...geometry import se3
+from .keyframes import PosedFrame
+from .rgbd import MAX_STAMP_DIFFERENCE_NS, move_depth
+from ...tracking.types import CameraFrame
+from ...io.bags import COMPRESSED, IMAGE, ODOMETRY, POSE, POSE_COVARIANCE, TRANSFORM, BagOptions, BagReader, UnusableFrame, frame_name, is_truth_name, matrix, message_stamp, pose_of
+from ...io.trajectory import Trajectory
+
+PATH, POSE_ARRAY = "nav_msgs/msg/Path", "geometry_msgs/msg/PoseArray"
+_IN_THE_MAP = (POSE, POSE_COVARIANCE, TRANSFORM, PATH, POSE_ARRAY)
+_SAME_INSTANT_NS = 1_000_000
+_COMPRESSED_DEPTH_HEADER = 12
+
+
+@dataclass(frozen=True)
+class PosedFrameOptions:
+    """What cannot be guessed. None: detect.
+
+    poses: a topic, or "tf". map_frame: of TF, where the poses are from there. body_frame: the frame that the topic tells the
+    pose of, where its messages do not name it. body_from_camera: float64 [4, 4], instead of the static transforms. depth: a
+    topic, or "none". every: use each N-th image only, from the first on. max_gap_ns: poses are interpolated between
+    neighbours no further apart.
+    """
+
+    image: str | None = None
+    camera_info: str | None = None
+    poses: str | None = None
+    map_frame: str = "map"
+    body_frame: str | None = None
+    body_from_camera: torch.Tensor | None = None
+    depth: str | None = None
+    every: int = 1
+    max_gap_ns: int = 250_000_000
+
+    def __post_init__(self) -> None:
+        if self.every < 1 or self.max_gap_ns <= 0:
+            raise InputError("every and the longest gap between poses must be above 0")
+
+
+class PosedFrames:
+    """The frames of an open bag; use it in a `with` statement.
+
+    pose_source: where the poses come from, for people. depth_topic: or None. skipped: why images were left out, and how
+    many. Raises InputError where the bag, its poses or the way from body to camera cannot be used.
+    """
+
+    def __init__(self, path: Path, options: PosedFrameOptions = PosedFrameOptions()) -> None:
+        self.options, self.skipped = options, Counter()
+        self.bag = BagReader(path, BagOptions(options.image, options.camera_info, "none", "none",
+                                              base_from_camera=torch.eye(4, dtype=torch.float64)))
+        try:
+            self.depth_topic = self._find_depth()
+            self._moving = self._transforms()
+            self._chain, self.pose_source = self._find_poses()
+        except BaseException:
+            self.close()
+            raise
+
+    def __enter__(self) -> PosedFrames:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        self.bag.close()
+
+    # ---- frames
+
+    def __call__(self, wanted: Callable[[int], bool] = lambda stamp_ns: True) -> Iterator[PosedFrame]:
+        """The frames whose stamps are wanted, in the order of time; images that are not are not decoded."""
+        count = -1
+
+        def usable(stamp_ns: int) -> bool:
+            nonlocal count
+            count += 1
+            if count % self.options.every or not wanted(stamp_ns):
+                return False
+            if not self.map_from_camera(np.array([stamp_ns]))[1][0]:
+                self.skipped["no pose at the image's time"] += 1
+                return False
+            return True
+
+        frames = self.bag.frames(usable, self.depth_topic)
+        for frame, depth in with_depth(frames) if self.depth_topic else ((frame, None) for frame in frames):
+            if isinstance(frame, UnusableFrame):
+                self.skipped[frame.reason] += 1
+                continue
+            posed = self._posed(frame, depth)
+            if posed is not None:
+                yield posed
+
+    def map_from_camera(self, stamps_ns: np.ndarray) -> tuple[torch.Tensor, np.ndarray]:
+        """Poses at int64 stamps [M] → (float64 [M, 4, 4], bool [M] whether known)."""
+        poses, known = torch.eye(4, dtype=torch.float64).repeat(len(stamps_ns), 1, 1), np.ones(len(stamps_ns), bool)
+        for link in self._chain:
+            if isinstance(link, Trajectory):
+                step, there = link.at(stamps_ns, self.options.max_gap_ns)
+                known &= there
+            else:
+                step = link
+            poses = poses @ step
+        return poses, known
+
+    def _posed(self, frame: CameraFrame, depth: tuple[int, object] | None) -> PosedFrame | None:
+        pose = self.map_from_camera(np.array([frame.stamp_ns]))[0][0]
+        posed = PosedFrame(frame.stamp_ns, frame.image, frame.camera, pose)
+        if self.depth_topic is None:
+            return posed
+        if depth is None:
+            self.skipped["no depth image within 20 ms"] += 1
+            return None
+        stamp_ns, message = depth
+        try:
+            metres = decode_depth(message)
+        except InputError as error:
+            self.skipped[str(error)] += 1
+            return None
+        if metres.shape != (frame.camera.height, frame.camera.width):
+            raise InputError(f"{self.depth_topic} is {metres.shape[1]}x{metres.shape[0]} but the images are "
+                             f"{frame.camera.width}x{frame.camera.height}: depth must be aligned with the images; give that "
+                             "topic, or --depth-topic none")
+        if abs(stamp_ns - frame.stamp_ns) > _SAME_INSTANT_NS:
+            then, known = self.map_from_camera(np.array([stamp_ns]))
+            if known[0]:
+                metres = move_depth(metres, se3.inverse(pose) @ then[0], frame.camera)
+        return replace(posed, depth=metres)
+
+    # ---- what is in the bag
+
+    def _find_depth(self) -> str | None:
+        asked, bag = self.options.depth, self.bag
+        if asked == "none":
+            return None
+        topics = bag.topics_of_type(IMAGE, COMPRESSED)
+        if asked:
+            if asked not in topics:
+                raise InputError(f"no depth topic {asked} in {bag.path}: it has the image topics {', '.join(topics)}")
+            return asked
+        # Only depth in the camera's own pixels can be used without its calibration.
+        aligned = [t for t in topics if "depth" in t.lower() and "aligned" in t.lower() and not t.endswith("camera_info")]
+        raw = [t for t in aligned if not t.endswith("/compressedDepth")]
+        found = raw or aligned
+        if len(found) > 1:
+            raise InputError(f"{bag.path} has {len(found)} topics with aligned depth ({', '.join(found)}): choose with "
+                             "--depth-topic")
+        return found[0] if found else None
+
+    def _find_poses(self) -> tuple[list, str]:
+        asked, bag = self.options.poses, self.bag
+        if asked == "tf":
+            return self._tf_chain(self.options.map_frame, bag.camera_frame), f"TF {self.options.map_frame} to camera"
+        if asked:
+            known = bag.topics_of_type(*_IN_THE_MAP, ODOMETRY)
+            if asked not in known:
+                raise InputError(f"no poses on {asked} in {bag.path}: topics with poses are {', '.join(known) or 'none'}")
+            return self._topic_chain(asked)
+        truth = [t for t in bag.topics_of_type(*_IN_THE_MAP, ODOMETRY) if is_truth_name(t)]
+        candidates = truth if truth else bag.topics_of_type(*_IN_THE_MAP)
+        if len(candidates) == 1:
+            return self._topic_chain(candidates[0])
+        if len(candidates) > 1:
+            raise InputError(f"{bag.path} has {len(candidates)} topics with poses ({', '.join(candidates)}): choose with "
+                             "--pose-topic")
+        try:
+            return self._tf_chain(self.options.map_frame, bag.camera_frame), f"TF {self.options.map_frame} to camera"
+        except InputError as error:
+            odometry = bag.topics_of_type(ODOMETRY)
+            hint = f"; {', '.join(odometry)} would do if it does not drift: name it with --pose-topic" if odometry else ""
+            raise InputError(f"nothing tells where the camera was in the map: no topic with poses, and {error}{hint}") from None
+
+    def _topic_chain(self, topic: str) -> tuple[list, str]:
+        """map_from_body over time, then body_from_camera."""
+        body, poses, broken = self.options.body_frame, {}, 0
+        for _, message in self.bag.messages([topic]):
+            body = body or frame_name(getattr(message, "child_frame_id", ""))
+            for stamp_ns, pose in _poses_of(message, topic):
+                if bool(torch.isfinite(pose).all()):
+                    poses[stamp_ns] = pose
+                else:
+                    broken += 1
+        if broken:
+            self.skipped["poses that are not numbers"] = broken
+        if not poses:
+            raise InputError(f"no usable pose on {topic} in {self.bag.path}: choose another --pose-topic")
+        mount = self.options.body_from_camera
+        if mount is None:
+            body = body or "base_link"
+            try:
+                mount = self.bag.static_transform(body, self.bag.camera_frame)
+            except InputError as error:
+                raise InputError(f"{error}; --body-frame names the frame whose pose {topic} tells") from None
+        return [Trajectory.from_poses(poses.items()), mount], topic
+
+    def _transforms(self) -> dict[tuple[str, str], dict[int, torch.Tensor]]:
+        """(parent, child) → stamp → parent_from_child, of the moving transforms."""
+        edges: dict[tuple[str, str], dict[int, torch.Tensor]] = {}
+        if self.options.poses not in (None, "tf"):
+            return edges
+        for _, message in self.bag.messages(self.bag.transform_topics()[0]):
+            for transform in message.transforms:
+                pose = matrix(transform.transform)
+                if bool(torch.isfinite(pose).all()):
+                    key = frame_name(transform.header.frame_id), frame_name(transform.child_frame_id)
+                    edges.setdefault(key, {})[message_stamp(transform)] = pose
+        return edges
+
+    def _tf_chain(self, parent: str, child: str) -> list:
+        """Static and moving transforms from one frame up to another."""
+        up: dict[str, tuple[str, Trajectory | torch.Tensor]] = {
+            below: (above, Trajectory.from_poses(poses.items())) for (above, below), poses in self._moving.items()}
+        chain: list = []
+        frame = child
+        while frame != parent:
+            if frame in up:
+                above, link = up[frame]
+                chain.insert(0, link)
+                frame = above
+                if len(chain) > 100:
+                    raise InputError(f"TF of {self.bag.path} runs in circles at {frame}: give --pose-topic")
+                continue
+            # Over static transforms to a frame that moves, or to the goal.
+            for goal in (parent, *sorted(up)):
+                try:
+                    chain.insert(0, self.bag.static_transform(goal, frame))
+                except InputError:
+                    continue
+                frame = goal
+                break
+            else:
+                raise InputError(f"TF of {self.bag.path} has no way from {parent} to {child} (it ends at {frame})")
+        return chain
+
+
+def _poses_of(message, topic: str) -> Iterator[tuple[int, torch.Tensor]]:
+    """(stamp_ns, pose [4, 4]) of a message of one of the types; NaN where its numbers make none."""
+    if not hasattr(message, "poses"):
+        yield message_stamp(message), matrix(pose_of(message))
+    elif hasattr(message.poses[0] if message.poses else None, "header"):  # Path; the last one counts where stamps repeat
+        for stamped in message.poses:
+            yield message_stamp(stamped), matrix(stamped.pose)
+    elif len(message.poses) == 1:
+        yield message_stamp(message), matrix(message.poses[0])
+    elif message.poses:
+        raise InputError(f"{topic} holds {len(message.poses)} poses under one stamp: which is the camera's? Give another "
+                         "--pose-topic")
+
+
+def with_depth(frames: Iterator) -> Iterator[tuple[CameraFrame | UnusableFrame, tuple[int, object] | None]]:
+    """Each image with the depth message nearest to its stamp, None where that is more than 20 ms away."""
+    waiting: deque[CameraFrame | UnusableFrame] = deque()
+    depths: deque[tuple[int, object]] = deque(maxlen=8)
+
+    def nearest(stamp_ns: int) -> tuple[int, object] | None:
+        best = min(depths, key=lambda depth: abs(depth[0] - stamp_ns), default=None)
+        return best if best is not None and abs(best[0] - stamp_ns) <= MAX_STAMP_DIFFERENCE_NS else None
+
+    for item in frames:
+        if isinstance(item, tuple):
+            depths.append(item)
+        else:
+            waiting.append(item)
+        newest = item[0] if isinstance(item, tuple) else item.stamp_ns
+        # A message of the same stamp may still come.
+        while waiting and waiting[0].stamp_ns < newest and (
+                newest - waiting[0].stamp_ns > MAX_STAMP_DIFFERENCE_NS or depths and depths[-1][0] >= waiting[0].stamp_ns):
+            frame = waiting.popleft()
+            yield frame, nearest(frame.stamp_ns)
+    for frame in waiting:
+        yield frame, nearest(frame.stamp_ns)
+
+
+def bag_identity(path: Path) -> list:
+    """What tells a bag from another, or from itself recorded again, as JSON can hold it."""
+    files = sorted(path.rglob("*")) if path.is_dir() else [path]
+    return [[str(file.resolve()), file.stat().st_size, file.stat().st_mtime_ns] for file in files if file.is_file()]
+
+
+def decode_depth(message) -> np.ndarray:
+    """Depth in metres, float32 [H, W], 0 where unknown, of an Image (16UC1: millimetres, 32FC1: metres; REP-118) or of a
+    CompressedImage of the compressed_depth transport. Raises InputError for anything else."""
+    if hasattr(message, "encoding"):
+        kind = {"16UC1": ">u2" if message.is_bigendian else "<u2", "mono16": ">u2" if message.is_bigendian else "<u2",
+                "32FC1": ">f4" if message.is_bigendian else "<f4"}.get(message.encoding)
+        if kind is None:
+            raise InputError(f"depth images have encoding {message.encoding}: 16UC1 or 32FC1 is needed")
+        kind = np.dtype(kind)
+        data = np.ascontiguousarray(message.data).view(np.uint8)
+        if message.step < message.width * kind.itemsize or len(data) < message.step * message.height:
+            raise InputError("a depth image is shorter than its size says")
+        rows = data[:message.step * message.height].reshape(message.height, message.step)
+        values = np.ascontiguousarray(rows[:, :message.width * kind.itemsize]).view(kind)
+        metres = values.astype(np.float32) * (np.float32(0.001) if kind.itemsize == 2 else np.float32(1.0))
+    else:
+        metres = _decompress_depth(message)
+    return np.where(np.isfinite(metres) & (metres > 0), metres, 0).astype(np.float32)
+
+
+def _decompress_depth(message) -> np.ndarray:
+    """compressed_depth_image_transport: twelve bytes (format, two numbers), then a PNG; floats as a / (value - b)."""
+    data = bytes(np.ascontiguousarray(message.data).view(np.uint8))
+    kind = message.format.split(";")[0].strip()
+    image = cv2.imdecode(np.frombuffer(data, np.uint8, offset=_COMPRESSED_DEPTH_HEADER), cv2.IMREAD_UNCHANGED) if len(
+        data) > _COMPRESSED_DEPTH_HEADER else None
+    if "compressedDepth" not in message.format or image is None or image.dtype != np.uint16 or image.ndim != 2:
+        raise InputError(f"depth images of format '{message.format}' cannot be read: record the raw depth topic")
+    if kind != "32FC1":
+        return image * np.float32(0.001)
+    a, b = struct.unpack_from("<ff", data, 4)
+    return np.where(image > 0, np.float32(a) / np.where(image > 0, image - np.float32(b), 1), 0)

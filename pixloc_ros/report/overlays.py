@@ -1,0 +1,53 @@
+# Copyright the pixloc_ros authors. SPDX-License-Identifier: Apache-2.0
+"""The map's points drawn where a pose puts them in an image."""
+
+from __future__ import annotations
+
+import cv2
+import numpy as np
+import torch
+
+from ..alignment.types import AlignmentResult
+from ..geometry.cameras import Camera
+from ..tracking.frame_aligner import FrameAligner
+from ..tracking.types import CameraFrame
+
+AGREES, DISAGREES = (86, 180, 233), (213, 94, 0)
+"""RGB of points whose features agree with the image's, and of the others: Okabe and Ito's sky blue and vermilion, which
+everybody can tell apart, by brightness too."""
+_WIDTH = 960
+_SUBPIXEL_BITS = 4
+
+
+def draw_overlay(localizer: FrameAligner, frame: CameraFrame, map_from_camera: torch.Tensor) -> np.ndarray | None:
+    """The image with the map's points at their reprojections → uint8 [H, W, 3] RGB, 960 pixels wide.
+
+    map_from_camera: float64 [4, 4], the pose to show. The image is aligned once more from there, to know which points agree;
+    None where that fails.
+    """
+    prepared = localizer.prepare(frame.image, frame.camera)
+    alignment = localizer.localize_prepared(prepared, map_from_camera)
+    return draw_alignment(frame.image, prepared.camera, alignment.details) if alignment.success else None
+
+
+def draw_alignment(image: np.ndarray, working: Camera, result: AlignmentResult) -> np.ndarray:
+    """What an alignment says of the image it used → uint8 [H, W, 3] RGB, 960 pixels wide.
+
+    image: uint8 [H, W] or [H, W, 3] RGB. working: the camera of the size at which it was aligned.
+    """
+    scale = _WIDTH / image.shape[1]
+    canvas = _canvas(image, scale)
+    # Pixel centres are at whole numbers on every scale.
+    pixels = (result.pixels.numpy() + 0.5) * (_WIDTH / working.width) - 0.5
+    visible, agrees = result.visible.numpy(), result.inliers.numpy()
+    for wanted, colour in ((visible & ~agrees, DISAGREES), (visible & agrees, AGREES)):
+        for x, y in np.round(pixels[wanted] * 2**_SUBPIXEL_BITS).astype(int).tolist():
+            cv2.circle(canvas, (x, y), 4 << _SUBPIXEL_BITS, (15, 23, 42), -1, cv2.LINE_AA, _SUBPIXEL_BITS)
+            cv2.circle(canvas, (x, y), 5 << (_SUBPIXEL_BITS - 1), colour, -1, cv2.LINE_AA, _SUBPIXEL_BITS)
+    return canvas
+
+
+def _canvas(image: np.ndarray, scale: float) -> np.ndarray:
+    rgb = image if image.ndim == 3 else cv2.cvtColor(image, cv2.COLOR_GRAY2RGB)
+    size = (_WIDTH, round(image.shape[0] * scale))
+    return cv2.resize(rgb, size, interpolation=cv2.INTER_AREA if scale < 1 else cv2.INTER_CUBIC)

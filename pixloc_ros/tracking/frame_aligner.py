@@ -1,0 +1,241 @@
+# Copyright the pixloc_ros authors. SPDX-License-Identifier: Apache-2.0
+"""One image against the map from one prior: the step that tracking, single-image localization and benchmarks share."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+
+from ..alignment import (
+    AlignmentOptions,
+    AlignmentResult,
+    MotionCues,
+    PriorFactor,
+    ReferencePoints,
+    TemporalPrior,
+    align,
+    compiled,
+)
+from ..alignment.focal_length import FocalLength, estimate_focal_length
+from ..features import Extractor, FeaturePyramid
+from ..geometry import se3
+from ..geometry.cameras import Camera
+from ..io.images import fit_to_working_size
+from ..mapping.local_points import LocalPoints, LocalPointSelector
+from ..mapping.map_file import Map
+from .types import FrameAlignment, FrameMotion, PreparedImage
+
+MAX_PASSES = 2
+
+
+@dataclass(frozen=True)
+class LocalizerOptions:
+    """alignment: of the optimizer. max_points: map points used per frame. reselect_share: where the points moved by more than
+    this share of the image, they are chosen again for the view that was found (infinity: never). use_prior_factor: let a
+    prior covariance, where one is given, take part in the optimisation. image_scale: size at which the network sees images, as
+    a share of that of the map's."""
+
+    alignment: AlignmentOptions = field(default_factory=AlignmentOptions)
+    max_points: int = 1024
+    reselect_share: float = 0.02
+    use_prior_factor: bool = True
+    image_scale: float = 1.0
+
+
+class FrameAligner:
+    """Aligns images with a map. Holds no state between frames except caches: the same input gives the same pose."""
+
+    def __init__(self, map_: Map, extractor: Extractor, options: LocalizerOptions = LocalizerOptions()) -> None:
+        """Raises InputError where the map was made with another network."""
+        map_.require_extractor(extractor)
+        self.map, self.extractor, self.options = map_, extractor.with_strides(map_.strides), options
+        self._selector = LocalPointSelector(map_)
+        self.focal_px: float | None = float(np.median([float(c.params[:2].mean()) for c in map_.cameras]))
+
+    @torch.inference_mode()
+    def prepare(self, image: np.ndarray, camera: Camera) -> PreparedImage:
+        """All that can be done before the prior is known: resizing and the network.
+
+        image: uint8 [H, W] or [H, W, 3] RGB. camera: of that size (InputError otherwise).
+        """
+        clock = _Stopwatch()
+        focal_px = None if self.focal_px is None else self.options.image_scale * self.focal_px
+        image, camera = fit_to_working_size(image, camera, self.map.working_side, focal_px)
+        clock.lap("prepare")
+        pyramid = self.extractor.extract(image)
+        clock.lap("features")
+        return PreparedImage(pyramid, camera, clock.laps)
+
+    def localize(
+        self, image: np.ndarray, camera: Camera, map_from_camera: torch.Tensor, prior_covariance: torch.Tensor | None = None
+    ) -> FrameAlignment:
+        """Pose of an image that was taken near `map_from_camera`: `prepare`, then `localize_prepared`."""
+        return self.localize_prepared(self.prepare(image, camera), map_from_camera, prior_covariance)
+
+    @torch.inference_mode()
+    def localize_prepared(
+        self,
+        prepared: PreparedImage,
+        map_from_camera: torch.Tensor,
+        prior_covariance: torch.Tensor | None = None,
+        motion: FrameMotion | None = None,
+    ) -> FrameAlignment:
+        """Pose of a prepared image that was taken near `map_from_camera`.
+
+        map_from_camera: float64 [4, 4], the start. prior_covariance: float64 [6, 6] (translation, rotation), camera frame,
+        right perturbation. motion: how the robot came there; only weights with a temporal prior make use of it.
+        """
+        clock = _Stopwatch(prepared.timings_ms)
+        pyramid, camera = prepared.pyramid, prepared.camera
+        start = map_from_camera
+        for _ in range(MAX_PASSES):
+            local = self._selector.select(start, camera, self.options.max_points)
+            clock.lap("gather")
+            if len(local.points) < self.options.alignment.min_points:
+                return _failure(map_from_camera, "no map points near the prior", len(local.points), clock.laps)
+            result, map_from_local = self._align(pyramid, camera, local, start, map_from_camera, prior_covariance, motion)
+            moved = _moved_px(result, local.points, camera, se3.inverse(start) @ map_from_local)
+            clock.lap("alignment")
+            if not bool(result.converged) or moved < self.options.reselect_share * max(camera.width, camera.height):
+                break
+            # The points were chosen for a view quite different from the one found: choose and align once more from there.
+            start = map_from_local @ se3.inverse(result.camera_from_map)
+        return self._judge(result, local, map_from_camera, map_from_local, clock.laps)
+
+    def focal_length(self, prepared: PreparedImage, alignment: FrameAlignment) -> FocalLength | None:
+        """The focal length that fits a prepared image best, from where its alignment ended; None where it does not tell."""
+        if not alignment.success:
+            return None
+        return estimate_focal_length(
+            prepared.pyramid, prepared.camera, alignment.points.points, alignment.details.camera_from_map, self.options.alignment
+        )
+
+    def _align(
+        self,
+        pyramid: FeaturePyramid,
+        camera: Camera,
+        local: LocalPoints,
+        start: torch.Tensor,
+        prior_pose: torch.Tensor,
+        prior_covariance: torch.Tensor | None,
+        motion: FrameMotion | None,
+    ) -> tuple[AlignmentResult, torch.Tensor]:
+        """Alignment in a frame at the points' origin, where single precision is exact to micrometres on any map."""
+        map_from_local = torch.eye(4, dtype=torch.float64)
+        map_from_local[:3, 3] = local.origin
+        prior = None
+        if prior_covariance is not None and self.options.use_prior_factor:
+            # true = map_from_camera · exp(e)  <=>  camera_from_map(true) = exp(-e) · camera_from_map
+            prior = PriorFactor(
+                se3.inverse(prior_pose) @ map_from_local, torch.from_numpy(np.linalg.inv(prior_covariance.numpy()))
+            )
+        initial = se3.inverse(start) @ map_from_local
+        cues = None
+        if motion is not None and isinstance(self.extractor.damping, TemporalPrior):
+            cues = _cues(motion, local.points, initial)
+        return align(
+            pyramid, camera, local.points, initial, self.options.alignment, self.extractor.damping, prior, cues=cues
+        ), map_from_local
+
+    def _judge(
+        self,
+        result: AlignmentResult,
+        local: LocalPoints,
+        map_from_camera: torch.Tensor,
+        map_from_local: torch.Tensor,
+        timings_ms: dict[str, float],
+    ) -> FrameAlignment:
+        visible, inliers = int(result.visible.sum()), int(result.inliers.sum())
+        covariance = hessian_covariance(result.hessian.double(), float(result.cost))
+        success = bool(result.converged) and bool(torch.isfinite(covariance).all())
+        points = result.visible.shape[-1]
+        reason = "the image shows nothing" if result.reason == "converged" and not success else result.reason
+        return FrameAlignment(
+            map_from_camera=map_from_local @ se3.inverse(result.camera_from_map) if success else map_from_camera,
+            covariance=covariance,
+            success=success,
+            reason=reason,
+            cost=float(result.cost),
+            inlier_fraction=inliers / max(visible, 1),
+            visible_fraction=visible / points,
+            points_used=points,
+            iterations=sum(level.iterations for level in result.trace),
+            depth=_depth(result, local.points),
+            timings_ms=timings_ms,
+            details=result,
+            points=local,
+        )
+
+
+def hessian_covariance(hessian: torch.Tensor, cost: float) -> torch.Tensor:
+    """Covariance [6, 6] of a left perturbation of camera_from_map (equally a right one of map_from_camera, camera axes).
+
+    The residual variance is estimated by the mean robust cost. Infinite where the Hessian is singular: the image does not
+    determine the pose.
+    """
+    try:
+        return torch.from_numpy(np.linalg.inv(hessian.cpu().numpy()) * cost)
+    except np.linalg.LinAlgError:
+        return torch.full((6, 6), torch.inf, dtype=torch.float64)
+
+
+def _cues(motion: FrameMotion, points: ReferencePoints, camera_from_local: torch.Tensor) -> MotionCues:
+    prior = motion.prior
+    moved = torch.zeros(6, dtype=torch.float64) if prior.motion is None else se3.se3_log(prior.motion)
+    depth = se3.transform(camera_from_local, points.xyz.double())[:, 2].median().abs().clamp(min=1e-6)
+    return MotionCues.of(
+        torch.tensor(prior.age_s),
+        moved,
+        prior.covariance,
+        torch.tensor(motion.inlier_fraction),
+        depth,
+        se3.inverse(motion.base_from_camera),
+    )
+
+
+def _depth(result: AlignmentResult, points: ReferencePoints) -> float:
+    """Median distance of the visible points along the optical axis."""
+    xyz, towards = points.xyz.cpu().numpy(), result.camera_from_map[2].cpu().numpy()
+    depths = (xyz @ towards[:3] + towards[3])[result.visible.cpu().numpy()]
+    return float(np.median(depths)) if len(depths) else float("inf")
+
+
+def _moved_px(result: AlignmentResult, points: ReferencePoints, camera: Camera, camera_from_local: torch.Tensor) -> float:
+    """How far the visible reprojections moved from the start, in pixels (median)."""
+    pose = np.ascontiguousarray(camera_from_local.numpy())
+    return compiled.median_motion(
+        *compiled.camera_numbers(camera),
+        points.xyz.cpu().numpy(),
+        pose,
+        result.pixels.double().cpu().numpy(),
+        result.visible.cpu().numpy(),
+    )
+
+
+def _failure(map_from_camera: torch.Tensor, reason: str, points: int, timings_ms: dict[str, float]) -> FrameAlignment:
+    return FrameAlignment(
+        map_from_camera,
+        torch.full((6, 6), torch.inf, dtype=torch.float64),
+        False,
+        reason,
+        float("inf"),
+        0.0,
+        0.0,
+        points,
+        0,
+        timings_ms,
+    )
+
+
+class _Stopwatch:
+    def __init__(self, laps: dict[str, float] | None = None) -> None:
+        self.laps = dict(laps or {})
+        self._last = time.perf_counter()
+
+    def lap(self, name: str) -> None:
+        now = time.perf_counter()
+        self.laps[name] = self.laps.get(name, 0.0) + (now - self._last) * 1e3
+        self._last = now

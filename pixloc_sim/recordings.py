@@ -1,0 +1,265 @@
+# Copyright the pixloc_ros authors. SPDX-License-Identifier: Apache-2.0
+"""A whole simulated data set: a mapping drive as a COLMAP model with images, a test drive as a rosbag2, and the truth.
+
+Layout of the folder::
+
+    images/            keyframes of the mapping drive, JPEG
+    map/               COLMAP text model of them (poses exact, points triangulated from noisy observations)
+    rgbd/              the same keyframes in TUM RGB-D format (only when asked for)
+    drive/             rosbag2 (MCAP) of the test drive: see `bag_writer`
+    drive_truth.tum    map_from_base of its images
+    simulation.json    what was simulated
+
+The test drive takes another path than the mapping drive (its way points are moved), is faster, and the light has
+changed: half of the lamps are off and there is more daylight; its exposure is longer, so that it blurs more.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import cv2
+import numpy as np
+import torch
+
+from pixloc_ros.errors import InputError
+from pixloc_ros.geometry import se3
+from pixloc_ros.geometry.cameras import Camera
+from pixloc_ros.io.bag_writer import ENCODINGS, encode_image, write_drive_bag
+
+from .drives import START_NS, Drive, DriveOptions, OdometryErrors, camera_mount, wheel_odometry
+from .lighting import Lighting
+from .rendering import Renderer, TextureSheet
+from .sensor import Sensor
+from .sparse_model import Keyframe, build_sparse_model, write_colmap_text, write_tum_rgbd
+from .world import build_world
+
+SUMMARY = "simulation.json"
+MAPPING_LIGHT = Lighting(lamps=(1.0, 0.9, 1.1, 1.0, 0.95), daylight=0.5, ambient=0.30)
+TEST_LIGHT = Lighting(lamps=(1.1, 0.0, 0.0, 0.9, 0.5, 0.0), daylight=2.2, ambient=0.22, seed=1)
+MAPPING_SENSOR = Sensor(exposure_s=0.0)
+TEST_SENSOR = Sensor(exposure_s=0.008, read_noise=0.004, shot_noise=0.02, vignetting=0.35)
+_MAPPING_SPEED, _TEST_SPEED = 0.5, 0.9
+_KEYFRAME_DISTANCE, _KEYFRAME_TURN = 0.42, np.deg2rad(18.0)
+_TEST_START_M, _TEST_WANDER_M = 0.35, 0.25
+_JPEG = (cv2.IMWRITE_JPEG_QUALITY, 94)
+
+Progress = Callable[[str, int, int], None]
+"""Called with what is being done, how much of it is done, and how much there is."""
+
+
+@dataclass(frozen=True)
+class SimulationOptions:
+    """What to simulate.
+
+    seed: the place, the paths, all noise. seconds, rate_hz: length and image rate of the test drive; the mapping drive
+    is as long as that needs. width, height, field_of_view_deg (horizontal): the camera, a pinhole unless `camera` is
+    given. texel: detail of the textures (m); shadows are as rough as these. encoding: images of the bag, one of
+    `bag_writer.ENCODINGS`. rgbd: write rgbd/ too.
+    workers: threads. Raises `InputError` for values that make no data set.
+    """
+
+    seed: int = 0
+    seconds: float = 25.0
+    rate_hz: float = 10.0
+    width: int = 640
+    height: int = 480
+    field_of_view_deg: float = 80.0
+    texel: float = 0.004
+    encoding: str = "jpeg"
+    rgbd: bool = False
+    workers: int = 2
+    camera: Camera | None = None
+
+    def __post_init__(self) -> None:
+        for name, low, high in (
+            ("seconds", 1.0, 3600.0),
+            ("rate_hz", 0.5, 120.0),
+            ("width", 64, 4096),
+            ("height", 64, 4096),
+            ("field_of_view_deg", 20.0, 130.0),
+            ("texel", 0.001, 0.05),
+            ("workers", 1, 64),
+            ("seed", 0, 2**63),
+        ):
+            value = getattr(self, name)
+            if not low <= value <= high:
+                raise InputError(f"simulation: {name} is {value:g}, use a value from {low:g} to {high:g}")
+        if self.encoding not in ENCODINGS:
+            raise InputError(f"simulation: image encoding '{self.encoding}' is not known: use one of {', '.join(ENCODINGS)}")
+        if self.width % 2 or self.height % 2:
+            raise InputError(f"simulation: the image size {self.width}x{self.height} is odd: use even numbers")
+
+    def make_camera(self) -> Camera:
+        """The camera given, or a pinhole with the principal point a little off the middle, as real ones have it."""
+        if self.camera is not None:
+            return self.camera
+        focal = 0.5 * self.width / np.tan(np.deg2rad(self.field_of_view_deg) / 2)
+        params = [focal, focal * 1.002, (self.width - 1) / 2 + 0.006 * self.width, (self.height - 1) / 2 - 0.004 * self.height]
+        return Camera("pinhole", self.width, self.height, torch.tensor(params, dtype=torch.float64))
+
+
+def simulate(output: Path, options: SimulationOptions, progress: Progress | None = None) -> dict:
+    """Make a data set in the folder `output` (layout above) → what simulation.json holds.
+
+    The folder appears when it is complete. Raises `InputError` if it exists and is not an earlier simulation.
+    """
+    output = Path(output)
+    if output.exists() and not (output / SUMMARY).is_file() and (not output.is_dir() or any(output.iterdir())):
+        raise InputError(f"{output} exists and was not made by a simulation: give another folder")
+    progress = progress or (lambda what, done, total: None)
+    output.parent.mkdir(parents=True, exist_ok=True)
+    temporary = Path(tempfile.mkdtemp(dir=output.parent, prefix=f".{output.name}."))
+    try:
+        summary = _simulate(temporary, options, progress)
+        (temporary / SUMMARY).write_text(json.dumps(summary, indent=2) + "\n")
+        temporary.chmod(0o755)
+        if output.exists():
+            shutil.rmtree(output)
+        os.replace(temporary, output)
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
+    return summary
+
+
+def _simulate(folder: Path, options: SimulationOptions, progress: Progress) -> dict:
+    camera, mount = options.make_camera(), camera_mount()
+    progress("building the world", 0, 3)
+    sheet = TextureSheet(build_world(options.seed, options.texel))
+    progress("building the world", 1, 3)
+    spacing = max(0.15, 30.0 * options.texel)
+    renderer = Renderer(sheet, dataclasses.replace(MAPPING_LIGHT, spacing=spacing))
+    progress("building the world", 2, 3)
+    test_renderer = Renderer(sheet, dataclasses.replace(TEST_LIGHT, spacing=spacing))
+    progress("building the world", 3, 3)
+
+    test = Drive(
+        DriveOptions(
+            duration_s=options.seconds, speed=_TEST_SPEED, wander=_TEST_WANDER_M, start=_TEST_START_M, seed=options.seed + 1
+        )
+    )
+    keyframes = _mapping_drive(options, renderer, camera, mount, test.length, progress)
+    (folder / "images").mkdir()
+    for frame in keyframes:
+        cv2.imwrite(str(folder / "images" / frame.name), frame.image[..., ::-1], _JPEG)
+    progress("points of the map", 0, 1)
+    model = build_sparse_model(keyframes, camera, np.random.default_rng([options.seed, 5]))
+    write_colmap_text(folder / "map", model, keyframes, camera)
+    if options.rgbd:
+        write_tum_rgbd(folder / "rgbd", keyframes, camera, "../images")
+    progress("points of the map", 1, 1)
+
+    start_ns = START_NS + 1000 * 10**9
+    stamps_ns = _image_stamps(options, start_ns)
+    truth = test.at((stamps_ns - start_ns) * 1e-9)
+    odometry = wheel_odometry(test, OdometryErrors(), options.seed, start_ns)
+    images = _test_images(options, test_renderer, camera, mount, test, stamps_ns, start_ns, progress)
+    write_drive_bag(folder / "drive", images, options.encoding, camera, odometry, truth, mount)
+    _write_tum(folder / "drive_truth.tum", stamps_ns, truth)
+
+    nearest = np.searchsorted(odometry.stamps_ns, stamps_ns).clip(0, len(odometry.stamps_ns) - 1)
+    dead_reckoned = truth[0] @ se3.inverse(odometry.odom_from_base[nearest[0]]) @ odometry.odom_from_base[nearest]
+    drift, _ = se3.pose_difference(truth, dead_reckoned)
+    name, params = camera.to_colmap()
+    plain = {field.name: getattr(options, field.name) for field in dataclasses.fields(options) if field.name != "camera"}
+    return {
+        "options": plain,
+        "camera": f"{name} {camera.width} {camera.height} " + " ".join(f"{v:.10g}" for v in params),
+        "base_from_camera": mount.tolist(),
+        "keyframes": len(keyframes),
+        "points": len(model.xyz),
+        "observations": len(model.point),
+        "point_noise_px": 0.5,
+        "frames": len(stamps_ns),
+        "drive_length_m": round(test.length, 3),
+        "odometry_drift_end_m": round(float(drift[-1]), 3),
+        "odometry_drift_median_m": round(float(drift.median()), 3),
+    }
+
+
+def _mapping_drive(
+    options: SimulationOptions, renderer: Renderer, camera: Camera, mount: torch.Tensor, length: float, progress: Progress
+) -> list[Keyframe]:
+    """Sharp keyframes every 0.4 m or 18 degrees, over the whole round or as much of it as the test drive sees."""
+    drive = Drive(DriveOptions(speed=_MAPPING_SPEED, seed=options.seed))
+    needed = _TEST_START_M + length + 1.5
+    time = np.arange(0.0, drive.duration_s, 0.02)
+    planar = drive.planar(time)
+    chosen, distance, driven = [0], 0.0, 0.0
+    for i in range(1, len(time)):
+        step = float(np.hypot(*(planar[i, :2] - planar[i - 1, :2])))
+        distance, driven = distance + step, driven + step
+        if driven > needed:
+            break
+        if distance >= _KEYFRAME_DISTANCE or abs(planar[i, 2] - planar[chosen[-1], 2]) >= _KEYFRAME_TURN:
+            chosen.append(i)
+            distance = 0.0
+
+    def make(number: int) -> Keyframe:
+        at = float(time[chosen[number]])
+        rng = np.random.default_rng([options.seed, 11, number])
+        pose = drive.at(at) @ mount
+        radiance, depth = renderer.radiance(camera, pose)
+        return Keyframe(f"{number:04d}.jpg", START_NS + round(at * 1e9), MAPPING_SENSOR.develop(radiance, rng), depth, pose)
+
+    return list(_in_order(make, len(chosen), options.workers, "mapping drive", progress))
+
+
+def _image_stamps(options: SimulationOptions, start_ns: int) -> np.ndarray:
+    """Stamps that are not those of the odometry and jitter a little, as a free-running camera's do; int64 [N]."""
+    period = 1.0 / options.rate_hz
+    count = int((options.seconds - 0.1) / period)
+    jitter = np.random.default_rng([options.seed, 7]).uniform(-0.02, 0.02, count) * period
+    return start_ns + np.rint((0.053 + np.arange(count) * period + jitter) * 1e9).astype(np.int64)
+
+
+def _test_images(
+    options: SimulationOptions,
+    renderer: Renderer,
+    camera: Camera,
+    mount: torch.Tensor,
+    drive: Drive,
+    stamps_ns: np.ndarray,
+    start_ns: int,
+    progress: Progress,
+) -> Iterator[tuple[int, np.ndarray]]:
+    def make(number: int) -> tuple[int, np.ndarray]:
+        at = float(stamps_ns[number] - start_ns) * 1e-9
+        rng = np.random.default_rng([options.seed, 13, number])
+        image = TEST_SENSOR.capture(renderer, camera, lambda offset: drive.at(at + offset) @ mount, rng)
+        return int(stamps_ns[number]), encode_image(image, options.encoding)
+
+    return _in_order(make, len(stamps_ns), options.workers, "test drive", progress)
+
+
+def _in_order(make: Callable, count: int, workers: int, what: str, progress: Progress) -> Iterator:
+    """make(0), make(1), ... by several threads, a few ahead of the reader.
+
+    NumPy and OpenCV let go of the interpreter's lock, so threads do what processes would.
+    """
+    progress(what, 0, count)
+    with ThreadPoolExecutor(workers) as pool:
+        waiting = [pool.submit(make, number) for number in range(min(2 * workers, count))]
+        for number in range(count):
+            result = waiting.pop(0).result()
+            if number + 2 * workers < count:
+                waiting.append(pool.submit(make, number + 2 * workers))
+            progress(what, number + 1, count)
+            yield result
+
+
+def _write_tum(path: Path, stamps_ns: np.ndarray, poses: torch.Tensor) -> None:
+    quaternions = se3.quaternion_from_rotation(poses[:, :3, :3])
+    with open(path, "w") as file:
+        for stamp, pose, quaternion in zip(stamps_ns.tolist(), poses, quaternions.tolist()):
+            numbers = " ".join(f"{v:.12g}" for v in (*pose[:3, 3].tolist(), *quaternion))
+            file.write(f"{stamp // 10**9}.{stamp % 10**9:09d} {numbers}\n")

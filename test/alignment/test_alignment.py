@@ -1,0 +1,560 @@
+# Copyright the pixloc_ros authors. SPDX-License-Identifier: Apache-2.0
+"""The optimizer against closed forms, automatic differentiation, and small scenes whose answer is known."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from pixloc_ros.alignment import (
+    AlignmentOptions,
+    LearnedDamping,
+    MotionCues,
+    PriorFactor,
+    ReferencePoints,
+    RobustLoss,
+    TemporalPrior,
+    align,
+    optimizer,
+)
+from pixloc_ros.alignment.cost import linearize
+from pixloc_ros.alignment.types import to_device
+from pixloc_ros.errors import InputError
+from pixloc_ros.features import FeatureLevel, FeaturePyramid
+from pixloc_ros.features.sampling import sample_level
+from pixloc_ros.geometry import se3
+from pixloc_ros.geometry.cameras import Camera
+
+SIZE = (256, 192)
+CAMERA = Camera.from_colmap("PINHOLE", *SIZE, [200.0, 210.0, 128.5, 96.5])
+
+
+def smooth_level(stride, channels, seed, dtype=torch.float64, wavelength_cells=12.0):
+    """Features made of random plane waves: smooth, distinct everywhere, of unit length."""
+    generator = torch.Generator().manual_seed(seed)
+    height, width = SIZE[1] // stride, SIZE[0] // stride
+    y, x = torch.meshgrid(torch.arange(height, dtype=dtype), torch.arange(width, dtype=dtype), indexing="ij")
+    direction = torch.randn(channels, 2, generator=generator, dtype=dtype)
+    frequency = direction / direction.norm(dim=1, keepdim=True) * 2 * torch.pi / wavelength_cells
+    phase = torch.rand(channels, 1, 1, generator=generator, dtype=dtype) * 2 * torch.pi
+    waves = (frequency[:, 0, None, None] * x + frequency[:, 1, None, None] * y + phase).sin()
+    return FeatureLevel(torch.nn.functional.normalize(waves, dim=0)[None], None, float(stride))
+
+
+def scene(dtype=torch.float64, points=120, seed=0):
+    """A pyramid, points in front of the camera with the descriptors they have there, and the true pose."""
+    generator = torch.Generator().manual_seed(seed)
+    pyramid = FeaturePyramid((smooth_level(16, 8, 1, dtype), smooth_level(4, 8, 2, dtype)), SIZE)
+    pixels = torch.rand(points, 2, generator=generator, dtype=dtype) * torch.tensor([216.0, 152.0], dtype=dtype) + 20
+    depth = 2 + 4 * torch.rand(points, 1, generator=generator, dtype=dtype)
+    rays, _ = CAMERA.to(dtype).unproject(pixels)
+    truth = se3.se3_exp(torch.tensor([0.3, -0.2, 0.5, 0.2, -0.1, 0.3], dtype=dtype))
+    xyz = se3.transform(se3.inverse(truth), rays / rays[:, 2:] * depth)
+    descriptors = tuple(sample_level(level, pixels[None])[0][0] for level in pyramid.levels)
+    return pyramid, ReferencePoints(xyz, descriptors, (None, None)), truth
+
+
+def perturbed(truth, scale=1.0, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    xi = torch.randn(6, generator=generator, dtype=truth.dtype)
+    xi = xi / xi.norm() * torch.tensor([0.15, 0.15, 0.15, 0.05, 0.05, 0.05], dtype=truth.dtype) * scale
+    return se3.retract(truth, xi)
+
+
+BASE = se3.se3_exp(torch.tensor([0.1, 0.4, -0.3, 1.1, -1.2, 1.3], dtype=torch.float64))
+"""camera_from_base"""
+
+
+def temporal_prior(seed, conditional=True):
+    """Some state that training might reach: all constants different, all cues used."""
+    prior = TemporalPrior(2, conditional)
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for parameter in prior.parameters():
+            parameter.copy_(0.15 * torch.randn(parameter.shape, generator=generator))
+    return prior
+
+
+def some_cues(batch, seed=0):
+    values = 4 * torch.rand(batch, 14, generator=torch.Generator().manual_seed(seed)) - 2
+    return MotionCues(values, BASE.expand(batch, 4, 4))
+
+
+@pytest.mark.parametrize("kind", ["cauchy", "geman_mcclure", "squared"])
+def test_robust_weight_is_the_derivative_of_the_loss(kind):
+    x = torch.tensor([0.0, 1e-4, 0.01, 0.1, 3.0], dtype=torch.float64, requires_grad=True)
+    value, weight = RobustLoss(kind, 0.02)(x)
+    torch.testing.assert_close(torch.autograd.grad(value.sum(), x)[0], weight.detach())
+    assert value[0] == 0 and weight[0] == 1
+
+
+def test_cauchy_is_the_paper_s_barron_loss():
+    """Barron's general loss, shape 0 and scale c, of a squared residual: 2 log(z / 2 + 1) scaled by c², z = x / c²."""
+    x, c = torch.linspace(0, 2, 50, dtype=torch.float64), 0.1
+    torch.testing.assert_close(RobustLoss("cauchy", c**2)(x)[0], c**2 * 2 * torch.log1p(0.5 * x / c**2))
+
+
+def test_unknown_choices_are_refused():
+    for bad in (
+        lambda: RobustLoss("huber"),
+        lambda: RobustLoss("cauchy", 0.0),
+        lambda: AlignmentOptions(strategy="dogleg"),
+        lambda: AlignmentOptions(iterations=0),
+    ):
+        with pytest.raises(InputError):
+            bad()
+
+
+@pytest.mark.parametrize(
+    "model,params",
+    [
+        ("PINHOLE", [200.0, 210.0, 128.5, 96.5]),
+        ("OPENCV", [200.0, 210.0, 128.5, 96.5, 0.05, -0.02, 1e-3, -2e-3]),
+        ("OPENCV_FISHEYE", [200.0, 210.0, 128.5, 96.5, 0.02, -0.01, 1e-3, 1e-4]),
+    ],
+)
+def test_gradient_and_hessian_against_automatic_differentiation(model, params):
+    """On features that are affine in the image, slopes are exact, so the analytic system must match autodiff's."""
+    camera = Camera.from_colmap(model, *SIZE, params)
+    _, points, truth = scene()
+    y, x = torch.meshgrid(torch.arange(48, dtype=torch.float64), torch.arange(64, dtype=torch.float64), indexing="ij")
+    level = FeatureLevel(torch.stack((0.02 * x - 0.01 * y, 0.03 * y, 0.01 * x + 0.02 * y))[None], None, 4.0)
+    descriptors = torch.randn(1, len(points), 3, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    pose, loss = perturbed(truth)[None], RobustLoss("cauchy", 0.1)
+    confidences = torch.rand(1, len(points), dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+
+    def system(delta, robust):
+        return linearize(
+            level, SIZE, camera, points.xyz[None], descriptors, confidences, None, se3.retract(pose, delta[None]), robust, 0.0
+        )
+
+    def cost(delta, robust=loss):
+        now = system(delta, robust)
+        return 0.5 * (now.confidence * now.loss * now.valid).sum()
+
+    zero = torch.zeros(6, dtype=torch.float64)
+    now = system(zero, loss)
+    assert now.valid.sum() > 100
+    torch.testing.assert_close(torch.autograd.functional.jacobian(cost, zero), now.gradient[0], rtol=1e-9, atol=1e-9)
+    # The Gauss-Newton matrix of a squared loss: J^T C J with J from autodiff of the residuals.
+    now = system(zero, RobustLoss("squared", 1.0))
+
+    def residuals(delta):
+        moved = se3.retract(pose, delta[None])
+        pixels, _ = camera.project(se3.transform(moved, points.xyz[None]))
+        return (sample_level(level, pixels)[0] - descriptors)[0]
+
+    jacobian = torch.autograd.functional.jacobian(residuals, zero)
+    weight = (confidences * now.valid)[0, :, None, None]
+    expected = (jacobian * weight).flatten(0, 1).mT @ jacobian.flatten(0, 1)
+    torch.testing.assert_close(now.hessian[0], expected, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("strategy", ["adaptive", "paper"])
+@pytest.mark.parametrize("dtype,tolerance", [(torch.float64, 1e-4), (torch.float32, 1e-3)])
+def test_alignment_finds_the_pose(strategy, dtype, tolerance):
+    pyramid, points, truth = scene(dtype)
+    result = align(
+        pyramid,
+        CAMERA.to(dtype),
+        points,
+        perturbed(truth).double(),
+        AlignmentOptions(strategy=strategy, iterations=60, stop_cells=1e-6),
+    )
+    translation, rotation = se3.pose_difference(result.camera_from_map, truth.double())
+    assert result.converged and translation < tolerance and rotation < tolerance
+    assert result.inliers.sum() == result.visible.sum() > 100
+    assert result.cost < 1e-6
+
+
+@pytest.mark.parametrize(
+    "model,params",
+    [
+        ("PINHOLE", [200.0, 210.0, 128.5, 96.5]),
+        ("SIMPLE_RADIAL", [200.0, 128.5, 96.5, -0.03]),
+        ("OPENCV", [200.0, 210.0, 128.5, 96.5, 0.05, -0.02, 1e-3, -2e-3]),
+        ("FULL_OPENCV", [200.0, 210.0, 128.5, 96.5, 0.05, -0.02, 1e-3, -2e-3, 0.01, 0.02, 0.01, -0.01]),
+        ("OPENCV_FISHEYE", [200.0, 210.0, 128.5, 96.5, 0.02, -0.01, 1e-3, 1e-4]),
+    ],
+)
+@pytest.mark.parametrize("kind", ["cauchy", "geman_mcclure", "squared"])
+@pytest.mark.parametrize("with_prior", ["none", "factor", "temporal"])
+def test_compiled_alignment_equals_the_tensor_one(model, params, kind, with_prior):
+    """Step by step: same poses, costs, Hessian and visible points, with confidences, a mask, points behind the camera."""
+    camera = Camera.from_colmap(model, *SIZE, params)
+    pyramid, points, truth = scene(torch.float32)
+    generator = torch.Generator().manual_seed(2)
+    pyramid = FeaturePyramid(
+        tuple(
+            FeatureLevel(
+                level.features.contiguous(memory_format=torch.channels_last),
+                0.2 + 0.8 * torch.rand(level.features[:, 0].shape, generator=generator),
+                level.stride,
+            )
+            for level in pyramid.levels
+        ),
+        SIZE,
+    )
+    xyz = points.xyz.clone()
+    xyz[:5] = -xyz[:5]
+    points = ReferencePoints(xyz, points.descriptors, tuple(torch.rand(len(points), generator=generator) for _ in range(2)))
+    mask = (torch.rand(1, len(points), generator=generator) > 0.1).expand(3, -1)
+    starts = torch.stack([perturbed(truth.double(), 0.7, seed=k) for k in range(3)])
+    prior, damping, cues = None, LearnedDamping(2), None
+    if with_prior != "none":
+        prior = PriorFactor(starts.flip(0), torch.eye(6, dtype=torch.float64).expand(3, 6, 6) * 100)
+    if with_prior == "temporal":
+        damping, cues = temporal_prior(seed=4), some_cues(3)
+    options = AlignmentOptions(iterations=6, loss=RobustLoss(kind, 0.1), stop_cells=1e-3)
+    results = [
+        align(pyramid, camera, points, starts, dataclasses.replace(options, backend=backend), damping, prior, mask, cues)
+        for backend in ("compiled", "torch")
+    ]
+    ours, reference = results
+    torch.testing.assert_close(ours.camera_from_map, reference.camera_from_map, rtol=0, atol=1e-4)
+    scale = reference.hessian.double().diagonal(dim1=-2, dim2=-1).sqrt()
+    scale = scale[:, :, None] * scale[:, None, :]
+    torch.testing.assert_close(ours.hessian / scale, reference.hessian.double() / scale, rtol=0, atol=1e-3)
+    torch.testing.assert_close(ours.cost.float(), reference.cost.float(), rtol=1e-3, atol=1e-5)
+    assert (ours.visible == reference.visible).float().mean() > 0.995
+    both = ours.visible & reference.visible
+    torch.testing.assert_close(ours.pixels[both].float(), reference.pixels[both].float(), rtol=0, atol=0.05)
+    assert [t.iterations for t in ours.trace] == [t.iterations for t in reference.trace]
+    first = [r.trace[0].costs[:, :2].float() for r in results]
+    torch.testing.assert_close(first[0], first[1], rtol=1e-4, atol=1e-6)
+
+
+def test_compiled_alignment_says_what_it_cannot_do():
+    pyramid, points, truth = scene(torch.float64)
+    with pytest.raises(InputError, match="use torch"):
+        align(pyramid, CAMERA, points, truth, AlignmentOptions(backend="compiled"))
+    with pytest.raises(InputError, match="adaptive only"):
+        AlignmentOptions(strategy="paper", backend="compiled")
+
+
+def test_a_batch_equals_its_members():
+    pyramid, points, truth = scene()
+    starts = torch.stack([perturbed(truth, seed=k) for k in range(4)])
+    options = AlignmentOptions(iterations=8, stop_cells=0.0)
+    together = align(pyramid, CAMERA, points, starts, options)
+    for k in range(4):
+        alone = align(pyramid, CAMERA, points, starts[k], options)
+        torch.testing.assert_close(together.camera_from_map[k], alone.camera_from_map, rtol=0, atol=1e-9)
+        torch.testing.assert_close(together.hessian[k], alone.hessian)
+
+
+def test_accepted_steps_never_raise_the_cost_of_one_view():
+    pyramid, points, truth = scene()
+    result = align(pyramid, CAMERA, points, perturbed(truth, 0.3))
+    for level in result.trace:
+        assert (level.costs.diff() <= 1e-12).all()
+        assert level.costs.shape[-1] == level.iterations + 1 == level.camera_from_map.shape[-3]
+
+
+def test_outliers_are_left_out():
+    pyramid, points, truth = scene()
+    descriptors = tuple(torch.where(torch.arange(len(points))[:, None] % 4 == 0, -d, d) for d in points.descriptors)
+    result = align(
+        pyramid,
+        CAMERA,
+        dataclasses.replace(points, descriptors=descriptors),
+        perturbed(truth, 0.5),
+        AlignmentOptions(iterations=40),
+    )
+    translation, rotation = se3.pose_difference(result.camera_from_map, truth)
+    assert translation < 0.01 and rotation < 0.005
+    assert not result.inliers[::4].any()
+
+
+def test_confidence_of_zero_removes_a_point():
+    pyramid, points, truth = scene()
+    wrong = torch.arange(len(points)) % 3 == 0
+    descriptors = tuple(torch.where(wrong[:, None], d.roll(7, 0), d) for d in points.descriptors)
+    confident = tuple(torch.where(wrong, 0.0, 1.0).double() for _ in descriptors)
+    result = align(
+        pyramid,
+        CAMERA,
+        ReferencePoints(points.xyz, descriptors, confident),
+        perturbed(truth),
+        AlignmentOptions(iterations=60, stop_cells=1e-6, loss=RobustLoss("squared", 1.0)),
+    )
+    assert se3.pose_difference(result.camera_from_map, truth)[0] < 1e-4
+
+
+def test_masked_points_do_not_count():
+    pyramid, points, truth = scene()
+    padded = ReferencePoints(
+        torch.cat((points.xyz, torch.full((5, 3), float("nan"), dtype=torch.float64))),
+        tuple(torch.cat((d, d[:5])) for d in points.descriptors),
+        points.confidences,
+    )
+    mask = torch.arange(len(padded))[None] < len(points)
+    a = align(pyramid, CAMERA, padded, perturbed(truth)[None], mask=mask)
+    b = align(pyramid, CAMERA, points, perturbed(truth)[None])
+    torch.testing.assert_close(a.camera_from_map, b.camera_from_map)
+    assert not a.visible[0, -5:].any()
+
+
+def test_prior_factor_holds_the_pose_where_the_image_is_blank_and_yields_where_it_speaks():
+    pyramid, points, truth = scene()
+    prior_pose = perturbed(truth, 0.2, seed=3)
+    start = perturbed(truth, 0.3, seed=4)
+    weak = PriorFactor(prior_pose, torch.eye(6, dtype=torch.float64) * 1e-3)
+    free = align(pyramid, CAMERA, points, start, AlignmentOptions(iterations=40), prior=weak)
+    assert se3.pose_difference(free.camera_from_map, truth)[0] < 1e-3
+    flat = FeaturePyramid(
+        tuple(FeatureLevel(torch.ones_like(level.features) / 8**0.5, None, level.stride) for level in pyramid.levels), SIZE
+    )
+    held = align(flat, CAMERA, points, start, AlignmentOptions(iterations=40, stop_cells=1e-6), prior=weak)
+    translation, rotation = se3.pose_difference(held.camera_from_map, prior_pose)
+    assert translation < 1e-3 and rotation < 1e-3
+
+
+def test_damping_freezes_the_directions_it_is_told_to():
+    """PixLoc's motion prior: a large factor on one degree of freedom keeps it where it was."""
+    pyramid, points, truth = scene()
+    damping = LearnedDamping(2)
+    torch.testing.assert_close(damping(0), torch.full((6,), 10**-0.5))
+    with torch.no_grad():
+        damping.theta[:, 4] = 20.0
+    offset = torch.tensor([0.0, 0.0, 0.0, 0.0, 0.02, 0.0], dtype=torch.float64)
+    start = se3.retract(truth, offset)
+    options = AlignmentOptions(strategy="paper", iterations=5)
+    frozen = align(pyramid, CAMERA, points, start, options, damping=damping).camera_from_map @ se3.inverse(start)
+    moved = align(pyramid, CAMERA, points, start, options, damping=LearnedDamping(2)).camera_from_map @ se3.inverse(start)
+    assert se3.so3_log(frozen[:3, :3])[1].abs() < 1e-4 < 0.01 < se3.so3_log(moved[:3, :3])[1].abs()
+
+
+@pytest.mark.parametrize("strategy", ["adaptive", "paper"])
+def test_untrained_temporal_prior_is_the_learned_constant(strategy):
+    """Whatever the cues: the network's last layer begins at zero, and phi = 0 takes the factor's information as it is."""
+    pyramid, points, truth = scene()
+    start, options = perturbed(truth), AlignmentOptions(strategy=strategy, iterations=5)
+    prior = PriorFactor(perturbed(truth, seed=3), torch.eye(6, dtype=torch.float64) * 50)
+    cues = MotionCues(some_cues(1).values[0], torch.eye(4, dtype=torch.float64))  # base axes that are the camera's
+    temporal = align(pyramid, CAMERA, points, start, options, TemporalPrior(2), prior, cues=cues)
+    constant = align(pyramid, CAMERA, points, start, options, LearnedDamping(2), prior)
+    torch.testing.assert_close(temporal.camera_from_map, constant.camera_from_map, rtol=0, atol=1e-9)
+
+
+def test_temporal_damping_acts_along_the_axes_of_the_base():
+    """A base that cannot slide sideways: the camera it carries, turned and off-centre, moves in all its own axes."""
+    pyramid, points, truth = scene()
+    damping = TemporalPrior(2, conditional=False)
+    with torch.no_grad():
+        damping.theta[:, 1] = 20.0
+    start = perturbed(truth, 0.3)
+    options = AlignmentOptions(strategy="paper", iterations=1)
+    cues = MotionCues(torch.zeros(14), BASE)
+    result = align(pyramid, CAMERA, points, start, options, damping, cues=cues)
+    base_from_camera = se3.inverse(BASE)
+    # map_from_base before and after, in the base's own axes
+    moved = se3.se3_log(base_from_camera @ start @ se3.inverse(result.camera_from_map) @ BASE)
+    assert moved[1].abs() < 2e-3 * moved.abs().max(), moved
+    assert (moved.abs() > 1e-4).sum() >= 5, moved
+
+
+def test_trust_multiplies_the_information_along_the_axes_of_the_base():
+    """One step on a blank image, by closed form: the normal equations are the prior's alone."""
+    pyramid, points, truth = scene()
+    flat = FeaturePyramid(pyramid.levels[:1], SIZE)
+    flat = FeaturePyramid((FeatureLevel(torch.ones_like(flat.levels[0].features) / 8**0.5, None, 16.0),), SIZE)
+    points = ReferencePoints(points.xyz, points.descriptors[:1], (None,))
+    information = torch.randn(6, 6, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    information = information @ information.mT + torch.eye(6, dtype=torch.float64)
+    start = perturbed(truth, 0.01)
+    temporal = TemporalPrior(1, conditional=False)
+    with torch.no_grad():
+        temporal.theta += 0.7
+        temporal.phi += torch.linspace(-0.3, 0.3, 6)
+    options = AlignmentOptions(strategy="paper", iterations=1, feature_variance=0.5)
+    found = align(
+        flat, CAMERA, points, start, options, temporal, PriorFactor(truth, information), cues=MotionCues(torch.zeros(14), BASE)
+    ).camera_from_map
+    damping, trust = (v[0].detach().double().numpy() for v in temporal.predict())
+    axes = se3.adjoint(BASE).numpy()
+    matrix = axes.T @ information.numpy() @ axes * np.sqrt(trust[:, None] * trust[None]) * 0.5
+    error = np.linalg.solve(axes, se3.se3_log(start @ se3.inverse(truth)).numpy())
+    step = axes @ -np.linalg.solve(matrix + np.diag(np.maximum(damping * np.diag(matrix), 1e-6)), matrix @ error)
+    torch.testing.assert_close(found, se3.retract(start, torch.from_numpy(step)), rtol=0, atol=1e-9)
+
+
+def test_the_temporal_prior_learns_from_every_cue():
+    pyramid, points, truth = scene()
+    temporal = temporal_prior(seed=7)
+    starts = torch.stack([perturbed(truth, seed=k) for k in range(2)])
+    prior = PriorFactor(starts, torch.eye(6, dtype=torch.float64).expand(2, 6, 6) * 20)
+    result = align(
+        pyramid, CAMERA, points, starts, AlignmentOptions(strategy="paper", iterations=3), temporal, prior, cues=some_cues(2)
+    )
+    sum((t.camera_from_map[:, -1] - truth).square().sum() for t in result.trace).backward()
+    for name, parameter in temporal.named_parameters():
+        assert bool(parameter.grad.isfinite().all()) and bool((parameter.grad != 0).all()), name
+
+
+def test_cues_do_not_depend_on_the_unit_of_length():
+    generator = torch.Generator().manual_seed(0)
+    motion = torch.rand(3, 6, generator=generator, dtype=torch.float64) * 0.1
+    covariance = torch.diag_embed(torch.rand(3, 6, generator=generator, dtype=torch.float64) * 1e-3)
+    seconds, inliers, depth = (torch.tensor(v, dtype=torch.float64) for v in ([0.1, 0.2, 5.0], [0.9, 0.5, 0.1], [2.0, 3.0, 4.0]))
+    feet = torch.diag(torch.tensor([3.28] * 3 + [1.0] * 3, dtype=torch.float64))
+    cues = MotionCues.of(seconds, motion, covariance, inliers, depth, BASE)
+    same = MotionCues.of(seconds, motion @ feet, feet @ covariance @ feet, inliers, depth * 3.28, BASE)
+    torch.testing.assert_close(cues.values, same.values)
+    assert bool((cues.values.abs() <= 2).all()) and len(cues.values.unique()) > 20
+
+
+def test_no_points_in_view_is_a_failure_not_a_pose():
+    pyramid, points, truth = scene()
+    behind = se3.retract(truth, torch.tensor([0, 0, -50.0, 0, 0, 0], dtype=torch.float64))
+    result = align(pyramid, CAMERA, points, behind)
+    assert not result.converged and result.reason == "points"
+    torch.testing.assert_close(result.camera_from_map, behind)
+
+
+def test_features_that_are_not_numbers_are_a_failure_not_a_pose():
+    pyramid, points, truth = scene()
+    broken = FeaturePyramid(
+        tuple(FeatureLevel(level.features * float("nan"), None, level.stride) for level in pyramid.levels), SIZE
+    )
+    for strategy in ("adaptive", "paper"):
+        result = align(broken, CAMERA, points, truth, AlignmentOptions(strategy=strategy))
+        assert not result.converged or torch.equal(result.camera_from_map, truth)
+        assert not result.inliers.any()
+
+
+@pytest.mark.parametrize("backend", ["torch", "compiled"])
+def test_a_fine_level_that_recognises_nothing_does_not_move_the_pose(backend):
+    """As under motion blur: the coarse level's pose, Hessian and inliers stand; other poses of the batch are untouched."""
+    pyramid, points, truth = scene(torch.float32)
+    noise = torch.randn(points.descriptors[1].shape, generator=torch.Generator().manual_seed(0))
+    noise = torch.nn.functional.normalize(noise, dim=-1)
+    descriptors = torch.stack((points.descriptors[1], noise))
+    both = ReferencePoints(points.xyz.expand(2, -1, -1), (points.descriptors[0].expand(2, -1, -1), descriptors), (None, None))
+    start = perturbed(truth.double(), 0.5).expand(2, 4, 4)
+    result = align(pyramid, CAMERA.to(torch.float32), both, start, AlignmentOptions(iterations=40, backend=backend))
+    coarse_end = result.trace[0].camera_from_map[:, -1]
+    torch.testing.assert_close(result.camera_from_map[1], coarse_end[1])
+    assert not torch.allclose(result.camera_from_map[0], coarse_end[0], atol=1e-6)
+    assert result.inliers.float().mean() > 0.9
+    translation, _ = se3.pose_difference(result.camera_from_map, truth.double().expand(2, 4, 4))
+    assert translation[0] < 1e-3 and translation[1] < 0.02
+
+
+def test_level_count_must_agree():
+    pyramid, points, truth = scene()
+    with pytest.raises(InputError, match="same network"):
+        align(FeaturePyramid(pyramid.levels[:1], SIZE), CAMERA, points, truth)
+
+
+def test_unrolled_alignment_is_differentiable():
+    """Gradients of the final pose through the whole fixed-damping optimizer, against numeric differences."""
+    pyramid, points, truth = scene(points=30)
+    start = perturbed(truth, 0.3)
+    damping = LearnedDamping(2).double()
+    options = AlignmentOptions(strategy="paper", iterations=3, loss=RobustLoss("cauchy", 0.01))
+
+    def final(coarse, fine, descriptors, theta):
+        damped = LearnedDamping(2).double()
+        del damped.theta
+        damped.theta = theta
+        levels = tuple(FeatureLevel(f, None, level.stride) for f, level in zip((coarse, fine), pyramid.levels))
+        changed = dataclasses.replace(points, descriptors=(points.descriptors[0], descriptors))
+        return align(FeaturePyramid(levels, SIZE), CAMERA, changed, start, options, damped).camera_from_map
+
+    inputs = [pyramid.levels[0].features, pyramid.levels[1].features, points.descriptors[1], damping.theta]
+    leaves = [tensor.detach().clone().requires_grad_() for tensor in inputs]
+    weights = torch.randn(4, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    analytic = torch.autograd.grad((final(*leaves) * weights).sum(), leaves[1:])
+    generator = torch.Generator().manual_seed(1)
+    for k, slope in enumerate(analytic, start=1):
+        direction = torch.randn(leaves[k].shape, dtype=torch.float64, generator=generator)
+        if k == 3:
+            direction[0] = 0  # the pose is cut from the graph between levels, so the coarse damping gets no gradient here
+        step = 1e-6
+        values = []
+        for sign in (1, -1):
+            moved = [leaf.detach() + (sign * step * direction if i == k else 0) for i, leaf in enumerate(leaves)]
+            values.append((final(*moved) * weights).sum())
+        numeric = (values[0] - values[1]) / (2 * step)
+        assert numeric.abs() > 1e-9
+        torch.testing.assert_close((slope * direction).sum(), numeric.detach(), rtol=1e-5, atol=1e-9)
+
+
+class NoWaiting(TorchDispatchMode):
+    """Fails where the host would wait for a device: to read a value, to learn a shape, to copy numbers over."""
+
+    WAITING = ("_local_scalar_dense", "is_nonzero", "equal", "nonzero", "masked_select", "lift_fresh", "unique", "_to_cpu")
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        name = function.name().split("::")[1].split(".")[0]
+        assert not any(name.startswith(waiting) for waiting in self.WAITING), name
+        if name == "_to_copy":
+            assert kwargs.get("device") in (None, args[0].device), "a copy between devices"
+        if name in ("index", "index_put_"):
+            assert all(index is None or index.dtype != torch.bool for index in args[1]), "a shape that values decide"
+        return function(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize(
+    "waits", [lambda x: bool(x.any()), lambda x: x[x > 0], lambda x: x.new_tensor((1.0, 2.0)), lambda x: x[0].item()]
+)
+def test_waiting_for_a_device_is_noticed(waits):
+    with pytest.raises(AssertionError), NoWaiting():
+        waits(torch.ones(3))
+
+
+@pytest.mark.parametrize("strategy", ["adaptive", "paper"])
+@pytest.mark.parametrize("model", ["pinhole", "plumb_bob", "equidistant"])
+def test_no_iteration_waits_for_the_device(strategy, model):
+    """On torch's device without data, where reading a value is an error; what is read at the end is read outside."""
+    pyramid, points, truth = scene(torch.float32)
+    damping, prior = TemporalPrior(2), PriorFactor(truth[None].double(), torch.eye(6).double()[None])
+    params = [200.0, 210.0, 128.0, 96.0] + {"pinhole": [], "plumb_bob": [0.01] * 5, "equidistant": [0.01] * 4}[model]
+    camera = Camera(model, *SIZE, torch.tensor(params)).to("meta")
+
+    def away(*tensors):
+        return [tensor.to("meta") for tensor in tensors]
+
+    pyramid = FeaturePyramid(
+        tuple(FeatureLevel(*away(level.features, level.features[:, 0]), level.stride) for level in pyramid.levels), SIZE
+    )
+    points = ReferencePoints(points.xyz[None].to("meta"), tuple(away(*points.descriptors)), tuple(away(*torch.ones(2, 1, 120))))
+    with torch.no_grad():
+        damping, prior = damping.to("meta"), PriorFactor(*away(prior.camera_from_map, prior.information))
+        learned = optimizer._learned(damping, prior, None, 2, torch.device("meta"))
+        options, starts = AlignmentOptions(strategy=strategy), torch.eye(4, device="meta").repeat(3, 1, 1)
+        with NoWaiting():
+            end, _, finished, traces = optimizer._run_levels(
+                pyramid, camera, points, starts, options, *learned, torch.ones(1, 120, dtype=torch.bool, device="meta")
+            )
+    assert end.camera_from_map.shape == (3, 4, 4) and finished.shape == (3,)
+    assert [trace.costs.shape for trace in traces] == [(3, options.iterations + 1)] * 2
+
+
+@pytest.mark.parametrize("strategy", ["adaptive", "paper"])
+def test_iterations_after_the_last_pose_stopped_change_nothing(strategy, monkeypatch):
+    """As happens on a GPU, whose word that all have stopped comes late."""
+    pyramid, points, truth = scene()
+    starts = torch.stack([perturbed(truth, scale, seed) for scale, seed in ((1, 0), (0.1, 1), (0.5, 2))])
+    starts[1, 2, 3] -= 100  # sees nothing
+    options = AlignmentOptions(strategy=strategy, backend="torch")
+    with torch.no_grad():
+        expected = align(pyramid, CAMERA, points, starts, options)
+        monkeypatch.setattr(optimizer, "_Stop", lambda: lambda moving: False)
+        late = align(pyramid, CAMERA, points, starts, options)
+    assert late.reason == expected.reason and late.converged.tolist() == expected.converged.tolist() == [True, False, True]
+    torch.testing.assert_close(late.camera_from_map, expected.camera_from_map, atol=1e-12, rtol=0)
+    for one, other in zip(late.trace, expected.trace):
+        assert one.iterations == other.iterations < options.iterations
+        torch.testing.assert_close(one.costs, other.costs)
+
+
+def test_everything_goes_to_a_device_at_once():
+    pyramid, points, truth = scene()
+    moved = to_device((pyramid, CAMERA, points, PriorFactor(truth, truth), None), torch.device("meta"))
+    assert moved[0].levels[1].features.is_meta and moved[0].levels[1].confidence is None and moved[0].image_size == SIZE
+    assert moved[1].params.is_meta and moved[1].limit.is_meta and moved[2].descriptors[0].is_meta and moved[3].information.is_meta
+    assert moved[4] is None and not points.xyz.is_meta

@@ -1,0 +1,175 @@
+# Copyright the pixloc_ros authors. SPDX-License-Identifier: Apache-2.0
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+
+from pixloc_ros import __version__
+from pixloc_ros.cli import main as cli
+from pixloc_ros.errors import InputError
+from pixloc_ros.io.trajectory import Trajectory, write_tum
+
+
+def call(capsys, *arguments) -> tuple[int, str, str]:
+    try:
+        code = cli.main([str(a) for a in arguments])
+    except SystemExit as stop:
+        code = stop.code
+    captured = capsys.readouterr()
+    return code, captured.out, captured.err
+
+
+@pytest.fixture
+def tracks(tmp_path):
+    pose = torch.eye(4, dtype=torch.float64).repeat(5, 1, 1)
+    pose[:, 0, 3] = torch.arange(5.0)
+    stamps = np.arange(5, dtype=np.int64) * 10**9
+    write_tum(tmp_path / "a.tum", Trajectory(stamps, pose))
+    pose = pose.clone()
+    pose[:, 1, 3] = 0.02
+    write_tum(tmp_path / "b.tum", Trajectory(stamps[:4], pose[:4]))
+    return tmp_path
+
+
+def test_help_of_every_verb_has_an_example(capsys):
+    code, out, _ = call(capsys, "--help")
+    assert code == 0
+    for verb in cli.VERBS:
+        assert verb in out
+        code, text, _ = call(capsys, verb, "--help")
+        assert code == 0 and f"pixloc {verb}" in text and "example" in text, verb
+
+
+def test_version(capsys):
+    assert call(capsys, "--version")[:2] == (0, f"pixloc {__version__}\n")
+
+
+def test_help_is_quick():
+    """Nothing heavy is imported to say what the arguments are."""
+    code = (
+        "import sys; from pixloc_ros.cli.main import build_parser; build_parser(); "
+        "print([m for m in ('torch', 'cv2', 'rclpy', 'matplotlib', 'scipy', 'numpy') if m in sys.modules])"
+    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert result.stdout.strip() == "[]"
+
+
+def test_runs_as_a_module():
+    result = subprocess.run([sys.executable, "-m", "pixloc_ros.cli.main", "--version"], capture_output=True, text=True)
+    assert result.returncode == 0 and __version__ in result.stdout
+
+
+def test_usage_errors(capsys):
+    assert call(capsys)[0] == 2
+    assert call(capsys, "fly")[0] == 2
+
+
+def test_evaluate(capsys, tracks):
+    code, out, _ = call(capsys, "evaluate", "--truth", tracks / "a.tum", tracks / "b.tum")
+    assert code == 0 and "4 (80.0 %)" in out
+    code, out, _ = call(
+        capsys,
+        "evaluate",
+        "--truth",
+        tracks / "a.tum",
+        tracks / "b.tum",
+        f"perfect={tracks / 'a.tum'}",
+        "--json",
+        "-o",
+        tracks / "out",
+    )
+    content = json.loads(out)
+    first, second = content["runs"]
+    assert (first["name"], second["name"]) == ("b", "perfect") and content["notes"] == []
+    assert first["translation_error_median_m"] == pytest.approx(0.02) and first["recall"]["0.05m_1deg"] == 0.8
+    assert first["completion"] == 0.8 and first["losses"] == 1 and first["losses_not_recovered"] == 1
+    assert second["translation_error_max_m"] == 0 and second["recall"]["0.05m_1deg"] == 1
+    assert {p.name for p in (tracks / "out").iterdir()} == {"evaluation.json", "report.html"}
+    assert json.loads((tracks / "out" / "evaluation.json").read_text()) == content
+    assert "perfect" in (tracks / "out" / "report.html").read_text()
+
+
+def test_input_errors_are_one_line_and_code_2(capsys, tracks):
+    (tracks / "bad.tum").write_text("0 1 2\n")
+    for arguments, text in (
+        ((tracks / "none.tum",), "No such file"),
+        ((tracks / "bad.tum",), "bad.tum:1"),
+        ((tracks / "b.tum", "--step", "0"), "--step 0 must be a positive length"),
+        ((tracks / "b.tum", "--step", "1.5poses"), "--step 1.5poses"),
+        ((tracks / "b.tum", "--tolerance", "nan"), "--tolerance"),
+        ((tracks / "b.tum", "--truth-topic", "/gt"), "--truth-topic is of a bag"),
+        ((f"x={tracks / 'a.tum'}", f"x={tracks / 'b.tum'}"), "two runs are called 'x'"),
+    ):
+        code, out, err = call(capsys, "evaluate", "--truth", tracks / "a.tum", *arguments)
+        assert code == 2 and out == "", arguments
+        assert err.startswith("pixloc: error: ") and err.count("\n") == 1 and text in err
+    code, _, err = call(capsys, "evaluate", tracks / "a.tum")
+    assert code == 2 and "give --truth" in err
+
+
+def test_bad_input_of_localize(capsys, tmp_path):
+    (tmp_path / "cameras.txt").write_text("a.jpg PINHOLE 64 64 50 50 32 32\n")
+    arguments = [
+        "localize",
+        "--map",
+        tmp_path / "m.pixmap",
+        "--images",
+        tmp_path,
+        "--cameras",
+        tmp_path / "cameras.txt",
+        "-o",
+        tmp_path / "out.txt",
+    ]
+    code, _, err = call(capsys, *arguments)
+    assert code == 2 and "1 of 1 images are not in" in err
+    (tmp_path / "a.jpg").write_bytes(b"x")
+    assert "m.pixmap" in call(capsys, *arguments)[2]
+    (tmp_path / "m.pixmap").write_bytes(b"foreign" * 100)
+    code, _, err = call(capsys, *arguments)
+    assert code == 2 and "m.pixmap" in err and err.count("\n") == 1
+    (tmp_path / "cameras.txt").write_text("# comment\na.jpg PINHOLE 64 64 50 50 32\n")
+    assert "cameras.txt:2: COLMAP camera model PINHOLE takes 4 numbers" in call(capsys, *arguments)[2]
+    (tmp_path / "cameras.txt").write_text("a.jpg WIDE 64 64 50 50 32 32\n")
+    assert "WIDE" in call(capsys, *arguments)[2]
+    (tmp_path / "cameras.txt").write_text("a.jpg PINHOLE 64 64 50 50 32 32\n" * 2)
+    assert "second camera" in call(capsys, *arguments)[2]
+    assert not (tmp_path / "out.txt").exists()
+
+
+@pytest.mark.parametrize("verb", ["track", "replay"])
+def test_bad_input_of_track_and_replay(capsys, tmp_path, verb):
+    arguments = [verb, "--map", tmp_path / "m.pixmap", tmp_path / "bag", "-o", tmp_path / "out"]
+    for extra, text in (
+        (("--base-from-camera", *"000000x"), "not all numbers"),
+        (("--initial-pose", *"0000000"), "quaternion has length 0"),
+        (("--initial-pose", "nan", *"000001"), "NaN"),
+        (("--skip-map-frames", "1"), "--skip-map-frames"),
+    ):
+        code, _, err = call(capsys, *arguments, *extra)
+        assert code == 2 and text in err and err.count("\n") == 1
+
+
+def test_track_writes_a_folder(capsys, tmp_path):
+    code, _, err = call(capsys, "track", "--map", "m.pixmap", "bag", "-o", tmp_path / "poses.tum")
+    assert code == 2 and "give a folder" in err
+
+
+def test_bad_input_of_demo(capsys, tmp_path):
+    code, _, err = call(capsys, "demo", "--data", tmp_path, "-o", tmp_path / "out")
+    assert code == 2 and "has no folder map and no images and no drive" in err
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "text"),
+    [(InputError("two\nlines"), 2, "pixloc: error: two lines\n"), (KeyboardInterrupt(), 130, "interrupted")],
+)
+def test_exceptions_become_exit_codes(capsys, monkeypatch, error, code, text):
+    def fail(_):
+        raise error
+
+    monkeypatch.setattr("pixloc_ros.cli.evaluate.run", fail)
+    result = call(capsys, "evaluate", "--truth", "a", "b")
+    assert result[0] == code and text in result[2]

@@ -1,0 +1,204 @@
+# Copyright the pixloc_ros authors. SPDX-License-Identifier: Apache-2.0
+"""The commands one after the other, on a small simulated world, with the real network and the live node."""
+
+import json
+
+import cv2
+import numpy as np
+import pytest
+from node_harness import isolate
+
+from pixloc_ros.cli.main import main
+from pixloc_ros.io.trajectory import read_benchmark_poses, read_tum
+from pixloc_sim.recordings import SimulationOptions, simulate
+
+RUN = ("run.json", "poses.tum", "truth.tum", "odometry.tum")
+
+
+def pixloc(*arguments) -> int:
+    return main([str(argument) for argument in arguments])
+
+
+@pytest.fixture(scope="module")
+def scene(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("commands") / "scene"
+    simulate(folder, SimulationOptions(seconds=2.0, rate_hz=6.0, width=320, height=240, texel=0.02))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def site(scene):
+    path = scene.parent / "site.pixmap"
+    assert pixloc("map", "colmap", "--model", scene / "map", "--images", scene / "images", "-o", path) == 0
+    return path
+
+
+def model_poses(scene) -> dict[str, list[str]]:
+    lines = [line.split() for line in (scene / "map" / "images.txt").read_text().splitlines() if not line.startswith("#")]
+    return {words[9]: words[1:8] for words in lines[::2]}
+
+
+def test_localize_finds_the_maps_own_images(scene, site, tmp_path, capsys):
+    poses = model_poses(scene)
+    names = sorted(poses)[:4]
+    camera = json.loads((scene / "simulation.json").read_text())["camera"]
+    (tmp_path / "cameras.txt").write_text("".join(f"{name} {camera}\n" for name in sorted(poses)))
+    (tmp_path / "priors.txt").write_text(f"{names[0]} {' '.join(poses[names[0]])}\n")
+    (scene / "images" / "list.txt").write_text("\n".join(names))
+    code = pixloc(
+        "localize",
+        "--map",
+        site,
+        "--images",
+        scene / "images" / "list.txt",
+        "--cameras",
+        tmp_path / "cameras.txt",
+        "--prior",
+        tmp_path / "priors.txt",
+        "-o",
+        tmp_path / "out.txt",
+        "--json",
+        tmp_path / "stats.json",
+    )
+    assert code == 0 and "4 of 4 images localized" in capsys.readouterr().out
+    found = read_benchmark_poses(tmp_path / "out.txt")
+    assert list(found) == names
+    for name in names:
+        assert np.linalg.norm(found[name][:3, 3].numpy() - np.array(poses[name][4:], float)) < 0.02
+    stats = json.loads((tmp_path / "stats.json").read_text())
+    assert stats["localized"] == 4 and stats["priors"] == {"given": 1, "retrieval": 3}
+    assert stats["frame_ms_p50"] > 0 and [entry["name"] for entry in stats["per_image"]] == names
+
+
+def test_localize_counts_what_it_cannot_use(scene, site, tmp_path, capsys):
+    images = tmp_path / "images"
+    images.mkdir()
+    name = sorted(model_poses(scene))[0]
+    (images / "good.jpg").write_bytes((scene / "images" / name).read_bytes())
+    (images / "broken.jpg").write_bytes(b"not an image")
+    cv2.imwrite(str(images / "small.jpg"), np.zeros((100, 100), np.uint8))
+    camera = json.loads((scene / "simulation.json").read_text())["camera"]
+    (tmp_path / "c.txt").write_text("".join(f"{n}.jpg {camera}\n" for n in ("broken", "good", "small")))
+    code = pixloc("localize", "--map", site, "--images", images, "--cameras", tmp_path / "c.txt", "-o", tmp_path / "out.txt")
+    out = capsys.readouterr().out
+    assert code == 0 and "1 of 3 images localized" in out
+    assert "not a readable image" in out and "100x100" in out
+    assert list(read_benchmark_poses(tmp_path / "out.txt")) == ["good.jpg"]
+
+
+def test_track_finds_its_own_start(scene, site, tmp_path, capsys):
+    assert pixloc("track", "--map", site, scene / "drive", "-o", tmp_path / "run", "--cold-start", "--no-report") == 0
+    stats = json.loads((tmp_path / "run" / "summary.json").read_text())
+    assert stats["states"]["INITIALIZING"] == 2 and stats["tracked_frames"] == stats["frames"] - 2
+    assert stats["time_to_first_pose_s"] == pytest.approx(2 / 6, abs=0.01)
+    assert stats["translation_error_max_m"] < 0.1 and stats["false_tracked_frames"] == 0
+    code = pixloc(
+        "track", "--map", site, scene / "drive", "-o", tmp_path / "p", "--cold-start", "--initial-pose", 0, 0, 0, 0, 0, 0, 1
+    )
+    assert code == 2 and "--cold-start" in capsys.readouterr().err
+
+
+def test_track_writes_run_figures_and_page(scene, site, tmp_path, capsys):
+    output = tmp_path / "run"
+    assert pixloc("track", "--map", site, scene / "drive", "-o", output) == 0
+    out = capsys.readouterr().out
+    assert "state TRACKING" in out and str(output / "report.html") in out
+    assert {p.name for p in output.iterdir()} == {*RUN, "summary.json", "report.html"}
+    stats = json.loads((output / "summary.json").read_text())
+    assert stats["tracked_fraction"] > 0.9 and stats["translation_error_median_m"] < 0.05
+    assert {"frames", "frame_ms_p50", "frame_ms_p99", "odometry_error_median_m", "nees_mean", "real_time_factor"} <= stats.keys()
+    assert stats["cpu_s"] > 0 and stats["memory_peak_mib"] > 100
+    assert len(read_tum(output / "poses.tum")) == stats["published_frames"]
+    page = (output / "report.html").read_text()
+    assert page.count("data:image/jpeg") == 6 and "</html>" in page
+    # Scored again from its folder, and against the truth of other sources: the same figures.
+    for arguments in (
+        (output,),
+        (output, "--truth", scene / "drive"),
+        (output, "--truth", scene / "drive_truth.tum"),
+        (output / "poses.tum", "--truth", scene / "drive"),
+    ):
+        assert pixloc("evaluate", *arguments, "--json") == 0
+        again = json.loads(capsys.readouterr().out)["runs"][0]
+        assert again["frames"] == stats["frames"] and again["completion"] == stats["completion"]
+        for key in (
+            "translation_error_median_m",
+            "rotation_error_rmse_deg",
+            "aligned_translation_error_rmse_m",
+            "relative_translation_error_rmse_m",
+        ):
+            assert again[key] == pytest.approx(stats[key], abs=1e-6), (arguments, key)
+        if arguments[0] == output:
+            assert again["nees_mean"] == pytest.approx(stats["nees_mean"], rel=1e-3)
+            assert again["odometry_error_median_m"] == pytest.approx(stats["odometry_error_median_m"], abs=1e-6)
+            assert again["frame_ms_p95"] == pytest.approx(stats["frame_ms_p95"], abs=1e-3)
+            assert {key: again[key] for key in ("states", "messages", "cpu_s")} == {
+                key: stats[key] for key in ("states", "messages", "cpu_s")
+            }
+
+
+def test_demo_through_the_live_node(scene, tmp_path, capsys):
+    isolate()
+    output = tmp_path / "demo"
+    code = pixloc("demo", "--data", scene, "-o", output, "--all-frames", "--rate", "0.7")
+    out = capsys.readouterr().out
+    summary = json.loads((output / "summary.json").read_text())
+    assert code == 0 and summary["problems"] == [], summary["problems"]
+    assert {
+        "frames",
+        "tracked_fraction",
+        "translation_error_median_m",
+        "translation_error_p95_m",
+        "rotation_error_median_deg",
+        "rotation_error_p95_deg",
+        "odometry_error_median_m",
+        "latency_p50_ms",
+        "latency_p95_ms",
+    } <= summary.keys()
+    assert summary["tracked_fraction"] > 0.9 and summary["unreported_frames"] == 0
+    assert "odometry alone" in out and str(output / "index.html") in out
+    assert summary["cpu_s"] > 0 and summary["age_p95_ms"] > 0 and summary["dropped_frames"] == 0
+    assert {p.name for p in output.iterdir()} == {
+        *RUN,
+        "index.html",
+        "summary.json",
+        "recording.jsonl",
+        "node.log",
+        "scene.pixmap",
+    }
+
+
+def test_replay_says_in_one_line_that_the_map_is_unfit(scene, tmp_path, capsys):
+    (tmp_path / "broken.pixmap").write_bytes(b"\0" * 1000)
+    assert pixloc("replay", "--map", tmp_path / "broken.pixmap", scene / "drive", "-o", tmp_path / "out") == 2
+    err = capsys.readouterr().err
+    assert err.count("\n") == 1 and "broken.pixmap" in err
+
+
+def test_images_of_another_place_are_doubtful_and_small_ones_refused(scene, site, tmp_path, capsys):
+    """None may pass for localized: noise that aligns with nothing, with and without a prior, and a stamp-sized picture."""
+    rng = np.random.default_rng(0)
+    cv2.imwrite(str(tmp_path / "noise.png"), cv2.GaussianBlur(rng.integers(0, 255, (240, 320), np.uint8), (0, 0), 2))
+    cv2.imwrite(str(tmp_path / "tiny.png"), rng.integers(0, 255, (40, 50), np.uint8))
+    (tmp_path / "c.txt").write_text("noise.png PINHOLE 320 240 250 250 160 120\ntiny.png PINHOLE 50 40 40 40 25 20\n")
+    code = pixloc("localize", "--map", site, "--images", tmp_path, "--cameras", tmp_path / "c.txt", "-o", tmp_path / "out.txt")
+    out = capsys.readouterr().out
+    assert code == 1 and "0 of 2 images localized" in out
+    assert ("1 doubtful" in out or "1 failed: nothing in the map looks like it" in out) and "the image is 50x40" in out
+    pose = next(iter(model_poses(scene).values()))
+    (tmp_path / "prior.txt").write_text(f"noise.png {' '.join(pose)}\n")
+    code = pixloc(
+        "localize",
+        "--map",
+        site,
+        "--images",
+        tmp_path,
+        "--cameras",
+        tmp_path / "c.txt",
+        "-o",
+        tmp_path / "out.txt",
+        "--prior",
+        tmp_path / "prior.txt",
+    )
+    out = capsys.readouterr().out
+    assert code == 1 and "0 of 2 images localized" in out and "1 doubtful" in out

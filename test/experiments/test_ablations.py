@@ -1,0 +1,168 @@
+# Copyright the pixloc_ros authors. SPDX-License-Identifier: Apache-2.0
+"""The ablations' bookkeeping: cells that are kept, rows without weights, tables; and one cell measured for real."""
+
+import argparse
+import json
+import math
+import sys
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from mapping_helpers import look_at, pinhole, plane_view, texture
+
+from pixloc_ros.errors import InputError
+from pixloc_ros.geometry import se3
+from pixloc_ros.io.trajectory import Trajectory, write_benchmark_poses, write_tum
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "experiments"))
+import ablations  # noqa: E402  (a script, not a module of the package)
+
+ROW = {row.name: row for group in ablations.GROUPS.values() for row in group}
+CAMERA = pinhole(320, 240, 260.0)
+
+
+@pytest.fixture
+def data(tmp_path):
+    """A scene of a textured plane as the shared data has it, and what the harness would export of it."""
+    scene, picture = tmp_path / "data" / "plane", texture()
+    export = tmp_path / "out" / "export" / "plane"
+    for folder in (scene / "images", scene / "map", scene / "queries", *(export / v for v in ("clean", "blur"))):
+        folder.mkdir(parents=True)
+    line = f"PINHOLE 320 240 {' '.join(f'{v:.6f}' for v in (260, 260, 160, 120))}"
+    poses = [look_at((x, -1.2, 2.0), (x, 0.0, 0.0)) for x in (-0.6, 0.0, 0.6)]
+    views = [plane_view(pose, CAMERA, picture) for pose in poses]
+    corners = cv2.goodFeaturesToTrack(views[1][0], 200, 0.01, 8)[:, 0].astype(float)
+    rays, _ = CAMERA.unproject(torch.from_numpy(corners))
+    depth = torch.from_numpy(views[1][1][corners[:, 1].astype(int), corners[:, 0].astype(int)])
+    xyz = se3.transform(poses[1], rays / rays[:, 2:] * depth[:, None])
+    tracks, images = [""] * len(xyz), ""
+    for k, (pose, (image, _)) in enumerate(zip(poses, views)):
+        cv2.imwrite(str(scene / "images" / f"{k}.png"), image)
+        pixels, valid = CAMERA.project(se3.transform(se3.inverse(pose), xyz))
+        seen = torch.nonzero(valid & CAMERA.in_image(pixels))[:, 0].tolist()
+        for j, point in enumerate(seen):
+            tracks[point] += f" {k + 1} {j}"
+        images += f"{k + 1} {_quaternion(se3.inverse(pose))} 1 {k}.png\n"
+        images += " ".join(f"{float(pixels[p, 0]) + 0.5} {float(pixels[p, 1]) + 0.5} {p + 1}" for p in seen) + "\n"
+    (scene / "map" / "cameras.txt").write_text(f"1 {line}\n")
+    (scene / "map" / "images.txt").write_text(images)
+    (scene / "map" / "points3D.txt").write_text(
+        "".join(f"{n} {x} {y} {z} 0 0 0 0.1{track}\n" for n, ((x, y, z), track) in enumerate(zip(xyz.tolist(), tracks), 1))
+    )
+    truth = [look_at((x, -1.15, 2.0), (x, 0.02, 0.0)) for x in (-0.3, 0.35)]
+    for k, pose in enumerate(truth):
+        image, _ = plane_view(pose, CAMERA, picture)
+        cv2.imwrite(str(export / "clean" / f"q{k}.png"), image)
+        cv2.imwrite(str(export / "blur" / f"q{k}.png"), cv2.blur(image, (5, 5)))
+    for variant in ("clean", "blur"):
+        (export / variant / "camera.txt").write_text(line + "\n")
+    (export / "lists.json").write_text(json.dumps({"queries": [{"name": f"q{k}.jpg"} for k in range(2)]}))
+    write_tum(export / "truth.txt", Trajectory.from_poses(list(enumerate(truth))))
+    for level, size in enumerate((0.02, 0.05, 0.1)):
+        wrong = se3.se3_exp(torch.tensor([size, -size, 0, 0, size, 0], dtype=torch.float64))
+        write_tum(export / f"prior_{level}.txt", Trajectory.from_poses([(k, pose @ wrong) for k, pose in enumerate(truth)]))
+    write_benchmark_poses(scene / "queries" / "truth.txt", {f"q{k}.jpg": se3.inverse(pose) for k, pose in enumerate(truth)})
+    (scene / "queries" / "scale.json").write_text(json.dumps({"q0.jpg": 2.3, "q1.jpg": 2.3}))
+    (scene / "cameras.json").write_text(json.dumps({"scale": "metres"}))
+    return tmp_path
+
+
+def _quaternion(camera_from_map):
+    x, y, z, w = se3.quaternion_from_rotation(camera_from_map[:3, :3]).tolist()
+    return " ".join(f"{v:.12g}" for v in (w, x, y, z, *camera_from_map[:3, 3].tolist()))
+
+
+def run(data, monkeypatch, capsys, *arguments):
+    monkeypatch.setattr(
+        sys, "argv", ["ablations", str(data / "data"), "-o", str(data / "out"), "--scenes", "plane", *map(str, arguments)]
+    )
+    code = ablations.main()
+    captured = capsys.readouterr()
+    return code, captured.out, captured.err
+
+
+def test_cells_are_measured_once_and_written_into_the_tables(data, monkeypatch, capsys):
+    document = data / "results.md"
+    document.write_text("before\n<!-- ablations parts: begin -->\nold\n<!-- ablations parts: end -->\nafter\n")
+    call = ("--group", "parts", "--rows", "intensity", "--columns", "small", "blurred", "basin", "--basin-queries", "1")
+    code, out, err = run(data, monkeypatch, capsys, *call, "--docs", document)
+    assert code == 0 and "intensity: small, blurred, basin" in err
+    cell = json.loads((data / "out" / "cells" / "plane" / "intensity" / "small.json").read_text())
+    assert len(cell["errors"]) == 2 and all(error[0] < 0.5 and error[2] < 0.01 for error in cell["errors"])
+    text = document.read_text()
+    assert text.startswith("before\n") and text.endswith("after\n") and "old" not in text
+    assert "| raw intensities" in text and "/ 100 |" in text and text.count("| – ") >= 4
+    assert (data / "out" / "basin_plane.png").is_file()
+    # Nothing is left to do; another setting would be.
+    assert "intensity" not in run(data, monkeypatch, capsys, *call)[2]
+    (data / "out" / "cells" / "plane" / "intensity" / "blurred.json").unlink()
+    assert "intensity: blurred\n" in run(data, monkeypatch, capsys, *call)[2]
+    changed = ablations.Row("intensity", "x", "intensity", ablations._loss("squared", 0.1))
+    monkeypatch.setitem(ablations.GROUPS, "parts", (changed,))
+    assert "intensity: small, blurred, basin\n" in run(data, monkeypatch, capsys, *call)[2]
+
+
+def test_rows_without_weights_are_skipped_with_a_word(data, monkeypatch, capsys):
+    monkeypatch.setattr(ablations, "load_weights", lambda path: ({}, {}))
+    code, out, err = run(data, monkeypatch, capsys, "--group", "parts", "--rows", "trained", "--columns", "small")
+    assert code == 0 and "trained: skipped, no trained weights: give --trained" in err
+    with pytest.raises(InputError, match="no row 'nonsense'"):
+        run(data, monkeypatch, capsys, "--rows", "nonsense")
+
+
+def test_rivals_stand_beside_and_must_have_the_same_queries(data, monkeypatch, capsys):
+    summary = {"n": 2, "recall": [0, 0.5, 1], "med_deg": 0.1234, "med_trans": 0.0567, "med_rel": 0.02}
+    result = {"peers": {"klt": {"summary": {"clean@0": summary}}, "pixloc_ros": {"summary": {"clean@0": summary}}}}
+    (data / "out" / "plane.json").write_text(json.dumps(result))
+    scene = ablations.Scene(data / "data" / "plane", argparse.Namespace(rivals=data / "out", output=data / "out"))
+    assert set(ablations.rival_rows(scene, data / "out")) == {"klt"}
+    call = ("--group", "parts", "--rows", "intensity", "--columns", "small", "--rivals", data / "out")
+    out = run(data, monkeypatch, capsys, *call)[1]
+    assert "| *klt* | 0.123 / 5.67 / 50 |" in out
+    result["peers"]["klt"]["summary"]["clean@0"]["n"] = 3
+    (data / "out" / "plane.json").write_text(json.dumps(result))
+    with pytest.raises(InputError, match="same --max-queries"):
+        run(data, monkeypatch, capsys, *call)
+
+
+def test_a_missing_pose_is_infinitely_wrong():
+    found = ablations.summarize([[0.1, 0.01, 0.001], None, [0.3, 0.03, 0.02]])
+    assert found["within"] == pytest.approx(1 / 3) and found["median_deg"] == pytest.approx(0.3)
+    assert ablations.summarize([[0.1, 0.01, 0.001], None])["median_deg"] is None
+    assert ablations.robustness(ablations.summarize([None]), True) == "0 (lost / lost)"
+
+
+def test_a_cell_from_before_a_setting_existed_counts_as_measured_with_its_default(tmp_path):
+    settings = ablations.flat({"options": {"max_points": 1024, "new": {"choice": 0.5}}, "patches": False, "column": "small"})
+    assert settings == {"options.max_points": "1024", "options.new.choice": "0.5", "patches": "False", "column": "small"}
+    row, path = ablations.Row("", "", ""), tmp_path / "cell.json"
+    now = ablations.flat(ablations.dataclasses.asdict(row))
+    path.write_text(json.dumps({"settings": {k: v for k, v in now.items() if k != "options.max_points"}}))
+    assert ablations.read_cell(path, now) is not None
+    assert ablations.read_cell(path, {**now, "options.max_points": "512"}) is None
+    path.write_text(json.dumps({"settings": {**now, "options.max_points": "512"}}))
+    assert ablations.read_cell(path, now) is None and ablations.read_cell(tmp_path / "none.json", now) is None
+
+
+def test_markers_must_be_there_once():
+    with pytest.raises(InputError, match="begin"):
+        ablations.between_markers("text", "ablations parts", "table")
+    with pytest.raises(InputError, match="begin"):
+        ablations.between_markers("<!-- x: end --> <!-- x: begin -->", "x", "table")
+
+
+def test_the_prior_factor_has_the_covariance_of_the_priors():
+    """A fixed distance in a random direction: a third of its square along each axis."""
+    rng = np.random.default_rng(0)
+    shifts = rng.standard_normal((20000, 3))
+    shifts *= 0.1 * 2.0 / np.linalg.norm(shifts, axis=1, keepdims=True)
+    covariance = ablations.prior_covariance(1, 2.0)
+    np.testing.assert_allclose(covariance[:3, :3], np.cov(shifts.T), atol=3e-4)
+    assert float(covariance[5, 5]) == pytest.approx(math.radians(5) ** 2 / 3)
+
+
+def test_every_row_of_the_results_has_a_name_of_its_own():
+    assert len(ROW) == sum(map(len, ablations.GROUPS.values()))

@@ -1,0 +1,112 @@
+# Copyright the pixloc_ros authors. SPDX-License-Identifier: Apache-2.0
+"""Broken and hostile inputs: a short run of experiments/fuzz.py, and what its longer runs have found."""
+
+import importlib.util
+import resource
+import struct
+import sys
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import torch
+
+from pixloc_ros.errors import InputError
+from pixloc_ros.geometry.cameras import Camera
+from pixloc_ros.io.image_format import decode_compressed
+from pixloc_ros.io.trajectory import read_tum
+from pixloc_ros.mapping.build.colmap import read_colmap_model
+from pixloc_ros.mapping.build.rgbd import read_camera
+
+INPUTS = 120
+
+
+@pytest.fixture(scope="module")
+def fuzz(request):
+    spec = importlib.util.spec_from_file_location("fuzz", request.config.rootpath / "scripts" / "fuzz.py")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["fuzz"] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_every_parser_survives(fuzz, tmp_path):
+    for name, parser in fuzz.make_parsers(tmp_path).items():
+        folder = tmp_path / name
+        folder.mkdir()
+        fuzz.put(parser.seeds[0], folder)
+        assert fuzz.attempt(parser, folder) == "", f"{name}: the valid input is refused"
+        for number in range(INPUTS):
+            for path in folder.iterdir():
+                path.unlink()
+            fuzz.put(fuzz.changed(parser.seeds, np.random.default_rng((1, number))), folder)
+            assert fuzz.attempt(parser, folder) == "", (name, number)
+
+
+def test_what_goes_wrong_is_found(fuzz):
+    """A parser that crashes, one that fails with another error, and one that eats memory."""
+    import os
+
+    def crash(at: Path) -> None:
+        if (at / "x").read_bytes() != b"12345678":
+            os._exit(3)
+
+    def fail(at: Path) -> None:
+        struct.unpack("<Q", (at / "x").read_bytes())
+
+    kept = []
+
+    def eat(at: Path) -> None:
+        if (at / "x").read_bytes() != b"12345678":
+            kept.append(np.ones(2 * 10**7))
+
+    seeds = [{"x": b"12345678"}]
+    assert "ended the process (3)" in next(f for f in fuzz.fuzz(fuzz.Parser(seeds, crash), 0, 5) if not isinstance(f, float))[1]
+    assert "struct.error" in next(f for f in fuzz.fuzz(fuzz.Parser(seeds, fail), 0, 30) if not isinstance(f, float))[1]
+    assert "MB" in next(f for f in fuzz.fuzz(fuzz.Parser(seeds, eat), 0, 8) if not isinstance(f, float))[1]
+
+
+def test_track_of_impossible_length(fuzz, tmp_path):
+    model = fuzz.binary_model()
+    points = bytearray(model["points3D.bin"])
+    points[8 + 43 : 8 + 51] = struct.pack("<Q", 2**63 - 1)
+    fuzz.put({**model, "points3D.bin": bytes(points)}, tmp_path)
+    with pytest.raises(InputError, match="cut short"):
+        read_colmap_model(tmp_path)
+
+
+def test_camera_file_that_is_no_text(tmp_path):
+    (tmp_path / "camera.txt").write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(InputError, match="not a text file"):
+        read_camera(tmp_path)
+
+
+def test_image_bombs_are_refused():
+    """A JPEG of a kilobyte that claims 30 000 x 30 000 pixels would take gigabytes."""
+    picture = bytearray(cv2.imencode(".jpg", np.zeros((48, 64, 3), np.uint8))[1].tobytes())
+    at = picture.index(b"\xff\xc0")
+    picture[at + 5 : at + 9] = struct.pack(">HH", 30000, 30000)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    with pytest.raises(InputError, match="claims to be 30000x30000"):
+        decode_compressed(bytes(picture))
+    png = bytearray(cv2.imencode(".png", np.zeros((48, 64, 3), np.uint8))[1].tobytes())
+    png[16:24] = struct.pack(">II", 30000, 30000)
+    with pytest.raises(InputError, match="claims to be 30000x30000"):
+        decode_compressed(bytes(png))
+    png = cv2.imencode(".png", np.zeros((48, 64, 3), np.uint8))[1].tobytes()
+    with pytest.raises(InputError, match="cannot be decoded"):
+        decode_compressed(png[:33] + b"\xff\xff\x00\x20" + png[37:])
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 100_000
+
+
+def test_distortion_beyond_all_measure():
+    for numbers in ([1e308] * 4, [float("inf"), 0.0, 0.0, 0.0], [1e200, 1e-200, 0.0, 0.0]):
+        with pytest.raises(InputError):
+            Camera("plumb_bob", 64, 48, torch.tensor([50.0, 50.0, 32.0, 24.0, *numbers, 0.0], dtype=torch.float64))
+
+
+def test_stamp_beyond_all_time(tmp_path):
+    (tmp_path / "poses.tum").write_text("99999999999999999999 0 0 0 0 0 0 1\n")
+    with pytest.raises(InputError, match="is no time"):
+        read_tum(tmp_path / "poses.tum")

@@ -1,0 +1,85 @@
+# Copyright the pixloc_ros authors. SPDX-License-Identifier: Apache-2.0
+"""The bookkeeping of the commands behind docs/reliability.md: curves, rates, calibration figures, the soak's summary, pages."""
+
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pixloc_ros.errors import InputError
+from pixloc_ros.evaluation.pages import write_section
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "experiments"))
+import consistency  # noqa: E402  (scripts, not modules of the package)
+import faults  # noqa: E402
+import gates_roc  # noqa: E402
+
+
+@given(st.lists(st.tuples(st.integers(0, 6), st.booleans()), min_size=2, max_size=40))
+def test_area_under_the_curve_is_the_chance_that_right_looks_better(pairs):
+    goodness, right = np.array([g for g, _ in pairs], float), np.array([r for _, r in pairs])
+    false_rate, true_rate, area = gates_roc.roc(goodness, right)
+    if right.all() or not right.any():
+        assert np.isnan(area)
+        return
+    better = goodness[right][:, None] - goodness[~right]
+    assert area == pytest.approx(np.mean((better > 0) + 0.5 * (better == 0)))
+    assert (np.diff(false_rate) >= 0).all() and (np.diff(true_rate) >= 0).all()
+    assert false_rate[-1] == true_rate[-1] == 1.0
+
+
+def sample(inliers=0.5, innovation=1.0, error_m=0.01, held=True, prior="honest", usable=True):
+    return gates_roc.Sample("drive", "nominal", prior, held, usable, inliers, 1 - inliers, innovation, error_m, 0.1)
+
+
+def test_gates_are_the_tracker_s_and_are_counted_by_truth():
+    samples = [sample(), sample(inliers=0.1), sample(error_m=3.0), sample(0.01, error_m=9.0, prior="elsewhere"),
+               sample(0.6, usable=False, error_m=9.0), sample(held=False)]  # fmt: skip
+    text = gates_roc.report(samples)
+    row = next(line for line in text.splitlines() if line.startswith("| both"))
+    assert "33.33 % (1 of 3)" in row and "50.00 % (1 of 2)" in row
+    names = [gate.name for gate in gates_roc.gates_in_use()]
+    assert any("0.15" in name for name in names) and any("0.32" in name for name in names)
+    assert gates_roc.draw(samples).startswith(b"\x89PNG")
+
+
+def test_consistent_errors_are_told_from_overconfident_ones():
+    rng = np.random.default_rng(0)
+    nees = (rng.standard_normal((400, 6)) ** 2).sum(1)
+    right, sure = consistency.figures(nees), consistency.figures(4 * nees)
+    assert right["band"][0] < right["mean"] < right["band"][1] and 0.9 < right["coverage"] < 0.99
+    assert sure["mean"] > sure["band"][1] and sure["coverage"] < 0.9
+    assert "| – |" in consistency.markdown([{"drive": "a", "condition": "nominal", **consistency.figures(np.empty(0))}])
+
+
+def test_a_soak_counts_faults_and_compares_settled_memory():
+    soak = faults.Soak(minutes=10.0, rate_hz=15.0, seed=0, exit_code=0)
+    soak.memory_mb = [(30.0 * k, 400.0 if k == 0 else 500.0 if k < 18 else 505.0) for k in range(21)]
+    for k in range(20):
+        name = ("black images", "odometry stops")[k % 2]
+        soak.add(faults.Run(name, recovered_s=0.1 * k, tracked=100, images=135))
+    told = soak.summary()
+    assert told["faults"] == 20 and told["by_fault"]["black images"]["injected"] == 10
+    assert told["growth_percent"] == pytest.approx(1.0) and told["worst_recovery_s"] == pytest.approx(1.9)
+    assert told["memory_mb"] == {"start": 400.0, "after_warm_up": 500.0, "end": 505.0, "most": 505.0}
+    assert soak.good() and "+1.0 %" in faults.soak_table(told)
+    soak.memory_mb[-2:] = [(570.0, 520.0), (600.0, 520.0)]
+    assert not soak.good()
+    soak.memory_mb[-2:] = [(570.0, 500.0), (600.0, 500.0)]
+    assert soak.good()
+    soak.add(faults.Run("black images", recovered_s=None))
+    assert not soak.good() and soak.summary()["by_fault"]["black images"]["missed"] == 1
+
+
+def test_sections_of_a_page_are_replaced_and_nothing_else(tmp_path):
+    page = tmp_path / "page.md"
+    page.write_text("before\n<!-- a: begin -->\nold\n<!-- a: end -->\nafter\n")
+    write_section(page, "a", "| new |\n")
+    write_section(page, "a", "| newer |\n")
+    assert page.read_text() == "before\n<!-- a: begin -->\n| newer |\n<!-- a: end -->\nafter\n"
+    with pytest.raises(InputError, match="b: begin"):
+        write_section(page, "b", "text")
+    assert "newer" in page.read_text()

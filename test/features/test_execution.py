@@ -1,0 +1,175 @@
+# Copyright the pixloc_ros authors. SPDX-License-Identifier: Apache-2.0
+"""Ways to run the network: all give the same features and the same poses."""
+
+import importlib.util
+
+import numpy as np
+import pytest
+import torch
+from feature_variants import intensity_extractor
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch.nn import functional as F
+from training_scene import invented_photo
+
+from pixloc_ros.alignment import ReferencePoints, align
+from pixloc_ros.errors import InputError
+from pixloc_ros.features import Execution, Extractor, load_extractor
+from pixloc_ros.features.compact import CompactNetwork, pad_to_multiple
+from pixloc_ros.features.execution import normalize_image
+from pixloc_ros.features.sampling import sample_level
+from pixloc_ros.geometry import se3
+from pixloc_ros.geometry.cameras import Camera
+
+PHOTO = invented_photo(1, 328, 250)
+GRAPHS = ["onnxruntime", "openvino"]
+
+
+def needs(backend):
+    for name in ("onnx", backend) if backend in GRAPHS else ():
+        pytest.importorskip(name)
+
+
+@pytest.fixture(scope="module", params=[False, True], ids=["plain", "confidences"])
+def network(request):
+    torch.manual_seed(0)
+    network = CompactNetwork(confidences=request.param)
+    network.load_state_dict(load_extractor("compact").network.state_dict(), strict=False)
+    return network.eval().requires_grad_(False)
+
+
+@pytest.mark.parametrize("deep_scale", [1, 2, 3])
+@pytest.mark.parametrize("backend", ["torch", *GRAPHS])
+def test_every_backend_computes_the_networks_features(network, backend, deep_scale):
+    needs(backend)
+    network = network._at(deep_scale)
+    extractor = Extractor(network, "test", "0", execution=Execution(backend))
+    assert extractor.backend == backend
+    for image in (PHOTO, np.ascontiguousarray(PHOTO[:200, :300]), np.full((128, 160), 7, np.uint8)):
+        expected = network(torch.from_numpy(image)[None, None].float())
+        pyramid = extractor.extract(image)
+        assert pyramid.image_size == expected.image_size == (image.shape[1], image.shape[0])
+        for level, same in zip(pyramid.levels, expected.levels, strict=True):
+            assert level.stride == same.stride and level.features.is_contiguous(memory_format=torch.channels_last)
+            torch.testing.assert_close(level.features, same.features, atol=1e-4, rtol=0)
+            if same.confidence is None:
+                assert level.confidence is None
+            else:
+                torch.testing.assert_close(level.confidence, same.confidence, atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("backend", ["torch", *GRAPHS])
+def test_results_are_not_overwritten_by_the_next_image(backend):
+    needs(backend)
+    extractor = load_extractor("compact", Execution(backend))
+    first = extractor.extract(PHOTO)
+    kept = [level.features.clone() for level in first.levels]
+    extractor.extract(255 - PHOTO)
+    assert all(torch.equal(level.features, before) for level, before in zip(first.levels, kept))
+
+
+@pytest.mark.parametrize("backend", ["torch", *GRAPHS])
+def test_every_backend_leads_to_the_same_pose(backend):
+    """A map of a plane by the plain network, aligned with an image of it by the backend."""
+    needs(backend)
+    network = load_extractor("compact").network
+    plain = network(torch.from_numpy(PHOTO)[None, None].float())
+    camera = Camera("pinhole", 328, 250, torch.tensor([300.0, 300.0, 163.5, 124.5]))
+    pixels = torch.cartesian_prod(torch.arange(20.0, 300, 9), torch.arange(20.0, 230, 9))
+    rays, _ = camera.unproject(pixels)
+    points = ReferencePoints(
+        (rays / rays[:, 2:] * 2.0).float(),
+        tuple(sample_level(level, pixels[None])[0][0] for level in plain.levels),
+        (None,) * len(plain.levels),
+    )
+    start = se3.se3_exp(torch.tensor([0.05, -0.04, 0.03, 0.01, 0.02, 0.03], dtype=torch.float64))
+    expected = align(plain, camera, points, start).camera_from_map
+    found = align(load_extractor("compact", Execution(backend)).extract(PHOTO), camera, points, start).camera_from_map
+    torch.testing.assert_close(found, expected, atol=1e-4, rtol=0)
+    distance, angle = se3.pose_difference(torch.eye(4, dtype=torch.float64), found)
+    assert float(distance) < 0.01 and float(angle) < 3e-3
+
+
+def test_bfloat16_changes_features_by_its_rounding_only():
+    low, full = (load_extractor("compact", Execution("torch", precision=p)).extract(PHOTO) for p in ("bfloat16", "float32"))
+    for k, (level, same) in enumerate(zip(low.levels, full.levels, strict=True)):
+        assert level.features.dtype == torch.float32
+        alike = (level.features * same.features).sum(1)
+        assert float(alike.median()) > 0.999
+        assert torch.equal(level.features, same.features) == (k >= CompactNetwork.robust)  # patches are no convolutions
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.integers(64, 200), st.integers(64, 200), st.integers(1, 4), st.integers(0, 255), st.integers(0, 2**32 - 1))
+def test_normalizing_agrees_with_the_network(height, width, shrink, level, seed):
+    image = np.random.default_rng(seed).integers(level // 2, level + 1, (height, width)).astype(np.uint8)
+    full = normalize_image(image, 32 * shrink)
+    expected = F.instance_norm(pad_to_multiple(torch.from_numpy(image)[None, None].double(), 32 * shrink))
+    torch.testing.assert_close(torch.from_numpy(full).double(), expected[0, 0], atol=1e-4, rtol=0)
+
+
+def _to_cells(image, rows, columns):
+    batch, channels, height, width = image.shape
+    cells = image.view(batch, channels, height // rows, rows, width // columns, columns)
+    return cells.permute(0, 3, 5, 1, 2, 4).reshape(batch, rows * columns * channels, height // rows, width // columns)
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    st.sampled_from([1, 3]),
+    st.sampled_from([1, 2]),
+    st.sampled_from([(1, 1), (1, 2), (2, 2), (2, 4)]),
+    st.sampled_from([(1, 1), (1, 2), (2, 2)]),
+    st.integers(0, 2**31),
+)
+def test_a_convolution_over_cells_is_the_same_convolution(size, stride, cells_in, cells_out, seed):
+    pytest.importorskip("onnx")
+    from pixloc_ros.features.onnx_graph import over_cells
+
+    if any(out * stride % into for out, into in zip(cells_out, cells_in)):
+        return  # a cell of the output must begin at a cell of the input
+    torch.manual_seed(seed)
+    image, weight, bias = torch.randn(1, 2, 16, 24).double(), torch.randn(3, 2, size, size).double(), torch.randn(3).double()
+    expected = _to_cells(F.conv2d(image, weight, bias, stride, size // 2), *cells_out)
+    weight, bias, strides, (top, left, bottom, right) = over_cells(weight, bias, stride, cells_in, cells_out)
+    cells = F.pad(_to_cells(image, *cells_in), (left, right, top, bottom))
+    torch.testing.assert_close(F.conv2d(cells, weight, bias, strides), expected)
+
+
+def test_auto_takes_onnxruntime_where_it_is_and_torch_elsewhere(monkeypatch):
+    network = load_extractor("compact").network
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: object())
+    assert Execution().backend_for(network) == "onnxruntime"
+    assert Execution(precision="bfloat16").backend_for(network) == "torch"
+    assert Execution().backend_for(intensity_extractor().network) == "torch"
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    assert Execution().backend_for(network) == "torch"
+    with pytest.raises(InputError, match="pip"):
+        Execution("onnxruntime")
+
+
+@pytest.mark.parametrize(
+    ("settings", "word"),
+    [
+        ({"backend": "caffe"}, "choose one of"),
+        ({"precision": "int4"}, "choose one of"),
+        ({"device": "abacus"}, "cpu or cuda"),
+        ({"backend": "onnxruntime", "device": "meta"}, "runs on the CPU"),
+        ({"backend": "onnxruntime", "precision": "bfloat16"}, "float32"),
+    ],
+)
+def test_ways_to_run_that_are_not_say_why(settings, word):
+    with pytest.raises(InputError, match=word):
+        Execution(**settings)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_a_missing_gpu_is_named():
+    with pytest.raises(InputError, match="no GPU"):
+        Execution(device="cuda")
+
+
+def test_a_graph_is_for_the_compact_network_only():
+    needs("onnxruntime")
+    with pytest.raises(InputError, match="compact"):
+        Extractor(intensity_extractor().network, "x", "0", execution=Execution("onnxruntime"))

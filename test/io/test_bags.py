@@ -1,0 +1,200 @@
+# Copyright the pixloc_ros authors. SPDX-License-Identifier: Apache-2.0
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from bag_writing import BASE_FROM_CAMERA, BagWriter
+
+from pixloc_ros.errors import InputError
+from pixloc_ros.io.bags import BagOptions, BagReader, OdometryMessage, UnusableFrame
+from pixloc_ros.tracking.types import CameraFrame
+
+W, H, T0 = 80, 64, 1_700_000_000_000_000_000
+MS = 1_000_000
+
+
+def shifted(x: float) -> np.ndarray:
+    pose = np.eye(4)
+    pose[0, 3] = x
+    return pose
+
+
+def write_drive(path: Path, storage="mcap", static=True, truth=True, odometry=True, images=3) -> Path:
+    with BagWriter(path, storage) as bag:
+        if static:
+            bag.transform("/tf_static", T0, "base_link", "mount", shifted(1.0))
+            bag.transform("/tf_static", T0, "mount", "camera_optical", BASE_FROM_CAMERA)
+        for i in range(images):
+            stamp = T0 + i * 100 * MS
+            # Recorded in an order in which nothing is: the image comes late, its calibration later.
+            if odometry:
+                for j in (1, 0):
+                    bag.odometry(stamp + j * 50 * MS, shifted(i + j / 2), time_ns=stamp)
+            pixels = np.full((H, W), 10 * i, np.uint8)
+            bag.image(stamp, pixels, W, H, time_ns=stamp + 30 * MS)
+            bag.info(stamp, W, H, 70.0, time_ns=stamp + 31 * MS)
+            if truth:
+                bag.truth(stamp, shifted(100.0 + i))
+    return path
+
+
+@pytest.mark.parametrize("storage", ["mcap", "sqlite3", "ros1"])
+def test_events_come_in_the_order_of_their_stamps(tmp_path, storage):
+    path = write_drive(tmp_path / ("drive.bag" if storage == "ros1" else "drive"), storage)
+    with BagReader(path) as bag:
+        events = list(bag.events())
+        again = list(bag.events())
+        assert (bag.image_topic, bag.odometry_topic, bag.truth_topic) == ("/camera/image_raw", "/odom", "/ground_truth/pose")
+        assert (bag.base_frame, bag.odom_frame, bag.camera_frame) == ("base_link", "odom", "camera_optical")
+        expected = torch.from_numpy(shifted(1.0) @ BASE_FROM_CAMERA)
+        assert torch.allclose(bag.base_from_camera, expected, atol=1e-12)
+        assert bag.truth().map_from_body[:, 0, 3].tolist() == [100, 101, 102]
+        assert len(bag.odometry()) == 6
+        assert bag.image_count == 3 and list(bag.image_stamps()) == [T0, T0 + 100 * MS, T0 + 200 * MS]
+    stamps = [e.stamp_ns for e in events]
+    assert stamps == sorted(stamps) == [e.stamp_ns for e in again]
+    assert [type(e) for e in events] == [OdometryMessage, CameraFrame, OdometryMessage] * 3
+    frames = [e for e in events if isinstance(e, CameraFrame)]
+    assert [int(f.image[0, 0]) for f in frames] == [0, 10, 20]
+    assert frames[0].camera.params.tolist() == [70, 70, (W - 1) / 2, (H - 1) / 2]
+    assert torch.equal(events[0].twist_covariance.diagonal(), torch.arange(1.0, 7, dtype=torch.float64))
+
+
+@pytest.mark.parametrize("offset_s", [-1.0, -0.08, 0.03, 1.0])
+def test_a_time_offset_moves_images_with_their_calibration_and_nothing_else(tmp_path, offset_s):
+    path = write_drive(tmp_path / "drive", images=25)
+    with BagReader(path) as bag:
+        plain, stamps, truth, odometry = list(bag.events()), list(bag.image_stamps()), bag.truth(), bag.odometry()
+    with BagReader(path, BagOptions(time_offset_s=offset_s)) as bag:
+        moved = list(bag.events())
+        assert list(bag.image_stamps()) == [stamp + round(offset_s * 1e9) for stamp in stamps]
+        assert [f.stamp_ns for f in bag.frames()] == sorted(bag.image_stamps())
+        assert np.array_equal(bag.truth().stamps_ns, truth.stamps_ns)
+        assert np.array_equal(bag.odometry().stamps_ns, odometry.stamps_ns)
+    assert [e.stamp_ns for e in moved] == sorted(e.stamp_ns for e in moved), "no clock was set back"
+    assert all(isinstance(e, (OdometryMessage, CameraFrame)) for e in moved)  # no image without its calibration
+    images = [e for e in moved if isinstance(e, CameraFrame)]
+    assert [int(f.image[0, 0]) for f in images] == [int(e.image[0, 0]) for e in plain if isinstance(e, CameraFrame)]
+
+
+def test_a_single_file_opens_too(tmp_path):
+    path = write_drive(tmp_path / "drive")
+    with BagReader(next(path.glob("*.mcap"))) as bag:
+        assert len(list(bag.events())) == 9
+
+
+def test_odometry_and_truth_from_tf(tmp_path):
+    with BagWriter(tmp_path / "b") as bag:
+        bag.transform("/tf_static", T0, "base_link", "camera_optical", BASE_FROM_CAMERA)
+        bag.transform("/tf_static", T0, "base_link", "marker", shifted(2.0))
+        for i in range(3):
+            bag.transform("/tf", T0 + i * MS, "odom", "base_link", shifted(float(i)))
+            bag.transform("/tf", T0 + i * MS, "world", "marker", shifted(10.0 + i))
+        bag.info(T0, W, H, 70.0)
+        bag.image(T0 + 1, np.zeros((H, W), np.uint8), W, H)
+    with BagReader(tmp_path / "b", BagOptions(truth="tf:world:marker")) as bag:
+        assert bag.odometry_topic == "tf"
+        assert bag.odometry().map_from_body[:, 0, 3].tolist() == [0, 1, 2]
+        assert bag.truth().map_from_body[:, 0, 3].tolist() == [8, 9, 10]
+
+
+def test_no_odometry_and_no_truth(tmp_path):
+    with BagReader(write_drive(tmp_path / "b", odometry=False, truth=False)) as bag:
+        assert bag.odometry_topic is None and bag.truth_topic is None
+        assert len(bag.truth()) == len(bag.odometry()) == 0
+        assert [type(e) for e in bag.events()] == [CameraFrame] * 3
+
+
+def test_missing_static_transform_names_what_is_there(tmp_path):
+    path = write_drive(tmp_path / "b", static=False)
+    with pytest.raises(InputError, match="no static transform from base_link .*none at all.*--base-from-camera"):
+        BagReader(path)
+    with BagReader(path, BagOptions(base_from_camera=torch.eye(4, dtype=torch.float64))) as bag:
+        assert torch.equal(bag.base_from_camera, torch.eye(4, dtype=torch.float64))
+
+
+def test_several_cameras_have_to_be_chosen(tmp_path):
+    with BagWriter(tmp_path / "b") as bag:
+        bag.transform("/tf_static", T0, "base_link", "camera_optical", BASE_FROM_CAMERA)
+        for side in ("left", "right"):
+            bag.info(T0, W, H, 70.0, topic=f"/{side}/camera_info")
+            bag.image(T0, np.zeros((H, W), np.uint8), W, H, topic=f"/{side}/image_raw")
+        bag.image(T0, np.zeros((H, W), np.uint16), W, H, "16UC1", topic="/depth/image_raw")
+    with pytest.raises(InputError, match="2 topics .*/left/image_raw, /right/image_raw; choose with --image-topic"):
+        BagReader(tmp_path / "b")
+    with BagReader(tmp_path / "b", BagOptions(image="/right/image_raw")) as bag:
+        assert bag.camera_info_topic == "/right/camera_info"
+    with pytest.raises(InputError, match="no image topic /middle"):
+        BagReader(tmp_path / "b", BagOptions(image="/middle"))
+
+
+def test_frames_that_cannot_be_used_are_told_not_dropped(tmp_path):
+    with BagWriter(tmp_path / "b") as bag:
+        bag.transform("/tf_static", T0, "base_link", "camera_optical", BASE_FROM_CAMERA)
+        good = cv2.imencode(".jpg", np.zeros((H, W), np.uint8))[1].tobytes()
+        small = cv2.imencode(".jpg", np.zeros((H // 2, W), np.uint8))[1].tobytes()
+        for i, data in enumerate((good, good[:30], small, good)):
+            bag.info(T0 + i * MS, W, H, 70.0, d=(0.0, 0, 0, 0, 0, 9) if i == 3 else (0.0,) * 5)
+            bag.compressed(T0 + i * MS, data)
+    with BagReader(tmp_path / "b") as bag:
+        assert bag.image_compressed
+        events = list(bag.events())
+    assert [type(e) for e in events] == [CameraFrame, UnusableFrame, UnusableFrame, UnusableFrame]
+    assert "cannot be decoded" in events[1].reason
+    assert "80x32 but CameraInfo says 80x64" in events[2].reason
+    assert "plumb_bob" in events[3].reason
+
+
+def test_clock_set_back_starts_over(tmp_path):
+    with BagWriter(tmp_path / "b") as bag:
+        bag.transform("/tf_static", T0, "base_link", "camera_optical", BASE_FROM_CAMERA)
+        bag.info(T0, W, H, 70.0)
+        bag.image(T0, np.zeros((H, W), np.uint8), W, H)
+        for i, seconds in enumerate((0, 3, 6, 0, 3)):
+            bag.odometry(T0 + seconds * 10**9, shifted(float(i)), time_ns=T0 + i)
+    with BagReader(tmp_path / "b") as bag:
+        stamps = [(e.stamp_ns - T0) // 10**9 for e in bag.events() if isinstance(e, OdometryMessage)]
+    assert stamps == [0, 3, 6, 0, 3]
+
+
+def test_bad_bags_give_one_line(tmp_path):
+    with pytest.raises(InputError, match="no bag at"):
+        BagReader(tmp_path / "missing")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(InputError, match="no bag at"):
+        BagReader(tmp_path / "empty")
+    (tmp_path / "foreign.mcap").write_bytes(b"nothing of the kind" * 10)
+    with pytest.raises(InputError, match="cannot open the bag"):
+        BagReader(tmp_path / "foreign.mcap")
+    for storage in ("mcap", "sqlite3"):
+        path = write_drive(tmp_path / storage, storage)
+        file = next(f for f in path.iterdir() if f.name != "metadata.yaml")
+        file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
+        with pytest.raises(InputError), BagReader(path) as bag:
+            list(bag.events())
+    with BagWriter(tmp_path / "odometry_only") as bag:
+        bag.odometry(T0, np.eye(4))
+    with pytest.raises(InputError, match="0 topics that could be the image"):
+        BagReader(tmp_path / "odometry_only")
+
+
+def test_raw_messages_are_cdr_whatever_the_bag(tmp_path):
+    messages = {}
+    for storage in ("mcap", "ros1"):
+        path = write_drive(tmp_path / ("d.bag" if storage == "ros1" else "d"), storage)
+        with BagReader(path) as bag:
+            messages[storage] = list(bag.raw_messages(["/odom", "/camera/image_raw"]))
+    assert [(m.time_ns, m.topic, m.type_name) for m in messages["mcap"]] == [
+        (m.time_ns, m.topic, m.type_name) for m in messages["ros1"]
+    ]
+    assert len(messages["mcap"]) == 9
+    assert messages["mcap"][0].cdr[:4] == messages["ros1"][0].cdr[:4] == b"\x00\x01\x00\x00"
+
+
+def test_shared_bags(shared_data):
+    with BagReader(shared_data / "kitti07" / "drive") as bag:
+        frames = [e for e in bag.events() if isinstance(e, CameraFrame)]
+        assert len(frames) == len(bag.truth()) == 160
+        assert frames[0].image.shape == (193, 640)

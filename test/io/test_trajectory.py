@@ -1,0 +1,111 @@
+# Copyright the pixloc_ros authors. SPDX-License-Identifier: Apache-2.0
+import math
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from pixloc_ros.errors import InputError
+from pixloc_ros.geometry import se3
+from pixloc_ros.io import trajectory as tr
+from pixloc_ros.io.trajectory import Trajectory
+
+tangents = st.lists(st.lists(st.floats(-3, 3), min_size=6, max_size=6), min_size=1, max_size=5)
+
+
+def poses(xi) -> torch.Tensor:
+    return se3.se3_exp(torch.tensor(xi, dtype=torch.float64))
+
+
+@settings(max_examples=40, deadline=None)
+@given(tangents, st.integers(0, 2_000_000_000 * 10**9))
+def test_tum_round_trip(tmp_path_factory, xi, first):
+    path = tmp_path_factory.mktemp("tum") / "a.tum"
+    stamps = first + np.arange(len(xi), dtype=np.int64) * 33_333_333
+    tr.write_tum(path, Trajectory(stamps, poses(xi)))
+    back = tr.read_tum(path)
+    assert back.stamps_ns.tolist() == stamps.tolist()
+    assert torch.allclose(back.map_from_body, poses(xi), atol=1e-10)
+
+
+@settings(max_examples=40, deadline=None)
+@given(tangents)
+def test_benchmark_round_trip(tmp_path_factory, xi):
+    path = tmp_path_factory.mktemp("poses") / "poses.txt"
+    named = {f"seq/{i}.jpg": pose for i, pose in enumerate(poses(xi))}
+    tr.write_benchmark_poses(path, named)
+    back = tr.read_benchmark_poses(path)
+    assert list(back) == list(named)
+    assert all(torch.allclose(back[name], named[name], atol=1e-10) for name in named)
+
+
+def test_benchmark_line_means_what_the_benchmark_says(tmp_path):
+    path = tmp_path / "p.txt"
+    path.write_text(f"a.jpg {math.sqrt(0.5)} 0 0 {math.sqrt(0.5)} 1 2 3\n")  # 90° about z
+    camera_from_map = tr.read_benchmark_poses(path)["a.jpg"]
+    assert torch.allclose(
+        camera_from_map @ torch.tensor([1.0, 0, 0, 1], dtype=torch.float64), torch.tensor([1.0, 3, 3, 1], dtype=torch.float64)
+    )
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("1 2 3", "3 words instead of 8"),
+        ("1 0 0 0 0 0 0 x", "not all numbers"),
+        ("1 nan 0 0 0 0 0 1", "NaN"),
+        ("one 0 0 0 0 0 0 1", "stamp 'one'"),
+        ("nan 0 0 0 0 0 0 1", "stamp 'nan'"),
+        ("1 0 0 0 0 0 0 0", "length 0"),
+        ("0.5 0 0 0 0 0 0 1", "does not increase"),
+    ],
+)
+def test_malformed_tum_lines_are_named(tmp_path, line, message):
+    path = tmp_path / "bad.tum"
+    path.write_text(f"# comment\n0.5 0 0 0 0 0 0 1\n\n{line}\n")
+    with pytest.raises(InputError, match=f"bad.tum:4: .*{message}"):
+        tr.read_tum(path)
+
+
+def test_unreadable_files(tmp_path):
+    with pytest.raises(InputError, match="No such file"):
+        tr.read_tum(tmp_path / "none.tum")
+    (tmp_path / "binary").write_bytes(b"\xff\xfe\x00\x80")
+    with pytest.raises(InputError, match="not a text file"):
+        tr.read_tum(tmp_path / "binary")
+    (tmp_path / "twice").write_text("a 1 0 0 0 0 0 0\na 1 0 0 0 0 0 0\n")
+    with pytest.raises(InputError, match="twice:2: a second pose"):
+        tr.read_benchmark_poses(tmp_path / "twice")
+
+
+def test_interpolation_holds_between_neighbours_only():
+    xi = torch.zeros(3, 6, dtype=torch.float64)
+    xi[:, 0] = torch.tensor([0.0, 1.0, 2.0])
+    xi[:, 5] = torch.tensor([0.0, 0.2, 0.4])
+    track = Trajectory(np.array([0, 100, 1000]), se3.from_rotation_translation(se3.so3_exp(xi[:, 3:]), xi[:, :3]))
+    found, inside = track.at(np.array([-1, 0, 50, 100, 101, 1000, 1001]), max_gap_ns=100)
+    assert inside.tolist() == [False, True, True, True, False, True, False]
+    assert found[2, 0, 3] == pytest.approx(0.5)
+    assert float(se3.rotation_angle(found[2, :3, :3])) == pytest.approx(0.1)
+    assert Trajectory.from_poses([]).at(np.array([1]), 5)[1].tolist() == [False]
+
+
+def test_order_and_repeats():
+    a, b = poses([[0.0] * 6, [1.0] * 6])
+    track = Trajectory.from_poses([(5, a), (3, a), (5, b)])
+    assert track.stamps_ns.tolist() == [3, 5]
+    assert torch.equal(track.map_from_body[1], b)
+    with pytest.raises(InputError, match="must increase"):
+        Trajectory(np.array([2, 2]), torch.stack((a, b)))
+
+
+def test_write_leaves_nothing_behind_when_it_fails(tmp_path, monkeypatch):
+    path = tmp_path / "poses.tum"
+    path.write_text("old")
+    monkeypatch.setattr("os.replace", lambda *_: (_ for _ in ()).throw(OSError("no space")))
+    with pytest.raises(OSError, match="no space"):
+        tr.write_text(path, "new")
+    assert [p.name for p in tmp_path.iterdir()] == ["poses.tum"]
+    assert path.read_text() == "old"

@@ -1,0 +1,348 @@
+# Copyright the pixloc_ros authors. SPDX-License-Identifier: Apache-2.0
+import struct
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from mapping_helpers import FakeExtractor, look_at, pinhole, plane_view, texture
+
+from pixloc_ros.errors import InputError
+from pixloc_ros.geometry import se3
+from pixloc_ros.mapping import build_map_from_colmap
+from pixloc_ros.mapping.build.colmap import read_colmap_model
+
+CAMERAS = """# Camera list
+1 PINHOLE 100 80 90 91 50 40
+7 SIMPLE_RADIAL 64 48 50 32 24 0.01
+"""
+IMAGES = """# Image list
+# two lines per image
+5 1 0 0 0 0.5 0 2 1 a folder/first image.jpg
+50.5 40.5 11 10 20.25 -1 33 44 12
+
+9 0.7071067811865476 0 0.7071067811865476 0 1 2 3 7 second.jpg
+1.5 2.5 12 5 6 11
+2 2 0 0 0 0 0 0 1 empty.jpg
+
+"""
+POINTS = """# points
+12 1 2 3 10 20 30 0.5 5 2 9 0
+11 -1 0.5 4 255 255 255 1.25 5 0 9 1
+
+"""
+
+
+@pytest.fixture
+def model(tmp_path):
+    (tmp_path / "cameras.txt").write_text(CAMERAS)
+    (tmp_path / "images.txt").write_text(IMAGES)
+    (tmp_path / "points3D.txt").write_text(POINTS)
+    return tmp_path
+
+
+def check_small_model(folder):
+    model = read_colmap_model(folder)
+    assert model.names == ["a folder/first image.jpg", "second.jpg", "empty.jpg"]
+    assert model.image_ids.tolist() == [5, 9, 2] and model.camera_ids.tolist() == [1, 7, 1]
+    assert model.cameras[1].model == "pinhole" and model.cameras[1].params.tolist() == [90, 91, 49.5, 39.5]
+    assert model.cameras[7].model == "radial" and model.cameras[7].params.tolist() == [50, 50, 31.5, 23.5, 0.01, 0]
+    assert model.camera_from_map[0, :3, 3].tolist() == [0.5, 0, 2]
+    assert torch.allclose(model.camera_from_map[1, :3, :3], torch.tensor([[0, 0, 1], [0, 1, 0], [-1, 0, 0]]).double())
+    assert torch.equal(model.camera_from_map[2], torch.eye(4).double())
+    rows = {point: k for k, point in enumerate(model.point_ids.tolist())}
+    assert model.xyz[rows[12]].tolist() == [1, 2, 3] and model.error_px[rows[11]] == 1.25
+    seen = {
+        (int(model.point_ids[p]), int(model.image_ids[k])): xy.tolist()
+        for p, k, xy in zip(model.observation_point, model.observation_image, model.observation_px)
+    }
+    # The half pixel between COLMAP's corner and our centre is gone.
+    assert seen == {(12, 5): [32.5, 43.5], (12, 9): [1, 2], (11, 5): [50, 40], (11, 9): [4.5, 5.5]}
+
+
+def test_text_model(model):
+    # The blank line after the first image's observations belongs to nobody.
+    (model / "images.txt").write_text(IMAGES.replace("-1 33 44 12\n\n", "-1 33 44 12\n"))
+    check_small_model(model)
+
+
+def write_binary(folder):
+    """The model above as COLMAP writes it in binary, by the format's documentation."""
+    cameras = struct.pack("<Q", 2) + struct.pack("<IiQQ4d", 1, 1, 100, 80, 90, 91, 50, 40)
+    cameras += struct.pack("<IiQQ4d", 7, 2, 64, 48, 50, 32, 24, 0.01)
+    images = struct.pack("<Q", 3)
+    for head, name, keypoints in [
+        ((5, 1, 0, 0, 0, 0.5, 0, 2, 1), b"a folder/first image.jpg", [(50.5, 40.5, 11), (10, 20.25, -1), (33, 44, 12)]),
+        ((9, 0.5**0.5, 0, 0.5**0.5, 0, 1, 2, 3, 7), b"second.jpg", [(1.5, 2.5, 12), (5, 6, 11)]),
+        ((2, 2, 0, 0, 0, 0, 0, 0, 1), b"empty.jpg", []),
+    ]:
+        images += struct.pack("<I7dI", *head) + name + b"\0" + struct.pack("<Q", len(keypoints))
+        images += b"".join(struct.pack("<ddq", *keypoint) for keypoint in keypoints)
+    points = struct.pack("<Q", 2) + struct.pack("<Q3d3BdQ4I", 12, 1, 2, 3, 10, 20, 30, 0.5, 2, 5, 2, 9, 0)
+    points += struct.pack("<Q3d3BdQ4I", 11, -1, 0.5, 4, 255, 255, 255, 1.25, 2, 5, 0, 9, 1)
+    for name, content in (("cameras", cameras), ("images", images), ("points3D", points)):
+        (folder / f"{name}.bin").write_bytes(content)
+
+
+def test_binary_model_goes_before_text(model):
+    write_binary(model)
+    (model / "cameras.txt").write_text("nonsense")
+    check_small_model(model)
+
+
+@pytest.mark.parametrize("suffix", [".txt", ".bin"])
+def test_rigs_and_frames_give_the_poses(model, suffix):
+    """Camera 7 sits 1 m beside camera 1; the frame's pose counts, not what images say."""
+    if suffix == ".txt":
+        (model / "images.txt").write_text(IMAGES.replace("-1 33 44 12\n\n", "-1 33 44 12\n"))
+        (model / "rigs.txt").write_text("# rigs\n3 3 CAMERA 1 CAMERA 7 1 1 0 0 0 -1 0 0 IMU 4 0\n")
+        (model / "frames.txt").write_text("# frames\n8 3 1 0 0 0 10 20 30 3 CAMERA 1 5 IMU 4 77 CAMERA 7 9\n")
+    else:
+        write_binary(model)
+        (model / "rigs.bin").write_bytes(
+            struct.pack("<QII", 1, 3, 3)
+            + struct.pack("<iI", 0, 1)
+            + struct.pack("<iIB7d", 0, 7, 1, 1, 0, 0, 0, -1, 0, 0)
+            + struct.pack("<iIB", 1, 4, 0)
+        )
+        (model / "frames.bin").write_bytes(
+            struct.pack("<QII7dI", 1, 8, 3, 1, 0, 0, 0, 10, 20, 30, 3)
+            + struct.pack("<iIQ", 0, 1, 5)
+            + struct.pack("<iIQ", 1, 4, 77)
+            + struct.pack("<iIQ", 0, 7, 9)
+        )
+    poses = read_colmap_model(model).camera_from_map
+    assert poses[0, :3, 3].tolist() == [10, 20, 30] and poses[1, :3, 3].tolist() == [9, 20, 30]
+    assert torch.equal(poses[1, :3, :3], torch.eye(3).double())
+    assert poses[2, :3, 3].tolist() == [0, 0, 0], "an image in no frame keeps its own"
+
+
+def test_camera_without_pose_in_its_rig(model):
+    (model / "rigs.txt").write_text("3 2 CAMERA 1 CAMERA 7 0\n")
+    (model / "frames.txt").write_text("8 3 1 0 0 0 10 20 30 2 CAMERA 1 5 CAMERA 7 9\n")
+    with pytest.raises(InputError, match="camera 7 of rig 3 no pose"):
+        read_colmap_model(model)
+
+
+@pytest.mark.parametrize(
+    "name, old, new, message",
+    [
+        ("cameras", "PINHOLE 100", "KALEIDOSCOPE 100", "camera 1: .*'KALEIDOSCOPE' is not supported"),
+        ("cameras", "90 91 50 40", "90 91 50", "camera 1: .*takes 4 numbers, not 3"),
+        ("cameras", "1 PINHOLE 100 80", "1 PINHOLE 100 tall", "line 2: expected CAMERA_ID"),
+        ("cameras", CAMERAS, "", "refers to camera 1"),
+        ("images", IMAGES, "# nothing\n", "holds no image"),
+        ("images", "0.5 0 2 1 a", "nan 0 2 1 a", "pose of image 'a folder/first image.jpg' is not finite"),
+        ("images", "5 1 0 0 0", "5 0 0 0 0", "zero quaternion"),
+        ("images", "5 1 0 0 0", "5 one 0 0 0", "line 3: expected IMAGE_ID"),
+        ("images", "20.25 -1", "20.25", "line 4: expected X Y POINT3D_ID"),
+        ("images", "20.25 -1", "20.25 many", "line 4: expected X Y POINT3D_ID"),
+        ("points3D", POINTS, "", "holds no point"),
+        ("points3D", "5 2 9 0", "6 2 9 0", "refers to image 6"),
+        ("points3D", "5 2 9 0", "5 3 9 0", "refers to observation 3 of image 5, which has 3"),
+        ("points3D", "5 2 9 0", "5 2 9", "line 2: expected POINT3D_ID"),
+        ("points3D", "12 1 2 3", "12 1 inf 3", "point 12 is not finite"),
+        ("points3D", "12 1 2 3", "12 1 x 3", "line 2: expected POINT3D_ID"),
+    ],
+)
+def test_what_is_wrong_is_said_in_one_line(model, name, old, new, message):
+    path = model / f"{name}.txt"
+    assert old in path.read_text()
+    path.write_text(path.read_text().replace(old, new))
+    with pytest.raises(InputError, match=message) as error:
+        read_colmap_model(model)
+    assert "\n" not in str(error.value)
+
+
+def test_missing_files(model, tmp_path):
+    (model / "points3D.txt").unlink()
+    with pytest.raises(InputError, match="lacks points3D.txt"):
+        read_colmap_model(model)
+    with pytest.raises(InputError, match="no folder"):
+        read_colmap_model(tmp_path / "none")
+    outer = tmp_path / "outer"
+    (outer / "sparse" / "0").mkdir(parents=True)
+    with pytest.raises(InputError, match="not a COLMAP model: it must hold"):
+        read_colmap_model(outer)
+    (outer / "sparse" / "0" / "cameras.bin").touch()
+    with pytest.raises(InputError, match="did you mean .*sparse/0"):
+        read_colmap_model(outer)
+
+
+@settings(max_examples=80, deadline=None)
+@given(name=st.sampled_from(["cameras", "images", "points3D"]), data=st.data())
+def test_a_cut_or_damaged_binary_file_never_crashes(tmp_path_factory, name, data):
+    folder = tmp_path_factory.mktemp("model")
+    write_binary(folder)
+    path = folder / f"{name}.bin"
+    content = bytearray(path.read_bytes())
+    if data.draw(st.booleans()):
+        path.write_bytes(content[: data.draw(st.integers(0, len(content) - 1))])
+        with pytest.raises(InputError, match="cut short"):
+            read_colmap_model(folder)
+    else:
+        content[data.draw(st.integers(0, len(content) - 1))] ^= data.draw(st.integers(1, 255))
+        path.write_bytes(content)
+        try:
+            read_colmap_model(folder)
+        except InputError as error:
+            assert "\n" not in str(error)
+
+
+def test_a_million_points_take_seconds(tmp_path):
+    count = 200_000
+    point = np.zeros(
+        count,
+        np.dtype(
+            [
+                ("head", [("id", "<u8"), ("xyz", "<f8", 3), ("rgb", "u1", 3), ("error", "<f8"), ("n", "<u8")]),
+                ("track", "<u4", (2, 2)),
+            ]
+        ),
+    )
+    point["head"]["id"], point["head"]["n"] = np.arange(count), 2
+    point["head"]["xyz"] = np.random.default_rng(0).normal(size=(count, 3))
+    point["track"] = np.stack((np.full((count, 2), [1, 2]), np.repeat(np.arange(count)[:, None], 2, 1)), -1)
+    (tmp_path / "points3D.bin").write_bytes(struct.pack("<Q", count) + point.tobytes())
+    (tmp_path / "cameras.bin").write_bytes(struct.pack("<QIiQQ4d", 1, 1, 1, 100, 80, 90, 90, 50, 40))
+    keypoints = np.zeros(count, np.dtype([("xy", "<f8", 2), ("id", "<i8")])).tobytes()
+    images = b"".join(
+        struct.pack("<I7dI", k, 1, 0, 0, 0, 0, 0, k, 1) + b"i\0" + struct.pack("<Q", count) + keypoints for k in (1, 2)
+    )
+    (tmp_path / "images.bin").write_bytes(struct.pack("<Q", 2) + images)
+    model = read_colmap_model(tmp_path)
+    assert np.array_equal(model.xyz, point["head"]["xyz"]) and len(model.observation_point) == 2 * count
+    assert np.array_equal(model.observation_image, np.tile([0, 1], count))
+
+
+# ---- against pycolmap
+
+SCENES = ("kitti07", "fox", "kitti01", "tum_fr1_rpy")
+
+
+def compare(model, other):
+    """Our model against a pycolmap.Reconstruction."""
+    assert sorted(model.image_ids.tolist()) == sorted(other.images)
+    pixels = {}
+    for k, (image_id, name) in enumerate(zip(model.image_ids.tolist(), model.names)):
+        image = other.images[image_id]
+        assert name == image.name and int(model.camera_ids[k]) == image.camera_id
+        assert np.allclose(model.camera_from_map[k, :3].numpy(), image.cam_from_world().matrix(), atol=1e-12)
+        pixels[k] = np.array([p.xy for p in image.points2D]).reshape(-1, 2)
+    for camera_id, camera in model.cameras.items():
+        theirs = other.cameras[camera_id]
+        assert (camera.width, camera.height) == (theirs.width, theirs.height)
+        points = torch.tensor([[0.1, -0.2, 1.0], [0.3, 0.1, 2.0], [-0.2, 0.1, 0.9]], dtype=torch.float64)
+        ours = camera.project(points)[0].numpy() + 0.5
+        assert np.allclose(ours, [theirs.img_from_cam(p[:, None].T.numpy())[0] for p in points], atol=1e-9)
+    assert sorted(model.point_ids.tolist()) == sorted(other.points3D)
+    start = np.searchsorted(model.observation_point, np.arange(len(model.point_ids) + 1))
+    for p, point_id in enumerate(model.point_ids.tolist()):
+        point = other.points3D[point_id]
+        assert np.array_equal(model.xyz[p], point.xyz) and model.error_px[p] == point.error
+        rows = range(start[p], start[p + 1])
+        assert [int(model.image_ids[model.observation_image[r]]) for r in rows] == [e.image_id for e in point.track.elements]
+        for r, element in zip(rows, point.track.elements):
+            assert np.array_equal(model.observation_px[r] + 0.5, pixels[model.observation_image[r]][element.point2D_idx])
+
+
+@pytest.mark.parametrize("scene", SCENES)
+def test_shared_models_against_pycolmap(shared_data, scene, tmp_path):
+    pycolmap = pytest.importorskip("pycolmap")
+    other = pycolmap.Reconstruction(str(shared_data / scene / "map"))
+    compare(read_colmap_model(shared_data / scene / "map"), other)
+    other.write_binary(str(tmp_path))
+    assert (tmp_path / "frames.bin").is_file()
+    compare(read_colmap_model(tmp_path), other)
+
+
+@pytest.mark.parametrize("kind", ["text", "binary"])
+def test_a_rig_written_by_pycolmap(tmp_path, kind):
+    pycolmap = pytest.importorskip("pycolmap")
+    options = pycolmap.SyntheticDatasetOptions(
+        num_rigs=1,
+        num_cameras_per_rig=2,
+        num_frames_per_rig=4,
+        num_points3D=60,
+        camera_model_id=pycolmap.CameraModelId.OPENCV,
+        camera_params=[300, 310, 512, 384, 0.05, -0.02, 0.001, 0.002],
+    )
+    model = pycolmap.synthesize_dataset(options)
+    (model.write_text if kind == "text" else model.write_binary)(str(tmp_path))
+    ours = read_colmap_model(tmp_path)
+    compare(ours, model)
+    for k in range(len(ours.names)):
+        rows = ours.observation_image == k
+        xyz = se3.transform(ours.camera_from_map[k], torch.from_numpy(ours.xyz[ours.observation_point[rows]]))
+        pixels, valid = ours.cameras[int(ours.camera_ids[k])].project(xyz)
+        assert bool(valid.all()) and np.abs(pixels.numpy() - ours.observation_px[rows]).max() < 1e-6
+
+
+# ---- maps
+
+
+@pytest.fixture(scope="module")
+def plane_model(tmp_path_factory):
+    """A plane: four views, 200 points. The first point's first observation is 10 pixels off, the last
+    point is seen once."""
+    folder = tmp_path_factory.mktemp("plane")
+    camera, picture = pinhole(), texture()
+    poses = [look_at((0.3 * k - 0.5, -1.0, 2.5), (0, 0, 0)) for k in range(4)]
+    xyz = np.random.default_rng(0).uniform((-0.5, -0.4, 0), (0.5, 0.4, 0), (200, 3))
+    (folder / "images").mkdir()
+    focal, (x, y) = float(camera.params[0]), (camera.params[2:] + 0.5).tolist()
+    images, points = "", [f"{p} {a!r} {b!r} {c!r} 0 0 0 0.1" for p, (a, b, c) in enumerate(xyz.tolist())]
+    for k, pose in enumerate(poses):
+        cv2.imwrite(str(folder / "images" / f"{k}.png"), plane_view(pose, camera, picture)[0])
+        inverse = se3.inverse(pose)
+        q = se3.quaternion_from_rotation(inverse[:3, :3]).tolist()
+        images += " ".join(map(repr, [k + 1, q[3], *q[:3], *inverse[:3, 3].tolist(), 1])) + f" {k}.png\n"
+        pixels = camera.project(se3.transform(inverse, torch.from_numpy(xyz)))[0] + 0.5
+        pixels[0, 0] += 10.0 if k == 0 else 0.0
+        images += " ".join(f"{u!r} {v!r} {p}" for p, (u, v) in enumerate(pixels.tolist())) + "\n"
+        for p in range(200 if k == 0 else 199):
+            points[p] += f" {k + 1} {p}"
+    (folder / "cameras.txt").write_text(f"1 SIMPLE_PINHOLE 160 120 {focal} {x} {y}\n")
+    (folder / "images.txt").write_text(images)
+    (folder / "points3D.txt").write_text("\n".join(points))
+    return folder
+
+
+def test_map_of_a_model(plane_model):
+    map_, report = build_map_from_colmap(plane_model, plane_model / "images", FakeExtractor(), name="plane")
+    assert (report.missing, report.empty, report.outside, map_.name) == ((), (), 0, "plane")
+    assert len(map_.xyz) == 199 and map_.keyframe_stamp_ns.tolist() == [-1] * 4
+    assert map_.track_length[0] == 3 and (map_.track_length[1:] == 4).all()
+    assert map_.quality.mean() > 0.8, "the same place looks the same in all views"
+
+
+def test_track_length_and_error_limits(plane_model):
+    map_, _ = build_map_from_colmap(plane_model, plane_model / "images", FakeExtractor(), min_track_length=1, max_error_px=20)
+    assert len(map_.xyz) == 200 and map_.track_length[0] == 4
+    with pytest.raises(InputError, match="no point that 5 images see"):
+        build_map_from_colmap(plane_model, plane_model / "images", FakeExtractor(), min_track_length=5)
+    with pytest.raises(InputError, match="no folder"):
+        build_map_from_colmap(plane_model, plane_model / "pictures", FakeExtractor())
+
+
+def test_command_line(plane_model, tmp_path, capsys, monkeypatch):
+    from pixloc_ros.cli.main import main
+
+    monkeypatch.setattr("pixloc_ros.features.load_extractor", lambda weights: FakeExtractor())
+    out = tmp_path / "plane.pixmap"
+    command = ["map", "colmap", "--model", str(plane_model), "--images"]
+    assert main([*command, str(plane_model / "images"), "-o", str(out)]) == 0
+    assert "4 keyframes, 199 points, 795 observations" in capsys.readouterr().out
+    assert main(["map", "info", str(out), "--json"]) == 0
+    assert '"keyframes": 4' in capsys.readouterr().out
+    assert main([*command, str(tmp_path), "-o", str(tmp_path / "none.pixmap")]) == 2
+    assert "none of the 4 images could be read" in capsys.readouterr().err
+    assert not (tmp_path / "none.pixmap").exists()
+    out.write_bytes(out.read_bytes()[:-1])
+    assert main(["map", "info", str(out)]) == 2
+    error = capsys.readouterr().err
+    assert "cut short" in error and error.count("\n") == 1
+    assert Path(out).exists()

@@ -1,0 +1,145 @@
+# Copyright the pixloc_ros authors. SPDX-License-Identifier: Apache-2.0
+"""kill -9 in the middle of every command that writes a map: its file is the old one or the new one, and the command then works.
+
+The commands are children of a small process that has everything imported and has run nothing yet, so that killing one is quick
+and the fork leaves no thread behind.
+"""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import cv2
+import pytest
+from mapping_helpers import FakeExtractor
+from test_map_bag import write_bag
+from test_rgbd import write_sequence
+
+from pixloc_ros import features
+from pixloc_ros.cli.main import main
+from pixloc_ros.io import tensor_file
+from pixloc_ros.mapping import Map
+
+MOMENTS = ("image", "write", "sync", "rename", "renamed")
+"""At the second image's features (only where there are images), in the middle of the file, before it is on the disk, before it
+gets its name, after that."""
+BUILDERS, OTHERS = ("bag", "colmap", "rgbd", "re-encode"), ("merge", "prune", "georeference")
+
+
+def run_killed(command: list[str], output: str, moment: str) -> None:
+    """In a child process: the command, killed at a moment. Never returns."""
+    images = 0
+
+    def die(now: str) -> None:
+        if now == moment:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    class Extractor(FakeExtractor):
+        def extract(self, image):
+            nonlocal images
+            images += 1
+            if images == 2:
+                die("image")
+            return super().extract(image)
+
+    def tensor_bytes(array, original=tensor_file.tensor_bytes):
+        if any(Path(output).parent.glob(f".{Path(output).name}.*.tmp")):
+            die("write")
+        return original(array)
+
+    def fsync(file, original=os.fsync):
+        die("sync")
+        original(file)
+
+    def replace(source, target, original=os.replace):
+        if str(target) == output:
+            die("rename")
+        original(source, target)
+        if str(target) == output:
+            die("renamed")
+
+    features.load_extractor = lambda *_: Extractor()
+    tensor_file.tensor_bytes, os.fsync, os.replace = tensor_bytes, fsync, replace
+    code = 99
+    try:
+        code = main(command)
+    finally:
+        os._exit(code)
+
+
+def run_all(folder: Path) -> None:
+    """Every command killed at every moment, then left alone; how each child ended goes to ended.json, what its file was then to
+    NAME.MOMENT."""
+    ended = {}
+    for name, (command, output) in json.loads((folder / "commands.json").read_text()).items():
+        for moment in (*MOMENTS[name in OTHERS :], "never"):
+            if moment != "never":
+                shutil.copy(folder / "old.pixmap", output)
+            child = os.fork()
+            if child == 0:
+                run_killed(command, output, moment)
+            ended[f"{name}.{moment}"] = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+            shutil.copy(output, folder / f"{name}.{moment}")
+    (folder / "ended.json").write_text(json.dumps(ended))
+
+
+@pytest.fixture(scope="module")
+def killed(tmp_path_factory):
+    """The folder that `run_all` has filled."""
+    folder = tmp_path_factory.mktemp("killed")
+    bag = write_bag(folder / "drive", 8, depth="16UC1")
+    sequence = write_sequence(folder / "plane", [0.25 * k for k in range(6)])
+    old, images, model = folder / "old.pixmap", folder / "images", folder / "model"
+    load, features.load_extractor = features.load_extractor, lambda *_: FakeExtractor()
+    try:
+        assert main(["map", "bag", str(bag), "-o", str(old), "--keep-images", str(images), "--keyframe-shift", "0.02"]) == 0
+        assert main(["map", "export", str(old), "--colmap", str(model)]) == 0
+    finally:
+        features.load_extractor = load
+    for image in images.iterdir():  # the exported cameras are those of the shrunk images
+        cv2.imwrite(str(image), cv2.resize(cv2.imread(str(image)), (160, 120), interpolation=cv2.INTER_AREA))
+    map_ = Map.open(old)
+    fixes = folder / "fixes.txt"
+    places = ((0, 0), (40, 0), (0, 30), (50, 60))
+    fixes.write_text("".join(f"{x} {y} 0 {48 + y / 111_200} {11 + x / 74_400} 500\n" for x, y in places))
+    outputs = {name: str(folder / f"{name}.pixmap") for name in (*BUILDERS, *OTHERS)}
+    commands = {
+        "bag": ["bag", str(bag), "-o", outputs["bag"]],
+        "colmap": ["colmap", "--model", str(model), "--images", str(images), "-o", outputs["colmap"], "--min-track-length", "3"],
+        "rgbd": ["rgbd", "--sequence", str(sequence), "-o", outputs["rgbd"]],
+        "re-encode": ["re-encode", str(old), "--images", str(images), "-o", outputs["re-encode"], "--working-side", "120"],
+        "merge": ["merge", str(old), str(old), "-o", outputs["merge"]],
+        "prune": ["prune", str(old), "-o", outputs["prune"], "--int8"],
+        "georeference": ["georeference", outputs["georeference"], "--fixes", str(fixes)],
+    }
+    (folder / "commands.json").write_text(
+        json.dumps({name: (["map", *command], outputs[name]) for name, command in commands.items()})
+    )
+    assert len(map_.keyframe_names) > 2
+    done = subprocess.run(
+        [sys.executable, __file__, str(folder)],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])},
+    )
+    assert done.returncode == 0, done.stderr
+    return folder
+
+
+@pytest.mark.parametrize("name", [*BUILDERS, *OTHERS])
+def test_the_file_is_the_old_or_the_new_one(killed, name):
+    ended = json.loads((killed / "ended.json").read_text())
+    old, new = (killed / "old.pixmap").read_bytes(), (killed / f"{name}.never").read_bytes()
+    assert ended[f"{name}.never"] == 0 and old != new
+    Map.open(killed / f"{name}.never", verify=True)
+    for moment in MOMENTS[name in OTHERS :]:
+        assert ended[f"{name}.{moment}"] == -signal.SIGKILL, moment
+        assert (killed / f"{name}.{moment}").read_bytes() == (new if moment == "renamed" else old), moment
+
+
+if __name__ == "__main__":
+    run_all(Path(sys.argv[1]))

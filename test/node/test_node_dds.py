@@ -1,0 +1,566 @@
+# Copyright the pixloc_ros authors. SPDX-License-Identifier: Apache-2.0
+"""The node over real DDS, with an aligner that knows the answer: topics, TF, waiting, bad input."""
+
+import math
+import re
+import time
+
+import node_harness
+import numpy as np
+import pytest
+import torch
+from geometry_msgs.msg import PoseWithCovarianceStamped
+from node_harness import (
+    BASE_FROM_CAMERA,
+    HEIGHT,
+    START_NS,
+    WIDTH,
+    FakeEngine,
+    camera_info,
+    compressed_message,
+    image_message,
+    initial_pose_message,
+    odometry_message,
+    pose_of,
+    running,
+    stamp_of,
+    start_pose,
+)
+from pixloc_ros.msg import LocalizationStatus
+from rclpy.parameter import Parameter
+from rclpy.time import Time
+from rosgraph_msgs.msg import Clock
+from tf2_ros import TransformException
+
+from pixloc_ros.errors import InputError
+from pixloc_ros.geometry import se3
+from pixloc_ros.node import conversions
+from pixloc_ros.node.conversions import stamp_to_ns
+
+TRACKING, DEGRADED, INITIALIZING = (LocalizationStatus.TRACKING, LocalizationStatus.DEGRADED, LocalizationStatus.INITIALIZING)
+
+
+def matrix(message, what="pose") -> torch.Tensor:
+    """Of a geometry_msgs Pose or Transform."""
+    if hasattr(message, "translation"):
+        return conversions.transform_to_matrix(message, what)
+    return conversions.pose_to_matrix(message, what)
+
+
+def looked_up(robot, target, source, stamp_ns) -> torch.Tensor:
+    """target_from_source, as soon as the listener knows it."""
+
+    def known():
+        try:
+            return robot.buffer.lookup_transform(target, source, Time(nanoseconds=stamp_ns))
+        except TransformException:
+            return None
+
+    return matrix(robot.wait(known).transform)
+
+
+@pytest.mark.parametrize("transport", ["raw", "compressed"])
+def test_drive(transport):
+    """Poses are the true ones, TF agrees with them, every image is accounted for, the velocity is the odometry's."""
+    with running(transport, **start_pose()) as (_, robot):
+        for number in range(25):
+            status = robot.step(number)
+            assert status.state == TRACKING and status.message == "", (number, status)
+            stamp = stamp_of(number)
+            robot.wait(lambda n=stamp: any(stamp_to_ns(t.header.stamp) == n for t in robot.transforms))
+            # The lookup that users do when a pose comes; odometry at the stamp is there, so it must not fail.
+            chain = looked_up(robot, "map", "camera_optical", stamp)
+            pose = robot.wait(lambda n=number: robot.poses[n] if len(robot.poses) > n else None)
+            assert stamp_to_ns(pose.header.stamp) == stamp and pose.header.frame_id == "map"
+            published = matrix(pose.pose.pose)
+            assert torch.allclose(chain, published @ BASE_FROM_CAMERA, atol=1e-6, rtol=0)
+            assert torch.allclose(published, pose_of(number), atol=1e-9, rtol=0)
+        robot.wait(lambda: len(robot.odometries) == 25)
+        assert len(robot.statuses) == 25 and robot.statuses[-1].frames_processed == 25
+        assert robot.statuses[-1].prior_source == "odometry" and 0 < robot.statuses[-1].prior_distance_m < 0.05
+        assert robot.odometries[-1].child_frame_id == "base_link" and robot.odometries[-1].twist.twist.linear.x == 1.2
+        assert robot.odometries[-1].pose.covariance[0] > 0
+        for status in robot.statuses:
+            parts = [status.queue_ms, status.decode_ms, status.wait_ms, status.publish_ms]
+            assert min(parts) >= 0 and sum(parts[1:]) <= status.frame_ms + 1e-3
+        # Future dating: each image's transform is also dated by the tolerance.
+        stamps = {stamp_to_ns(t.header.stamp) for t in robot.transforms}
+        assert {stamp_of(n) + 100_000_000 for n in range(25)} <= stamps
+        assert {(t.header.frame_id, t.child_frame_id) for t in robot.transforms} == {("map", "odom")}
+
+
+def test_latest_correction_answers_for_all_later_times():
+    """A lookup for now, after the image, uses the newest map -> odom, although older ones were dated beyond it."""
+    with running(**start_pose()) as (_, robot):
+        for number in range(10):
+            robot.step(number)
+            map_from_odom = looked_up(robot, "map", "odom", stamp_of(number))
+            robot.wait(lambda n=number: stamp_to_ns(robot.transforms[-1].header.stamp) >= stamp_of(n) + 99_000_000)
+            time.sleep(0.01)
+            for later_ns in (1_000_000, 30_000_000, 50_000_000, 77_000_000, 100_000_000):
+                later = looked_up(robot, "map", "odom", stamp_of(number) + later_ns)
+                assert torch.allclose(later, map_from_odom, atol=1e-9, rtol=0), (number, later_ns)
+
+
+def test_transform_is_repeated_between_slow_images():
+    """No extrapolation at the stamp of any odometry, although no image has come for a while."""
+    with running(**start_pose()) as (_, robot):
+        robot.step(0)
+        for n in range(1, 21):
+            robot.drive_to(START_NS + n * 40_000_000)
+            looked_up(robot, "map", "base_link", START_NS + n * 40_000_000)
+
+
+def test_nothing_before_the_first_pose_then_initial_pose_of_the_past():
+    with running() as (_, robot):
+        for number in range(3):
+            assert robot.step(number).state == INITIALIZING
+        robot.diagnosed("initial pose: there is no pose to start from")
+        assert not robot.poses and not robot.transforms
+        bad = initial_pose_message(2)
+        bad.pose.pose.position.x = math.nan
+        robot.initial_pose.publish(bad)
+        robot.diagnosed("the initial pose holds NaN")
+        bad = initial_pose_message(2)
+        bad.pose.pose.orientation.w = bad.pose.pose.orientation.z = 0.0
+        robot.initial_pose.publish(bad)
+        robot.diagnosed("the initial pose has a quaternion of length")
+        bad = initial_pose_message(2)
+        bad.header.frame_id = "odom"
+        robot.initial_pose.publish(bad)
+        robot.diagnosed("the initial pose is in frame 'odom'")
+        assert robot.step(3).state == INITIALIZING
+        # Valid at image 2, given when the robot is at image 20, more than a metre further.
+        robot.drive_to(stamp_of(20))
+        robot.initial_pose.publish(initial_pose_message(2, stamp_of(2)))
+        robot.wait(lambda: robot.initial_pose.wait_for_all_acked() or True)
+        time.sleep(0.1)
+        status = robot.step(20)
+        assert status.state == TRACKING and status.prior_source == "initial_pose"
+        assert status.prior_distance_m < 0.1, "the initial pose was not moved along with the odometry"
+        assert torch.linalg.vector_norm(pose_of(20)[:3, 3] - pose_of(2)[:3, 3]) > 1.0
+
+
+ENCODINGS = (
+    *("mono8", "8UC1", "mono16", "rgb8", "bgr8", "rgba8", "bgra8"),
+    *("bayer_rggb8", "bayer_bggr8", "bayer_gbrg8", "bayer_grbg8", "bayer_rggb16"),
+    *("yuv422", "uyvy", "yuv422_yuy2", "yuyv"),
+)
+
+
+def test_every_encoding_gives_a_pose():
+    with running(**start_pose()) as (_, robot):
+        for number, encoding in enumerate(ENCODINGS):
+            robot.drive_to(stamp_of(number))
+            robot.raw.publish(image_message(number, stamp_of(number), encoding))
+            status = robot.status_of(stamp_of(number))
+            assert status.state == TRACKING and status.message == "", (encoding, status.message)
+        # Padded rows, as many cameras send them, and big-endian 16-bit pixels.
+        number += 1
+        padded = image_message(number, stamp_of(number))
+        rows = np.frombuffer(padded.data, np.uint8).reshape(HEIGHT, WIDTH)
+        padded.step = WIDTH + 7
+        padded.data = np.pad(rows, ((0, 0), (0, 7))).tobytes()
+        robot.drive_to(stamp_of(number))
+        robot.raw.publish(padded)
+        assert robot.status_of(stamp_of(number)).message == ""
+        number += 1
+        swapped = image_message(number, stamp_of(number), "mono16")
+        swapped.is_bigendian = 1
+        swapped.data = np.frombuffer(swapped.data, "<u2").astype(">u2").tobytes()
+        robot.drive_to(stamp_of(number))
+        robot.raw.publish(swapped)
+        assert robot.status_of(stamp_of(number)).message == ""
+        robot.wait(lambda: len(robot.poses) == number + 1)
+        for n, pose in enumerate(robot.poses):
+            assert torch.allclose(matrix(pose.pose.pose), pose_of(n), atol=1e-6, rtol=0), (ENCODINGS + ("", ""))[n]
+
+
+def test_bad_images_are_rejected_and_reported_and_the_node_goes_on():
+    with running(**start_pose()) as (_, robot):
+        assert robot.step(0).state == TRACKING
+
+        def reject(number, text, change):
+            message = image_message(number, stamp_of(number))
+            change(message)
+            robot.drive_to(stamp_of(number))
+            robot.raw.publish(message)
+            status = robot.status_of(stamp_to_ns(message.header.stamp))
+            assert text in status.message, status.message
+            assert math.isnan(status.cost) and status.frames_rejected == number
+            robot.diagnosed(text)
+
+        def set_field(name, value):
+            return lambda message: setattr(message, name, value)
+
+        reject(1, "image encoding 'jpegish' is not supported", set_field("encoding", "jpegish"))
+        reject(2, "rows of 64 make 3072", set_field("data", b"\0" * 100))
+        reject(3, "image size 0x48 is empty", set_field("width", 0))
+        reject(4, "image step is 10 bytes", set_field("step", 10))
+
+        def smaller(message):
+            message.height, message.data = 24, message.data[: 24 * WIDTH]
+
+        reject(5, "images are 64x24 but /camera/camera_info says 64x48", smaller)
+        reject(6, "no transform base_link -> elsewhere", lambda m: setattr(m.header, "frame_id", "elsewhere"))
+        reject(7, "images have no frame_id", lambda m: setattr(m.header, "frame_id", ""))
+        before = len(robot.statuses)
+        robot.see(0)  # the same image again
+        robot.wait(lambda: len(robot.statuses) == before + 1)
+        assert "older than the last one" in robot.statuses[-1].message
+        robot.raw.publish(image_message(8, 0))
+        robot.diagnosed("images have no time stamp")
+        status = robot.step(9)
+        assert status.state == TRACKING and status.message == ""
+        assert status.frames_received == status.frames_processed + status.frames_rejected == 11
+        assert len(robot.statuses) == 11
+        robot.wait(lambda: robot.levels["image"] == b"\0")
+
+
+def test_garbage_jpeg():
+    with running("compressed", **start_pose()) as (_, robot):
+        message = compressed_message(0, stamp_of(0))
+        message.data = message.data[:40]
+        robot.drive_to(stamp_of(0))
+        robot.compressed.publish(message)
+        assert "cannot be decoded" in robot.status_of(stamp_of(0)).message
+        robot.diagnosed("image: a compressed image of 40 bytes cannot be decoded")
+        assert robot.step(1).state == TRACKING
+
+
+def test_bad_calibration():
+    with running(ready=False, odometry_wait_s=0.02, **start_pose()) as (_, robot):
+        robot.drive_to(stamp_of(0))
+        robot.see(0)
+        assert "no CameraInfo on /camera/camera_info yet" in robot.status_of(stamp_of(0)).message
+        for number, (text, change) in enumerate(
+            (
+                ("d has 3 numbers but plumb_bob takes 5", {"d": [0.1, 0.1, 0.1]}),
+                ("k is zero, the camera is not calibrated", {"k": [0.0] * 9}),
+                ("distortion_model 'omnidirectional' is not supported", {"distortion_model": "omnidirectional"}),
+                ("NaN or infinite numbers", {"k": [math.nan, 0.0, 31.5, 0.0, 60.0, 23.5, 0.0, 0.0, 1.0]}),
+            ),
+            1,
+        ):
+            info = camera_info()
+            for name, value in change.items():
+                setattr(info, name, value)
+            robot.info.publish(info)
+            robot.diagnosed(text)
+            robot.see(number)
+            assert "cannot be used" in robot.status_of(stamp_of(number)).message
+        robot.info.publish(camera_info())
+        time.sleep(0.1)
+        robot.see(5)
+        assert "no transform base_link -> camera_optical" in robot.status_of(stamp_of(5)).message
+        robot.diagnosed("static_transform_publisher --frame-id base_link --child-frame-id camera_optical")
+        robot.describe_camera()
+        time.sleep(0.1)
+        assert robot.step(6).state == TRACKING
+
+
+def test_bad_odometry():
+    with running(**start_pose()) as (_, robot):
+        assert robot.step(0).state == TRACKING
+        bad = odometry_message(stamp_of(1))
+        bad.pose.pose.position.y = math.inf
+        robot.odometry.publish(bad)
+        robot.diagnosed("/odom: the pose holds NaN or infinite numbers")
+        bad = odometry_message(stamp_of(1))
+        bad.pose.pose.orientation.w = 7.0
+        robot.odometry.publish(bad)
+        robot.diagnosed("/odom: the pose has a quaternion of length")
+        bad = odometry_message(stamp_of(1))
+        bad.child_frame_id = "base_footprint"
+        robot.odometry.publish(bad)
+        robot.diagnosed("set base_frame_id to 'base_footprint'")
+        robot.odometry.publish(odometry_message(stamp_of(0) - 30_000_000))
+        robot.diagnosed("older than the last: ignored")
+        bad = odometry_message(stamp_of(1))
+        bad.twist.twist.angular.z = math.nan
+        robot.odometry_ns = stamp_of(1)
+        robot.odometry.publish(bad)
+        assert robot.step(1).state == TRACKING
+        # Odometry stops: poses go on for as long as the tracker can guess, and the reason is said.
+        robot.see(2)
+        robot.status_of(stamp_of(2))
+        robot.diagnosed("0.050 s older than the image")
+        assert robot.step(3).state == TRACKING
+
+
+def test_a_time_offset_moves_the_images_and_nothing_else():
+    """Images stamped 80 ms late: poses, TF and status are those of the corrected stamps; the offset changes while it runs."""
+    late_ns = 80_000_000
+    with running(time_offset=-0.08, odometry_wait_s=2.0, **start_pose()) as (node, robot):
+
+        def seen(number: int, late_ns: int) -> LocalizationStatus:
+            robot.see(number, stamp_of(number) + late_ns)
+            robot.drive_to(stamp_of(number))  # no further than the corrected stamp: nothing more may be waited for
+            status = robot.status_of(stamp_of(number))
+            assert status.state == TRACKING and status.message == "", status
+            assert status.prior_distance_m < 0.05
+            return status
+
+        for number in range(4):
+            seen(number, late_ns)
+            pose = robot.wait(lambda n=number: robot.poses[n] if len(robot.poses) > n else None)
+            assert stamp_to_ns(pose.header.stamp) == stamp_of(number)
+            chain = looked_up(robot, "map", "base_link", stamp_of(number))
+            assert torch.allclose(chain, pose_of(number), atol=1e-6, rtol=0)
+        # The driver is mended; what would be too early now is not.
+        assert node.set_parameters([Parameter("time_offset", value=2.0)])[0].successful is False
+        assert node.set_parameters([Parameter("time_offset", value=0.03)])[0].successful
+        for number in range(4, 6):
+            seen(number, -30_000_000)
+        robot.raw.publish(image_message(None, 0))  # one without a stamp has none with the offset either
+        robot.diagnosed("images have no time stamp")
+        # The corrected stamp tells what is ahead of the odometry.
+        robot.drive_to(stamp_of(6))
+        robot.wait(lambda: node._pipeline.inputs.newest_ns == robot.odometry_ns)
+        future = robot.odometry_ns + 990_000_000
+        robot.raw.publish(image_message(6, future))
+        robot.diagnosed("an image is dated 1.020 s ahead of the odometry")
+
+
+def test_late_images_and_wrong_wheels_are_told_and_mended(monkeypatch):
+    """Images every 0.3 s of a robot that turns to and fro, stamped 80 ms late; its odometry goes 1.2 times as far."""
+    monkeypatch.setattr(node_harness, "PERIOD_NS", 300_000_000)
+
+    def motion(way: float, seconds: float) -> torch.Tensor:
+        turn = 0.5 * math.sin(1.3 * seconds)
+        return conversions.matrix_from_euler((way * 0.4 * seconds, way * 0.1 * math.sin(0.7 * seconds), 0.0), 0.0, 0.0, turn)
+
+    monkeypatch.setattr(node_harness, "true_pose", lambda seconds: motion(1.0, seconds))
+    monkeypatch.setattr(node_harness, "odometry_pose", lambda seconds: motion(1.2, seconds))
+    with running(odometry_wait_s=1.0) as (node, robot):
+        robot.initial_pose.publish(initial_pose_message(0))
+        time.sleep(0.1)
+        late_ns = 80_000_000
+
+        def see(number: int, stamp_ns: int) -> None:
+            robot.drive_to(stamp_ns)
+            robot.see(number, stamp_of(number) + late_ns)
+            assert robot.status_of(stamp_ns).state == TRACKING
+
+        for number in range(28):
+            see(number, stamp_of(number) + late_ns)
+        text = robot.diagnosed("odometry: images are stamped 0.0")
+        offset = float(re.search(r"set time_offset to (-0\.0\d\d), or", text)[1])
+        assert offset == pytest.approx(-0.08, abs=0.015)
+        robot.diagnosed("the odometry's way is 1.2")
+        assert robot.levels["odometry"] == b"\1"
+        values = robot.wait(lambda: robot.values["odometry"] if "+-" in robot.values["odometry"]["way_ratio"] else None)
+        assert float(values["time_offset_s"].split()[0]) == pytest.approx(offset, abs=0.005)
+        # What it says, done: the poses are right at their stamps, and what was found of the late stamps is forgotten.
+        assert node.set_parameters([Parameter("time_offset", value=-0.08)])[0].successful
+        for number in range(28, 55):
+            see(number, stamp_of(number))
+
+        def mended() -> bool:  # the last message of before may still be there
+            text = robot.values["odometry"]["time_offset_s"]
+            return "+-" in text and abs(float(text.split()[0])) < 0.015
+
+        robot.wait(mended)
+        robot.wait(lambda: "stamped" not in robot.texts[-1] and not any("stamped" in text for text in robot.texts[-7:]))
+
+
+def test_lost_is_silent():
+    """Images that fit nothing: dead reckoning for a while, then no pose, no TF, and diagnostics that say so."""
+    with running(**start_pose()) as (_, robot):
+        assert robot.step(0).state == TRACKING
+        assert robot.step(1, image=None).state == DEGRADED
+        robot.wait(lambda: len(robot.poses) == 2)
+        variances = [p.pose.covariance[0] for p in robot.poses]
+        assert variances[1] > variances[0]
+        number = 1
+        while (status := robot.step(number := number + 10, image=None)).state == DEGRADED:
+            assert number < 150
+        assert status.state == LocalizationStatus.LOST
+        robot.diagnosed("no pose is published")
+        robot.wait(lambda: robot.levels["localization"] == b"\2")
+        poses, transforms = len(robot.poses), len(robot.transforms)
+        robot.step(number + 1, image=None)
+        robot.drive_to(stamp_of(number + 10))
+        time.sleep(0.2)
+        assert len(robot.poses) == poses and len(robot.transforms) == transforms
+
+
+def test_time_going_back_starts_again():
+    with running(**start_pose()) as (_, robot):
+        for number in (40, 41, 42):
+            # Image 40 is far from the initial pose: taken as valid there all the same, the fake knows better.
+            robot.step(number)
+        robot.odometry_ns = START_NS - 40_000_000
+        robot.buffer.clear()
+        robot.drive_to(START_NS - 20_000_000)
+        robot.diagnosed("odometry stamps went back by")
+        for number in range(3):
+            status = robot.step(number)
+            assert status.state == TRACKING, status
+        assert torch.allclose(matrix(robot.poses[-1].pose.pose), pose_of(2), atol=1e-6, rtol=0)
+        # The other order: images first.
+        robot.odometry_ns = START_NS - 4_000_000_000
+        early = START_NS - 3_000_000_000
+        robot.see(0, early)
+        robot.diagnosed("image stamps went back by")
+        assert robot.status_of(early).state in (INITIALIZING, TRACKING)
+
+
+def test_clock_going_back_starts_again():
+    with running(use_sim_time=True, **start_pose()) as (_, robot):
+        clock = robot.node.create_publisher(Clock, "/clock", 10)
+        robot.wait(clock.get_subscription_count)
+        clock.publish(Clock(clock=conversions.stamp_from_ns(stamp_of(30))))
+        assert robot.step(0).state == TRACKING
+        clock.publish(Clock(clock=conversions.stamp_from_ns(START_NS)))
+        robot.diagnosed("the clock went back")
+        assert robot.step(1).state == TRACKING
+        assert robot.statuses[-1].prior_source == "initial_pose"
+
+
+def test_without_odometry():
+    with running(odom_source="none", **start_pose()) as (_, robot):
+        for number in range(8):
+            robot.see(number)
+            assert robot.status_of(stamp_of(number)).state == TRACKING
+            looked_up_pose = looked_up(robot, "map", "camera_optical", stamp_of(number))
+            assert torch.allclose(looked_up_pose, pose_of(number) @ BASE_FROM_CAMERA, atol=1e-6, rtol=0)
+        assert {(t.header.frame_id, t.child_frame_id) for t in robot.transforms} == {("map", "base_link")}
+        robot.wait(lambda: len(robot.odometries) == 8)
+        velocity = robot.odometries[-1].twist.twist
+        expected = se3.se3_log(se3.inverse(pose_of(6)) @ pose_of(7)) / 0.05
+        assert velocity.linear.x == pytest.approx(float(expected[0]), abs=1e-6)
+        assert velocity.angular.z == pytest.approx(float(expected[5]), abs=1e-6)
+
+
+def test_odometry_from_tf():
+    with running(odom_source="tf", **start_pose()) as (_, robot):
+        for number in range(6):
+            robot.drive_to(stamp_of(number) + 10_000_000)
+            robot.see(number)
+            status = robot.status_of(stamp_of(number))
+            assert status.state == TRACKING and status.prior_source in ("initial_pose", "odometry")
+            chain = looked_up(robot, "map", "base_link", stamp_of(number))
+            assert torch.allclose(chain, pose_of(number), atol=1e-6, rtol=0)
+
+
+def test_publish_tf_off_and_live_parameters():
+    from rclpy.parameter import Parameter
+
+    with running(publish_tf=False, **start_pose()) as (node, robot):
+        robot.step(0)
+        robot.step(1)
+        robot.wait(lambda: len(robot.poses) == 2)
+        assert not robot.transforms
+        refused = node.set_parameters([Parameter("transform_tolerance", value=-1.0), Parameter("map", value="other")])
+        assert not refused[0].successful and not refused[1].successful
+        assert node.set_parameters([Parameter("publish_tf", value=True)])[0].successful
+        assert node.set_parameters([Parameter("transform_tolerance", value=0.3)])[0].successful
+        robot.step(2)
+        robot.wait(lambda: {stamp_to_ns(t.header.stamp) for t in robot.transforms} >= {stamp_of(2) + 300_000_000})
+
+
+def test_only_the_newest_image_is_processed_and_drops_are_told():
+    class SlowEngine(FakeEngine):
+        def tracker(self, relocalization=True):
+            localize = self.localizer.localize_prepared
+
+            def slowly(*arguments):
+                time.sleep(0.1)
+                return localize(*arguments)
+
+            self.localizer.localize_prepared = slowly
+            return super().tracker()
+
+    with running(engine=SlowEngine, **start_pose()) as (_, robot):
+        robot.drive_to(stamp_of(12))
+        for number in range(12):
+            robot.see(number)
+            time.sleep(0.02)
+        robot.wait(lambda: len(robot.statuses) == 12)
+        final = max(robot.statuses, key=lambda s: s.frames_processed)
+        assert final.frames_received == 12 and final.frames_dropped >= 5
+        assert final.frames_processed + final.frames_dropped == 12
+        stamps = sorted(stamp_to_ns(s.header.stamp) for s in robot.statuses)
+        assert stamps == [stamp_of(n) for n in range(12)], "one status per image"
+        processed = [s for s in robot.statuses if not s.message.startswith("dropped")]
+        assert stamp_to_ns(processed[-1].header.stamp) == stamp_of(11), "the newest image is always processed"
+    with running(engine=SlowEngine, process_all_frames=True, **start_pose()) as (_, robot):
+        robot.drive_to(stamp_of(6))
+        for number in range(6):
+            robot.see(number)
+        robot.wait(lambda: len(robot.poses) == 6)
+
+
+def test_most_images_dropped_is_a_warning():
+    class SlowEngine(FakeEngine):
+        def tracker(self, relocalization=True):
+            localize = self.localizer.localize_prepared
+
+            def slowly(*arguments):
+                time.sleep(0.2)
+                return localize(*arguments)
+
+            self.localizer.localize_prepared = slowly
+            return super().tracker()
+
+    with running(engine=SlowEngine, **start_pose()) as (_, robot):
+        robot.drive_to(stamp_of(30))
+        for number in range(30):
+            robot.see(number)
+            time.sleep(0.02)
+        told = robot.diagnosed("faster than they can be aligned")
+        assert "set preset to fast" in told
+
+
+def test_others_that_publish_the_same_are_noticed():
+    """Another source of map -> odom (AMCL, a filter), and another localizer of this name; not what the node sends itself."""
+    with running(**start_pose()) as (node, robot):
+        robot.step(0)
+        robot.step(1)
+        robot.wait(lambda: robot.transforms)
+        time.sleep(1.2)
+        assert not any("something else publishes" in text or "publish our" in text for text in robot.texts)
+        other = robot.node.create_publisher(PoseWithCovarianceStamped, "localization_node/pose", 1)
+        message = conversions.transform_stamped("map", "odom", stamp_of(1), torch.eye(4, dtype=torch.float64))
+        robot.tf.sendTransform(message)
+        robot.diagnosed("transforms: something else publishes map -> odom")
+        assert robot.levels["transforms"] == b"\2"
+        robot.diagnosed("1 more publish our ~/pose")
+        robot.node.destroy_publisher(other)
+
+
+def test_broken_map_keeps_the_node_up():
+    def broken(*_):
+        raise InputError("site.pixmap is cut short: copy it again")
+
+    with running(engine=broken, **start_pose()) as (node, robot):
+        robot.diagnosed("map: site.pixmap is cut short: copy it again. Mend it and call ~/load_map")
+        assert robot.levels["map"] == b"\2"
+        status = robot.step(0)
+        assert status.state == INITIALIZING and "no map is loaded" in status.message
+        assert not robot.poses and not robot.transforms
+
+
+def test_silent_inputs_are_reported():
+    with running(ready=False, input_timeout_s=0.2) as (_, robot):
+        robot.diagnosed("image: nothing yet on /camera/image_raw, it has a publisher")
+        robot.diagnosed("odometry: nothing yet on /odom")
+
+
+def test_an_image_from_the_future_is_refused_and_nothing_starts_again():
+    with running(**start_pose()) as (_, robot):
+        assert robot.step(0).state == TRACKING
+        for future, reference in ((stamp_of(1) + 5_000_000_000, "odometry"), (time.time_ns() + 5_000_000_000, "clock")):
+            robot.raw.publish(image_message(1, future))
+            assert f"ahead of the {reference}" in robot.status_of(future).message
+            time.sleep(0.6)  # no odometry any more
+        status = robot.step(2)
+        assert status.state == TRACKING and status.prior_source == "odometry", "the pose was forgotten"
+
+
+def test_a_calibration_said_once_is_enough():
+    with running(input_timeout_s=0.2, **start_pose()) as (_, robot):
+        assert robot.step(0).state == TRACKING
+        time.sleep(1.5)
+        assert not any("calibration: nothing" in text for text in robot.texts)

@@ -1,0 +1,167 @@
+# Copyright the pixloc_ros authors. SPDX-License-Identifier: Apache-2.0
+"""One table of parameters: the node, its config file, its documentation and its launch file agree with it."""
+
+import importlib.util
+import sys
+import types
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import yaml
+
+from pixloc_ros.errors import InputError
+from pixloc_ros.node import parameters
+from pixloc_ros.node.parameters import BY_NAME, PARAMETERS, check_values, image_subscription_topic
+from pixloc_ros.tracking.frame_aligner import LocalizerOptions
+from pixloc_ros.tracking.presets import DEFAULT, PRESETS, preset
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def test_table_is_sound():
+    assert len(BY_NAME) == len(PARAMETERS)
+    check_values({p.name: p.default for p in PARAMETERS})
+    for p in PARAMETERS:
+        assert p.description.endswith("."), p.name
+    assert BY_NAME["preset"].choices == tuple(PRESETS) and BY_NAME["preset"].default == DEFAULT
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "text"),
+    [
+        ("transform_tolerance", -0.1, "give 0 to 5"),
+        ("transform_tolerance", float("nan"), "give a finite number"),
+        ("transform_tolerance", 1, "give a double"),
+        ("max_points", 10**9, "give 0 to 8192"),
+        ("preset", "exact", "one of fast, balanced, accurate"),
+        ("odom_source", "wheels", "one of topic, tf, none"),
+        ("base_frame_id", "", "empty"),
+        ("base_frame_id", "/base_link", "no leading slash"),
+        ("image_topic", "", "empty"),
+    ],
+)
+def test_bad_values_are_refused(name, value, text):
+    with pytest.raises(InputError, match=text):
+        check_values({name: value})
+
+
+def test_presets():
+    assert preset() == LocalizerOptions() and preset("fast", 100) == replace(PRESETS["fast"], max_points=100)
+    with pytest.raises(InputError, match="preset 'exact' is unknown: choose one of fast, balanced, accurate"):
+        preset("exact")
+
+
+def test_frames_must_differ():
+    values = {p.name: p.default for p in PARAMETERS} | {"odom_frame_id": "map"}
+    with pytest.raises(InputError, match="three different names"):
+        check_values(values)
+
+
+def test_image_topics():
+    assert image_subscription_topic("camera/image_raw", "raw") == "camera/image_raw"
+    assert image_subscription_topic("camera/image_raw", "compressed") == "camera/image_raw/compressed"
+    assert image_subscription_topic("camera/image_raw/compressed", "compressed") == "camera/image_raw/compressed"
+
+
+def flat(values: dict, prefix: str = "") -> dict:
+    result = {}
+    for name, value in values.items():
+        result |= flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {prefix + name: value}
+    return result
+
+
+def test_config_file_is_current():
+    text = (ROOT / "config" / "localization.yaml").read_text(encoding="utf-8")
+    assert text == parameters.config_yaml(), "run: python -m pixloc_ros.node.parameters"
+    values = flat(yaml.safe_load(text)["/**"]["ros__parameters"])
+    assert values == {p.name: p.default for p in PARAMETERS}
+    for name, value in values.items():
+        BY_NAME[name].check(value)
+
+
+def test_documentation_is_current():
+    page = (ROOT / "docs" / "node.md").read_text(encoding="utf-8")
+    table = page.split(parameters.TABLE_BEGIN)[1].split(parameters.TABLE_END)[0]
+    assert table == parameters.markdown_table(), "run: python -m pixloc_ros.node.parameters"
+
+
+# ---- launch file, run against stand-ins for `launch` and `launch_ros`
+
+
+class Configuration:
+    def __init__(self, name):
+        self.name = name
+
+    def perform(self, context):
+        return context[self.name]
+
+
+class Recorded:
+    """Whatever is made with arguments."""
+
+    def __init__(self, *positional, **named):
+        self.positional, self.named = positional, named
+
+
+@pytest.fixture
+def launch_file(monkeypatch):
+    def module(name, **contents):
+        fake = types.ModuleType(name)
+        vars(fake).update(contents)
+        monkeypatch.setitem(sys.modules, name, fake)
+
+    class DeclareLaunchArgument(Recorded):
+        pass
+
+    module("launch", LaunchDescription=Recorded)
+    module("launch.actions", DeclareLaunchArgument=DeclareLaunchArgument, OpaqueFunction=Recorded)
+    module("launch.substitutions", LaunchConfiguration=Configuration)
+    module("launch_ros")
+    module("launch_ros.actions", Node=Recorded)
+    module("launch_ros.parameter_descriptions", ParameterValue=lambda value, value_type: value_type(value))
+    module("ament_index_python.packages", get_package_share_directory=lambda name: str(ROOT))
+    spec = importlib.util.spec_from_file_location("localization_launch", ROOT / "launch" / "localization.launch.py")
+    launched = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(launched)
+
+    def launch(**given):
+        description = launched.generate_launch_description().positional[0]
+        declared = {a.positional[0]: a.named for a in description if isinstance(a, DeclareLaunchArgument)}
+        assert set(given) <= set(declared)
+        context = {name: given.get(name, named["default_value"]) for name, named in declared.items()}
+        nodes = description[-1].named["function"](context)
+        node = nodes[0]
+        node.context, node.declared, node.others = context, declared, nodes[1:]
+        return node
+
+    return launch
+
+
+def test_launch_passes_only_declared_parameters(launch_file):
+    node = launch_file()
+    assert node.named["package"] == "pixloc_ros" and node.named["executable"] == "localization_node"
+    params_file, overrides = node.named["parameters"]
+    assert Path(params_file.perform(node.context)).samefile(ROOT / "config" / "localization.yaml")
+    assert overrides == {"use_sim_time": False}, "an argument that is not given must not overrule the file"
+    nav2 = {"namespace", "params_file", "use_sim_time", "use_respawn", "use_rviz", "log_level"}
+    wanted = {name: BY_NAME[name].default for name in set(node.declared) - nav2}
+    given = {name: value if isinstance(value, bool) else value or "x" for name, value in wanted.items()}
+    node = launch_file(use_sim_time="true", **{name: str(value) for name, value in given.items()})
+    overrides = node.named["parameters"][1]
+    assert overrides.pop("use_sim_time") is True
+    assert overrides == given
+    check_values(overrides)
+
+
+def test_launch_arguments_are_nav2s(launch_file):
+    node = launch_file()
+    assert {"namespace", "params_file", "use_sim_time", "log_level", "use_respawn", "map"} <= set(node.declared)
+    assert all(named["description"] for named in node.declared.values())
+    assert ("/tf", "tf") in node.named["remappings"] and ("/tf_static", "tf_static") in node.named["remappings"]
+
+
+def test_launch_with_rviz(launch_file):
+    assert not launch_file().others
+    (rviz,) = launch_file(use_rviz="true").others
+    assert rviz.named["package"] == "rviz2" and Path(rviz.named["arguments"][1]).is_file()

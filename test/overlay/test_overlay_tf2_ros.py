@@ -1,0 +1,384 @@
+# Copyright the pixloc_ros authors. SPDX-License-Identifier: Apache-2.0
+"""tf2_ros as the node uses it. Holds for the overlay as for a distribution's own tf2_ros."""
+
+import os
+import subprocess
+import sys
+import threading
+import time
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy.spatial.transform import Rotation, Slerp
+
+rclpy = pytest.importorskip("rclpy")
+tf2_ros = pytest.importorskip("tf2_ros")
+from geometry_msgs.msg import TransformStamped  # noqa: E402
+from rclpy.duration import Duration  # noqa: E402
+from rclpy.executors import MultiThreadedExecutor, SingleThreadedExecutor  # noqa: E402
+from rclpy.parameter import Parameter  # noqa: E402
+from rclpy.qos import DurabilityPolicy  # noqa: E402
+from rclpy.time import Time  # noqa: E402
+from rosgraph_msgs.msg import Clock as ClockMessage  # noqa: E402
+from tf2_msgs.msg import TFMessage  # noqa: E402
+
+DOMAIN = 100 + os.getpid() % 50  # below 233; away from what a developer's other nodes use
+LATEST = Time()
+
+
+def at(seconds: float) -> Time:
+    return Time(nanoseconds=round(seconds * 1e9))
+
+
+def stamped(parent, child, seconds=0.0, translation=(0.0, 0.0, 0.0), rotation=None) -> TransformStamped:
+    message = TransformStamped()
+    message.header.stamp = at(seconds).to_msg()
+    message.header.frame_id, message.child_frame_id = parent, child
+    t, q = message.transform.translation, message.transform.rotation
+    t.x, t.y, t.z = map(float, translation)
+    q.x, q.y, q.z, q.w = map(float, (rotation or Rotation.identity()).as_quat())
+    return message
+
+
+def matrix(message: TransformStamped) -> np.ndarray:
+    t, q = message.transform.translation, message.transform.rotation
+    result = np.eye(4)
+    result[:3, :3] = Rotation.from_quat([q.x, q.y, q.z, q.w]).as_matrix()
+    result[:3, 3] = t.x, t.y, t.z
+    return result
+
+
+def filled(*transforms, static=()) -> "tf2_ros.Buffer":
+    buffer = tf2_ros.Buffer()
+    for transform in transforms:
+        buffer.set_transform(transform, "test")
+    for transform in static:
+        buffer.set_transform_static(transform, "test")
+    return buffer
+
+
+def x_of(buffer, target, source, time_) -> float:
+    return buffer.lookup_transform(target, source, time_).transform.translation.x
+
+
+def seconds_of(message: TransformStamped) -> float:
+    return Time.from_msg(message.header.stamp).nanoseconds * 1e-9
+
+
+rigid = st.tuples(
+    st.tuples(*[st.floats(-10, 10)] * 3), st.tuples(*[st.floats(-1, 1)] * 4).filter(lambda q: np.linalg.norm(q) > 0.1)
+).map(lambda pair: (pair[0], Rotation.from_quat(pair[1])))
+
+
+# ---- arithmetic of the tree
+
+
+@settings(max_examples=50)
+@given(st.lists(rigid, min_size=2, max_size=6), st.lists(rigid, min_size=1, max_size=4))
+def test_any_two_frames_of_a_tree(left, right):
+    """Two branches from one root; every pair of frames against products of matrices."""
+    transforms, from_root = [], {"root": np.eye(4)}
+    for branch, chain in (("left", left), ("right", right)):
+        parent = "root"
+        for index, (translation, rotation) in enumerate(chain):
+            child = f"{branch}{index}"
+            transforms.append(stamped(parent, child, 1.0, translation, rotation))
+            from_root[child] = from_root[parent] @ matrix(transforms[-1])
+            parent = child
+    buffer = filled(*transforms)
+    for target in from_root:
+        for source in from_root:
+            found = buffer.lookup_transform(target, source, at(1.0))
+            assert (found.header.frame_id, found.child_frame_id) == (target, source)
+            np.testing.assert_allclose(matrix(found), np.linalg.inv(from_root[target]) @ from_root[source], atol=1e-9)
+
+
+@settings(max_examples=50)
+@given(rigid, rigid, st.floats(0, 1))
+def test_interpolates_between_stamps(first, second, ratio):
+    buffer = filled(stamped("a", "b", 1.0, *first), stamped("a", "b", 3.0, *second))
+    stamp = at(1.0 + 2.0 * ratio)
+    ratio = (stamp.nanoseconds - 1_000_000_000) / 2e9
+    found = matrix(buffer.lookup_transform("a", "b", stamp))
+    expected = (1 - ratio) * np.array(first[0]) + ratio * np.array(second[0])
+    np.testing.assert_allclose(found[:3, 3], expected, atol=1e-9)
+    difference = (first[1].inv() * second[1]).magnitude()
+    if difference < 3.1:  # at half a turn both ways round are right
+        rotation = Slerp([0, 1], Rotation.concatenate([first[1], second[1]]))(ratio).as_matrix()
+        np.testing.assert_allclose(found[:3, :3], rotation, atol=1e-6)
+
+
+def test_stamp_of_the_answer():
+    buffer = filled(
+        stamped("map", "odom", 2.0), stamped("odom", "base", 1.0), stamped("odom", "base", 3.0), static=[stamped("base", "cam")]
+    )
+    asked = [("map", "cam", LATEST), ("odom", "cam", LATEST), ("odom", "base", at(1.5)), ("base", "cam", LATEST)]
+    assert [seconds_of(buffer.lookup_transform(*one)) for one in asked] == [2.0, 3.0, 1.5, 0.0]
+    assert buffer.get_latest_common_time("map", "cam").nanoseconds == 2_000_000_000
+
+
+def test_static_transforms_hold_at_all_times():
+    buffer = filled(static=[stamped("base", "cam", 5.0, (1, 2, 3))])
+    for seconds in (0.0, 1.0, 5.0, 1e6):
+        assert x_of(buffer, "base", "cam", at(seconds)) == 1.0
+
+
+def test_through_a_fixed_frame():
+    buffer = filled(*(stamped("odom", "base", seconds, (seconds, 0, 0)) for seconds in (1.0, 2.0, 3.0)))
+    found = buffer.lookup_transform_full("base", at(3.0), "base", at(1.5), "odom")
+    assert found.transform.translation.x == pytest.approx(-1.5)
+    assert seconds_of(found) == 3.0
+    assert buffer.can_transform_full("base", at(3.0), "base", at(1.5), "odom")
+    assert not buffer.can_transform_full("base", at(3.5), "base", at(1.5), "odom")
+
+
+def test_a_gap_above_the_common_ancestor_does_no_harm():
+    buffer = filled(stamped("map", "odom", 1.0), *(stamped("odom", "base", float(s), (s, 0, 0)) for s in (1, 2, 3)))
+    assert x_of(buffer, "odom", "base", at(2.5)) == pytest.approx(2.5)
+    with pytest.raises(tf2_ros.ExtrapolationException):
+        buffer.lookup_transform("map", "base", at(2.5))
+
+
+# ---- what cannot be answered
+
+
+def test_unknown_frame():
+    with pytest.raises(tf2_ros.LookupException, match="nowhere"):
+        filled(stamped("a", "b", 1.0)).lookup_transform("a", "nowhere", LATEST)
+
+
+def test_unconnected_frames():
+    for time_ in (LATEST, at(1.0)):
+        with pytest.raises(tf2_ros.ConnectivityException):
+            filled(stamped("a", "b", 1.0), stamped("c", "d", 1.0)).lookup_transform("a", "d", time_)
+
+
+@pytest.mark.parametrize(("seconds", "direction"), [(0.5, "past"), (2.5, "future")])
+def test_extrapolation_names_both_times(seconds, direction):
+    buffer = filled(stamped("a", "b", 1.0), stamped("a", "b", 2.0))
+    with pytest.raises(tf2_ros.ExtrapolationException, match=f"(?s)into the {direction}.*{seconds}.*[12]\\.0"):
+        buffer.lookup_transform("a", "b", at(seconds))
+    answer, why = buffer.can_transform("a", "b", at(seconds), return_debug_tuple=True)
+    assert not answer and direction in why
+
+
+def test_invalid_names():
+    buffer = filled(stamped("a", "b", 1.0))
+    for name in ("", "/a"):
+        with pytest.raises(tf2_ros.InvalidArgumentException):
+            buffer.lookup_transform(name, "b", LATEST)
+
+
+def test_every_exception_is_a_transform_exception():
+    for name in ("Lookup", "Connectivity", "Extrapolation", "InvalidArgument", "Timeout"):
+        assert issubclass(getattr(tf2_ros, f"{name}Exception"), tf2_ros.TransformException)
+
+
+def test_a_loop_is_found():
+    buffer = filled(stamped("a", "b", 1.0), stamped("b", "c", 1.0), stamped("c", "a", 1.0), stamped("x", "y", 1.0))
+    for time_ in (LATEST, at(1.0)):
+        with pytest.raises(tf2_ros.TransformException):
+            buffer.lookup_transform("x", "a", time_)
+
+
+def test_nonsense_is_ignored():
+    nan, long = stamped("a", "b", 1.0, (float("nan"), 0, 0)), stamped("a", "b", 1.0)
+    long.transform.rotation.w = 2.0
+    buffer = filled(nan, long, stamped("a", "a", 1.0), stamped("", "b", 1.0), stamped("a", "", 1.0))
+    assert not buffer.can_transform("a", "b", LATEST)
+
+
+def test_cache_time_is_bounded():
+    buffer = tf2_ros.Buffer(cache_time=Duration(seconds=2))
+    for second in range(1, 8):
+        buffer.set_transform(stamped("a", "b", float(second), (second, 0, 0)), "test")
+    assert x_of(buffer, "a", "b", at(5.0)) == 5.0
+    with pytest.raises(tf2_ros.ExtrapolationException, match="past"):
+        buffer.lookup_transform("a", "b", at(4.0))
+    buffer.set_transform(stamped("a", "b", 1.0), "test")  # too late to be of use
+    assert not buffer.can_transform("a", "b", at(4.0))
+
+
+def test_default_cache_is_ten_seconds():
+    buffer = filled(*(stamped("a", "b", float(second)) for second in range(1, 13)))
+    assert buffer.can_transform("a", "b", at(2.0)) and not buffer.can_transform("a", "b", at(1.5))
+
+
+def test_late_transforms_are_sorted_in():
+    buffer = filled(*(stamped("a", "b", float(s), (s, 0, 0)) for s in (1, 4, 2)))
+    assert x_of(buffer, "a", "b", at(3.0)) == pytest.approx(3.0)
+
+
+def test_of_equal_stamps_the_last_answers():
+    buffer = filled(*(stamped("a", "b", float(s), (x, 0, 0)) for s, x in ((1, 1), (2, 2), (2, 7), (2, 7), (3, 9))))
+    assert x_of(buffer, "a", "b", at(2.0)) == 7.0
+    assert x_of(buffer, "a", "b", at(1.5)) == pytest.approx(1.5)
+    assert x_of(buffer, "a", "b", at(2.5)) == pytest.approx(8.0)
+
+
+def test_clear_forgets_what_moves():
+    buffer = filled(stamped("odom", "base", 1.0), static=[stamped("base", "cam")])
+    buffer.clear()
+    assert buffer.can_transform("base", "cam", LATEST) and not buffer.can_transform("odom", "base", LATEST)
+
+
+# ---- waiting
+
+
+def test_timeout_waits_for_the_transform_and_not_longer():
+    buffer = filled(stamped("a", "b", 1.0))
+    start = time.monotonic()
+    assert not buffer.can_transform("a", "b", at(2.0), timeout=Duration(seconds=0.2))
+    assert 0.19 < time.monotonic() - start < 1.0
+    timer = threading.Timer(0.1, lambda: buffer.set_transform(stamped("a", "b", 3.0, (2, 0, 0)), "test"))
+    timer.start()
+    found = buffer.lookup_transform("a", "b", at(2.0), Duration(seconds=5))
+    assert found.transform.translation.x == pytest.approx(1.0)
+    assert time.monotonic() - start < 3.0
+    timer.join()
+
+
+def test_future_is_done_when_the_transform_is_there():
+    buffer = filled(stamped("a", "b", 1.0))
+    future = buffer.wait_for_transform_async("a", "b", at(2.0))
+    assert not future.done()
+    buffer.set_transform(stamped("a", "b", 2.5), "test")
+    assert future.done() and future.result()
+
+
+# ---- over DDS
+
+
+@pytest.fixture
+def context(monkeypatch):
+    monkeypatch.setenv("ROS_AUTOMATIC_DISCOVERY_RANGE", "LOCALHOST")
+    context = rclpy.Context()
+    rclpy.init(context=context, domain_id=DOMAIN)
+    yield context
+    rclpy.shutdown(context=context)
+
+
+def spin_until(executor, condition, seconds=10.0):
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "waited in vain"
+        executor.spin_once(timeout_sec=0.05)
+
+
+SENDER = """
+import sys, time, rclpy, tf2_ros
+from geometry_msgs.msg import TransformStamped
+rclpy.init(domain_id=int(sys.argv[1]))
+node = rclpy.create_node("sender")
+moving, static = tf2_ros.TransformBroadcaster(node), tf2_ros.StaticTransformBroadcaster(node)
+def transform(parent, child, x, stamp):
+    t = TransformStamped(child_frame_id=child)
+    t.header.frame_id, t.header.stamp, t.transform.translation.x = parent, stamp, x
+    return t
+zero = rclpy.time.Time().to_msg()
+static.sendTransform(transform("base", "cam", 1.0, zero))
+static.sendTransform([transform("base", "lidar", 2.0, zero)])
+while True:
+    now = node.get_clock().now()
+    moving.sendTransform([transform("map", "odom", 3.0, now.to_msg()), transform("odom", "base", 4.0, now.to_msg())])
+    time.sleep(0.02)
+"""
+
+
+def test_from_process_to_process(context):
+    """Moving and static transforms of another process, its static ones sent before anyone listened."""
+    sender = subprocess.Popen([sys.executable, "-c", SENDER, str(DOMAIN)])
+    try:
+        time.sleep(1.0)
+        node = rclpy.create_node("listener", context=context)
+        buffer = tf2_ros.Buffer(node=node)
+        listener = tf2_ros.TransformListener(buffer, node, spin_thread=True)
+        found = buffer.lookup_transform("map", "cam", LATEST, timeout=Duration(seconds=20))
+        assert found.transform.translation.x == pytest.approx(8.0)
+        assert x_of(buffer, "base", "lidar", LATEST) == 2.0
+        soon = node.get_clock().now() + Duration(nanoseconds=100_000_000)
+        assert buffer.can_transform("map", "base", soon, timeout=Duration(seconds=5))
+        del listener
+    finally:
+        sender.kill()
+        sender.wait()
+
+
+def test_a_callback_may_wait_for_a_transform(context):
+    """The listener's own callback group lets it work while the node's default group is held up."""
+    node = rclpy.create_node("waiter", context=context)
+    buffer = tf2_ros.Buffer(node=node)
+    listener = tf2_ros.TransformListener(buffer, node)
+    broadcaster = tf2_ros.TransformBroadcaster(node)
+    answers = []
+
+    def wait():
+        timer.cancel()
+        threading.Timer(0.3, lambda: broadcaster.sendTransform(stamped("a", "b", 1.0))).start()
+        answers.append(buffer.can_transform("a", "b", at(1.0), timeout=Duration(seconds=8)))
+
+    timer = node.create_timer(0.01, wait)
+    executor = MultiThreadedExecutor(2, context=context)
+    executor.add_node(node)
+    spin_until(executor, lambda: answers, 15.0)
+    assert answers == [True]
+    listener.unregister()
+    executor.shutdown()
+
+
+def test_quality_of_service_and_type(context):
+    node = rclpy.create_node("topics", context=context)
+    tf2_ros.TransformBroadcaster(node), tf2_ros.StaticTransformBroadcaster(node)
+    listener = tf2_ros.TransformListener(tf2_ros.Buffer(), node)
+    for topic, durability in (("/tf", DurabilityPolicy.VOLATILE), ("/tf_static", DurabilityPolicy.TRANSIENT_LOCAL)):
+        (publisher,) = node.get_publishers_info_by_topic(topic)
+        (subscriber,) = node.get_subscriptions_info_by_topic(topic)
+        assert publisher.topic_type == "tf2_msgs/msg/TFMessage"
+        assert publisher.qos_profile.durability == subscriber.qos_profile.durability == durability
+        # The hash of the official message: with another one, other machines would not listen.
+        assert str(publisher.topic_type_hash).startswith("RIHS01_e369d0f0")
+        assert str(publisher.topic_type_hash).endswith("f087")
+    listener.unregister()
+
+
+def test_static_broadcaster_repeats_what_it_sent(context):
+    node = rclpy.create_node("static", context=context)
+    received = []
+    node.create_subscription(TFMessage, "/tf_static", received.append, 10)
+    broadcaster = tf2_ros.StaticTransformBroadcaster(node)
+    executor = SingleThreadedExecutor(context=context)
+    executor.add_node(node)
+    spin_until(executor, lambda: broadcaster.pub_tf.get_subscription_count() > 0)
+    broadcaster.sendTransform(stamped("base", "cam", 0.0, (1, 0, 0)))
+    broadcaster.sendTransform([stamped("base", "lidar"), stamped("base", "cam", 0.0, (2, 0, 0))])
+    spin_until(executor, lambda: len(received) == 2)
+    assert [len(message.transforms) for message in received] == [1, 2]
+    assert {t.child_frame_id: t.transform.translation.x for t in received[1].transforms} == {"cam": 2.0, "lidar": 0.0}
+    executor.shutdown()
+
+
+def test_time_that_jumps_back_empties_the_buffer(context):
+    """A bag played a second time: yesterday's poses must not answer."""
+    node = rclpy.create_node(
+        "simulated", context=context, parameter_overrides=[Parameter("use_sim_time", Parameter.Type.BOOL, True)]
+    )
+    clock = node.create_publisher(ClockMessage, "/clock", 10)
+    buffer = tf2_ros.Buffer(node=node)
+    executor = SingleThreadedExecutor(context=context)
+    executor.add_node(node)
+
+    def tick(seconds):
+        clock.publish(ClockMessage(clock=at(seconds).to_msg()))
+        return node.get_clock().now().nanoseconds == at(seconds).nanoseconds
+
+    spin_until(executor, lambda: tick(100.0))
+    buffer.set_transform(stamped("odom", "base", 100.0), "test")
+    spin_until(executor, lambda: tick(101.0))
+    assert buffer.can_transform("odom", "base", LATEST)
+    spin_until(executor, lambda: tick(50.0))
+    assert not buffer.can_transform("odom", "base", LATEST)
+    buffer.set_transform(stamped("odom", "base", 50.0), "test")
+    assert buffer.can_transform("odom", "base", at(50.0))
+    executor.shutdown()

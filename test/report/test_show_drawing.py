@@ -1,0 +1,257 @@
+# Copyright the pixloc_ros authors. SPDX-License-Identifier: Apache-2.0
+"""The parts that pictures are made of: colours of features, figures of images and maps, files."""
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from mapping_helpers import look_at, numbers_map, pinhole, texture
+
+from pixloc_ros.alignment.damping import LearnedDamping
+from pixloc_ros.cli.main import main
+from pixloc_ros.errors import InputError
+from pixloc_ros.features import load_extractor
+from pixloc_ros.features.vgg import VggNetwork
+from pixloc_ros.features.weights import save_weights
+from pixloc_ros.mapping.build.building import PosedImages, build_map
+from pixloc_ros.report.aligned_image import align_image, length_text, moved_off
+from pixloc_ros.report.bag_frame import FrameChoice
+from pixloc_ros.report.feature_maps import plot_feature_maps, principal_colours
+from pixloc_ros.report.figures import check_suffix, level_colours, write_picture
+from pixloc_ros.report.image_quality import ImageQuality
+from pixloc_ros.report.keyframe_images import KeyframeImages
+from pixloc_ros.report.map_coverage import ground_plan, measure_coverage, plot_coverage
+from pixloc_ros.report.optimization import animate_optimization
+from pixloc_ros.report.reprojections import plot_reprojections
+from pixloc_ros.report.temporal_prior import plot_constant_damping
+from pixloc_ros.tracking.frame_aligner import FrameAligner
+
+
+def decoded(data: bytes) -> np.ndarray:
+    image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR)
+    assert image is not None and image.std() > 5
+    return image
+
+
+# ---- features as colours
+
+
+def test_alike_features_have_alike_colours_on_both_sides():
+    rng = np.random.default_rng(0)
+    kinds = rng.normal(size=(6, 16))
+    first, second = rng.integers(0, 6, 500), rng.integers(0, 6, 80)
+    one, other = principal_colours((kinds[first], kinds[second]))
+    assert one.shape == (500, 3) and other.shape == (80, 3)
+    assert min(one.min(), other.min()) >= 0 and max(one.max(), other.max()) <= 1
+    for kind in range(6):
+        colours = np.concatenate((one[first == kind], other[second == kind]))
+        np.testing.assert_allclose(colours, colours[:1].repeat(len(colours), 0), atol=1e-9)
+    assert len(np.unique(one.round(6), axis=0)) == 6
+
+
+@pytest.mark.parametrize("channels", [2, 3, 64])
+def test_colours_of_any_number_of_channels_and_of_constant_features(channels):
+    rng = np.random.default_rng(0)
+    (colours,) = principal_colours((rng.normal(size=(50, channels)),))
+    assert colours.shape == (50, 3) and np.isfinite(colours).all()
+    (flat,) = principal_colours((np.ones((50, channels)),))
+    assert np.isfinite(flat).all()
+
+
+def test_colours_for_any_number_of_levels():
+    for count in (1, 3, 5, 9):
+        colours = np.array(level_colours(count))[:, :3]
+        assert len(colours) == count
+        brightness = colours @ [0.2126, 0.7152, 0.0722]
+        assert (np.diff(brightness) > 0).all()
+
+
+# ---- figures of an image
+
+
+def test_blur_lowers_the_gradient_energy_and_darkness_does_not():
+    image = texture(480)
+    sharp, dark = ImageQuality.of(image), ImageQuality.of((image * 0.25).astype(np.uint8))
+    blurred = ImageQuality.of(cv2.GaussianBlur(image, (0, 0), 5))
+    assert blurred.gradient_energy < 0.4 * sharp.gradient_energy
+    assert dark.gradient_energy == pytest.approx(sharp.gradient_energy, rel=0.05)
+    assert dark.brightness == pytest.approx(sharp.brightness / 4, abs=1)
+    assert dark.contrast == pytest.approx(sharp.contrast / 4, abs=1)
+
+
+def test_figures_of_images_without_anything_to_see():
+    black, white = ImageQuality.of(np.zeros((100, 80), np.uint8)), ImageQuality.of(np.full((100, 80, 3), 255, np.uint8))
+    assert (black.brightness, black.contrast, black.gradient_energy, black.black, black.white) == (0, 0, 0, 1, 0)
+    assert (white.brightness, white.white, white.black) == (255, 1, 0)
+    middle = ImageQuality.typical([black, white, ImageQuality.of(texture(120))])
+    assert 0 < middle.brightness < 255
+
+
+# ---- which image
+
+
+def test_the_image_nearest_to_a_time_or_stamp():
+    stamps = 10**18 + np.arange(5, dtype=np.int64) * 10**8
+    assert FrameChoice(3).index_in(stamps) == 3
+    assert FrameChoice(seconds=0.17).index_in(stamps) == 2 and FrameChoice(seconds=0.7).index_in(stamps) == 4
+    assert FrameChoice(stamp_ns=10**18 + 249_000_000).index_in(stamps) == 2
+    for wrong in (FrameChoice(5), FrameChoice(seconds=2.0), FrameChoice(stamp_ns=0)):
+        with pytest.raises(InputError):
+            wrong.index_in(stamps)
+    with pytest.raises(InputError, match="no images"):
+        FrameChoice(0).index_in(stamps[:0])
+    for wrong in ({}, {"index": 1, "seconds": 1.0}, {"index": -1}, {"seconds": float("nan")}):
+        with pytest.raises(InputError):
+            FrameChoice(**wrong)
+
+
+def test_lengths_for_people():
+    assert [length_text(m) for m in (0.0, 0.00123, 0.0456, 0.987, 12.34, 4567.0)] == [
+        "0 mm",
+        "1.2 mm",
+        "4.6 cm",
+        "99 cm",
+        "12.3 m",
+        "4567 m",
+    ]
+
+
+# ---- maps
+
+
+def corridor(gap: float = 0.0, turn=lambda xyz: xyz):
+    """A map of a drive along x past a wall; the second half of the way begins `gap` metres later. turn: of the whole world."""
+    rng = np.random.default_rng(0)
+    places = [0.3 * k + gap * (k >= 8) for k in range(16)]
+    xyz = np.stack((rng.uniform(-2, 10, 4000), np.full(4000, 2.0), rng.uniform(0, 1.5, 4000)), 1)
+    poses = torch.stack([look_at((x, 0.0, 0.7), (x, 2.0, 0.7)) for x in places])
+    rotation = turn(np.eye(3)).T
+    poses[:, :3] = torch.from_numpy(rotation) @ poses[:, :3]
+    return numbers_map(poses, xyz @ rotation.T, pinhole())
+
+
+def test_coverage_counts_what_there_is():
+    map_ = corridor()
+    found = measure_coverage(map_)
+    assert len(found.gaps) == len(found.weak) == len(found.alone) == 0
+    counts = np.diff(map_.observation_offsets)
+    assert (found.points == counts).all() and (found.image_share > 0.9).all()
+    sets = [set(map_.observation_point[map_.observations(k)].tolist()) for k in range(16)]
+    shared = [max(len(one & other) for j, other in enumerate(sets) if j != k) for k, one in enumerate(sets)]
+    assert found.shared.tolist() == shared
+    decoded(plot_coverage(map_, found))
+
+
+def test_gaps_and_weak_keyframes_are_flagged():
+    found = measure_coverage(corridor(gap=2.5))
+    assert found.gaps.tolist() == [[7, 8]] and found.gap_m[0] == pytest.approx(2.8)
+    assert "gaps along the way: 1, the widest 2.8 m" in found.summary()
+    away = torch.stack(
+        [look_at((0.3 * k, 0.0, 0.7), (0.3 * k, 2.0, 0.7)) for k in range(4)]
+        + [look_at((1.0, 0.0, 0.7), (1.0, 0.0, -3.0), up=(0, 1, 0))]
+    )
+    rng = np.random.default_rng(0)
+    wall = np.stack((rng.uniform(-2, 4, 3000), np.full(3000, 2.0), rng.uniform(0, 1.5, 3000)), 1)
+    floor = np.stack((rng.uniform(0.9, 1.1, 20), rng.uniform(-0.1, 0.1, 20), np.full(20, -0.5)), 1)
+    map_ = numbers_map(away, np.concatenate((wall, floor)), pinhole())
+    found = measure_coverage(map_)
+    assert found.weak.tolist() == [4] and found.alone.tolist() == [4]
+    decoded(plot_coverage(map_, found, ".jpg"))
+
+
+def test_ground_plan_lies_flat_whatever_the_maps_axes():
+    assert ground_plan(corridor()).names[0] == "x (m)"
+    turned = corridor(turn=lambda xyz: xyz[:, [0, 2, 1]] * (1, -1, 1))  # y downwards, as structure from motion has it
+    plan = ground_plan(turned)
+    assert plan.names[0] != "x (m)"
+    np.testing.assert_allclose(plan.axes @ plan.axes.T, np.eye(2), atol=1e-6)
+    wall = plan.flat(turned.xyz)
+    assert np.ptp(wall[:, 0]) > 10 and np.ptp(wall[:, 1]) < 0.5
+
+
+# ---- one alignment, with the paper's network: three levels with confidences
+
+
+@pytest.fixture(scope="module")
+def vgg(tmp_path_factory):
+    """Weights of random numbers, and an image aligned with a map of two views of a textured plane."""
+    from mapping_helpers import plane_view
+
+    folder = tmp_path_factory.mktemp("vgg")
+    torch.manual_seed(0)
+    state = {name: value.clone() for name, value in VggNetwork(16).state_dict().items()}
+    state["damping.theta"] = torch.linspace(-1, 1, 18).view(3, 6)
+    save_weights(folder / "vgg.safetensors", state, {"architecture": "vgg16", "training_data": "none", "licence": "none"})
+    extractor, camera, picture = load_extractor(folder / "vgg.safetensors"), pinhole(128, 96, 100.0), texture()
+    poses = torch.stack([look_at((x, -1.0, 2.0), (x, 0.0, 0.0)) for x in (-0.2, 0.1)])
+    xyz, images, points = [], [], []
+    for k, pose in enumerate(poses):
+        image, depth = plane_view(pose, camera, picture)
+        cv2.imwrite(str(folder / f"{k}.png"), image)
+        corners = cv2.goodFeaturesToTrack(image, 80, 0.01, 4)[:, 0]
+        rays, _ = camera.unproject(torch.from_numpy(corners.astype(float)))
+        there = torch.from_numpy(depth[corners[:, 1].astype(int), corners[:, 0].astype(int)])
+        seen = (rays / rays[:, 2:] * there[:, None]) @ pose[:3, :3].T + pose[:3, 3]
+        points += list(range(sum(map(len, xyz)), sum(map(len, xyz)) + len(seen)))
+        images += [k] * len(seen)
+        xyz.append(seen.numpy())
+    source = PosedImages(
+        "plane",
+        [folder / f"{k}.png" for k in range(2)],
+        ["0.png", "1.png"],
+        [camera] * 2,
+        poses,
+        np.full(2, -1),
+        np.concatenate(xyz),
+        np.array(images),
+        np.array(points),
+    )
+    map_, _ = build_map(source, extractor)
+    localizer = FrameAligner(map_, extractor)
+    truth = look_at((0.0, -1.0, 2.0), (0.0, 0.0, 0.0))
+    image, _ = plane_view(truth, camera, picture)
+    aligned = align_image(localizer, "plane", image, localizer.prepare(image, camera), moved_off(truth, 1.0, 0.02), truth=truth)
+    return folder, localizer, aligned
+
+
+def test_features_and_confidences_of_the_papers_network(vgg):
+    folder, localizer, aligned = vgg
+    assert aligned.strides == (16, 4, 1)
+    with_images = KeyframeImages(localizer.map, folder).view(localizer, 0)
+    without = KeyframeImages(localizer.map).view(localizer, 0)
+    one, other = decoded(plot_feature_maps(aligned, with_images)), decoded(plot_feature_maps(aligned, without))
+    assert one.shape == other.shape and (one != other).any()
+    decoded(plot_reprojections(aligned, "confidence", 1))
+
+
+def test_damping_of_the_papers_network_as_a_picture(vgg, tmp_path, capsys):
+    folder, _, _ = vgg
+    assert main(["weights", "plot", str(folder / "vgg.safetensors"), "-o", str(tmp_path / "damping.png")]) == 0
+    decoded((tmp_path / "damping.png").read_bytes())
+    assert main(["weights", "plot", str(folder / "vgg.safetensors"), "-o", str(tmp_path / "damping.txt")]) == 2
+    assert "must end in .png" in capsys.readouterr().err
+    decoded(plot_constant_damping(LearnedDamping(5), (64, 16, 8, 2, 1)))
+
+
+def test_bad_input_to_the_drawings(vgg, tmp_path):
+    folder, localizer, aligned = vgg
+    with pytest.raises(InputError, match="choose residual"):
+        plot_reprojections(aligned, "hue")
+    with pytest.raises(InputError, match="no feature level 3"):
+        plot_reprojections(aligned, "residual", 3)
+    with pytest.raises(InputError, match=".gif or .webp"):
+        animate_optimization(aligned, tmp_path / "a.mp4")
+    with pytest.raises(InputError, match="no map points near the prior"):
+        align_image(localizer, "x", aligned.image, aligned.prepared, look_at((0.0, 50.0, 2.0), (0.0, 90.0, 2.0)))
+    with pytest.raises(InputError, match="the first is 0.png"):
+        KeyframeImages(localizer.map, tmp_path)
+    (tmp_path / "folder.png").mkdir()
+    for path, says in ((tmp_path / "a.tiff", "must end in"), (tmp_path / "folder.png", "is a folder")):
+        with pytest.raises(InputError, match=says):
+            check_suffix(path)
+    (tmp_path / "file").write_text("")
+    with pytest.raises(InputError, match="cannot write"):
+        write_picture(tmp_path / "file" / "a.png", b"")
+    with pytest.raises(InputError, match="cannot write"):
+        animate_optimization(aligned, tmp_path / "file" / "a.gif")
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["file", "folder.png"]

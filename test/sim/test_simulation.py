@@ -1,0 +1,400 @@
+# Copyright the pixloc_ros authors. SPDX-License-Identifier: Apache-2.0
+"""The simulated world: the renderer against closed-form projection, the data set against itself."""
+
+import json
+from dataclasses import replace
+
+import cv2
+import numpy as np
+import pytest
+import torch
+
+from pixloc_ros.errors import InputError
+from pixloc_ros.geometry import se3
+from pixloc_ros.geometry.cameras import Camera
+from pixloc_ros.io import bag_writer
+from pixloc_sim import drives
+from pixloc_sim import recordings as datasets
+from pixloc_sim.lighting import Lighting
+from pixloc_sim.rendering import Renderer, TextureSheet, encode
+from pixloc_sim.sensor import Sensor
+from pixloc_sim.world import World, build_world
+
+ROUGH_TEXEL = 0.015
+ROUGH_LIGHT = Lighting(spacing=0.5)
+
+
+def camera(model="pinhole", *distortion, width=320, height=240, focal=200.0) -> Camera:
+    params = [focal, focal * 1.01, width / 2 + 3.2, height / 2 - 2.7, *distortion]
+    return Camera(model, width, height, torch.tensor(params, dtype=torch.float64))
+
+
+def looking(position, yaw, pitch_down=0.0) -> torch.Tensor:
+    """map_from_camera of a camera that looks along yaw (x of the map is 0)."""
+    turn = se3.so3_exp(torch.tensor([0.0, 0.0, yaw], dtype=torch.float64))
+    tilt = se3.so3_exp(torch.tensor([0.0, pitch_down, 0.0], dtype=torch.float64))
+    axes = torch.tensor([[0.0, 0.0, 1.0], [-1.0, 0.0, 0.0], [0.0, -1.0, 0.0]], dtype=torch.float64)
+    return se3.from_rotation_translation(turn @ tilt @ axes, torch.tensor(position, dtype=torch.float64))
+
+
+def chequered_wall(fields=8, texels_per_field=64) -> tuple[World, np.ndarray]:
+    """A wall of 2 m x 2 m at x = 2 that looks towards -x, and its inner corners [N, 3]."""
+    board = (np.indices((fields, fields)).sum(0) % 2 * 180 + 40).astype(np.uint8)
+    texture = np.repeat(np.repeat(board, texels_per_field, 0), texels_per_field, 1)
+    world = World()
+    world.add_quad((2.0, 1.0, 1.0), (0, -2.0, 0), (0, 0, -2.0), world.add_texture(np.stack([texture] * 3, -1)))
+    inner = np.linspace(-1, 1, fields + 1)[1:-1]
+    y, z = np.meshgrid(inner, inner)
+    return world, np.stack((np.full(y.size, 2.0), y.ravel(), z.ravel()), -1)
+
+
+@pytest.fixture(scope="module")
+def place() -> Renderer:
+    return Renderer(build_world(0, ROUGH_TEXEL), ROUGH_LIGHT)
+
+
+@pytest.fixture(scope="module")
+def rough_options() -> datasets.SimulationOptions:
+    return datasets.SimulationOptions(seconds=2.5, rate_hz=6.0, width=320, height=240, texel=ROUGH_TEXEL, rgbd=True)
+
+
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory, rough_options):
+    folder = tmp_path_factory.mktemp("simulation") / "world"
+    summary = datasets.simulate(folder, rough_options)
+    return folder, summary
+
+
+LENSES = [
+    camera(),
+    camera("plumb_bob", -0.25, 0.08, 0.001, -0.002, -0.01),
+    camera("equidistant", -0.02, 0.003, 0.0, 0.0, focal=190.0),
+]
+
+
+@pytest.mark.parametrize("lens", LENSES, ids=lambda lens: lens.model)
+@pytest.mark.parametrize(
+    "pose", [looking((0.3, 0.1, 0.05), 0.05), looking((0.9, -1.2, -0.3), 0.7, -0.15)], ids=["frontal", "oblique"]
+)
+def test_corners_are_where_projection_says(lens, pose):
+    world, corners = chequered_wall()
+    image, _ = Renderer(world).render(lens, pose)
+    pixels, valid = lens.project(se3.transform(se3.inverse(pose), torch.from_numpy(corners)))
+    expected = pixels[valid & lens.in_image(pixels, 12)].numpy()
+    assert len(expected) >= 12
+    grey = cv2.GaussianBlur(cv2.cvtColor(image, cv2.COLOR_RGB2GRAY).astype(np.float32), (0, 0), 1.2)
+    found = expected.astype(np.float32).reshape(-1, 1, 2) + np.float32(0.6)
+    cv2.cornerSubPix(grey, found, (4, 4), (-1, -1), (cv2.TERM_CRITERIA_EPS | cv2.TERM_CRITERIA_COUNT, 60, 1e-4))
+    error = found.reshape(-1, 2) - expected
+    assert np.abs(error.mean(0)).max() < 0.03
+    assert np.median(np.linalg.norm(error, axis=1)) < 0.05
+    assert np.linalg.norm(error, axis=1).max() < 0.1
+
+
+@pytest.mark.parametrize("lens", LENSES, ids=lambda lens: lens.model)
+def test_depth_is_that_of_the_first_surface_on_the_ray(place, lens):
+    pose = looking((0.2, -0.1, 0.6), 2.6, 0.05)
+    _, depth = place.render(lens, pose)
+    rng = np.random.default_rng(0)
+    pixels = rng.integers(2, (lens.width - 2, lens.height - 2), (400, 2))
+    rays, valid = lens.unproject(torch.from_numpy(pixels.astype(float)))
+    expected = place.cast(rays.numpy(), pose)
+    seen = depth[pixels[:, 1], pixels[:, 0]]
+    # Inverse depth is (through a lens nearly) linear on a plane: elsewhere the pixel shows several surfaces.
+    around = 1.0 / np.maximum([depth[pixels[:, 1] + dy, pixels[:, 0] + dx] for dy in (-1, 0, 1) for dx in (-1, 0, 1)], 1e-3)
+    bend = np.abs(around + around[::-1] - 2 * around[4]).max(0) / around[4]
+    inner = valid.numpy() & (bend < 3e-4)
+    assert inner.sum() > 250
+    assert (expected[inner] > 0).all(), "the room is closed"
+    np.testing.assert_allclose(seen[inner], expected[inner], rtol=1e-4)
+
+
+def test_edges_are_antialiased_without_a_shift():
+    world, _ = chequered_wall()
+    world.textures[0][:] = 255
+    edge = 0.37
+    world.add_quad((1.5, edge, 1.5), (0, -3.0, 0), (0, 0, -3.0), world.add_texture(np.zeros((4, 4, 3), np.uint8)))
+    lens, pose = camera(), looking((0.0, 0.0, 0.0), 0.013)
+    radiance, _ = Renderer(world).radiance(lens, pose)
+    white = radiance[100, 80:, 0].sum() + 80  # columns until the edge, which is upright in the image
+    ends = torch.tensor([[2.0, 1.0, 0.0], [1.5, edge, 0.0]], dtype=torch.float64)
+    pixels, _ = lens.project(se3.transform(se3.inverse(pose), ends))
+    assert pixels[0, 0] < 79 and pixels[1, 0] > 81
+    assert white == pytest.approx(float(pixels[1, 0]) + 0.5, abs=0.26), "half of a half pixel at most"
+
+
+def test_texture_seen_from_afar_keeps_its_mean():
+    rng = np.random.default_rng(0)
+    world, _ = chequered_wall()
+    world.textures[0][:] = rng.integers(90, 111, world.textures[0].shape)
+    renderer = Renderer(world)
+    for distance in (0.5, 4.0, 30.0):
+        image, depth = renderer.render(camera(), looking((2.0 - distance, 0.0, 0.0), 0.0))
+        inside = cv2.erode((depth > 0).astype(np.uint8), np.ones((3, 3), np.uint8)) > 0
+        assert image[inside].mean() == pytest.approx(100.0, abs=1.5)
+        if distance > 1:
+            assert image[inside].std() < 5.0, "fine texture does not alias into noise"
+
+
+def test_image_warped_by_depth_agrees_with_the_other_view(place):
+    """Sub-pixel agreement of two views of the full world: the warped image is best at no shift."""
+    lens, first, second = camera(), looking((0.0, 0.1, 0.6), -2.8), looking((-0.12, 0.16, 0.62), -2.77, 0.01)
+    image, depth = place.render(lens, first)
+    other, other_depth = place.render(lens, second)
+    grid = torch.stack(torch.meshgrid(torch.arange(320.0), torch.arange(240.0), indexing="xy"), -1).double().reshape(-1, 2)
+    rays, _ = lens.unproject(grid)
+    points = rays / rays[:, 2:] * torch.from_numpy(depth.astype(float)).reshape(-1, 1)
+    local = se3.transform(se3.inverse(second) @ first, points)
+    pixels, valid = lens.project(local)
+    maps = pixels.float().reshape(240, 320, 2).numpy()
+    there = cv2.remap(other_depth, maps[..., 0], maps[..., 1], cv2.INTER_NEAREST)
+    good = (valid & lens.in_image(pixels, 2)).reshape(240, 320).numpy()
+    good &= np.abs(there - local[:, 2].reshape(240, 320).numpy()) < 0.02
+    assert good.mean() > 0.6
+    grey, target = (cv2.GaussianBlur(cv2.cvtColor(i, cv2.COLOR_RGB2GRAY), (0, 0), 1.0).astype(np.float32) for i in (other, image))
+    cost = {}
+    for dx in (-0.1, 0.0, 0.1):
+        for dy in (-0.1, 0.0, 0.1):
+            warped = cv2.remap(grey, maps[..., 0] + dx, maps[..., 1] + dy, cv2.INTER_CUBIC)
+            cost[dx, dy] = float(np.clip((warped - target)[good] ** 2, 0, 100).mean())
+    assert min(cost, key=cost.get) == (0.0, 0.0), cost
+
+
+def test_same_seed_same_image_other_seed_other_place(place):
+    lens, pose = camera(), looking((0.0, 0.0, 0.6), 0.3)
+    image, _ = place.render(lens, pose)
+    again, _ = Renderer(build_world(0, ROUGH_TEXEL), ROUGH_LIGHT).render(lens, pose)
+    assert np.array_equal(image, again)
+    other, _ = Renderer(build_world(1, ROUGH_TEXEL), None).render(lens, pose)
+    assert np.abs(image.astype(int) - other).mean() > 5
+
+
+def test_light_changes_the_image_but_not_the_depth(place):
+    lens, pose = camera(), looking((0.0, 0.0, 0.6), 0.3)
+    image, depth = place.render(lens, pose)
+    dark = Renderer(TextureSheet(place.world), replace(ROUGH_LIGHT, lamps=(0.0, 1.0), daylight=0.1))
+    darker, same = dark.render(lens, pose)
+    assert np.array_equal(depth, same)
+    assert darker.mean() < 0.9 * image.mean()
+
+
+def test_too_wide_a_camera_is_refused():
+    world, _ = chequered_wall()
+    with pytest.raises(InputError, match="field of view"):
+        Renderer(world).render(camera("equidistant", 0.0, 0.0, 0.0, 0.0, focal=80.0), looking((0, 0, 0), 0.0))
+
+
+def test_sensor_blurs_along_the_motion_only_and_keeps_the_middle():
+    world, _ = chequered_wall()
+    renderer, lens = Renderer(world), camera()
+    sharp = Sensor(exposure_s=0.0, automatic=0.0, read_noise=0.0, shot_noise=0.0, vignetting=0.0)
+    blurred = replace(sharp, exposure_s=0.05)
+
+    def at(offset):
+        return looking((0.0, offset * 1.6, 0.0), 0.0)  # 8 px sideways in 0.05 s
+
+    still, moving = (
+        s.capture(renderer, lens, at, np.random.default_rng(0))[60:180, 80:240, 0].astype(float) for s in (sharp, blurred)
+    )
+    slope = [np.abs(np.diff(image, axis=axis)).max() for image in (still, moving) for axis in (1, 0)]
+    assert slope[2] < 0.5 * slope[0] and slope[3] > 0.9 * slope[1]
+    assert np.array_equal(still, encode(renderer.radiance(lens, at(0.0))[0])[60:180, 80:240, 0])
+    shift, _ = cv2.phaseCorrelate(cv2.GaussianBlur(still, (0, 0), 4), cv2.GaussianBlur(moving, (0, 0), 4))
+    assert np.hypot(*shift) < 0.15
+
+
+def test_base_never_moves_sideways_and_keeps_its_limits():
+    drive = drives.Drive(drives.DriveOptions(duration_s=20.0, speed=0.8, turn_rate=0.9, wander=0.2, seed=3))
+    time = np.arange(0.0, 20.0, 0.02)
+    planar = drive.planar(time)
+    step = np.diff(planar, axis=0)
+    middle = planar[:-1, 2] + step[:, 2] / 2
+    sideways = -np.sin(middle) * step[:, 0] + np.cos(middle) * step[:, 1]
+    forward = np.cos(middle) * step[:, 0] + np.sin(middle) * step[:, 1]
+    assert np.abs(sideways).max() < 2e-4 and forward.min() > 0
+    assert forward.max() / 0.02 < 0.8 + 1e-3 and np.abs(step[:, 2]).max() / 0.02 < 0.9 + 0.02
+    assert drive.length == pytest.approx(np.linalg.norm(step[:, :2], axis=1).sum(), rel=2e-3)
+    se3.check_pose(drive.at(time))
+
+
+def test_odometry_without_errors_is_the_truth_and_with_them_drifts_within_bounds():
+    drive = drives.Drive(drives.DriveOptions(duration_s=20.0, shake=0.0))
+    perfect = drives.OdometryErrors(scale=1.0, yaw_scale=1.0, yaw_per_metre=0.0, noise=0.0, slips_per_minute=0.0)
+    for errors, low, high in ((perfect, 0.0, 0.002), (drives.OdometryErrors(), 0.1, 0.15 * drive.length)):
+        odometry = drives.wheel_odometry(drive, errors, seed=2)
+        truth = drive.at((odometry.stamps_ns - drives.START_NS) * 1e-9)
+        distance, _ = se3.pose_difference(se3.inverse(truth[0]) @ truth, odometry.odom_from_base)
+        assert low <= float(distance.max()) <= high
+    assert np.linalg.eigvalsh(odometry.pose_covariance).min() > 0 and np.linalg.eigvalsh(odometry.twist_covariance).min() > 0
+    sigma = np.sqrt(odometry.pose_covariance[-1, 0, 0] + odometry.pose_covariance[-1, 1, 1])
+    assert 0.2 < float(distance[-1]) / sigma < 4.0 or float(distance[-1]) < sigma, "the covariance reported is about right"
+
+
+def test_points_project_into_the_keyframes_of_the_written_model(dataset):
+    folder, summary = dataset
+    lens = Camera.parse_colmap_line((folder / "map" / "cameras.txt").read_text().splitlines()[1].split(" ", 1)[1])
+    lines = (folder / "map" / "images.txt").read_text().splitlines()[2:]
+    points = {
+        int(row[0]): [float(v) for v in row[1:4]]
+        for row in (line.split() for line in (folder / "map" / "points3D.txt").read_text().splitlines()[1:])
+    }
+    assert len(lines) // 2 == summary["keyframes"] and len(points) == summary["points"] > 150
+    errors = []
+    for header, body in zip(lines[0::2], lines[1::2]):
+        words = header.split()
+        assert (folder / "images" / words[9]).is_file()
+        w, x, y, z, *translation = (float(v) for v in words[1:8])
+        rotation = se3.rotation_from_quaternion(torch.tensor([x, y, z, w], dtype=torch.float64))
+        camera_from_map = se3.from_rotation_translation(rotation, torch.tensor(translation, dtype=torch.float64))
+        rows = np.array(body.split(), float).reshape(-1, 3)
+        xyz = torch.tensor([points[int(p)] for p in rows[:, 2]], dtype=torch.float64)
+        pixels, valid = lens.project(se3.transform(camera_from_map, xyz))
+        assert bool(valid.all())
+        errors.append(pixels.numpy() + 0.5 - rows[:, :2])  # COLMAP's corner convention in the file
+    errors = np.concatenate(errors)
+    assert len(errors) == summary["observations"]
+    assert np.abs(errors.mean(0)).max() < 0.05, "no half pixel is lost"
+    assert 0.2 < errors.std() < 0.6, "observations are noisy by half a pixel, points follow some of it"
+
+
+def test_rgbd_sequence_matches_the_model(dataset):
+    folder, summary = dataset
+    rows = [(folder / "rgbd" / f"{name}.txt").read_text().splitlines()[1:] for name in ("rgb", "depth", "groundtruth")]
+    assert [len(r) for r in rows] == [summary["keyframes"]] * 3
+    depth = cv2.imread(str(folder / "rgbd" / rows[1][0].split()[1]), cv2.IMREAD_UNCHANGED)
+    assert depth.dtype == np.uint16 and 300 < np.median(depth) < 9000
+    assert (folder / "rgbd" / rows[0][0].split()[1]).is_file()
+
+
+def read_bag(folder):
+    from rosbags.highlevel import AnyReader
+
+    messages = {}
+    with AnyReader([folder]) as reader:
+        qos = {c.topic: c.ext.offered_qos_profiles for c in reader.connections}
+        for connection, stamp_ns, raw in reader.messages():
+            messages.setdefault(connection.topic, []).append((stamp_ns, reader.deserialize(raw, connection.msgtype)))
+    return messages, qos
+
+
+def pose_of(message) -> torch.Tensor:
+    position = getattr(message, "position", getattr(message, "translation", None))
+    q = getattr(message, "orientation", getattr(message, "rotation", None))
+    rotation = se3.rotation_from_quaternion(torch.tensor([q.x, q.y, q.z, q.w], dtype=torch.float64))
+    return se3.from_rotation_translation(rotation, torch.tensor([position.x, position.y, position.z], dtype=torch.float64))
+
+
+def stamp_of(message) -> int:
+    return message.header.stamp.sec * 10**9 + message.header.stamp.nanosec
+
+
+def test_bag_is_consistent(dataset, rough_options):
+    folder, summary = dataset
+    messages, qos = read_bag(folder / "drive")
+    assert set(messages) == {
+        "/camera/image_raw/compressed",
+        "/camera/camera_info",
+        "/odom",
+        "/tf",
+        "/tf_static",
+        "/ground_truth/pose",
+    }
+    assert [q.durability.name for q in qos["/tf_static"]] == ["TRANSIENT_LOCAL"]
+    images, infos, truths = (messages[t] for t in ("/camera/image_raw/compressed", "/camera/camera_info", "/ground_truth/pose"))
+    assert len(images) == len(infos) == len(truths) == summary["frames"]
+    for (when, image), (_, info), (_, truth) in zip(images, infos, truths):
+        assert when == stamp_of(image) == stamp_of(info) == stamp_of(truth)
+        assert image.header.frame_id == info.header.frame_id == "camera_optical" and truth.header.frame_id == "map"
+    decoded = cv2.imdecode(images[0][1].data, cv2.IMREAD_COLOR)
+    assert decoded.shape == (240, 320, 3) and decoded.std() > 15
+    info, lens = infos[0][1], rough_options.make_camera()
+    read = Camera.from_camera_info(info.distortion_model, info.width, info.height, info.k, info.d)
+    torch.testing.assert_close(read.params, lens.params)
+
+    odometry, transforms = messages["/odom"], messages["/tf"]
+    stamps = np.array([stamp_of(m) for _, m in odometry])
+    assert (np.diff(stamps) == 20_000_000).all()
+    image_stamps = np.array([stamp_of(m) for _, m in images])
+    assert (np.diff(image_stamps) > 0).all() and stamps[0] < image_stamps[0] and image_stamps[-1] < stamps[-1]
+    for (_, message), (_, tf) in zip(odometry, transforms):
+        (link,) = tf.transforms
+        assert (link.header.frame_id, link.child_frame_id, message.child_frame_id) == ("odom", "base_link", "base_link")
+        torch.testing.assert_close(pose_of(link.transform), pose_of(message.pose.pose), rtol=0, atol=1e-12)
+    (static,) = messages["/tf_static"][0][1].transforms
+    assert (static.header.frame_id, static.child_frame_id) == ("base_link", "camera_optical")
+    torch.testing.assert_close(pose_of(static.transform), drives.camera_mount(), rtol=0, atol=1e-12)
+    true = torch.stack([pose_of(m.pose) for _, m in truths])
+    lines = (folder / "drive_truth.tum").read_text().splitlines()
+    np.testing.assert_allclose([[float(v) for v in line.split()[1:4]] for line in lines], true[:, :3, 3], atol=1e-9)
+    assert float(true[:, :3, 3].diff(dim=0).norm(dim=-1).max()) < 1.0 / rough_options.rate_hz
+
+
+def test_image_of_the_bag_is_seen_from_its_true_pose(dataset, rough_options):
+    """Truth, mount and image belong together: a render from that pose is the same picture but for the light."""
+    folder, _ = dataset
+    messages, _ = read_bag(folder / "drive")
+    image = cv2.imdecode(messages["/camera/image_raw/compressed"][-1][1].data, cv2.IMREAD_GRAYSCALE)
+    pose = pose_of(messages["/ground_truth/pose"][-1][1].pose) @ drives.camera_mount()
+    renderer = Renderer(build_world(rough_options.seed, rough_options.texel))
+    render, _ = renderer.render(rough_options.make_camera(), pose)
+    shift, response = cv2.phaseCorrelate(
+        *(cv2.Laplacian(cv2.GaussianBlur(i, (0, 0), 1.5), cv2.CV_64F) for i in (image, cv2.cvtColor(render, cv2.COLOR_RGB2GRAY)))
+    )
+    assert response > 0.2 and np.hypot(*shift) < 0.1
+
+
+@pytest.mark.parametrize("encoding", bag_writer.ENCODINGS)
+def test_encodings_decode_to_the_same_picture(encoding):
+    from pixloc_ros.io.image_format import decode_compressed, decode_raw
+
+    rng = np.random.default_rng(0)
+    image = cv2.resize(rng.integers(0, 256, (6, 8, 3), np.uint8), (64, 48), interpolation=cv2.INTER_CUBIC)
+    data = bag_writer.encode_image(image, encoding)
+    if encoding in bag_writer.COMPRESSED:
+        decoded = decode_compressed(data)
+    else:
+        decoded = decode_raw(data, 48, 64, encoding, len(data) // 48, False)
+    expected = image if decoded.ndim == 3 else cv2.cvtColor(image, cv2.COLOR_RGB2GRAY)
+    assert np.abs(decoded.astype(int) - expected)[2:-2, 2:-2].mean() < 6
+
+
+def test_bad_requests_are_refused_in_one_line(tmp_path, rough_options):
+    (tmp_path / "notes.txt").write_text("mine")
+    with pytest.raises(InputError, match="not made by a simulation"):
+        datasets.simulate(tmp_path, rough_options)
+    assert (tmp_path / "notes.txt").read_text() == "mine"
+    for change in ({"seconds": 0.0}, {"rate_hz": float("nan")}, {"width": 641}, {"encoding": "rgb9"}):
+        with pytest.raises(InputError):
+            replace(rough_options, **change)
+    with pytest.raises(InputError, match="encoding"):
+        bag_writer.encode_image(np.zeros((4, 4, 3), np.uint8), "tiff")
+
+
+def test_command_line(tmp_path, capsys):
+    from pixloc_ros.cli.main import main
+
+    assert main(["simulate", "-o", str(tmp_path / "x"), "--size", "abc"]) == 2
+    assert "640x480" in capsys.readouterr().err
+    arguments = [
+        "simulate",
+        "-o",
+        str(tmp_path / "x"),
+        "--seconds",
+        "1",
+        "--rate",
+        "1.2",
+        "--size",
+        "96x64",
+        "--texel",
+        "0.05",
+        "--encoding",
+        "mono8",
+    ]
+    (tmp_path / "x").mkdir()
+    (tmp_path / "x" / "simulation.json").write_text("{}")
+    assert main(arguments) == 0, "an earlier simulation may be replaced"
+    assert json.loads((tmp_path / "x" / "simulation.json").read_text())["frames"] == 1
+    assert [p.name for p in tmp_path.iterdir()] == ["x"], "nothing temporary is left"
+    messages, _ = read_bag(tmp_path / "x" / "drive")
+    ((_, image),) = messages["/camera/image_raw"]
+    assert (image.encoding, image.width, image.height, image.step, len(image.data)) == ("mono8", 96, 64, 96, 96 * 64)

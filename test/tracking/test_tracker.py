@@ -1,0 +1,569 @@
+# Copyright the pixloc_ros authors. SPDX-License-Identifier: Apache-2.0
+"""The tracker's states and gates, driven by a localizer that is told what to answer."""
+
+import math
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from pixloc_ros.errors import InputError
+from pixloc_ros.geometry import se3
+from pixloc_ros.geometry.cameras import Camera
+from pixloc_ros.tracking.checks.frozen_camera import FrozenCamera
+from pixloc_ros.tracking.covariances import mahalanobis, not_better_than, not_worse_than
+from pixloc_ros.tracking.odometry import OdometryBuffer
+from pixloc_ros.tracking.tracker import QualityGates, Tracker, TrackerOptions
+from pixloc_ros.tracking.types import CameraFrame, FrameAlignment, TrackState
+
+SECOND = 1_000_000_000
+START = 1_700_000_000 * SECOND
+CAMERA = Camera("pinhole", 8, 6, torch.tensor([5.0, 5.0, 3.5, 2.5], dtype=torch.float64))
+IMAGE = np.zeros((6, 8), np.uint8)
+# The camera looks along the robot's x axis, ahead of and above its centre.
+BASE_FROM_CAMERA = torch.tensor([[0, 0, 1, 0.2], [-1, 0, 0, 0], [0, -1, 0, 0.5], [0, 0, 0, 1]], dtype=torch.float64)
+EYE6 = torch.eye(6, dtype=torch.float64)
+INITIALIZING, TRACKING, DEGRADED, LOST, RELOCALIZING = TrackState
+
+
+def stamp(seconds: float) -> int:
+    return START + round(seconds * SECOND)
+
+
+def shifted(x: float, y: float = 0.0, yaw: float = 0.0) -> torch.Tensor:
+    return se3.from_rotation_translation(
+        se3.so3_exp(torch.tensor([0, 0, yaw], dtype=torch.float64)), torch.tensor([x, y, 0], dtype=torch.float64)
+    )
+
+
+MAP_FROM_ODOM = shifted(4.0, -2.0, 1.0)
+
+
+def odom_from_base(t: float) -> torch.Tensor:
+    return se3.se3_exp(torch.tensor([0.5 * t, 0, 0, 0, 0, 0.3 * t], dtype=torch.float64))
+
+
+def map_from_base(t: float) -> torch.Tensor:
+    return MAP_FROM_ODOM @ odom_from_base(t)
+
+
+class FakeLocalizer:
+    """Finds the pose it is told, if its start is near enough; remembers what it was asked."""
+
+    def __init__(self) -> None:
+        self.answer = FrameAlignment(map_from_base(0), 1e-6 * EYE6, True, "converged", 0.01, 0.9, 0.8, 300, 5)
+        self.reach_m = 0.5
+        self.starts: list[torch.Tensor] = []
+        self.covariances: list[torch.Tensor | None] = []
+
+    def prepare(self, image, camera):
+        return image
+
+    def localize_prepared(self, image, map_from_camera, prior_covariance=None, motion=None):
+        self.starts.append(map_from_camera @ se3.inverse(BASE_FROM_CAMERA))
+        self.covariances.append(prior_covariance)
+        if se3.pose_difference(self.starts[-1], self.answer.map_from_camera)[0] > self.reach_m:
+            return replace(self.answer, success=False, reason="points", map_from_camera=map_from_camera)
+        return replace(self.answer, map_from_camera=self.answer.map_from_camera @ BASE_FROM_CAMERA)
+
+
+class Robot:
+    """A tracker on its drive. `see` is one image in which the robot is where it should be, unless told otherwise."""
+
+    def __init__(self, odometry: bool = True, **options) -> None:
+        self.localizer = FakeLocalizer()
+        floors = {"translation_floor": 0.01, "rotation_floor": 0.002}
+        options = {**floors, **{f"prior_{name}": value for name, value in floors.items()}, **options}
+        self.tracker = Tracker(self.localizer, TrackerOptions(**options))
+        self.odometry = odometry
+        self.t = 0.0
+        if odometry:
+            self.tracker.add_odometry(stamp(0), odom_from_base(0))
+
+    def initialize(self, error: torch.Tensor | None = None) -> None:
+        pose = map_from_base(self.t) if error is None else map_from_base(self.t) @ error
+        self.tracker.initialize(pose, None, stamp(self.t))
+
+    def see(self, step: float = 0.1, offset: torch.Tensor | None = None, **answer):
+        for _ in range(max(1, round(step / 0.05))):
+            self.t += step / max(1, round(step / 0.05))
+            if self.odometry:
+                self.tracker.add_odometry(stamp(self.t), odom_from_base(self.t))
+        truth = map_from_base(self.t) if offset is None else map_from_base(self.t) @ offset
+        usual = self.localizer.answer
+        self.localizer.answer = replace(usual, map_from_camera=truth, **answer)
+        result = self.tracker.track(CameraFrame(stamp(self.t), IMAGE, CAMERA), BASE_FROM_CAMERA)
+        self.localizer.answer = usual
+        return result
+
+    def tracking(self) -> "Robot":
+        self.initialize()
+        for _ in range(3):
+            assert self.see().state is TRACKING
+        return self
+
+
+BAD = {"inlier_fraction": 0.05}
+
+
+def check_contract(result) -> None:
+    """What holds of every result, whatever happened."""
+    published = result.map_from_base is not None
+    assert published == (result.covariance is not None)
+    if published:
+        assert result.state in (TRACKING, DEGRADED)
+        se3.check_pose(result.map_from_base)
+        assert float(torch.linalg.eigvalsh(result.covariance)[0]) > 0
+    else:
+        assert result.message and result.map_from_odom is None
+    if result.state is DEGRADED:
+        assert result.message
+    assert result.timings_ms["total"] >= 0
+
+
+def test_nothing_is_published_before_an_initial_pose():
+    robot = Robot()
+    result = robot.see()
+    check_contract(result)
+    assert result.state is INITIALIZING and "initial pose" in result.message
+    assert not robot.localizer.starts and not robot.tracker.has_pose
+
+
+def test_tracking_publishes_the_aligned_pose_and_a_consistent_map_from_odom():
+    robot = Robot()
+    robot.initialize(shifted(0.2, 0.1, 0.05))
+    first = robot.see()
+    assert first.state is TRACKING and first.prior.source == "initial pose" and first.message == ""
+    second = robot.see()
+    assert second.prior.source == "odometry" and second.prior.age_s == pytest.approx(0.1)
+    for result, t in ((first, 0.1), (second, 0.2)):
+        check_contract(result)
+        torch.testing.assert_close(result.map_from_base, map_from_base(t), atol=1e-9, rtol=0)
+        torch.testing.assert_close(result.map_from_odom @ odom_from_base(t), result.map_from_base, atol=1e-9, rtol=0)
+    torch.testing.assert_close(second.prior.map_from_base, map_from_base(0.2), atol=1e-6, rtol=0)
+    assert first.prior_distance_m == pytest.approx(math.hypot(0.2, 0.1), abs=0.02)
+    assert second.prior_distance_m < 1e-6 and second.prior_rotation_rad < 1e-6
+
+
+def test_the_localizer_is_given_the_prior_in_the_camera_frame():
+    robot = Robot().tracking()
+    result = robot.see()
+    torch.testing.assert_close(robot.localizer.starts[-1], result.prior.map_from_base)
+    expected = se3.transform_covariance(result.prior.covariance, se3.inverse(BASE_FROM_CAMERA))
+    torch.testing.assert_close(robot.localizer.covariances[-1], expected)
+
+
+@pytest.mark.parametrize(
+    ("answer", "word"),
+    [
+        ({"success": False, "reason": "diverged"}, "diverged"),
+        ({"inlier_fraction": 0.1}, "10% of the visible points"),
+        ({"visible_fraction": 0.1}, "30 of 300 map points"),
+        ({"points_used": 32}, "26 of 32 map points"),
+        ({"cost": 2.0}, "cost 2 is above 1"),
+        ({"cost": math.nan}, "cost"),
+        ({"covariance": torch.full((6, 6), math.inf, dtype=torch.float64)}, "not finite"),
+    ],
+)
+def test_each_gate_degrades_and_says_why(answer, word):
+    robot = Robot(gates=QualityGates(max_cost=1.0)).tracking()
+    result = robot.see(**answer)
+    check_contract(result)
+    assert result.state is DEGRADED and word in result.message and "dead reckoning" in result.message
+    torch.testing.assert_close(result.map_from_base, map_from_base(robot.t), atol=1e-6, rtol=0)
+    result = robot.see()
+    assert result.state is TRACKING and result.message == ""
+
+
+def test_dead_reckoning_grows_unsure_then_ends_in_time():
+    robot = Robot(max_degraded_s=2.0).tracking()
+    tracked = robot.see()
+    last = tracked.covariance
+    began = robot.t
+    while (result := robot.see(**BAD)).state is DEGRADED:
+        check_contract(result)
+        assert float(torch.linalg.eigvalsh(result.covariance - last)[0]) > -1e-12
+        torch.testing.assert_close(result.map_from_odom, tracked.map_from_odom, atol=1e-6, rtol=0)
+        last = result.covariance
+    assert robot.t - began == pytest.approx(2.1)
+    assert last[0, 0] > 4 * tracked.covariance[0, 0]
+    check_contract(result)
+    assert result.state is LOST
+
+
+@pytest.mark.parametrize(("depth", "limit"), [(2.0, 0.25), (10.0, 1.0), (float("inf"), None)])
+def test_dead_reckoning_ends_where_it_is_too_unsure_for_what_the_camera_saw(depth, limit):
+    robot = Robot(max_degraded_s=60.0).tracking()
+    robot.see(depth=depth)
+    before, result = 0.0, robot.see(**BAD)
+    for _ in range(400):
+        if result.state is not DEGRADED:
+            break
+        before = math.sqrt(float(result.covariance.diagonal()[:3].max()))
+        result = robot.see(**BAD)
+    if limit is None:
+        assert result.state is DEGRADED
+    else:
+        assert result.state is LOST and 0.9 * limit < before <= limit
+
+
+def test_without_odometry_velocity_is_used_and_guessing_ends_soon():
+    robot = Robot(odometry=False, max_degraded_blind_s=0.35)
+    robot.initialize()
+    robot.see()
+    robot.see()
+    result = robot.see()
+    assert result.state is TRACKING and result.prior.source == "constant velocity" and result.map_from_odom is None
+    assert result.message == ""
+    torch.testing.assert_close(result.prior.map_from_base, map_from_base(robot.t), atol=1e-6, rtol=0)
+    states = [robot.see(**BAD) for _ in range(4)]
+    assert [r.state for r in states] == [DEGRADED, DEGRADED, DEGRADED, LOST]
+    assert "guessing without odometry" in states[0].message and states[0].map_from_odom is None
+
+
+def test_missing_odometry_is_reported_while_tracking_goes_on():
+    robot = Robot().tracking()
+    robot.odometry = False
+    result = robot.see(step=0.2)
+    assert result.state is TRACKING and result.prior.source == "constant velocity"
+    assert "odometry is 0.200 s older" in result.message and result.map_from_odom is None
+    robot.odometry = True
+    robot.see()
+    result = robot.see()
+    assert result.state is TRACKING and result.prior.source == "odometry" and result.message == ""
+
+
+def test_late_odometry_still_connects_two_images():
+    robot = Robot(odometry=False)
+    robot.initialize()
+    robot.see(step=0.1)
+    for i in range(21):
+        robot.tracker.add_odometry(stamp(i * 0.05), odom_from_base(i * 0.05))
+    assert robot.see(step=0.1).prior.source == "odometry"
+
+
+def lost_robot(**options) -> Robot:
+    robot = Robot(max_degraded_s=0.2, **options).tracking()
+    while robot.see(**BAD).state is not LOST:
+        pass
+    return robot
+
+
+def test_lost_relocalizes_after_confirmation_only():
+    robot = lost_robot(confirm_frames=3)
+    result = robot.see(**BAD)
+    check_contract(result)
+    assert result.state is RELOCALIZING
+    for count in (1, 2):
+        result = robot.see()
+        check_contract(result)
+        assert result.state is RELOCALIZING and f"confirmed by {count} of 3" in result.message
+    result = robot.see()
+    check_contract(result)
+    assert result.state is TRACKING
+    torch.testing.assert_close(result.map_from_base, map_from_base(robot.t), atol=1e-9, rtol=0)
+
+
+def test_relocalization_confirmation_starts_over_when_images_disagree():
+    robot = lost_robot(confirm_frames=3)
+    assert "1 of 3" in robot.see().message
+    assert "2 of 3" in robot.see().message
+    assert "5%" in robot.see(**BAD).message
+    assert "1 of 3" in robot.see().message
+    assert "1 of 3" in robot.see(offset=shifted(0.4)).message  # elsewhere: a new candidate
+    assert robot.tracker.state is RELOCALIZING
+
+
+def test_search_looks_around_the_prior():
+    robot = lost_robot()
+    robot.localizer.reach_m = 0.35
+    offset = shifted(0.0, 0.5)  # the robot slipped sideways, out of reach of the prior itself
+    states = []
+    for _ in range(40):
+        states.append(robot.see(offset=offset).state)
+        if states[-1] is TRACKING:
+            break
+    assert states[-1] is TRACKING
+    # No prior holds the alignment while it searches.
+    assert all(covariance is None for covariance in robot.localizer.covariances[-len(states) :])
+    starts = torch.stack(robot.localizer.starts[-len(states) :])
+    assert len(torch.unique(starts.round(decimals=3), dim=0)) == len(states)
+
+
+def test_search_is_given_up_and_an_initial_pose_helps():
+    robot = lost_robot(max_search_s=1.0)
+    states = [robot.see(**BAD).state for _ in range(12)]
+    assert states[0] is RELOCALIZING and states[-1] is LOST and not robot.tracker.has_pose
+    asked = len(robot.localizer.starts)
+    result = robot.see()
+    check_contract(result)
+    assert result.state is LOST and "initial pose" in result.message and len(robot.localizer.starts) == asked
+    robot.initialize()
+    assert robot.tracker.state is INITIALIZING
+    assert robot.see().state is TRACKING
+
+
+def test_initial_pose_is_searched_then_given_up():
+    robot = Robot(max_search_s=1.0)
+    robot.initialize()
+    results = [robot.see(**BAD) for _ in range(12)]
+    for result in results:
+        check_contract(result)
+    assert results[5].state is INITIALIZING and results[-1].state is LOST
+    assert "initial pose" in next(r for r in results if r.state is LOST).message
+
+
+def test_initial_pose_replaces_a_wrong_track():
+    robot = Robot().tracking()
+    robot.tracker.initialize(shifted(50, 50), None, stamp(robot.t))
+    assert robot.tracker.state is INITIALIZING
+    check_contract(robot.see())
+    assert robot.tracker.state is INITIALIZING  # the images say otherwise: out of reach
+
+
+def test_one_contradicting_image_does_not_move_the_robot():
+    robot = Robot().tracking()
+    result = robot.see(offset=shifted(0.45))
+    check_contract(result)
+    assert result.state is DEGRADED and "contradicts the odometry prior" in result.message
+    assert result.prior_distance_m == pytest.approx(0.45, abs=1e-6)
+    torch.testing.assert_close(result.map_from_base, map_from_base(robot.t), atol=1e-6, rtol=0)
+    assert robot.see().state is TRACKING
+
+
+def test_consistent_contradiction_is_believed():
+    robot = Robot(confirm_frames=3).tracking()
+    slipped = shifted(0.45)
+    # What odometry says after a slip stays consistent: the displacement is the same in the map.
+    truth = [robot.see(offset=slipped) for _ in range(3)]
+    assert [r.state for r in truth] == [DEGRADED, DEGRADED, TRACKING]
+    torch.testing.assert_close(truth[-1].map_from_base, map_from_base(robot.t) @ slipped, atol=1e-9, rtol=0)
+    assert robot.see(offset=slipped).state is TRACKING
+
+
+def test_scattered_contradictions_are_never_believed():
+    robot = Robot(confirm_frames=3, max_degraded_s=100.0).tracking()
+    for i in range(8):
+        assert robot.see(offset=shifted(0.45 if i % 2 else -0.45)).state is DEGRADED
+
+
+def test_a_long_drive_with_honest_noise_is_never_refused():
+    generator = torch.Generator().manual_seed(0)
+    robot = Robot().tracking()
+    for _ in range(60):
+        noise = torch.randn(6, generator=generator, dtype=torch.float64) * torch.tensor([0.01] * 3 + [0.002] * 3)
+        result = robot.see(offset=se3.se3_exp(noise))
+        assert result.state is TRACKING
+        assert result.covariance[0, 0].sqrt() >= 0.01 - 1e-9
+
+
+def test_directions_the_image_does_not_determine_keep_the_priors_variance():
+    robot = Robot().tracking()
+    # In camera axes: depth (z) unknown, which is forward (x) for the base.
+    loose = torch.diag(torch.tensor([1e-6, 1e-6, 1e6, 1e-8, 1e-8, 1e-8], dtype=torch.float64))
+    result = robot.see(covariance=loose)
+    assert result.state is TRACKING
+    forward = result.covariance[0, 0]
+    assert forward == pytest.approx(float(result.prior.covariance[0, 0]), rel=0.05)
+    assert result.covariance[1, 1].sqrt() == pytest.approx(0.01, rel=0.05)
+    assert robot.see(covariance=loose).covariance[0, 0] > forward  # and it grows while nothing is learned
+
+
+@pytest.mark.parametrize(("depth", "translation_floor"), [(float("inf"), 0.03), (100.0, 0.03), (2.0, 2.0 * 0.004)])
+def test_the_image_s_covariance_is_taken_to_the_base_and_what_it_cannot_know_is_added(depth, translation_floor):
+    """Where things are near, the floor in metres is no larger than what the rotation's floor makes of it at their depth."""
+    robot = Robot(translation_floor=0.03, rotation_floor=0.004)
+    robot.initialize()
+    covariance = torch.diag(torch.tensor([1e-4, 4e-4, 9e-4, 1e-6, 4e-6, 9e-6], dtype=torch.float64))
+    found = robot.see(covariance=covariance, depth=depth).covariance
+    expected = se3.transform_covariance(covariance, BASE_FROM_CAMERA)
+    expected = expected + torch.diag(torch.tensor([translation_floor**2] * 3 + [0.004**2] * 3, dtype=torch.float64))
+    torch.testing.assert_close(found, expected)
+
+
+def test_the_next_prior_counts_on_less_than_is_published():
+    """Half of the points agreeing makes the prior four times as wide, and it has a floor of its own."""
+    published, priors = [], []
+    for inlier_fraction in (1.0, 0.5):
+        robot = Robot(translation_floor=1e-3, rotation_floor=1e-4, prior_translation_floor=0.05, prior_rotation_floor=0.01)
+        robot.initialize()
+        published.append(robot.see(covariance=4e-3 * EYE6, inlier_fraction=inlier_fraction).covariance)
+        priors.append(robot.see(0.001).prior.covariance)
+    torch.testing.assert_close(published[0], published[1])
+    torch.testing.assert_close(priors[1], 4 * priors[0], rtol=0.01, atol=1e-5)
+    robot.see(covariance=1e-8 * EYE6)
+    prior = robot.see(0.001).prior.covariance
+    assert float(prior.diagonal()[:3].min().sqrt()) > 0.0499 and float(prior.diagonal()[3:].min().sqrt()) > 0.00999
+
+
+@pytest.mark.parametrize("back_s", [0.0, 0.1, 0.9])
+def test_images_that_are_not_newer_are_refused(back_s):
+    robot = Robot().tracking()
+    asked = len(robot.localizer.starts)
+    frame = CameraFrame(stamp(robot.t - back_s), IMAGE, CAMERA)
+    result = robot.tracker.track(frame, BASE_FROM_CAMERA)
+    check_contract(result)
+    assert result.map_from_base is None and "not newer" in result.message
+    assert len(robot.localizer.starts) == asked and robot.tracker.state is TRACKING
+    assert robot.see().state is TRACKING
+
+
+def test_time_that_jumps_back_resets():
+    robot = Robot()
+    robot.t = 100.0
+    robot.tracking()
+    robot.t = 0.0
+    result = robot.see()
+    check_contract(result)
+    assert result.state is INITIALIZING and "back by 100" in result.message
+    assert not robot.tracker.has_pose
+    robot.initialize()
+    assert robot.see().state is TRACKING
+    assert robot.see().prior.source == "odometry"
+
+
+def test_unusable_input_is_refused_and_changes_nothing():
+    robot = Robot().tracking()
+    frame = CameraFrame(stamp(robot.t + 0.1), IMAGE, CAMERA)
+    with pytest.raises(InputError, match="base_from_camera"):
+        robot.tracker.track(frame, torch.full((4, 4), math.nan, dtype=torch.float64))
+    with pytest.raises(InputError, match="initial pose"):
+        robot.tracker.initialize(2 * torch.eye(4, dtype=torch.float64), None, stamp(0))
+    with pytest.raises(InputError, match="covariance"):
+        robot.tracker.initialize(torch.eye(4, dtype=torch.float64), -EYE6, stamp(0))
+    with pytest.raises(InputError, match="covariance"):
+        robot.tracker.initialize(torch.eye(4, dtype=torch.float64), math.nan * EYE6, stamp(0))
+
+    def refuse(*_):
+        raise InputError("image is smaller than the network's stride")
+
+    answering, robot.localizer.prepare = robot.localizer.prepare, refuse
+    with pytest.raises(InputError, match="smaller"):
+        robot.tracker.track(frame, BASE_FROM_CAMERA)
+    robot.localizer.prepare = answering
+    assert robot.tracker.state is TRACKING
+    assert robot.see().state is TRACKING
+
+
+def test_initial_pose_newer_than_the_image_is_used():
+    robot = Robot()
+    robot.t = 0.3
+    robot.tracker.add_odometry(stamp(0.3), odom_from_base(0.3))
+    robot.initialize()
+    robot.t = 0.0
+    result = robot.see(step=0.2)
+    assert result.state is TRACKING
+    torch.testing.assert_close(result.prior.map_from_base, map_from_base(0.2), atol=0.01, rtol=0)
+
+
+def test_reset_and_another_map():
+    robot = Robot().tracking()
+    robot.tracker.reset()
+    assert robot.see().state is INITIALIZING
+    robot.initialize()
+    assert robot.see().state is TRACKING
+    other = FakeLocalizer()
+    robot.tracker.set_map(other)
+    assert robot.tracker.state is INITIALIZING and not robot.tracker.has_pose
+    robot.localizer = other
+    robot.initialize()
+    assert robot.see().state is TRACKING and len(other.starts) == 1
+
+
+EVENTS = ["good", "bad", "slip", "no odometry", "odometry", "late", "initialize", "reset", "odometry jump", "pause"]
+ALLOWED = {
+    (INITIALIZING, TRACKING),
+    (INITIALIZING, LOST),
+    (TRACKING, DEGRADED),
+    (TRACKING, LOST),
+    (DEGRADED, TRACKING),
+    (DEGRADED, LOST),
+    (LOST, RELOCALIZING),
+    (LOST, TRACKING),
+    (RELOCALIZING, TRACKING),
+    (RELOCALIZING, LOST),
+}
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.lists(st.sampled_from(EVENTS), min_size=5, max_size=40), st.integers(1, 3))
+def test_any_history_keeps_the_contract_and_repeats_exactly(events, confirm_frames):
+    def play():
+        robot = Robot(max_degraded_s=0.4, max_search_s=0.8, confirm_frames=confirm_frames)
+        robot.initialize()
+        poses = []
+        for event in events:
+            before = robot.tracker.state
+            if event in ("no odometry", "odometry"):
+                robot.odometry = event == "odometry"
+                continue
+            if event == "initialize":
+                robot.initialize()
+                continue
+            if event == "reset":
+                robot.tracker.reset()
+                continue
+            if event == "odometry jump":
+                robot.tracker.add_odometry(stamp(robot.t + 0.01), shifted(500, 500))
+                continue
+            if event == "late":
+                result = robot.tracker.track(CameraFrame(stamp(robot.t - 0.05), IMAGE, CAMERA), BASE_FROM_CAMERA)
+            else:
+                answer = {"bad": BAD, "slip": {"offset": shifted(0.4)}}.get(event, {})
+                result = robot.see(step=0.7 if event == "pause" else 0.1, **answer)
+            check_contract(result)
+            assert result.state is before or (before, result.state) in ALLOWED
+            poses.append((result.state, result.message, result.map_from_base, result.covariance))
+        return poses
+
+    for first, second in zip(play(), play(), strict=True):
+        assert first[:2] == second[:2]
+        assert first[2] is None or torch.equal(first[2], second[2]) and torch.equal(first[3], second[3])
+
+
+def test_covariance_clamps():
+    generator = torch.Generator().manual_seed(1)
+    for _ in range(10):
+        roots = torch.randn(2, 6, 6, generator=generator, dtype=torch.float64)
+        a, b = roots @ roots.mT + 1e-3 * EYE6
+        for bounded, sign in ((not_worse_than(a, b), -1), (not_better_than(a, b), 1)):
+            for other in (a, b):
+                assert float((sign * torch.linalg.eigvalsh(bounded - other)).min()) > -1e-9
+        torch.testing.assert_close(not_worse_than(a, 1e6 * EYE6), a)
+        torch.testing.assert_close(not_better_than(a, 1e-9 * EYE6), a)
+
+
+def test_innovation_counts_both_uncertainties():
+    pose = map_from_base(1.0)
+    assert mahalanobis(pose, 0.04**2 * EYE6, pose @ shifted(0.1), 0.03**2 * EYE6) == pytest.approx(2.0)
+
+
+@pytest.mark.parametrize("sigmas, inliers, believed", [(9, 0.6, True), (9, 0.3, False), (40, 0.9, False)])
+def test_a_sure_image_is_believed_over_slipping_wheels(sigmas, inliers, believed):
+    """Beyond the usual gate only with many inliers, and never far beyond."""
+    robot = Robot().tracking()
+    before = robot.see()
+    spread = float((before.prior.covariance[1, 1] + 0.01**2).sqrt())
+    sideways = torch.tensor([0, sigmas * spread, 0, 0, 0, 0], dtype=torch.float64)
+    result = robot.see(offset=se3.se3_exp(sideways), inlier_fraction=inliers)
+    assert (result.state is TRACKING) == believed
+    truth = map_from_base(robot.t) @ se3.se3_exp(sideways)
+    assert (se3.pose_difference(result.map_from_base, truth)[0] < 1e-6) == believed
+
+
+def test_a_camera_that_repeats_its_picture_is_noticed_once_the_robot_moves():
+    camera = FrozenCamera()
+    picture = np.random.default_rng(0).integers(0, 255, (48, 64), np.uint8)
+    buffer = OdometryBuffer()
+    for n in range(50):
+        buffer.add(stamp(0.02 * n), shifted(0.5 * max(0.0, 0.02 * n - 0.4)))
+    at = [buffer.lookup(stamp(t)) for t in (0.1, 0.2, 0.3, 0.42, 0.5, 0.6)]
+    assert [camera.repeats(picture, sample) for sample in at[:4]] == [False] * 4, "the robot stood still"
+    assert camera.repeats(picture, at[4]) and camera.repeats(picture.copy(), at[5])
+    assert not camera.repeats(picture, None), "nothing is known of the motion"
+    # The same view again, with a sensor's noise.
+    other = picture ^ (np.random.default_rng(1).random(picture.shape) < 0.05).astype(np.uint8)
+    assert not camera.repeats(other, at[5])
