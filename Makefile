@@ -29,6 +29,7 @@ docs: setup  ## the documentation as a site, in out/site; opens without a server
 
 lint: setup  ## style and simple errors
 	@.venv/bin/ruff check .
+	@.venv/bin/ruff format --check .
 
 clean:  ## remove .venv and everything built
 	rm -rf .venv build install log out *.egg-info .pytest_cache .hypothesis .ruff_cache
