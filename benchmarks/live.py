@@ -6,7 +6,7 @@ A simulated drive (made once, kept in out/benchmarks) goes to and fro: images wi
 calibration, all from this process to `localization_node` in another one, as a robot's drivers would send them.
 
     benchmarks/live.py                                   # 30 Hz, 20 seconds
-    benchmarks/live.py --minutes 10 --json live.json     # what docs/performance.md quotes
+    benchmarks/live.py --minutes 10 --json live.json     # what docs/evidence/performance.md quotes
     benchmarks/live.py --rates 15 30 --transport compressed --parameters preset:=fast
 
 "age": from the image's stamp until the pose goes out, by the node's clock (so with serialization and transport of the image);

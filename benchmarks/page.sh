@@ -1,6 +1,6 @@
 #!/bin/sh
 # Copyright the pixloc_ros authors. SPDX-License-Identifier: Apache-2.0
-# Every table of docs/performance.md made again, one after the other: a quarter of an hour on a machine that does nothing else.
+# Every table of docs/evidence/performance.md made again, one after the other: a quarter of an hour on a machine that does nothing else.
 #
 #   benchmarks/page.sh                          # all but the long live run, and the rivals
 #   AGAINST=COMMIT MINUTES=10 benchmarks/page.sh       # ratios to a commit's frame times; so long at each rate of the live run
@@ -12,7 +12,7 @@ cd "$(dirname "$0")/.."
 run() {
     name=$1
     shift
-    "$PYTHON" "benchmarks/$name.py" --docs docs/performance.md "$@"
+    "$PYTHON" "benchmarks/$name.py" --docs docs/evidence/performance.md "$@"
 }
 
 for part in $ONLY; do

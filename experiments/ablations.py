@@ -1,6 +1,6 @@
 #!/usr/bin/env python3
 # Copyright the pixloc_ros authors. SPDX-License-Identifier: Apache-2.0
-"""What each part of the method and each choice in its design brings, on the validation scenes, as in docs/results.md.
+"""What each part of the method and each choice in its design brings, on the validation scenes, as in docs/evidence/results.md.
 
 Rows are variants: "parts" builds the method up from raw intensities to everything learned, "choices" changes one setting of
 what ships at a time, "domains" are networks trained without one kind of images (config/training/leave_one_domain_out).
@@ -13,7 +13,7 @@ settings measures only what they change. Ends with ablations.json, ablations.md,
 
     experiments/ablations.py ../shared/data -o out/ablations --python ~/rivals/bin/python --rivals out/rivals
     experiments/ablations.py ../shared/data -o out/ablations --rows finer trained --scenes fox --columns large basin
-    experiments/ablations.py ../shared/data -o out/ablations --trained runs/compact/best.safetensors --docs docs/results.md
+    experiments/ablations.py ../shared/data -o out/ablations --trained best.safetensors --docs docs/evidence/results.md
 """
 
 from __future__ import annotations

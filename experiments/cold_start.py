@@ -1,6 +1,6 @@
 #!/usr/bin/env python3
 # Copyright the pixloc_ros authors. SPDX-License-Identifier: Apache-2.0
-"""Single images found in a map without any prior, and images that the map does not show: as in docs/results.md.
+"""Single images found in a map without any prior, and images that the map does not show: as in docs/evidence/results.md.
 
 For each scene with map/, images/ and queries/: a map of its COLMAP model; every query image looked for in it; and every
 image of the other scenes (and of --photos), which must not be found. Writes a Markdown table and a JSON file.

@@ -1,6 +1,6 @@
 #!/usr/bin/env python3
 # Copyright the pixloc_ros authors. SPDX-License-Identifier: Apache-2.0
-"""This package beside other ways to find a camera in a map, on the same frames and machine, as in docs/results.md.
+"""This package beside other ways to find a camera in a map, on the same frames and machine, as in docs/evidence/results.md.
 
 The rivals (klt, lk, xfeat_align, sift, orb, xfeat_mnn, ...) are run by a benchmark harness (its run.py) with an
 interpreter that has their packages. The harness also exports what an outside system needs: priors, and the queries
@@ -14,7 +14,7 @@ query, its three references, of which 512 points each are aligned by the paper's
     experiments/compare_rivals.py ../shared/data -o out/rivals --python ~/rivals/bin/python --rivals sift orb klt lk
     experiments/compare_rivals.py ../shared/data -o out/rivals --python ~/rivals/bin/python     # ours again, rivals kept
     experiments/compare_rivals.py ../shared/data -o out/rivals --python ~/rivals/bin/python --scenes fox tum_fr1_rpy \
-        --rivals all --vgg --no-accuracy --timed-queries 3      # what docs/performance.md quotes
+        --rivals all --vgg --no-accuracy --timed-queries 3      # what docs/evidence/performance.md quotes
 """
 
 from __future__ import annotations

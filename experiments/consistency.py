@@ -6,7 +6,7 @@ NEES is the squared error in units of the covariance: 6 on average where it is r
 tracker is too cautious. The band is where the mean of so many independent frames lies in 95 % of all cases; errors of
 successive frames are alike, so the true band is wider. Only poses given as TRACKING count, and no image that is in the map.
 
-    experiments/consistency.py ../shared/data --simulations out/sim1 out/sim2 --write docs/reliability.md
+    experiments/consistency.py ../shared/data --simulations out/sim1 out/sim2 --write docs/evidence/reliability.md
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 #!/usr/bin/env python3
 # Copyright the pixloc_ros authors. SPDX-License-Identifier: Apache-2.0
-"""Localization figures of a folder of scenes, as in docs/results.md.
+"""Localization figures of a folder of scenes, as in docs/evidence/results.md.
 
 For each scene with map/, images/ and queries/: a map of the map split's COLMAP model, and another of its RGB-D
 sequence where there is one (tum/); the queries localized from each set of priors (and from retrieval), scored by the

@@ -1,5 +1,5 @@
 # Copyright the pixloc_ros authors. SPDX-License-Identifier: Apache-2.0
-"""Injects faults into the running node over DDS, and tells what it did: the table of docs/reliability.md.
+"""Injects faults into the running node over DDS, and tells what it did: the table of docs/evidence/reliability.md.
 
     python experiments/faults.py -o out/faults                    # all of them, about a quarter of a minute each
     python experiments/faults.py -o out/faults --only "garbage images" --only "odometry jumps 5 m"

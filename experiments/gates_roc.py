@@ -9,7 +9,7 @@ found against the prior). A pose within 0.25 m and 2 degrees of the truth is rig
 the area under its ROC (the chance that a right alignment looks better than a wrong one); for each gate in use: how many wrong
 alignments it lets pass, and how many right ones it refuses.
 
-    experiments/gates_roc.py ../shared/data -o out/gates --write docs/reliability.md
+    experiments/gates_roc.py ../shared/data -o out/gates --write docs/evidence/reliability.md
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 # Copyright the pixloc_ros authors. SPDX-License-Identifier: Apache-2.0
 """Does the tracker notice that its inputs are wrong? Focal lengths, clocks and wheels made wrong on real drives, as in
-docs/reliability.md.
+docs/evidence/reliability.md.
 
 For each scene with map/, images/ and drive/ (and the simulated one with --simulated): a map of its COLMAP model; then the drive
 through the tracker as recorded, with a calibration whose focal length is wrong, with images stamped too late or early, and with

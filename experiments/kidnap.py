@@ -1,6 +1,6 @@
 #!/usr/bin/env python3
 # Copyright the pixloc_ros authors. SPDX-License-Identifier: Apache-2.0
-"""Drives that go wrong, through the tracker, offline: how soon the pose is right again, as in docs/results.md.
+"""Drives that go wrong, through the tracker, offline: how soon the pose is right again, as in docs/evidence/results.md.
 
 For each scene with map/, images/ and drive/ (and the simulated one with --simulated): a map of its COLMAP model; then the
 drive from several places on, switched on without a pose, carried away, blinded for 5 s (or a third of a shorter drive), or told

@@ -1,6 +1,6 @@
 #!/usr/bin/env python3
 # Copyright the pixloc_ros authors. SPDX-License-Identifier: Apache-2.0
-"""What maps weigh and take to make, as in docs/maps.md: sizes and their price in accuracy, and maps of matched features.
+"""What maps weigh and take to make, as in docs/evidence/maps.md: sizes and their price in accuracy, and maps of matched features.
 
 For each scene (map/, images/, queries/): the map of its COLMAP model, whole and made smaller in several ways, with bytes per
 keyframe and point, time to make per image, and the errors of the queries from the small priors. Where there is drive/, also the

@@ -1,6 +1,6 @@
 #!/usr/bin/env python3
 # Copyright the pixloc_ros authors. SPDX-License-Identifier: Apache-2.0
-"""Maps of one drive made in several ways, and how exact they are: the table of docs/maps.md.
+"""Maps of one drive made in several ways, and how exact they are: the table of docs/evidence/maps.md.
 
 For each scene with drive/, map/, images/ and queries/, maps of the same keyframes (the images of map/), each scored with the
 same queries:

@@ -1,5 +1,5 @@
 # Copyright the pixloc_ros authors. SPDX-License-Identifier: Apache-2.0
-"""Starts localization_node and robot_localization's filter, which fuses its pose with the wheel odometry (docs/fusion.md).
+"""Starts localization_node and robot_localization's filter, which fuses its pose with the wheel odometry (docs/nav2.md).
 
     ros2 launch pixloc_ros fusion.launch.py map:=site.pixmap
 

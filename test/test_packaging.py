@@ -58,10 +58,10 @@ def test_every_requirement_is_pinned_exactly():
 
 
 def test_every_requirement_is_explained():
-    text = (ROOT / "docs" / "dependencies.md").read_text()
+    text = (ROOT / "docs" / "evidence" / "dependencies.md").read_text()
     for name in ("requirements.txt", "requirements-dev.txt"):
         for package in re.findall(r"^([\w-]+)==", (ROOT / name).read_text(), re.MULTILINE):
-            assert f"| {package} |" in text, f"{package} has no line in docs/dependencies.md"
+            assert f"| {package} |" in text, f"{package} has no line in docs/evidence/dependencies.md"
 
 
 PYTHON_KEYS = {
@@ -97,7 +97,7 @@ def test_package_xml_names_what_is_imported():
 
 @pytest.mark.parametrize("distribution", ["humble", "jazzy", "kilted"])
 def test_package_xml_asks_only_for_what_a_distribution_has(distribution):
-    """Ubuntu 22.04 has no PyTorch that is recent enough, 24.04 neither PyTorch nor Numba (docs/dependencies.md)."""
+    """Ubuntu 22.04 has no PyTorch that is recent enough, 24.04 neither PyTorch nor Numba (docs/evidence/dependencies.md)."""
     catkin_pkg = pytest.importorskip("catkin_pkg.package")
     package = catkin_pkg.parse_package(str(ROOT / "package.xml"))
     package.evaluate_conditions({"ROS_DISTRO": distribution})
@@ -108,11 +108,11 @@ def test_package_xml_asks_only_for_what_a_distribution_has(distribution):
 
 
 def test_the_distributions_versions_are_recent_enough():
-    """The table of docs/dependencies.md against setup.cfg."""
+    """The table of docs/evidence/dependencies.md against setup.cfg."""
     from packaging.specifiers import SpecifierSet
 
     asked = setup_cfg("options")
-    text = (ROOT / "docs" / "dependencies.md").read_text().split("## On a ROS machine")[1]
+    text = (ROOT / "docs" / "evidence" / "dependencies.md").read_text().split("## On a ROS machine")[1]
     rows = re.findall(r"^\| ([\w-]+) \| ([<>=]\S+) \| (.+?) \| (.+?) \|$", text, re.MULTILINE)
     table = {name: cells for name, *cells in rows}
     assert {r.name.removesuffix("-python-headless") for r in asked} == set(table)

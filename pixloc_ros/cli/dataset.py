@@ -22,7 +22,7 @@ def add_parser(subparsers) -> None:
         "  pixloc dataset euroc V1_02_medium --map-sequence V1_01_easy -o out/v102\n"
         "  pixloc dataset openloris office1-2 --map-sequence office1-1 -o out/office\n"
         "  pixloc dataset cambridge ShopFacade -o out/shop --localize\n\n"
-        "docs/datasets.md has a section on each set.",
+        "docs/evidence/datasets.md has a section on each set.",
         formatter_class=HelpFormatter,
     )
     sets = parser.add_subparsers(title="data sets", metavar="SET", required=True)

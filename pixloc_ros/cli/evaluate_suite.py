@@ -36,7 +36,7 @@ def _make_parser(prog: str) -> argparse.ArgumentParser:
         description="Robustness suite: applies graded blur, darkness, noise, compression, occlusion, frame drops, odometry "
         "noise, calibration error and time offset to a bag as it is read, tracks each, plots accuracy over severity. "
         "Results are kept as they come: run the same command again to go on after an interruption. "
-        "docs/robustness.md explains kinds and severities.",
+        "docs/evidence/robustness.md explains kinds and severities.",
         epilog="examples:\n"
         "  pixloc evaluate --suite --map site.pixmap drive_bag -o out/suite\n"
         "  pixloc evaluate --suite --map site.pixmap drive_bag --images site/images -o out/suite     # rivals beside\n"

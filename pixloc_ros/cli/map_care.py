@@ -59,7 +59,7 @@ def _add_prune(sources) -> None:
         sources,
         "prune",
         "make a map smaller",
-        "Leaves out keyframes and points, and stores descriptors in fewer bits. docs/maps.md tells what each costs in accuracy.",
+        "Leaves out keyframes and points, and stores descriptors in fewer bits. docs/evidence/maps.md: what each costs.",
         "pixloc map prune site.pixmap -o small.pixmap --points-per-keyframe 300 --int8",
         _run_prune,
     )

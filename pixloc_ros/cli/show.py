@@ -18,7 +18,7 @@ def add_parser(subparsers) -> None:
     parser = subparsers.add_parser(
         "show",
         help="pictures: reprojections, features, the way of the optimisation, map coverage, why an image failed",
-        description="Draws what the alignment does, for one image or a whole drive. docs/pictures.md explains the pictures.",
+        description="Draws what the alignment does, for one image or a whole drive. docs/evaluation.md explains the pictures.",
         epilog="examples:\n"
         "  pixloc show reprojections --map site.pixmap drive_bag --frame 120 -o reprojections.png\n"
         "  pixloc show frame --map site.pixmap drive_bag --at 12.5 -o why.html\n"

@@ -12,7 +12,7 @@ def add_parser(subparsers) -> None:
     parser = subparsers.add_parser(
         "train",
         help="train the network from posed images or single photos",
-        description="Train features, confidences and damping through the unrolled alignment (docs/training.md). The folder gets "
+        description="Train features, confidences and damping through the unrolled alignment (docs/python.md). The folder gets "
         "the weights, the log, curves and a checkpoint after every step or as often as the configuration says; a run "
         "that was killed goes on with --resume. Under torchrun the processes share the work.",
         epilog="examples:\n  pixloc train config/training/compact.json -o runs/compact\n"

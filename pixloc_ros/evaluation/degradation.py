@@ -1,10 +1,10 @@
 # Copyright the pixloc_ros authors. SPDX-License-Identifier: Apache-2.0
 """Drives made worse while they are read: images blurred, dark, noisy, compressed, covered or missing, odometry noisy, calibration
-or stamps wrong. docs/robustness.md says what each kind and its severity mean.
+or stamps wrong. docs/evidence/robustness.md says what each kind and its severity mean.
 
 Severity 0 is the bag itself, and more is worse. What happens to a message depends on its stamp, the severity and the seed alone;
 the dice are the same at every severity: a streak of blur gets longer, not another direction. 15 pixels of blur, darkness 2 and
-30 % covered are what the single-image tables of docs/results.md use.
+30 % covered are what the single-image tables of docs/evidence/results.md use.
 """
 
 from __future__ import annotations

@@ -3,7 +3,7 @@
 
 They take the place of `FrameAligner` in the same tracker: same start, odometry, prediction, dead reckoning and search around a
 lost pose; the same map's points and keyframes, chosen by the same selector. Only how an image becomes a pose differs. What
-the map does not hold, its images, they need besides. They are for comparisons and never run on a robot; docs/robustness.md.
+the map does not hold, its images, they need besides. They never run on a robot; docs/evidence/robustness.md.
 
 - `OrbPnp`: ORB features of the image matched with those of the keyframes; a keyframe's feature has the depth of the map point
   nearest to it in that image.

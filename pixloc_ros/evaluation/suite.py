@@ -2,7 +2,7 @@
 """The robustness suite: one drive, made worse in nine ways (`degradation.KINDS`), tracked by several methods, scored alike.
 
 A cell is a method under one degradation. Cells are kept in a JSON file as soon as they are measured: a run that was killed goes
-on, and one with another map, seed or option measures what that changes. docs/robustness.md.
+on, and one with another map, seed or option measures what that changes. docs/evidence/robustness.md.
 """
 
 from __future__ import annotations

@@ -1,5 +1,5 @@
 # Copyright the pixloc_ros authors. SPDX-License-Identifier: Apache-2.0
-"""The map and its file, `*.pixmap` (docs/map_format.md).
+"""The map and its file, `*.pixmap` (docs/reference.md).
 
 The file is a tensor file with a description. Opening it maps it into memory; only the header and what is as long as the
 list of keyframes is read then, the rest when it is used.

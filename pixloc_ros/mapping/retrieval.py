@@ -36,7 +36,7 @@ class PooledFeatures:
     """The mean of the coarsest features: costs nothing beside them, and needs no other network.
 
     On the validation scenes, with their own and hundreds of foreign images to choose from, it finds a near keyframe first
-    as often as second-order, power-mean and gridded pooling of one or two levels do (docs/design.md).
+    as often as second-order, power-mean and gridded pooling of one or two levels do (docs/evidence/design_choices.md).
     """
 
     name = POOLED_FEATURES

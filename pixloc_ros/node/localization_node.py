@@ -1,5 +1,5 @@
 # Copyright the pixloc_ros authors. SPDX-License-Identifier: Apache-2.0
-"""The ROS 2 node: life cycle, parameters, services and diagnostics around a `Pipeline` (docs/node.md)."""
+"""The ROS 2 node: life cycle, parameters, services and diagnostics around a `Pipeline` (docs/robot.md)."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def _explained(transition):
 
 
 class LocalizationNode(LifecycleNode):
-    """See the module and docs/node.md. load_engine: called with the parameters map, weights, preset,
+    """See the module and docs/robot.md. load_engine: called with the parameters map, weights, preset,
     max_points, backend, device and precision.
 
     Configured: the map is loaded. Active: it listens and localizes. With the parameter `autostart` it is active at once.

@@ -165,7 +165,7 @@ PARAMETERS: tuple[Parameter, ...] = (
         "preset",
         "balanced",
         "How much is spent on an image: fewer points and smaller images, or more points and more iterations "
-        "(docs/performance.md has what each costs and how exact it is).",
+        "(docs/evidence/performance.md has what each costs and how exact it is).",
         choices=("fast", "balanced", "accurate"),
     ),
     Parameter("max_points", 0, "Map points used per image: more is more exact and slower. 0: the preset's.", bounds=(0, 8192)),
@@ -227,7 +227,7 @@ def image_subscription_topic(image_topic: str, image_transport: str) -> str:
 
 
 def markdown_table(parameters: Iterable[Parameter] = PARAMETERS) -> str:
-    """The table in docs/node.md."""
+    """The table in docs/reference.md."""
     rows = ["| name | type | default | allowed | live | meaning |", "|---|---|---|---|---|---|"]
     for p in parameters:
         default = f'"{p.default}"' if isinstance(p.default, str) else str(p.default).lower()
@@ -267,9 +267,9 @@ TABLE_BEGIN, TABLE_END = "<!-- parameters: begin -->\n", "<!-- parameters: end -
 
 
 def write_generated(root: Path) -> None:
-    """Writes config/localization.yaml and the table in docs/node.md (between its two markers) under the repo's root."""
+    """Writes config/localization.yaml and the table in docs/reference.md (between its two markers) under the repo's root."""
     (root / "config" / "localization.yaml").write_text(config_yaml(), encoding="utf-8")
-    page = root / "docs" / "node.md"
+    page = root / "docs" / "reference.md"
     before, rest = page.read_text(encoding="utf-8").split(TABLE_BEGIN)
     after = rest.split(TABLE_END)[1]
     page.write_text(before + TABLE_BEGIN + markdown_table() + TABLE_END + after, encoding="utf-8")

@@ -24,7 +24,7 @@ from .image_quality import ImageQuality
 DARK, DARK_SHARE, WASHED_OUT, BLANK, BLURRED_SHARE = 25.0, 0.35, 0.4, 8.0, 0.35
 """Grey value; share of the usual one; share of white pixels; grey values of contrast; share of the usual gradient energy."""
 FAR_SHARE, FAR_DEG = 0.15, 10.0
-"""Share of the depth and degrees up to which nearly every prior of the validation scenes was good enough (docs/results.md)."""
+"""Share of the depth and degrees up to which nearly every prior of those scenes was good enough (docs/evidence/results.md)."""
 DEFAULTS = TrackerOptions()
 NEAR_SHARE, NEAR_DEG = 0.02, 0.5
 """A pose so near to the truth is the right one."""

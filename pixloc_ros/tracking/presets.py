@@ -1,5 +1,5 @@
 # Copyright the pixloc_ros authors. SPDX-License-Identifier: Apache-2.0
-"""Named sets of options; docs/performance.md has what each costs and how exact it is."""
+"""Named sets of options; docs/evidence/performance.md has what each costs and how exact it is."""
 
 from __future__ import annotations
 

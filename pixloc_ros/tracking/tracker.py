@@ -120,7 +120,7 @@ class TrackerOptions:
     followed at a time. translation_floor, rotation_floor:
     standard deviations of what the image does not know of: errors of map and calibration. They are added to what the image
     claims for the covariance that is published; near things bound the translation's, so that it moves their pixels no further
-    than the rotation's does (chosen on the validation drives, docs/reliability.md).
+    than the rotation's does (chosen on the validation drives, docs/evidence/reliability.md).
     prior_translation_floor, prior_rotation_floor: the least standard deviations that the next image's prior and the
     gates count on; wider, since blur and rolling shutter make images contradict each other more than either claims.
     search_translation, search_rotation: how far from the prior the search goes

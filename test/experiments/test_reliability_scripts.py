@@ -1,5 +1,5 @@
 # Copyright the pixloc_ros authors. SPDX-License-Identifier: Apache-2.0
-"""The bookkeeping of the commands behind docs/reliability.md: curves, rates, calibration figures, the soak's summary, pages."""
+"""The bookkeeping of the commands behind docs/evidence/reliability.md: curves, rates, calibration figures, soak, pages."""
 
 import sys
 from pathlib import Path

@@ -81,7 +81,7 @@ def test_config_file_is_current():
 
 
 def test_documentation_is_current():
-    page = (ROOT / "docs" / "node.md").read_text(encoding="utf-8")
+    page = (ROOT / "docs" / "reference.md").read_text(encoding="utf-8")
     table = page.split(parameters.TABLE_BEGIN)[1].split(parameters.TABLE_END)[0]
     assert table == parameters.markdown_table(), "run: python -m pixloc_ros.node.parameters"
 

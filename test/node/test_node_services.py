@@ -195,7 +195,7 @@ def test_pictures_for_those_who_look():
 
 @pytest.mark.parametrize("name", ["load_map", "set_pose", "relocalize", "pause", "resume"])
 def test_services_are_documented(name, request):
-    page = (request.config.rootpath / "docs" / "node.md").read_text(encoding="utf-8")
+    page = (request.config.rootpath / "docs" / "robot.md").read_text(encoding="utf-8")
     assert f"`~/{name}`" in page
 
 
