@@ -108,7 +108,7 @@ def search(path: Path, drive: Path, middle: int, visits: int) -> dict[str, tuple
     for image, pose in zip(frames, poses):
         frame = CameraFrame(0, image, camera, localizer.prepare(image, camera))
         description = index.descriptor.describe(image, frame.prepared.pyramid)
-        alike.append(_timed(lambda d=description: index.by_place(index.most_alike(d, relocalizer.options.pool))))
+        alike.append(_timed(lambda d=description: index.by_place(index.most_similar(d, relocalizer.options.pool))))
         needed = np.nan
         for turn in range(TURNS):
             began = time.perf_counter()

@@ -25,7 +25,8 @@ from pixloc_ros.evaluation.pages import write_section
 from pixloc_ros.evaluation.tables import format_number, format_table
 from pixloc_ros.features import Extractor
 from pixloc_ros.io.trajectory import write_text
-from pixloc_ros.mapping import Map, build_map_from_colmap
+from pixloc_ros.mapping import Map
+from pixloc_ros.mapping.build import build_map_from_colmap
 from pixloc_sim.recordings import SUMMARY, SimulationOptions, simulate
 
 DATA = Path("out") / "benchmarks"

@@ -38,7 +38,7 @@ from pixloc_ros.geometry import se3
 from pixloc_ros.geometry.cameras import Camera
 from pixloc_ros.io.images import load_image
 from pixloc_ros.io.trajectory import read_benchmark_poses, write_text
-from pixloc_ros.mapping import build_map_from_colmap
+from pixloc_ros.mapping.build import build_map_from_colmap
 
 LIMITS = ((0.1, 1.0, 1.0), (0.25, 2.5, 2.0))
 """Metres, per cent of the scene depth where there is no unit, degrees."""

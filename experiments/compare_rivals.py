@@ -43,7 +43,8 @@ from pixloc_ros.geometry import se3
 from pixloc_ros.geometry.cameras import Camera
 from pixloc_ros.io.images import fit_to_working_size, load_image
 from pixloc_ros.io.trajectory import Trajectory, read_benchmark_poses, read_tum, write_text, write_tum
-from pixloc_ros.mapping import Map, build_map_from_colmap
+from pixloc_ros.mapping import Map
+from pixloc_ros.mapping.build import build_map_from_colmap
 
 OURS, VGG = "pixloc_ros", "vgg_pixloc"
 RIVALS = ("klt", "lk", "sift", "orb", "xfeat_align", "xfeat_mnn", "xfeat_lg", "aliked_lg", "disk_lg")

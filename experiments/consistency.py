@@ -27,7 +27,7 @@ from pixloc_ros.evaluation.pages import write_section
 from pixloc_ros.features import load_extractor
 from pixloc_ros.io.bags import BagReader
 from pixloc_ros.io.trajectory import Trajectory, write_text
-from pixloc_ros.mapping import build_map_from_colmap
+from pixloc_ros.mapping.build import build_map_from_colmap
 from pixloc_ros.tracking.frame_aligner import FrameAligner
 from pixloc_ros.tracking.types import TrackState
 

@@ -25,7 +25,8 @@ from pixloc_ros.evaluation.tables import format_number
 from pixloc_ros.features import Extractor, load_extractor
 from pixloc_ros.io.bags import BagReader
 from pixloc_ros.io.trajectory import read_benchmark_poses, write_benchmark_poses, write_text
-from pixloc_ros.mapping import Map, build_map_from_colmap, build_map_from_rgbd
+from pixloc_ros.mapping import Map
+from pixloc_ros.mapping.build import build_map_from_colmap, build_map_from_rgbd
 from pixloc_ros.tracking.presets import preset
 from pixloc_ros.tracking.relocalization import Relocalizer
 

@@ -42,7 +42,8 @@ from pixloc_ros.io import trajectory
 from pixloc_ros.io.bags import BagReader
 from pixloc_ros.io.image_format import check_layout, decode_compressed, decode_raw
 from pixloc_ros.io.trajectory import Trajectory
-from pixloc_ros.mapping import Map, build_map_from_colmap
+from pixloc_ros.mapping import Map
+from pixloc_ros.mapping.build import build_map_from_colmap
 from pixloc_ros.mapping.build.colmap import read_colmap_model
 from pixloc_ros.mapping.build.rgbd import read_camera, read_rgbd_sequence
 from pixloc_ros.mapping.local_points import LocalPointSelector

@@ -29,7 +29,7 @@ from pixloc_ros.features import Extractor, load_extractor
 from pixloc_ros.geometry import se3
 from pixloc_ros.io.bags import BagOptions, BagReader, Event, OdometryMessage
 from pixloc_ros.io.trajectory import write_text
-from pixloc_ros.mapping import build_map_from_colmap
+from pixloc_ros.mapping.build import build_map_from_colmap
 from pixloc_ros.tracking.relocalization import Relocalizer
 from pixloc_ros.tracking.types import CameraFrame
 from pixloc_sim.recordings import SimulationOptions, simulate

@@ -28,10 +28,11 @@ from pixloc_ros.evaluation.tables import format_number
 from pixloc_ros.features import Extractor, load_extractor
 from pixloc_ros.io.trajectory import read_benchmark_poses, write_benchmark_poses, write_text
 from pixloc_ros.io.work_folder import WorkFolder
-from pixloc_ros.mapping import Map, build_map_from_colmap
-from pixloc_ros.mapping.build.drive import build_map_from_drive
-from pixloc_ros.mapping.build.posed_bag import PosedFrameOptions, PosedFrames
-from pixloc_ros.mapping.care import PruneOptions, prune
+from pixloc_ros.mapping import Map
+from pixloc_ros.mapping.build import build_map_from_colmap
+from pixloc_ros.mapping.build.care import PruneOptions, prune
+from pixloc_ros.mapping.build.posed_bag import PosedBag, PosedBagOptions
+from pixloc_ros.mapping.build.posed_frames import build_map_from_posed_frames
 from pixloc_ros.tracking.frame_aligner import FrameAligner
 
 SIZES = {
@@ -108,8 +109,8 @@ def map_of_bag(scene: Path, output: Path, extractor: Extractor) -> tuple[Map, fl
     """Map of the bag's images that are in the scene's model too, and the processor seconds it took."""
     begin = time.process_time()
     work = WorkFolder(output / f"{scene.name}.work", {"begun": time.time_ns()})  # never goes on: it is timed
-    with PosedFrames(scene / "drive", PosedFrameOptions(every=3, depth="none")) as frames:
-        map_, _ = build_map_from_drive(frames, extractor, work, name=scene.name)
+    with PosedBag(scene / "drive", PosedBagOptions(every=3, depth="none")) as frames:
+        map_, _ = build_map_from_posed_frames(frames, extractor, work, name=scene.name)
     work.remove()
     return map_, time.process_time() - begin
 

@@ -35,11 +35,12 @@ from pixloc_ros.features import Extractor, load_extractor
 from pixloc_ros.geometry import se3
 from pixloc_ros.io.trajectory import read_benchmark_poses, write_text
 from pixloc_ros.io.work_folder import WorkFolder
-from pixloc_ros.mapping import Map, build_map_from_colmap
+from pixloc_ros.mapping import Map
+from pixloc_ros.mapping.build import build_map_from_colmap
 from pixloc_ros.mapping.build.building import PosedImages, build_map
-from pixloc_ros.mapping.build.drive import DriveOptions, points_of_drive
 from pixloc_ros.mapping.build.keyframes import KeyframeOptions
-from pixloc_ros.mapping.build.posed_bag import PosedFrameOptions, PosedFrames
+from pixloc_ros.mapping.build.posed_bag import PosedBag, PosedBagOptions
+from pixloc_ros.mapping.build.posed_frames import PosedMapOptions, points_of_posed_frames
 from pixloc_ros.mapping.build.triangulation import require_pycolmap
 from pixloc_ros.tracking.frame_aligner import FrameAligner
 
@@ -110,9 +111,9 @@ def make(label: str, scene: Path, output: Path, extractor: Extractor, every: int
             return build_map_from_colmap(model, scene / "images", extractor, progress=progress)[0]
         chosen = KeyframeOptions() if label == BAG_CHOSEN else EVERY_FRAME
         work = WorkFolder(output / f"{list(BASELINE).index(label)}.work", {"keyframes": str(chosen)})
-        options = PosedFrameOptions(every=1 if label == BAG_ALL else every, depth="none")
-        with PosedFrames(scene / "drive", options) as frames:
-            source = points_of_drive(frames, work, DriveOptions(keyframes=chosen), scene.name, progress).source
+        options = PosedBagOptions(every=1 if label == BAG_ALL else every, depth="none")
+        with PosedBag(scene / "drive", options) as frames:
+            source = points_of_posed_frames(frames, work, PosedMapOptions(keyframes=chosen), scene.name, progress).source
         if label == BAG_ALL:
             source = without_queries(source, scene)
         map_ = build_map(source, extractor, progress=progress)[0]

@@ -30,7 +30,8 @@ from pixloc_ros.evaluation.degradation import CONDITIONS, DegradedBag
 from pixloc_ros.features import Extractor, load_extractor
 from pixloc_ros.io.bags import BagReader, Event
 from pixloc_ros.io.trajectory import write_text
-from pixloc_ros.mapping import Map, build_map_from_colmap
+from pixloc_ros.mapping import Map
+from pixloc_ros.mapping.build import build_map_from_colmap
 from pixloc_ros.tracking.frame_aligner import FrameAligner, LocalizerOptions
 from pixloc_ros.tracking.types import CameraFrame
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pixloc_ros.features import load_extractor
-from pixloc_ros.mapping import build_map_from_colmap
+from pixloc_ros.mapping.build import build_map_from_colmap
 from pixloc_sim.recordings import SimulationOptions, simulate
 
 

@@ -116,7 +116,8 @@ def _cached_map(scene: Path, path: Path) -> Path:
     """The scene's map, made unless it is there, newer than the scene and of the same network."""
     from ..errors import InputError
     from ..features import load_extractor
-    from ..mapping import Map, build_map_from_colmap
+    from ..mapping import Map
+    from ..mapping.build import build_map_from_colmap
 
     extractor = load_extractor()
     newest = max(file.stat().st_mtime for file in (scene / "map").iterdir())

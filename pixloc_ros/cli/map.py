@@ -96,7 +96,7 @@ def _add_info(sources) -> None:
 
 def _run_colmap(args: argparse.Namespace) -> int:
     from ..features import load_extractor
-    from ..mapping import build_map_from_colmap
+    from ..mapping.build import build_map_from_colmap
 
     check_common(args)
     begin = time.monotonic()
@@ -118,7 +118,7 @@ def _run_colmap(args: argparse.Namespace) -> int:
 def _run_rgbd(args: argparse.Namespace) -> int:
     from ..features import load_extractor
     from ..geometry.cameras import Camera
-    from ..mapping import build_map_from_rgbd
+    from ..mapping.build import build_map_from_rgbd
 
     check_common(args)
     begin = time.monotonic()

@@ -75,16 +75,16 @@ def _run(args: argparse.Namespace) -> int:
     from ..features import load_extractor
     from ..io.trajectory import parse_pose, write_text
     from ..io.work_folder import WorkFolder
-    from ..mapping.build.drive import DriveOptions, build_map_from_drive
     from ..mapping.build.keyframes import KeyframeOptions
-    from ..mapping.build.posed_bag import PosedFrameOptions, PosedFrames, bag_identity
+    from ..mapping.build.posed_bag import PosedBag, PosedBagOptions, bag_identity
+    from ..mapping.build.posed_frames import PosedMapOptions, build_map_from_posed_frames
     from ..mapping.build.triangulation import TriangulationOptions
 
     check_common(args)
     begin = time.monotonic()
     extractor = load_extractor(args.weights)
     mount = parse_pose(args.body_from_camera, "--body-from-camera") if args.body_from_camera else None
-    frame_options = PosedFrameOptions(
+    frame_options = PosedBagOptions(
         args.image_topic,
         args.camera_info_topic,
         args.pose_topic,
@@ -95,14 +95,14 @@ def _run(args: argparse.Namespace) -> int:
         args.every,
         round(args.max_pose_gap * 1e9),
     )
-    options = DriveOptions(
+    options = PosedMapOptions(
         args.mask,
         KeyframeOptions(shift=args.keyframe_shift),
         TriangulationOptions(min_angle_deg=args.min_angle, max_error_px=args.max_error, surest=args.surest),
     )
     if args.keep_images is not None and args.keep_images.exists() and any(args.keep_images.iterdir()):
         raise InputError(f"{args.keep_images} is not empty: give a new folder for the images")
-    with PosedFrames(args.bag, frame_options) as frames:
+    with PosedBag(args.bag, frame_options) as frames:
         key = {
             "bag": bag_identity(args.bag),
             "frames": {
@@ -120,7 +120,9 @@ def _run(args: argparse.Namespace) -> int:
             + (f"depth from {frames.depth_topic}" if frames.depth_topic else "points by triangulation")
         )
         with ProgressLine() as progress:
-            map_, report = build_map_from_drive(frames, extractor, work, options, args.working_side, args.output.stem, progress)
+            map_, report = build_map_from_posed_frames(
+                frames, extractor, work, options, args.working_side, args.output.stem, progress
+            )
     save(map_, report.build, args.output, begin)
     summary = report.to_json() | {
         "images_left_out": dict(frames.skipped),

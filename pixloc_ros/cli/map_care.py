@@ -123,7 +123,7 @@ def _run_merge(args: argparse.Namespace) -> int:
     from ..errors import InputError
     from ..io.trajectory import parse_pose
     from ..mapping import Map
-    from ..mapping.care import merge, moved
+    from ..mapping.build.care import merge, moved
 
     maps = [Map.open(path) for path in args.maps]
     if args.second_pose:
@@ -140,7 +140,7 @@ def _run_merge(args: argparse.Namespace) -> int:
 
 def _run_prune(args: argparse.Namespace) -> int:
     from ..mapping import Map
-    from ..mapping.care import PruneOptions, prune
+    from ..mapping.build.care import PruneOptions, prune
 
     options = PruneOptions(args.keyframe_spacing, args.points_per_keyframe, args.min_track_length, args.min_quality, args.int8)
     prune(Map.open(args.map), options).save(args.output)
@@ -152,7 +152,7 @@ def _run_prune(args: argparse.Namespace) -> int:
 
 def _run_check(args: argparse.Namespace) -> int:
     from ..mapping import Map
-    from ..mapping.care import check
+    from ..mapping.build.care import check
 
     findings = check(Map.open(args.map, verify=True))
     for finding in findings:
@@ -165,7 +165,7 @@ def _run_check(args: argparse.Namespace) -> int:
 def _run_export(args: argparse.Namespace) -> int:
     from ..errors import InputError
     from ..mapping import Map
-    from ..mapping.export import export_colmap, export_ply
+    from ..mapping.build.export import export_colmap, export_ply
 
     if args.colmap is None and args.ply is None:
         raise InputError("nothing to write: give --colmap DIR or --ply FILE")
@@ -182,7 +182,7 @@ def _run_export(args: argparse.Namespace) -> int:
 def _run_re_encode(args: argparse.Namespace) -> int:
     from ..features import load_extractor
     from ..mapping import Map
-    from ..mapping.care import re_encode
+    from ..mapping.build.care import re_encode
 
     check_common(args)
     begin = time.monotonic()

@@ -120,7 +120,7 @@ def _of_file(args: argparse.Namespace, localizer):
         start = se3.inverse(_of_name(read_benchmark_poses(args.prior), args.bag, args.prior))
     else:
         index = KeyframeIndex(localizer.map)
-        alike = index.most_alike(index.descriptor.describe(image, prepared.pyramid), 1)
+        alike = index.most_similar(index.descriptor.describe(image, prepared.pyramid), 1)
         start = localizer.map.map_from_keyframe[int(alike[0])]
         name += f", from keyframe {localizer.map.keyframe_names[int(alike[0])]}"
     if args.start_off:

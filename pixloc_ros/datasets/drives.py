@@ -23,8 +23,8 @@ from ..io.bag_writer import write_drive_bag
 from ..io.image_format import decode_compressed
 from ..io.trajectory import Trajectory, write_benchmark_poses, write_text, write_tum
 from ..mapping.build.building import Progress
-from ..mapping.build.drive import DriveOptions, build_map_from_drive
 from ..mapping.build.keyframes import KeyframeOptions
+from ..mapping.build.posed_frames import PosedMapOptions, build_map_from_posed_frames
 from ..mapping.map_file import Map
 from .odometry import SIMULATED_TOPIC, between, errors_in_words, odometry_from_truth
 from .output import OutputFolder, identity, readme_text
@@ -91,8 +91,8 @@ def make_drive(
         say(f"going on with what is in {out.work.folder}")
     map_path, notes = out.path("map.pixmap"), list(source.notes)
     if not map_path.is_file():
-        drive_options = DriveOptions(keyframes=KeyframeOptions(shift=options.keyframe_shift))
-        map_, report = build_map_from_drive(
+        drive_options = PosedMapOptions(keyframes=KeyframeOptions(shift=options.keyframe_shift))
+        map_, report = build_map_from_posed_frames(
             frames, extractor, out.work, drive_options, options.working_side, f"{source.name} {source.mapping[0].name}", progress
         )
         write_text(out.path("map_report.json"), json.dumps(report.to_json(), indent=2) + "\n")

@@ -16,7 +16,8 @@ from ..features import Extractor
 from ..geometry import se3
 from ..geometry.cameras import Camera
 from ..io.work_folder import WorkFolder
-from ..mapping import Map, build_map_from_colmap
+from ..mapping import Map
+from ..mapping.build import build_map_from_colmap
 from ..mapping.build.building import BuildReport, PosedImages, Progress, build_map
 from ..mapping.build.colmap import read_colmap_model
 from .nvm import NvmModel

@@ -26,8 +26,8 @@ from ..geometry.cameras import Camera
 from ..io.trajectory import Trajectory
 from ..io.work_folder import WorkFolder
 from ..mapping.build.building import BuildReport, Progress
-from ..mapping.build.drive import DriveOptions, build_map_from_drive
 from ..mapping.build.keyframes import KeyframeOptions
+from ..mapping.build.posed_frames import PosedMapOptions, build_map_from_posed_frames
 from ..mapping.build.rgbd import move_depth
 from ..mapping.map_file import Map
 from .image_set import ImageSet, MapBuilder, camera_and_base_name, colmap_builder, queries_of, read_pairs, read_query_lists
@@ -147,9 +147,9 @@ def _training_map(training: list[Recording], every: int, name: str) -> MapBuilde
     def build(
         extractor: Extractor, working_side: int | None, work: WorkFolder, progress: Progress | None
     ) -> tuple[Map, BuildReport]:
-        options = DriveOptions(keyframes=KeyframeOptions(shift=KEYFRAME_SHIFT))
+        options = PosedMapOptions(keyframes=KeyframeOptions(shift=KEYFRAME_SHIFT))
         frames = frames_for_map(training, True, every)
-        map_, report = build_map_from_drive(frames, extractor, work, options, working_side, f"7scenes {name}", progress)
+        map_, report = build_map_from_posed_frames(frames, extractor, work, options, working_side, f"7scenes {name}", progress)
         return map_, report.build
 
     return build

@@ -60,7 +60,7 @@ class KeyframeIndex:
         self._map = map_
         self._descriptors = map_.global_descriptors.astype(np.float32)
 
-    def most_alike(self, description: np.ndarray, count: int, among: np.ndarray | None = None) -> np.ndarray:
+    def most_similar(self, description: np.ndarray, count: int, among: np.ndarray | None = None) -> np.ndarray:
         """Indices int64 of at most `count` keyframes, the most alike first.
 
         description: float32 [G]. among: bool [K], the keyframes in question (None: all).

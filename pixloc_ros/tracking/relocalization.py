@@ -104,10 +104,10 @@ class Relocalizer:
         options = self.options
         description = self._index.descriptor.describe(frame.image, frame.prepared.pyramid)
         seeds = torch.empty((0, 4, 4), dtype=torch.float64)
-        ranked = self._index.by_place(self._index.most_alike(description, options.pool))
+        ranked = self._index.by_place(self._index.most_similar(description, options.pool))
         if prior is not None:
             seeds = spread(prior, options.seeds, turn) @ base_from_camera
-            near = self._index.most_alike(description, options.pool, self._near(prior, base_from_camera))
+            near = self._index.most_similar(description, options.pool, self._near(prior, base_from_camera))
             ranked = _alternate(near, ranked)
         count = options.hypotheses - len(seeds)
         first = turn * count % max(len(ranked), 1)

@@ -23,8 +23,8 @@ from ..geometry import se3
 from ..geometry.cameras import Camera
 from ..io.work_folder import WorkFolder
 from ..mapping.build.colmap import read_colmap_model
-from ..mapping.build.drive import DriveOptions, points_of_drive
-from ..mapping.build.posed_bag import PosedFrameOptions, PosedFrames, bag_identity
+from ..mapping.build.posed_bag import PosedBag, PosedBagOptions, bag_identity
+from ..mapping.build.posed_frames import PosedMapOptions, points_of_posed_frames
 from .pairs import BadSample, Pair, View
 from .scenes import ColmapPairs, SharedPointPairs
 
@@ -36,15 +36,15 @@ _LONGEST_BASELINE, _LARGEST_TURN_RAD = 7.0, float(np.radians(30.0))
 class BagPairs(SharedPointPairs):
     """Pairs of a rosbag with images and poses: keyframes and points as `pixloc map bag` finds them, kept in `work`.
 
-    pose_topic: as `PosedFrameOptions.poses`, empty to detect. Raises InputError as `PosedFrames`, `points_of_drive` and
+    pose_topic: as `PosedBagOptions.poses`, empty to detect. Raises InputError as `PosedBag`, `points_of_posed_frames` and
     `ScenePairs` do.
     """
 
     def __init__(self, bag: Path, pose_topic: str, work: Path, view: View, held_out: bool) -> None:
-        options = PosedFrameOptions(poses=pose_topic or None)
-        with PosedFrames(bag, options) as frames:
-            key = {"bag": bag_identity(bag), "poses": pose_topic, "options": DriveOptions().to_json()}
-            drive = points_of_drive(frames, WorkFolder(work, key)).source
+        options = PosedBagOptions(poses=pose_topic or None)
+        with PosedBag(bag, options) as frames:
+            key = {"bag": bag_identity(bag), "poses": pose_topic, "options": PosedMapOptions().to_json()}
+            drive = points_of_posed_frames(frames, WorkFolder(work, key)).source
         super().__init__(
             bag,
             drive.paths,

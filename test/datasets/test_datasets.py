@@ -287,7 +287,7 @@ def test_work_that_was_killed_goes_on_and_an_output_is_never_overwritten(studio,
         assert pixloc(*arguments) == 130
     assert not (tmp_path / "out").exists() and (tmp_path / "out.work" / "result" / "map.pixmap").is_file()
     with monkeypatch.context() as patch:
-        patch.setattr(drives, "build_map_from_drive", killed)  # the map is there
+        patch.setattr(drives, "build_map_from_posed_frames", killed)  # the map is there
         assert pixloc(*arguments) == 0
     assert "going on with" in capsys.readouterr().out
     assert (tmp_path / "out" / "drive").is_dir() and not (tmp_path / "out.work").exists()

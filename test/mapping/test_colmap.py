@@ -12,7 +12,7 @@ from mapping_helpers import FakeExtractor, look_at, pinhole, plane_view, texture
 
 from pixloc_ros.errors import InputError
 from pixloc_ros.geometry import se3
-from pixloc_ros.mapping import build_map_from_colmap
+from pixloc_ros.mapping.build import build_map_from_colmap
 from pixloc_ros.mapping.build.colmap import read_colmap_model
 
 CAMERAS = """# Camera list

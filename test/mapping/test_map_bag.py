@@ -20,9 +20,9 @@ from pixloc_ros.errors import InputError
 from pixloc_ros.geometry import se3
 from pixloc_ros.io.work_folder import WorkFolder
 from pixloc_ros.mapping import Map
-from pixloc_ros.mapping.build.drive import DriveOptions, build_map_from_drive, points_of_drive
 from pixloc_ros.mapping.build.keyframes import KeyframeSelector, PosedFrame
-from pixloc_ros.mapping.build.posed_bag import PosedFrameOptions, PosedFrames, decode_depth
+from pixloc_ros.mapping.build.posed_bag import PosedBag, PosedBagOptions, decode_depth
+from pixloc_ros.mapping.build.posed_frames import PosedMapOptions, build_map_from_posed_frames, points_of_posed_frames
 from pixloc_ros.mapping.build.triangulation import TriangulationOptions
 from pixloc_ros.mapping.statistics import keyframe_pixels
 
@@ -100,8 +100,8 @@ def bag(tmp_path_factory):
 
 
 def build(bag, work, *options):
-    with PosedFrames(bag) as frames:
-        return *build_map_from_drive(frames, FakeExtractor(), WorkFolder(work, {}), *options), frames
+    with PosedBag(bag) as frames:
+        return *build_map_from_posed_frames(frames, FakeExtractor(), WorkFolder(work, {}), *options), frames
 
 
 # ---- poses
@@ -122,7 +122,7 @@ def test_poses_of_every_kind_are_the_cameras_at_the_images_stamps(tmp_path, stor
     path = tmp_path / ("drive.bag" if storage == "ros1" else "drive")
     offset = 0 if poses == "path" else 37_000_000
     write_bag(path, 5, storage, poses, image, pose_offset_ns=offset)
-    with PosedFrames(path, PosedFrameOptions(**asked)) as frames:
+    with PosedBag(path, PosedBagOptions(**asked)) as frames:
         seen = list(frames())
     assert [f.stamp_ns for f in seen] == [START + k * STEP for k in range(5)]
     for k, frame in enumerate(seen):
@@ -134,20 +134,20 @@ def test_poses_of_every_kind_are_the_cameras_at_the_images_stamps(tmp_path, stor
 def test_what_cannot_be_guessed_is_asked_for(tmp_path):
     slam = write_bag(tmp_path / "slam", 2, poses="slam")
     with pytest.raises(InputError, match="/lio/odometry would do if it does not drift"):
-        PosedFrames(slam)
+        PosedBag(slam)
     with pytest.raises(InputError, match="no poses on /nothing"):
-        PosedFrames(slam, PosedFrameOptions(poses="/nothing"))
+        PosedBag(slam, PosedBagOptions(poses="/nothing"))
     loose = write_bag(tmp_path / "loose", 2, static=False)
     with pytest.raises(InputError, match="--body-frame"):
-        PosedFrames(loose)
-    with PosedFrames(loose, PosedFrameOptions(body_from_camera=torch.from_numpy(BASE_FROM_CAMERA))) as frames:
+        PosedBag(loose)
+    with PosedBag(loose, PosedBagOptions(body_from_camera=torch.from_numpy(BASE_FROM_CAMERA))) as frames:
         assert len(list(frames())) == 2
 
 
 def test_images_without_a_pose_are_left_out_and_counted(bag):
-    with PosedFrames(bag, PosedFrameOptions(max_gap_ns=STEP // 2)) as frames:
+    with PosedBag(bag, PosedBagOptions(max_gap_ns=STEP // 2)) as frames:
         assert len(list(frames())) == 16 and not frames.skipped  # poses at the very stamps need no neighbour
-    with PosedFrames(bag, PosedFrameOptions(every=3)) as frames:
+    with PosedBag(bag, PosedBagOptions(every=3)) as frames:
         assert [f.stamp_ns for f in frames(lambda stamp_ns: stamp_ns > START)] == [START + k * STEP for k in (3, 6, 9, 12, 15)]
 
 
@@ -252,9 +252,9 @@ def test_of_plenty_the_surest_points_stay(bag, tmp_path):
     pytest.importorskip("pycolmap")
     found = []
     for surest in (0, 40):
-        with PosedFrames(bag) as frames:
-            options = DriveOptions(triangulation=TriangulationOptions(surest=surest))
-            found.append(points_of_drive(frames, WorkFolder(tmp_path / "w", {}), options))
+        with PosedBag(bag) as frames:
+            options = PosedMapOptions(triangulation=TriangulationOptions(surest=surest))
+            found.append(points_of_posed_frames(frames, WorkFolder(tmp_path / "w", {}), options))
     (everything, fewer), reason = (posed.source for posed in found), "less sure than enough others around"
     assert reason not in found[0].rejected and found[1].rejected[reason] == len(everything.xyz) - len(fewer.xyz) > 100
     assert {tuple(point) for point in fewer.xyz} <= {tuple(point) for point in everything.xyz}
@@ -275,7 +275,7 @@ def test_what_moves_is_left_out(tmp_path):
         return view
 
     busy = write_bag(tmp_path / "busy", 14, moving=moving)
-    options = [DriveOptions(triangulation=TriangulationOptions(min_seen=share, surest=0)) for share in (0.2, 0.0)]
+    options = [PosedMapOptions(triangulation=TriangulationOptions(min_seen=share, surest=0)) for share in (0.2, 0.0)]
     maps = [build(busy, tmp_path / f"w{k}", option)[0] for k, option in enumerate(options)]
     still = build(write_bag(tmp_path / "still", 14), tmp_path / "w2", options[0])[0]
     wrong, believed, usual = (int((np.abs(m.xyz[:, 2]) > 0.2).sum()) for m in (*maps, still))
@@ -288,7 +288,7 @@ def test_masks_keep_points_away(bag, tmp_path):
     mask = np.full((HEIGHT, WIDTH), 255, np.uint8)
     mask[HEIGHT // 2 :] = 0
     cv2.imwrite(str(tmp_path / "mask.png"), mask)
-    map_, _, _ = build(bag, tmp_path / "work", DriveOptions(mask=tmp_path / "mask.png"))
+    map_, _, _ = build(bag, tmp_path / "work", PosedMapOptions(mask=tmp_path / "mask.png"))
     rows = np.concatenate([keyframe_pixels(map_, k)[0][:, 1] * HEIGHT / map_.cameras[0].height for k in range(2)])
     assert len(rows) > 50 and np.mean(rows > HEIGHT / 2 + 12) < 0.35  # some are seen from other keyframes there
 
@@ -297,9 +297,9 @@ def test_a_camera_that_only_turns_is_told(tmp_path):
     pytest.importorskip("pycolmap")
     turn = [look_at((0, -1.2, 1.8), (np.tan(a), 0.2, 0)).numpy() for a in np.linspace(-0.4, 0.4, 8)]
     with pytest.raises(InputError, match="not only turns"):
-        build_map_from_drive(lambda wanted: frames_of(turn), FakeExtractor(), WorkFolder(tmp_path / "work", {}))
+        build_map_from_posed_frames(lambda wanted: frames_of(turn), FakeExtractor(), WorkFolder(tmp_path / "work", {}))
     with pytest.raises(InputError, match="a map needs 2"):
-        build_map_from_drive(lambda wanted: frames_of(turn[:1]), FakeExtractor(), WorkFolder(tmp_path / "other", {}))
+        build_map_from_posed_frames(lambda wanted: frames_of(turn[:1]), FakeExtractor(), WorkFolder(tmp_path / "other", {}))
 
 
 # ---- work that is stopped
@@ -308,8 +308,8 @@ def test_a_camera_that_only_turns_is_told(tmp_path):
 def test_work_goes_on_where_it_was(bag, tmp_path):
     """Stopped after each step in turn, the map comes out the same to the bit, and what was done is not done again."""
     pytest.importorskip("pycolmap")
-    with PosedFrames(bag) as frames:
-        whole, report = build_map_from_drive(frames, FakeExtractor(), WorkFolder(tmp_path / "whole", {"a": 1}))
+    with PosedBag(bag) as frames:
+        whole, report = build_map_from_posed_frames(frames, FakeExtractor(), WorkFolder(tmp_path / "whole", {"a": 1}))
 
     class Stopped(Exception):
         pass
@@ -324,7 +324,7 @@ def test_work_goes_on_where_it_was(bag, tmp_path):
             if left < 0:
                 raise Stopped
 
-        with PosedFrames(bag) as frames:
+        with PosedBag(bag) as frames:
 
             def counted(wanted, frames=frames):
                 for frame in frames(wanted):
@@ -333,7 +333,7 @@ def test_work_goes_on_where_it_was(bag, tmp_path):
 
             folder = WorkFolder(work, {"a": 1})
             try:
-                map_, again = build_map_from_drive(counted, FakeExtractor(), folder, progress=stop)
+                map_, again = build_map_from_posed_frames(counted, FakeExtractor(), folder, progress=stop)
                 break
             except Stopped:
                 assert not (tmp_path / "out.pixmap").exists()

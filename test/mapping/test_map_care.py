@@ -14,9 +14,9 @@ from pixloc_ros.errors import InputError
 from pixloc_ros.geometry import se3
 from pixloc_ros.mapping import Map
 from pixloc_ros.mapping.build.building import PosedImages, build_map
+from pixloc_ros.mapping.build.care import PruneOptions, check, merge, moved, prune, re_encode, subset, with_int8
 from pixloc_ros.mapping.build.colmap import read_colmap_model
-from pixloc_ros.mapping.care import PruneOptions, check, merge, moved, prune, re_encode, subset, with_int8
-from pixloc_ros.mapping.export import export_colmap, export_ply
+from pixloc_ros.mapping.build.export import export_colmap, export_ply
 from pixloc_ros.mapping.local_points import LocalPointSelector
 from pixloc_ros.mapping.map_file import decode_descriptors, encode_descriptors
 from pixloc_ros.mapping.statistics import keyframe_pixels

@@ -123,12 +123,12 @@ def test_most_alike_is_sorted_and_may_be_restricted():
     index = KeyframeIndex(map_)
     query = descriptors[7].astype(np.float32)
     expected = np.argsort(-(map_.global_descriptors.astype(np.float32) @ query), kind="stable")
-    np.testing.assert_array_equal(index.most_alike(query, 5), expected[:5])
-    np.testing.assert_array_equal(index.most_alike(query, 100), expected)
+    np.testing.assert_array_equal(index.most_similar(query, 5), expected[:5])
+    np.testing.assert_array_equal(index.most_similar(query, 100), expected)
     among = np.zeros(40, bool)
     among[[3, 9, 20]] = True
-    np.testing.assert_array_equal(index.most_alike(query, 5, among), expected[np.isin(expected, [3, 9, 20])])
-    assert len(index.most_alike(query, 5, np.zeros(40, bool))) == 0
+    np.testing.assert_array_equal(index.most_similar(query, 5, among), expected[np.isin(expected, [3, 9, 20])])
+    assert len(index.most_similar(query, 5, np.zeros(40, bool))) == 0
 
 
 def test_places_take_turns():

@@ -7,7 +7,7 @@ from mapping_helpers import FakeExtractor, look_at, pinhole, plane_view, texture
 
 from pixloc_ros.errors import InputError
 from pixloc_ros.geometry import se3
-from pixloc_ros.mapping import build_map_from_rgbd
+from pixloc_ros.mapping.build import build_map_from_rgbd
 from pixloc_ros.mapping.build.rgbd import find_depth_scale, read_rgbd_sequence
 
 CAMERA = pinhole(320, 240, 250.0)

@@ -7,7 +7,7 @@ import sys
 import pytest
 
 from pixloc_ros.features import load_extractor
-from pixloc_ros.mapping import build_map_from_colmap
+from pixloc_ros.mapping.build import build_map_from_colmap
 from pixloc_sim.recordings import SimulationOptions, simulate
 
 # A process of its own: in this one other tests have compiled everything already.

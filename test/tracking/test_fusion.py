@@ -17,7 +17,7 @@ from pixloc_ros.evaluation import offline
 from pixloc_ros.features import load_extractor
 from pixloc_ros.geometry import se3
 from pixloc_ros.io.bags import BagReader
-from pixloc_ros.mapping import build_map_from_colmap
+from pixloc_ros.mapping.build import build_map_from_colmap
 from pixloc_ros.node import conversions
 from pixloc_ros.rig.replay import ReplayOptions, replay
 from pixloc_sim.recordings import SimulationOptions, simulate

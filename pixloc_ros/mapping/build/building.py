@@ -12,12 +12,12 @@ import torch
 
 from ...errors import InputError
 from ...features import Extractor
-from ...io.images import fit_to_working_size, load_image
 from ...features.sampling import sample_level
 from ...geometry import se3
 from ...geometry.cameras import Camera
-from ..map_file import Map
+from ...io.images import fit_to_working_size, load_image
 from ...io.work_folder import WorkFolder
+from ..map_file import Map
 
 Progress = Callable[[int, int, str], None]
 """Called with the number done, the number of all, and what is done now."""
@@ -115,9 +115,7 @@ def build_map(
             f"none of the {len(missing)} images could be read, for example {source.paths[0]}: check the images folder"
         )
     if not keyframes:
-        raise InputError(
-            "no image sees a point away from its border: check that poses, camera and images belong together"
-        )
+        raise InputError("no image sees a point away from its border: check that poses, camera and images belong together")
     return _assemble(source, keyframes, extractor, side), BuildReport(tuple(missing), tuple(empty), outside)
 
 

@@ -22,9 +22,9 @@ from ...errors import InputError
 from ...features import Extractor
 from ...geometry import se3
 from ...geometry.cameras import Camera
-from .building import BuildReport, PosedImages, Progress, build_map
-from ..map_file import Map
 from ...io.work_folder import WorkFolder
+from ..map_file import Map
+from .building import BuildReport, PosedImages, Progress, build_map
 
 _MODELS = (
     "SIMPLE_PINHOLE",
@@ -116,9 +116,7 @@ def read_colmap_model(folder: Path) -> ColmapModel:
     """
     folder = Path(folder)
     if not folder.is_dir():
-        raise InputError(
-            f"no folder {folder}: give the folder of a COLMAP model (cameras, images, points3D as .bin or .txt)"
-        )
+        raise InputError(f"no folder {folder}: give the folder of a COLMAP model (cameras, images, points3D as .bin or .txt)")
     for suffix in (".bin", ".txt"):
         if all((folder / f"{part}{suffix}").is_file() for part in _PARTS):
             break
@@ -213,9 +211,7 @@ def _resolve(raw: _Raw, folder: Path, suffix: str) -> ColmapModel:
         raise InputError(f"{points_file} holds no point: triangulate the model first (colmap point_triangulator)")
     unknown = set(raw.image_cameras.tolist()) - set(raw.cameras)
     if unknown:
-        raise InputError(
-            f"{images_file} refers to camera {min(unknown)}, which cameras{suffix} lacks: export the model again"
-        )
+        raise InputError(f"{images_file} refers to camera {min(unknown)}, which cameras{suffix} lacks: export the model again")
     camera_from_map = _image_poses(raw, folder, suffix)
     if not np.isfinite(raw.xyz).all():
         bad = raw.point_ids[~np.isfinite(raw.xyz).all(1)][0]
@@ -268,15 +264,11 @@ def _image_poses(raw: _Raw, folder: Path, suffix: str) -> torch.Tensor:
                 raise InputError(
                     f"{folder / f'rigs{suffix}'} gives camera {camera} of rig {rig} no pose: calibrate the rig first"
                 )
-            camera_from_map[row[image]] = (
-                rig_from_map if sensor is None else _transforms(sensor[None])[0] @ rig_from_map
-            )
+            camera_from_map[row[image]] = rig_from_map if sensor is None else _transforms(sensor[None])[0] @ rig_from_map
     sound = torch.isfinite(camera_from_map).flatten(1).all(1)
     if not bool(sound.all()):
         name = raw.names[int(torch.nonzero(~sound)[0])]
-        raise InputError(
-            f"{folder}: the pose of image '{name}' is not finite or has a zero quaternion: remove the image"
-        )
+        raise InputError(f"{folder}: the pose of image '{name}' is not finite or has a zero quaternion: remove the image")
     return camera_from_map
 
 
@@ -371,9 +363,7 @@ def _binary_cameras(path: Path) -> dict[int, Camera]:
         camera_id, model = file.number("<u4"), file.number("<i4")
         width, height = file.number(), file.number()
         if not 0 <= model < len(_MODELS):
-            raise InputError(
-                f"{path}: camera {camera_id} has the unknown model number {model}: undistort the images with COLMAP"
-            )
+            raise InputError(f"{path}: camera {camera_id} has the unknown model number {model}: undistort the images with COLMAP")
         params = file.take("<f8", _PARAMETER_COUNTS[model]).tolist()
         cameras[camera_id] = _camera(path, camera_id, _MODELS[model], width, height, params)
     file.finish()
@@ -552,14 +542,7 @@ def _text_images(path: Path) -> tuple[np.ndarray, np.ndarray, np.ndarray, list[s
     if odd.size:
         raise _malformed(path, keypoint_lines[odd[0]][0], "X Y POINT3D_ID of each observation")
     start = np.concatenate(([0], np.cumsum(counts // 3)))
-    return (
-        head[:, 0].astype(np.int64),
-        head[:, 1:8],
-        head[:, 8].astype(np.int64),
-        names,
-        values.reshape(-1, 3)[:, :2],
-        start,
-    )
+    return (head[:, 0].astype(np.int64), head[:, 1:8], head[:, 8].astype(np.int64), names, values.reshape(-1, 3)[:, :2], start)
 
 
 def _text_points(path: Path) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, np.ndarray]:

@@ -84,9 +84,7 @@ def track_patches(
     down = (pixels[:, -1, middle] - pixels[:, 0, middle]) / (side - 1)
     affine = np.stack((across, down), -1)
     template = _standardized(patches.grey[which]).reshape(-1, side, side)
-    slopes = np.stack((np.gradient(template, axis=2), np.gradient(template, axis=1)), -1).reshape(
-        len(which), side * side, 2
-    )
+    slopes = np.stack((np.gradient(template, axis=2), np.gradient(template, axis=1)), -1).reshape(len(which), side * side, 2)
     normal = np.einsum("npi,npj->nij", slopes, slopes) + 1e-6 * np.eye(2)
     image = cv2.GaussianBlur(grey, (0, 0), _BLUR_PX).astype(np.float32)
     shift = np.zeros((len(which), 2))
@@ -167,6 +165,4 @@ def _remap(image: np.ndarray, where: np.ndarray) -> np.ndarray:
     parts = [where[k : k + _REMAP_ROWS].astype(np.float32) for k in range(0, max(len(where), 1), _REMAP_ROWS)]
     if not len(where):
         return np.empty(where.shape[:2], np.float32)
-    return np.concatenate(
-        [cv2.remap(image, part, None, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE) for part in parts]
-    )
+    return np.concatenate([cv2.remap(image, part, None, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE) for part in parts])

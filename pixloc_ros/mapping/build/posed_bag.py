@@ -5,6 +5,7 @@ The pose comes from a topic (PoseStamped, PoseWithCovarianceStamped, Odometry, T
 pose), with the static transforms from the body it is of to the camera, or from TF alone. It is interpolated to the image's
 stamp.
 """
+
 from __future__ import annotations
 
 import struct
@@ -19,11 +20,26 @@ import torch
 
 from ...errors import InputError
 from ...geometry import se3
+from ...io.bags import (
+    COMPRESSED,
+    IMAGE,
+    ODOMETRY,
+    POSE,
+    POSE_COVARIANCE,
+    TRANSFORM,
+    BagOptions,
+    BagReader,
+    UnusableFrame,
+    frame_name,
+    is_truth_name,
+    matrix,
+    message_stamp,
+    pose_of,
+)
+from ...io.trajectory import Trajectory
+from ...tracking.types import CameraFrame
 from .keyframes import PosedFrame
 from .rgbd import MAX_STAMP_DIFFERENCE_NS, move_depth
-from ...tracking.types import CameraFrame
-from ...io.bags import COMPRESSED, IMAGE, ODOMETRY, POSE, POSE_COVARIANCE, TRANSFORM, BagOptions, BagReader, UnusableFrame, frame_name, is_truth_name, matrix, message_stamp, pose_of
-from ...io.trajectory import Trajectory
 
 PATH, POSE_ARRAY = "nav_msgs/msg/Path", "geometry_msgs/msg/PoseArray"
 _IN_THE_MAP = (POSE, POSE_COVARIANCE, TRANSFORM, PATH, POSE_ARRAY)
@@ -32,7 +48,7 @@ _COMPRESSED_DEPTH_HEADER = 12
 
 
 @dataclass(frozen=True)
-class PosedFrameOptions:
+class PosedBagOptions:
     """What cannot be guessed. None: detect.
 
     poses: a topic, or "tf". map_frame: of TF, where the poses are from there. body_frame: the frame that the topic tells the
@@ -56,17 +72,19 @@ class PosedFrameOptions:
             raise InputError("every and the longest gap between poses must be above 0")
 
 
-class PosedFrames:
+class PosedBag:
     """The frames of an open bag; use it in a `with` statement.
 
     pose_source: where the poses come from, for people. depth_topic: or None. skipped: why images were left out, and how
     many. Raises InputError where the bag, its poses or the way from body to camera cannot be used.
     """
 
-    def __init__(self, path: Path, options: PosedFrameOptions = PosedFrameOptions()) -> None:
+    def __init__(self, path: Path, options: PosedBagOptions = PosedBagOptions()) -> None:
         self.options, self.skipped = options, Counter()
-        self.bag = BagReader(path, BagOptions(options.image, options.camera_info, "none", "none",
-                                              base_from_camera=torch.eye(4, dtype=torch.float64)))
+        self.bag = BagReader(
+            path,
+            BagOptions(options.image, options.camera_info, "none", "none", base_from_camera=torch.eye(4, dtype=torch.float64)),
+        )
         try:
             self.depth_topic = self._find_depth()
             self._moving = self._transforms()
@@ -75,7 +93,7 @@ class PosedFrames:
             self.close()
             raise
 
-    def __enter__(self) -> PosedFrames:
+    def __enter__(self) -> PosedBag:
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -136,9 +154,11 @@ class PosedFrames:
             self.skipped[str(error)] += 1
             return None
         if metres.shape != (frame.camera.height, frame.camera.width):
-            raise InputError(f"{self.depth_topic} is {metres.shape[1]}x{metres.shape[0]} but the images are "
-                             f"{frame.camera.width}x{frame.camera.height}: depth must be aligned with the images; give that "
-                             "topic, or --depth-topic none")
+            raise InputError(
+                f"{self.depth_topic} is {metres.shape[1]}x{metres.shape[0]} but the images are "
+                f"{frame.camera.width}x{frame.camera.height}: depth must be aligned with the images; give that "
+                "topic, or --depth-topic none"
+            )
         if abs(stamp_ns - frame.stamp_ns) > _SAME_INSTANT_NS:
             then, known = self.map_from_camera(np.array([stamp_ns]))
             if known[0]:
@@ -161,8 +181,9 @@ class PosedFrames:
         raw = [t for t in aligned if not t.endswith("/compressedDepth")]
         found = raw or aligned
         if len(found) > 1:
-            raise InputError(f"{bag.path} has {len(found)} topics with aligned depth ({', '.join(found)}): choose with "
-                             "--depth-topic")
+            raise InputError(
+                f"{bag.path} has {len(found)} topics with aligned depth ({', '.join(found)}): choose with --depth-topic"
+            )
         return found[0] if found else None
 
     def _find_poses(self) -> tuple[list, str]:
@@ -179,8 +200,9 @@ class PosedFrames:
         if len(candidates) == 1:
             return self._topic_chain(candidates[0])
         if len(candidates) > 1:
-            raise InputError(f"{bag.path} has {len(candidates)} topics with poses ({', '.join(candidates)}): choose with "
-                             "--pose-topic")
+            raise InputError(
+                f"{bag.path} has {len(candidates)} topics with poses ({', '.join(candidates)}): choose with --pose-topic"
+            )
         try:
             return self._tf_chain(self.options.map_frame, bag.camera_frame), f"TF {self.options.map_frame} to camera"
         except InputError as error:
@@ -227,7 +249,8 @@ class PosedFrames:
     def _tf_chain(self, parent: str, child: str) -> list:
         """Static and moving transforms from one frame up to another."""
         up: dict[str, tuple[str, Trajectory | torch.Tensor]] = {
-            below: (above, Trajectory.from_poses(poses.items())) for (above, below), poses in self._moving.items()}
+            below: (above, Trajectory.from_poses(poses.items())) for (above, below), poses in self._moving.items()
+        }
         chain: list = []
         frame = child
         while frame != parent:
@@ -261,8 +284,9 @@ def _poses_of(message, topic: str) -> Iterator[tuple[int, torch.Tensor]]:
     elif len(message.poses) == 1:
         yield message_stamp(message), matrix(message.poses[0])
     elif message.poses:
-        raise InputError(f"{topic} holds {len(message.poses)} poses under one stamp: which is the camera's? Give another "
-                         "--pose-topic")
+        raise InputError(
+            f"{topic} holds {len(message.poses)} poses under one stamp: which is the camera's? Give another --pose-topic"
+        )
 
 
 def with_depth(frames: Iterator) -> Iterator[tuple[CameraFrame | UnusableFrame, tuple[int, object] | None]]:
@@ -281,8 +305,11 @@ def with_depth(frames: Iterator) -> Iterator[tuple[CameraFrame | UnusableFrame, 
             waiting.append(item)
         newest = item[0] if isinstance(item, tuple) else item.stamp_ns
         # A message of the same stamp may still come.
-        while waiting and waiting[0].stamp_ns < newest and (
-                newest - waiting[0].stamp_ns > MAX_STAMP_DIFFERENCE_NS or depths and depths[-1][0] >= waiting[0].stamp_ns):
+        while (
+            waiting
+            and waiting[0].stamp_ns < newest
+            and (newest - waiting[0].stamp_ns > MAX_STAMP_DIFFERENCE_NS or depths and depths[-1][0] >= waiting[0].stamp_ns)
+        ):
             frame = waiting.popleft()
             yield frame, nearest(frame.stamp_ns)
     for frame in waiting:
@@ -299,16 +326,19 @@ def decode_depth(message) -> np.ndarray:
     """Depth in metres, float32 [H, W], 0 where unknown, of an Image (16UC1: millimetres, 32FC1: metres; REP-118) or of a
     CompressedImage of the compressed_depth transport. Raises InputError for anything else."""
     if hasattr(message, "encoding"):
-        kind = {"16UC1": ">u2" if message.is_bigendian else "<u2", "mono16": ">u2" if message.is_bigendian else "<u2",
-                "32FC1": ">f4" if message.is_bigendian else "<f4"}.get(message.encoding)
+        kind = {
+            "16UC1": ">u2" if message.is_bigendian else "<u2",
+            "mono16": ">u2" if message.is_bigendian else "<u2",
+            "32FC1": ">f4" if message.is_bigendian else "<f4",
+        }.get(message.encoding)
         if kind is None:
             raise InputError(f"depth images have encoding {message.encoding}: 16UC1 or 32FC1 is needed")
         kind = np.dtype(kind)
         data = np.ascontiguousarray(message.data).view(np.uint8)
         if message.step < message.width * kind.itemsize or len(data) < message.step * message.height:
             raise InputError("a depth image is shorter than its size says")
-        rows = data[:message.step * message.height].reshape(message.height, message.step)
-        values = np.ascontiguousarray(rows[:, :message.width * kind.itemsize]).view(kind)
+        rows = data[: message.step * message.height].reshape(message.height, message.step)
+        values = np.ascontiguousarray(rows[:, : message.width * kind.itemsize]).view(kind)
         metres = values.astype(np.float32) * (np.float32(0.001) if kind.itemsize == 2 else np.float32(1.0))
     else:
         metres = _decompress_depth(message)
@@ -319,8 +349,11 @@ def _decompress_depth(message) -> np.ndarray:
     """compressed_depth_image_transport: twelve bytes (format, two numbers), then a PNG; floats as a / (value - b)."""
     data = bytes(np.ascontiguousarray(message.data).view(np.uint8))
     kind = message.format.split(";")[0].strip()
-    image = cv2.imdecode(np.frombuffer(data, np.uint8, offset=_COMPRESSED_DEPTH_HEADER), cv2.IMREAD_UNCHANGED) if len(
-        data) > _COMPRESSED_DEPTH_HEADER else None
+    image = (
+        cv2.imdecode(np.frombuffer(data, np.uint8, offset=_COMPRESSED_DEPTH_HEADER), cv2.IMREAD_UNCHANGED)
+        if len(data) > _COMPRESSED_DEPTH_HEADER
+        else None
+    )
     if "compressedDepth" not in message.format or image is None or image.dtype != np.uint16 or image.ndim != 2:
         raise InputError(f"depth images of format '{message.format}' cannot be read: record the raw depth topic")
     if kind != "32FC1":

@@ -18,11 +18,11 @@ import torch
 
 from ...errors import InputError
 from ...features import Extractor
-from ...io.images import load_image
 from ...geometry import se3
 from ...geometry.cameras import Camera
-from .building import BuildReport, PosedImages, Progress, build_map
+from ...io.images import load_image
 from ..map_file import Map
+from .building import BuildReport, PosedImages, Progress, build_map
 from .patch_tracks import Patches, cut_patches, lift, neighbours, patch_pixels, refine_points, track_patches
 
 MAX_STAMP_DIFFERENCE_NS = 20_000_000
@@ -136,9 +136,7 @@ def build_map_from_rgbd(
     missing = tuple(frame.image.name for frame in frames if not (frame.image.is_file() and frame.depth.is_file()))
     scale = find_depth_scale(present, camera) if depth_scale is None else DepthScale(float(depth_scale), "as given")
     if not (np.isfinite(scale.value) and scale.value > 0):
-        raise InputError(
-            f"depth scale {scale.value:g}: give the depth images' units per metre, for example 1000 for millimetres"
-        )
+        raise InputError(f"depth scale {scale.value:g}: give the depth images' units per metre, for example 1000 for millimetres")
     chosen, keyframes = _choose_keyframes(present, camera, scale.value, progress)
     xyz, image, point = find_points(keyframes, camera)
     source = PosedImages(
@@ -177,13 +175,9 @@ def read_stamped_list(path: Path, words: int) -> tuple[np.ndarray, list[list[str
             stamp = int((decimal.Decimal(parts[0]) * 10**9).to_integral_value())
             stamps.append(np.int64(stamp))
         except (decimal.InvalidOperation, ValueError, OverflowError):
-            raise InputError(
-                f"{path}, line {number}: '{parts[0]}' is no time stamp: write seconds first in every line"
-            ) from None
+            raise InputError(f"{path}, line {number}: '{parts[0]}' is no time stamp: write seconds first in every line") from None
         if len(parts) < words:
-            raise InputError(
-                f"{path}, line {number}: {len(parts)} words where {words} are needed: mend or remove the line"
-            )
+            raise InputError(f"{path}, line {number}: {len(parts)} words where {words} are needed: mend or remove the line")
         rest.append(parts[1:])
     if not stamps:
         raise InputError(f"{path} is empty: record the sequence again")
@@ -202,18 +196,14 @@ def read_stamped_poses(path: Path) -> tuple[np.ndarray, torch.Tensor]:
     bad = ~torch.isfinite(values).all(1) | ((norm - 1).abs() > 0.01)
     if bool(bad.any()):
         k = int(torch.nonzero(bad)[0])
-        raise InputError(
-            f"{path}: the pose at {stamps[k] / 1e9:.6f} s is not finite or has no unit quaternion: remove that line"
-        )
+        raise InputError(f"{path}: the pose at {stamps[k] / 1e9:.6f} s is not finite or has no unit quaternion: remove that line")
     return stamps, se3.from_rotation_translation(se3.rotation_from_quaternion(values[:, 3:]), values[:, :3])
 
 
 def read_camera(sequence: Path) -> Camera:
     path = sequence / "camera.txt"
     if not path.is_file():
-        raise InputError(
-            f'no camera for {sequence}: give --camera "MODEL WIDTH HEIGHT PARAMS..." or write that line to {path}'
-        )
+        raise InputError(f'no camera for {sequence}: give --camera "MODEL WIDTH HEIGHT PARAMS..." or write that line to {path}')
     try:
         text = path.read_text(encoding="utf-8")
     except UnicodeDecodeError:
@@ -373,9 +363,7 @@ def find_points(keyframes: list[RgbdKeyframe], camera: Camera) -> tuple[np.ndarr
         observed.append(pixels[tracked])
         images.append(np.full(int(tracked.sum()), k, np.int64))
     image, point = np.concatenate(images), np.concatenate(points)
-    xyz = refine_points(
-        patches.xyz, poses, [camera] * len(poses), image, point, np.concatenate(observed), _DEPTH_SIGMA
-    )
+    xyz = refine_points(patches.xyz, poses, [camera] * len(poses), image, point, np.concatenate(observed), _DEPTH_SIGMA)
     return xyz, image, point
 
 
@@ -454,9 +442,7 @@ def _scale_pairs(frames: list[RgbdFrame]) -> list[tuple[int, int]]:
 def _likeness(a: RgbdFrame, b: RgbdFrame, camera: Camera, scale: float) -> float:
     """Mean normalised cross-correlation of patches of image a with where depth puts them in image b; 0 where none is
     seen."""
-    grey_a, grey_b = (
-        cv2.GaussianBlur(load_grey(frame.image, camera), (0, 0), 1.5).astype(np.float32) for frame in (a, b)
-    )
+    grey_a, grey_b = (cv2.GaussianBlur(load_grey(frame.image, camera), (0, 0), 1.5).astype(np.float32) for frame in (a, b))
     depth = without_edges(load_depth(a, camera, scale))
     corners = cv2.goodFeaturesToTrack(grey_a, _SCALE_CORNERS, 0.01, 10, mask=(depth > 0).astype(np.uint8))
     if corners is None:
@@ -484,6 +470,4 @@ def _likeness(a: RgbdFrame, b: RgbdFrame, camera: Camera, scale: float) -> float
     )
     patches_a, patches_b = (patch - patch.mean(1, keepdims=True) for patch in (patches_a, patches_b))
     product = (patches_a * patches_b).sum(1)
-    return float(
-        (product / np.maximum(np.linalg.norm(patches_a, axis=1) * np.linalg.norm(patches_b, axis=1), 1e-6)).mean()
-    )
+    return float((product / np.maximum(np.linalg.norm(patches_a, axis=1) * np.linalg.norm(patches_b, axis=1), 1e-6)).mean())

@@ -22,10 +22,10 @@ from scipy.spatial import cKDTree
 from ...errors import InputError
 from ...geometry import se3
 from ...geometry.cameras import Camera
+from ...io.work_folder import WorkFolder
 from .building import Progress
 from .patch_tracks import Patches, cut_patches, neighbours, patch_pixels, refine_points, track_patches
 from .point_uncertainty import expected_error, surest_points
-from ...io.work_folder import WorkFolder
 
 _SIFT_CONTRAST = 0.005
 _EPIPOLAR_PX = 2.0
@@ -129,13 +129,7 @@ class _Matcher:
     """Features of the images and their matches, kept in the work folder."""
 
     def __init__(self, load_grey, load_mask, cameras, map_from_camera, work, options) -> None:
-        self.load_grey, self.load_mask, self.cameras, self.work, self.options = (
-            load_grey,
-            load_mask,
-            cameras,
-            work,
-            options,
-        )
+        self.load_grey, self.load_mask, self.cameras, self.work, self.options = (load_grey, load_mask, cameras, work, options)
         self.poses = map_from_camera.numpy()
         self.count = len(self.poses)
         self._features: dict[int, tuple[np.ndarray, np.ndarray, np.ndarray]] = {}
@@ -159,9 +153,7 @@ class _Matcher:
     def _extract(self, k: int) -> dict[str, np.ndarray]:
         mask = self.load_mask(k)
         sift = _sift(self.options.features)
-        keypoints, descriptors = sift.detectAndCompute(
-            self.load_grey(k), None if mask is None else mask.astype(np.uint8)
-        )
+        keypoints, descriptors = sift.detectAndCompute(self.load_grey(k), None if mask is None else mask.astype(np.uint8))
         pixels = np.array([keypoint.pt for keypoint in keypoints], np.float32).reshape(-1, 2)
         if descriptors is None:
             descriptors = np.empty((0, 128))
@@ -305,9 +297,7 @@ def _colmap_tracks(matcher: _Matcher, options: TriangulationOptions) -> dict[str
         settings.triangulation.min_angle = settings.mapper.filter_min_tri_angle = options.min_angle_deg
         settings.mapper.filter_max_reproj_error = error
         settings.triangulation.ignore_two_view_tracks = False
-        model = pycolmap.triangulate_points(
-            model, str(Path(folder) / "database.db"), folder, folder, options=settings
-        )
+        model = pycolmap.triangulate_points(model, str(Path(folder) / "database.db"), folder, folder, options=settings)
         xyz, image, point = [], [], []
         for number in sorted(model.points3D):
             element = model.points3D[number]

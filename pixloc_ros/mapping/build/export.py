@@ -9,10 +9,10 @@ from pathlib import Path
 
 import numpy as np
 
-from ..errors import InputError
-from ..geometry import se3
-from .map_file import Map
-from .statistics import keyframe_pixels
+from ...errors import InputError
+from ...geometry import se3
+from ..map_file import Map
+from ..statistics import keyframe_pixels
 
 
 def export_colmap(map_: Map, folder: Path) -> None:

@@ -13,13 +13,13 @@ from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 from scipy.spatial import cKDTree
 
-from ..errors import InputError
-from ..features import Extractor
-from ..geometry import se3
-from . import selection
-from .build.building import BuildReport, PosedImages, Progress, build_map, descriptor_agreement
-from .map_file import Map, decode_descriptors, encode_descriptors
-from .statistics import keyframe_pixels
+from ...errors import InputError
+from ...features import Extractor
+from ...geometry import se3
+from .. import selection
+from ..map_file import Map, decode_descriptors, encode_descriptors
+from ..statistics import keyframe_pixels
+from .building import BuildReport, PosedImages, Progress, build_map, descriptor_agreement
 
 _SAME_POINT_SHARE, _SAME_POINT_COSINE = 0.004, 0.8
 _TELLING_STRIDE = 4

@@ -19,13 +19,13 @@ import torch
 from ...errors import InputError
 from ...features import Extractor
 from ...geometry.cameras import Camera
+from ...io.work_folder import WorkFolder
+from ..map_file import Map
+from ..statistics import coverage
 from .building import BuildReport, PosedImages, Progress, build_map
 from .keyframes import KeyframeOptions, KeyframeSelector, PosedFrame
-from ..map_file import Map
 from .rgbd import RgbdKeyframe, find_points, load_grey, without_edges
-from ..statistics import coverage
 from .triangulation import TriangulationOptions, triangulate
-from ...io.work_folder import WorkFolder
 
 DEPTH_UNITS_PER_METRE = 1000.0
 """Of the depth images in the work folder."""
@@ -37,7 +37,7 @@ FrameSource = Callable[[Callable[[int], bool]], Iterable[PosedFrame]]
 
 
 @dataclass(frozen=True)
-class DriveOptions:
+class PosedMapOptions:
     """mask: an image file, or a folder of those named like the keyframes; black is left out. keyframes, triangulation: see
     there."""
 
@@ -51,7 +51,7 @@ class DriveOptions:
 
 
 @dataclass(frozen=True)
-class DriveReport:
+class PosedMapReport:
     """How good a map of a drive is.
 
     images: given with a pose. keyframes, points, observations: of the map. points_per_keyframe: 5th percentile, median.
@@ -88,28 +88,28 @@ class _Keyframe:
     depth: bool
 
 
-def build_map_from_drive(
+def build_map_from_posed_frames(
     frames: FrameSource,
     extractor: Extractor,
     work: WorkFolder,
-    options: DriveOptions = DriveOptions(),
+    options: PosedMapOptions = PosedMapOptions(),
     working_side: int | None = None,
     name: str = "drive",
     progress: Progress | None = None,
-) -> tuple[Map, DriveReport]:
+) -> tuple[Map, PosedMapReport]:
     """Map of a drive.
 
     frames: called once; gives the images of known pose. work: the work folder, for the same frames and options as before.
     Points come from depth where the keyframes have it, else from triangulation. Raises InputError where fewer than two
     keyframes come out, or no points.
     """
-    posed = points_of_drive(frames, work, options, name, progress)
+    posed = points_of_posed_frames(frames, work, options, name, progress)
     map_, build = build_map(posed.source, extractor, working_side, progress, work)
     return map_, _report(map_, build, posed)
 
 
 @dataclass(frozen=True, eq=False)
-class DrivePoints:
+class PosedPoints:
     """Keyframes of a drive, their images in the work folder, and the points they see. images: given with a pose. rejected:
     points and frames left out, by reason. error_px: of the observations, None with depth."""
 
@@ -119,14 +119,14 @@ class DrivePoints:
     error_px: np.ndarray | None
 
 
-def points_of_drive(
+def points_of_posed_frames(
     frames: FrameSource,
     work: WorkFolder,
-    options: DriveOptions = DriveOptions(),
+    options: PosedMapOptions = PosedMapOptions(),
     name: str = "drive",
     progress: Progress | None = None,
-) -> DrivePoints:
-    """All of a map but its features; arguments and errors as of `build_map_from_drive`."""
+) -> PosedPoints:
+    """All of a map but its features; arguments and errors as of `build_map_from_posed_frames`."""
     keyframes, images, rejected = _choose_keyframes(frames, work, options.keyframes, progress)
     paths = [work.path(f"images/{keyframe.name}") for keyframe in keyframes]
     poses = torch.stack([keyframe.map_from_camera for keyframe in keyframes])
@@ -147,7 +147,7 @@ def points_of_drive(
         rejected.update(points.rejected)
     stamps = np.array([keyframe.stamp_ns for keyframe in keyframes], np.int64)
     source = PosedImages(name, paths, [keyframe.name for keyframe in keyframes], cameras, poses, stamps, xyz, image, point)
-    return DrivePoints(source, images, {reason: count for reason, count in rejected.items() if count}, error)
+    return PosedPoints(source, images, {reason: count for reason, count in rejected.items() if count}, error)
 
 
 # ---- keyframes
@@ -190,9 +190,7 @@ def _choose_keyframes(
     return keyframes, images, Counter({"blank images": blank} if blank else {})
 
 
-def _store(
-    frame: PosedFrame, number: int, work: WorkFolder, images: int, blank: int, following: int, last: bool
-) -> _Keyframe:
+def _store(frame: PosedFrame, number: int, work: WorkFolder, images: int, blank: int, following: int, last: bool) -> _Keyframe:
     name = f"{frame.stamp_ns}.png"
     image = frame.image if frame.image.ndim == 2 else cv2.cvtColor(frame.image, cv2.COLOR_RGB2BGR)
     work.write(f"images/{name}", lambda path: _write_png(path, image))
@@ -275,13 +273,13 @@ def _points_from_depth(
 # ---- report
 
 
-def _report(map_: Map, build: BuildReport, posed: DrivePoints) -> DriveReport:
+def _report(map_: Map, build: BuildReport, posed: PosedPoints) -> PosedMapReport:
     counts = np.diff(map_.observation_offsets)
     centres = map_.map_from_keyframe[:, :3, 3].numpy()
     error = None
     if posed.error_px is not None:
         error = tuple(float(v) for v in np.percentile(posed.error_px, (50, 95)))
-    return DriveReport(
+    return PosedMapReport(
         images=posed.images,
         keyframes=len(counts),
         points=len(map_.xyz),

@@ -1,0 +1,8 @@
+# Copyright the pixloc_ros authors. SPDX-License-Identifier: Apache-2.0
+"""Makers of maps: from COLMAP models, RGB-D sequences and images with poses; and what is done with maps that are there."""
+
+from .colmap import build_map_from_colmap
+from .posed_frames import build_map_from_posed_frames
+from .rgbd import build_map_from_rgbd
+
+__all__ = ["build_map_from_colmap", "build_map_from_posed_frames", "build_map_from_rgbd"]
