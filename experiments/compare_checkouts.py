@@ -81,7 +81,9 @@ def pixloc(checkout: Path, result: Path, *words: object) -> None:
         return
     command = [sys.executable, "-m", "pixloc_ros.cli.main", *map(str, words)]
     print(json.dumps(command[2:]), file=sys.stderr)
-    subprocess.run(command, cwd=checkout, check=True, env={**os.environ, "OMP_NUM_THREADS": "1"}, stdout=subprocess.DEVNULL)
+    done = subprocess.run(command, cwd=checkout, env={**os.environ, "OMP_NUM_THREADS": "1"}, stdout=subprocess.DEVNULL)
+    if done.returncode and not result.exists():  # images without a pose make a verb fail, too
+        raise SystemExit(f"failed with {done.returncode}: {' '.join(command)}")
 
 
 if __name__ == "__main__":
