@@ -3,26 +3,22 @@
 
 from .broadcasters import StaticTransformBroadcaster, TransformBroadcaster
 from .buffer import Buffer
-from .buffer_core import BufferCore
 from .exceptions import (
     ConnectivityException,
     ExtrapolationException,
     InvalidArgumentException,
     LookupException,
-    TimeoutException,
     TransformException,
 )
 from .transform_listener import TransformListener
 
 __all__ = [
     "Buffer",
-    "BufferCore",
     "ConnectivityException",
     "ExtrapolationException",
     "InvalidArgumentException",
     "LookupException",
     "StaticTransformBroadcaster",
-    "TimeoutException",
     "TransformBroadcaster",
     "TransformException",
     "TransformListener",

@@ -1,5 +1,5 @@
 # Copyright the pixloc_ros authors. SPDX-License-Identifier: Apache-2.0
-"""Send transforms to /tf and /tf_static."""
+"""Publishers of transforms on /tf and /tf_static."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from geometry_msgs.msg import TransformStamped
 from rclpy.node import Node
-from rclpy.qos import DurabilityPolicy, HistoryPolicy, QoSProfile
+from rclpy.qos import DurabilityPolicy, QoSProfile
 from tf2_msgs.msg import TFMessage
 
 
@@ -16,26 +16,25 @@ def _as_list(transform: TransformStamped | Sequence[TransformStamped]) -> list[T
 
 
 class TransformBroadcaster:
-    """Sends transforms that change to /tf."""
+    """Publishes changing transforms on /tf."""
 
-    def __init__(self, node: Node, qos: QoSProfile | int | None = None) -> None:
-        self.pub_tf = node.create_publisher(TFMessage, "/tf", QoSProfile(depth=100) if qos is None else qos)
+    def __init__(self, node: Node) -> None:
+        self.pub_tf = node.create_publisher(TFMessage, "/tf", 100)
 
     def sendTransform(self, transform: TransformStamped | Sequence[TransformStamped]) -> None:  # noqa: N802
-        """Send one transform or several."""
+        """Publish one transform or several."""
         self.pub_tf.publish(TFMessage(transforms=_as_list(transform)))
 
 
 class StaticTransformBroadcaster:
-    """Sends transforms that never change to /tf_static, where late subscribers still get the last message."""
+    """Publishes constant transforms on /tf_static, where late subscribers still receive the last message."""
 
-    def __init__(self, node: Node, qos: QoSProfile | int | None = None) -> None:
-        if qos is None:
-            qos = QoSProfile(depth=1, durability=DurabilityPolicy.TRANSIENT_LOCAL, history=HistoryPolicy.KEEP_LAST)
+    def __init__(self, node: Node) -> None:
+        qos = QoSProfile(depth=1, durability=DurabilityPolicy.TRANSIENT_LOCAL)
         self.pub_tf = node.create_publisher(TFMessage, "/tf_static", qos)
         self._by_child: dict[str, TransformStamped] = {}
 
     def sendTransform(self, transform: TransformStamped | Sequence[TransformStamped]) -> None:  # noqa: N802
-        """Send one transform or several, with all sent before: late subscribers get only the last message."""
+        """Publish one transform or several, with all earlier ones: late subscribers receive only the last message."""
         self._by_child.update((one.child_frame_id, one) for one in _as_list(transform))
         self.pub_tf.publish(TFMessage(transforms=list(self._by_child.values())))

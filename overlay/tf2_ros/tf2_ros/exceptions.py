@@ -1,9 +1,9 @@
 # Copyright the pixloc_ros authors. SPDX-License-Identifier: Apache-2.0
-"""Why a transform cannot be had."""
+"""Why a lookup fails."""
 
 
 class TransformException(Exception):
-    """Any of the reasons below."""
+    """Base class of the exceptions below."""
 
 
 class ConnectivityException(TransformException):
@@ -15,12 +15,8 @@ class LookupException(TransformException):
 
 
 class ExtrapolationException(TransformException):
-    """The time asked for lies outside of what is stored."""
+    """The requested time is outside the stored range."""
 
 
 class InvalidArgumentException(TransformException):
-    """A frame's name is empty or begins with a slash."""
-
-
-class TimeoutException(TransformException):
-    """Nothing arrived in the time allowed."""
+    """A frame name is empty or begins with a slash."""
