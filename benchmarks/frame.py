@@ -30,14 +30,13 @@ import numpy as np
 import torch
 
 from pixloc_ros.errors import InputError
-from pixloc_ros.evaluation import localize, offline
+from pixloc_ros.evaluation import offline
 from pixloc_ros.evaluation.tables import format_number
 from pixloc_ros.features import load_extractor
 from pixloc_ros.geometry.cameras import Camera
 from pixloc_ros.io.bags import BagReader, OdometryMessage
 from pixloc_ros.io.image_format import decode_compressed
-from pixloc_ros.tracking.presets import preset
-from pixloc_ros.tracking.tracker import Tracker
+from pixloc_ros.localization import Localizer
 from pixloc_ros.tracking.types import CameraFrame
 
 SIZES = ("320x240", "640x480", "1280x720")
@@ -92,7 +91,7 @@ def time_drive(map_path: Path, bag: Path, weights: str, preset_name: str, frames
     """Track the drive until so many frames are timed."""
     torch.set_num_threads(threads)
     drive = read_drive(bag)
-    localizer = localize.open_localizer(map_path, weights, preset(preset_name))
+    localizer = Localizer.open(map_path, weights, preset_name)
     _track(localizer, drive)  # caches, compiled code
     laps: list[dict[str, float]] = []
     outside, cpu, wall = measuring.busy_s(), time.process_time(), time.perf_counter()
@@ -124,9 +123,9 @@ def read_drive(bag: Path) -> Drive:
         return Drive(frames, odometry, reader.base_from_camera, start)
 
 
-def _track(localizer: localize.FrameAligner, drive: Drive) -> list[dict[str, float]]:
+def _track(localizer: Localizer, drive: Drive) -> list[dict[str, float]]:
     """Milliseconds per stage of every frame of one pass."""
-    tracker = Tracker(localizer)
+    tracker = localizer.tracker(relocalization=False)
     tracker.initialize(drive.start[1], offline.initial_covariance(), drive.start[0])
     odometry = iter(drive.odometry)
     laps = []

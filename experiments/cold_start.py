@@ -38,6 +38,7 @@ from pixloc_ros.geometry import se3
 from pixloc_ros.geometry.cameras import Camera
 from pixloc_ros.io.images import load_image
 from pixloc_ros.io.trajectory import read_benchmark_poses, write_text
+from pixloc_ros.localization import Localizer
 from pixloc_ros.mapping.build import build_map_from_colmap
 
 LIMITS = ((0.1, 1.0, 1.0), (0.25, 2.5, 2.0))
@@ -141,7 +142,7 @@ def evaluate(
     path = output / f"{scene.name}.pixmap"
     with show_progress(f"{scene.name}: map") as progress:
         build_map_from_colmap(scene / "map", scene / "images", extractor, progress=progress)[0].save(path)
-    localizer = localize.open_localizer(path, weights)
+    localizer = Localizer.open(path, weights)
     truth = read_benchmark_poses(scene / "queries" / "truth.txt")
     depth = json.loads((scene / "queries" / "scale.json").read_text())
     metric = bool(json.loads((scene / "scene.json").read_text()).get("metric"))

@@ -34,7 +34,6 @@ import torch
 from pixloc_ros.alignment import AlignmentOptions, ReferencePoints, RobustLoss, align
 from pixloc_ros.cli.progress import show_progress
 from pixloc_ros.errors import InputError
-from pixloc_ros.evaluation import localize
 from pixloc_ros.evaluation.pages import write_section
 from pixloc_ros.features import Extractor, load_extractor
 from pixloc_ros.features.sampling import sample_level
@@ -43,6 +42,7 @@ from pixloc_ros.geometry import se3
 from pixloc_ros.geometry.cameras import Camera
 from pixloc_ros.io.images import fit_to_working_size, load_image
 from pixloc_ros.io.trajectory import Trajectory, read_benchmark_poses, read_tum, write_text, write_tum
+from pixloc_ros.localization import Localizer
 from pixloc_ros.mapping import Map
 from pixloc_ros.mapping.build import build_map_from_colmap
 
@@ -186,7 +186,7 @@ def localize_all(
     export: Path, frame: torch.Tensor, map_path: Path, weights: str, output: Path, runs: list[tuple[str, int]]
 ) -> dict[tuple[str, int], Path]:
     """Trajectories (TUM files) of variants and prior sets, one pose a query that was found. frame: world_from_map."""
-    localizer = localize.open_localizer(map_path, weights)
+    localizer = Localizer.open(map_path, weights).aligner
     names = query_names(export)
     paths = {}
     for variant, level in runs:
@@ -209,7 +209,7 @@ def localize_all(
 def time_ours(export: Path, frame: torch.Tensor, map_path: Path, weights: str) -> dict[str, object]:
     """Milliseconds a query (small priors), as the harness takes them: median over the quietest rounds."""
     torch.set_num_threads(2)
-    localizer = localize.open_localizer(map_path, weights)
+    localizer = Localizer.open(map_path, weights).aligner
     priors, camera = read_tum(export / "prior_0.txt"), export_camera(export / "clean")
     starts = se3.inverse(frame) @ priors.map_from_body
     images = [load_image(export / "clean" / png_name(name)) for name in query_names(export)[:TIMED_QUERIES]]

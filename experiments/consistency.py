@@ -27,8 +27,8 @@ from pixloc_ros.evaluation.pages import write_section
 from pixloc_ros.features import load_extractor
 from pixloc_ros.io.bags import BagReader
 from pixloc_ros.io.trajectory import Trajectory, write_text
+from pixloc_ros.localization import Localizer
 from pixloc_ros.mapping.build import build_map_from_colmap
-from pixloc_ros.tracking.frame_aligner import FrameAligner
 from pixloc_ros.tracking.types import TrackState
 
 SCENES = ("kitti07", "kitti01")
@@ -55,10 +55,10 @@ def main() -> int:
     for folder, stride in drives:
         with show_progress(f"{folder.name}: map") as progress:
             map_, _ = build_map_from_colmap(folder / "map", folder / "images", extractor, progress=progress)
-        localizer = FrameAligner(map_, extractor)
+        localizer = Localizer(map_, extractor)
         for condition in args.conditions:
             with BagReader(folder / "drive") as bag, show_progress(f"{folder.name}, {condition}") as progress:
-                run = offline.run_bag(localizer, DegradedBag(bag, condition), progress=progress)
+                run = offline.run_bag(localizer.tracker(relocalization=False), DegradedBag(bag, condition), progress=progress)
                 in_map = set(list(bag.image_stamps())[::stride]) if stride else set()
             rows.append({"drive": folder.name, "condition": condition, **figures(tracked_nees(run, in_map))})
     if args.output:

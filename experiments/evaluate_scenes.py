@@ -25,10 +25,9 @@ from pixloc_ros.evaluation.tables import format_number
 from pixloc_ros.features import Extractor, load_extractor
 from pixloc_ros.io.bags import BagReader
 from pixloc_ros.io.trajectory import read_benchmark_poses, write_benchmark_poses, write_text
+from pixloc_ros.localization import Localizer
 from pixloc_ros.mapping import Map
 from pixloc_ros.mapping.build import build_map_from_colmap, build_map_from_rgbd
-from pixloc_ros.tracking.presets import preset
-from pixloc_ros.tracking.relocalization import Relocalizer
 
 PRIORS = ("small", "medium", "large", "none")
 RGBD_FOLDER = "tum"
@@ -92,7 +91,7 @@ def evaluate_scene(
         "seconds": time.perf_counter() - began,
     }
     result: dict[str, object] = {"map": about}
-    localizer = localize.open_localizer(path, weights, preset(preset_name))
+    localizer = Localizer.open(path, weights, preset_name)
     queries = localize.read_queries(scene / "images", scene / "queries" / "cameras.txt")
     for name in priors:
         starts = {} if name == "none" else read_benchmark_poses(scene / "queries" / f"priors_{name}.txt")
@@ -108,7 +107,7 @@ def evaluate_scene(
         result[name] = {"score": json.loads(scored.stdout), "stats": stats}
     if (scene / "drive").is_dir():
         with BagReader(scene / "drive") as bag, show_progress(f"{scene.name}: drive") as progress:
-            run = offline.run_bag(localizer, bag, pose_search=Relocalizer(localizer), progress=progress)
+            run = offline.run_bag(localizer.tracker(), bag, progress=progress)
         result["drive"] = offline.summarize(run, skip_map_frames=MAP_STRIDE)
     return result
 

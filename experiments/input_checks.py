@@ -23,14 +23,14 @@ import torch
 
 from pixloc_ros.cli.progress import show_progress
 from pixloc_ros.errors import InputError
-from pixloc_ros.evaluation import localize, offline
+from pixloc_ros.evaluation import offline
 from pixloc_ros.evaluation.pages import write_section
 from pixloc_ros.features import Extractor, load_extractor
 from pixloc_ros.geometry import se3
 from pixloc_ros.io.bags import BagOptions, BagReader, Event, OdometryMessage
 from pixloc_ros.io.trajectory import write_text
+from pixloc_ros.localization import Localizer
 from pixloc_ros.mapping.build import build_map_from_colmap
-from pixloc_ros.tracking.relocalization import Relocalizer
 from pixloc_ros.tracking.types import CameraFrame
 from pixloc_sim.recordings import SimulationOptions, simulate
 
@@ -143,13 +143,13 @@ def evaluate(scene: Path, args: argparse.Namespace, extractor: Extractor) -> lis
     """All faults on one scene's drive; its map goes to the output folder."""
     path = args.output / f"{scene.name}.pixmap"
     build_map_from_colmap(scene / "map", scene / "images", extractor)[0].save(path)
-    localizer = localize.open_localizer(path, args.weights)
-    search, rows = Relocalizer(localizer), []
+    localizer = Localizer.open(path, args.weights)
+    rows = []
     with show_progress(scene.name) as progress:
         for number, fault in enumerate(FAULTS):
             progress(number, len(FAULTS), str(fault))
             with BagReader(scene / "drive", BagOptions(time_offset_s=fault.late_s)) as bag:
-                run = offline.run_bag(localizer, WrongInputs(bag, fault), pose_search=search)
+                run = offline.run_bag(localizer.tracker(), WrongInputs(bag, fault))
             figures = offline.summarize(run, skip_map_frames=MAP_STRIDE)
             rows.append(
                 {

@@ -23,11 +23,12 @@ from pathlib import Path
 import numpy as np
 
 from pixloc_ros.errors import InputError
-from pixloc_ros.evaluation import kidnap, localize
+from pixloc_ros.evaluation import kidnap
 from pixloc_ros.evaluation.pages import write_section
 from pixloc_ros.features import Extractor, load_extractor
 from pixloc_ros.io.bags import BagReader
 from pixloc_ros.io.trajectory import write_text
+from pixloc_ros.localization import Localizer
 from pixloc_ros.mapping.build import build_map_from_colmap
 from pixloc_sim.recordings import SimulationOptions, simulate
 
@@ -73,7 +74,7 @@ def evaluate(scene: Path, args: argparse.Namespace, extractor: Extractor) -> lis
     """All events of one scene; its map goes to the output folder."""
     path = args.output / f"{scene.name}.pixmap"
     build_map_from_colmap(scene / "map", scene / "images", extractor)[0].save(path)
-    localizer = localize.open_localizer(path, args.weights)
+    localizer = Localizer.open(path, args.weights)
     outcomes = []
     with BagReader(scene / "drive") as bag:
         for event in kidnap.EVENTS:

@@ -28,12 +28,12 @@ from pixloc_ros.evaluation.tables import format_number
 from pixloc_ros.features import Extractor, load_extractor
 from pixloc_ros.io.trajectory import read_benchmark_poses, write_benchmark_poses, write_text
 from pixloc_ros.io.work_folder import WorkFolder
+from pixloc_ros.localization import Localizer
 from pixloc_ros.mapping import Map
 from pixloc_ros.mapping.build import build_map_from_colmap
 from pixloc_ros.mapping.build.care import PruneOptions, prune
 from pixloc_ros.mapping.build.posed_bag import PosedBag, PosedBagOptions
 from pixloc_ros.mapping.build.posed_frames import build_map_from_posed_frames
-from pixloc_ros.tracking.frame_aligner import FrameAligner
 
 SIZES = {
     "whole": PruneOptions(),
@@ -86,7 +86,7 @@ def measure(scene: Path, output: Path, weights: str, score: Path) -> dict[str, d
         made.save(path)
         map_ = Map.open(path)
         with show_progress(f"{scene.name}, {label}") as progress:
-            found = localize.localize_queries(FrameAligner(map_, extractor), queries, priors, progress)
+            found = localize.localize_queries(Localizer(map_, extractor), queries, priors, progress)
         poses = path.with_suffix(".txt")
         write_benchmark_poses(poses, {r.name: r.camera_from_map for r in found if not r.reason})
         scored = json.loads(

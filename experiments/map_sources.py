@@ -35,6 +35,7 @@ from pixloc_ros.features import Extractor, load_extractor
 from pixloc_ros.geometry import se3
 from pixloc_ros.io.trajectory import read_benchmark_poses, write_text
 from pixloc_ros.io.work_folder import WorkFolder
+from pixloc_ros.localization import Localizer
 from pixloc_ros.mapping import Map
 from pixloc_ros.mapping.build import build_map_from_colmap
 from pixloc_ros.mapping.build.building import PosedImages, build_map
@@ -42,7 +43,6 @@ from pixloc_ros.mapping.build.keyframes import KeyframeOptions
 from pixloc_ros.mapping.build.posed_bag import PosedBag, PosedBagOptions
 from pixloc_ros.mapping.build.posed_frames import PosedMapOptions, points_of_posed_frames
 from pixloc_ros.mapping.build.triangulation import require_pycolmap
-from pixloc_ros.tracking.frame_aligner import FrameAligner
 
 MODEL, BAG_ALL = "COLMAP model, points from all images", "bag, points from all images"
 COLMAP, BAG, BAG_CHOSEN = "COLMAP, map images only", "bag, map images only", "bag, map images only, default keyframes"
@@ -168,7 +168,7 @@ def measure(map_: Map, scene: Path, extractor: Extractor, label: str) -> dict:
     truth = read_benchmark_poses(scene / "queries" / "truth.txt")
     depth = json.loads((scene / "queries" / "scale.json").read_text())
     queries = localize.read_queries(scene / "images", scene / "queries" / "cameras.txt")
-    localizer = FrameAligner(map_, extractor)
+    localizer = Localizer(map_, extractor)
     result = {
         "keyframes": len(map_.keyframe_names),
         "points": len(map_.xyz),

@@ -33,10 +33,10 @@ from pixloc_ros.datasets.licences import licence_note
 from pixloc_ros.datasets.queries import localize_set, made_already, make_queries, query_errors, write_submission
 from pixloc_ros.datasets.seven_scenes import open_seven_scenes
 from pixloc_ros.errors import InputError
-from pixloc_ros.evaluation.localize import QueryResult, open_localizer
+from pixloc_ros.evaluation.localize import QueryResult
 from pixloc_ros.features import load_extractor
 from pixloc_ros.io.trajectory import write_text
-from pixloc_ros.tracking.presets import preset
+from pixloc_ros.localization import Localizer
 
 CAMBRIDGE = {
     "GreatCourt": "30/0.14",
@@ -83,7 +83,7 @@ class Run:
         if not made_already(folder, source):
             with ProgressLine() as progress:
                 make_queries(folder, source, load_extractor(self.weights), self.working_side, self.weights, progress, print)
-        localizer = open_localizer(folder / "map.pixmap", self.weights, preset(self.preset))
+        localizer = Localizer.open(folder / "map.pixmap", self.weights, self.preset)
         with show_progress(f"{source.name} {source.scene}") as progress:
             return localize_set(folder, source, localizer, progress)
 

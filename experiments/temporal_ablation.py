@@ -30,9 +30,10 @@ from pixloc_ros.evaluation.degradation import CONDITIONS, DegradedBag
 from pixloc_ros.features import Extractor, load_extractor
 from pixloc_ros.io.bags import BagReader, Event
 from pixloc_ros.io.trajectory import write_text
+from pixloc_ros.localization import Localizer
 from pixloc_ros.mapping import Map
 from pixloc_ros.mapping.build import build_map_from_colmap
-from pixloc_ros.tracking.frame_aligner import FrameAligner, LocalizerOptions
+from pixloc_ros.tracking.frame_aligner import LocalizerOptions
 from pixloc_ros.tracking.types import CameraFrame
 
 SCENES = ("kitti07", "kitti01", "tum_fr1_rpy")
@@ -77,11 +78,11 @@ class Mixed(TemporalPrior):
 class Prepared:
     """A bag with the features of its images, computed once."""
 
-    def __init__(self, bag: DegradedBag, localizer: FrameAligner, progress) -> None:
+    def __init__(self, bag: DegradedBag, localizer: Localizer, progress) -> None:
         self._bag, self._events = bag, []
         for event in bag.events():
             if isinstance(event, CameraFrame):
-                event = replace(event, prepared=localizer.prepare(event.image, event.camera))
+                event = replace(event, prepared=localizer.aligner.prepare(event.image, event.camera))
                 progress(len(self._events), 0)
             self._events.append(event)
 
@@ -125,14 +126,14 @@ def main() -> int:
     return 0
 
 
-def localizer_of(variant: Variant, map_: Map, learned: dict[str, Extractor]) -> FrameAligner:
+def localizer_of(variant: Variant, map_: Map, learned: dict[str, Extractor]) -> Localizer:
     """The running system with that variant."""
     source = learned["conditional" if variant.damping == "conditional" else "constant"]
     damping = Mixed(source.damping, variant.damping != "fixed", variant.factor == "learned")
     if variant.damping == "fixed" and variant.factor != "learned":
         damping = None
     extractor = Extractor(source.network, source.name, source.fingerprint, damping)
-    return FrameAligner(map_, extractor, LocalizerOptions(use_prior_factor=variant.factor != "none"))
+    return Localizer(map_, extractor, LocalizerOptions(use_prior_factor=variant.factor != "none"))
 
 
 def measure(name: str, drive: Path, condition: str, skip: int, map_: Map, learned: dict[str, Extractor]) -> dict[Variant, dict]:
@@ -143,7 +144,7 @@ def measure(name: str, drive: Path, condition: str, skip: int, map_: Map, learne
         with show_progress(f"{name}, {condition}: features") as progress:
             prepared = Prepared(DegradedBag(bag, condition), localizer_of(variants[0], map_, learned), progress)
         for variant in variants:
-            run = offline.run_bag(localizer_of(variant, map_, learned), prepared)
+            run = offline.run_bag(localizer_of(variant, map_, learned).tracker(relocalization=False), prepared)
             stats = offline.summarize(run, 0 if condition == "every fourth image" else skip)
             stats["errors"] = [list(values) for values in errors_of(run)]
             results[variant] = stats

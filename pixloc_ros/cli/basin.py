@@ -71,6 +71,7 @@ def run(args: argparse.Namespace) -> int:
     from ..geometry import se3
     from ..io.images import load_image
     from ..io.trajectory import read_benchmark_poses, write_bytes, write_text
+    from ..localization import Localizer
     from ..report.basin import plot_basins
     from ..tracking.frame_aligner import LocalizerOptions
 
@@ -84,9 +85,9 @@ def run(args: argparse.Namespace) -> int:
         raise InputError("--max-images must not be negative")
     if args.max_images:
         queries = evenly_spaced(queries, args.max_images)
-    localizer = localize.open_localizer(
+    localizer = Localizer.open(
         args.map, args.weights, LocalizerOptions(alignment=AlignmentOptions(strategy=args.strategy))
-    )
+    ).aligner
     known = []
     for query in queries:
         pose = se3.inverse(truth[query.name])

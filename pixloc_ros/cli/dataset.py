@@ -296,13 +296,13 @@ def _run_images(args: argparse.Namespace) -> int:
 
 def _make_queries(args: argparse.Namespace, source) -> int:
     from ..datasets.queries import localize_set, made_already, make_queries, query_errors
-    from ..evaluation.localize import open_localizer
     from ..features import load_extractor
-    from ..tracking.presets import preset
+    from ..localization import Localizer
+    from ..tracking.presets import preset_options
     from .progress import show_progress
 
     _check(args)
-    chosen = preset(getattr(args, "preset", "balanced"))
+    chosen = preset_options(getattr(args, "preset", "balanced"))
     wanted = getattr(args, "localize", False)
     if not (wanted and made_already(args.output, source)):
         with ProgressLine() as progress:
@@ -310,7 +310,7 @@ def _make_queries(args: argparse.Namespace, source) -> int:
         _say_where(args.output)
     if not wanted:
         return 0
-    localizer = open_localizer(args.output / "map.pixmap", args.weights, chosen)
+    localizer = Localizer.open(args.output / "map.pixmap", args.weights, chosen)
     with show_progress("localize") as progress:
         results = localize_set(args.output, source, localizer, progress)
     found = sum(not result.reason for result in results)

@@ -175,13 +175,13 @@ def _methods(args: argparse.Namespace, suite) -> tuple[list, list[str]]:
     """What is measured, and what the reader should know of what is not."""
     from .. import __version__
     from ..errors import InputError
-    from ..evaluation.localize import open_localizer
     from ..evaluation.rivals import RIVALS as KNOWN
+    from ..localization import Localizer
     from ..mapping.build.posed_bag import bag_identity
-    from ..tracking.presets import preset
+    from ..tracking.presets import preset_options
 
-    start, how, options = initial_pose(args), execution(args), preset(args.preset)
-    localizer = open_localizer(args.map, args.weights, options, how)
+    start, how, options = initial_pose(args), execution(args), preset_options(args.preset)
+    localizer = Localizer.open(args.map, args.weights, options, execution=how)
     settings = [__version__, bag_identity(args.map), repr(options), repr(how)]
     methods = [suite.tracker_method(suite.OURS, localizer, start, settings)]
     wanted = args.rivals if args.rivals is not None else list(RIVALS) if args.images else []

@@ -51,7 +51,7 @@ def add_parser(subparsers) -> None:
 def run(args: argparse.Namespace) -> int:
     from ..evaluation import localize
     from ..io.trajectory import read_benchmark_poses, write_benchmark_poses, write_text
-    from ..tracking.presets import preset
+    from ..localization import Localizer
 
     queries = localize.read_queries(args.images, args.cameras)
     priors = read_benchmark_poses(args.prior) if args.prior else {}
@@ -59,7 +59,7 @@ def run(args: argparse.Namespace) -> int:
         from ..errors import InputError
 
         raise InputError(f"{args.prior} has no pose for any of the images: its names must be those of {args.cameras}")
-    localizer = localize.open_localizer(args.map, args.weights, preset(args.preset), execution(args))
+    localizer = Localizer.open(args.map, args.weights, args.preset, execution=execution(args))
     with show_progress("localize") as progress:
         results = localize.localize_queries(localizer, queries, priors, progress)
     poses = {r.name: r.camera_from_map for r in results if not r.reason}

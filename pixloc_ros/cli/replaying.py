@@ -13,14 +13,13 @@ import torch
 from ..evaluation import offline
 from ..evaluation import replay as evaluation
 from ..evaluation.bench import evaluate
-from ..evaluation.localize import open_localizer
 from ..evaluation.runs import write_run
 from ..evaluation.usage import machine_name
 from ..io.bags import BagReader
 from ..io.trajectory import write_text
+from ..localization import Localizer
 from ..report.run_report import run_report, scene_of
 from ..rig.replay import ReplayOptions, replay
-from ..tracking.presets import preset
 from .bag_arguments import about_time_offset
 
 
@@ -41,7 +40,7 @@ def replay_and_report(
 
     title, lead: of the page; by default the bag's name and how it was played.
     """
-    localizer = open_localizer(map_path, options.weights, preset(options.preset))  # first: a bad map is told in one line
+    localizer = Localizer.open(map_path, options.weights, options.preset)  # first: a bad map is told in one line
     truth, odometry = bag.truth(), bag.odometry()
     start_ns, start = offline.first_pose(bag, truth, initial_pose)
     recording = replay(map_path, bag, start_ns, start, output / "node.log", options, progress)

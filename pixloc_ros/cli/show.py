@@ -278,7 +278,6 @@ def _run_run(args: argparse.Namespace) -> int:
     from ..io.bags import BagReader
     from ..report.figures import check_suffix
     from ..report.run_recording import record_run, viewer
-    from ..tracking.relocalization import Relocalizer
     from ..tracking.types import TrackState
 
     check_suffix(args.output, (".rrd",))
@@ -286,15 +285,7 @@ def _run_run(args: argparse.Namespace) -> int:
     start = _start(args)
     localizer = open_localizer(args)
     with BagReader(args.bag, bag_options(args)) as bag, show_progress("record") as progress:
-        run = record_run(
-            args.output,
-            localizer,
-            bag,
-            initial_pose=start,
-            pose_search=Relocalizer(localizer),
-            cold_start=args.cold_start,
-            progress=progress,
-        )
+        run = record_run(args.output, localizer, bag, initial_pose=start, cold_start=args.cold_start, progress=progress)
     tracked = sum(record.state is TrackState.TRACKING for record in run.records)
     print(f"{tracked} of {len(run.records)} images tracked")
     print(f"{args.output} ({args.output.stat().st_size / 1e6:.1f} MB); open it with: rerun {args.output}")

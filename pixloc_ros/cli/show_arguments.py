@@ -48,10 +48,9 @@ def add_source_arguments(parser: argparse.ArgumentParser) -> None:
 
 def open_localizer(args: argparse.Namespace):
     """The map and its network, ready. Raises InputError for what cannot be used."""
-    from ..evaluation.localize import open_localizer as open_map
-    from ..tracking.presets import preset
+    from ..localization import Localizer
 
-    return open_map(args.map, args.weights, preset(args.preset))
+    return Localizer.open(args.map, args.weights, args.preset)
 
 
 def frame_choice(args: argparse.Namespace):
@@ -88,10 +87,10 @@ def _of_bag(args: argparse.Namespace, localizer):
         covariance = se3.transform_covariance(tracked.result.prior.covariance, se3.inverse(tracked.base_from_camera))
     if start is None:
         raise InputError(f"{title}: the tracker has no prior there: choose an image after it was found, or give --initial-pose")
-    prepared = localizer.prepare(tracked.frame.image, tracked.frame.camera)
+    prepared = localizer.aligner.prepare(tracked.frame.image, tracked.frame.camera)
     if args.start_off:
         start, covariance = _started_off(args, localizer, prepared.camera, start), None
-    return align_image(localizer, title, tracked.frame.image, prepared, start, covariance, tracked.camera_truth)
+    return align_image(localizer.aligner, title, tracked.frame.image, prepared, start, covariance, tracked.camera_truth)
 
 
 def _of_file(args: argparse.Namespace, localizer):
@@ -114,7 +113,7 @@ def _of_file(args: argparse.Namespace, localizer):
     else:
         camera = _of_name(read_cameras(args.cameras), args.bag, args.cameras)
     image = load_image(args.bag)
-    prepared = localizer.prepare(image, camera)
+    prepared = localizer.aligner.prepare(image, camera)
     truth = None if args.truth is None else se3.inverse(_of_name(read_benchmark_poses(args.truth), args.bag, args.truth))
     if args.prior is not None:
         start = se3.inverse(_of_name(read_benchmark_poses(args.prior), args.bag, args.prior))
@@ -125,7 +124,7 @@ def _of_file(args: argparse.Namespace, localizer):
         name += f", from keyframe {localizer.map.keyframe_names[int(alike[0])]}"
     if args.start_off:
         start = _started_off(args, localizer, prepared.camera, start)
-    return align_image(localizer, name, image, prepared, start, truth=truth)
+    return align_image(localizer.aligner, name, image, prepared, start, truth=truth)
 
 
 def _of_name(values: dict, image: Path, source: Path):

@@ -51,21 +51,19 @@ def run(args: argparse.Namespace) -> int:
     from ..errors import InputError
     from ..evaluation import offline
     from ..evaluation.bench import evaluate
-    from ..evaluation.localize import open_localizer
     from ..evaluation.runs import write_run
     from ..evaluation.tables import format_run
     from ..evaluation.usage import UsageMeter, machine_name
     from ..io.bags import BagReader
     from ..io.trajectory import write_text
-    from ..tracking.presets import preset
-    from ..tracking.relocalization import Relocalizer
+    from ..localization import Localizer
 
     options, start = bag_options(args), initial_pose(args)
     if args.cold_start and start is not None:
         raise InputError("--cold-start and --initial-pose contradict each other: give one")
     if args.output.is_file() or args.output.suffix in (".tum", ".txt", ".json", ".html"):
         raise InputError(f"-o {args.output}: give a folder; the poses go to poses.tum in it")
-    localizer = open_localizer(args.map, args.weights, preset(args.preset), execution(args))
+    localizer = Localizer.open(args.map, args.weights, args.preset, execution=execution(args))
     about = {
         "bag": str(args.bag),
         "map": str(args.map),
@@ -77,9 +75,7 @@ def run(args: argparse.Namespace) -> int:
     }
     with BagReader(args.bag, options) as bag, show_progress("track") as progress:
         meter = UsageMeter()
-        result = offline.run_bag(
-            localizer, bag, start, pose_search=Relocalizer(localizer), cold_start=args.cold_start, progress=progress, ahead=True
-        )
+        result = offline.run_bag(localizer.tracker(), bag, start, cold_start=args.cold_start, progress=progress, ahead=True)
         result = replace(result, usage=meter.read(), skip_map_frames=args.skip_map_frames, about=about)
         evaluation = evaluate(result)
         write_run(args.output, result)

@@ -15,9 +15,9 @@ from ..evaluation.localize import QueryResult, localize_queries
 from ..features import Extractor
 from ..geometry import se3
 from ..io.trajectory import write_benchmark_poses
+from ..localization import Localizer
 from ..mapping.build.building import Progress
 from ..mapping.map_file import Map
-from ..tracking.frame_aligner import FrameAligner
 from .drives import write_query_list
 from .image_set import ImageSet
 from .output import SUMMARY, OutputFolder, identity, readme_text
@@ -124,7 +124,7 @@ def made_already(folder: Path, source: ImageSet) -> bool:
 
 
 def localize_set(
-    folder: Path, source: ImageSet, localizer: FrameAligner, progress: Callable[[int, int], None] = lambda done, of: None
+    folder: Path, source: ImageSet, localizer: Localizer, progress: Callable[[int, int], None] = lambda done, of: None
 ) -> list[QueryResult]:
     """Localize all queries of a set whose folder was made; writes poses.txt (the queries' own names) and submission.txt (the
     benchmark's names) there."""

@@ -12,8 +12,7 @@ import torch
 
 from ..geometry import se3
 from ..io.bags import BagReader, Event, OdometryMessage
-from ..tracking.frame_aligner import FrameAligner
-from ..tracking.relocalization import Relocalizer
+from ..localization import Localizer
 from ..tracking.types import CameraFrame, TrackState
 from .offline import FALSE_TRACK, TRUTH_GAP_NS, run_bag
 
@@ -94,7 +93,7 @@ class AlteredDrive:
         return self._begin_ns - ahead_ns <= stamp_ns < self._end_ns and not cut
 
 
-def run_event(event: str, localizer: FrameAligner, bag: BagReader, begin: float, after_s: float) -> Outcome | None:
+def run_event(event: str, localizer: Localizer, bag: BagReader, begin: float, after_s: float) -> Outcome | None:
     """One drive that starts at a share `begin` (0 to 1) of the bag, and goes on for `after_s` after the event; None where too
     little of the bag is left for that.
 
@@ -130,7 +129,7 @@ def run_event(event: str, localizer: FrameAligner, bag: BagReader, begin: float,
     if max(event_ns, cut[1] if cut else 0) > stamps[-1] - _NS:
         return None
     drive = AlteredDrive(bag, begin_ns, end_ns, cut, black)
-    run = run_bag(localizer, drive, start, pose_search=Relocalizer(localizer), cold_start=event == "cold start")
+    run = run_bag(localizer.tracker(), drive, start, cold_start=event == "cold start")
     return _outcome(event, drive, run.records, truth, drive.played_ns(event_ns), black, stamps[0])
 
 

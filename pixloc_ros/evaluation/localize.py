@@ -1,5 +1,5 @@
 # Copyright the pixloc_ros authors. SPDX-License-Identifier: Apache-2.0
-"""Poses of single images in a map, each from its own prior or from alike keyframes."""
+"""Poses of single images in a map, each from its own prior or from similar keyframes."""
 
 from __future__ import annotations
 
@@ -12,27 +12,11 @@ from pathlib import Path
 import torch
 
 from ..errors import InputError
-from ..features import Execution, load_extractor
 from ..geometry import se3
 from ..geometry.cameras import Camera
-from ..io.images import load_image
-from ..mapping import Map
-from ..tracking.frame_aligner import FrameAligner, LocalizerOptions
-from ..tracking.relocalization import Relocalizer, agreement
-from ..tracking.tracker import QualityGates
-from ..tracking.types import CameraFrame, FrameAlignment
+from ..localization import Localizer, Location
+from ..tracking.types import FrameAlignment
 from . import metrics
-
-SEARCH_TURNS = 3
-"""Without a prior, so many times further hypotheses are looked at until one is sure."""
-
-DOUBTFUL_INLIERS = 0.15
-"""Poses that fewer of the visible points agree with are written, but called doubtful: right ones under heavy blur and wrong ones
-look alike there (see `tracking.tracker.QualityGates`)."""
-DOUBTFUL_INLIERS_SEARCH = QualityGates().min_inlier_fraction_search
-"""Likewise where no prior was given."""
-RIVAL_SHARE = QualityGates().rival_inlier_fraction
-"""Without a prior a pose is doubtful, too, where another place has more than this share of its inliers."""
 
 
 @dataclass(frozen=True)
@@ -62,14 +46,6 @@ class QueryResult:
         return None if self.reason else se3.inverse(self.alignment.map_from_camera)
 
 
-def open_localizer(
-    map_path: Path, weights: str | Path = "compact", options: LocalizerOptions | None = None, execution: Execution | None = None
-) -> FrameAligner:
-    """A map file and a network, ready to localize. Raises `InputError` where they cannot be used or do not fit."""
-    map_ = Map.open(map_path)
-    return FrameAligner(map_, load_extractor(weights, execution), options or LocalizerOptions())
-
-
 def read_queries(images: Path, cameras: Path) -> list[Query]:
     """What to localize, in the order of the input.
 
@@ -92,55 +68,27 @@ def read_queries(images: Path, cameras: Path) -> list[Query]:
 
 
 def localize_queries(
-    localizer: FrameAligner,
+    localizer: Localizer,
     queries: Sequence[Query],
     priors: Mapping[str, torch.Tensor],
     progress: Callable[[int, int], None] = lambda done, of: None,
 ) -> list[QueryResult]:
-    """Localize each image; images without a prior (camera_from_map [4, 4] by name) are looked for in the whole map."""
+    """Localize each image; images without a prior (camera_from_map [4, 4] by name) are searched for in the whole map."""
     results = []
-    relocalizer = Relocalizer(localizer)
     for index, query in enumerate(queries):
         progress(index, len(queries))
         began = time.perf_counter()
-        prior, doubtful = "given" if query.name in priors else "retrieval", ""
+        prior = se3.inverse(priors[query.name]) if query.name in priors else None
         try:
-            image = load_image(query.path)
-            frame = CameraFrame(0, image, query.camera, localizer.prepare(image, query.camera))
-            if query.name in priors:
-                alignment = localizer.localize_prepared(frame.prepared, se3.inverse(priors[query.name]))
-                if alignment.inlier_fraction < DOUBTFUL_INLIERS:
-                    doubtful = "few points agree with the map"
-            else:
-                alignment, doubtful = search_map(relocalizer, frame)
-            reason = "nothing in the map looks like it" if alignment is None else "" if alignment.success else alignment.reason
+            found = localizer.locate(query.path, query.camera, prior)
         except InputError as error:
-            alignment, reason = None, str(error)
-        results.append(
-            QueryResult(query.name, alignment, prior, (time.perf_counter() - began) * 1e3, reason, "" if reason else doubtful)
-        )
+            found = Location(False, str(error), None, None, 0.0, None)
+        reason, doubtful = ("", found.reason) if found.map_from_camera is not None else (found.reason, "")
+        source = "retrieval" if prior is None else "given"
+        milliseconds = (time.perf_counter() - began) * 1e3
+        results.append(QueryResult(query.name, found.alignment, source, milliseconds, reason, doubtful))
     progress(len(queries), len(queries))
     return results
-
-
-def search_map(relocalizer: Relocalizer, frame: CameraFrame) -> tuple[FrameAlignment | None, str]:
-    """The best pose of a prepared image in the whole map, None where there is none, and why it may be wrong."""
-    camera = torch.eye(4, dtype=torch.float64)
-    found: list[FrameAlignment] = []
-    for turn in range(SEARCH_TURNS):
-        found += relocalizer.search(frame, camera, turn)
-        best = max(found, key=agreement, default=None)
-        if best is not None and best.inlier_fraction >= DOUBTFUL_INLIERS_SEARCH:
-            break
-    if best is None or best.inlier_fraction < DOUBTFUL_INLIERS_SEARCH:
-        return best, "few points agree with the map"
-    rivals = [
-        other
-        for other in found
-        if other.inlier_fraction > RIVAL_SHARE * best.inlier_fraction
-        and not relocalizer.same_place(other.map_from_camera, best.map_from_camera)
-    ]
-    return best, "another place looks alike" if rivals else ""
 
 
 def summarize(results: Sequence[QueryResult]) -> dict[str, object]:

@@ -18,9 +18,7 @@ import torch
 from ..errors import InputError
 from ..io.bags import BagReader, OdometryMessage, UnusableFrame
 from ..io.trajectory import Trajectory
-from ..tracking.checks.calibration import CalibrationCheck
-from ..tracking.frame_aligner import FrameAligner
-from ..tracking.tracker import PoseSearch, Tracker, TrackerOptions
+from ..tracking.tracker import Tracker
 from ..tracking.types import CameraFrame, TrackResult
 from .bench import FALSE_TRACK, summarize
 from .read_ahead import read_ahead
@@ -69,11 +67,9 @@ def first_pose(bag: BagReader, truth: Trajectory, given: torch.Tensor | None) ->
 
 
 def run_bag(
-    localizer: FrameAligner,
+    tracker: Tracker,
     bag: BagReader,
     initial_pose: torch.Tensor | None = None,
-    options: TrackerOptions | None = None,
-    pose_search: PoseSearch | None = None,
     cold_start: bool = False,
     progress: Callable[..., None] = lambda done, of, note="": None,
     watch: Watch = lambda frame, result: False,
@@ -81,21 +77,26 @@ def run_bag(
 ) -> BagRun:
     """Track a whole bag, or until `watch` has seen enough.
 
-    initial_pose: map_from_base float64 [4, 4] at the first image; None: from the bag's truth. pose_search: finds poses in the
-    whole map when the tracker is lost. cold_start: no pose is given, the search must find it. ahead: a second core reads the bag
-    and computes features meanwhile; the same poses sooner. Raises `InputError` where the bag or the start cannot be used.
+    Args:
+        tracker: A new one (`Localizer.tracker`).
+        bag: The drive.
+        initial_pose: map_from_base float64 [4, 4] at the first image; None: from the bag's truth.
+        cold_start: No pose is given, the tracker's search must find it.
+        progress: Called with the number of images done, of all, and the tracker's state.
+        watch: Sees every image; ends the run early.
+        ahead: A second core reads the bag and computes features meanwhile: the same poses sooner.
+
+    Raises:
+        InputError: The bag or the start cannot be used.
     """
     truth = bag.truth()
     start = None if cold_start else first_pose(bag, truth, initial_pose)
-    # What stands in for a localizer in comparisons cannot tell the focal length.
-    check = CalibrationCheck(localizer.focal_length) if isinstance(localizer, FrameAligner) else None
-    tracker = Tracker(localizer, options, pose_search, check)
-    runner = _Runner(localizer, tracker, pose_search, bag, start, progress, watch)
+    runner = _Runner(tracker, bag, start, progress, watch)
     with contextlib.ExitStack() as stack:
         events = bag.events()
         if ahead:
             events = stack.enter_context(
-                contextlib.closing(read_ahead(events, lambda frame: localizer.prepare(frame.image, frame.camera)))
+                contextlib.closing(read_ahead(events, lambda frame: tracker.aligner.prepare(frame.image, frame.camera)))
             )
         for event in events:
             runner.feed(event)
@@ -119,9 +120,7 @@ class _Runner:
 
     def __init__(
         self,
-        localizer: FrameAligner,
         tracker: Tracker,
-        pose_search: PoseSearch | None,
         bag: BagReader,
         start: tuple[int, torch.Tensor] | None,
         progress: Callable[..., None],
@@ -132,8 +131,7 @@ class _Runner:
         self._watch = watch
         self.refused: Counter = Counter()
         self.odometry: list[tuple[int, torch.Tensor]] = []
-        self._localizer, self._bag, self._progress = localizer, bag, progress
-        self._tracker, self._pose_search = tracker, pose_search
+        self._tracker, self._bag, self._progress = tracker, bag, progress
         self._start = start
         self._cold = start is None
         self._waiting: deque[CameraFrame | UnusableFrame] = deque()
@@ -198,14 +196,15 @@ class _Runner:
         self.ended = self._watch(frame, result)
 
     def _warm_up(self, frame: CameraFrame, map_from_base: torch.Tensor | None) -> None:
-        """The first call of everything is slow; it must not pass for what a frame takes. Neither localizer nor search keeps a
+        """The first call of everything is slow; it must not pass for what a frame takes. Neither aligner nor search keeps a
         state."""
+        tracker = self._tracker
         with contextlib.suppress(InputError):
-            prepared = self._localizer.prepare(frame.image, frame.camera)
+            prepared = tracker.aligner.prepare(frame.image, frame.camera)
             if map_from_base is not None:
-                self._localizer.localize_prepared(prepared, map_from_base @ self._bag.base_from_camera)
-            if self._pose_search is not None:
-                self._pose_search.search(replace(frame, prepared=prepared), self._bag.base_from_camera)
+                tracker.aligner.localize_prepared(prepared, map_from_base @ self._bag.base_from_camera)
+            if tracker.pose_search is not None:
+                tracker.pose_search.search(replace(frame, prepared=prepared), self._bag.base_from_camera)
 
     def _unusable(self, frame: CameraFrame | UnusableFrame, reason: str) -> None:
         self.records.append(FrameRecord(frame.stamp_ns, self._tracker.state, None, None, {}, float("nan"), reason, unusable=True))

@@ -21,8 +21,8 @@ import torch
 from ..errors import InputError
 from ..io.bags import BagReader
 from ..io.trajectory import Trajectory, read_tum, write_text
-from ..tracking.frame_aligner import FrameAligner
-from ..tracking.relocalization import Relocalizer
+from ..localization import Localizer
+from ..tracking.tracker import Tracker
 from ..tracking.types import TrackState
 from . import metrics, offline
 from .degradation import CLEAR_S, KINDS, Degradation, DegradedBag
@@ -100,14 +100,12 @@ class Drive:
 # ---- methods
 
 
-def tracker_method(name: str, localizer: FrameAligner | Rival, start: torch.Tensor | None, settings: object = None) -> Method:
+def tracker_method(name: str, localizer: Localizer | Rival, start: torch.Tensor | None, settings: object = None) -> Method:
     """The tracker: ours as it ships, with the search in the whole map, or with a rival in the place of our localizer."""
 
     def run(drive: DegradedBag) -> Tracked:
-        if isinstance(localizer, Rival):
-            found = offline.run_bag(localizer, drive, start, rival_options())
-        else:
-            found = offline.run_bag(localizer, drive, start, pose_search=Relocalizer(localizer))
+        tracker = Tracker(localizer, rival_options()) if isinstance(localizer, Rival) else localizer.tracker()
+        found = offline.run_bag(tracker, drive, start)
         tracked = (r.stamp_ns for r in found.records if r.state is TrackState.TRACKING and r.map_from_base is not None)
         times = [r.timings_ms["total"] for r in found.records if "alignment" in r.timings_ms]
         return Tracked(found.estimate, frozenset(tracked), float(np.median(times)) if times else None)

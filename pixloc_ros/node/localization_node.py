@@ -21,13 +21,13 @@ from rclpy.lifecycle import LifecycleNode, LifecycleState, TransitionCallbackRet
 from std_srvs.srv import Trigger
 
 from ..errors import InputError
+from ..localization import Localizer
 from ..srv import LoadMap, SetPose
 from . import conversions
 from .diagnostics import ERROR, DiagnosticBoard
-from .engine import Engine
 from .inputs import JUMP_BACK_NS
 from .parameters import BY_NAME, PARAMETERS, Value, check_values
-from .pipeline import LoadEngine, Pipeline
+from .pipeline import OpenLocalizer, Pipeline
 
 
 def _explained(transition):
@@ -45,17 +45,16 @@ def _explained(transition):
 
 
 class LocalizationNode(LifecycleNode):
-    """See the module and docs/robot.md. load_engine: called with the parameters map, weights, preset,
-    max_points, backend, device and precision.
+    """See the module and docs/robot.md. open_localizer: called as `Localizer.open`.
 
     Configured: the map is loaded. Active: it listens and localizes. With the parameter `autostart` it is active at once.
     """
 
-    def __init__(self, load_engine: LoadEngine = Engine, **node_arguments) -> None:
+    def __init__(self, open_localizer: OpenLocalizer = Localizer.open, **node_arguments) -> None:
         super().__init__("localization_node", **node_arguments)
         self.failure: BaseException | None = None
         """What ended the worker, if it was an error in the program."""
-        self._load_engine = load_engine
+        self._open_localizer = open_localizer
         self._pipeline: Pipeline | None = None
         self._active = False
         self._values: dict[str, Value] = {}
@@ -87,7 +86,7 @@ class LocalizationNode(LifecycleNode):
     @_explained
     def on_configure(self, state: LifecycleState) -> TransitionCallbackReturn:
         """Loads map and network, creates publishers and services. A map that cannot be used is told in diagnostics."""
-        self._pipeline = Pipeline(self, self._setting, self._board, self._load_engine, self._on_failure)
+        self._pipeline = Pipeline(self, self._setting, self._board, self._open_localizer, self._on_failure)
         services = (
             (LoadMap, "load_map", self._on_load_map),
             (SetPose, "set_pose", self._on_set_pose),

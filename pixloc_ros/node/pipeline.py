@@ -24,6 +24,8 @@ from rclpy.task import Future
 from sensor_msgs.msg import CompressedImage, Image
 
 from ..errors import InputError
+from ..features import Execution
+from ..localization import Localizer
 from ..tracking.checks.calibration import CalibrationReport
 from ..tracking.checks.odometry import FIGURES, WARNINGS
 from ..tracking.last_pose import LastPose, load_last_pose, save_last_pose
@@ -31,7 +33,6 @@ from ..tracking.types import CameraFrame, TrackResult, TrackState
 from .conversions import NS_PER_S, stamp_to_ns
 from .debug_outputs import DebugOutputs
 from .diagnostics import ERROR, WARN, DiagnosticBoard
-from .engine import Engine
 from .frames import ReceivedImage, Request, WorkQueue
 from .images import decode_image
 from .inputs import Inputs, Rejected
@@ -45,15 +46,16 @@ MOST_DROPPED = 0.5
 """Share of the images that may be dropped before diagnostics warn, over so many at least:"""
 _PACE_IMAGES = 20
 
-LoadEngine = Callable[[str, str, str, int, str, str, str], Engine]
+OpenLocalizer = Callable[..., Localizer]
+"""Called as `Localizer.open`."""
 
 
 class Pipeline:
     """Subscriptions, worker and publishers.
 
-    setting: value of a parameter by name. load_engine: called with map, weights, preset, max_points, backend, device and
-    precision. on_failure: called in the worker's thread when it ends because of an error in the program. Where the map cannot
-    be used, the pipeline stands all the same, rejects images with the reason, and waits for `load_map`.
+    setting: value of a parameter by name. open_localizer: called as `Localizer.open`. on_failure: called in the worker's thread
+    when it ends because of an error in the program. Where the map cannot be used, the pipeline stands all the same, rejects
+    images with the reason, and waits for `load_map`.
     """
 
     def __init__(
@@ -61,13 +63,13 @@ class Pipeline:
         node: Node,
         setting: Callable[[str], Value],
         board: DiagnosticBoard,
-        load_engine: LoadEngine,
+        open_localizer: OpenLocalizer,
         on_failure: Callable[[BaseException], None],
     ) -> None:
         self._node, self._setting, self._board = node, setting, board
-        self._load_engine, self._on_failure = load_engine, on_failure
+        self._open_localizer, self._on_failure = open_localizer, on_failure
         # The worker's own
-        self._engine: Engine | None = None
+        self._localizer: Localizer | None = None
         self._tracker = None
         self._map_name = ""
         self._last_pose: LastPose | None = None
@@ -264,7 +266,7 @@ class Pipeline:
             with torch.inference_mode():
                 # Here, because compute threads belong to the thread that first asks for them.
                 try:
-                    self._use_engine(self._load(self._setting("map")))
+                    self._use(self._load(self._setting("map")))
                 except InputError as error:
                     text = f"{error}. Mend it and call ~/load_map, or start the node again: nothing is localized until then"
                     self._board.report("map", "load", ERROR, text)
@@ -281,27 +283,30 @@ class Pipeline:
             for request in self._queue.close():
                 request.refuse("the node is ending")
 
-    def _load(self, map_path: str) -> Engine:
+    def _load(self, map_path: str) -> Localizer:
+        if not map_path:
+            raise InputError("parameter map is empty: give the map file, for example map:=site.pixmap")
         if self._setting("threads"):
             torch.set_num_threads(self._setting("threads"))
-        settings = (self._setting(name) for name in ("weights", "preset", "max_points", "backend", "device", "precision"))
-        engine = self._load_engine(map_path, *settings)
-        engine.warm_up()
+        execution = Execution(*(self._setting(name) for name in ("backend", "device", "precision")))
+        weights, preset, max_points = (self._setting(name) for name in ("weights", "preset", "max_points"))
+        localizer = self._open_localizer(map_path, weights, preset, max_points, execution)
+        localizer.warm_up()
         # What is there now stays. Otherwise Python's collector goes through it all every minute or so: a third of a million
         # objects, most of them the libraries', while every thread waits for 150 ms.
         gc.unfreeze()
         gc.collect()
         gc.freeze()
-        return engine
+        return localizer
 
-    def _use_engine(self, engine: Engine) -> None:
-        self._engine, self._map_name = engine, engine.map_name
-        self._board.value("map", network=engine.network)
+    def _use(self, localizer: Localizer) -> None:
+        self._localizer, self._map_name = localizer, localizer.map_name
+        self._board.value("map", network=localizer.network)
         self._new_tracker()
         self._board.clear("map", "load")
 
     def _new_tracker(self) -> None:
-        self._tracker = self._engine.tracker(self._setting("relocalization"))
+        self._tracker = self._localizer.tracker(relocalization=self._setting("relocalization"))
         self._last_pose = None
         path = self._setting("last_pose_file")
         if path and not self._setting("set_initial_pose"):
@@ -311,9 +316,9 @@ class Pipeline:
                 self._board.report("initial pose", "file", WARN, str(error))
 
     def _change_map(self, path: str) -> None:
-        engine = self._load(path)
-        self._use_engine(engine)
-        self.restart(f"map {engine.map_name} loaded")
+        localizer = self._load(path)
+        self._use(localizer)
+        self.restart(f"map {localizer.map_name} loaded")
 
     def _forget_pose(self) -> None:
         if self._tracker is None:
@@ -367,7 +372,7 @@ class Pipeline:
         self._last_image_ns = self._twist = None
         self._state = TrackState.INITIALIZING
         self.inputs.expect_start()
-        if self._engine is not None:
+        if self._localizer is not None:
             self._new_tracker()
 
     def _assemble(self, received: ReceivedImage, stages_ms: dict[str, float]) -> tuple[CameraFrame, torch.Tensor]:
@@ -462,7 +467,7 @@ class Pipeline:
             last, self._last_pose = self._last_pose, None
             self._tracker.initialize(last.map_from_base, last.prior_covariance(), image_ns)
             return
-        georeference = self._engine.georeference
+        georeference = self._localizer.georeference
         fix = None if georeference is None else self.inputs.take_fix()
         if fix is not None:
             try:

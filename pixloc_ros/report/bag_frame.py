@@ -12,8 +12,7 @@ import torch
 from ..errors import InputError
 from ..evaluation import offline
 from ..io.bags import BagReader, UnusableFrame
-from ..tracking.frame_aligner import FrameAligner
-from ..tracking.relocalization import Relocalizer
+from ..localization import Localizer
 from ..tracking.types import CameraFrame, TrackResult, TrackState
 
 
@@ -77,7 +76,7 @@ class TrackedFrame:
 
 
 def track_to(
-    localizer: FrameAligner,
+    localizer: Localizer,
     bag: BagReader,
     choice: FrameChoice,
     initial_pose: torch.Tensor | None = None,
@@ -98,10 +97,9 @@ def track_to(
         return frame.stamp_ns >= stamps[index]
 
     run = offline.run_bag(
-        localizer,
+        localizer.tracker(),
         bag,
         initial_pose,
-        pose_search=Relocalizer(localizer),
         cold_start=cold_start,
         progress=lambda done, of, note="": progress(done, index + 1, note),
         watch=watch,

@@ -7,12 +7,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ..evaluation.localize import search_map
 from ..geometry import se3
 from ..io.bags import BagReader
 from ..io.images import load_image
-from ..tracking.frame_aligner import FrameAligner
-from ..tracking.relocalization import Relocalizer
+from ..localization import Localizer
 from ..tracking.types import CameraFrame
 from .aligned_image import AlignedImage
 from .bag_frame import TrackedFrame
@@ -33,32 +31,33 @@ class Examination:
     aligned: AlignedImage | None
 
 
-def examine(localizer: FrameAligner, bag: BagReader, frame: TrackedFrame, keyframes: KeyframeImages) -> Examination:
+def examine(localizer: Localizer, bag: BagReader, frame: TrackedFrame, keyframes: KeyframeImages) -> Examination:
     """Align the image from the prior and from the truth, or from what a search of the whole map finds; measure its quality."""
     title = f"image {frame.index} of {bag.path.name} ({frame.seconds:.2f} s)"
     if not isinstance(frame.frame, CameraFrame) or frame.result is None:
         quality = ImageQuality.of(frame.frame.image) if isinstance(frame.frame, CameraFrame) else None
         return Examination(title, Evidence(frame, quality, None, "", None, None, None, 1.0, ""), None)
     image = frame.frame.image
-    prepared = localizer.prepare(image, frame.frame.camera)
+    aligner = localizer.aligner
+    prepared = aligner.prepare(image, frame.frame.camera)
     reference = frame.camera_truth
     if reference is None:
-        found, doubt = search_map(Relocalizer(localizer), CameraFrame(frame.frame.stamp_ns, image, frame.frame.camera, prepared))
-        reference = None if found is None or doubt else found.map_from_camera
+        found = localizer.locate_prepared(image, prepared)
+        reference = found.map_from_camera if found.success else None
     from_prior = from_reference = None
     if frame.prior is not None:
         covariance = se3.transform_covariance(frame.result.prior.covariance, se3.inverse(frame.base_from_camera))
-        from_prior = localizer.localize_prepared(prepared, frame.prior, covariance)
+        from_prior = aligner.localize_prepared(prepared, frame.prior, covariance)
     if reference is not None:
-        from_reference = localizer.localize_prepared(prepared, reference)
+        from_reference = aligner.localize_prepared(prepared, reference)
     candidates = (frame.result.alignment, from_prior, from_reference)
     shown = next((one for one in candidates if one is not None and one.details is not None), None)
     start = frame.prior if frame.prior is not None else reference
     aligned = None
     if shown is not None:
         begins = shown.map_from_camera if start is None else start
-        aligned = AlignedImage(title, image, prepared, begins, (shown,), localizer, frame.camera_truth)
-    held = "" if start is None else map_points_text(localizer, prepared, start)
+        aligned = AlignedImage(title, image, prepared, begins, (shown,), aligner, frame.camera_truth)
+    held = "" if start is None else map_points_text(aligner, prepared, start)
     evidence = Evidence(
         frame,
         ImageQuality.of(image),
@@ -72,7 +71,7 @@ def examine(localizer: FrameAligner, bag: BagReader, frame: TrackedFrame, keyfra
     return Examination(title, evidence, aligned)
 
 
-def _usual(localizer: FrameAligner, bag: BagReader, keyframes: KeyframeImages) -> tuple[ImageQuality | None, str]:
+def _usual(localizer: Localizer, bag: BagReader, keyframes: KeyframeImages) -> tuple[ImageQuality | None, str]:
     """What images of the map look like or, where these are not at hand, those of the drive; and which of them it is."""
     if keyframes.folder is not None:
         names = localizer.map.keyframe_names

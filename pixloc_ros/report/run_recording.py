@@ -18,8 +18,8 @@ from ..evaluation import offline
 from ..geometry import se3
 from ..geometry.cameras import Camera
 from ..io.bags import BagReader, UnusableFrame
+from ..localization import Localizer
 from ..mapping.map_file import Map
-from ..tracking.frame_aligner import FrameAligner
 from ..tracking.types import CameraFrame, TrackResult, TrackState
 from .overlays import AGREES, DISAGREES
 
@@ -208,7 +208,7 @@ class RunRecording:
             stream.log("error/degrees", rr.Scalars(math.degrees(radians)))
 
 
-def record_run(path: Path, localizer: FrameAligner, bag: BagReader, **arguments) -> offline.BagRun:
+def record_run(path: Path, localizer: Localizer, bag: BagReader, **arguments) -> offline.BagRun:
     """Track a bag (arguments as of `offline.run_bag`) and record it."""
     with RunRecording(path, localizer.map, bag) as recording:
-        return offline.run_bag(localizer, bag, watch=recording, **arguments)
+        return offline.run_bag(localizer.tracker(), bag, watch=recording, **arguments)

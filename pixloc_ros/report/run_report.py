@@ -13,7 +13,7 @@ from ..evaluation.bench import Evaluation
 from ..evaluation.metrics import RECALL_LEVELS, recall_name
 from ..evaluation.tables import format_number, summary
 from ..io.bags import BagReader
-from ..tracking.frame_aligner import FrameAligner
+from ..localization import Localizer
 from ..tracking.types import CameraFrame
 from . import run_plots
 from .overlays import AGREES, DISAGREES, draw_overlay
@@ -32,7 +32,7 @@ class Scene:
     pictures: tuple[Picture, ...] = ()
 
 
-def scene_of(evaluation: Evaluation, localizer: FrameAligner, bag: BagReader) -> Scene:
+def scene_of(evaluation: Evaluation, localizer: Localizer, bag: BagReader) -> Scene:
     """The map, and some of the bag's images with the map's points where the run's poses put them; reads the bag again."""
     map_ = localizer.map
     return Scene(map_.xyz, map_.map_from_keyframe[:, :3, 3].numpy(), tuple(_pictures(evaluation, localizer, bag)))
@@ -286,7 +286,7 @@ def _rgb(colour: tuple[int, int, int]) -> tuple[int, int, int]:
     return tuple(int(part) for part in colour)
 
 
-def _pictures(evaluation: Evaluation, localizer: FrameAligner, bag: BagReader) -> list[Picture]:
+def _pictures(evaluation: Evaluation, localizer: Localizer, bag: BagReader) -> list[Picture]:
     posed = [r for r in evaluation.run.records if r.map_from_base is not None]
     if not posed:
         return []
@@ -296,7 +296,7 @@ def _pictures(evaluation: Evaluation, localizer: FrameAligner, bag: BagReader) -
         record = chosen.get(frame.stamp_ns)
         if record is None or not isinstance(frame, CameraFrame):
             continue
-        image = draw_overlay(localizer, frame, record.map_from_base @ bag.base_from_camera)
+        image = draw_overlay(localizer.aligner, frame, record.map_from_base @ bag.base_from_camera)
         if image is not None:
             seconds = (record.stamp_ns - evaluation.run.stamps_ns[0]) * 1e-9
             state = f", {record.state.name.lower()}" if record.state is not None else ""

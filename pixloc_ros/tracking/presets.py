@@ -18,7 +18,7 @@ PRESETS: dict[str, LocalizerOptions] = {
 }
 
 
-def preset(name: str = DEFAULT, max_points: int = 0) -> LocalizerOptions:
+def preset_options(name: str = DEFAULT, max_points: int = 0) -> LocalizerOptions:
     """The options of that name, with another number of points unless 0. Raises InputError for another name."""
     if name not in PRESETS:
         raise InputError(f"preset '{name}' is unknown: choose one of {', '.join(PRESETS)}")

@@ -44,7 +44,7 @@ from .odometry import OdometryBuffer, OdometryOptions, OdometryReport, OdometryS
 from .types import CameraFrame, FrameAlignment, FrameMotion, MotionPrior, PreparedImage, TrackResult, TrackState
 
 
-class Localizer(Protocol):
+class Aligner(Protocol):
     """What the tracker needs of `FrameAligner`."""
 
     def prepare(self, image: np.ndarray, camera: Camera) -> PreparedImage: ...
@@ -194,17 +194,17 @@ class Tracker:
     """
 
     def __init__(
-        self, localizer: Localizer, options: TrackerOptions | None = None, pose_search: PoseSearch | None = None,
+        self, aligner: Aligner, options: TrackerOptions | None = None, pose_search: PoseSearch | None = None,
         calibration_check: CalibrationCheck | None = None,
     ) -> None:  # fmt: skip
         self.options = options or TrackerOptions()
-        self._pose_search = pose_search
+        self.pose_search = pose_search
         self._calibration_check = calibration_check
         self._unchecked: tuple[int, PreparedImage, FrameAlignment] | None = None
         self.odometry = OdometryBuffer(self.options.odometry)
         self._odometry_check = OdometryCheck(self.odometry)
         self._learned_noise = LearnedNoise(self.odometry, self.options.motion)
-        self._localizer = localizer
+        self.aligner = aligner
         self._frozen_camera = FrozenCamera()
         self.state = TrackState.INITIALIZING
         self._last_stamp_ns: int | None = None
@@ -219,7 +219,7 @@ class Tracker:
     @property
     def can_relocalize(self) -> bool:
         """Whether poses are looked for in the whole map."""
-        return self._pose_search is not None
+        return self.pose_search is not None
 
     @property
     def _searching(self) -> bool:
@@ -260,16 +260,16 @@ class Tracker:
 
         Raises InputError where the tracker was made without a search.
         """
-        if self._pose_search is None:
+        if self.pose_search is None:
             raise InputError("nothing can look for the pose in the whole map: give an initial pose")
         self.reset()
         self.state = TrackState.RELOCALIZING
 
-    def set_map(self, localizer: Localizer, pose_search: PoseSearch | None = None) -> None:
-        """Go on with another map (localizer and search made for it): poses in the old one mean nothing, so the tracker is
+    def set_map(self, aligner: Aligner, pose_search: PoseSearch | None = None) -> None:
+        """Go on with another map (aligner and search made for it): poses in the old one mean nothing, so the tracker is
         reset."""
-        self._localizer = localizer
-        self._pose_search = pose_search
+        self.aligner = aligner
+        self.pose_search = pose_search
         self.reset()
         self._odometry_check.restart()
 
@@ -278,9 +278,9 @@ class Tracker:
     def prepare(self, frame: CameraFrame) -> CameraFrame:
         """The frame with its features, which need no prior: worth calling while odometry is awaited. Nothing is done while
         there is neither a pose to start from nor a search. Raises InputError for an image or camera that cannot be used."""
-        if (self._known is None and self._pose_search is None) or frame.prepared is not None:
+        if (self._known is None and self.pose_search is None) or frame.prepared is not None:
             return frame
-        return replace(frame, prepared=self._localizer.prepare(frame.image, frame.camera))
+        return replace(frame, prepared=self.aligner.prepare(frame.image, frame.camera))
 
     def check_odometry(self) -> OdometryFindings:
         """What the images so far say of the odometry: on another clock, of another scale? Half a millisecond on average, three at
@@ -319,7 +319,7 @@ class Tracker:
         if refusal:
             return self._result(frame.stamp_ns, began, message=refusal)
         se3.check_pose(base_from_camera, "base_from_camera")
-        if self._known is None and self._pose_search is None:
+        if self._known is None and self.pose_search is None:
             self._last_stamp_ns = frame.stamp_ns
             lost = "lost and given up" if self.state is TrackState.LOST else "no pose to start from"
             return self._result(frame.stamp_ns, began, message=f"{lost}: give an initial pose")
@@ -429,7 +429,7 @@ class Tracker:
         if covariance is not None:
             covariance = se3.transform_covariance(covariance, view.camera_from_base)
         start = map_from_base @ view.base_from_camera
-        return self._judged(view, self._localizer.localize_prepared(view.frame.prepared, start, covariance, motion), free)
+        return self._judged(view, self.aligner.localize_prepared(view.frame.prepared, start, covariance, motion), free)
 
     def _judged(self, view: _View, alignment: FrameAlignment, free: bool) -> _Look:
         problem = self._quality_problem(alignment, free)
@@ -456,8 +456,8 @@ class Tracker:
             for candidate, pose in zip(self._candidates, expected)
             if self._searching or candidate.searched
         ]
-        if self._pose_search is not None:
-            found = self._pose_search.search(
+        if self.pose_search is not None:
+            found = self.pose_search.search(
                 view.frame, view.base_from_camera, self._turn, prior if self._searching else None,
                 [pose @ view.base_from_camera for pose in expected], None if self._searching and not looks else 1,
             )  # fmt: skip

@@ -32,11 +32,11 @@ from pixloc_ros.datasets.openloris import read_openloris_sequence
 from pixloc_ros.datasets.seven_scenes import read_seven_scenes_sequence
 from pixloc_ros.datasets.tum import read_tum_sequence, tum_camera
 from pixloc_ros.errors import InputError
-from pixloc_ros.evaluation.localize import open_localizer
 from pixloc_ros.geometry import se3
 from pixloc_ros.geometry.cameras import Camera
 from pixloc_ros.io.bags import BagReader
 from pixloc_ros.io.trajectory import Trajectory, read_benchmark_poses, read_tum
+from pixloc_ros.localization import Localizer
 from pixloc_sim.drives import OdometryErrors
 
 SECONDS = np.arange(12) * 0.4
@@ -72,10 +72,10 @@ def check_drive(folder, studio, map_from_world=None, start_ns=START_S * 10**9, o
     distance, angle = se3.pose_difference(cameras, torch.from_numpy(world))
     assert float(distance.max()) < 2e-3 and float(angle.max()) < 1e-3
     assert wheels.stamps_ns[0] <= truth.stamps_ns[0] and wheels.stamps_ns[-1] >= truth.stamps_ns[-1]
-    localizer = open_localizer(folder / "map.pixmap")
+    localizer = Localizer.open(folder / "map.pixmap")
     slip = se3.se3_exp(torch.tensor([0.05, -0.04, 0.05, 0.02, -0.03, 0.02], dtype=torch.float64))
     for k in (len(frames) // 3, 2 * len(frames) // 3):
-        found = localizer.localize(frames[k].image, frames[k].camera, cameras[k] @ slip)
+        found = localizer.aligner.localize(frames[k].image, frames[k].camera, cameras[k] @ slip)
         distance, angle = se3.pose_difference(found.map_from_camera, cameras[k])
         assert found.success and float(distance) < 0.02 and float(angle) < np.radians(0.4), (k, distance, np.degrees(angle))
     summary = json.loads((folder / "dataset.json").read_text())
@@ -366,12 +366,12 @@ def test_real_sequence_in_tum_layout(shared_data, tmp_path):
         == 0
     )
     truth = read_tum(tmp_path / "out" / "truth.tum")
-    localizer = open_localizer(tmp_path / "out" / "map.pixmap")
+    localizer = Localizer.open(tmp_path / "out" / "map.pixmap")
     errors = []
     with BagReader(tmp_path / "out" / "drive") as bag:
         for frame, pose in zip(bag.frames(), truth.map_from_body @ bag.base_from_camera):
             slip = se3.se3_exp(torch.tensor([0.02, -0.02, 0.02, 0.01, 0.02, 0.01], dtype=torch.float64))
-            found = localizer.localize(frame.image, frame.camera, pose @ slip)
+            found = localizer.aligner.localize(frame.image, frame.camera, pose @ slip)
             errors.append([float(error) for error in se3.pose_difference(found.map_from_camera, pose)])
     distance, angle = np.median(errors, axis=0)
     assert distance < 0.02 and np.degrees(angle) < 0.5

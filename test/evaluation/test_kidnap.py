@@ -9,6 +9,7 @@ from pixloc_ros.evaluation import kidnap
 from pixloc_ros.evaluation.offline import run_bag
 from pixloc_ros.geometry import se3
 from pixloc_ros.io.bags import BagReader, OdometryMessage
+from pixloc_ros.tracking.tracker import Tracker
 from pixloc_ros.tracking.types import TrackState
 
 
@@ -50,12 +51,12 @@ def test_a_blackout_blackens(bag):
 
 def test_wrong_poses_are_counted_by_state_and_the_first_right_one_is_timed(bag):
     drive = kidnap.AlteredDrive(bag, stamp(0), stamp(FRAMES))
-    records = run_bag(TrueLocalizer(offset_m=1.0), drive).records
+    records = run_bag(Tracker(TrueLocalizer(offset_m=1.0)), drive).records
     outcome = kidnap._outcome("cold start", drive, records, bag.truth(), stamp(2), None, stamp(0))
     assert outcome.seconds is None and outcome.begin_s == pytest.approx(0.2)
     given = [r for r in records if r.map_from_base is not None and r.stamp_ns >= stamp(2)]
     assert outcome.wrong_tracking + outcome.wrong_degraded == len(given) > 5
-    records = run_bag(TrueLocalizer(fails=(2, 3)), drive).records
+    records = run_bag(Tracker(TrueLocalizer(fails=(2, 3))), drive).records
     assert records[2].state is TrackState.DEGRADED
     outcome = kidnap._outcome("cold start", drive, records, bag.truth(), stamp(2), None, stamp(0))
     assert outcome.seconds == pytest.approx(0.2) and outcome.images == 3 and len(outcome.frame_ms) == 3

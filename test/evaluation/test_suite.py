@@ -19,6 +19,7 @@ from pixloc_ros.geometry import se3
 from pixloc_ros.io.bags import BagReader, OdometryMessage
 from pixloc_ros.io.trajectory import Trajectory, write_tum
 from pixloc_ros.report.suite import MEANING, suite_page
+from pixloc_ros.tracking.tracker import Tracker
 from pixloc_ros.tracking.types import CameraFrame
 
 SPEED = 1.0
@@ -106,7 +107,7 @@ def test_a_cell_counts_missing_wrong_and_dead_reckoned_poses(drive):
 
 def test_a_time_offset_counts_the_way_driven_meanwhile_and_the_pose_of_the_image_is_told_besides(drive):
     # This localizer sees where the robot was at the image, whatever its stamp says.
-    method = a_method(run=lambda degraded: offline.run_bag(TrueLocalizer(), degraded).estimate)
+    method = a_method(run=lambda degraded: offline.run_bag(Tracker(TrueLocalizer()), degraded).estimate)
     cell = suite.measure(drive, method, Degradation("time", 50))
     assert cell["frames"] == FRAMES - 1  # of the last stamp the truth is not known
     assert cell["translation_error_median_m"] == pytest.approx(0.05 * SPEED, rel=0.02)

@@ -14,6 +14,7 @@ from pixloc_ros.evaluation import offline
 from pixloc_ros.evaluation.read_ahead import read_ahead
 from pixloc_ros.geometry import se3
 from pixloc_ros.io.bags import BagOptions, BagReader
+from pixloc_ros.tracking.tracker import Tracker
 from pixloc_ros.tracking.types import FrameAlignment, TrackState
 
 W, H, T0 = 80, 64, 1_700_000_000_000_000_000
@@ -76,7 +77,7 @@ def write_drive(path, odometry=True, truth=True, last_odometry=True, late_ns=0):
 
 def run(path, localizer, **arguments):
     with BagReader(path) as bag:
-        return offline.run_bag(localizer, bag, **arguments)
+        return offline.run_bag(Tracker(localizer), bag, **arguments)
 
 
 def test_every_frame_is_tracked_and_scored(tmp_path):
@@ -121,7 +122,7 @@ def test_a_time_offset_undoes_late_stamps(tmp_path):
     path = write_drive(tmp_path / "b", late_ns=round(late_s * 1e9))
     for offset_s, error_m in ((0.0, late_s), (-late_s, 0.0)):
         with BagReader(path, BagOptions(time_offset_s=offset_s)) as bag:
-            result = offline.run_bag(TrueLocalizer(), bag)
+            result = offline.run_bag(Tracker(TrueLocalizer()), bag)
         stats = offline.summarize(result)
         assert stats["tracked_frames"] == FRAMES
         assert [r.stamp_ns for r in result.records] == [T0 + i * PERIOD + round((late_s + offset_s) * 1e9) for i in range(FRAMES)]

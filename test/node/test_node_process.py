@@ -19,11 +19,11 @@ from std_srvs.srv import Trigger
 from tf2_ros import StaticTransformBroadcaster
 
 from pixloc_ros.evaluation import offline
-from pixloc_ros.evaluation.localize import open_localizer
 from pixloc_ros.evaluation.replay import chain_errors
 from pixloc_ros.features import load_extractor
 from pixloc_ros.geometry import se3
 from pixloc_ros.io.bags import BagReader
+from pixloc_ros.localization import Localizer
 from pixloc_ros.mapping.build import build_map_from_colmap
 from pixloc_ros.node import conversions, localization_node
 from pixloc_ros.rig.replay import ReplayOptions, replay
@@ -48,7 +48,7 @@ def test_live_and_offline_give_the_same_poses(drive, tmp_path):
     map_path, bag_path = drive
     with BagReader(bag_path) as bag:
         truth = bag.truth()
-        run = offline.run_bag(open_localizer(map_path), bag)
+        run = offline.run_bag(Localizer.open(map_path).tracker(relocalization=False), bag)
         start_ns, start = offline.first_pose(bag, truth, None)
         options = ReplayOptions(rate=1.0, all_frames=True)
         recording = replay(map_path, bag, start_ns, start, tmp_path / "node.log", options)

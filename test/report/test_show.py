@@ -13,9 +13,9 @@ import torch
 from PIL import Image
 
 from pixloc_ros.cli.main import main
-from pixloc_ros.evaluation.localize import open_localizer
 from pixloc_ros.geometry import se3
 from pixloc_ros.io.bags import BagReader, OdometryMessage
+from pixloc_ros.localization import Localizer
 from pixloc_ros.report.aligned_image import align_image, moved_off
 from pixloc_ros.report.bag_frame import FrameChoice, track_to
 from pixloc_ros.report.frame_diagnosis import diagnose, gates_of, innovation
@@ -62,7 +62,7 @@ def site(scene):
 
 @pytest.fixture(scope="module")
 def localizer(site):
-    return open_localizer(site)
+    return Localizer.open(site)
 
 
 @pytest.fixture(scope="module")
@@ -70,9 +70,9 @@ def aligned(scene, localizer):
     """Image 4 of the drive, started far enough off that points are chosen again."""
     with BagReader(scene / "drive") as bag:
         tracked = track_to(localizer, bag, FrameChoice(4))
-    prepared = localizer.prepare(tracked.frame.image, tracked.frame.camera)
+    prepared = localizer.aligner.prepare(tracked.frame.image, tracked.frame.camera)
     start = moved_off(tracked.camera_truth, 4.0, 0.2, seed=2)
-    return align_image(localizer, "image 4", tracked.frame.image, prepared, start, truth=tracked.camera_truth)
+    return align_image(localizer.aligner, "image 4", tracked.frame.image, prepared, start, truth=tracked.camera_truth)
 
 
 def picture(path, least_width=800) -> np.ndarray:

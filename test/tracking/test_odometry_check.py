@@ -18,6 +18,7 @@ from pixloc_ros.io.bags import BagOptions, BagReader
 from pixloc_ros.report.run_report import run_report
 from pixloc_ros.tracking.checks.odometry import OdometryCheck, OdometryFindings
 from pixloc_ros.tracking.odometry import OdometryBuffer
+from pixloc_ros.tracking.tracker import Tracker
 from pixloc_ros.tracking.types import FrameAlignment
 from pixloc_sim.drives import Drive, DriveOptions, OdometryErrors, wheel_odometry
 
@@ -245,7 +246,7 @@ def bag_with_late_images(tmp_path_factory):
 def tracked(bag_with_late_images, offset_s: float):
     path, poses = bag_with_late_images
     with BagReader(path, BagOptions(time_offset_s=offset_s)) as bag:
-        return offline.run_bag(TrueLocalizer(poses), bag)
+        return offline.run_bag(Tracker(TrueLocalizer(poses)), bag)
 
 
 def test_a_run_tells_of_late_images_in_the_terminal_and_on_the_page(bag_with_late_images, tmp_path):

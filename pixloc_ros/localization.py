@@ -1,0 +1,279 @@
+# Copyright the pixloc_ros authors. SPDX-License-Identifier: Apache-2.0
+"""The one recipe: a map, a network and a preset make a localizer, for single images and for drives.
+
+The node, the command line, evaluation and Python users all assemble their localizer here.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from .errors import InputError
+from .features import Execution, Extractor, load_extractor
+from .geometry import se3
+from .geometry.cameras import Camera
+from .io.images import load_image
+from .mapping.georeference import Georeference
+from .mapping.map_file import Map
+from .tracking.checks.calibration import CalibrationCheck
+from .tracking.covariances import isotropic
+from .tracking.frame_aligner import FrameAligner, LocalizerOptions
+from .tracking.presets import DEFAULT, preset_options
+from .tracking.relocalization import Relocalizer, agreement
+from .tracking.tracker import QualityGates, Tracker, TrackerOptions
+from .tracking.types import CameraFrame, FrameAlignment, FrameMotion, PreparedImage
+
+SEARCH_TURNS = 3
+"""Without a prior, further hypotheses are tried so many times until one is sure."""
+DOUBTFUL_INLIERS = 0.15
+"""A pose is doubtful where fewer of the visible points agree with it: below, right poses under heavy blur and wrong poses look
+the same (see `QualityGates`)."""
+DOUBTFUL_INLIERS_SEARCH = QualityGates().min_inlier_fraction_search
+"""The same limit where no prior was given."""
+RIVAL_SHARE = QualityGates().rival_inlier_fraction
+"""Without a prior a pose is also doubtful where another place has more than this share of its inliers."""
+
+_REHEARSED_IMAGES = 6
+"""Half of them are tracked, the others are found in the whole map."""
+_REHEARSED_PERIOD_NS = 100_000_000
+
+
+@dataclass(frozen=True)
+class Location:
+    """Where one image was taken: what `Localizer.locate` returns.
+
+    Attributes:
+        success: Whether a pose was found that can be believed.
+        reason: Why not, in a few words; empty on success.
+        map_from_camera: Pose of the camera, float64 [4, 4] (optical axes, metres); None where none was found. A pose without
+            success is doubtful: `reason` says why.
+        covariance: Of that pose, float64 [6, 6] (translation, rotation) in the camera frame: true = map_from_camera · exp(error).
+        quality: 0 to 1: share of the visible map points whose features agree with the image.
+        alignment: All that is known of the alignment; None where there was none.
+    """
+
+    success: bool
+    reason: str
+    map_from_camera: torch.Tensor | None
+    covariance: torch.Tensor | None
+    quality: float
+    alignment: FrameAlignment | None
+
+    @property
+    def doubtful(self) -> bool:
+        """Whether a pose was found that may be wrong."""
+        return self.map_from_camera is not None and not self.success
+
+    @classmethod
+    def of(cls, alignment: FrameAlignment | None, doubt: str) -> Location:
+        """Of the best alignment of an image, None where there is none, and of what speaks against it."""
+        if alignment is None or not alignment.success:
+            reason = "nothing in the map looks like it" if alignment is None else alignment.reason
+            return cls(False, reason, None, None, 0.0, alignment)
+        return cls(not doubt, doubt, alignment.map_from_camera, alignment.covariance, alignment.inlier_fraction, alignment)
+
+
+class Localizer:
+    """Finds where images were taken in a map.
+
+    Attributes:
+        aligner: Aligns one image from one prior.
+        map_name: The map's file name without folder; empty for a map that was not opened from a file.
+    """
+
+    def __init__(
+        self, map_: Map, extractor: Extractor | None = None, options: LocalizerOptions | None = None, map_name: str = ""
+    ) -> None:
+        """From parts; `Localizer.open` makes them.
+
+        Args:
+            map_: The map.
+            extractor: The network that made the map; None for the one that comes with the package.
+            options: Of the alignment; None for those of the default preset.
+            map_name: For messages.
+
+        Raises:
+            InputError: The map was made with another network.
+        """
+        self.aligner = FrameAligner(map_, extractor or load_extractor(), options or preset_options())
+        self.map_name = map_name
+
+    @classmethod
+    def open(
+        cls,
+        map_path: str | Path,
+        weights: str | Path = "compact",
+        preset: str | LocalizerOptions = DEFAULT,
+        max_points: int = 0,
+        execution: Execution | None = None,
+    ) -> Localizer:
+        """Opens a map and its network.
+
+        Args:
+            map_path: A map file, made by `pixloc map` or `build_map_from_...`.
+            weights: Name of a network that comes with the package, or its weights file: the one that made the map.
+            preset: "fast", "balanced" or "accurate", or options of your own.
+            max_points: Map points used per image; 0 for the preset's number.
+            execution: What runs the network, and where; None for the CPU.
+
+        Raises:
+            InputError: The map or the weights cannot be used, or do not fit each other.
+        """
+        path = Path(map_path).expanduser()
+        options = preset_options(preset) if isinstance(preset, str) else preset
+        options = replace(options, max_points=max_points or options.max_points)
+        return cls(Map.open(path), load_extractor(weights, execution), options, path.name)
+
+    @property
+    def map(self) -> Map:
+        return self.aligner.map
+
+    @property
+    def extractor(self) -> Extractor:
+        return self.aligner.extractor
+
+    @property
+    def georeference(self) -> Georeference | None:
+        """Where the map lies on the Earth; None where that is not known."""
+        return self.map.georeference
+
+    @property
+    def network(self) -> str:
+        """The network and what runs it, for people."""
+        execution = self.extractor.execution
+        return f"{self.extractor.name} by {self.extractor.backend}, {execution.device}, {execution.precision}"
+
+    @cached_property
+    def relocalizer(self) -> Relocalizer:
+        """The search in the whole map."""
+        return Relocalizer(self.aligner)
+
+    def tracker(self, options: TrackerOptions | None = None, relocalization: bool = True) -> Tracker:
+        """A tracker for one drive, which knows nothing yet. It checks the camera's calibration as it goes.
+
+        Args:
+            options: Limits of the tracker; None for the usual ones.
+            relocalization: Whether it may look for its pose in the whole map.
+        """
+        search = self.relocalizer if relocalization else None
+        return Tracker(self.aligner, options, search, CalibrationCheck(self.aligner.focal_length))
+
+    def locate(
+        self,
+        image: np.ndarray | str | Path,
+        camera: Camera,
+        prior: torch.Tensor | np.ndarray | None = None,
+        prior_covariance: torch.Tensor | np.ndarray | None = None,
+    ) -> Location:
+        """Finds where one image was taken.
+
+        Args:
+            image: uint8 [H, W] grey or [H, W, 3] RGB, or an image file.
+            camera: Calibration of the camera, at the size of the image.
+            prior: Rough pose map_from_camera [4, 4]; None: the image is searched for in the whole map.
+            prior_covariance: Of the prior, [6, 6] (translation, rotation) in the camera frame; None: the prior is only where
+                the alignment starts.
+
+        Raises:
+            InputError: The image, the camera or the prior cannot be used.
+        """
+        image = image if isinstance(image, np.ndarray) else load_image(Path(image))
+        poses = [None if given is None else torch.as_tensor(given, dtype=torch.float64) for given in (prior, prior_covariance)]
+        if prior is not None:
+            se3.check_pose(poses[0], "prior")
+        if prior_covariance is not None and (prior is None or tuple(poses[1].shape) != (6, 6)):
+            raise InputError("prior_covariance must be [6, 6], and needs a prior: give both or neither")
+        return self.locate_prepared(image, self.aligner.prepare(image, camera), *poses)
+
+    def locate_prepared(
+        self,
+        image: np.ndarray,
+        prepared: PreparedImage,
+        prior: torch.Tensor | None = None,
+        prior_covariance: torch.Tensor | None = None,
+    ) -> Location:
+        """`locate` for an image whose features are known already (`FrameAligner.prepare`)."""
+        if prior is None:
+            return Location.of(*self._search(CameraFrame(0, image, prepared.camera, prepared)))
+        alignment = self.aligner.localize_prepared(prepared, prior, prior_covariance)
+        few = alignment.inlier_fraction < DOUBTFUL_INLIERS
+        return Location.of(alignment, "few points agree with the map" if few else "")
+
+    def _search(self, frame: CameraFrame) -> tuple[FrameAlignment | None, str]:
+        """The best pose of a prepared image in the whole map, None where there is none, and why it may be wrong."""
+        camera = torch.eye(4, dtype=torch.float64)
+        found: list[FrameAlignment] = []
+        for turn in range(SEARCH_TURNS):
+            found += self.relocalizer.search(frame, camera, turn)
+            best = max(found, key=agreement, default=None)
+            if best is not None and best.inlier_fraction >= DOUBTFUL_INLIERS_SEARCH:
+                break
+        if best is None or best.inlier_fraction < DOUBTFUL_INLIERS_SEARCH:
+            return best, "few points agree with the map"
+        rivals = [
+            other
+            for other in found
+            if other.inlier_fraction > RIVAL_SHARE * best.inlier_fraction
+            and not self.relocalizer.same_place(other.map_from_camera, best.map_from_camera)
+        ]
+        return best, "another place looks the same" if rivals else ""
+
+    def warm_up(self) -> None:
+        """Pays for first calls, which cost many times what later ones do, before images come: right after an installation, when
+        nothing is compiled yet, some twenty seconds."""
+        map_, aligner = self.map, self.aligner
+        keyframe = int(np.diff(map_.observation_offsets).argmax())
+        camera, pose = map_.cameras[int(map_.keyframe_camera[keyframe])], map_.map_from_keyframe[keyframe]
+        noise = np.random.default_rng(0).integers(0, 255, (camera.height, camera.width), np.uint8)
+        rehearsal = _Rehearsal(aligner, self.relocalizer)
+        tracker = Tracker(rehearsal, pose_search=rehearsal)
+        base_from_camera = torch.eye(4, dtype=torch.float64)
+        tracker.initialize(pose, None, 0)
+        aligner.prepare(noise, camera)  # the network's second call may still be slow
+        frame = CameraFrame(0, noise, camera, aligner.prepare(noise, camera))
+        for number in range(1, _REHEARSED_IMAGES + 1):
+            if number == _REHEARSED_IMAGES // 2:
+                tracker.relocalize()
+            for offset_ns in (-_REHEARSED_PERIOD_NS // 4, _REHEARSED_PERIOD_NS // 4):
+                tracker.add_odometry(number * _REHEARSED_PERIOD_NS + offset_ns, base_from_camera)
+            tracker.track(replace(frame, stamp_ns=number * _REHEARSED_PERIOD_NS), base_from_camera)
+        aligner.focal_length(frame.prepared, aligner.localize_prepared(frame.prepared, pose))
+
+
+class _Rehearsal:
+    """Aligner and search of a tracker: they do their work, and then call the pose where it began a good one. So an image of
+    noise takes the tracker through all that an image of the map does."""
+
+    def __init__(self, aligner: FrameAligner, relocalizer: Relocalizer) -> None:
+        self._aligner, self._relocalizer = aligner, relocalizer
+        self.prepare = aligner.prepare
+        self._found: FrameAlignment | None = None
+
+    def localize_prepared(
+        self,
+        prepared: PreparedImage,
+        map_from_camera: torch.Tensor,
+        prior_covariance: torch.Tensor | None = None,
+        motion: FrameMotion | None = None,
+    ) -> FrameAlignment:
+        alignment = self._aligner.localize_prepared(prepared, map_from_camera, prior_covariance, motion)
+        self._found = replace(
+            alignment,
+            map_from_camera=map_from_camera,
+            covariance=isotropic(0.01, 0.01),
+            success=True,
+            cost=0.0,
+            inlier_fraction=1.0,
+            visible_fraction=1.0,
+            points_used=1000,
+        )
+        return self._found
+
+    def search(self, *arguments) -> list[FrameAlignment]:
+        self._relocalizer.search(*arguments)
+        return [self._found]
