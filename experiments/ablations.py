@@ -34,13 +34,13 @@ import torch
 from compare_rivals import LEVELS, export_camera, png_name, query_names, world_from_map
 from feature_variants import intensity_extractor, reduced_extractor
 
-from pixloc_ros.alignment import AlignmentOptions, RobustLoss
+from pixloc_ros.alignment import AlignmentOptions, RobustLoss, damping_of
 from pixloc_ros.cli.basin import evenly_spaced
 from pixloc_ros.cli.progress import show_progress
 from pixloc_ros.errors import InputError
 from pixloc_ros.evaluation.basin import BasinOptions, BasinQuery, format_radius, measure_basin
 from pixloc_ros.features import Extractor, load_extractor
-from pixloc_ros.features.weights import load_weights, resolve_weights
+from pixloc_ros.features.weights import Weights
 from pixloc_ros.geometry import se3
 from pixloc_ros.geometry.cameras import Camera
 from pixloc_ros.io.images import load_image
@@ -169,7 +169,7 @@ def main() -> int:
     unknown = set(args.rows or ()) - {row.name for group in GROUPS.values() for row in group}
     if unknown:
         raise InputError(f"no row '{sorted(unknown)[0]}': see --help for their names")
-    weights = Weights(args)
+    weights = Networks(args)
     scenes = [Scene(args.data / name, args) for name in args.scenes]
     if not args.tables_only:
         for scene in scenes:
@@ -191,11 +191,11 @@ def main() -> int:
     return 0
 
 
-class Weights:
+class Networks:
     """The networks that rows name; each is loaded once."""
 
     def __init__(self, args: argparse.Namespace) -> None:
-        shipped_is_trained = "start" in load_weights(resolve_weights(args.shipped))[1]
+        shipped_is_trained = "start" in Weights.open(args.shipped).card
         self.files = {
             "shipped": args.shipped,
             "pretrained": args.pretrained or (None if shipped_is_trained else args.shipped),
@@ -224,7 +224,7 @@ class Weights:
         if row in GROUPS["parts"] and row.features == "trained":
             if row.confidences and not has_confidences(whole):
                 return "the weights have no confidences"
-            if row.damping and whole.damping is None:
+            if row.damping and damping_of(whole) is None:
                 return "the weights have no learned damping"
         return reduced_extractor(whole, row.levels, row.confidences, row.full_size, row.damping)
 
@@ -293,7 +293,7 @@ class Scene:
         return export_camera(self.export / variant)
 
 
-def measure_row(row: Row, scene: Scene, weights: Weights, args: argparse.Namespace) -> None:
+def measure_row(row: Row, scene: Scene, weights: Networks, args: argparse.Namespace) -> None:
     """The cells of a row in a scene that are not there yet."""
     extractor = weights.extractor(row)
     if isinstance(extractor, str):
@@ -364,10 +364,9 @@ def scene_map(scene: Scene, extractor: Extractor, output: Path) -> Map:
 def settings_of(row: Row, column: str, extractor: Extractor, scene: Scene) -> dict[str, str]:
     """What a cell depends on; a cell with others is measured again."""
     values = {k: v for k, v in dataclasses.asdict(row).items() if k not in ("name", "title", "features")}
-    if extractor.damping is not None:
-        values["damping"] = hashlib.sha256(
-            b"".join(v.numpy().tobytes() for v in extractor.damping.state_dict().values())
-        ).hexdigest()[:16]
+    if damping := damping_of(extractor):
+        learned = b"".join(v.numpy().tobytes() for v in damping.state_dict().values())
+        values["damping"] = hashlib.sha256(learned).hexdigest()[:16]
     settings = flat({**values, "extractor": extractor.fingerprint, "column": column, "queries": len(scene.names)})
     return {key: value for key, value in settings.items() if key not in WITHOUT_EFFECT}
 
@@ -395,7 +394,7 @@ def read_cell(path: Path, settings: dict[str, str]) -> dict[str, object] | None:
     return cell if {**{k: v for k, v in defaults.items() if k in settings}, **measured} == settings else None
 
 
-def collect(row: Row, scene: Scene, weights: Weights, output: Path) -> dict[str, object]:
+def collect(row: Row, scene: Scene, weights: Networks, output: Path) -> dict[str, object]:
     """The figures of a row in a scene, of the cells that are there."""
     extractor = weights.extractor(row)
     if isinstance(extractor, str) or not (scene.export / "lists.json").is_file():

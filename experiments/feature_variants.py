@@ -113,9 +113,9 @@ def reduced_extractor(
     features do not fit each other; the damping makes no difference to a map."""
     levels = levels or len(extractor.strides)
     complete = levels == len(extractor.strides)
-    kept = extractor.damping if damping and complete else None
+    kept = extractor.companions if damping and complete else {}
     if complete and confidences and not full_size:
-        return Extractor(extractor.network, extractor.name, extractor.fingerprint, kept, extractor.execution)
+        return Extractor(extractor.network, extractor.name, extractor.fingerprint, extractor.execution, kept)
     network = ReducedNetwork(extractor.network, levels, confidences, full_size)
     parts = f"{extractor.fingerprint} levels={levels} confidences={confidences} full_size={full_size}"
-    return Extractor(network, f"{extractor.name}, reduced", hashlib.sha256(parts.encode()).hexdigest()[:16], kept)
+    return Extractor(network, f"{extractor.name}, reduced", hashlib.sha256(parts.encode()).hexdigest()[:16], companions=kept)

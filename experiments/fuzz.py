@@ -36,7 +36,7 @@ from pixloc_ros.errors import InputError
 from pixloc_ros.evaluation.bench import evaluate
 from pixloc_ros.evaluation.runs import BagRun, FrameRecord, read_run, write_run
 from pixloc_ros.features import load_extractor
-from pixloc_ros.features.weights import load_weights, resolve_weights
+from pixloc_ros.features.weights import Weights
 from pixloc_ros.geometry.cameras import Camera
 from pixloc_ros.io import trajectory
 from pixloc_ros.io.bags import BagReader
@@ -88,7 +88,7 @@ def make_parsers(folder: Path) -> dict[str, Parser]:
     weights = shrunk_weights(folder)
     return {
         "map": Parser([{"site.pixmap": small_map(folder)}], read_map),
-        "weights": Parser([{"w.safetensors": weights}], lambda at: load_weights(at / "w.safetensors")),
+        "weights": Parser([{"w.safetensors": weights}], lambda at: Weights.open(at / "w.safetensors")),
         "colmap_text": Parser([shortened(text)], read_colmap_model),
         "colmap_binary": Parser([binary_model()], read_colmap_model),
         "rgbd": Parser([{p.name: p.read_bytes() for p in rgbd.iterdir() if p.suffix == ".txt"}], read_rgbd),
@@ -123,11 +123,8 @@ def read_map(at: Path) -> None:
 
 def shrunk_weights(folder: Path) -> bytes:
     """The head of the shipped weights would be lost in their megabytes: a few of their tensors."""
-    from pixloc_ros.features.weights import save_weights
-
-    state, card = load_weights(resolve_weights("compact"))
-    few = dict(list(state.items())[:4])
-    save_weights(folder / "w.safetensors", few, card)
+    shipped = Weights.open("compact")
+    Weights(dict(list(shipped.network.items())[:4]), shipped.card).save(folder / "w.safetensors")
     return (folder / "w.safetensors").read_bytes()
 
 

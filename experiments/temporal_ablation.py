@@ -22,7 +22,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from pixloc_ros.alignment import TemporalPrior
+from pixloc_ros.alignment import TemporalPrior, damping_of
 from pixloc_ros.cli.progress import show_progress
 from pixloc_ros.errors import InputError
 from pixloc_ros.evaluation import offline
@@ -105,7 +105,8 @@ def main() -> int:
     args = parser.parse_args()
     learned = {"conditional": load_extractor(args.conditional), "constant": load_extractor(args.constant)}
     for name, extractor in learned.items():
-        if not isinstance(extractor.damping, TemporalPrior) or (extractor.damping.network is None) != (name == "constant"):
+        damping = damping_of(extractor)
+        if not isinstance(damping, TemporalPrior) or (damping.network is None) != (name == "constant"):
             raise InputError(
                 f"--{name}: {extractor.name} holds no such prior: train it with network.temporal and "
                 f"network.conditional {str(name == 'conditional').lower()}"
@@ -129,11 +130,13 @@ def main() -> int:
 def localizer_of(variant: Variant, map_: Map, learned: dict[str, Extractor]) -> Localizer:
     """The running system with that variant."""
     source = learned["conditional" if variant.damping == "conditional" else "constant"]
-    damping = Mixed(source.damping, variant.damping != "fixed", variant.factor == "learned")
+    localizer = Localizer(map_, source, LocalizerOptions(use_prior_factor=variant.factor != "none"))
+    learned_prior = localizer.aligner.damping
     if variant.damping == "fixed" and variant.factor != "learned":
-        damping = None
-    extractor = Extractor(source.network, source.name, source.fingerprint, damping)
-    return Localizer(map_, extractor, LocalizerOptions(use_prior_factor=variant.factor != "none"))
+        localizer.aligner.damping = None
+    else:
+        localizer.aligner.damping = Mixed(learned_prior, variant.damping != "fixed", variant.factor == "learned")
+    return localizer
 
 
 def measure(name: str, drive: Path, condition: str, skip: int, map_: Map, learned: dict[str, Extractor]) -> dict[Variant, dict]:

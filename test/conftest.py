@@ -1,11 +1,13 @@
 # Copyright the pixloc_ros authors. SPDX-License-Identifier: Apache-2.0
 """Fixtures shared by all tests."""
 
+import sys
 from pathlib import Path
 
 import pytest
 from hypothesis import settings
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "experiments"))  # scripts that tests import
 SHARED_DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
 
 

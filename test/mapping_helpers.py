@@ -21,6 +21,7 @@ class FakeExtractor:
     strides = (8, 4)
     channels = (8, 8)
     working_side = 160
+    companions: dict = {}
 
     def __init__(self, confidence: bool = False) -> None:
         self.confidence = confidence

@@ -1,7 +1,7 @@
 # Copyright the pixloc_ros authors. SPDX-License-Identifier: Apache-2.0
 """Featuremetric alignment: the pose at which the image's features agree with the map's."""
 
-from .damping import LearnedDamping, MotionCues, TemporalPrior
+from .damping import LearnedDamping, MotionCues, TemporalPrior, damping_of
 from .optimizer import AlignmentOptions, align
 from .robust import RobustLoss
 from .types import AlignmentResult, PriorFactor, ReferencePoints
@@ -16,4 +16,5 @@ __all__ = [
     "RobustLoss",
     "TemporalPrior",
     "align",
+    "damping_of",
 ]

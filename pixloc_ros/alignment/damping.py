@@ -7,12 +7,14 @@ image is seen, acts along the axes of the robot's base, and comes with a weight 
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
 from torch import nn
 
 from ..errors import InputError
+from ..features import Extractor
 
 LOG10_RANGE = (-6.0, 5.0)
 LOG10_TRUST = (-4.0, 4.0)
@@ -120,17 +122,31 @@ def _power(theta: torch.Tensor, log10_range: tuple[float, float]) -> torch.Tenso
 
 
 def damping_tensors(damping: LearnedDamping) -> dict[str, torch.Tensor]:
-    """What a weights file keeps of it."""
+    """What a weights file keeps of it, among `features.weights.Weights.companions`."""
     return {TENSORS + name: value.detach().clone() for name, value in damping.state_dict().items()}
 
 
-def take_damping(state: dict[str, torch.Tensor], levels: int, source: object) -> LearnedDamping | None:
-    """Take the damping out of a weights file's tensors; None where it has none.
+def damping_of(extractor: Extractor) -> LearnedDamping | None:
+    """The damping that was learned together with an extractor's features, on its device; None where none was.
 
-    source: named in the InputError that is raised where the tensors are of other shapes or not finite.
+    Raises InputError where its tensors do not fit the extractor's levels.
     """
-    names = [name for name in state if name.startswith(TENSORS)]
-    tensors = {name.removeprefix(TENSORS): state.pop(name) for name in names}
+    damping = damping_from(extractor.companions, len(extractor.strides), f"weights '{extractor.name}'")
+    return None if damping is None else damping.to(extractor.execution.device)
+
+
+def damping_from(companions: Mapping[str, torch.Tensor], levels: int, source: str) -> LearnedDamping | None:
+    """The damping that a weights file holds; None where it holds none.
+
+    Args:
+        companions: As of `features.weights.Weights`.
+        levels: Of the network's pyramid.
+        source: Named in the error.
+
+    Raises:
+        InputError: The tensors are of other shapes or not finite.
+    """
+    tensors = {name.removeprefix(TENSORS): value for name, value in companions.items() if name.startswith(TENSORS)}
     if not tensors:
         return None
     plain = tensors.keys() == {"theta"}

@@ -65,18 +65,18 @@ def add_parser(subparsers) -> None:
 def run_import(args: argparse.Namespace) -> int:
     from ..errors import InputError
     from ..features.checkpoint_import import import_checkpoint
-    from ..features.weights import save_weights
 
     if args.output.suffix != ".safetensors":
         raise InputError(f"{args.output} must end in .safetensors: weights files are written in that format")
     if args.trust:
         print(f"pixloc: warning: --trust lets {args.checkpoint} run code while it is read", file=sys.stderr)
-    state, card = import_checkpoint(args.checkpoint, args.trust)
+    weights = import_checkpoint(args.checkpoint, args.trust)
     try:
-        save_weights(args.output, state, card)
+        weights.save(args.output)
     except OSError as error:
         raise InputError(f"cannot write {args.output} ({error.strerror or error}): choose another place") from error
-    print(f"{args.output}: {card['architecture']}, trained on {card['training_data']}; see 'pixloc weights show {args.output}'")
+    network = f"{weights.card['architecture']}, trained on {weights.card['training_data']}"
+    print(f"{args.output}: {network}; see 'pixloc weights show {args.output}'")
     return 0
 
 
@@ -87,7 +87,7 @@ def run_show(args: argparse.Namespace) -> int:
 
 
 def run_plot(args: argparse.Namespace) -> int:
-    from ..alignment import TemporalPrior
+    from ..alignment import TemporalPrior, damping_of
     from ..errors import InputError
     from ..features import load_extractor
     from ..report.figures import check_suffix, write_picture
@@ -95,38 +95,38 @@ def run_plot(args: argparse.Namespace) -> int:
 
     check_suffix(args.output, (".png",))
     extractor = load_extractor(args.weights)
-    if extractor.damping is None:
+    damping = damping_of(extractor)
+    if damping is None:
         raise InputError(
             f"{args.weights} holds no learned damping: the optimizer adapts its own. Import the authors' weights, "
             "or train a temporal prior (config/training/temporal.json)"
         )
-    draw = plot_temporal_prior if isinstance(extractor.damping, TemporalPrior) else plot_constant_damping
-    write_picture(args.output, draw(extractor.damping, extractor.strides))
+    draw = plot_temporal_prior if isinstance(damping, TemporalPrior) else plot_constant_damping
+    write_picture(args.output, draw(damping, extractor.strides))
     print(args.output)
     return 0
 
 
 def _summary(weights: str) -> dict:
     """Everything `show` prints; loading the network checks that the file is complete."""
-    from ..alignment.damping import TemporalPrior, typical_cues
+    from ..alignment.damping import TemporalPrior, damping_of, typical_cues
     from ..features import load_extractor
-    from ..features.weights import load_weights, resolve_weights
+    from ..features.weights import Weights
 
-    _, card = load_weights(resolve_weights(weights))
     extractor = load_extractor(weights)
+    learned = damping_of(extractor)
     counts = {name: sum(p.numel() for p in part.parameters()) for name, part in extractor.network.named_children()}
     damping = trust = None
-    if isinstance(extractor.damping, TemporalPrior):
+    if isinstance(learned, TemporalPrior):
         damping, trust = (
-            [dict(zip(BASE_DEGREES_OF_FREEDOM, row)) for row in values.tolist()]
-            for values in extractor.damping.predict(typical_cues())
+            [dict(zip(BASE_DEGREES_OF_FREEDOM, row)) for row in values.tolist()] for values in learned.predict(typical_cues())
         )
-    elif extractor.damping is not None:
-        damping = [dict(zip(DEGREES_OF_FREEDOM, extractor.damping(k).tolist())) for k in range(len(extractor.strides))]
+    elif learned is not None:
+        damping = [dict(zip(DEGREES_OF_FREEDOM, learned(k).tolist())) for k in range(len(extractor.strides))]
     return {
         "name": extractor.name,
         "fingerprint": extractor.fingerprint,
-        "card": card,
+        "card": Weights.open(weights).card,
         "strides": list(extractor.strides),
         "channels": list(extractor.channels),
         "parameters": {**counts, "total": sum(counts.values())},

@@ -19,8 +19,8 @@ import numpy as np
 import torch
 
 from ..errors import InputError
-from .extractor import DAMPING
 from .vgg import CONVOLUTIONS, DECODER_CHANNELS, VggNetwork
+from .weights import COMPANIONS, Weights
 
 ENTRIES = {"model", "optimizer", "lr_scheduler", "conf", "epoch", "losses", "eval"}
 NEEDED_ENTRIES = ("model", "conf")
@@ -79,12 +79,16 @@ LICENCE = (
 )
 
 
-def import_checkpoint(path: Path, trust: bool = False) -> tuple[dict[str, torch.Tensor], dict]:
-    """A checkpoint's network and damping under our names, and a card for `save_weights`.
+def import_checkpoint(path: Path, trust: bool = False) -> Weights:
+    """A checkpoint's network and damping under our names, with a card.
 
-    path: what the authors' training saved. trust: unpickle without restrictions where the restricted reader refuses the
-    file; this runs whatever code the file contains. Raises InputError, naming what is wrong, where the file is cut
-    short or no checkpoint, or where it is of another network.
+    Args:
+        path: What the authors' training saved.
+        trust: Unpickle without restrictions where the restricted reader refuses the file. This runs whatever code the file
+            contains.
+
+    Raises:
+        InputError: The file is cut short, is no checkpoint, or is of another network; the message names what is wrong.
     """
     if not path.is_file():
         raise InputError(f"no checkpoint {path}: give the .tar file that the PixLoc authors publish")
@@ -107,7 +111,8 @@ def import_checkpoint(path: Path, trust: bool = False) -> tuple[dict[str, torch.
     declared = conf["model"].get("extractor", {}).get("encoder", f"vgg{depth}")
     if declared != f"vgg{depth}":
         raise InputError(f"{path}: its conf says {declared}, its tensors are those of vgg{depth}: the file was changed")
-    return _rename(path, source, depth), _card(path, checkpoint, depth, digest.hexdigest())
+    network, damping = _rename(path, source, depth)
+    return Weights(network, _card(path, checkpoint, depth, digest.hexdigest()), damping)
 
 
 def _unpickle(path: Path, trust: bool) -> object:
@@ -182,7 +187,8 @@ def _names(depth: int) -> Iterator[tuple[str, str]]:
         yield f"extractor.uncertainty.{theirs}.0", f"uncertainty_heads.{level}"
 
 
-def _rename(path: Path, source: dict[str, torch.Tensor], depth: int) -> dict[str, torch.Tensor]:
+def _rename(path: Path, source: dict[str, torch.Tensor], depth: int) -> tuple[dict, dict]:
+    """Tensors of the network, and of the damping: [levels, 6], coarse to fine."""
     levels = len(VggNetwork.strides)
     with torch.device("meta"):
         ours = VggNetwork(depth).state_dict()
@@ -201,8 +207,7 @@ def _rename(path: Path, source: dict[str, torch.Tensor], depth: int) -> dict[str
         if not bool(source[key].isfinite().all()):
             raise InputError(f"{path}: {key} holds numbers that are not finite: the file is damaged")
     state = {name: source[key].detach().to(ours[name].dtype, copy=True) for name, key in keys.items()}
-    state[DAMPING] = torch.stack([source[key].detach().float() for key in damping])
-    return state
+    return state, {f"{COMPANIONS[0]}theta": torch.stack([source[key].detach().float() for key in damping])}
 
 
 def _card(path: Path, checkpoint: dict, depth: int, sha256: str) -> dict:

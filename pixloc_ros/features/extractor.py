@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path
 
@@ -11,30 +12,33 @@ import cv2
 import numpy as np
 import torch
 
-from ..alignment.damping import TENSORS, LearnedDamping, take_damping
 from ..errors import InputError
 from ..io.images import check_image_size
 from .compact import CompactNetwork
 from .execution import Execution, Run
 from .pyramid import FeaturePyramid
 from .vgg import VggNetwork
-from .weights import load_weights, resolve_weights
+from .weights import Weights, resolve_weights
 
 NETWORKS = {"compact": CompactNetwork.for_weights, "vgg16": lambda _: VggNetwork(16), "vgg19": lambda _: VggNetwork(19)}
 """Architecture to what makes the network for a state dict: with `strides` and `channels` per level, `takes_grey` (one
 channel in, or three), and a forward pass from float32 [B, 1 or 3, H, W], 0 to 255, to a pyramid."""
-DAMPING = TENSORS + "theta"
-"""Where a weights file keeps the optimizer's learned damping, if it has one: [levels, 6], coarse to fine."""
 WORKING_SIDE_PX = 640
 
 
 class Extractor:
     """A network in inference mode.
 
-    name: the weights' name. fingerprint: of architecture and weights; maps carry it, so that features of two networks
-    are never compared. strides, channels: per level, coarse to fine. working_side: images are shrunk to this longer side.
-    damping: the optimizer's, where it was learned together with the features. execution: how to run the network; backend:
-    what runs it, "auto" decided.
+    Attributes:
+        network: The network itself.
+        name: The weights' name.
+        fingerprint: Of architecture and weights. Maps carry it, so that features of two networks are never compared.
+        execution: How to run the network.
+        backend: What runs it; where `execution` says "auto", what was chosen.
+        companions: Tensors that were learned together with the network (see `Weights`).
+        strides: Image pixels per cell of each level, coarse to fine.
+        channels: Of each level.
+        working_side: Images are shrunk to this longer side, in pixels.
     """
 
     def __init__(
@@ -42,14 +46,14 @@ class Extractor:
         network: torch.nn.Module,
         name: str,
         fingerprint: str,
-        damping: LearnedDamping | None = None,
         execution: Execution | None = None,
+        companions: Mapping[str, torch.Tensor] | None = None,
     ) -> None:
         """Raises InputError where the network cannot be run like that."""
         self.network = network.eval().requires_grad_(False).to(memory_format=torch.channels_last)
         self.name, self.fingerprint = name, fingerprint
         self.execution = execution or Execution()
-        self.damping = damping if damping is None else damping.to(self.execution.device)
+        self.companions = companions or {}
         self.backend = self.execution.backend_for(network)
         self.strides: tuple[int, ...] = network.strides
         self.channels: tuple[int, ...] = network.channels
@@ -64,7 +68,7 @@ class Extractor:
         return self._around(self.network.with_strides(strides))
 
     def _around(self, network: torch.nn.Module) -> Extractor:
-        return Extractor(network, self.name, self.fingerprint, self.damping, self.execution)
+        return Extractor(network, self.name, self.fingerprint, self.execution, self.companions)
 
     @cached_property
     def _run(self) -> Run:
@@ -98,19 +102,18 @@ class Extractor:
 def load_extractor(weights: str | Path = "compact", execution: Execution | None = None) -> Extractor:
     """The network of a shipped name or of a weights file. Raises InputError for missing or unfit files."""
     path = resolve_weights(weights)
-    state, card = load_weights(path)
-    if card["architecture"] not in NETWORKS:
-        raise InputError(f"{path} is of architecture '{card['architecture']}': this version knows {', '.join(NETWORKS)}")
-    network = NETWORKS[card["architecture"]](state)
-    damping = take_damping(state, len(network.strides), path)
+    held = Weights.open(path)
+    architecture = held.card["architecture"]
+    if architecture not in NETWORKS:
+        raise InputError(f"{path} is of architecture '{architecture}': this version knows {', '.join(NETWORKS)}")
+    network = NETWORKS[architecture](held.network)
     try:
-        network.load_state_dict(state)
+        network.load_state_dict(held.network)
     except RuntimeError as error:
-        raise InputError(
-            f"{path} does not fit the architecture '{card['architecture']}': {str(error).splitlines()[1].strip()}"
-        ) from error
-    # Without the damping: features of the same network stay comparable whatever optimizer they are used with.
-    digest = hashlib.sha256(card["architecture"].encode())
-    for name in sorted(state):
-        digest.update(name.encode() + state[name].contiguous().numpy().tobytes())
-    return Extractor(network, path.stem, digest.hexdigest()[:16], damping, execution)
+        reason = str(error).splitlines()[1].strip()
+        raise InputError(f"{path} does not fit the architecture '{architecture}': {reason}") from error
+    # Without the companions: features of the same network stay comparable whatever optimizer they are used with.
+    digest = hashlib.sha256(architecture.encode())
+    for name in sorted(held.network):
+        digest.update(name.encode() + held.network[name].contiguous().numpy().tobytes())
+    return Extractor(network, path.stem, digest.hexdigest()[:16], execution, held.companions)

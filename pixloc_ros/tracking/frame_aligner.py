@@ -18,6 +18,7 @@ from ..alignment import (
     TemporalPrior,
     align,
     compiled,
+    damping_of,
 )
 from ..alignment.focal_length import FocalLength, estimate_focal_length
 from ..features import Extractor, FeaturePyramid
@@ -52,6 +53,7 @@ class FrameAligner:
         """Raises InputError where the map was made with another network."""
         map_.require_extractor(extractor)
         self.map, self.extractor, self.options = map_, extractor.with_strides(map_.strides), options
+        self.damping = damping_of(self.extractor)
         self._selector = LocalPointSelector(map_)
         self.focal_px: float | None = float(np.median([float(c.params[:2].mean()) for c in map_.cameras]))
 
@@ -134,11 +136,10 @@ class FrameAligner:
             )
         initial = se3.inverse(start) @ map_from_local
         cues = None
-        if motion is not None and isinstance(self.extractor.damping, TemporalPrior):
+        if motion is not None and isinstance(self.damping, TemporalPrior):
             cues = _cues(motion, local.points, initial)
-        return align(
-            pyramid, camera, local.points, initial, self.options.alignment, self.extractor.damping, prior, cues=cues
-        ), map_from_local
+        result = align(pyramid, camera, local.points, initial, self.options.alignment, self.damping, prior, cues=cues)
+        return result, map_from_local
 
     def _judge(
         self,

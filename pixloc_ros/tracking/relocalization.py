@@ -151,7 +151,7 @@ class Relocalizer:
             points,
             se3.inverse(starts) @ map_from_local,
             self._alignment,
-            damping=self._localizer.extractor.damping,
+            damping=self._localizer.damping,
             mask=mask,
         )
         poses = map_from_local @ se3.inverse(result.camera_from_map)

@@ -69,7 +69,7 @@ class MotionPrior:
 
 @dataclass(frozen=True)
 class FrameMotion:
-    """What a learned prior (`features.damping.TemporalPrior`) wants to know: the prior, the share of points that agreed in the
+    """What a learned prior (`alignment.TemporalPrior`) wants to know: the prior, the share of points that agreed in the
     last image (0.5 where there was none), and base_from_camera float64 [4, 4]."""
 
     prior: MotionPrior

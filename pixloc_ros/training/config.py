@@ -13,10 +13,10 @@ from pathlib import Path
 import torch
 
 from ..alignment import AlignmentOptions, LearnedDamping, RobustLoss, TemporalPrior
-from ..alignment.damping import LOG10_RANGE, TENSORS, take_damping
+from ..alignment.damping import LOG10_RANGE, damping_from
 from ..errors import InputError
 from ..features.extractor import NETWORKS
-from ..features.weights import load_weights, resolve_weights
+from ..features.weights import Weights
 from .augmentation import AugmentationOptions
 from .loss import LossOptions
 from .pair_mixture import Curriculum, PairMixture
@@ -256,17 +256,16 @@ def build_network(section: NetworkSection, folder: Path) -> tuple[torch.nn.Modul
     fit."""
     if section.architecture not in NETWORKS:
         raise InputError(f"network: architecture '{section.architecture}' is unknown: choose one of {', '.join(NETWORKS)}")
-    state, card = {}, {}
+    start = Weights({}, {})
     if section.start is not None:
         near = folder / section.start
-        state, card = load_weights(near if near.is_file() else resolve_weights(section.start))
-    learned = {name: state.pop(name) for name in list(state) if name.startswith(TENSORS)}
+        start = Weights.open(near if near.is_file() else section.start)
     # Architectures with heads to choose from look at the names of the weights.
-    names = {**state, **dict.fromkeys((CONFIDENCE_HEADS,) if section.confidences else ())}
+    names = {**start.network, **dict.fromkeys((CONFIDENCE_HEADS,) if section.confidences else ())}
     network = NETWORKS[section.architecture](names)
-    damping = _build_damping(section, learned, len(network.strides))
+    damping = _build_damping(section, start.companions, len(network.strides))
     if section.start is not None:
-        fresh = _load_state(network, state, section)
+        fresh = _load_state(network, start.network, section)
         for name, parameter in network.named_parameters():
             if name in fresh:  # confidences that are the same everywhere change nothing at first
                 torch.nn.init.constant_(parameter, FIRST_CONFIDENCE if name.endswith("bias") else 0.0)
@@ -274,16 +273,16 @@ def build_network(section: NetworkSection, folder: Path) -> tuple[torch.nn.Modul
         parameter.requires_grad_(not name.startswith(section.frozen) if section.frozen else True)
     damping.requires_grad_(section.learn_damping)
     # Evaluation mode: batch norms, where there are any, keep their statistics, so that processes compute the same.
-    return network.eval().to(memory_format=torch.channels_last), damping, card
+    return network.eval().to(memory_format=torch.channels_last), damping, start.card
 
 
-def _build_damping(section: NetworkSection, learned: dict[str, torch.Tensor], levels: int) -> LearnedDamping:
+def _build_damping(section: NetworkSection, companions: dict[str, torch.Tensor], levels: int) -> LearnedDamping:
     """What the start learned, where that is of the kind asked for, or the same factor everywhere."""
     low, high = LOG10_RANGE
     if not 10.0**low < section.damping < 10.0**high:
         raise InputError(f"network: damping must lie between 1e{low:g} and 1e{high:g}")
     damping = TemporalPrior(levels, section.conditional) if section.temporal else LearnedDamping(levels)
-    given = take_damping(learned, levels, section.start)
+    given = damping_from(companions, levels, f"network: {section.start}")
     if given is not None and given.state_dict().keys() == damping.state_dict().keys():
         return given
     share = (math.log10(section.damping) - low) / (high - low)

@@ -28,7 +28,7 @@ from ..alignment import AlignmentOptions, ReferencePoints, align
 from ..alignment.damping import damping_tensors
 from ..errors import InputError
 from ..features.pyramid import FeaturePyramid
-from ..features.weights import save_weights
+from ..features.weights import Weights
 from ..geometry import se3
 from ..io.tensor_file import save_tensors
 from .checkpoint import FILE_NAME, load_checkpoint, save_checkpoint, write_atomically
@@ -270,8 +270,7 @@ class Trainer:
 
     def _export(self, name: str, result: PairRefiner, figures: dict) -> None:
         state = {k: v.detach().contiguous() for k, v in result.network.state_dict().items()}
-        if self.config.network.learn_damping:
-            state |= damping_tensors(result.damping)
+        companions = damping_tensors(result.damping) if self.config.network.learn_damping else {}
         card = {
             "architecture": self.config.network.architecture,
             **self.config.card,
@@ -284,7 +283,7 @@ class Trainer:
                 "validation": figures,
             },
         }
-        save_weights(self.out / name, state, card)
+        Weights(state, card, companions).save(self.out / name)
 
     # ---- validation
 

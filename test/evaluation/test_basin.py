@@ -166,8 +166,6 @@ def plane(tmp_path_factory):
 
 
 class FakeExtractorWithStrides(FakeExtractor):
-    damping = None
-
     def with_strides(self, strides):
         return self
 

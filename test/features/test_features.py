@@ -11,7 +11,7 @@ from pixloc_ros.features import FeatureLevel, load_extractor
 from pixloc_ros.features.compact import CompactNetwork, pad_to_multiple
 from pixloc_ros.features.patches import BLANK_CONTRAST, patch_features, patch_features_compiled
 from pixloc_ros.features.sampling import sample_level, sample_level_with_slopes
-from pixloc_ros.features.weights import load_weights, resolve_weights, save_weights
+from pixloc_ros.features.weights import Weights, resolve_weights
 
 
 @pytest.fixture(scope="module")
@@ -141,9 +141,9 @@ def test_weights_files_that_cannot_be_used_say_why(tmp_path):
     )
     cut.write_bytes(shipped.read_bytes()[:100_000])
     foreign.write_bytes(b"PK\x03\x04 not weights at all")
-    save_weights(other, {"a": torch.zeros(1)}, {"architecture": "unheard-of"})
-    state, card = load_weights(shipped)
-    save_weights(short, {k: v for k, v in list(state.items())[:-1]}, card)
+    Weights({"a": torch.zeros(1)}, {"architecture": "unheard-of"}).save(other)
+    weights = Weights.open(shipped)
+    Weights(dict(list(weights.network.items())[:-1]), weights.card).save(short)
     for file, word in ((cut, "readable"), (foreign, "readable"), (other, "unheard-of"), (short, "fit"), ("nowhere", "compact")):
         with pytest.raises(InputError, match=word) as error:
             load_extractor(file)
@@ -151,16 +151,16 @@ def test_weights_files_that_cannot_be_used_say_why(tmp_path):
 
 
 def test_fingerprint_depends_on_the_weights(tmp_path, extractor):
-    state, card = load_weights(resolve_weights("compact"))
-    save_weights(tmp_path / "same.safetensors", state, card)
+    weights = Weights.open("compact")
+    weights.save(tmp_path / "same.safetensors")
     assert load_extractor(tmp_path / "same.safetensors").fingerprint == extractor.fingerprint
-    state["fusion.2.bias"] = state["fusion.2.bias"] + 1e-3
-    save_weights(tmp_path / "changed.safetensors", state, card)
+    weights.network["fusion.2.bias"] = weights.network["fusion.2.bias"] + 1e-3
+    weights.save(tmp_path / "changed.safetensors")
     assert load_extractor(tmp_path / "changed.safetensors").fingerprint != extractor.fingerprint
 
 
 def test_card_of_the_shipped_weights_gives_credit():
-    _, card = load_weights(resolve_weights("compact"))
+    card = Weights.open("compact").card
     assert {"architecture", "initial_weights", "licence", "training_data"} <= card.keys()
     assert sum(p.numel() for p in CompactNetwork().parameters()) < 1_000_000
 

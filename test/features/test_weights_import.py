@@ -6,17 +6,19 @@ import json
 import pickle
 import zipfile
 from collections import OrderedDict
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 from torch.nn import functional as F
 
+from pixloc_ros.alignment import damping_of
 from pixloc_ros.cli.main import main
 from pixloc_ros.errors import InputError
 from pixloc_ros.features import load_extractor
 from pixloc_ros.features.checkpoint_import import import_checkpoint
-from pixloc_ros.features.weights import load_weights, resolve_weights, save_weights
+from pixloc_ros.features.weights import Weights
 
 # The layout of the published files, written out: where the convolutions of an encoder stage sit, and how many channels.
 ENCODER = {
@@ -173,8 +175,7 @@ def test_imported_network_computes_what_the_checkpoint_does(full):
 
 def test_every_tensor_of_the_checkpoint_arrives_once(full):
     content, _, output = full
-    state, _ = load_weights(output)
-    theta = state.pop("damping.theta")
+    weights = Weights.open(output)
     their = {k: v for k, v in content["model"].items() if "dampingnet" not in k}
 
     def fingerprints(tensors):
@@ -182,16 +183,16 @@ def test_every_tensor_of_the_checkpoint_arrives_once(full):
             hashlib.sha256(str(tuple(t.shape)).encode() + t.contiguous().numpy().tobytes()).hexdigest() for t in tensors
         )
 
-    assert fingerprints(state.values()) == fingerprints(their.values())
+    assert fingerprints(weights.network.values()) == fingerprints(their.values())
     for level, k in enumerate((2, 1, 0)):
         constant = content["model"][f"optimizer.{k}.dampingnet.const"]
-        assert torch.equal(theta[level], constant)
-        torch.testing.assert_close(load_extractor(output).damping(level), 10 ** (-6 + 11 * torch.sigmoid(constant)))
+        assert torch.equal(weights.companions["damping.theta"][level], constant)
+        torch.testing.assert_close(damping_of(load_extractor(output))(level), 10 ** (-6 + 11 * torch.sigmoid(constant)))
 
 
 def test_card_says_where_the_weights_come_from(full):
     _, file, output = full
-    _, card = load_weights(output)
+    card = Weights.open(output).card
     assert card["architecture"] == "vgg19" and card["training_data"] == "megadepth" and card["epoch"] == 12
     assert card["source"] == file.name and card["source_sha256"] == hashlib.sha256(file.read_bytes()).hexdigest()
     assert card["figures"] == {"loss/total": 1.5, "R_error_median": 0.5, "t_error_median": 0.5, "pairs": 3}
@@ -199,9 +200,9 @@ def test_card_says_where_the_weights_come_from(full):
 
 
 def test_smaller_network_is_recognised(tmp_path):
-    state, card = import_checkpoint(saved(tmp_path / "cmu.tar", checkpoint("vgg16")))
-    save_weights(tmp_path / "cmu.safetensors", state, card)
-    assert card["architecture"] == "vgg16"
+    weights = import_checkpoint(saved(tmp_path / "cmu.tar", checkpoint("vgg16")))
+    weights.save(tmp_path / "cmu.safetensors")
+    assert weights.card["architecture"] == "vgg16"
     assert sum(p.numel() for p in load_extractor(tmp_path / "cmu.safetensors").network.parameters()) == 15_712_387
 
 
@@ -216,7 +217,7 @@ def test_numpy_scalars_are_read_as_either_numpy_wrote_them(tmp_path, written, in
         for item in source.infolist():
             data, name = source.read(item), item.filename
             target.writestr(name, data.replace(written, instead) if name.endswith("data.pkl") else data)
-    assert import_checkpoint(other)[1]["figures"]["R_error_median"] == 0.5
+    assert import_checkpoint(other).card["figures"]["R_error_median"] == 0.5
 
 
 def changed(content, *path, value):
@@ -325,19 +326,18 @@ def test_show_prints_card_parameters_and_damping(full, capsys):
 
 
 def test_damping_is_no_part_of_the_features(tmp_path):
-    state, card = load_weights(resolve_weights("compact"))
-    state.pop("damping.theta", None)
-    save_weights(tmp_path / "without.safetensors", state, card)
+    plain = replace(Weights.open("compact"), companions={})
+    plain.save(tmp_path / "without.safetensors")
     theta = torch.randn(5, 6)
-    save_weights(tmp_path / "with.safetensors", state | {"damping.theta": theta}, card)
+    replace(plain, companions={"damping.theta": theta}).save(tmp_path / "with.safetensors")
     without, having = (load_extractor(tmp_path / f"{name}.safetensors") for name in ("without", "with"))
-    assert without.damping is None and torch.equal(having.damping.theta, theta)
+    assert damping_of(without) is None and torch.equal(damping_of(having).theta, theta)
     assert without.fingerprint == having.fingerprint
-    assert having.with_strides(having.strides).damping is having.damping
+    assert damping_of(having.with_strides(having.strides)) is not None
     for odd in (torch.zeros(3, 6), torch.full((5, 6), torch.nan)):
-        save_weights(tmp_path / "odd.safetensors", state | {"damping.theta": odd}, card)
+        replace(plain, companions={"damping.theta": odd}).save(tmp_path / "odd.safetensors")
         with pytest.raises(InputError, match="damping.theta"):
-            load_extractor(tmp_path / "odd.safetensors")
+            damping_of(load_extractor(tmp_path / "odd.safetensors"))
 
 
 def test_features_of_an_image_are_written(full, tmp_path, capsys):

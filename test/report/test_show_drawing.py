@@ -12,7 +12,7 @@ from pixloc_ros.cli.main import main
 from pixloc_ros.errors import InputError
 from pixloc_ros.features import load_extractor
 from pixloc_ros.features.vgg import VggNetwork
-from pixloc_ros.features.weights import save_weights
+from pixloc_ros.features.weights import Weights
 from pixloc_ros.mapping.build.building import PosedImages, build_map
 from pixloc_ros.report.aligned_image import align_image, length_text, moved_off
 from pixloc_ros.report.bag_frame import FrameChoice
@@ -181,7 +181,7 @@ def vgg(tmp_path_factory):
     torch.manual_seed(0)
     state = {name: value.clone() for name, value in VggNetwork(16).state_dict().items()}
     state["damping.theta"] = torch.linspace(-1, 1, 18).view(3, 6)
-    save_weights(folder / "vgg.safetensors", state, {"architecture": "vgg16", "training_data": "none", "licence": "none"})
+    Weights(state, {"architecture": "vgg16", "training_data": "none", "licence": "none"}).save(folder / "vgg.safetensors")
     extractor, camera, picture = load_extractor(folder / "vgg.safetensors"), pinhole(128, 96, 100.0), texture()
     poses = torch.stack([look_at((x, -1.0, 2.0), (x, 0.0, 0.0)) for x in (-0.2, 0.1)])
     xyz, images, points = [], [], []

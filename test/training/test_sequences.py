@@ -9,7 +9,7 @@ import pytest
 import torch
 from training_scene import SMALL, write_config, write_photos
 
-from pixloc_ros.alignment import TemporalPrior
+from pixloc_ros.alignment import TemporalPrior, damping_of
 from pixloc_ros.cli.main import main
 from pixloc_ros.errors import InputError
 from pixloc_ros.features import load_extractor
@@ -154,9 +154,10 @@ def test_temporal_prior_is_trained_kept_shown_and_drawn(tmp_path, capsys):
     assert main(["train", str(path), "-o", str(tmp_path / "run")]) == 0
     weights = tmp_path / "run" / "weights.safetensors"
     extractor = load_extractor(weights)
-    assert isinstance(extractor.damping, TemporalPrior)
+    damping = damping_of(extractor)
+    assert isinstance(damping, TemporalPrior)
     untrained = TemporalPrior(len(extractor.strides))
-    assert bool((extractor.damping.network[-1].weight != untrained.network[-1].weight).any())
+    assert bool((damping.network[-1].weight != untrained.network[-1].weight).any())
     assert load_extractor("compact").fingerprint == extractor.fingerprint  # maps stay usable
     capsys.readouterr()
     assert main(["weights", "show", str(weights)]) == 0
@@ -172,7 +173,7 @@ def test_learned_constants_are_the_prior_without_a_network(tmp_path):
     config = read_config(path)
     config = dataclasses.replace(config, network=dataclasses.replace(config.network, conditional=False))
     Trainer(config, tmp_path / "run", say=lambda _: None).run()
-    damping = load_extractor(tmp_path / "run" / "weights.safetensors").damping
+    damping = damping_of(load_extractor(tmp_path / "run" / "weights.safetensors"))
     assert isinstance(damping, TemporalPrior) and damping.network is None
     assert len(damping.theta.unique()) > 6  # every level and degree of freedom its own
 

@@ -17,7 +17,7 @@ import torch
 from feature_variants import ReducedNetwork
 from training_scene import invented_photo, write_config
 
-from pixloc_ros.alignment import AlignmentOptions, ReferencePoints, align
+from pixloc_ros.alignment import AlignmentOptions, ReferencePoints, align, damping_of
 from pixloc_ros.cli.main import main
 from pixloc_ros.errors import InputError
 from pixloc_ros.features import load_extractor
@@ -155,7 +155,7 @@ def test_rates_are_each_parameter_s_own_and_means_are_kept(tmp_path):
         for name in old:
             torch.testing.assert_close(kept[name], 0.6 * old[name] + 0.4 * new[name])
     extractor = load_extractor(tmp_path / "run" / "weights.safetensors")
-    assert extractor.damping is None  # it was not learned
+    assert damping_of(extractor) is None  # it was not learned
     assert torch.equal(extractor.network.stem[0][0].weight, trainer.result().network.stem[0][0].weight)
     with pytest.raises(InputError, match="rates names 'stern'"):
         run = dataclasses.replace(config.run, rates={"stern": 2.0})
@@ -169,7 +169,7 @@ def test_weights_of_a_run_serve_the_extractor(tmp_path, capsys):
     assert "step 1/1" in text and "validation at step 1" in text
     extractor = load_extractor(tmp_path / "run" / "best.safetensors")
     pyramid = extractor.extract(invented_photo(0))
-    assert extractor.damping is not None and pyramid.levels[0].confidence is not None
+    assert damping_of(extractor) is not None and pyramid.levels[0].confidence is not None
     assert (tmp_path / "run" / "curves.png").read_bytes()[:4] == b"\x89PNG"
     assert main(["train", str(path), "-o", str(tmp_path / "run")]) == 2
 
@@ -200,7 +200,7 @@ def test_inference_gives_the_poses_of_training(tmp_path):
                 points,
                 batch.initial[b],
                 options,
-                extractor.damping,
+                damping_of(extractor),
                 mask=batch.mask[b : b + 1],
             )
         torch.testing.assert_close(result.camera_from_map, trained.camera_from_map[b].detach(), rtol=0, atol=1e-4)
