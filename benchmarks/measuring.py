@@ -24,7 +24,7 @@ from pixloc_ros.errors import InputError
 from pixloc_ros.evaluation.pages import write_section
 from pixloc_ros.evaluation.tables import format_number, format_table
 from pixloc_ros.features import Extractor
-from pixloc_ros.io.trajectory import write_text
+from pixloc_ros.io.files import write_text
 from pixloc_ros.mapping import Map
 from pixloc_ros.mapping.build import build_map_from_colmap
 from pixloc_sim.recordings import SUMMARY, SimulationOptions, simulate

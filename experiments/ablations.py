@@ -43,8 +43,9 @@ from pixloc_ros.features import Extractor, load_extractor
 from pixloc_ros.features.weights import Weights
 from pixloc_ros.geometry import se3
 from pixloc_ros.geometry.cameras import Camera
+from pixloc_ros.io.files import write_bytes, write_text
 from pixloc_ros.io.images import load_image
-from pixloc_ros.io.trajectory import read_tum, write_bytes, write_text
+from pixloc_ros.io.trajectory import read_tum
 from pixloc_ros.mapping import Map
 from pixloc_ros.mapping.build import build_map_from_colmap
 from pixloc_ros.report.basin import plot_basins

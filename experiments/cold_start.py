@@ -36,8 +36,9 @@ from pixloc_ros.evaluation.pages import write_section
 from pixloc_ros.features import Extractor, load_extractor
 from pixloc_ros.geometry import se3
 from pixloc_ros.geometry.cameras import Camera
+from pixloc_ros.io.files import write_text
 from pixloc_ros.io.images import load_image
-from pixloc_ros.io.trajectory import read_benchmark_poses, write_text
+from pixloc_ros.io.trajectory import read_benchmark_poses
 from pixloc_ros.localization import Localizer
 from pixloc_ros.mapping.build import build_map_from_colmap
 

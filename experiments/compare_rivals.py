@@ -40,8 +40,9 @@ from pixloc_ros.features.sampling import sample_level
 from pixloc_ros.features.vgg import VggNetwork
 from pixloc_ros.geometry import se3
 from pixloc_ros.geometry.cameras import Camera
+from pixloc_ros.io.files import write_text
 from pixloc_ros.io.images import fit_to_working_size, load_image
-from pixloc_ros.io.trajectory import Trajectory, read_benchmark_poses, read_tum, write_text, write_tum
+from pixloc_ros.io.trajectory import Trajectory, read_benchmark_poses, read_tum, write_tum
 from pixloc_ros.localization import Localizer
 from pixloc_ros.mapping import Map
 from pixloc_ros.mapping.build import build_map_from_colmap

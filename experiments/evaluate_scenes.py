@@ -24,7 +24,8 @@ from pixloc_ros.evaluation import localize, offline
 from pixloc_ros.evaluation.tables import format_number
 from pixloc_ros.features import Extractor, load_extractor
 from pixloc_ros.io.bags import BagReader
-from pixloc_ros.io.trajectory import read_benchmark_poses, write_benchmark_poses, write_text
+from pixloc_ros.io.files import write_text
+from pixloc_ros.io.trajectory import read_benchmark_poses, write_benchmark_poses
 from pixloc_ros.localization import Localizer
 from pixloc_ros.mapping import Map
 from pixloc_ros.mapping.build import build_map_from_colmap, build_map_from_rgbd

@@ -50,7 +50,8 @@ from pixloc_ros.features import load_extractor
 from pixloc_ros.geometry import se3
 from pixloc_ros.io.bags import BagReader
 from pixloc_ros.io.bags import OdometryMessage as BagOdometry
-from pixloc_ros.io.trajectory import Trajectory, write_text
+from pixloc_ros.io.files import write_text
+from pixloc_ros.io.trajectory import Trajectory
 from pixloc_ros.mapping.build import build_map_from_colmap
 from pixloc_ros.node import conversions
 from pixloc_ros.node.conversions import NS_PER_S, stamp_from_ns, stamp_to_ns

@@ -28,7 +28,7 @@ from pixloc_ros.evaluation.pages import write_section
 from pixloc_ros.features import Extractor, load_extractor
 from pixloc_ros.geometry import se3
 from pixloc_ros.io.bags import BagOptions, BagReader, Event, OdometryMessage
-from pixloc_ros.io.trajectory import write_text
+from pixloc_ros.io.files import write_text
 from pixloc_ros.localization import Localizer
 from pixloc_ros.mapping.build import build_map_from_colmap
 from pixloc_ros.tracking.types import CameraFrame

@@ -27,7 +27,7 @@ from pixloc_ros.evaluation import kidnap
 from pixloc_ros.evaluation.pages import write_section
 from pixloc_ros.features import Extractor, load_extractor
 from pixloc_ros.io.bags import BagReader
-from pixloc_ros.io.trajectory import write_text
+from pixloc_ros.io.files import write_text
 from pixloc_ros.localization import Localizer
 from pixloc_ros.mapping.build import build_map_from_colmap
 from pixloc_sim.recordings import SimulationOptions, simulate

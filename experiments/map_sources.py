@@ -33,7 +33,8 @@ from pixloc_ros.evaluation import localize
 from pixloc_ros.evaluation.pages import write_section
 from pixloc_ros.features import Extractor, load_extractor
 from pixloc_ros.geometry import se3
-from pixloc_ros.io.trajectory import read_benchmark_poses, write_text
+from pixloc_ros.io.files import write_text
+from pixloc_ros.io.trajectory import read_benchmark_poses
 from pixloc_ros.io.work_folder import WorkFolder
 from pixloc_ros.localization import Localizer
 from pixloc_ros.mapping import Map

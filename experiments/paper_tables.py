@@ -35,7 +35,7 @@ from pixloc_ros.datasets.seven_scenes import open_seven_scenes
 from pixloc_ros.errors import InputError
 from pixloc_ros.evaluation.localize import QueryResult
 from pixloc_ros.features import load_extractor
-from pixloc_ros.io.trajectory import write_text
+from pixloc_ros.io.files import write_text
 from pixloc_ros.localization import Localizer
 
 CAMBRIDGE = {

@@ -29,7 +29,7 @@ from pixloc_ros.evaluation import offline
 from pixloc_ros.evaluation.degradation import CONDITIONS, DegradedBag
 from pixloc_ros.features import Extractor, load_extractor
 from pixloc_ros.io.bags import BagReader, Event
-from pixloc_ros.io.trajectory import write_text
+from pixloc_ros.io.files import write_text
 from pixloc_ros.localization import Localizer
 from pixloc_ros.mapping import Map
 from pixloc_ros.mapping.build import build_map_from_colmap

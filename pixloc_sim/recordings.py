@@ -18,9 +18,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
-import shutil
-import tempfile
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -34,6 +31,7 @@ from pixloc_ros.errors import InputError
 from pixloc_ros.geometry import se3
 from pixloc_ros.geometry.cameras import Camera
 from pixloc_ros.io.bag_writer import ENCODINGS, encode_image, write_drive_bag
+from pixloc_ros.io.files import replacing_folder
 
 from .drives import START_NS, Drive, DriveOptions, OdometryErrors, camera_mount, wheel_odometry
 from .lighting import Lighting
@@ -116,18 +114,10 @@ def simulate(output: Path, options: SimulationOptions, progress: Progress | None
     if output.exists() and not (output / SUMMARY).is_file() and (not output.is_dir() or any(output.iterdir())):
         raise InputError(f"{output} exists and was not made by a simulation: give another folder")
     progress = progress or (lambda what, done, total: None)
-    output.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(dir=output.parent, prefix=f".{output.name}."))
-    try:
-        summary = _simulate(temporary, options, progress)
-        (temporary / SUMMARY).write_text(json.dumps(summary, indent=2) + "\n")
-        temporary.chmod(0o755)
-        if output.exists():
-            shutil.rmtree(output)
-        os.replace(temporary, output)
-    except BaseException:
-        shutil.rmtree(temporary, ignore_errors=True)
-        raise
+    with replacing_folder(output) as folder:
+        folder.mkdir()
+        summary = _simulate(folder, options, progress)
+        (folder / SUMMARY).write_text(json.dumps(summary, indent=2) + "\n")
     return summary
 
 

@@ -69,8 +69,9 @@ def run(args: argparse.Namespace) -> int:
     from ..evaluation import localize
     from ..evaluation.basin import BasinOptions, BasinQuery, format_basin, measure_basin, median_depth, read_basin
     from ..geometry import se3
+    from ..io.files import write_bytes, write_text
     from ..io.images import load_image
-    from ..io.trajectory import read_benchmark_poses, write_bytes, write_text
+    from ..io.trajectory import read_benchmark_poses
     from ..localization import Localizer
     from ..report.basin import plot_basins
     from ..tracking.frame_aligner import LocalizerOptions

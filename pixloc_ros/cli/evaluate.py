@@ -68,7 +68,7 @@ def run(args: argparse.Namespace) -> int:
     from ..evaluation.bench import evaluate
     from ..evaluation.run_inputs import RunInputs, parse_step, read_runs
     from ..evaluation.tables import format_summary
-    from ..io.trajectory import write_text
+    from ..io.files import write_text
 
     step = parse_step(args.step)
     inputs = RunInputs(args.truth, args.truth_topic, args.times, args.tolerance)

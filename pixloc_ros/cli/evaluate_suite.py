@@ -104,7 +104,7 @@ def run(args: argparse.Namespace) -> int:
     from ..evaluation.suite_export import export_bag
     from ..evaluation.tables import format_table
     from ..io.bags import BagReader
-    from ..io.trajectory import write_bytes, write_text
+    from ..io.files import write_bytes, write_text
     from ..report.suite import plot_overview, suite_page
 
     cells = suite.plan(args.kinds, args.severities)

@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import argparse
-import os
 from pathlib import Path
 
 
@@ -42,6 +41,7 @@ def run(args: argparse.Namespace) -> int:
 
     from ..errors import InputError
     from ..features import load_extractor
+    from ..io.files import replacing
     from ..io.images import load_image
 
     if args.output.suffix != ".npz":
@@ -74,14 +74,7 @@ def run(args: argparse.Namespace) -> int:
         arrays[f"features_{k}"], arrays[f"confidence_{k}"] = np.ascontiguousarray(features), confidence
         extent = f"{features.shape[2]}x{features.shape[1]}"
         print(f"{level.stride:>8g}{level.channels:>10}{extent:>12}{mean:>12}")
-    temporary = args.output.with_name(f".{args.output.name}.{os.getpid()}.tmp")
-    try:
-        args.output.parent.mkdir(parents=True, exist_ok=True)
-        with temporary.open("wb") as file:
-            np.savez(file, **arrays)
-        os.replace(temporary, args.output)
-    except OSError as error:
-        temporary.unlink(missing_ok=True)
-        raise InputError(f"cannot write {args.output} ({error.strerror or error}): choose another place") from error
+    with replacing(args.output) as temporary, temporary.open("wb") as file:
+        np.savez(file, **arrays)
     print(f"{args.output}: {args.output.stat().st_size / 1e6:.1f} MB")
     return 0

@@ -50,7 +50,8 @@ def add_parser(subparsers) -> None:
 
 def run(args: argparse.Namespace) -> int:
     from ..evaluation import localize
-    from ..io.trajectory import read_benchmark_poses, write_benchmark_poses, write_text
+    from ..io.files import write_text
+    from ..io.trajectory import read_benchmark_poses, write_benchmark_poses
     from ..localization import Localizer
 
     queries = localize.read_queries(args.images, args.cameras)

@@ -73,7 +73,8 @@ def add_parser(sources) -> None:
 def _run(args: argparse.Namespace) -> int:
     from ..errors import InputError
     from ..features import load_extractor
-    from ..io.trajectory import parse_pose, write_text
+    from ..io.files import write_text
+    from ..io.trajectory import parse_pose
     from ..io.work_folder import WorkFolder
     from ..mapping.build.keyframes import KeyframeOptions
     from ..mapping.build.posed_bag import PosedBag, PosedBagOptions, bag_identity

@@ -16,7 +16,7 @@ from ..evaluation.bench import evaluate
 from ..evaluation.runs import write_run
 from ..evaluation.usage import machine_name
 from ..io.bags import BagReader
-from ..io.trajectory import write_text
+from ..io.files import write_text
 from ..localization import Localizer
 from ..report.run_report import run_report, scene_of
 from ..rig.replay import ReplayOptions, replay

@@ -142,7 +142,8 @@ def _add_optimization(kinds) -> None:
 
 def _run_optimization(args: argparse.Namespace) -> int:
     from ..errors import InputError
-    from ..report.figures import SUFFIXES, check_suffix, write_picture
+    from ..io.files import write_bytes
+    from ..report.figures import SUFFIXES, check_suffix
     from ..report.optimization import ANIMATIONS, animate_optimization, plot_optimization
 
     animated = args.output.suffix.lower() in ANIMATIONS
@@ -151,7 +152,7 @@ def _run_optimization(args: argparse.Namespace) -> int:
         raise InputError("--width must lie between 320 and 2000 pixels")
     aligned = aligned_image(args, open_localizer(args))
     still = args.output.with_suffix(".png") if animated else args.output
-    write_picture(still, plot_optimization(aligned, still.suffix.lower()))
+    write_bytes(still, plot_optimization(aligned, still.suffix.lower()))
     if animated:
         with show_progress("animation") as progress:
             animate_optimization(aligned, args.output, args.width, progress)
@@ -162,10 +163,10 @@ def _run_optimization(args: argparse.Namespace) -> int:
 
 def _draw(args: argparse.Namespace, draw) -> int:
     """Align the image, draw it and write the picture."""
-    from ..report.figures import write_picture
+    from ..io.files import write_bytes
 
     aligned = aligned_image(args, open_localizer(args))
-    write_picture(args.output, draw(aligned))
+    write_bytes(args.output, draw(aligned))
     print(_told(aligned, args.output))
     return 0
 
@@ -199,14 +200,15 @@ def _add_map(kinds) -> None:
 
 
 def _run_map(args: argparse.Namespace) -> int:
+    from ..io.files import write_bytes
     from ..mapping import Map
-    from ..report.figures import check_suffix, write_picture
+    from ..report.figures import check_suffix
     from ..report.map_coverage import measure_coverage, plot_coverage
 
     check_suffix(args.output)
     map_ = Map.open(args.map)
     found = measure_coverage(map_)
-    write_picture(args.output, plot_coverage(map_, found, args.output.suffix.lower()))
+    write_bytes(args.output, plot_coverage(map_, found, args.output.suffix.lower()))
     print(found.summary())
     print(args.output)
     return 0
@@ -235,8 +237,9 @@ def _add_frame(kinds) -> None:
 
 def _run_frame(args: argparse.Namespace) -> int:
     from ..io.bags import BagReader
+    from ..io.files import write_bytes
     from ..report.bag_frame import track_to
-    from ..report.figures import check_suffix, write_picture
+    from ..report.figures import check_suffix
     from ..report.frame_diagnosis import diagnose
     from ..report.frame_examination import examine
     from ..report.frame_report import frame_report
@@ -251,7 +254,7 @@ def _run_frame(args: argparse.Namespace) -> int:
         examination = examine(localizer, bag, tracked, keyframes)
         findings = diagnose(examination.evidence)
         page = frame_report(examination, findings, keyframes, localizer.map, progress)
-    write_picture(args.output, page.encode())
+    write_bytes(args.output, page.encode())
     print(findings.verdict)
     for line in (*findings.causes, *findings.notes):
         print(f"  {line}")

@@ -55,7 +55,7 @@ def run(args: argparse.Namespace) -> int:
     from ..evaluation.tables import format_run
     from ..evaluation.usage import UsageMeter, machine_name
     from ..io.bags import BagReader
-    from ..io.trajectory import write_text
+    from ..io.files import write_text
     from ..localization import Localizer
 
     options, start = bag_options(args), initial_pose(args)

@@ -71,10 +71,7 @@ def run_import(args: argparse.Namespace) -> int:
     if args.trust:
         print(f"pixloc: warning: --trust lets {args.checkpoint} run code while it is read", file=sys.stderr)
     weights = import_checkpoint(args.checkpoint, args.trust)
-    try:
-        weights.save(args.output)
-    except OSError as error:
-        raise InputError(f"cannot write {args.output} ({error.strerror or error}): choose another place") from error
+    weights.save(args.output)
     network = f"{weights.card['architecture']}, trained on {weights.card['training_data']}"
     print(f"{args.output}: {network}; see 'pixloc weights show {args.output}'")
     return 0
@@ -90,7 +87,8 @@ def run_plot(args: argparse.Namespace) -> int:
     from ..alignment import TemporalPrior, damping_of
     from ..errors import InputError
     from ..features import load_extractor
-    from ..report.figures import check_suffix, write_picture
+    from ..io.files import write_bytes
+    from ..report.figures import check_suffix
     from ..report.temporal_prior import plot_constant_damping, plot_temporal_prior
 
     check_suffix(args.output, (".png",))
@@ -102,7 +100,7 @@ def run_plot(args: argparse.Namespace) -> int:
             "or train a temporal prior (config/training/temporal.json)"
         )
     draw = plot_temporal_prior if isinstance(damping, TemporalPrior) else plot_constant_damping
-    write_picture(args.output, draw(damping, extractor.strides))
+    write_bytes(args.output, draw(damping, extractor.strides))
     print(args.output)
     return 0
 

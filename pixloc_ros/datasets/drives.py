@@ -20,8 +20,9 @@ from ..features import Extractor
 from ..geometry import se3
 from ..geometry.cameras import Camera
 from ..io.bag_writer import write_drive_bag
+from ..io.files import write_text
 from ..io.image_format import decode_compressed
-from ..io.trajectory import Trajectory, write_benchmark_poses, write_text, write_tum
+from ..io.trajectory import Trajectory, write_benchmark_poses, write_tum
 from ..mapping.build.building import Progress
 from ..mapping.build.keyframes import KeyframeOptions
 from ..mapping.build.posed_frames import PosedMapOptions, build_map_from_posed_frames

@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from ..errors import InputError
-from ..io.trajectory import write_text
+from ..io.files import write_text
 from ..io.work_folder import WorkFolder
 from .licences import licence_note
 

@@ -6,7 +6,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from ..errors import InputError
-from ..io.trajectory import write_text
+from ..io.files import write_text
 
 
 def write_section(page: Path, name: str, text: str) -> None:

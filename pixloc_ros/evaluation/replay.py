@@ -14,7 +14,8 @@ import numpy as np
 import torch
 
 from ..geometry import se3
-from ..io.trajectory import Trajectory, write_text
+from ..io.files import write_text
+from ..io.trajectory import Trajectory
 from ..tracking.types import TrackState
 from . import metrics
 from .runs import BagRun, FrameRecord

@@ -19,7 +19,8 @@ import torch
 
 from ..errors import InputError
 from ..geometry import se3
-from ..io.trajectory import Trajectory, read_tum, write_text, write_tum
+from ..io.files import write_text
+from ..io.trajectory import Trajectory, read_tum, write_tum
 from ..tracking.types import TrackState
 from .usage import Usage
 

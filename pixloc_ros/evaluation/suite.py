@@ -20,7 +20,8 @@ import torch
 
 from ..errors import InputError
 from ..io.bags import BagReader
-from ..io.trajectory import Trajectory, read_tum, write_text
+from ..io.files import write_text
+from ..io.trajectory import Trajectory, read_tum
 from ..localization import Localizer
 from ..tracking.tracker import Tracker
 from ..tracking.types import TrackState

@@ -18,9 +18,6 @@ With a raw encoding, /camera/image_raw (sensor_msgs/Image) takes the place of th
 from __future__ import annotations
 
 import contextlib
-import os
-import shutil
-import tempfile
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
@@ -33,6 +30,7 @@ from pixloc_sim.drives import Odometry
 from ..errors import InputError
 from ..geometry import se3
 from ..geometry.cameras import Camera
+from .files import replacing_folder
 
 MAP_FRAME, ODOM_FRAME, BASE_FRAME, CAMERA_FRAME = "map", "odom", "base_link", "camera_optical"
 COMPRESSED = ("jpeg", "png")
@@ -107,23 +105,13 @@ def write_drive_bag(
 def new_bag(path: Path) -> Iterator:
     """A rosbags `Writer` of a rosbag2 (MCAP); the folder appears under its name only when it is complete, and replaces an earlier
     one. Raises `InputError` if rosbags is not installed."""
-    path = Path(path)
     try:
         from rosbags.rosbag2 import StoragePlugin, Writer
     except ImportError:
         raise InputError("writing bags needs the package rosbags: pip install rosbags") from None
-    path.parent.mkdir(parents=True, exist_ok=True)
-    # The recording inside is named after its folder, so the temporary folder goes around one of the final name.
-    temporary = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}."))
-    try:
-        # Version 8 of metadata.yaml can be read by every distribution; 9 only from Jazzy on.
-        with Writer(temporary / path.name, version=8, storage_plugin=StoragePlugin.MCAP) as writer:
-            yield writer
-        if path.exists():
-            shutil.rmtree(path)
-        os.replace(temporary / path.name, path)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+    # Version 8 of metadata.yaml can be read by every distribution; 9 only from Jazzy on.
+    with replacing_folder(path) as place, Writer(place, version=8, storage_plugin=StoragePlugin.MCAP) as writer:
+        yield writer
 
 
 class _DriveWriter:

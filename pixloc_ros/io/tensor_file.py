@@ -9,7 +9,6 @@ and Kilted run on.
 
 from __future__ import annotations
 
-import contextlib
 import json
 import math
 import mmap
@@ -20,6 +19,8 @@ from pathlib import Path
 
 import numpy as np
 import torch
+
+from .files import replacing
 
 _LONGEST_HEADER = 100_000_000  # the library's bound
 _ALIGNMENT = 64
@@ -124,27 +125,20 @@ def _naturals(values: object) -> bool:
 
 
 def write_arrays(path: str | Path, arrays: Mapping[str, np.ndarray], metadata: Mapping[str, str]) -> None:
-    """Write a file: under a temporary name in the same folder, synced, then renamed. Same content, same bytes.
+    """Write a file with `replacing`. Same content, same bytes.
 
-    Raises OSError where that fails, and ValueError for a dtype that the format does not know.
+    Raises:
+        InputError: The file cannot be written.
+        ValueError: The format does not know a dtype.
     """
-    path = Path(path)
     # Widest items first, so that every tensor is aligned to its items.
     tensors = {name: np.asarray(array, order="C") for name, array in arrays.items()}
     tensors = dict(sorted(tensors.items(), key=lambda item: (-item[1].itemsize, item[0])))
     header = _header(tensors, metadata)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with open(temporary, "wb") as file:
-            file.write(header)
-            for tensor in tensors.values():
-                file.write(tensor_bytes(tensor))
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    finally:
-        with contextlib.suppress(OSError):  # gone after the rename
-            temporary.unlink()
+    with replacing(path) as temporary, open(temporary, "wb") as file:
+        file.write(header)
+        for tensor in tensors.values():
+            file.write(tensor_bytes(tensor))
 
 
 def tensor_bytes(array: np.ndarray) -> memoryview:

@@ -9,11 +9,8 @@
 from __future__ import annotations
 
 import math
-import os
-import tempfile
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from decimal import Decimal, InvalidOperation
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +18,8 @@ import torch
 
 from ..errors import InputError
 from ..geometry import se3
+from .files import write_text
+from .text import parse_numbers, parse_stamp, read_rows
 
 
 @dataclass(frozen=True)
@@ -77,11 +76,11 @@ class Trajectory:
 def read_tum(path: Path) -> Trajectory:
     """Read a TUM file; lines starting with # are comments. Raises `InputError` naming file and line of what is malformed."""
     poses: list[tuple[int, torch.Tensor]] = []
-    for where, words in _rows(path):
+    for where, words in read_rows(path, "give one pose a line"):
         if len(words) != 8:
             raise InputError(f"{where}: {len(words)} words instead of 8: write 'stamp tx ty tz qx qy qz qw'")
-        values = _numbers(where, words[1:])
-        stamp_ns = _stamp_ns(where, words[0], poses[-1][0] if poses else None)
+        values = parse_numbers(where, words[1:])
+        stamp_ns = _rising(where, words[0], poses[-1][0] if poses else None)
         poses.append((stamp_ns, _pose(where, values[:3], values[3:])))
     return Trajectory.from_poses(poses)
 
@@ -90,19 +89,19 @@ def read_stamps(path: Path) -> np.ndarray:
     """Stamps of images, from a text file whose lines begin with seconds (KITTI's times.txt, TUM's rgb.txt) → int64 [N]
     nanoseconds. Raises `InputError` as `read_tum`."""
     stamps: list[int] = []
-    for where, words in _rows(path):
-        stamps.append(_stamp_ns(where, words[0], stamps[-1] if stamps else None))
+    for where, words in read_rows(path, "give one pose a line"):
+        stamps.append(_rising(where, words[0], stamps[-1] if stamps else None))
     return np.array(stamps, np.int64)
 
 
 def read_kitti(path: Path) -> torch.Tensor:
     """Poses of a KITTI odometry file → map_from_body float64 [N, 4, 4]. Raises `InputError` naming file and line."""
     poses = []
-    for where, words in _rows(path):
+    for where, words in read_rows(path, "give one pose a line"):
         if len(words) != 12:
             raise InputError(f"{where}: {len(words)} words instead of 12: write the first three rows of the pose's matrix")
         pose = torch.eye(4, dtype=torch.float64)
-        pose[:3] = torch.tensor(_numbers(where, words), dtype=torch.float64).reshape(3, 4)
+        pose[:3] = torch.tensor(parse_numbers(where, words), dtype=torch.float64).reshape(3, 4)
         se3.check_pose(pose, where)
         poses.append(pose)
     return torch.stack(poses) if poses else torch.empty(0, 4, 4, dtype=torch.float64)
@@ -110,7 +109,7 @@ def read_kitti(path: Path) -> torch.Tensor:
 
 def pose_format(path: Path) -> str:
     """ "tum", "kitti" or "benchmark", by the first line that says something. Raises `InputError` where it is none of them."""
-    where, words = next(iter(_rows(path)), (str(path), []))
+    where, words = next(iter(read_rows(path, "give one pose a line")), (str(path), []))
     if len(words) == 12:
         return "kitti"
     if len(words) == 8:
@@ -141,12 +140,12 @@ def write_tum(path: Path, trajectory: Trajectory) -> None:
 def read_benchmark_poses(path: Path) -> dict[str, torch.Tensor]:
     """Lines ``name qw qx qy qz tx ty tz`` → camera_from_map [4, 4] by name, in the file's order. Raises `InputError`."""
     poses: dict[str, torch.Tensor] = {}
-    for where, words in _rows(path):
+    for where, words in read_rows(path, "give one pose a line"):
         if len(words) != 8:
             raise InputError(f"{where}: {len(words)} words instead of 8: write 'name qw qx qy qz tx ty tz', names without spaces")
         if words[0] in poses:
             raise InputError(f"{where}: a second pose for '{words[0]}': keep one")
-        w, x, y, z, *translation = _numbers(where, words[1:])
+        w, x, y, z, *translation = parse_numbers(where, words[1:])
         poses[words[0]] = _pose(where, translation, [x, y, z, w])
     return poses
 
@@ -160,68 +159,20 @@ def write_benchmark_poses(path: Path, camera_from_map: Mapping[str, torch.Tensor
     write_text(path, "".join(lines))
 
 
-def write_text(path: Path, text: str) -> None:
-    """Write a text file so that readers see the old or the new one, never a part. Makes the folder."""
-    write_bytes(path, text.encode())
-
-
-def write_bytes(path: Path, data: bytes) -> None:
-    """Write a file so that readers see the old or the new one, never a part. Makes the folder."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(data)
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
-
-
 def parse_pose(words: list[str], what: str) -> torch.Tensor:
     """a_from_b [4, 4] from the words ``x y z qx qy qz qw``. Raises `InputError` naming `what`."""
     if len(words) != 7:
         raise InputError(f"{what} takes 7 numbers x y z qx qy qz qw, not {len(words)}")
-    values = _numbers(what, words)
+    values = parse_numbers(what, words)
     return _pose(what, values[:3], values[3:])
 
 
-def _rows(path: Path) -> Iterable[tuple[str, list[str]]]:
-    """("file:line", words) of the lines that say something."""
-    try:
-        text = Path(path).read_text(encoding="utf-8")
-    except OSError as error:
-        raise InputError(f"cannot read {path}: {error.strerror}") from None
-    except UnicodeDecodeError:
-        raise InputError(f"{path} is not a text file: give one pose a line") from None
-    for number, line in enumerate(text.splitlines(), 1):
-        words = line.split("#", 1)[0].split()
-        if words:
-            yield f"{path}:{number}", words
-
-
-def _stamp_ns(where: str, word: str, last_ns: int | None) -> int:
-    """Nanoseconds of a word that says seconds and comes after `last_ns`."""
-    try:
-        stamp_ns = int((Decimal(word) * 10**9).to_integral_value())
-        np.int64(stamp_ns)
-    except (InvalidOperation, ValueError, OverflowError):
-        raise InputError(f"{where}: the stamp '{word}' is no time: write seconds") from None
+def _rising(where: str, word: str, last_ns: int | None) -> int:
+    """The stamp of a word, which comes after `last_ns`."""
+    stamp_ns = parse_stamp(where, word)
     if last_ns is not None and stamp_ns <= last_ns:
         raise InputError(f"{where}: the stamp does not increase: sort the lines and drop repeated stamps")
     return stamp_ns
-
-
-def _numbers(where: str, words: list[str]) -> list[float]:
-    try:
-        values = [float(word) for word in words]
-    except ValueError:
-        raise InputError(f"{where}: '{' '.join(words)}' are not all numbers") from None
-    if not all(math.isfinite(value) for value in values):
-        raise InputError(f"{where}: NaN or infinite numbers: leave the pose out")
-    return values
 
 
 def _pose(where: str, translation: list[float], quaternion_xyzw: list[float]) -> torch.Tensor:

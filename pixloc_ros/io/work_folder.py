@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import zipfile
 from collections.abc import Callable
@@ -13,6 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from ..errors import InputError
+from .files import replacing
 
 _KEY = "work.json"
 
@@ -58,10 +58,8 @@ class WorkFolder:
     def write(self, name: str, save: Callable[[Path], object]) -> Path:
         """Have a file written whole: `save` gets a name of the same suffix, which is then renamed."""
         path = self.folder / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_name(f".writing.{path.name}")
-        save(temporary)
-        os.replace(temporary, path)
+        with replacing(path, sync=False) as temporary:
+            save(temporary)
         return path
 
     def arrays(self, name: str, make: Callable[[], dict[str, np.ndarray]]) -> dict[str, np.ndarray]:

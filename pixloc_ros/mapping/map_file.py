@@ -93,14 +93,9 @@ class Map:
             ) from error
 
     def save(self, path: str | Path) -> None:
-        """Write the file: under a temporary name in the same folder, synced, then renamed. Same map, same bytes."""
-        path = Path(path)
+        """Write the file, whole or not at all. Same map, same bytes. Raises `InputError`."""
         tensors = self._tensors()
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            write_arrays(path, tensors, self._metadata(tensors))
-        except OSError as error:
-            raise InputError(f"cannot write {path} ({error.strerror}): give a place that is writable and has room") from error
+        write_arrays(path, tensors, self._metadata(tensors))
 
     def require_extractor(self, extractor: Extractor) -> None:
         """Raise InputError where the map's features come from another network than the one given."""

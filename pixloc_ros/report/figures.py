@@ -10,7 +10,6 @@ from pathlib import Path
 import numpy as np
 
 from ..errors import InputError
-from ..io.trajectory import write_bytes
 from .plots import STYLE, plt
 
 __all__ = [
@@ -26,7 +25,6 @@ __all__ = [
     "level_name",
     "plt",
     "show_image",
-    "write_picture",
 ]
 
 PRIOR, ANSWER, TRUTH = "#E69F00", "#0072B2", "#000000"
@@ -76,11 +74,3 @@ def check_suffix(path: Path, suffixes: Sequence[str] = SUFFIXES) -> None:
         raise InputError(f"{path} must end in {' or '.join(suffixes)}: the ending says what kind of file is written")
     if path.is_dir():
         raise InputError(f"{path} is a folder: name the picture's file")
-
-
-def write_picture(path: Path, data: bytes) -> None:
-    """Write a picture under a temporary name, then rename it. Raises InputError where that cannot be done."""
-    try:
-        write_bytes(path, data)
-    except OSError as error:
-        raise InputError(f"cannot write {path} ({error.strerror or error}): choose another place") from error

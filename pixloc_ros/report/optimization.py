@@ -3,8 +3,6 @@
 
 from __future__ import annotations
 
-import os
-import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -17,6 +15,7 @@ from mpl_toolkits.mplot3d.art3d import Line3DCollection
 from ..errors import InputError
 from ..geometry import se3
 from ..geometry.cameras import Camera
+from ..io.files import replacing
 from .aligned_image import AlignedImage, PathStep, difference_text
 from .figures import ANSWER, DISTANCES, PRIOR, STYLE, TRUTH, encode, level_colours, level_name, plt, show_image
 
@@ -239,24 +238,14 @@ def animate_optimization(
         drawing = _Drawing(aligned, width_px / dpi)
         numbers = moments(len(drawing.path))
         writer = PillowWriter(fps=FRAMES_A_SECOND)
-        handle = None
         try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=".", suffix=path.suffix.lower())
-            os.close(handle)
-            with writer.saving(drawing.figure, temporary, dpi):
+            with replacing(path) as temporary, writer.saving(drawing.figure, str(temporary), dpi):
                 for k, number in enumerate(numbers):
                     progress(k, len(numbers))
                     drawing.show(number)
                     writer.grab_frame()
-            os.chmod(temporary, 0o644)
-            os.replace(temporary, path)
-        except OSError as error:
-            raise InputError(f"cannot write {path} ({error.strerror or error}): choose another place") from error
         finally:
             plt.close(drawing.figure)
-            if handle is not None:
-                Path(temporary).unlink(missing_ok=True)
     return len(numbers)
 
 

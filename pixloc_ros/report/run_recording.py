@@ -4,8 +4,6 @@
 from __future__ import annotations
 
 import math
-import os
-import tempfile
 from pathlib import Path
 from types import ModuleType
 
@@ -18,6 +16,7 @@ from ..evaluation import offline
 from ..geometry import se3
 from ..geometry.cameras import Camera
 from ..io.bags import BagReader, UnusableFrame
+from ..io.files import replacing
 from ..localization import Localizer
 from ..mapping.map_file import Map
 from ..tracking.types import CameraFrame, TrackResult, TrackState
@@ -56,7 +55,7 @@ class RunRecording:
     """
 
     def __init__(self, path: Path, map_: Map, bag: BagReader) -> None:
-        self._rerun, self._path, self._map = viewer(), Path(path), map_
+        self._rerun, self._map = viewer(), map_
         self._base_from_camera = bag.base_from_camera
         self._truth = bag.truth()
         self._odometry = offline.odometry_in_map(bag.odometry(), self._truth)
@@ -65,28 +64,19 @@ class RunRecording:
         self._first_ns: int | None = None
         depth = map_.keyframe_depth[map_.keyframe_depth > 0]
         self._length = _FRUSTUM_DEPTHS * (float(np.median(depth)) if depth.size else 1.0)
-        try:
-            self._path.parent.mkdir(parents=True, exist_ok=True)
-            handle, name = tempfile.mkstemp(dir=self._path.parent, prefix=f".{self._path.name}.")
-        except OSError as error:
-            raise InputError(f"cannot write {path} ({error.strerror}): choose another place") from error
-        os.close(handle)
-        self._temporary = Path(name)
+        self._file = replacing(path)
+        temporary = self._file.__enter__()
         self._stream = self._rerun.RecordingStream("pixloc_ros")
-        self._stream.save(self._temporary, default_blueprint=self._blueprint())
+        self._stream.save(temporary, default_blueprint=self._blueprint())
 
     def __enter__(self) -> RunRecording:
         self._log_map()
         return self
 
-    def __exit__(self, kind: object, *_: object) -> None:
+    def __exit__(self, *error: object) -> None:
         self._stream.flush()
         self._stream.disconnect()
-        if kind is None:
-            os.chmod(self._temporary, 0o644)
-            os.replace(self._temporary, self._path)
-        else:
-            self._temporary.unlink(missing_ok=True)
+        self._file.__exit__(*error)
 
     def __call__(self, frame: CameraFrame | UnusableFrame, result: TrackResult | None) -> bool:
         """Record one image; never ends the run."""

@@ -3,10 +3,7 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
-import os
-import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,6 +12,7 @@ import torch
 
 from ..errors import InputError
 from ..geometry import se3
+from ..io.files import write_text
 
 _VERSION = 1
 MOVED_STD = (0.5, 0.3)
@@ -38,30 +36,18 @@ class LastPose:
 
 
 def save_last_pose(path: Path, pose: LastPose) -> None:
-    """Write the file under a temporary name, then rename it: a reader finds the old pose or the new one. Only its owner may
-    read or write it. Raises InputError."""
-    text = json.dumps({
-        "version": _VERSION, "map": pose.map, "stamp_ns": pose.stamp_ns,
-        "translation": pose.map_from_base[:3, 3].tolist(),
-        "quaternion_xyzw": se3.quaternion_from_rotation(pose.map_from_base[:3, :3]).tolist(),
-        "covariance": pose.covariance.flatten().tolist(),
-    })  # fmt: skip
-    temporary = None
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        # A new file of a name nobody can guess: in a folder that all may write to, nobody can put a link there before.
-        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-        with open(handle, "w", encoding="utf-8") as file:
-            file.write(text + "\n")
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except OSError as error:
-        raise InputError(f"cannot write {path} ({error.strerror}): give a place that is writable and has room") from error
-    finally:
-        if temporary is not None:
-            with contextlib.suppress(OSError):  # gone after the rename
-                os.unlink(temporary)
+    """Write the file whole or not at all; only its owner may read or write it. Raises `InputError`."""
+    text = json.dumps(
+        {
+            "version": _VERSION,
+            "map": pose.map,
+            "stamp_ns": pose.stamp_ns,
+            "translation": pose.map_from_base[:3, 3].tolist(),
+            "quaternion_xyzw": se3.quaternion_from_rotation(pose.map_from_base[:3, :3]).tolist(),
+            "covariance": pose.covariance.flatten().tolist(),
+        }
+    )
+    write_text(path, text + "\n", mode=0o600)
 
 
 def load_last_pose(path: Path, map_name: str) -> LastPose | None:

@@ -5,12 +5,13 @@ from __future__ import annotations
 
 import json
 import math
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+
+from ..io.files import replacing
 
 
 def progress_line(records: Sequence[dict], steps: int, strides: Sequence[int]) -> str:
@@ -98,9 +99,8 @@ def draw_curves(records: Sequence[dict], path: Path) -> None:
             axes.legend(fontsize=8)
     for axes in (loss, error):
         axes.set_yscale("log")
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    figure.savefig(temporary, dpi=100, format="png")
-    os.replace(temporary, path)
+    with replacing(path) as temporary:
+        figure.savefig(temporary, dpi=100, format="png")
 
 
 def _smooth(x: np.ndarray, y: Sequence[float]) -> tuple[np.ndarray, np.ndarray]:

@@ -30,8 +30,9 @@ from ..errors import InputError
 from ..features.pyramid import FeaturePyramid
 from ..features.weights import Weights
 from ..geometry import se3
+from ..io.files import write_text
 from ..io.tensor_file import save_tensors
-from .checkpoint import FILE_NAME, load_checkpoint, save_checkpoint, write_atomically
+from .checkpoint import FILE_NAME, load_checkpoint, save_checkpoint
 from .config import RunSection, TrainingConfig, build_mixture, build_network
 from .loss import squared_distances
 from .pair_mixture import TrainingSteps, validation_batches
@@ -91,10 +92,10 @@ class Trainer:
             raise InputError(f"{self.out} already holds a training run: add --resume to go on with it, or give another folder")
         if self.rank == 0:
             self.out.mkdir(parents=True, exist_ok=True)
-            write_atomically(self.out / "config.json", json.dumps(self.config.to_json(), indent=1).encode())
+            write_text(self.out / "config.json", json.dumps(self.config.to_json(), indent=1))
             # What was logged after the checkpoint is done again.
             kept = [r for r in read_log(self.out / "log.jsonl") if r["step"] <= self.step] if self.step else []
-            write_atomically(self.out / "log.jsonl", "".join(json.dumps(r) + "\n" for r in kept).encode())
+            write_text(self.out / "log.jsonl", "".join(json.dumps(r) + "\n" for r in kept))
 
     # ---- the loop
 

@@ -108,5 +108,5 @@ def test_distortion_beyond_all_measure():
 
 def test_stamp_beyond_all_time(tmp_path):
     (tmp_path / "poses.tum").write_text("99999999999999999999 0 0 0 0 0 0 1\n")
-    with pytest.raises(InputError, match="is no time"):
+    with pytest.raises(InputError, match="is not a time"):
         read_tum(tmp_path / "poses.tum")

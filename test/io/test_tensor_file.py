@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
+from pixloc_ros.errors import InputError
 from pixloc_ros.io.tensor_file import TensorFile, TensorFileError, load_tensors, save_tensors, write_arrays
 
 DTYPES = ["<f8", "<f4", "<f2", "<i8", "<i4", "<i2", "i1", "u1", "?"]
@@ -90,7 +91,7 @@ def test_types_that_are_not_in_the_format(tmp_path):
 
 def test_nothing_is_left_behind_where_writing_fails(tmp_path):
     (tmp_path / "taken").mkdir()
-    with pytest.raises(OSError):
+    with pytest.raises(InputError, match="cannot write"):
         write_arrays(tmp_path / "taken", {"a": np.zeros(2)}, {})
     assert os.listdir(tmp_path) == ["taken"]
 

@@ -47,7 +47,7 @@ def run_killed(command: list[str], output: str, moment: str) -> None:
             return super().extract(image)
 
     def tensor_bytes(array, original=tensor_file.tensor_bytes):
-        if any(Path(output).parent.glob(f".{Path(output).name}.*.tmp")):
+        if any(Path(output).parent.glob(f".{Path(output).name}.*")):
             die("write")
         return original(array)
 
@@ -124,7 +124,7 @@ def killed(tmp_path_factory):
         [sys.executable, __file__, str(folder)],
         capture_output=True,
         text=True,
-        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])},
+        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])},
     )
     assert done.returncode == 0, done.stderr
     return folder

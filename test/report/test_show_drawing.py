@@ -13,11 +13,12 @@ from pixloc_ros.errors import InputError
 from pixloc_ros.features import load_extractor
 from pixloc_ros.features.vgg import VggNetwork
 from pixloc_ros.features.weights import Weights
+from pixloc_ros.io.files import write_bytes
 from pixloc_ros.mapping.build.building import PosedImages, build_map
 from pixloc_ros.report.aligned_image import align_image, length_text, moved_off
 from pixloc_ros.report.bag_frame import FrameChoice
 from pixloc_ros.report.feature_maps import plot_feature_maps, principal_colours
-from pixloc_ros.report.figures import check_suffix, level_colours, write_picture
+from pixloc_ros.report.figures import check_suffix, level_colours
 from pixloc_ros.report.image_quality import ImageQuality
 from pixloc_ros.report.keyframe_images import KeyframeImages
 from pixloc_ros.report.map_coverage import ground_plan, measure_coverage, plot_coverage
@@ -251,7 +252,7 @@ def test_bad_input_to_the_drawings(vgg, tmp_path):
             check_suffix(path)
     (tmp_path / "file").write_text("")
     with pytest.raises(InputError, match="cannot write"):
-        write_picture(tmp_path / "file" / "a.png", b"")
+        write_bytes(tmp_path / "file" / "a.png", b"")
     with pytest.raises(InputError, match="cannot write"):
         animate_optimization(aligned, tmp_path / "file" / "a.gif")
     assert sorted(p.name for p in tmp_path.iterdir()) == ["file", "folder.png"]

@@ -3,14 +3,13 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 
-from ...errors import InputError
 from ...geometry import se3
+from ...io.files import write_bytes
 from ..map_file import Map
 from ..statistics import keyframe_pixels
 
@@ -19,9 +18,9 @@ def export_colmap(map_: Map, folder: Path) -> None:
     """Write cameras.txt, images.txt and points3D.txt: the shrunk images' cameras; observations where points project; as
     colour the points' quality. Raises InputError where the folder cannot be written."""
     pixels = [keyframe_pixels(map_, k)[0] + 0.5 for k in range(len(map_.keyframe_names))]  # COLMAP's pixel corner
-    _write(folder / "cameras.txt", _camera_lines(map_))
-    _write(folder / "images.txt", _image_lines(map_, pixels))
-    _write(folder / "points3D.txt", _point_lines(map_))
+    write_bytes(folder / "cameras.txt", b"".join(_camera_lines(map_)))
+    write_bytes(folder / "images.txt", b"".join(_image_lines(map_, pixels)))
+    write_bytes(folder / "points3D.txt", b"".join(_point_lines(map_)))
 
 
 def export_ply(map_: Map, path: Path) -> None:
@@ -33,7 +32,7 @@ def export_ply(map_: Map, path: Path) -> None:
     vertices["rgb"][len(map_.xyz) :] = (255, 0, 0)
     fields = [f"property double {axis}" for axis in "xyz"] + [f"property uchar {name}" for name in ("red", "green", "blue")]
     header = ["ply", "format binary_little_endian 1.0", f"element vertex {len(vertices)}", *fields, "end_header", ""]
-    _write(path, iter(("\n".join(header).encode(), vertices.tobytes())))
+    write_bytes(path, "\n".join(header).encode() + vertices.tobytes())
 
 
 def _camera_lines(map_: Map) -> Iterator[bytes]:
@@ -69,16 +68,3 @@ def _point_lines(map_: Map) -> Iterator[bytes]:
 
 def _grey(map_: Map) -> np.ndarray:
     return np.round(55 + 200 * np.clip(map_.quality, 0, 1)).astype(np.uint8)
-
-
-def _write(path: Path, pieces: Iterator[bytes]) -> None:
-    """Under another name first."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with open(temporary, "wb") as file:
-            file.writelines(pieces)
-        os.replace(temporary, path)
-    except OSError as error:
-        temporary.unlink(missing_ok=True)
-        raise InputError(f"cannot write {path} ({error.strerror}): give a place that is writable and has room") from error

@@ -1,0 +1,79 @@
+# Copyright the pixloc_ros authors. SPDX-License-Identifier: Apache-2.0
+"""Reading of text files that people and other programs write: UTF-8 with or without a byte-order mark, blank lines, comments."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterable, Iterator
+from decimal import Decimal, InvalidOperation
+from pathlib import Path
+
+import numpy as np
+
+from ..errors import InputError
+
+_COMMENT = re.compile(r"(?:^|\s)#.*")
+
+
+def read_text(path: str | Path, remedy: str = "check the path", errors: str = "strict") -> str:
+    """The content of a text file.
+
+    Args:
+        path: The file.
+        remedy: What to do where it cannot be read.
+        errors: How bytes that are not UTF-8 are treated, as `bytes.decode` takes it.
+
+    Raises:
+        InputError: The file cannot be read or is not text.
+    """
+    try:
+        return Path(path).read_text(encoding="utf-8-sig", errors=errors)
+    except OSError as error:
+        raise InputError(f"cannot read {path} ({error.strerror}): {remedy}") from None
+    except UnicodeDecodeError:
+        raise InputError(f"{path} is not a text file: {remedy}") from None
+
+
+def read_lines(path: str | Path, remedy: str = "check the path", skip: int = 0) -> Iterator[tuple[str, str]]:
+    """("file:line", text) of the lines that say something, without comments, which begin with # after a blank.
+
+    Args:
+        path: The file.
+        remedy: What to do where it cannot be read.
+        skip: Lines of heading to leave out.
+
+    Raises:
+        InputError: As `read_text`.
+    """
+    for number, line in enumerate(read_text(path, remedy).splitlines()[skip:], skip + 1):
+        line = _COMMENT.sub("", line).strip()
+        if line:
+            yield f"{path}:{number}", line
+
+
+def read_rows(path: str | Path, remedy: str = "check the path", skip: int = 0) -> Iterator[tuple[str, list[str]]]:
+    """("file:line", words) as `read_lines`."""
+    return ((where, line.split()) for where, line in read_lines(path, remedy, skip))
+
+
+def parse_numbers(where: str, words: Iterable[str]) -> list[float]:
+    """The numbers that words say. Raises `InputError` naming `where`: they are not numbers or not finite."""
+    words = list(words)
+    try:
+        values = [float(word) for word in words]
+    except ValueError:
+        raise InputError(f"{where}: '{' '.join(words)}' are not all numbers") from None
+    if not all(math.isfinite(value) for value in values):
+        raise InputError(f"{where}: NaN or infinite numbers: remove the line")
+    return values
+
+
+def parse_stamp(where: str, word: str) -> int:
+    """Nanoseconds of a word that says seconds, exactly. Raises `InputError` naming `where`."""
+    try:
+        stamp_ns = int((Decimal(word) * 10**9).to_integral_value())
+        np.int64(stamp_ns)
+    except (InvalidOperation, ValueError, OverflowError):
+        raise InputError(f"{where}: the stamp '{word}' is not a time: write seconds") from None
+    return stamp_ns
