@@ -26,8 +26,8 @@ from pixloc_ros.features import FeaturePyramid, load_extractor
 from pixloc_ros.geometry import se3
 from pixloc_ros.geometry.cameras import Camera
 from pixloc_ros.io.bags import BagReader
+from pixloc_ros.io.frames import CameraFrame
 from pixloc_ros.mapping import LocalPointSelector
-from pixloc_ros.tracking.types import CameraFrame
 
 BACKENDS = ("torch", "compiled")
 POINTS = (64, 128, 256, 512, 1024, 2048)

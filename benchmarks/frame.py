@@ -34,10 +34,10 @@ from pixloc_ros.evaluation import offline
 from pixloc_ros.evaluation.tables import format_number
 from pixloc_ros.features import load_extractor
 from pixloc_ros.geometry.cameras import Camera
-from pixloc_ros.io.bags import BagReader, OdometryMessage
+from pixloc_ros.io.bags import BagReader
+from pixloc_ros.io.frames import CameraFrame, OdometryMessage
 from pixloc_ros.io.image_format import decode_compressed
 from pixloc_ros.localization import Localizer
-from pixloc_ros.tracking.types import CameraFrame
 
 SIZES = ("320x240", "640x480", "1280x720")
 STAGES = ("decode", "prepare", "features", "gather", "alignment", "tracker", "total")

@@ -35,7 +35,7 @@ from pixloc_ros.mapping import LocalPointSelector, Map
 from pixloc_ros.mapping.retrieval import KeyframeIndex
 from pixloc_ros.tracking.frame_aligner import FrameAligner
 from pixloc_ros.tracking.relocalization import Relocalizer
-from pixloc_ros.tracking.types import CameraFrame
+from pixloc_ros.tracking.types import PreparedFrame
 
 COPIES = 1000
 IMAGE_PERIOD_S = 0.1
@@ -97,7 +97,7 @@ def search(path: Path, drive: Path, middle: int, visits: int) -> dict[str, tuple
     scaling._warm_up(drive, extractor, frames[0], poses[0], camera)
     base = FrameAligner(Map.open(measuring.map_of_drive(drive, extractor)), extractor)
     eye = torch.eye(4, dtype=torch.float64)
-    Relocalizer(base).search(CameraFrame(0, frames[0], camera, base.prepare(frames[0], camera)), eye)
+    Relocalizer(base).search(PreparedFrame(0, frames[0], camera, base.prepare(frames[0], camera)), eye)
     before = measuring.memory_mib()
     opening = _timed(lambda: Map.open(path))
     map_ = Map.open(path)
@@ -106,7 +106,7 @@ def search(path: Path, drive: Path, middle: int, visits: int) -> dict[str, tuple
     relocalizer = Relocalizer(localizer)
     index, alike, turns, found = KeyframeIndex(map_), [], [], []
     for image, pose in zip(frames, poses):
-        frame = CameraFrame(0, image, camera, localizer.prepare(image, camera))
+        frame = PreparedFrame(0, image, camera, localizer.prepare(image, camera))
         description = index.descriptor.describe(image, frame.prepared.pyramid)
         alike.append(_timed(lambda d=description: index.by_place(index.most_similar(d, relocalizer.options.pool))))
         needed = np.nan

@@ -51,10 +51,11 @@ from pixloc_ros.evaluation import offline
 from pixloc_ros.evaluation.tables import format_number
 from pixloc_ros.features import load_extractor
 from pixloc_ros.geometry import se3
-from pixloc_ros.io.bags import BagReader, OdometryMessage
+from pixloc_ros.io.bags import BagReader
+from pixloc_ros.io.frames import CameraFrame, OdometryMessage
 from pixloc_ros.node import conversions
 from pixloc_ros.node.conversions import NS_PER_S, stamp_from_ns, stamp_to_ns
-from pixloc_ros.tracking.types import CameraFrame, TrackState
+from pixloc_ros.tracking.types import TrackState
 
 ODOMETRY_HZ = 50.0
 NODE = "/localization_node"

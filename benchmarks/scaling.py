@@ -31,9 +31,9 @@ from pixloc_ros.evaluation.tables import format_number
 from pixloc_ros.features import load_extractor
 from pixloc_ros.geometry import se3
 from pixloc_ros.io.bags import BagReader
+from pixloc_ros.io.frames import CameraFrame
 from pixloc_ros.mapping import LocalPointSelector, Map
 from pixloc_ros.tracking.frame_aligner import FrameAligner
-from pixloc_ros.tracking.types import CameraFrame
 
 COPY_POINTS, COPY_KEYFRAMES = 1000, 10
 COPIES = (1, 10, 100, 1000)

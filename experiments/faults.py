@@ -49,8 +49,8 @@ from pixloc_ros.evaluation.pages import write_section
 from pixloc_ros.features import load_extractor
 from pixloc_ros.geometry import se3
 from pixloc_ros.io.bags import BagReader
-from pixloc_ros.io.bags import OdometryMessage as BagOdometry
 from pixloc_ros.io.files import write_text
+from pixloc_ros.io.frames import OdometryMessage as BagOdometry
 from pixloc_ros.io.trajectory import Trajectory
 from pixloc_ros.mapping.build import build_map_from_colmap
 from pixloc_ros.node import conversions

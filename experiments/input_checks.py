@@ -27,11 +27,11 @@ from pixloc_ros.evaluation import offline
 from pixloc_ros.evaluation.pages import write_section
 from pixloc_ros.features import Extractor, load_extractor
 from pixloc_ros.geometry import se3
-from pixloc_ros.io.bags import BagOptions, BagReader, Event, OdometryMessage
+from pixloc_ros.io.bags import BagOptions, BagReader
 from pixloc_ros.io.files import write_text
+from pixloc_ros.io.frames import CameraFrame, Event, OdometryMessage
 from pixloc_ros.localization import Localizer
 from pixloc_ros.mapping.build import build_map_from_colmap
-from pixloc_ros.tracking.types import CameraFrame
 from pixloc_sim.recordings import SimulationOptions, simulate
 
 FOCAL = (0.95, 0.99, 1.01, 1.05)

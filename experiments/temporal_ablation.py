@@ -16,7 +16,7 @@ import argparse
 import json
 import sys
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -28,13 +28,14 @@ from pixloc_ros.errors import InputError
 from pixloc_ros.evaluation import offline
 from pixloc_ros.evaluation.degradation import CONDITIONS, DegradedBag
 from pixloc_ros.features import Extractor, load_extractor
-from pixloc_ros.io.bags import BagReader, Event
+from pixloc_ros.io.bags import BagReader
 from pixloc_ros.io.files import write_text
+from pixloc_ros.io.frames import CameraFrame, Event
 from pixloc_ros.localization import Localizer
 from pixloc_ros.mapping import Map
 from pixloc_ros.mapping.build import build_map_from_colmap
 from pixloc_ros.tracking.frame_aligner import LocalizerOptions
-from pixloc_ros.tracking.types import CameraFrame
+from pixloc_ros.tracking.types import PreparedFrame
 
 SCENES = ("kitti07", "kitti01", "tum_fr1_rpy")
 MAP_STRIDE = 3
@@ -82,7 +83,8 @@ class Prepared:
         self._bag, self._events = bag, []
         for event in bag.events():
             if isinstance(event, CameraFrame):
-                event = replace(event, prepared=localizer.aligner.prepare(event.image, event.camera))
+                prepared = localizer.aligner.prepare(event.image, event.camera)
+                event = PreparedFrame.of(event, prepared)
                 progress(len(self._events), 0)
             self._events.append(event)
 

@@ -26,7 +26,7 @@ from .tracking.frame_aligner import FrameAligner, LocalizerOptions
 from .tracking.presets import DEFAULT, preset_options
 from .tracking.relocalization import Relocalizer, agreement
 from .tracking.tracker import QualityGates, Tracker, TrackerOptions
-from .tracking.types import CameraFrame, FrameAlignment, FrameMotion, PreparedImage
+from .tracking.types import FrameAlignment, FrameMotion, PreparedFrame, PreparedImage
 
 SEARCH_TURNS = 3
 """Without a prior, further hypotheses are tried so many times until one is sure."""
@@ -199,12 +199,12 @@ class Localizer:
     ) -> Location:
         """`locate` for an image whose features are known already (`FrameAligner.prepare`)."""
         if prior is None:
-            return Location.of(*self._search(CameraFrame(0, image, prepared.camera, prepared)))
+            return Location.of(*self._search(PreparedFrame(0, image, prepared.camera, prepared)))
         alignment = self.aligner.localize_prepared(prepared, prior, prior_covariance)
         few = alignment.inlier_fraction < DOUBTFUL_INLIERS
         return Location.of(alignment, "few points agree with the map" if few else "")
 
-    def _search(self, frame: CameraFrame) -> tuple[FrameAlignment | None, str]:
+    def _search(self, frame: PreparedFrame) -> tuple[FrameAlignment | None, str]:
         """The best pose of a prepared image in the whole map, None where there is none, and why it may be wrong."""
         camera = torch.eye(4, dtype=torch.float64)
         found: list[FrameAlignment] = []
@@ -235,7 +235,7 @@ class Localizer:
         base_from_camera = torch.eye(4, dtype=torch.float64)
         tracker.initialize(pose, None, 0)
         aligner.prepare(noise, camera)  # the network's second call may still be slow
-        frame = CameraFrame(0, noise, camera, aligner.prepare(noise, camera))
+        frame = PreparedFrame(0, noise, camera, aligner.prepare(noise, camera))
         for number in range(1, _REHEARSED_IMAGES + 1):
             if number == _REHEARSED_IMAGES // 2:
                 tracker.relocalize()

@@ -22,7 +22,8 @@ from numba.core.registry import CPUDispatcher
 from pixloc_ros.io.bags import BagReader
 from pixloc_ros.evaluation.offline import initial_covariance
 from pixloc_ros import Localizer
-from pixloc_ros.tracking.types import CameraFrame, TrackState
+from pixloc_ros.tracking.types import TrackState
+from pixloc_ros.io.frames import CameraFrame
 
 
 def compiled():

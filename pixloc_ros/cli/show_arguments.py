@@ -68,7 +68,8 @@ def aligned_image(args: argparse.Namespace, localizer):
 def _of_bag(args: argparse.Namespace, localizer):
     from ..errors import InputError
     from ..geometry import se3
-    from ..io.bags import BagReader, UnusableFrame
+    from ..io.bags import BagReader
+    from ..io.frames import UnusableFrame
     from ..report.aligned_image import align_image
     from ..report.bag_frame import track_to
 

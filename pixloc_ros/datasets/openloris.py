@@ -27,11 +27,11 @@ from ..errors import InputError
 from ..geometry import se3
 from ..geometry.cameras import Camera
 from ..io.bags import IMAGE, BagOptions, BagReader, matrix, message_stamp
+from ..io.frames import CameraFrame
 from ..io.image_format import decode_raw
 from ..io.trajectory import Trajectory
 from ..mapping.build.posed_bag import decode_depth, with_depth
 from ..mapping.build.rgbd import move_depth, read_stamped_list, read_stamped_poses
-from ..tracking.types import CameraFrame
 from .odometry import with_covariances
 from .recording import MAX_POSE_GAP_NS, Picture, Recording, aligned_depth_files, encode_png, need_folder, picture_files, rigid
 

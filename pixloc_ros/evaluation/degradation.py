@@ -22,9 +22,9 @@ import torch
 from ..errors import InputError
 from ..geometry import se3
 from ..geometry.cameras import Camera
-from ..io.bags import BagReader, Event, OdometryMessage
+from ..io.bags import BagReader
+from ..io.frames import CameraFrame, Event, OdometryMessage
 from ..io.trajectory import Trajectory
-from ..tracking.types import CameraFrame
 
 CLEAR_S = 1.0
 """Images of the first second stay as they are, so that every drive begins tracking."""

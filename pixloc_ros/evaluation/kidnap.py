@@ -11,9 +11,10 @@ import numpy as np
 import torch
 
 from ..geometry import se3
-from ..io.bags import BagReader, Event, OdometryMessage
+from ..io.bags import BagReader
+from ..io.frames import CameraFrame, Event, OdometryMessage
 from ..localization import Localizer
-from ..tracking.types import CameraFrame, TrackState
+from ..tracking.types import TrackState
 from .offline import FALSE_TRACK, TRUTH_GAP_NS, run_bag
 
 RIGHT = (0.25, 2.0)

@@ -10,16 +10,16 @@ from __future__ import annotations
 import contextlib
 from collections import Counter, deque
 from collections.abc import Callable
-from dataclasses import replace
 
 import numpy as np
 import torch
 
 from ..errors import InputError
-from ..io.bags import BagReader, OdometryMessage, UnusableFrame
+from ..io.bags import BagReader
+from ..io.frames import CameraFrame, OdometryMessage, UnusableFrame
 from ..io.trajectory import Trajectory
 from ..tracking.tracker import Tracker
-from ..tracking.types import CameraFrame, TrackResult
+from ..tracking.types import PreparedFrame, TrackResult
 from .bench import FALSE_TRACK, summarize
 from .read_ahead import read_ahead
 from .runs import TRUTH_GAP_NS, BagRun, FrameRecord, odometry_in_map
@@ -178,7 +178,7 @@ class _Runner:
             self._unusable(frame, str(error))
             return
         alignment, timings_ms = result.alignment, dict(result.timings_ms)
-        if frame.prepared is not None:  # in another thread, before the tracker's clock ran
+        if isinstance(frame, PreparedFrame):  # in another thread, before the tracker's clock ran
             timings_ms["total"] += sum(timings_ms.get(stage, 0.0) for stage in ("prepare", "features"))
         self.records.append(
             FrameRecord(
@@ -204,7 +204,7 @@ class _Runner:
             if map_from_base is not None:
                 tracker.aligner.localize_prepared(prepared, map_from_base @ self._bag.base_from_camera)
             if tracker.pose_search is not None:
-                tracker.pose_search.search(replace(frame, prepared=prepared), self._bag.base_from_camera)
+                tracker.pose_search.search(PreparedFrame.of(frame, prepared), self._bag.base_from_camera)
 
     def _unusable(self, frame: CameraFrame | UnusableFrame, reason: str) -> None:
         self.records.append(FrameRecord(frame.stamp_ns, self._tracker.state, None, None, {}, float("nan"), reason, unusable=True))

@@ -8,11 +8,10 @@ import contextlib
 import queue
 import threading
 from collections.abc import Callable, Iterator
-from dataclasses import replace
 
 from ..errors import InputError
-from ..io.bags import Event
-from ..tracking.types import CameraFrame, PreparedImage
+from ..io.frames import CameraFrame, Event
+from ..tracking.types import PreparedFrame, PreparedImage
 
 _DEPTH = 64
 """Events that may wait, most of which are odometry."""
@@ -38,7 +37,7 @@ def read_ahead(events: Iterator[Event], prepare: Callable[[CameraFrame], Prepare
                         if not warm and not stop.is_set():
                             prepare(event)  # the first call is slow; it must not pass for what an image takes
                             warm = True
-                        event = event if stop.is_set() else replace(event, prepared=prepare(event))
+                        event = event if stop.is_set() else PreparedFrame.of(event, prepare(event))
                 waiting.put(event)
                 if stop.is_set():
                     return

@@ -16,7 +16,7 @@ from ..errors import InputError
 from ..geometry import se3
 from ..io.bag_writer import latched_profile, new_bag
 from ..io.bags import COMPRESSED, IMAGE, RawMessage, frame_name, message_stamp
-from ..tracking.types import CameraFrame
+from ..io.frames import CameraFrame
 from .degradation import DegradedBag
 from .offline import TRUTH_GAP_NS
 

@@ -22,7 +22,7 @@ from rosbags.typesys import Stores, get_typestore
 from ..errors import InputError
 from ..geometry import se3
 from ..geometry.cameras import Camera
-from ..tracking.types import CameraFrame
+from .frames import CameraFrame, Event, OdometryMessage, UnusableFrame
 from .image_format import decode_compressed, decode_raw
 from .trajectory import Trajectory
 
@@ -66,23 +66,6 @@ class BagOptions:
 
 
 @dataclass(frozen=True)
-class OdometryMessage:
-    """odom_from_base: float64 [4, 4]. twist_covariance: float64 [6, 6] of the velocity in base axes, or None."""
-
-    stamp_ns: int
-    odom_from_base: torch.Tensor
-    twist_covariance: torch.Tensor | None = None
-
-
-@dataclass(frozen=True)
-class UnusableFrame:
-    """An image that is in the bag but cannot be used, and why."""
-
-    stamp_ns: int
-    reason: str
-
-
-@dataclass(frozen=True)
 class RawMessage:
     """One message as recorded: bag time, and the CDR bytes of its ROS 2 type ("package/msg/Type")."""
 
@@ -90,9 +73,6 @@ class RawMessage:
     topic: str
     type_name: str
     cdr: bytes
-
-
-Event = OdometryMessage | CameraFrame | UnusableFrame
 
 
 class BagReader:

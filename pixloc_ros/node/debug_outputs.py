@@ -16,8 +16,9 @@ from std_msgs.msg import ColorRGBA
 from visualization_msgs.msg import Marker
 
 from ..geometry import se3
+from ..io.frames import CameraFrame
 from ..report.overlays import AGREES, DISAGREES, draw_alignment
-from ..tracking.types import CameraFrame, TrackResult
+from ..tracking.types import PreparedFrame, TrackResult
 from . import conversions
 from .conversions import stamp_from_ns
 from .images import rgb_message
@@ -79,7 +80,7 @@ class DebugOutputs:
 
     def _publish_overlay(self, frame: CameraFrame, camera_frame_id: str, result: TrackResult) -> None:
         details = result.alignment.details
-        if details is None or frame.prepared is None:
+        if details is None or not isinstance(frame, PreparedFrame):
             return
         picture = draw_alignment(frame.image, frame.prepared.camera, details)
         message = rgb_message(picture)

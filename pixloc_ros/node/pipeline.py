@@ -25,11 +25,12 @@ from sensor_msgs.msg import CompressedImage, Image
 
 from ..errors import InputError
 from ..features import Execution
+from ..io.frames import CameraFrame
 from ..localization import Localizer
 from ..tracking.checks.calibration import CalibrationReport
 from ..tracking.checks.odometry import FIGURES, WARNINGS
 from ..tracking.last_pose import LastPose, load_last_pose, save_last_pose
-from ..tracking.types import CameraFrame, TrackResult, TrackState
+from ..tracking.types import TrackResult, TrackState
 from .conversions import NS_PER_S, stamp_to_ns
 from .debug_outputs import DebugOutputs
 from .diagnostics import ERROR, WARN, DiagnosticBoard

@@ -11,9 +11,10 @@ import torch
 
 from ..errors import InputError
 from ..evaluation import offline
-from ..io.bags import BagReader, UnusableFrame
+from ..io.bags import BagReader
+from ..io.frames import CameraFrame, UnusableFrame
 from ..localization import Localizer
-from ..tracking.types import CameraFrame, TrackResult, TrackState
+from ..tracking.types import TrackResult, TrackState
 
 
 @dataclass(frozen=True)

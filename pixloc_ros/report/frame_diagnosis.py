@@ -11,7 +11,7 @@ import torch
 
 from ..evaluation.offline import FALSE_TRACK
 from ..geometry import se3
-from ..io.bags import UnusableFrame
+from ..io.frames import UnusableFrame
 from ..mapping.local_points import LocalPointSelector
 from ..tracking.covariances import isotropic, mahalanobis, not_better_than
 from ..tracking.frame_aligner import FrameAligner

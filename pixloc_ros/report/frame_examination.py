@@ -9,9 +9,9 @@ import numpy as np
 
 from ..geometry import se3
 from ..io.bags import BagReader
+from ..io.frames import CameraFrame
 from ..io.images import load_image
 from ..localization import Localizer
-from ..tracking.types import CameraFrame
 from .aligned_image import AlignedImage
 from .bag_frame import TrackedFrame
 from .frame_diagnosis import Evidence, map_points_text

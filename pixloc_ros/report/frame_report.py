@@ -11,8 +11,8 @@ import numpy as np
 from .. import __version__
 from ..evaluation.tables import format_number
 from ..geometry import se3
+from ..io.frames import CameraFrame
 from ..mapping.map_file import Map
-from ..tracking.types import CameraFrame
 from .aligned_image import AlignedImage, difference_text, length_text
 from .cost_slices import plot_cost_slices
 from .feature_maps import ReferenceView, plot_feature_maps

@@ -9,8 +9,8 @@ import torch
 
 from ..alignment.types import AlignmentResult
 from ..geometry.cameras import Camera
+from ..io.frames import CameraFrame
 from ..tracking.frame_aligner import FrameAligner
-from ..tracking.types import CameraFrame
 
 AGREES, DISAGREES = (86, 180, 233), (213, 94, 0)
 """RGB of points whose features agree with the image's, and of the others: Okabe and Ito's sky blue and vermilion, which

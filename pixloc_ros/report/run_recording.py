@@ -15,11 +15,12 @@ from ..errors import InputError
 from ..evaluation import offline
 from ..geometry import se3
 from ..geometry.cameras import Camera
-from ..io.bags import BagReader, UnusableFrame
+from ..io.bags import BagReader
 from ..io.files import replacing
+from ..io.frames import CameraFrame, UnusableFrame
 from ..localization import Localizer
 from ..mapping.map_file import Map
-from ..tracking.types import CameraFrame, TrackResult, TrackState
+from ..tracking.types import TrackResult, TrackState
 from .overlays import AGREES, DISAGREES
 
 _JPEG_QUALITY = 80

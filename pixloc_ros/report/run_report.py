@@ -13,8 +13,8 @@ from ..evaluation.bench import Evaluation
 from ..evaluation.metrics import RECALL_LEVELS, recall_name
 from ..evaluation.tables import format_number, summary
 from ..io.bags import BagReader
+from ..io.frames import CameraFrame
 from ..localization import Localizer
-from ..tracking.types import CameraFrame
 from . import run_plots
 from .overlays import AGREES, DISAGREES, draw_overlay
 from .page import Card, Page, Picture

@@ -21,7 +21,7 @@ from ..geometry import se3
 from ..mapping.local_points import LocalPointOptions, LocalPointSelector
 from ..mapping.retrieval import GlobalDescriptor, KeyframeIndex
 from .frame_aligner import FrameAligner
-from .types import CameraFrame, FrameAlignment, MotionPrior
+from .types import FrameAlignment, MotionPrior, PreparedFrame
 
 _STEPS = 1.1127756842787055 ** -np.arange(1.0, 7.0)
 """Of a sequence that fills six dimensions evenly: powers of the root of x⁷ = x + 1, as the golden ratio is of x² = x + 1."""
@@ -66,7 +66,7 @@ class Relocalizer:
 
     def search(
         self,
-        frame: CameraFrame,
+        frame: PreparedFrame,
         base_from_camera: torch.Tensor,
         turn: int = 0,
         prior: MotionPrior | None = None,
@@ -98,7 +98,7 @@ class Relocalizer:
         return sorted(found, key=lambda a: -agreement(a))
 
     def _hypotheses(
-        self, frame: CameraFrame, base_from_camera: torch.Tensor, turn: int, prior: MotionPrior | None
+        self, frame: PreparedFrame, base_from_camera: torch.Tensor, turn: int, prior: MotionPrior | None
     ) -> torch.Tensor:
         """map_from_camera [H, 4, 4] to start from."""
         options = self.options

@@ -34,6 +34,7 @@ import torch
 from ..errors import InputError
 from ..geometry import se3
 from ..geometry.cameras import Camera
+from ..io.frames import CameraFrame
 from .checks.calibration import CalibrationCheck, CalibrationReport
 from .checks.frozen_camera import FrozenCamera
 from .checks.odometry import OdometryCheck, OdometryFindings
@@ -41,7 +42,7 @@ from .covariances import isotropic, mahalanobis, not_better_than, not_worse_than
 from .learned_noise import LearnedNoise
 from .motion_prior import KnownPose, MotionOptions, predict
 from .odometry import OdometryBuffer, OdometryOptions, OdometryReport, OdometrySample, OdometryUnavailable
-from .types import CameraFrame, FrameAlignment, FrameMotion, MotionPrior, PreparedImage, TrackResult, TrackState
+from .types import FrameAlignment, FrameMotion, MotionPrior, PreparedFrame, PreparedImage, TrackResult, TrackState
 
 
 class Aligner(Protocol):
@@ -60,7 +61,7 @@ class PoseSearch(Protocol):
 
     def search(
         self,
-        frame: CameraFrame,
+        frame: PreparedFrame,
         base_from_camera: torch.Tensor,
         turn: int = 0,
         prior: MotionPrior | None = None,
@@ -168,7 +169,7 @@ class _Look:
 class _View:
     """What is known of an image before it is aligned. frame: with its features."""
 
-    frame: CameraFrame
+    frame: PreparedFrame
     base_from_camera: torch.Tensor
     camera_from_base: torch.Tensor
     odometry: OdometrySample | None
@@ -278,9 +279,9 @@ class Tracker:
     def prepare(self, frame: CameraFrame) -> CameraFrame:
         """The frame with its features, which need no prior: worth calling while odometry is awaited. Nothing is done while
         there is neither a pose to start from nor a search. Raises InputError for an image or camera that cannot be used."""
-        if (self._known is None and self.pose_search is None) or frame.prepared is not None:
+        if (self._known is None and self.pose_search is None) or isinstance(frame, PreparedFrame):
             return frame
-        return replace(frame, prepared=self.aligner.prepare(frame.image, frame.camera))
+        return PreparedFrame.of(frame, self.aligner.prepare(frame.image, frame.camera))
 
     def check_odometry(self) -> OdometryFindings:
         """What the images so far say of the odometry: on another clock, of another scale? Half a millisecond on average, three at

@@ -6,11 +6,11 @@ from __future__ import annotations
 import enum
 from dataclasses import dataclass, field
 
-import numpy as np
 import torch
 
 from ..features.pyramid import FeaturePyramid
 from ..geometry.cameras import Camera
+from ..io.frames import CameraFrame
 from ..mapping.local_points import LocalPoints
 
 
@@ -35,18 +35,14 @@ class PreparedImage:
 
 
 @dataclass(frozen=True)
-class CameraFrame:
-    """One image as it left the camera.
+class PreparedFrame(CameraFrame):
+    """A frame whose features were computed already (`Tracker.prepare`)."""
 
-    stamp_ns: acquisition time from the message header, integer nanoseconds.
-    image: uint8 [H, W] grey or [H, W, 3] RGB; its size equals the camera's.
-    prepared: its features, where they were computed ahead (`Tracker.prepare`).
-    """
+    prepared: PreparedImage
 
-    stamp_ns: int
-    image: np.ndarray
-    camera: Camera
-    prepared: PreparedImage | None = None
+    @classmethod
+    def of(cls, frame: CameraFrame, prepared: PreparedImage) -> PreparedFrame:
+        return cls(frame.stamp_ns, frame.image, frame.camera, prepared)
 
 
 @dataclass(frozen=True)

@@ -15,9 +15,8 @@ from pixloc_ros.errors import InputError
 from pixloc_ros.evaluation.degradation import CONDITIONS, KINDS, Degradation, DegradedBag
 from pixloc_ros.geometry import se3
 from pixloc_ros.geometry.cameras import Camera
-from pixloc_ros.io.bags import OdometryMessage, UnusableFrame
+from pixloc_ros.io.frames import CameraFrame, OdometryMessage, UnusableFrame
 from pixloc_ros.io.trajectory import Trajectory
-from pixloc_ros.tracking.types import CameraFrame
 
 IMAGE = invented_photo(0, 320, 240)
 CAMERA = Camera("plumb_bob", 320, 240, torch.tensor([300.0, 310, 160, 120, -0.1, 0.01, 0.001, 0.002, 0], dtype=torch.float64))

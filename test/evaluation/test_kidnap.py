@@ -8,7 +8,8 @@ from test_track_offline import FRAMES, PERIOD, SLIP, T0, TrueLocalizer, truth_at
 from pixloc_ros.evaluation import kidnap
 from pixloc_ros.evaluation.offline import run_bag
 from pixloc_ros.geometry import se3
-from pixloc_ros.io.bags import BagReader, OdometryMessage
+from pixloc_ros.io.bags import BagReader
+from pixloc_ros.io.frames import OdometryMessage
 from pixloc_ros.tracking.tracker import Tracker
 from pixloc_ros.tracking.types import TrackState
 

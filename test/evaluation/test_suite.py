@@ -16,11 +16,11 @@ from pixloc_ros.evaluation import offline, suite
 from pixloc_ros.evaluation.degradation import KINDS, Degradation, DegradedBag
 from pixloc_ros.evaluation.suite_export import export_bag
 from pixloc_ros.geometry import se3
-from pixloc_ros.io.bags import BagReader, OdometryMessage
+from pixloc_ros.io.bags import BagReader
+from pixloc_ros.io.frames import CameraFrame, OdometryMessage
 from pixloc_ros.io.trajectory import Trajectory, write_tum
 from pixloc_ros.report.suite import MEANING, suite_page
 from pixloc_ros.tracking.tracker import Tracker
-from pixloc_ros.tracking.types import CameraFrame
 
 SPEED = 1.0
 """Metres a second, of the drive that write_drive writes."""

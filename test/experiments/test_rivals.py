@@ -13,8 +13,8 @@ from pixloc_ros.evaluation.degradation import Degradation, DegradedBag
 from pixloc_ros.geometry import se3
 from pixloc_ros.geometry.cameras import Camera
 from pixloc_ros.io.bags import BagReader
+from pixloc_ros.io.frames import CameraFrame
 from pixloc_ros.mapping import Map
-from pixloc_ros.tracking.types import CameraFrame
 
 CAMERAS = {
     "pinhole": Camera("pinhole", 640, 480, torch.tensor([500.0, 510, 320, 240], dtype=torch.float64)),

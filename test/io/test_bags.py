@@ -8,8 +8,8 @@ import torch
 from bag_writing import BASE_FROM_CAMERA, BagWriter
 
 from pixloc_ros.errors import InputError
-from pixloc_ros.io.bags import BagOptions, BagReader, OdometryMessage, UnusableFrame
-from pixloc_ros.tracking.types import CameraFrame
+from pixloc_ros.io.bags import BagOptions, BagReader
+from pixloc_ros.io.frames import CameraFrame, OdometryMessage, UnusableFrame
 
 W, H, T0 = 80, 64, 1_700_000_000_000_000_000
 MS = 1_000_000

@@ -11,11 +11,12 @@ from mapping_helpers import look_at, numbers_map, pinhole, plane_view, texture
 from pixloc_ros.errors import InputError
 from pixloc_ros.features import load_extractor
 from pixloc_ros.geometry import se3
+from pixloc_ros.io.frames import CameraFrame
 from pixloc_ros.mapping.build.building import PosedImages, build_map
 from pixloc_ros.mapping.retrieval import KeyframeIndex, PooledFeatures
 from pixloc_ros.tracking.frame_aligner import FrameAligner
 from pixloc_ros.tracking.relocalization import RelocalizationOptions, Relocalizer
-from pixloc_ros.tracking.types import CameraFrame, MotionPrior
+from pixloc_ros.tracking.types import MotionPrior, PreparedFrame
 
 CAMERA = pinhole(320, 240, 260.0)
 EYE = torch.eye(4, dtype=torch.float64)
@@ -65,7 +66,7 @@ def picture(room: int, x: float) -> int:
 
 
 def frame(localizer, image) -> CameraFrame:
-    return CameraFrame(0, image, CAMERA, localizer.prepare(image, CAMERA))
+    return PreparedFrame(0, image, CAMERA, localizer.prepare(image, CAMERA))
 
 
 def test_pose_is_found_without_a_prior(scene):

@@ -17,12 +17,13 @@ from pixloc_ros.evaluation.replay import LookupRecord, PoseRecord, Recording, St
 from pixloc_ros.evaluation.tables import format_demo, format_number, format_run, format_summary, format_table, summary
 from pixloc_ros.geometry import se3
 from pixloc_ros.geometry.cameras import Camera
+from pixloc_ros.io.frames import CameraFrame
 from pixloc_ros.io.trajectory import Trajectory
 from pixloc_ros.report import run_plots
 from pixloc_ros.report.overlays import AGREES, DISAGREES, draw_overlay
 from pixloc_ros.report.page import Card, Page, Picture
 from pixloc_ros.report.run_report import run_report, scene_of
-from pixloc_ros.tracking.types import CameraFrame, FrameAlignment, TrackState
+from pixloc_ros.tracking.types import FrameAlignment, TrackState
 
 N, T0, MS = 8, 10**18, 1_000_000
 BASE_FROM_CAMERA = se3.se3_exp(torch.tensor([0.2, 0, 0.5, 1, 1, 1], dtype=torch.float64))

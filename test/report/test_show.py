@@ -14,7 +14,8 @@ from PIL import Image
 
 from pixloc_ros.cli.main import main
 from pixloc_ros.geometry import se3
-from pixloc_ros.io.bags import BagReader, OdometryMessage
+from pixloc_ros.io.bags import BagReader
+from pixloc_ros.io.frames import CameraFrame, OdometryMessage
 from pixloc_ros.localization import Localizer
 from pixloc_ros.report.aligned_image import align_image, moved_off
 from pixloc_ros.report.bag_frame import FrameChoice, track_to
@@ -23,7 +24,7 @@ from pixloc_ros.report.frame_examination import examine
 from pixloc_ros.report.frame_report import frame_report
 from pixloc_ros.report.keyframe_images import KeyframeImages
 from pixloc_ros.report.optimization import moments
-from pixloc_ros.tracking.types import CameraFrame, TrackState
+from pixloc_ros.tracking.types import TrackState
 from pixloc_sim.recordings import SimulationOptions, simulate
 
 RATE = 6.0

@@ -9,11 +9,12 @@ import torch
 
 from pixloc_ros.geometry import se3
 from pixloc_ros.geometry.cameras import Camera
+from pixloc_ros.io.frames import CameraFrame
 from pixloc_ros.tracking.learned_noise import LearnedNoise, LearnedNoiseOptions
 from pixloc_ros.tracking.motion_prior import KnownPose, MotionOptions
 from pixloc_ros.tracking.odometry import OdometryBuffer
 from pixloc_ros.tracking.tracker import Tracker
-from pixloc_ros.tracking.types import CameraFrame, FrameAlignment, TrackState
+from pixloc_ros.tracking.types import FrameAlignment, TrackState
 
 START_NS, PERIOD_NS = 1_700_000_000_000_000_000, 100_000_000
 COVARIANCE = torch.diag(torch.tensor([0.005**2] * 3 + [0.001**2] * 3, dtype=torch.float64))

@@ -24,9 +24,10 @@ from test_tracker import (
 
 from pixloc_ros.errors import InputError
 from pixloc_ros.geometry import se3
+from pixloc_ros.io.frames import CameraFrame
 from pixloc_ros.tracking.relocalization import spread
 from pixloc_ros.tracking.tracker import Tracker
-from pixloc_ros.tracking.types import CameraFrame, FrameAlignment, MotionPrior
+from pixloc_ros.tracking.types import FrameAlignment, MotionPrior
 
 
 class FakeSearch:

@@ -13,11 +13,12 @@ from hypothesis import strategies as st
 from pixloc_ros.errors import InputError
 from pixloc_ros.geometry import se3
 from pixloc_ros.geometry.cameras import Camera
+from pixloc_ros.io.frames import CameraFrame
 from pixloc_ros.tracking.checks.frozen_camera import FrozenCamera
 from pixloc_ros.tracking.covariances import mahalanobis, not_better_than, not_worse_than
 from pixloc_ros.tracking.odometry import OdometryBuffer
 from pixloc_ros.tracking.tracker import QualityGates, Tracker, TrackerOptions
-from pixloc_ros.tracking.types import CameraFrame, FrameAlignment, TrackState
+from pixloc_ros.tracking.types import FrameAlignment, TrackState
 
 SECOND = 1_000_000_000
 START = 1_700_000_000 * SECOND

@@ -29,15 +29,14 @@ from ...io.bags import (
     TRANSFORM,
     BagOptions,
     BagReader,
-    UnusableFrame,
     frame_name,
     is_truth_name,
     matrix,
     message_stamp,
     pose_of,
 )
+from ...io.frames import CameraFrame, UnusableFrame
 from ...io.trajectory import Trajectory
-from ...tracking.types import CameraFrame
 from .keyframes import PosedFrame
 from .rgbd import MAX_STAMP_DIFFERENCE_NS, move_depth
 

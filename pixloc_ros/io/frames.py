@@ -1,0 +1,52 @@
+# Copyright the pixloc_ros authors. SPDX-License-Identifier: Apache-2.0
+"""What recordings and live topics give: images and odometry, each with its stamp."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from ..geometry.cameras import Camera
+
+
+@dataclass(frozen=True)
+class CameraFrame:
+    """One image as it left the camera.
+
+    Attributes:
+        stamp_ns: Time of acquisition from the message header, integer nanoseconds.
+        image: uint8 [H, W] grey or [H, W, 3] RGB; its size equals the camera's.
+        camera: The calibration at that time.
+    """
+
+    stamp_ns: int
+    image: np.ndarray
+    camera: Camera
+
+
+@dataclass(frozen=True)
+class UnusableFrame:
+    """An image that is in a recording but cannot be used, and why."""
+
+    stamp_ns: int
+    reason: str
+
+
+@dataclass(frozen=True)
+class OdometryMessage:
+    """One pose from odometry.
+
+    Attributes:
+        stamp_ns: Its time.
+        odom_from_base: float64 [4, 4].
+        twist_covariance: float64 [6, 6] of the velocity in base axes, or None.
+    """
+
+    stamp_ns: int
+    odom_from_base: torch.Tensor
+    twist_covariance: torch.Tensor | None = None
+
+
+Event = OdometryMessage | CameraFrame | UnusableFrame
