@@ -22,8 +22,9 @@ from scipy.stats import chi2
 from pixloc_ros.cli.progress import show_progress
 from pixloc_ros.errors import InputError
 from pixloc_ros.evaluation import metrics, offline
-from pixloc_ros.evaluation.degradation import CONDITIONS, DegradedBag
+from pixloc_ros.evaluation.degradation import CONDITIONS, degraded
 from pixloc_ros.evaluation.pages import write_section
+from pixloc_ros.evaluation.runs import TRUTH_GAP_NS, BagRun
 from pixloc_ros.features import load_extractor
 from pixloc_ros.io.bags import BagReader
 from pixloc_ros.io.files import write_text
@@ -59,7 +60,7 @@ def main() -> int:
         localizer = Localizer(map_, extractor)
         for condition in args.conditions:
             with BagReader(folder / "drive") as bag, show_progress(f"{folder.name}, {condition}") as progress:
-                run = offline.run_bag(localizer.tracker(relocalization=False), DegradedBag(bag, condition), progress=progress)
+                run = offline.run_bag(localizer.tracker(relocalization=False), degraded(bag, condition), progress=progress)
                 in_map = set(list(bag.image_stamps())[::stride]) if stride else set()
             rows.append({"drive": folder.name, "condition": condition, **figures(tracked_nees(run, in_map))})
     if args.output:
@@ -70,7 +71,7 @@ def main() -> int:
     return 0
 
 
-def tracked_nees(run: offline.BagRun, left_out: set[int]) -> np.ndarray:
+def tracked_nees(run: BagRun, left_out: set[int]) -> np.ndarray:
     """Float64 [N] of the frames given as TRACKING whose truth is known."""
     stamps = np.array(
         [
@@ -80,7 +81,7 @@ def tracked_nees(run: offline.BagRun, left_out: set[int]) -> np.ndarray:
         ],
         np.int64,
     )
-    poses, known = run.truth.at(stamps, offline.TRUTH_GAP_NS)
+    poses, known = run.truth.at(stamps, TRUTH_GAP_NS)
     errors = metrics.absolute_errors(Trajectory(stamps[known], poses[known]), run.estimate, tolerance_ns=0)
     return np.empty(0) if errors.nees is None else errors.nees[np.isfinite(errors.nees)]
 

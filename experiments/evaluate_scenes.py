@@ -21,6 +21,7 @@ from pathlib import Path
 from pixloc_ros.cli.progress import show_progress
 from pixloc_ros.errors import InputError
 from pixloc_ros.evaluation import localize, offline
+from pixloc_ros.evaluation.metrics import run_figures
 from pixloc_ros.evaluation.tables import format_number
 from pixloc_ros.features import Extractor, load_extractor
 from pixloc_ros.io.bags import BagReader
@@ -109,7 +110,7 @@ def evaluate_scene(
     if (scene / "drive").is_dir():
         with BagReader(scene / "drive") as bag, show_progress(f"{scene.name}: drive") as progress:
             run = offline.run_bag(localizer.tracker(), bag, progress=progress)
-        result["drive"] = offline.summarize(run, skip_map_frames=MAP_STRIDE)
+        result["drive"] = run_figures(run, skip_map_frames=MAP_STRIDE)
     return result
 
 

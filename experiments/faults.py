@@ -46,6 +46,7 @@ from tf2_msgs.msg import TFMessage
 from pixloc_ros.errors import InputError
 from pixloc_ros.evaluation import offline
 from pixloc_ros.evaluation.pages import write_section
+from pixloc_ros.evaluation.runs import TRUTH_GAP_NS
 from pixloc_ros.features import load_extractor
 from pixloc_ros.geometry import se3
 from pixloc_ros.io.bags import BagReader
@@ -562,7 +563,7 @@ def judge(name: str, stage: Stage, growth_mb: float, code: int) -> Run:
         true_ns = stage.true_ns.get(stamp_ns)
         if true_ns is None or states.get(stamp_ns) is not TrackState.TRACKING:
             continue
-        true, known = stage.drive.truth.at([true_ns], offline.TRUTH_GAP_NS)
+        true, known = stage.drive.truth.at([true_ns], TRUTH_GAP_NS)
         if not bool(known[0]):
             continue
         result.tracked += 1

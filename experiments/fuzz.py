@@ -33,7 +33,7 @@ import numpy as np
 import torch
 
 from pixloc_ros.errors import InputError
-from pixloc_ros.evaluation.bench import evaluate
+from pixloc_ros.evaluation.metrics import evaluate
 from pixloc_ros.evaluation.runs import BagRun, FrameRecord, read_run, write_run
 from pixloc_ros.features import load_extractor
 from pixloc_ros.features.weights import Weights

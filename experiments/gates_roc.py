@@ -26,9 +26,10 @@ import torch
 
 from pixloc_ros.cli.progress import show_progress
 from pixloc_ros.errors import InputError
-from pixloc_ros.evaluation import offline
-from pixloc_ros.evaluation.degradation import CONDITIONS, DegradedBag
+from pixloc_ros.evaluation.altered_bag import AlteredBag
+from pixloc_ros.evaluation.degradation import CONDITIONS, degraded
 from pixloc_ros.evaluation.pages import write_section
+from pixloc_ros.evaluation.runs import TRUTH_GAP_NS
 from pixloc_ros.features import load_extractor
 from pixloc_ros.geometry import se3
 from pixloc_ros.io.bags import BagReader
@@ -118,12 +119,12 @@ def measure(scene: Path, other: Path, conditions: Sequence[str], weights: str, e
     with BagReader(scene / "drive") as bag, BagReader(other / "drive") as foreign_bag:
         base_from_camera, truth = bag.base_from_camera, bag.truth()
         stamps = np.array(list(bag.image_stamps()))
-        poses, known = truth.at(stamps, offline.TRUTH_GAP_NS)
+        poses, known = truth.at(stamps, TRUTH_GAP_NS)
         cameras = poses @ base_from_camera
         left_out = set(stamps[::MAP_STRIDE].tolist()) | set(stamps[~known].tolist())
         for condition in conditions:
-            frames = [f for f in frames_of(DegradedBag(bag, condition, seed, 0.0)) if f.stamp_ns not in left_out][::every]
-            foreign = list(frames_of(DegradedBag(foreign_bag, condition, seed, 0.0)))
+            frames = [f for f in frames_of(degraded(bag, condition, seed, 0.0)) if f.stamp_ns not in left_out][::every]
+            foreign = list(frames_of(degraded(foreign_bag, condition, seed, 0.0)))
             with show_progress(f"{scene.name}, {condition}") as progress:
                 for count, frame in enumerate(frames):
                     progress(count, len(frames))
@@ -140,7 +141,7 @@ def measure(scene: Path, other: Path, conditions: Sequence[str], weights: str, e
                             yield judge(found, start, covariance, true, held, (scene.name, condition, prior))
 
 
-def frames_of(bag: DegradedBag) -> Iterator[CameraFrame]:
+def frames_of(bag: AlteredBag) -> Iterator[CameraFrame]:
     return (event for event in bag.events() if isinstance(event, CameraFrame))
 
 

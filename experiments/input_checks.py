@@ -24,6 +24,7 @@ import torch
 from pixloc_ros.cli.progress import show_progress
 from pixloc_ros.errors import InputError
 from pixloc_ros.evaluation import offline
+from pixloc_ros.evaluation.metrics import run_figures
 from pixloc_ros.evaluation.pages import write_section
 from pixloc_ros.features import Extractor, load_extractor
 from pixloc_ros.geometry import se3
@@ -150,7 +151,7 @@ def evaluate(scene: Path, args: argparse.Namespace, extractor: Extractor) -> lis
             progress(number, len(FAULTS), str(fault))
             with BagReader(scene / "drive", BagOptions(time_offset_s=fault.late_s)) as bag:
                 run = offline.run_bag(localizer.tracker(), WrongInputs(bag, fault))
-            figures = offline.summarize(run, skip_map_frames=MAP_STRIDE)
+            figures = run_figures(run, skip_map_frames=MAP_STRIDE)
             rows.append(
                 {
                     "fault": asdict(fault),

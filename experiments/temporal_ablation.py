@@ -26,16 +26,20 @@ from pixloc_ros.alignment import TemporalPrior, damping_of
 from pixloc_ros.cli.progress import show_progress
 from pixloc_ros.errors import InputError
 from pixloc_ros.evaluation import offline
-from pixloc_ros.evaluation.degradation import CONDITIONS, DegradedBag
+from pixloc_ros.evaluation.altered_bag import AlteredBag
+from pixloc_ros.evaluation.degradation import CONDITIONS, degraded
+from pixloc_ros.evaluation.metrics import absolute_errors, run_figures
+from pixloc_ros.evaluation.runs import TRUTH_GAP_NS, BagRun
 from pixloc_ros.features import Extractor, load_extractor
 from pixloc_ros.io.bags import BagReader
 from pixloc_ros.io.files import write_text
 from pixloc_ros.io.frames import CameraFrame, Event
+from pixloc_ros.io.trajectory import Trajectory
 from pixloc_ros.localization import Localizer
 from pixloc_ros.mapping import Map
 from pixloc_ros.mapping.build import build_map_from_colmap
 from pixloc_ros.tracking.frame_aligner import LocalizerOptions
-from pixloc_ros.tracking.types import PreparedFrame
+from pixloc_ros.tracking.types import TrackState
 
 SCENES = ("kitti07", "kitti01", "tum_fr1_rpy")
 MAP_STRIDE = 3
@@ -79,12 +83,11 @@ class Mixed(TemporalPrior):
 class Prepared:
     """A bag with the features of its images, computed once."""
 
-    def __init__(self, bag: DegradedBag, localizer: Localizer, progress) -> None:
+    def __init__(self, bag: AlteredBag, localizer: Localizer, progress) -> None:
         self._bag, self._events = bag, []
         for event in bag.events():
             if isinstance(event, CameraFrame):
-                prepared = localizer.aligner.prepare(event.image, event.camera)
-                event = PreparedFrame.of(event, prepared)
+                event = PreparedFrame.of(event, localizer.aligner.prepare(event.image, event.camera))
                 progress(len(self._events), 0)
             self._events.append(event)
 
@@ -147,20 +150,20 @@ def measure(name: str, drive: Path, condition: str, skip: int, map_: Map, learne
     results = {}
     with BagReader(drive) as bag:
         with show_progress(f"{name}, {condition}: features") as progress:
-            prepared = Prepared(DegradedBag(bag, condition), localizer_of(variants[0], map_, learned), progress)
+            prepared = Prepared(degraded(bag, condition), localizer_of(variants[0], map_, learned), progress)
         for variant in variants:
             run = offline.run_bag(localizer_of(variant, map_, learned).tracker(relocalization=False), prepared)
-            stats = offline.summarize(run, 0 if condition == "every fourth image" else skip)
+            stats = run_figures(run, 0 if condition == "every fourth image" else skip)
             stats["errors"] = [list(values) for values in errors_of(run)]
             results[variant] = stats
     return results
 
 
-def errors_of(run: offline.BagRun) -> list[tuple[float, float, float, bool]]:
+def errors_of(run: BagRun) -> list[tuple[float, float, float, bool]]:
     """Per published frame with truth: metres, degrees, normalised squared error, whether tracked."""
     estimate, truth = run.estimate, run.truth
-    errors = offline.metrics.absolute_errors(offline.Trajectory(*_known(truth, estimate.stamps_ns)), estimate, 0)
-    tracked = {r.stamp_ns for r in run.records if r.state is offline.TrackState.TRACKING}
+    errors = absolute_errors(Trajectory(*_known(truth, estimate.stamps_ns)), estimate, 0)
+    tracked = {r.stamp_ns for r in run.records if r.state is TrackState.TRACKING}
     if errors.nees is None:
         return []
     found = np.isfinite(errors.translation_m)
@@ -172,8 +175,8 @@ def errors_of(run: offline.BagRun) -> list[tuple[float, float, float, bool]]:
     ]
 
 
-def _known(truth: offline.Trajectory, stamps_ns: np.ndarray) -> tuple[np.ndarray, torch.Tensor]:
-    poses, known = truth.at(stamps_ns, offline.TRUTH_GAP_NS)
+def _known(truth: Trajectory, stamps_ns: np.ndarray) -> tuple[np.ndarray, torch.Tensor]:
+    poses, known = truth.at(stamps_ns, TRUTH_GAP_NS)
     return stamps_ns[known], poses[known]
 
 

@@ -65,7 +65,7 @@ def add_parser(subparsers) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from ..evaluation.bench import evaluate
+    from ..evaluation.metrics import evaluate
     from ..evaluation.run_inputs import RunInputs, parse_step, read_runs
     from ..evaluation.tables import format_summary
     from ..io.files import write_text

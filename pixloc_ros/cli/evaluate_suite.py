@@ -116,11 +116,11 @@ def run(args: argparse.Namespace) -> int:
     if args.write:
         _around_section(args.write, name)  # before the work, not after
     with BagReader(args.bag, bag_options(args)) as bag:
-        drive = _drive(args, bag)
+        experiment = _experiment(args, bag)
         if args.export:
             for number, degradation in enumerate(cells, 1):
                 path = args.export / suite.cell_name(degradation)
-                export_bag(path, drive.degraded(degradation))
+                export_bag(path, experiment.degraded(degradation))
                 print(f"{number}/{len(cells)}  {degradation}: {path}", flush=True)
             print(f"{len(cells)} bags: {args.export}; score poses of theirs with --external NAME=DIR, DIR/CELL.tum")
             return 0
@@ -135,7 +135,7 @@ def run(args: argparse.Namespace) -> int:
         }
         results = suite.Results.open(args.output / "suite.json", about)
         suite.run(
-            drive,
+            experiment,
             methods,
             cells,
             results,
@@ -156,8 +156,8 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def _drive(args: argparse.Namespace, bag):
-    from ..evaluation.suite import Drive
+def _experiment(args: argparse.Namespace, bag):
+    from ..evaluation.suite import Experiment
     from ..io.bag_truth import is_bag, read_bag_truth
     from ..io.trajectory import read_tum
     from ..mapping.build.posed_bag import bag_identity
@@ -168,7 +168,7 @@ def _drive(args: argparse.Namespace, bag):
         truth = read_bag_truth(args.truth, args.truth_topic)[0] if is_bag(args.truth) else read_tum(args.truth)
     identity = [bag_identity(args.bag), repr(bag.options), bag_identity(args.truth) if args.truth else None]
     identity += [args.time_offset] if args.time_offset else []  # results of before there was such a thing stay good
-    return Drive(bag, truth, initial_pose(args), args.skip_map_frames, args.seed, args.clear_start, identity)
+    return Experiment(bag, truth, initial_pose(args), args.skip_map_frames, args.seed, args.clear_start, identity)
 
 
 def _methods(args: argparse.Namespace, suite) -> tuple[list, list[str]]:

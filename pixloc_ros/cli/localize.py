@@ -65,7 +65,7 @@ def run(args: argparse.Namespace) -> int:
         results = localize.localize_queries(localizer, queries, priors, progress)
     poses = {r.name: r.camera_from_map for r in results if not r.reason}
     write_benchmark_poses(args.output, poses)
-    stats = localize.summarize(results)
+    stats = localize.query_figures(results)
     if args.json:
         write_text(args.json, json.dumps(stats, indent=2) + "\n")
     times = "" if stats["frame_ms_p50"] is None else f", {stats['frame_ms_p50']:.0f} ms an image"

@@ -10,9 +10,8 @@ from pathlib import Path
 
 import torch
 
-from ..evaluation import offline
-from ..evaluation import replay as evaluation
-from ..evaluation.bench import evaluate
+from ..evaluation import live_run, offline
+from ..evaluation.metrics import evaluate
 from ..evaluation.runs import write_run
 from ..evaluation.usage import machine_name
 from ..io.bags import BagReader
@@ -53,9 +52,9 @@ def replay_and_report(
         "machine": machine_name(),
         **about_time_offset(bag.options.time_offset_s),
     }
-    run = replace(evaluation.as_run(recording, truth, odometry), skip_map_frames=skip_map_frames, about=about)
+    run = replace(live_run.as_run(recording, truth, odometry), skip_map_frames=skip_map_frames, about=about)
     result = evaluate(run)
-    stats = evaluation.live_figures(recording, result.figures, bag.base_from_camera)
+    stats = live_run.live_figures(recording, result.figures, bag.base_from_camera)
     recording.write(output / "recording.jsonl")
     write_run(output, run)
     write_text(output / "summary.json", json.dumps(stats, indent=2, allow_nan=False) + "\n")

@@ -50,7 +50,7 @@ def add_parser(subparsers) -> None:
 def run(args: argparse.Namespace) -> int:
     from ..errors import InputError
     from ..evaluation import offline
-    from ..evaluation.bench import evaluate
+    from ..evaluation.metrics import evaluate
     from ..evaluation.runs import write_run
     from ..evaluation.tables import format_run
     from ..evaluation.usage import UsageMeter, machine_name

@@ -10,10 +10,8 @@ the dice are the same at every severity: a streak of blur gets longer, not anoth
 from __future__ import annotations
 
 import math
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, replace
-from functools import cached_property
+from collections.abc import Callable
+from dataclasses import dataclass
 
 import cv2
 import numpy as np
@@ -21,10 +19,9 @@ import torch
 
 from ..errors import InputError
 from ..geometry import se3
-from ..geometry.cameras import Camera
 from ..io.bags import BagReader
-from ..io.frames import CameraFrame, Event, OdometryMessage
 from ..io.trajectory import Trajectory
+from .altered_bag import AlteredBag, Change, OdometryChange
 
 CLEAR_S = 1.0
 """Images of the first second stay as they are, so that every drive begins tracking."""
@@ -35,9 +32,16 @@ ImageChange = Callable[[np.ndarray, float, np.random.Generator], np.ndarray]
 
 @dataclass(frozen=True)
 class Kind:
-    """One way to make a drive worse. title, unit of the severity, text with the {severity} in it (or what that {leaves} of 100):
-    for people. severities: the suite's. most: the largest that means something. image: how one image changes, None where
-    something else does."""
+    """One way to make a drive worse.
+
+    Attributes:
+        title: For people.
+        unit: Of the severity.
+        text: With the {severity} in it, or what that {leaves} of 100.
+        severities: The suite's.
+        most: The largest severity that means something.
+        image: How one image changes, None where something else does.
+    """
 
     title: str
     unit: str
@@ -70,152 +74,75 @@ class Degradation:
         return text if self.severity else "as recorded"
 
 
-class DegradedBag:
-    """A `BagReader` of a drive made worse; what the degradation does not touch is the bag's."""
+def degraded(
+    bag: BagReader, condition: str | Degradation, seed: int = 0, clear_s: float = CLEAR_S, truth: Trajectory | None = None
+) -> AlteredBag:
+    """A drive made worse; its `cause` is the degradation.
 
-    def __init__(
-        self,
-        bag: BagReader,
-        condition: str | Degradation,
-        seed: int = 0,
-        clear_s: float = CLEAR_S,
-        truth: Trajectory | None = None,
-    ) -> None:
-        """condition: one of `CONDITIONS`, or a kind and severity. clear_s: images and frame drops begin so much after the first
-        image; odometry, calibration and stamps are wrong from the start. truth: instead of the bag's."""
-        if isinstance(condition, str) and condition not in CONDITIONS:
-            raise InputError(f"no condition '{condition}': choose one of {', '.join(CONDITIONS)}")
-        self._bag, self.seed, self._clear_ns, self._truth = bag, seed, round(clear_s * 1e9), truth
-        self.degradation = CONDITIONS[condition] if isinstance(condition, str) else condition
-        self.kind, self.severity = self.degradation.kind, self.degradation.severity
+    Args:
+        bag: As recorded.
+        condition: One of `CONDITIONS`, or a kind and severity.
+        seed: Of the dice.
+        clear_s: Images and frame drops begin so much after the first image; odometry, calibration and stamps are wrong from
+            the start.
+        truth: Replaces the bag's.
+    """
+    if isinstance(condition, str) and condition not in CONDITIONS:
+        raise InputError(f"no condition '{condition}': choose one of {', '.join(CONDITIONS)}")
+    degradation = CONDITIONS[condition] if isinstance(condition, str) else condition
+    change = _change(bag, degradation, seed, clear_s) if degradation.severity else None
+    return AlteredBag(bag, change, truth, degradation)
 
-    def __getattr__(self, name: str) -> object:
-        return getattr(self._bag, name)
 
-    @property
-    def stamp_offset_ns(self) -> int:
-        """What the images' stamps are too late by."""
-        return round(self.severity * 1e6) if self.kind == "time" else 0
+def _change(bag: BagReader, degradation: Degradation, seed: int, clear_s: float) -> Change:
+    kind, severity = degradation.kind, degradation.severity
+    if kind == "odometry":
+        return Change(odometry=lambda: _noisy_odometry(severity, seed))
+    if kind == "calibration":
+        return Change(focal=1 + severity / 100)
+    if kind == "time":
+        return Change(late_ns=round(severity * 1e6))
+    if kind == "thinned":
+        left = set(sorted(bag.image_stamps())[:: round(severity)])
+        return Change(keeps=lambda stamp_ns, is_image: not is_image or stamp_ns in left)
+    clear_ns = min(bag.image_stamps(), default=0) + round(clear_s * 1e9)
+    if kind == "drops":
 
-    def events(self) -> Iterator[Event]:
-        """As of `BagReader.events`."""
-        events = self._bag.events()
-        if self.severity == 0:
-            return events
-        if self.kind == "odometry":
-            return self._with_noisy_odometry(events)
-        if self.kind == "time":
-            return _images_later(events, self.stamp_offset_ns)
-        return self._with_other_images(events)
+        def keeps(stamp_ns: int, is_image: bool) -> bool:
+            clear = not is_image or stamp_ns < clear_ns
+            return clear or 100 * np.random.default_rng((seed, stamp_ns)).random() >= severity
 
-    def image_stamps(self) -> Iterator[int]:
-        """As of `BagReader.image_stamps`: of the images that are left."""
-        stamps = enumerate(self._bag.image_stamps())
-        return (stamp + self.stamp_offset_ns for index, stamp in stamps if not self._drops(stamp, index))
+        return Change(keeps=keeps)
 
-    @property
-    def image_count(self) -> int:
-        fewer = self.severity and self.kind in ("drops", "thinned")
-        return sum(1 for _ in self.image_stamps()) if fewer else self._bag.image_count
-
-    def odometry(self) -> Trajectory:
-        """As of `BagReader.odometry`."""
-        odometry = self._bag.odometry()
-        if self.kind != "odometry" or not self.severity:
-            return odometry
-        noise = _OdometryNoise(self.severity, self.seed)
-        return Trajectory.from_poses(
-            [(stamp, noise.add(stamp, pose)) for stamp, pose in zip(odometry.stamps_ns.tolist(), odometry.map_from_body)]
-        )
-
-    def truth(self) -> Trajectory:
-        """As of `BagReader.truth`: never degraded."""
-        return self._bag.truth() if self._truth is None else self._truth
-
-    def degrade(self, image: np.ndarray, stamp_ns: int) -> np.ndarray:
-        """uint8 [H, W] or [H, W, 3] as the degradation leaves an image of that (true) stamp; never changed in place."""
-        since_ns = stamp_ns - self._first_ns - self._clear_ns
-        change = _ALL_KINDS[self.kind].image
-        if change is None or self.severity == 0 or since_ns < 0:
+    def changed(image: np.ndarray, stamp_ns: int) -> np.ndarray:
+        since_ns = stamp_ns - clear_ns
+        if since_ns < 0 or (kind == "blank" and since_ns * 1e-9 % _BLANK_EVERY_S >= severity):
             return image
-        if self.kind == "blank" and since_ns * 1e-9 % _BLANK_EVERY_S >= self.severity:
-            return image
-        return change(image, self.severity, np.random.default_rng((self.seed, stamp_ns)))
+        return _ALL_KINDS[kind].image(image, severity, np.random.default_rng((seed, stamp_ns)))
 
-    def camera(self, camera: Camera) -> Camera:
-        """The calibration that the degradation makes of one."""
-        if self.kind != "calibration" or not self.severity:
-            return camera
-        params = camera.params.clone()
-        params[..., :2] *= 1 + self.severity / 100
-        return replace(camera, params=params)
-
-    @cached_property
-    def _first_ns(self) -> int:
-        return min(self._bag.image_stamps())
-
-    def _drops(self, stamp_ns: int, index: int) -> bool:
-        """Whether the image of that (true) stamp, the bag's `index`-th, is missing."""
-        if self.kind == "thinned":
-            return bool(self.severity) and index % round(self.severity) != 0
-        if self.kind != "drops" or not self.severity or stamp_ns - self._first_ns < self._clear_ns:
-            return False
-        return 100 * np.random.default_rng((self.seed, stamp_ns)).random() < self.severity
-
-    def _with_other_images(self, events: Iterable[Event]) -> Iterator[Event]:
-        index = -1
-        for event in events:
-            if not isinstance(event, OdometryMessage):
-                index += 1
-                if self._drops(event.stamp_ns, index):
-                    continue
-            if isinstance(event, CameraFrame):
-                event = replace(event, image=self.degrade(event.image, event.stamp_ns), camera=self.camera(event.camera))
-            yield event
-
-    def _with_noisy_odometry(self, events: Iterable[Event]) -> Iterator[Event]:
-        noise = _OdometryNoise(self.severity, self.seed)
-        for event in events:
-            if isinstance(event, OdometryMessage):
-                event = replace(event, odom_from_base=noise.add(event.stamp_ns, event.odom_from_base))
-            yield event
+    return Change(image=changed)
 
 
-class _OdometryNoise:
+def _noisy_odometry(percent: float, seed: int) -> OdometryChange:
     """Adds a random walk in x, y and yaw of the base: standard deviations of `percent` cm along x and y after a metre of way, and
     of `percent` hundredths of a radian after a radian of turning, growing with the square roots of both."""
+    last: tuple[torch.Tensor, torch.Tensor] | None = None
 
-    def __init__(self, percent: float, seed: int) -> None:
-        self._share, self._seed = percent / 100, seed
-        self._last: tuple[torch.Tensor, torch.Tensor] | None = None
-
-    def add(self, stamp_ns: int, odom_from_base: torch.Tensor) -> torch.Tensor:
-        """The noisy pose, float64 [4, 4]; call in the order of time. A pose that is not finite stays as it is."""
+    def noisy(stamp_ns: int, odom_from_base: torch.Tensor) -> torch.Tensor:
+        nonlocal last
         if not bool(torch.isfinite(odom_from_base).all()):
             return odom_from_base
-        noisy = odom_from_base
-        if self._last is not None:
-            before, noisy_before = self._last
-            step = se3.inverse(before) @ odom_from_base
+        pose = odom_from_base
+        if last is not None:
+            before, noisy_before = last
             way, turn = (float(v) for v in se3.pose_difference(before, odom_from_base))
-            x, y, yaw = self._share * np.random.default_rng((self._seed, stamp_ns)).standard_normal(3)
+            x, y, yaw = percent / 100 * np.random.default_rng((seed, stamp_ns)).standard_normal(3)
             error = torch.tensor([x * math.sqrt(way), y * math.sqrt(way), 0, 0, 0, yaw * math.sqrt(turn)], dtype=torch.float64)
-            noisy = noisy_before @ step @ se3.se3_exp(error)
-        self._last = odom_from_base, noisy
-        return noisy
+            pose = noisy_before @ (se3.inverse(before) @ odom_from_base) @ se3.se3_exp(error)
+        last = odom_from_base, pose
+        return pose
 
-
-def _images_later(events: Iterable[Event], offset_ns: int) -> Iterator[Event]:
-    """The images' stamps moved, everything in the order of stamps; at equal stamps odometry first."""
-    waiting: deque[Event] = deque()
-    for event in events:
-        if not isinstance(event, OdometryMessage):
-            waiting.append(replace(event, stamp_ns=event.stamp_ns + offset_ns))
-            continue
-        while waiting and waiting[0].stamp_ns < event.stamp_ns:
-            yield waiting.popleft()
-        yield event
-    yield from waiting
+    return noisy
 
 
 # ---- what happens to an image

@@ -1,21 +1,23 @@
 # Copyright the pixloc_ros authors. SPDX-License-Identifier: Apache-2.0
-"""Drives that go wrong: switched on somewhere, carried away, blinded, told a wrong pose. How soon is the pose right again, and
+"""Drives that go wrong: switched on somewhere, carried away, blinded, given a wrong pose. How soon is the pose right again, and
 was a wrong one given meanwhile?"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 import torch
 
 from ..geometry import se3
 from ..io.bags import BagReader
-from ..io.frames import CameraFrame, Event, OdometryMessage
+from ..io.trajectory import Trajectory
 from ..localization import Localizer
 from ..tracking.types import TrackState
-from .offline import FALSE_TRACK, TRUTH_GAP_NS, run_bag
+from .altered_bag import AlteredBag, Change
+from .metrics import FALSE_TRACK
+from .offline import run_bag
+from .runs import TRUTH_GAP_NS, FrameRecord
 
 RIGHT = (0.25, 2.0)
 """Metres, degrees: a pose given as TRACKING that is no further off is right."""
@@ -28,9 +30,17 @@ _ODOMETRY_AHEAD_NS = _NS // 5
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of one drive. seconds: from the event (of a blackout: its end) to the first right TRACKING pose, None: never.
-    images: processed after the event until then. wrong_tracking, wrong_degraded: images after the event whose pose was given in
-    that state and wrong (`FALSE_TRACK`). frame_ms: of all images from the event until right again."""
+    """What became of one drive.
+
+    Attributes:
+        event: One of `EVENTS`.
+        begin_s: When it happened, from the begin of the bag.
+        seconds: From the event (of a blackout: its end) to the first right TRACKING pose, None: never.
+        images: Processed after the event until then.
+        wrong_tracking: Images after the event whose pose was given as TRACKING and wrong (`FALSE_TRACK`).
+        wrong_degraded: Likewise as DEGRADED.
+        frame_ms: Of all images from the event until right again.
+    """
 
     event: str
     begin_s: float
@@ -41,109 +51,107 @@ class Outcome:
     frame_ms: tuple[float, ...]
 
 
-class AlteredDrive:
-    """A bag played differently: from a later image on, with a piece cut out that odometry knows nothing of (the robot was
-    carried), or with black images for a while. Stamps after a cut are those of a drive without the cut."""
+@dataclass(frozen=True)
+class Part:
+    """The part of a bag that is played; all stamps are the bag's, pieces are from the first stamp to before the second.
 
-    def __init__(
-        self, bag: BagReader, begin_ns: int, end_ns: int, cut: tuple[int, int] | None = None, black: tuple[int, int] | None = None
-    ) -> None:
-        """begin_ns, end_ns, cut, black: stamps of the bag; cut and black are from the first to before the second."""
-        self._bag, self._begin_ns, self._end_ns, self._cut, self._black = bag, begin_ns, end_ns, cut, black
-        self.base_from_camera, self.odometry_topic, self.path = bag.base_from_camera, bag.odometry_topic, bag.path
-        self.options = bag.options
-        self.image_count = sum(self._kept(stamp) for stamp in bag.image_stamps())
-        self._rebased = torch.eye(4, dtype=torch.float64)
-        if cut is not None and bag.odometry_topic is not None:
-            poses, known = bag.odometry().at(np.array(cut), TRUTH_GAP_NS)
-            if known.all():
-                self._rebased = poses[0] @ se3.inverse(poses[1])
+    Attributes:
+        begin_ns: From here on.
+        end_ns: Up to here.
+        cut: A piece left out of which odometry knows nothing: the robot was carried. Stamps after it are those of a drive
+            without it.
+        black: A piece with black images.
+    """
 
-    def played_ns(self, stamp_ns: int) -> int:
-        """The stamp given to what the bag has at stamp_ns."""
-        return stamp_ns - (self._cut[1] - self._cut[0]) if self._cut is not None and stamp_ns >= self._cut[1] else stamp_ns
+    begin_ns: int
+    end_ns: int
+    cut: tuple[int, int] | None = None
+    black: tuple[int, int] | None = None
+
+    def played_ns(self, recorded_ns: int) -> int:
+        """The stamp given to what the bag has at another."""
+        return recorded_ns - self._cut_ns if self.cut is not None and recorded_ns >= self.cut[1] else recorded_ns
 
     def recorded_ns(self, played_ns: int) -> int:
         """The other way."""
-        return played_ns + (self._cut[1] - self._cut[0]) if self._cut is not None and played_ns >= self._cut[0] else played_ns
+        return played_ns + self._cut_ns if self.cut is not None and played_ns >= self.cut[0] else played_ns
 
-    def image_stamps(self) -> Iterator[int]:
-        return (self.played_ns(stamp) for stamp in self._bag.image_stamps() if self._kept(stamp))
+    @property
+    def _cut_ns(self) -> int:
+        return self.cut[1] - self.cut[0]
 
-    def truth(self):
-        return self._bag.truth()
+    def of(self, bag: BagReader) -> AlteredBag:
+        """The bag played so."""
+        rebased = torch.eye(4, dtype=torch.float64)
+        if self.cut is not None and bag.odometry_topic is not None:
+            poses, known = bag.odometry().at(np.array(self.cut), TRUTH_GAP_NS)
+            if known.all():
+                rebased = poses[0] @ se3.inverse(poses[1])
 
-    def odometry(self):
-        return self._bag.odometry()
+        def keeps(stamp_ns: int, is_image: bool) -> bool:
+            begin_ns = self.begin_ns - (0 if is_image else _ODOMETRY_AHEAD_NS)
+            return begin_ns <= stamp_ns < self.end_ns and not _within(stamp_ns, self.cut)
 
-    def events(self) -> Iterator[Event]:
-        for event in self._bag.events():
-            odometry = isinstance(event, OdometryMessage)
-            if not self._kept(event.stamp_ns, _ODOMETRY_AHEAD_NS if odometry else 0):
-                continue
-            after = self._cut is not None and event.stamp_ns >= self._cut[1]
-            if isinstance(event, CameraFrame):
-                if self._black is not None and self._black[0] <= event.stamp_ns < self._black[1]:
-                    event = replace(event, image=np.zeros_like(event.image))
-            elif after and odometry:
-                event = replace(event, odom_from_base=self._rebased @ event.odom_from_base)
-            yield replace(event, stamp_ns=self.played_ns(event.stamp_ns))
+        def image(image: np.ndarray, stamp_ns: int) -> np.ndarray:
+            return np.zeros_like(image) if _within(stamp_ns, self.black) else image
 
-    def _kept(self, stamp_ns: int, ahead_ns: int = 0) -> bool:
-        cut = self._cut is not None and self._cut[0] <= stamp_ns < self._cut[1]
-        return self._begin_ns - ahead_ns <= stamp_ns < self._end_ns and not cut
+        def odometry(stamp_ns: int, odom_from_base: torch.Tensor) -> torch.Tensor:
+            return rebased @ odom_from_base if self.cut is not None and stamp_ns >= self.cut[1] else odom_from_base
+
+        return AlteredBag(bag, Change(image, lambda: odometry, keeps, self.played_ns), cause=self)
+
+
+def _within(stamp_ns: int, piece: tuple[int, int] | None) -> bool:
+    return piece is not None and piece[0] <= stamp_ns < piece[1]
 
 
 def run_event(event: str, localizer: Localizer, bag: BagReader, begin: float, after_s: float) -> Outcome | None:
-    """One drive that starts at a share `begin` (0 to 1) of the bag, and goes on for `after_s` after the event; None where too
-    little of the bag is left for that.
+    """One drive that starts at a share `begin` (0 to 1) of the bag, and goes on for `after_s` after the event.
 
     The robot is carried over a quarter of the bag's length or blinded one second after the start; the wrong initial pose is
-    that of the place a quarter of the bag away. event: one of `EVENTS`.
+    that of the place a quarter of the bag away.
+
+    Args:
+        event: One of `EVENTS`.
+        localizer: Made for the map.
+        bag: The drive, open.
+        begin: Share of the bag.
+        after_s: Seconds.
+
+    Returns:
+        None where too little of the bag is left for that.
     """
-    stamps = sorted(bag.image_stamps())
-    truth = bag.truth()
-    length = stamps[-1] - stamps[0]
-    begin_ns = stamps[0] + round(begin * length)
-    begin_ns = next(stamp for stamp in stamps if stamp >= begin_ns)
-    seconds = round(after_s * _NS)
-    cut = black = None
-    event_ns = begin_ns
-    start = None
-    if event == "cold start":
-        end_ns = begin_ns + seconds
-    elif event == "wrong initial pose":
+    if event not in EVENTS:
+        raise ValueError(event)
+    stamps, truth = sorted(bag.image_stamps()), bag.truth()
+    length, after_ns = stamps[-1] - stamps[0], round(after_s * _NS)
+    begin_ns = next(stamp for stamp in stamps if stamp >= stamps[0] + round(begin * length))
+    part, event_ns, start = Part(begin_ns, begin_ns + after_ns), begin_ns, None
+    if event == "wrong initial pose":
         other = stamps[0] + (begin_ns - stamps[0] + length // 4) % length
         start = truth.at(np.array([other]), TRUTH_GAP_NS)[0][0]
-        end_ns = begin_ns + seconds
     elif event == "carried away":
         event_ns = begin_ns + _NS
         cut = (event_ns, event_ns + length // 4)
-        end_ns = cut[1] + seconds
+        part = Part(begin_ns, cut[1] + after_ns, cut=cut)
     elif event == "blackout":
-        event_ns = begin_ns + _NS
-        black = (event_ns, event_ns + min(round(BLACKOUT_S * _NS), length // 3))
-        event_ns = black[1]
-        end_ns = black[1] + seconds
-    else:
-        raise ValueError(event)
-    if max(event_ns, cut[1] if cut else 0) > stamps[-1] - _NS:
+        dark_ns = begin_ns + _NS
+        event_ns = dark_ns + min(round(BLACKOUT_S * _NS), length // 3)
+        part = Part(begin_ns, event_ns + after_ns, black=(dark_ns, event_ns))
+    if max(event_ns, part.cut[1] if part.cut else 0) > stamps[-1] - _NS:
         return None
-    drive = AlteredDrive(bag, begin_ns, end_ns, cut, black)
-    run = run_bag(localizer.tracker(), drive, start, cold_start=event == "cold start")
-    return _outcome(event, drive, run.records, truth, drive.played_ns(event_ns), black, stamps[0])
+    run = run_bag(localizer.tracker(), part.of(bag), start, cold_start=event == "cold start")
+    return outcome_of(event, part, run.records, truth, part.played_ns(event_ns), stamps[0])
 
 
-def _outcome(
-    event: str, drive: AlteredDrive, records: list, truth, event_ns: int, black: tuple[int, int] | None, zero_ns: int
-) -> Outcome:
-    since_ns = event_ns if black is None else black[0]
-    after = [r for r in records if r.stamp_ns >= since_ns]
-    poses, known = truth.at(np.array([drive.recorded_ns(r.stamp_ns) for r in after], np.int64), TRUTH_GAP_NS)
-    seconds, images, wrong, times = None, 0, {TrackState.TRACKING: 0, TrackState.DEGRADED: 0}, []
+def outcome_of(event: str, part: Part, records: list[FrameRecord], truth: Trajectory, event_ns: int, zero_ns: int) -> Outcome:
+    """How a drive went on after an event. event_ns: its stamp as played. zero_ns: first stamp of the bag."""
+    after = [r for r in records if r.stamp_ns >= (part.black[0] if part.black else event_ns)]
+    poses, known = truth.at(np.array([part.recorded_ns(r.stamp_ns) for r in after], np.int64), TRUTH_GAP_NS)
+    seconds, wrong, times = None, {TrackState.TRACKING: 0, TrackState.DEGRADED: 0}, []
     for record, pose, sure in zip(after, poses, known):
-        if record.stamp_ns >= event_ns and seconds is None:
-            images += 1
+        waited = record.stamp_ns >= event_ns and seconds is None
+        if waited:
             times.append(record.timings_ms.get("total", 0.0))
         if record.map_from_base is None or not sure:
             continue
@@ -151,15 +159,7 @@ def _outcome(
         degrees = float(np.degrees(radians))
         if metres > FALSE_TRACK[0] or degrees > FALSE_TRACK[1]:
             wrong[record.state] += 1
-        right = record.state is TrackState.TRACKING and metres <= RIGHT[0] and degrees <= RIGHT[1]
-        if right and seconds is None and record.stamp_ns >= event_ns:
+        elif waited and record.state is TrackState.TRACKING and metres <= RIGHT[0] and degrees <= RIGHT[1]:
             seconds = (record.stamp_ns - event_ns) / _NS
-    return Outcome(
-        event,
-        (drive.recorded_ns(event_ns) - zero_ns) / _NS,
-        seconds,
-        images,
-        wrong[TrackState.TRACKING],
-        wrong[TrackState.DEGRADED],
-        tuple(times),
-    )
+    begin_s = (part.recorded_ns(event_ns) - zero_ns) / _NS
+    return Outcome(event, begin_s, seconds, len(times), wrong[TrackState.TRACKING], wrong[TrackState.DEGRADED], tuple(times))

@@ -91,7 +91,7 @@ def localize_queries(
     return results
 
 
-def summarize(results: Sequence[QueryResult]) -> dict[str, object]:
+def query_figures(results: Sequence[QueryResult]) -> dict[str, object]:
     """Counts, times and one entry an image: JSON-ready."""
     found = [r for r in results if not r.reason]
     doubtful = Counter(r.doubtful for r in found if r.doubtful)
@@ -104,7 +104,7 @@ def summarize(results: Sequence[QueryResult]) -> dict[str, object]:
         "reasons": dict(Counter(r.reason for r in results if r.reason)),
         "doubts": dict(doubtful),
         "priors": dict(Counter(r.prior for r in results)),
-        **metrics.timing_summary([{**r.alignment.timings_ms, "total": r.total_ms} for r in used]),
+        **metrics.timing_figures([{**r.alignment.timings_ms, "total": r.total_ms} for r in used]),
         "per_image": [_entry(r) for r in results],
     }
 

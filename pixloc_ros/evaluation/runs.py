@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import math
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -29,21 +29,34 @@ TRUTH_GAP_NS = 250_000_000
 RUN_FILE, POSES_FILE, TRUTH_FILE, ODOMETRY_FILE = "run.json", "poses.tum", "truth.tum", "odometry.tum"
 _FORMAT, _VERSION = "pixloc_ros run", 1
 _UPPER = np.triu_indices(6)
+_NUMBERS = ("inlier_fraction", "latency_ms", "age_ms")
+"""Of a record, left out of the file where they are NaN."""
 
 
 @dataclass(frozen=True)
 class FrameRecord:
-    """What became of one image. map_from_base: float64 [4, 4], None where no pose was given. unusable: the image itself
-    could not be used. state: None where nothing but poses is known. Of a live run: latency_ms from handing the image to DDS
-    until its pose came back, age_ms from its stamp until its status was published; NaN otherwise."""
+    """What became of one image.
+
+    Attributes:
+        stamp_ns: The image's stamp.
+        state: None where nothing but poses is known.
+        map_from_base: float64 [4, 4], None where no pose was given.
+        covariance: float64 [6, 6] of the pose, or None.
+        timings_ms: Milliseconds by stage; "total" is the whole.
+        inlier_fraction: Of the visible points, those that agree; NaN where nothing was aligned.
+        message: What the tracker said.
+        unusable: Whether the image itself could not be used.
+        latency_ms: Of a live run, from handing the image to DDS until its pose came back; NaN otherwise.
+        age_ms: Of a live run, from the image's stamp until its status was published; NaN otherwise.
+    """
 
     stamp_ns: int
     state: TrackState | None
-    map_from_base: torch.Tensor | None
-    covariance: torch.Tensor | None
-    timings_ms: dict[str, float]
-    inlier_fraction: float
-    message: str
+    map_from_base: torch.Tensor | None = None
+    covariance: torch.Tensor | None = None
+    timings_ms: Mapping[str, float] = field(default_factory=dict)
+    inlier_fraction: float = math.nan
+    message: str = ""
     unusable: bool = False
     latency_ms: float = math.nan
     age_ms: float = math.nan
@@ -53,14 +66,23 @@ class FrameRecord:
 class BagRun:
     """A drive and what the tracker, or another program, said of it.
 
-    odometry: odom_from_base. truth: map_from_base. Both may be empty. skip_map_frames: where the map was made of every n-th image
-    of this very drive, those are not scored (0: all are). timed: stamps are times; else they count images, one each 10⁹. ordered:
-    one image follows the other; else neither path nor relative errors mean anything.
-    about: what the page tells of the run's circumstances, word by word. findings: what the tracker found out about its inputs, by
-    name, each with its standard deviation as NAME_std. remarks: what is wrong with them and what to do.
+    Attributes:
+        records: One for each image.
+        truth: map_from_base; may be empty.
+        odometry: odom_from_base; may be empty.
+        odometry_refused: How often which message was given on odometry that was not used.
+        name: Of the run, for people.
+        skip_map_frames: Where the map was made of every n-th image of this very drive, those are not scored (0: all are).
+        timed: Whether stamps are times; else they count images, one each 10⁹.
+        ordered: Whether one image follows the other; else neither path nor relative errors mean anything.
+        usage: What the run cost.
+        dropped_frames: Images that a live node left out for newer ones.
+        about: What the page shows of the run's circumstances, word by word.
+        findings: What the tracker found out about its inputs, by name, each with its standard deviation as NAME_std.
+        remarks: What is wrong with the inputs and what to do.
     """
 
-    records: list[FrameRecord]
+    records: Sequence[FrameRecord]
     truth: Trajectory
     odometry: Trajectory
     odometry_refused: Counter = field(default_factory=Counter)
@@ -114,13 +136,22 @@ def odometry_in_map(odometry: Trajectory, truth: Trajectory) -> Trajectory:
 def run_of_poses(
     name: str, stamps_ns: np.ndarray, matches: np.ndarray, estimate: Trajectory, truth: Trajectory, timed: bool
 ) -> BagRun:
-    """Bare poses as a run: one record at each of the images' stamps int64 [N], with the pose that `matches` int64 [N] gives the
-    index of (-1: none)."""
+    """Bare poses as a run: one record for each image.
+
+    Args:
+        name: Of the run.
+        stamps_ns: Of the images, int64 [N].
+        matches: int64 [N], the index of each image's pose in the estimate, -1 where it has none.
+        estimate: The poses.
+        truth: map_from_base.
+        timed: As in `BagRun`.
+    """
     records = []
     for stamp_ns, match in zip(stamps_ns.tolist(), matches.tolist()):
-        pose = estimate.map_from_body[match] if match >= 0 else None
-        covariance = estimate.covariances[match] if match >= 0 and estimate.covariances is not None else None
-        records.append(FrameRecord(stamp_ns, None, pose, covariance, {}, math.nan, ""))
+        found = () if match < 0 else (estimate.map_from_body[match],)
+        if found and estimate.covariances is not None:
+            found += (estimate.covariances[match],)
+        records.append(FrameRecord(stamp_ns, None, *found))
     return BagRun(records, truth, Trajectory.from_poses([]), name=name, timed=timed)
 
 
@@ -153,24 +184,15 @@ def _frame(record: FrameRecord) -> dict[str, object]:
     covariance = record.covariance
     if covariance is not None and not bool(torch.isfinite(covariance).all()):
         covariance = None
+    frame = {"stamp_ns": record.stamp_ns, "state": record.state.name if record.state is not None else None}
     optional = {
         "timings_ms": {stage: round(ms, 3) for stage, ms in record.timings_ms.items()},
         "message": record.message,
         "unusable": record.unusable,
-        "inlier_fraction": _number(record.inlier_fraction),
-        "latency_ms": _number(record.latency_ms),
-        "age_ms": _number(record.age_ms),
+        **{key: float(value) for key in _NUMBERS if math.isfinite(value := getattr(record, key))},
         "covariance": covariance.numpy()[_UPPER].tolist() if covariance is not None else None,
     }
-    return {
-        "stamp_ns": record.stamp_ns,
-        "state": record.state.name if record.state is not None else None,
-        **{key: value for key, value in optional.items() if value not in (None, "", {}, False)},
-    }
-
-
-def _number(value: float) -> float | None:
-    return float(value) if math.isfinite(value) else None
+    return frame | {key: value for key, value in optional.items() if value not in (None, "", {}, False) or key in _NUMBERS}
 
 
 def read_run(folder: Path) -> BagRun:
@@ -183,11 +205,9 @@ def read_run(folder: Path) -> BagRun:
             f"cannot read {path}: {getattr(error, 'strerror', None) or 'not a text file'}; a run is a folder that "
             "'pixloc track' or 'pixloc replay' wrote"
         ) from None
-    estimate = read_tum(path.with_name(POSES_FILE))
-    truth, odometry = (
-        read_tum(file) if file.exists() else Trajectory.from_poses([])
-        for file in (path.with_name(TRUTH_FILE), path.with_name(ODOMETRY_FILE))
-    )
+    files = [path.with_name(name) for name in (POSES_FILE, TRUTH_FILE, ODOMETRY_FILE)]
+    estimate = read_tum(files[0])
+    truth, odometry = (read_tum(file) if file.exists() else Trajectory.from_poses([]) for file in files[1:])
     poses = dict(zip(estimate.stamps_ns.tolist(), estimate.map_from_body))
     try:
         content = json.loads(text)
@@ -196,22 +216,18 @@ def read_run(folder: Path) -> BagRun:
                 f"{path} is a '{content['format']}' of version {content['version']}, not a '{_FORMAT}' of version "
                 f"{_VERSION}: run it again with this version"
             )
-        records = [_record(frame, poses) for frame in content["frames"]]
-        usage = Usage(**content["usage"]) if content["usage"] is not None else None
         return BagRun(
-            records,
+            [_record(frame, poses) for frame in content["frames"]],
             truth,
             odometry,
             Counter(content["odometry_messages"]),
             str(content["name"]),
             int(content["skip_map_frames"]),
-            True,
-            True,
-            usage,
-            content["dropped_frames"],
-            {str(key): str(value) for key, value in content["about"].items()},
-            {str(key): float(value) for key, value in content.get("findings", {}).items()},
-            tuple(map(str, content.get("remarks", ()))),
+            usage=Usage(**content["usage"]) if content["usage"] is not None else None,
+            dropped_frames=content["dropped_frames"],
+            about={str(key): str(value) for key, value in content["about"].items()},
+            findings={str(key): float(value) for key, value in content.get("findings", {}).items()},
+            remarks=tuple(map(str, content.get("remarks", ()))),
         )
     except (KeyError, TypeError, AttributeError, ValueError, OverflowError) as error:
         if isinstance(error, InputError):
@@ -222,22 +238,18 @@ def read_run(folder: Path) -> BagRun:
 
 
 def _record(frame: Mapping[str, object], poses: Mapping[int, torch.Tensor]) -> FrameRecord:
-    stamp_ns = int(np.int64(frame["stamp_ns"]))
-    covariance = None
+    stamp_ns, covariance = int(np.int64(frame["stamp_ns"])), None
     if "covariance" in frame:
         upper = np.zeros((6, 6))
         upper[_UPPER] = frame["covariance"]
         covariance = torch.from_numpy(upper + upper.T - np.diag(np.diag(upper)))
-    state = TrackState[frame["state"]] if frame["state"] is not None else None
     return FrameRecord(
         stamp_ns,
-        state,
+        TrackState[frame["state"]] if frame["state"] is not None else None,
         poses.get(stamp_ns),
         covariance,
-        {str(k): float(v) for k, v in frame.get("timings_ms", {}).items()},
-        float(frame.get("inlier_fraction", math.nan)),
-        str(frame.get("message", "")),
-        bool(frame.get("unusable", False)),
-        float(frame.get("latency_ms", math.nan)),
-        float(frame.get("age_ms", math.nan)),
+        {str(stage): float(ms) for stage, ms in frame.get("timings_ms", {}).items()},
+        message=str(frame.get("message", "")),
+        unusable=bool(frame.get("unusable", False)),
+        **{key: float(frame.get(key, math.nan)) for key in _NUMBERS},
     )

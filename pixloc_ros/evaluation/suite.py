@@ -1,8 +1,8 @@
 # Copyright the pixloc_ros authors. SPDX-License-Identifier: Apache-2.0
-"""The robustness suite: one drive, made worse in nine ways (`degradation.KINDS`), tracked by several methods, scored alike.
+"""The robustness suite: one drive, made worse in nine ways (`degradation.KINDS`), tracked by several methods and scored.
 
 A cell is a method under one degradation. Cells are kept in a JSON file as soon as they are measured: a run that was killed goes
-on, and one with another map, seed or option measures what that changes. docs/evidence/robustness.md.
+on, and one with another map, seed or option measures what that changes. docs/robustness.md.
 """
 
 from __future__ import annotations
@@ -25,31 +25,34 @@ from ..io.trajectory import Trajectory, read_tum
 from ..localization import Localizer
 from ..tracking.tracker import Tracker
 from ..tracking.types import TrackState
-from . import metrics, offline
-from .degradation import CLEAR_S, KINDS, Degradation, DegradedBag
+from .altered_bag import AlteredBag
+from .degradation import CLEAR_S, KINDS, Degradation, degraded
+from .metrics import absolute_errors, associate, error_figures, recall_name
+from .offline import run_bag
 from .rivals import Rival, rival_options
+from .runs import odometry_in_map, sampled
 from .tables import format_number
 
 OURS, ODOMETRY = "pixloc", "odometry alone"
-RIGHT = metrics.recall_name(0.25, 2.0)
+RIGHT = recall_name(0.25, 2.0)
 """The limits within which a pose is called right."""
 HOLDS = 0.9
 """A method holds as long as this share of the images is right."""
 EXTERNAL_TOLERANCE_NS = 5_000_000
 FORMAT, VERSION = "pixloc robustness suite", 1
-_FIGURES = (
-    "translation_error_median_m",
-    "translation_error_p95_m",
-    "rotation_error_median_deg",
-    "rotation_error_p95_deg",
-    "recall",
-)
-_CELL_KEYS = {"method", "kind", "severity", "settings", "frames", "tracked_fraction", "false_tracked_frames", *_FIGURES}
+_FIGURES = tuple(f"{what}_error_{k}_{u}" for what, u in (("translation", "m"), ("rotation", "deg")) for k in ("median", "p95"))
+_CELL_KEYS = {"method", "kind", "severity", "settings", "frames", "tracked_fraction", "false_tracked_frames", *_FIGURES, "recall"}
 
 
 @dataclass(frozen=True)
 class Tracked:
-    """What a method made of one drive. tracked: stamps of the poses that an image gave (the others are dead reckoned)."""
+    """What a method made of one drive.
+
+    Attributes:
+        estimate: Poses at the images' stamps.
+        tracked: Stamps of the poses that an image gave (the others are dead reckoned).
+        frame_ms: Median time of an image.
+    """
 
     estimate: Trajectory
     tracked: frozenset[int]
@@ -58,19 +61,32 @@ class Tracked:
 
 @dataclass(frozen=True)
 class Method:
-    """run: tracks a drive; None where it has nothing for it. settings: all that its poses depend on besides the drive, as JSON
-    can hold it."""
+    """A way to track a drive.
+
+    Attributes:
+        name: For people.
+        run: Tracks a drive, whose `cause` is the degradation; None where it has nothing for it.
+        settings: All that its poses depend on besides the drive, as JSON can hold it.
+    """
 
     name: str
-    run: Callable[[DegradedBag], Tracked | None]
+    run: Callable[[AlteredBag], Tracked | None]
     settings: object = None
 
 
 @dataclass(frozen=True)
-class Drive:
-    """What all cells have in common. truth: map_from_base, also where the drive starts unless start, float64 [4, 4], says so.
-    skip_map_frames: every n-th image, from the first on, is in the map and not scored (0: none). identity: what tells the drive
-    from another, as JSON can hold it."""
+class Experiment:
+    """What all cells have in common.
+
+    Attributes:
+        bag: The drive as recorded, open.
+        truth: map_from_base.
+        start: float64 [4, 4], where the drive starts; None: from the truth.
+        skip_map_frames: Every n-th image, from the first on, is in the map and not scored (0: none).
+        seed: Of all that is random.
+        clear_s: Images of the first seconds stay as recorded and are not scored.
+        identity: What makes the drive different from another one, as JSON can hold it.
+    """
 
     bag: BagReader
     truth: Trajectory
@@ -83,19 +99,22 @@ class Drive:
     @cached_property
     def image_stamps(self) -> np.ndarray:
         """Of the drive as recorded, int64 [N] rising."""
-        return np.unique(np.fromiter(self.bag.image_stamps(), np.int64))
+        return _stamps(self.bag)
 
-    def degraded(self, degradation: Degradation) -> DegradedBag:
-        return DegradedBag(self.bag, degradation, self.seed, self.clear_s, self.truth)
+    def degraded(self, degradation: Degradation) -> AlteredBag:
+        return degraded(self.bag, degradation, self.seed, self.clear_s, self.truth)
 
-    def scored_stamps(self, drive: DegradedBag) -> np.ndarray:
+    def scored_stamps(self, drive: AlteredBag) -> np.ndarray:
         """True stamps, int64 [N], of the images that are scored: those that reach the localizer, from when they are degraded."""
         stamps = self.image_stamps
         wanted = stamps >= stamps[0] + round(self.clear_s * 1e9)
         if self.skip_map_frames:
             wanted &= np.arange(len(stamps)) % self.skip_map_frames != 0
-        left = np.fromiter(drive.image_stamps(), np.int64) - drive.stamp_offset_ns
-        return np.intersect1d(stamps[wanted], left)
+        return np.intersect1d(stamps[wanted], _stamps(drive) - drive.change.late_ns)
+
+
+def _stamps(bag: BagReader | AlteredBag) -> np.ndarray:
+    return np.unique(np.fromiter(bag.image_stamps(), np.int64))
 
 
 # ---- methods
@@ -104,9 +123,9 @@ class Drive:
 def tracker_method(name: str, localizer: Localizer | Rival, start: torch.Tensor | None, settings: object = None) -> Method:
     """The tracker: ours as it ships, with the search in the whole map, or with a rival in the place of our localizer."""
 
-    def run(drive: DegradedBag) -> Tracked:
+    def run(drive: AlteredBag) -> Tracked:
         tracker = Tracker(localizer, rival_options()) if isinstance(localizer, Rival) else localizer.tracker()
-        found = offline.run_bag(tracker, drive, start)
+        found = run_bag(tracker, drive, start)
         tracked = (r.stamp_ns for r in found.records if r.state is TrackState.TRACKING and r.map_from_base is not None)
         times = [r.timings_ms["total"] for r in found.records if "alignment" in r.timings_ms]
         return Tracked(found.estimate, frozenset(tracked), float(np.median(times)) if times else None)
@@ -117,13 +136,9 @@ def tracker_method(name: str, localizer: Localizer | Rival, start: torch.Tensor 
 def odometry_method() -> Method:
     """Odometry, started from the truth: what there is without any image."""
 
-    def run(drive: DegradedBag) -> Tracked | None:
-        alone = offline.odometry_in_map(drive.odometry(), drive.truth())
-        if not len(alone):
-            return None
-        stamps = np.unique(np.fromiter(drive.image_stamps(), np.int64))
-        poses, known = alone.at(stamps, offline.TRUTH_GAP_NS)
-        return Tracked(Trajectory(stamps[known], poses[known]), frozenset())
+    def run(drive: AlteredBag) -> Tracked | None:
+        alone = odometry_in_map(drive.odometry(), drive.truth())
+        return Tracked(sampled(alone, _stamps(drive)), frozenset()) if len(alone) else None
 
     return Method(ODOMETRY, run)
 
@@ -133,16 +148,12 @@ def external_method(name: str, folder: Path) -> Method:
     if not Path(folder).is_dir():
         raise InputError(f"no folder {folder} with the trajectories of {name}: --external takes NAME=DIR, which holds CELL.tum")
 
-    def path_of(degradation: Degradation) -> Path:
-        return Path(folder) / f"{cell_name(degradation)}.tum"
-
-    def run(drive: DegradedBag) -> Tracked | None:
-        path = path_of(drive.degradation)
+    def run(drive: AlteredBag) -> Tracked | None:
+        path = Path(folder) / f"{cell_name(drive.cause)}.tum"
         if not path.is_file():
             return None
-        given = read_tum(path)
-        stamps = np.unique(np.fromiter(drive.image_stamps(), np.int64))
-        found = metrics.associate(stamps, given.stamps_ns, EXTERNAL_TOLERANCE_NS)
+        given, stamps = read_tum(path), _stamps(drive)
+        found = associate(stamps, given.stamps_ns, EXTERNAL_TOLERANCE_NS)
         estimate = Trajectory(stamps[found >= 0], given.map_from_body[found[found >= 0]])
         return Tracked(estimate, frozenset(estimate.stamps_ns.tolist()))
 
@@ -175,24 +186,22 @@ def plan(kinds: Iterable[str] | None = None, severities: Sequence[float] | None 
     return cells
 
 
-def measure(drive: Drive, method: Method, degradation: Degradation) -> dict[str, object] | None:
+def measure(experiment: Experiment, method: Method, degradation: Degradation) -> dict[str, object] | None:
     """One cell, JSON-ready; None where the method has nothing for it.
 
-    tracked_fraction: of the scored images, those whose own pose was believed. false_tracked_frames: of these, further off than
-    `offline.FALSE_TRACK`. at_exposure: with wrong stamps, errors at the true time of the images instead of the one told.
+    In it, tracked_fraction is of the scored images those whose own pose was believed, false_tracked_frames of these those further
+    off than `metrics.FALSE_TRACK`, and at_exposure holds, with wrong stamps, the errors at the true time of the images.
     """
     began = time.monotonic()
-    degraded = drive.degraded(degradation)
-    stamps = drive.scored_stamps(degraded)
-    result = method.run(degraded)
+    drive = experiment.degraded(degradation)
+    stamps, late_ns = experiment.scored_stamps(drive), drive.change.late_ns
+    result = method.run(drive)
     if result is None:
         return None
-    offset_ns = degraded.stamp_offset_ns
-    cell = _score(drive.truth, stamps + offset_ns, result.estimate, result.tracked)
-    if offset_ns:
-        given = result.estimate
-        true_time = Trajectory(given.stamps_ns - offset_ns, given.map_from_body)
-        cell["at_exposure"] = _score(drive.truth, stamps, true_time, frozenset(s - offset_ns for s in result.tracked))
+    cell = _score(experiment.truth, stamps + late_ns, result.estimate, result.tracked)
+    if late_ns:
+        true_time = Trajectory(result.estimate.stamps_ns - late_ns, result.estimate.map_from_body)
+        cell["at_exposure"] = _score(experiment.truth, stamps, true_time, frozenset(s - late_ns for s in result.tracked))
     return {
         "method": method.name,
         "kind": degradation.kind if degradation.severity else None,
@@ -204,20 +213,16 @@ def measure(drive: Drive, method: Method, degradation: Degradation) -> dict[str,
 
 
 def _score(truth: Trajectory, stamps_ns: np.ndarray, estimate: Trajectory, tracked: frozenset[int]) -> dict[str, object]:
-    poses, known = truth.at(stamps_ns, offline.TRUTH_GAP_NS)
-    reference = Trajectory(stamps_ns[known], poses[known])
-    errors = metrics.absolute_errors(reference, Trajectory(estimate.stamps_ns, estimate.map_from_body), tolerance_ns=0)
-    summary = metrics.summarize(errors)
-    by_image = np.array([stamp in tracked for stamp in reference.stamps_ns.tolist()], bool)
-    metres, degrees = offline.FALSE_TRACK
-    wrong = by_image & ((errors.translation_m > metres) | (np.degrees(errors.rotation_rad) > degrees))
-    frames = len(reference)
+    reference = sampled(truth, stamps_ns)
+    errors = absolute_errors(reference, Trajectory(estimate.stamps_ns, estimate.map_from_body), tolerance_ns=0)
+    figures = error_figures(errors)
+    by_image = np.isin(reference.stamps_ns, np.array(list(tracked), np.int64))
     return {
-        "frames": frames,
-        "published_fraction": summary["estimated_fraction"],
-        "tracked_fraction": float(by_image.mean()) if frames else 0.0,
-        "false_tracked_frames": int(wrong.sum()),
-        **{key: summary[key] for key in _FIGURES},
+        "frames": len(reference),
+        "published_fraction": figures["estimated_fraction"],
+        "tracked_fraction": float(by_image.mean()) if len(reference) else 0.0,
+        "false_tracked_frames": int((by_image & errors.false).sum()),
+        **{key: figures[key] for key in (*_FIGURES, "recall")},
     }
 
 
@@ -287,7 +292,7 @@ class Results:
 
 
 def run(
-    drive: Drive,
+    experiment: Experiment,
     methods: Sequence[Method],
     cells: Sequence[Degradation],
     results: Results,
@@ -297,15 +302,15 @@ def run(
 
     finished: called after each cell, measured or kept, with how many are done. Raises InputError where nothing can be scored.
     """
-    if not len(drive.truth):
-        raise InputError(f"{drive.bag.path} has no ground truth: give --truth, a file, a topic or tf:PARENT:CHILD")
+    if not len(experiment.truth):
+        raise InputError(f"{experiment.bag.path} has no ground truth: give --truth, a file, a topic or tf:PARENT:CHILD")
     done, total = 0, len(methods) * len(cells)
     for degradation in cells:
         for method in methods:
-            settings = _fingerprint(drive, method)
+            settings = _fingerprint(experiment, method)
             cell = results.find(method.name, degradation, settings)
             if cell is None:
-                cell = measure(drive, method, degradation)
+                cell = measure(experiment, method, degradation)
                 if cell is not None:
                     results.put({**cell, "settings": settings})
                     results.save()
@@ -315,7 +320,7 @@ def run(
     results.save()
 
 
-def _fingerprint(drive: Drive, method: Method) -> str:
+def _fingerprint(drive: Experiment, method: Method) -> str:
     start = None if drive.start is None else drive.start.tolist()
     what = [drive.identity, start, drive.skip_map_frames, drive.seed, drive.clear_s, method.settings]
     return hashlib.sha256(json.dumps(what, sort_keys=True, default=str).encode()).hexdigest()[:16]

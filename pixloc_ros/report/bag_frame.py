@@ -11,6 +11,7 @@ import torch
 
 from ..errors import InputError
 from ..evaluation import offline
+from ..evaluation.runs import TRUTH_GAP_NS, FrameRecord
 from ..io.bags import BagReader
 from ..io.frames import CameraFrame, UnusableFrame
 from ..localization import Localizer
@@ -62,7 +63,7 @@ class TrackedFrame:
     previous: CameraFrame | None
     truth: torch.Tensor | None
     base_from_camera: torch.Tensor
-    last: tuple[offline.FrameRecord, ...] = ()
+    last: tuple[FrameRecord, ...] = ()
 
     @property
     def prior(self) -> torch.Tensor | None:
@@ -107,7 +108,7 @@ def track_to(
     )
     frame, result, before = seen[-1]
     previous = seen[-2][0] if len(seen) > 1 and isinstance(seen[-2][0], CameraFrame) else None
-    truth, known = run.truth.at(np.array([frame.stamp_ns]), offline.TRUTH_GAP_NS)
+    truth, known = run.truth.at(np.array([frame.stamp_ns]), TRUTH_GAP_NS)
     return TrackedFrame(
         index,
         len(stamps),

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from ..evaluation.offline import FALSE_TRACK
+from ..evaluation.metrics import FALSE_TRACK
 from ..geometry import se3
 from ..io.frames import UnusableFrame
 from ..mapping.local_points import LocalPointSelector

@@ -10,8 +10,7 @@ import numpy as np
 from matplotlib.ticker import FuncFormatter, NullFormatter
 from scipy.special import chdtri
 
-from ..evaluation.bench import Evaluation
-from ..evaluation.metrics import NEES_95, RECALL_LEVELS
+from ..evaluation.metrics import NEES_95, RECALL_LEVELS, Evaluation
 from ..evaluation.runs import odometry_in_map
 from ..io.trajectory import Trajectory
 from .plots import BAD, ODOMETRY, POINTS, STATE_COLOURS, STYLE, TRUTH, plt, png, run_style

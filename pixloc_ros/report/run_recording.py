@@ -13,6 +13,7 @@ import torch
 
 from ..errors import InputError
 from ..evaluation import offline
+from ..evaluation.runs import TRUTH_GAP_NS, BagRun, odometry_in_map
 from ..geometry import se3
 from ..geometry.cameras import Camera
 from ..io.bags import BagReader
@@ -59,7 +60,7 @@ class RunRecording:
         self._rerun, self._map = viewer(), map_
         self._base_from_camera = bag.base_from_camera
         self._truth = bag.truth()
-        self._odometry = offline.odometry_in_map(bag.odometry(), self._truth)
+        self._odometry = odometry_in_map(bag.odometry(), self._truth)
         self._way: list[list[float]] = []
         self._piece = 0
         self._first_ns: int | None = None
@@ -192,14 +193,14 @@ class RunRecording:
         stream.log(f"path/tracked/{self._piece}", rr.LineStrips3D([self._way], colors=_ESTIMATE, radii=rr.Radius.ui_points(1.5)))
         lines = self._pyramid(pose, frame.camera)
         stream.log("camera/pyramid", rr.LineStrips3D(lines, colors=colour, radii=rr.Radius.ui_points(2.0)))
-        truth, known = self._truth.at(np.array([frame.stamp_ns]), offline.TRUTH_GAP_NS)
+        truth, known = self._truth.at(np.array([frame.stamp_ns]), TRUTH_GAP_NS)
         if known[0]:
             metres, radians = (float(v) for v in se3.pose_difference(truth[0], result.map_from_base))
             stream.log("error/centimetres", rr.Scalars(100 * metres))
             stream.log("error/degrees", rr.Scalars(math.degrees(radians)))
 
 
-def record_run(path: Path, localizer: Localizer, bag: BagReader, **arguments) -> offline.BagRun:
+def record_run(path: Path, localizer: Localizer, bag: BagReader, **arguments) -> BagRun:
     """Track a bag (arguments as of `offline.run_bag`) and record it."""
     with RunRecording(path, localizer.map, bag) as recording:
         return offline.run_bag(localizer.tracker(), bag, watch=recording, **arguments)

@@ -9,8 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from .. import __version__
-from ..evaluation.bench import Evaluation
-from ..evaluation.metrics import RECALL_LEVELS, recall_name
+from ..evaluation.metrics import RECALL_LEVELS, Evaluation, recall_name
 from ..evaluation.tables import format_number, summary
 from ..io.bags import BagReader
 from ..io.frames import CameraFrame

@@ -15,7 +15,7 @@ from rclpy.node import Node
 from rclpy.time import Time
 from tf2_ros import Buffer, TransformException, TransformListener
 
-from ..evaluation.replay import LookupRecord, PoseRecord, Recording, StatusRecord
+from ..evaluation.live_run import LookupRecord, PoseRecord, Recording, StatusRecord
 from ..msg import LocalizationStatus
 from ..node import conversions
 from ..node.conversions import stamp_to_ns

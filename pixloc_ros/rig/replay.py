@@ -19,8 +19,8 @@ import torch
 from rclpy.executors import ExternalShutdownException, SingleThreadedExecutor
 
 from ..errors import InputError
+from ..evaluation.live_run import Recording
 from ..evaluation.offline import initial_covariance
-from ..evaluation.replay import Recording
 from ..evaluation.usage import UsageMeter
 from ..io.bags import BagReader
 from .bag_player import BagPlayer

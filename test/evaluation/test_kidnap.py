@@ -25,14 +25,14 @@ def stamp(frame: int) -> int:
 
 
 def test_a_cut_is_unknown_to_stamps_and_odometry(bag):
-    drive = kidnap.AlteredDrive(bag, stamp(1), stamp(11), cut=(stamp(4), stamp(8)))
+    drive = kidnap.Part(stamp(1), stamp(11), cut=(stamp(4), stamp(8))).of(bag)
     events = list(drive.events())
     images = [e for e in events if not isinstance(e, OdometryMessage)]
     odometry = [e for e in events if isinstance(e, OdometryMessage)]
     assert [int(e.image[0, 0]) for e in images] == [1, 2, 3, 8, 9, 10]
     assert [e.stamp_ns for e in images] == [stamp(k) for k in range(1, 7)] == list(drive.image_stamps())
     assert drive.image_count == len(images)
-    assert [drive.recorded_ns(e.stamp_ns) for e in images] == [stamp(k) for k in (1, 2, 3, 8, 9, 10)]
+    assert [drive.cause.recorded_ns(e.stamp_ns) for e in images] == [stamp(k) for k in (1, 2, 3, 8, 9, 10)]
     stamps = [e.stamp_ns for e in events]
     assert stamps == sorted(stamps)
     # Wheels see the robot go on as if it had not been carried: a fiftieth of a second of driving between all samples.
@@ -45,21 +45,21 @@ def test_a_cut_is_unknown_to_stamps_and_odometry(bag):
 
 
 def test_a_blackout_blackens(bag):
-    drive = kidnap.AlteredDrive(bag, stamp(0), stamp(FRAMES), black=(stamp(2), stamp(5)))
+    drive = kidnap.Part(stamp(0), stamp(FRAMES), black=(stamp(2), stamp(5))).of(bag)
     shown = [int(e.image.max()) for e in drive.events() if not isinstance(e, OdometryMessage)]
     assert shown == [0, 1, 0, 0, 0, *range(5, FRAMES)]
 
 
 def test_wrong_poses_are_counted_by_state_and_the_first_right_one_is_timed(bag):
-    drive = kidnap.AlteredDrive(bag, stamp(0), stamp(FRAMES))
+    drive = kidnap.Part(stamp(0), stamp(FRAMES)).of(bag)
     records = run_bag(Tracker(TrueLocalizer(offset_m=1.0)), drive).records
-    outcome = kidnap._outcome("cold start", drive, records, bag.truth(), stamp(2), None, stamp(0))
+    outcome = kidnap.outcome_of("cold start", drive.cause, records, bag.truth(), stamp(2), stamp(0))
     assert outcome.seconds is None and outcome.begin_s == pytest.approx(0.2)
     given = [r for r in records if r.map_from_base is not None and r.stamp_ns >= stamp(2)]
     assert outcome.wrong_tracking + outcome.wrong_degraded == len(given) > 5
     records = run_bag(Tracker(TrueLocalizer(fails=(2, 3))), drive).records
     assert records[2].state is TrackState.DEGRADED
-    outcome = kidnap._outcome("cold start", drive, records, bag.truth(), stamp(2), None, stamp(0))
+    outcome = kidnap.outcome_of("cold start", drive.cause, records, bag.truth(), stamp(2), stamp(0))
     assert outcome.seconds == pytest.approx(0.2) and outcome.images == 3 and len(outcome.frame_ms) == 3
     assert outcome.wrong_tracking == outcome.wrong_degraded == 0
 

@@ -79,7 +79,7 @@ def test_missing_frames_fail_the_recall_but_not_the_median():
 def test_nothing_estimated():
     reference = straight(3)
     empty = Trajectory.from_poses([])
-    summary = metrics.summarize(metrics.absolute_errors(reference, empty))
+    summary = metrics.error_figures(metrics.absolute_errors(reference, empty))
     assert summary["estimated_fraction"] == 0 and summary["translation_error_median_m"] is None
     assert set(summary["recall"].values()) == {0.0}
     result = figures(reference, Trajectory(reference.stamps_ns + 10**12, reference.map_from_body))
@@ -91,7 +91,7 @@ def test_alignment_takes_a_rigid_motion_away_and_no_scale():
     reference = random_walk(60, 4)
     motion = se3.se3_exp(torch.tensor([3.0, -2, 1, 0.4, -0.3, 0.9], dtype=torch.float64))
     moved = Trajectory(reference.stamps_ns, motion @ reference.map_from_body)
-    assert torch.allclose(metrics.align(reference, moved), se3.inverse(motion), atol=1e-10)
+    assert torch.allclose(metrics.umeyama(reference, moved), se3.inverse(motion), atol=1e-10)
     result = figures(reference, moved)
     assert result["translation_error_rmse_m"] > 1 and result["aligned_translation_error_max_m"] < 1e-9
     assert result["aligned_rotation_error_max_deg"] < 1e-6
@@ -148,7 +148,7 @@ def test_nees_of_errors_drawn_from_the_covariance_is_six():
     # truth = estimate · exp(error)
     guess = reference.map_from_body @ se3.inverse(se3.se3_exp(noise))
     covariance = (root @ root.T).repeat(n, 1, 1)
-    summary = metrics.summarize(metrics.absolute_errors(reference, Trajectory(reference.stamps_ns, guess, covariance)))
+    summary = metrics.error_figures(metrics.absolute_errors(reference, Trajectory(reference.stamps_ns, guess, covariance)))
     assert summary["nees_mean"] == pytest.approx(6, rel=0.05)
     assert summary["nees_inside_95"] == pytest.approx(0.95, abs=0.012)
 
@@ -161,4 +161,4 @@ def test_covariances_that_cannot_be_inverted_give_no_nees():
     moved[:, 0, 3] += 2.0
     errors = metrics.absolute_errors(reference, Trajectory(reference.stamps_ns, moved, covariance))
     assert np.isnan(errors.nees).tolist() == [False, True, True, False]
-    assert metrics.summarize(errors)["nees_mean"] == pytest.approx(4.0)
+    assert metrics.error_figures(errors)["nees_mean"] == pytest.approx(4.0)

@@ -10,7 +10,7 @@ import torch
 from bag_writing import BASE_FROM_CAMERA, BagWriter
 
 from pixloc_ros.errors import InputError
-from pixloc_ros.evaluation.bench import evaluate
+from pixloc_ros.evaluation.metrics import evaluate
 from pixloc_ros.evaluation.run_inputs import RunInputs, read_runs
 from pixloc_ros.evaluation.runs import BagRun, FrameRecord, read_run, write_run
 from pixloc_ros.evaluation.usage import Usage, UsageMeter

@@ -13,7 +13,7 @@ from test_track_offline import FRAMES, PERIOD, SLIP, T0, TrueLocalizer, truth_at
 from pixloc_ros.cli.main import main
 from pixloc_ros.errors import InputError
 from pixloc_ros.evaluation import offline, suite
-from pixloc_ros.evaluation.degradation import KINDS, Degradation, DegradedBag
+from pixloc_ros.evaluation.degradation import KINDS, Degradation, degraded
 from pixloc_ros.evaluation.suite_export import export_bag
 from pixloc_ros.geometry import se3
 from pixloc_ros.io.bags import BagReader
@@ -39,13 +39,13 @@ def scene(tmp_path_factory):
 def drive(tmp_path):
     """Twelve numbered frames, ten a second, and odometry that is a tenth too long."""
     with BagReader(write_drive(tmp_path / "b")) as bag:
-        yield suite.Drive(bag, bag.truth(), clear_s=0.0)
+        yield suite.Experiment(bag, bag.truth(), clear_s=0.0)
 
 
 def a_method(name="method", run=lambda degraded: degraded.truth(), tracked=frozenset(), calls=None):
     def track(degraded):
         if calls is not None:
-            calls.append((name, str(degraded.degradation)))
+            calls.append((name, str(degraded.cause)))
         return suite.Tracked(run(degraded), tracked)
 
     return suite.Method(name, track)
@@ -78,7 +78,7 @@ def test_plans_that_make_no_sense_are_refused():
 
 def test_all_images_that_arrive_are_scored_but_those_of_the_map_and_of_the_clear_start(drive):
     def scored(kind="blur", severity=15, **changes):
-        changed = suite.Drive(drive.bag, drive.truth, **{"clear_s": 0.0, **changes})
+        changed = suite.Experiment(drive.bag, drive.truth, **{"clear_s": 0.0, **changes})
         return ((changed.scored_stamps(changed.degraded(Degradation(kind, severity))) - T0) // PERIOD).tolist()
 
     assert scored() == list(range(FRAMES))
@@ -107,7 +107,7 @@ def test_a_cell_counts_missing_wrong_and_dead_reckoned_poses(drive):
 
 def test_a_time_offset_counts_the_way_driven_meanwhile_and_the_pose_of_the_image_is_told_besides(drive):
     # This localizer sees where the robot was at the image, whatever its stamp says.
-    method = a_method(run=lambda degraded: offline.run_bag(Tracker(TrueLocalizer()), degraded).estimate)
+    method = a_method(run=lambda bag: offline.run_bag(Tracker(TrueLocalizer()), bag).estimate)
     cell = suite.measure(drive, method, Degradation("time", 50))
     assert cell["frames"] == FRAMES - 1  # of the last stamp the truth is not known
     assert cell["translation_error_median_m"] == pytest.approx(0.05 * SPEED, rel=0.02)
@@ -143,7 +143,7 @@ def test_finished_cells_are_kept_when_a_run_is_killed(drive, tmp_path):
     suite.run(drive, [a_method("a", calls=calls), a_method("b", calls=calls)], cells, again, lambda *cell: seen.append(cell))
     assert len(calls) == 10 == len(set(calls)) and len(seen) == 10 and len(again.cells) == 10
     # Another seed is another drive; what is measured again takes the place of the old.
-    other = suite.Drive(drive.bag, drive.truth, clear_s=0.0, seed=1)
+    other = suite.Experiment(drive.bag, drive.truth, clear_s=0.0, seed=1)
     suite.run(other, [a_method("a", calls=calls)], cells, again)
     assert len(calls) == 15 and len(again.cells) == 10
 
@@ -160,7 +160,7 @@ def test_a_drive_without_truth_is_refused(tmp_path):
     with BagReader(write_drive(tmp_path / "b", truth=False)) as bag:
         results = suite.Results.open(tmp_path / "suite.json", {})
         with pytest.raises(InputError, match="--truth"):
-            suite.run(suite.Drive(bag, bag.truth()), [a_method()], suite.plan(["blur"]), results)
+            suite.run(suite.Experiment(bag, bag.truth()), [a_method()], suite.plan(["blur"]), results)
 
 
 # ---- tables
@@ -288,7 +288,7 @@ def test_other_systems_run_on_exported_bags_and_are_scored_beside(scene, tmp_pat
 )
 def test_an_exported_bag_shows_what_the_tracker_sees(scene, tmp_path, degradation):
     with BagReader(scene.drive) as bag:
-        drive = DegradedBag(bag, degradation, clear_s=0.5)
+        drive = degraded(bag, degradation, clear_s=0.5)
         export_bag(tmp_path / "bag", drive)
         with BagReader(tmp_path / "bag") as written:
             events, again = list(drive.events()), list(written.events())

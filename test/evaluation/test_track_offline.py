@@ -11,9 +11,12 @@ from bag_writing import BASE_FROM_CAMERA, BagWriter
 
 from pixloc_ros.errors import InputError
 from pixloc_ros.evaluation import offline
-from pixloc_ros.evaluation.read_ahead import read_ahead
+from pixloc_ros.evaluation.metrics import run_figures
+from pixloc_ros.evaluation.offline import read_ahead
+from pixloc_ros.evaluation.runs import BagRun, FrameRecord
 from pixloc_ros.geometry import se3
 from pixloc_ros.io.bags import BagOptions, BagReader
+from pixloc_ros.io.trajectory import Trajectory
 from pixloc_ros.tracking.tracker import Tracker
 from pixloc_ros.tracking.types import FrameAlignment, TrackState
 
@@ -83,7 +86,7 @@ def run(path, localizer, **arguments):
 def test_every_frame_is_tracked_and_scored(tmp_path):
     path = write_drive(tmp_path / "b")
     result = run(path, TrueLocalizer(offset_m=0.01))
-    stats = offline.summarize(result)
+    stats = run_figures(result)
     assert (stats["frames"], stats["tracked_frames"], stats["tracked_fraction"], stats["losses"]) == (12, 12, 1.0, 0)
     assert stats["states"]["TRACKING"] == 12
     assert stats["scored_frames"] == 12
@@ -123,7 +126,7 @@ def test_a_time_offset_undoes_late_stamps(tmp_path):
     for offset_s, error_m in ((0.0, late_s), (-late_s, 0.0)):
         with BagReader(path, BagOptions(time_offset_s=offset_s)) as bag:
             result = offline.run_bag(Tracker(TrueLocalizer()), bag)
-        stats = offline.summarize(result)
+        stats = run_figures(result)
         assert stats["tracked_frames"] == FRAMES
         assert [r.stamp_ns for r in result.records] == [T0 + i * PERIOD + round((late_s + offset_s) * 1e9) for i in range(FRAMES)]
         assert stats["translation_error_median_m"] == pytest.approx(error_m, abs=1e-3)
@@ -139,7 +142,7 @@ def test_last_frames_without_odometry_are_still_processed(tmp_path):
 def test_failures_are_counted_and_skipped_frames_not_scored(tmp_path):
     path = write_drive(tmp_path / "b")
     result = run(path, TrueLocalizer(fails=range(6, 12)))
-    stats = offline.summarize(result, skip_map_frames=3)
+    stats = run_figures(result, skip_map_frames=3)
     assert stats["scored_frames"] == 8
     assert stats["tracked_frames"] == 6
     assert stats["states"]["DEGRADED"] == 6
@@ -157,7 +160,7 @@ def test_unusable_images_are_counted(tmp_path):
             bag.image(T0 + i * PERIOD, np.full((H, width), i, np.uint8), width, H)
             bag.truth(T0 + i * PERIOD, truth_at(i * 0.1))
     result = run(tmp_path / "b", TrueLocalizer())
-    stats = offline.summarize(result)
+    stats = run_figures(result)
     assert (stats["frames"], stats["unusable_frames"], stats["tracked_frames"]) == (4, 1, 3)
     assert any("40x64" in message for message in stats["messages"])
     assert stats["recall"]["5m_10deg"] == 0.75
@@ -168,18 +171,18 @@ def test_initial_pose(tmp_path):
     with pytest.raises(InputError, match="--initial-pose"):
         run(path, TrueLocalizer())
     result = run(path, TrueLocalizer(), initial_pose=torch.from_numpy(truth_at(0.0)))
-    stats = offline.summarize(result)
+    stats = run_figures(result)
     assert stats["tracked_frames"] == FRAMES and "translation_error_median_m" not in stats
 
 
 def test_without_odometry(tmp_path):
-    stats = offline.summarize(run(write_drive(tmp_path / "b", odometry=False), TrueLocalizer()))
+    stats = run_figures(run(write_drive(tmp_path / "b", odometry=False), TrueLocalizer()))
     assert stats["tracked_frames"] == FRAMES and "odometry_error_median_m" not in stats
 
 
 def test_nothing_found_at_all(tmp_path):
     result = run(write_drive(tmp_path / "b"), TrueLocalizer(fails=range(99)))
-    stats = offline.summarize(result)
+    stats = run_figures(result)
     assert stats["tracked_frames"] == stats["published_frames"] == 0
     assert stats["states"]["INITIALIZING"] == FRAMES
     assert stats["translation_error_median_m"] is None and set(stats["recall"].values()) == {0.0}
@@ -197,11 +200,11 @@ def test_losses_and_false_tracks_are_counted():
         moved = pose.clone()
         moved[0, 3] = 0.6 if i == 5 else 0.0
         records.append(
-            offline.FrameRecord(T0 + i, TrackState[name], moved if given else None, covariance if given else None, {}, 0.5, "")
+            FrameRecord(T0 + i, TrackState[name], moved if given else None, covariance if given else None, {}, 0.5, "")
         )
-    truth = offline.Trajectory(T0 + np.arange(8), pose.repeat(8, 1, 1))
-    run_ = offline.BagRun(records, truth, offline.Trajectory.from_poses([]))
-    stats = offline.summarize(run_)
+    truth = Trajectory(T0 + np.arange(8), pose.repeat(8, 1, 1))
+    run_ = BagRun(records, truth, Trajectory.from_poses([]))
+    stats = run_figures(run_)
     assert stats["losses"] == 2
     assert stats["false_tracked_frames"] == 1
     assert stats["estimated_frames"] == 3
@@ -242,5 +245,5 @@ def test_an_image_that_cannot_be_prepared_is_told_by_the_tracker(tmp_path):
                 raise InputError("too dark")
             return super().prepare(image, camera)
 
-    stats = offline.summarize(run(write_drive(tmp_path / "b"), Picky(), ahead=True))
+    stats = run_figures(run(write_drive(tmp_path / "b"), Picky(), ahead=True))
     assert (stats["frames"], stats["unusable_frames"], stats["messages"]) == (12, 1, {"too dark": 1})

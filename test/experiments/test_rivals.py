@@ -9,7 +9,7 @@ from suite_helpers import simulated_scene
 
 from pixloc_ros.errors import InputError
 from pixloc_ros.evaluation import rivals
-from pixloc_ros.evaluation.degradation import Degradation, DegradedBag
+from pixloc_ros.evaluation.degradation import Degradation, degraded
 from pixloc_ros.geometry import se3
 from pixloc_ros.geometry.cameras import Camera
 from pixloc_ros.io.bags import BagReader
@@ -74,7 +74,7 @@ def frames(scene, degradation=None):
     """(frame, map_from_camera) of the simulated drive."""
     with BagReader(scene.drive) as bag:
         truth = bag.truth()
-        drive = bag if degradation is None else DegradedBag(bag, degradation, clear_s=0.0)
+        drive = bag if degradation is None else degraded(bag, degradation, clear_s=0.0)
         poses = dict(zip(truth.stamps_ns.tolist(), truth.map_from_body))
         return [(f, poses[f.stamp_ns] @ bag.base_from_camera) for f in drive.events() if isinstance(f, CameraFrame)]
 

@@ -19,7 +19,8 @@ from std_srvs.srv import Trigger
 from tf2_ros import StaticTransformBroadcaster
 
 from pixloc_ros.evaluation import offline
-from pixloc_ros.evaluation.replay import chain_errors
+from pixloc_ros.evaluation.live_run import chain_errors
+from pixloc_ros.evaluation.runs import TRUTH_GAP_NS
 from pixloc_ros.features import load_extractor
 from pixloc_ros.geometry import se3
 from pixloc_ros.io.bags import BagReader
@@ -59,7 +60,7 @@ def test_live_and_offline_give_the_same_poses(drive, tmp_path):
     for stamp_ns, pose in recorded.items():
         assert torch.allclose(live[stamp_ns], pose, atol=1e-4, rtol=0), "offline and live differ"
     assert sorted(s.stamp_ns for s in recording.statuses) == sorted(recording.sent_s), "one status per image"
-    poses, known = truth.at(list(live), offline.TRUTH_GAP_NS)
+    poses, known = truth.at(list(live), TRUTH_GAP_NS)
     distance, angle = se3.pose_difference(poses, torch.stack(list(live.values())))
     assert known.all() and distance.median() < 0.03 and angle.median() < 0.01
     translations, rotations, missing = chain_errors(recording, base_from_camera)

@@ -6,7 +6,7 @@ import pytest
 from browser import look
 from test_runs import run_with
 
-from pixloc_ros.evaluation.bench import evaluate
+from pixloc_ros.evaluation.metrics import evaluate
 from pixloc_ros.report.page import Picture
 from pixloc_ros.report.run_plots import NARROW
 from pixloc_ros.report.run_report import Scene, run_report

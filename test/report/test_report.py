@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 import torch
 
-from pixloc_ros.evaluation import replay
-from pixloc_ros.evaluation.bench import evaluate
-from pixloc_ros.evaluation.offline import BagRun, FrameRecord, summarize
-from pixloc_ros.evaluation.replay import LookupRecord, PoseRecord, Recording, StatusRecord
+from pixloc_ros.evaluation import live_run
+from pixloc_ros.evaluation.live_run import LookupRecord, PoseRecord, Recording, StatusRecord
+from pixloc_ros.evaluation.metrics import evaluate, run_figures
+from pixloc_ros.evaluation.runs import BagRun, FrameRecord
 from pixloc_ros.evaluation.tables import format_demo, format_number, format_run, format_summary, format_table, summary
 from pixloc_ros.geometry import se3
 from pixloc_ros.geometry.cameras import Camera
@@ -50,8 +50,8 @@ def recording() -> Recording:
 
 
 def figures(heard: Recording) -> dict:
-    run = replay.as_run(heard, truth(), Trajectory.from_poses([]))
-    stats = replay.live_figures(heard, summarize(run), BASE_FROM_CAMERA)
+    run = live_run.as_run(heard, truth(), Trajectory.from_poses([]))
+    stats = live_run.live_figures(heard, run_figures(run), BASE_FROM_CAMERA)
     json.dumps(stats, allow_nan=False)
     return stats
 
@@ -259,7 +259,7 @@ def test_page_needs_nothing_from_outside_and_escapes_text():
 
 def test_report_of_a_live_run():
     heard = recording()
-    result = evaluate(replay.as_run(heard, truth(), truth()))
+    result = evaluate(live_run.as_run(heard, truth(), truth()))
     frame = grey_frame()
     bag = SimpleNamespace(
         base_from_camera=BASE_FROM_CAMERA,

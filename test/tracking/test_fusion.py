@@ -14,6 +14,7 @@ from reference_filter import FilterNode, ReferenceFilter
 from rosbags.rosbag2 import Reader, StoragePlugin, Writer
 
 from pixloc_ros.evaluation import offline
+from pixloc_ros.evaluation.runs import TRUTH_GAP_NS, odometry_in_map
 from pixloc_ros.features import load_extractor
 from pixloc_ros.geometry import se3
 from pixloc_ros.io.bags import BagReader
@@ -93,10 +94,10 @@ def test_fused_beats_each_alone(tmp_path):
             executor.shutdown()
             node.destroy_node()
             context.try_shutdown()
-    alone = offline.odometry_in_map(odometry, truth)
+    alone = odometry_in_map(odometry, truth)
 
     def error(stamps, poses):
-        true, known = truth.at(stamps, offline.TRUTH_GAP_NS)
+        true, known = truth.at(stamps, TRUTH_GAP_NS)
         distances, angles = se3.pose_difference(true[known], torch.stack(poses)[known])
         return np.sqrt(np.mean(distances.numpy() ** 2)), np.sqrt(np.mean(angles.numpy() ** 2))
 
@@ -104,7 +105,7 @@ def test_fused_beats_each_alone(tmp_path):
     assert len(stamps) > 200
     fused = error(stamps, [pose for _, pose in filter_node.fused])
     held = error(stamps, [pose for _, pose in filter_node.held])
-    wheels, known = alone.at(stamps, offline.TRUTH_GAP_NS)
+    wheels, known = alone.at(stamps, TRUTH_GAP_NS)
     assert known.all()
     wheels = error(stamps, list(wheels))
     assert fused[0] < 0.7 * min(held[0], wheels[0]), (fused, held, wheels)

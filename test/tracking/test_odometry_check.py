@@ -10,7 +10,7 @@ import torch
 from bag_writing import BASE_FROM_CAMERA, BagWriter
 
 from pixloc_ros.evaluation import offline
-from pixloc_ros.evaluation.bench import evaluate
+from pixloc_ros.evaluation.metrics import evaluate
 from pixloc_ros.evaluation.runs import read_run, write_run
 from pixloc_ros.evaluation.tables import format_run
 from pixloc_ros.geometry import se3
@@ -271,5 +271,5 @@ def test_the_offset_that_was_found_mends_it(bag_with_late_images):
     mended = tracked(bag_with_late_images, round(first.findings["time_offset_s"], 3))
     assert abs(mended.findings["time_offset_s"]) < 0.01
     assert [remark for remark in mended.remarks if "stamped" in remark] == []
-    errors = [offline.summarize(run)["translation_error_median_m"] for run in (first, mended)]
+    errors = [evaluate(run).figures["translation_error_median_m"] for run in (first, mended)]
     assert errors[1] < 0.2 * errors[0]

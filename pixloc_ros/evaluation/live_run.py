@@ -1,5 +1,5 @@
 # Copyright the pixloc_ros authors. SPDX-License-Identifier: Apache-2.0
-"""What the live node did with a replayed bag: the recording, and the figures drawn from it. The recorder itself is in `node`."""
+"""What the live node did with a replayed bag: the recording, and the figures drawn from it. The recorder itself is in `rig`."""
 
 from __future__ import annotations
 
@@ -135,7 +135,7 @@ def as_run(recording: Recording, truth: Trajectory, odometry: Trajectory) -> Bag
 
 
 def live_figures(recording: Recording, figures: Mapping[str, object], base_from_camera: torch.Tensor) -> dict[str, object]:
-    """The figures of the run (`bench.evaluate`), and what only a live run can tell: JSON-ready.
+    """The figures of the run (`metrics.evaluate`), and what only a live run can tell: JSON-ready.
 
     unreported_frames: images without a status. chain_error_m, _rad: largest difference between TF's map → camera and the
     published pose. tf_errors: failed lookups at image stamps that have a pose. tf_beyond_odometry: of images newer than the last
