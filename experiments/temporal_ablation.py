@@ -39,7 +39,7 @@ from pixloc_ros.localization import Localizer
 from pixloc_ros.mapping import Map
 from pixloc_ros.mapping.build import build_map_from_colmap
 from pixloc_ros.tracking.frame_aligner import LocalizerOptions
-from pixloc_ros.tracking.types import TrackState
+from pixloc_ros.tracking.types import PreparedFrame, TrackState
 
 SCENES = ("kitti07", "kitti01", "tum_fr1_rpy")
 MAP_STRIDE = 3
