@@ -35,6 +35,7 @@ _EXPORTS = {
     "align": "alignment",
     "build_map_from_colmap": "mapping.build",
     "build_map_from_rgbd": "mapping.build",
+    "build_map_from_bag": "mapping.build",
     "InputError": "errors",
 }
 __all__ = ["__version__", *_EXPORTS]

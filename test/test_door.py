@@ -125,6 +125,12 @@ def test_a_drive_is_tracked(localizer, drive):
     assert localizer.tracker().can_relocalize and not localizer.tracker(relocalization=False).can_relocalize
 
 
+def test_a_map_of_a_bag(drive):
+    pytest.importorskip("pycolmap")
+    map_, report = pixloc.build_map_from_bag(drive[1], pixloc.load_extractor())
+    assert len(map_.keyframe_names) == report.keyframes >= 2 and len(map_.xyz) > 50
+
+
 def test_wrong_inputs_are_told_in_one_line(localizer, drive, frame):
     frame, truth = frame
     for call, message in (

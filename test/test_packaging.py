@@ -8,6 +8,7 @@ import importlib.util
 import os
 import re
 import shutil
+import site
 import subprocess
 import sys
 import xml.etree.ElementTree as ElementTree
@@ -29,6 +30,13 @@ def load(path: Path):
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
+
+
+def copy_sources(target: Path) -> None:
+    """What git would hold, without what was built here."""
+    made_here = ("build", "install", "log", "out", "shared")
+    everywhere = shutil.ignore_patterns(".*", "__pycache__", "*.egg-info")
+    shutil.copytree(ROOT, target, ignore=lambda at, names: {*everywhere(at, names), *(made_here if Path(at) == ROOT else ())})
 
 
 def imported(path: Path) -> set:
@@ -160,6 +168,44 @@ def test_cmake_exports_are_adapted_to_this_python():
     assert patch("nothing to mend") == "nothing to mend"
 
 
+def test_the_wheel_works_without_the_sources(tmp_path):
+    """`pip install .`: a wheel of a copy of the sources, in an environment that sees the dependencies but not the checkout."""
+    copy_sources(tmp_path / "source")
+    clean = {key: value for key, value in os.environ.items() if key not in ("PYTHONPATH", "AMENT_PREFIX_PATH")}
+
+    def run(*command) -> str:
+        done = subprocess.run([*map(str, command)], env=clean, cwd=tmp_path, capture_output=True, text=True, timeout=600)
+        assert done.returncode == 0, done.stdout + done.stderr
+        return done.stdout
+
+    pip = (sys.executable, "-m", "pip", "--disable-pip-version-check")
+    run(*pip, "wheel", "--no-deps", "--no-build-isolation", "--wheel-dir", tmp_path, tmp_path / "source")
+    run(sys.executable, "-m", "venv", "--without-pip", tmp_path / "venv")
+    python = tmp_path / "venv" / "bin" / "python"
+    packages = Path(run(python, "-c", "import sysconfig; print(sysconfig.get_path('purelib'))").strip())
+    # A .pth file adds the folder itself, not what the .pth files in it name: an editable installation stays out of sight.
+    (packages / "dependencies.pth").write_text("\n".join([*site.getsitepackages(), site.getusersitepackages()]))
+    (wheel,) = tmp_path.glob("pixloc_ros-*.whl")
+    run(*pip, "--python", python, "install", "--no-deps", "--no-index", wheel)
+    shutil.rmtree(tmp_path / "source")
+
+    assert run(packages.parents[2] / "bin" / "pixloc", "--version") == f"pixloc {pixloc_ros.__version__}\n"
+    assert "fingerprint" in run(packages.parents[2] / "bin" / "pixloc", "weights", "show", "compact")
+    code = """
+import pixloc_ros as pixloc
+from pixloc_ros.cli.main import main
+from pixloc_ros.geometry import se3
+main("simulate -o sim --seconds 1 --rate 2 --size 320x240 --texel 0.02".split())
+main("map colmap --model sim/map --images sim/images -o sim.pixmap".split())
+localizer = pixloc.Localizer.open("sim.pixmap")
+name, pose = localizer.map.keyframe_names[0], localizer.map.map_from_keyframe[0]
+camera = pixloc.Camera.parse_colmap_line(open("sim/map/cameras.txt").read().splitlines()[-1].split(maxsplit=1)[1])
+found = localizer.locate(f"sim/images/{name}", camera, pose)
+print(pixloc.__path__, found.success, float(se3.pose_difference(found.map_from_camera, pose)[0]) < 0.02)
+"""
+    assert run(python, "-c", code).splitlines()[-1] == f"{[str(packages / 'pixloc_ros')]} True True"
+
+
 # ---- the environment that `make setup` makes
 
 
@@ -223,8 +269,7 @@ def test_console_script_runs():
 def test_plain_colcon_build_in_a_workspace(tmp_path):
     """What a robot's owner does. Afterwards the installed package stands alone: weights, launchers, messages."""
     source = tmp_path / "src" / "pixloc_ros"
-    ignore = shutil.ignore_patterns(".*", "build", "install", "log", "out", "__pycache__", "*.egg-info")
-    shutil.copytree(ROOT, source, ignore=ignore)
+    copy_sources(source)
     environment = {
         **os.environ,
         "PATH": f"{ROOT / '.venv' / 'bin'}:{os.environ['PATH']}",

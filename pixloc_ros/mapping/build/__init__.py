@@ -2,7 +2,8 @@
 """Makers of maps: from COLMAP models, RGB-D sequences and images with poses; and what is done with maps that are there."""
 
 from .colmap import build_map_from_colmap
+from .posed_bag import build_map_from_bag
 from .posed_frames import build_map_from_posed_frames
 from .rgbd import build_map_from_rgbd
 
-__all__ = ["build_map_from_colmap", "build_map_from_posed_frames", "build_map_from_rgbd"]
+__all__ = ["build_map_from_bag", "build_map_from_colmap", "build_map_from_posed_frames", "build_map_from_rgbd"]

@@ -9,6 +9,7 @@ stamp.
 from __future__ import annotations
 
 import struct
+import tempfile
 from collections import Counter, deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
@@ -19,6 +20,7 @@ import numpy as np
 import torch
 
 from ...errors import InputError
+from ...features import Extractor
 from ...geometry import se3
 from ...io.bags import (
     COMPRESSED,
@@ -37,7 +39,11 @@ from ...io.bags import (
 )
 from ...io.frames import CameraFrame, UnusableFrame
 from ...io.trajectory import Trajectory
+from ...io.work_folder import WorkFolder
+from ..map_file import Map
+from .building import Progress
 from .keyframes import PosedFrame
+from .posed_frames import PosedMapOptions, PosedMapReport, build_map_from_posed_frames
 from .rgbd import MAX_STAMP_DIFFERENCE_NS, move_depth
 
 PATH, POSE_ARRAY = "nav_msgs/msg/Path", "geometry_msgs/msg/PoseArray"
@@ -271,6 +277,34 @@ class PosedBag:
             else:
                 raise InputError(f"TF of {self.bag.path} has no way from {parent} to {child} (it ends at {frame})")
         return chain
+
+
+def build_map_from_bag(
+    bag: Path,
+    extractor: Extractor,
+    source: PosedBagOptions = PosedBagOptions(),
+    options: PosedMapOptions | None = None,
+    working_side: int | None = None,
+    name: str = "drive",
+    progress: Progress | None = None,
+) -> tuple[Map, PosedMapReport]:
+    """Map of the images of a bag whose poses are known.
+
+    Args:
+        bag: rosbag2 folder, .mcap or .db3 file, or ROS 1 .bag.
+        extractor: The network.
+        source: Topics, frames and mount that cannot be found in the bag.
+        options: How keyframes and points are chosen; None for the usual way.
+        working_side: Images are shrunk to this longer side; None for the network's own.
+        name: Of the map.
+        progress: Called with the work done, the whole work, and what it is.
+
+    Raises:
+        InputError: The bag cannot be used, or too few keyframes or points come out.
+    """
+    with tempfile.TemporaryDirectory() as folder, PosedBag(Path(bag), source) as frames:
+        work = WorkFolder(Path(folder) / "work", {})
+        return build_map_from_posed_frames(frames, extractor, work, options or PosedMapOptions(), working_side, name, progress)
 
 
 def _poses_of(message, topic: str) -> Iterator[tuple[int, torch.Tensor]]:
