@@ -28,7 +28,7 @@ _EXPORTS = {
     "Map": "mapping.map_file",
     "Tracker": "tracking.tracker",
     "TrackState": "tracking.types",
-    "CameraFrame": "tracking.types",
+    "CameraFrame": "io.frames",
     "Camera": "geometry.cameras",
     "Execution": "features",
     "load_extractor": "features",
