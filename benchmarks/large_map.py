@@ -130,7 +130,7 @@ def search(path: Path, drive: Path, middle: int, visits: int) -> dict[str, tuple
     return {
         "open the map, not cached": ([opening], size),
         "index the keyframes": ([ready], ""),
-        "alike keyframes by place": (alike, ""),
+        "similar keyframes by place": (alike, ""),
         "search, one image": (turns, note),
     }
 

@@ -167,7 +167,7 @@ def evaluate(scene: Path, args: argparse.Namespace, extractor: Extractor) -> lis
 
 
 KINDS = {
-    "focal_ratio": ("right focal length / told", 1, 4),
+    "focal_ratio": ("right focal length / given", 1, 4),
     "time_offset_s": ("to add to the images' stamps, ms", 1e3, 0),
     "way_ratio": ("odometry's way / camera's", 1, 3),
     "turn_ratio": ("odometry's turning / camera's", 1, 3),

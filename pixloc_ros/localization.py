@@ -131,10 +131,12 @@ class Localizer:
 
     @property
     def map(self) -> Map:
+        """The map."""
         return self.aligner.map
 
     @property
     def extractor(self) -> Extractor:
+        """The network."""
         return self.aligner.extractor
 
     @property

@@ -1,10 +1,9 @@
 # Copyright the pixloc_ros authors. SPDX-License-Identifier: Apache-2.0
-"""MkDocs hook (mkdocs.yml): what the site holds besides docs/.
+"""MkDocs hook (mkdocs.yml): adds to the site what is not in docs/.
 
-- The pages of the repository's root (README and others), and every other file of the repository that a page links to. Links are
-  written relative to the file that they stand in, so that they work wherever the repository is browsed; here they are turned
-  into links of the site.
-- The help of every command, and the definitions of messages and services.
+These are the pages of the repository's root, the files of the repository that pages link to, and three generated pages: commands,
+messages and services, and API. Links in the pages are relative to the repository, so that they work wherever it is browsed. The
+hook turns them into links of the site.
 """
 
 from __future__ import annotations
@@ -13,59 +12,72 @@ import argparse
 import os
 import posixpath
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from unittest import mock
 
 from mkdocs.structure.files import File, Files
 
 ROOT = Path(__file__).resolve().parents[1]
-ROOT_PAGES = {
-    "README.md": "index.md",
-    "CONTRIBUTING.md": "contributing.md",
-    "QUALITY_DECLARATION.md": "quality_declaration.md",
-    "SECURITY.md": "security.md",
-    "CHANGELOG.md": "changelog.md",
+ROOT_PAGES = {"README.md": "index.md"} | {
+    f"{name}.md": f"{name.lower()}.md" for name in ("CONTRIBUTING", "QUALITY_DECLARATION", "SECURITY", "CHANGELOG")
 }
-OTHER_FILES = "repository"
-"""Folder of the site for files that pages link to."""
-HELP_WIDTH = 100
+ROOT_SOURCES = {page: source for source, page in ROOT_PAGES.items()}
+BEHIND_THE_DOOR = [
+    "tracking.types.TrackResult",
+    "tracking.tracker.TrackerOptions",
+    "tracking.frame_aligner.LocalizerOptions",
+    "alignment.AlignmentOptions",
+    "geometry.se3",
+    "io.bags.BagReader",
+]
+"""What programs need besides the names that `pixloc_ros` exports, for the API page."""
 
-_LINK = re.compile(r"(\]\()([^)\s#]+)((?:#[^)\s]*)?\))")
-_FENCE = re.compile(r"^\s*(```|~~~)")
-_ELSEWHERE = re.compile(r"^[a-z][a-z0-9+.-]*:|^/")
+_LINK_OR_CODE = re.compile(r"^ *```.*?^ *```$|(?<=\]\()[^)\s#:]+(?=[#)])", re.MULTILINE | re.DOTALL)
 
 
 def on_files(files: Files, config) -> Files:
     """Adds the pages and files that are not in docs/."""
     for source, page in ROOT_PAGES.items():
         files.append(File.generated(config, page, abs_src_path=str(ROOT / source)))
-    made = {"commands.md": command_reference(), "messages.md": interface_reference(), "notice.md": notice()}
-    for page, content in made.items():
+    for page, content in {"commands.md": commands(), "messages.md": messages(), "api.md": api()}.items():
         files.append(File.generated(config, page, content=content))
-    for path in sorted(_linked_files(files)):
-        files.append(File.generated(config, f"{OTHER_FILES}/{path}", abs_src_path=str(ROOT / path)))
+    linked: set[str] = set()
+    for file in files.documentation_pages():
+        _map_links(file.content_string, file.src_uri, lambda target: linked.add(target) or target)
+    for path in sorted(path for path in linked if not path.startswith("docs/") and path not in ROOT_PAGES):
+        files.append(File.generated(config, f"repository/{path}", abs_src_path=str(ROOT / path)))
     return files
 
 
 def on_page_markdown(markdown: str, page, config, files: Files) -> str:
     """Turns links of the repository into links of the site."""
-    source = _repository_path(page.file.src_uri)
-    lines = list(_lines(markdown))
-    return "\n".join(line if code else _LINK.sub(lambda link: _on_site(link, source), line) for line, code in lines)
+
+    def on_site(path: str) -> str:
+        return ROOT_PAGES.get(path) or (path.removeprefix("docs/") if path.startswith("docs/") else f"repository/{path}")
+
+    here = posixpath.dirname(page.file.src_uri) or "."
+    return _map_links(markdown, page.file.src_uri, lambda path: posixpath.relpath(on_site(path), here))
 
 
-def command_reference() -> str:
+def _map_links(markdown: str, page: str, new: Callable[[str], str]) -> str:
+    """The text with the target of each link to a file of the repository replaced by `new` of its path there."""
+    folder = posixpath.dirname(ROOT_SOURCES.get(page, f"docs/{page}"))
+
+    def replaced(link: re.Match) -> str:
+        path = posixpath.normpath(posixpath.join(folder, link[0]))
+        return new(path) if "```" not in link[0] and (ROOT / path).is_file() else link[0]
+
+    return _LINK_OR_CODE.sub(replaced, markdown)
+
+
+def commands() -> str:
     """Markdown: the help of every verb of `pixloc`, as the parser prints it."""
     from pixloc_ros.cli.main import build_parser
 
-    width, os.environ["COLUMNS"] = os.environ.get("COLUMNS"), str(HELP_WIDTH)
-    try:
+    with mock.patch.dict(os.environ, COLUMNS="100"):
         entries = [f"## {parser.prog}\n\n```text\n{parser.format_help()}```\n" for parser in all_parsers(build_parser())]
-    finally:
-        os.environ.pop("COLUMNS")
-        if width is not None:
-            os.environ["COLUMNS"] = width
-    return "# Commands\n\nWhat each prints with `--help`.\n\n" + "\n".join(entries)
+    return "# Commands\n\nWhat each command prints with `--help`.\n\n" + "\n".join(entries)
 
 
 def all_parsers(parser: argparse.ArgumentParser) -> Iterator[argparse.ArgumentParser]:
@@ -76,61 +88,23 @@ def all_parsers(parser: argparse.ArgumentParser) -> Iterator[argparse.ArgumentPa
             yield from all_parsers(verb)
 
 
-def interface_reference() -> str:
+def messages() -> str:
     """Markdown: the .msg and .srv files."""
-    parts = ["# Messages and services\n\nOf the package `pixloc_ros`; who publishes and serves them: [the node](node.md)."]
+    parts = ["# Messages and services\n\nWho publishes and serves them: [the node](robot.md)."]
     for path in sorted(ROOT.glob("msg/*.msg")) + sorted(ROOT.glob("srv/*.srv")):
         parts.append(f"## pixloc_ros/{path.stem}\n\n```text\n{path.read_text(encoding='utf-8').strip()}\n```")
     return "\n\n".join(parts) + "\n"
 
 
-def notice() -> str:
-    """Markdown: NOTICE, and where the licence is."""
-    text = (ROOT / "NOTICE").read_text(encoding="utf-8").strip()
-    return f"# Notice\n\nThe licence of pixloc_ros is [Apache-2.0](../LICENSE).\n\n```text\n{text}\n```\n"
+def public_names() -> list[str]:
+    """Full names of what the API page documents."""
+    import pixloc_ros
+
+    exported = [getattr(pixloc_ros, name) for name in pixloc_ros.__all__ if not name.startswith("__")]
+    return [f"{thing.__module__}.{thing.__qualname__}" for thing in exported] + [f"pixloc_ros.{name}" for name in BEHIND_THE_DOOR]
 
 
-def _linked_files(files: Files) -> set[str]:
-    """Paths in the repository of files outside of docs/ that pages link to."""
-    linked = set()
-    for file in files.documentation_pages():
-        source = _repository_path(file.src_uri)
-        for line, code in _lines(file.content_string):
-            for link in () if code else _LINK.finditer(line):
-                path = _resolve(link[2], source)
-                if path and not path.startswith("docs/") and path not in ROOT_PAGES and (ROOT / path).is_file():
-                    linked.add(path)
-    return linked
-
-
-def _lines(markdown: str) -> Iterator[tuple[str, bool]]:
-    """(line, whether it is code)."""
-    fenced = False
-    for line in markdown.split("\n"):
-        fence = bool(_FENCE.match(line))
-        yield line, fenced or fence
-        fenced ^= fence
-
-
-def _repository_path(src_uri: str) -> str:
-    """Where a page of the site is in the repository."""
-    by_page = {page: source for source, page in ROOT_PAGES.items()}
-    return by_page.get(src_uri, f"docs/{src_uri}")
-
-
-def _resolve(target: str, source: str) -> str | None:
-    """Path in the repository of a link in the file `source`; None where it leads elsewhere."""
-    if _ELSEWHERE.match(target):
-        return None
-    path = posixpath.normpath(posixpath.join(posixpath.dirname(source), target))
-    return None if path.startswith("..") else path
-
-
-def _on_site(link: re.Match, source: str) -> str:
-    path = _resolve(link[2], source)
-    if path is None or not (ROOT / path).is_file():
-        # a page that is made by this hook, a link out of the repository, or one that MkDocs will complain of
-        return link[0]
-    page = ROOT_PAGES.get(path) or (path.removeprefix("docs/") if path.startswith("docs/") else f"{OTHER_FILES}/{path}")
-    here = posixpath.dirname(ROOT_PAGES.get(source, source.removeprefix("docs/")))
-    return f"{link[1]}{posixpath.relpath(page, here or '.')}{link[3]}"
+def api() -> str:
+    """Markdown: directives of mkdocstrings for all public names."""
+    head = "# API\n\nThe names that `pixloc_ros` exports, and a few that they take or return. Examples: [Python](python.md).\n\n"
+    return head + "\n\n".join(f"::: {name}" for name in public_names()) + "\n"
