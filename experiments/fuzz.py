@@ -40,12 +40,12 @@ from pixloc_ros.features.weights import Weights
 from pixloc_ros.geometry.cameras import Camera
 from pixloc_ros.io import trajectory
 from pixloc_ros.io.bags import BagReader
+from pixloc_ros.io.colmap import read_colmap_model
 from pixloc_ros.io.image_format import check_layout, decode_compressed, decode_raw
 from pixloc_ros.io.trajectory import Trajectory
+from pixloc_ros.io.tum import read_camera, read_rgbd_sequence
 from pixloc_ros.mapping import Map
 from pixloc_ros.mapping.build import build_map_from_colmap
-from pixloc_ros.mapping.build.colmap import read_colmap_model
-from pixloc_ros.mapping.build.rgbd import read_camera, read_rgbd_sequence
 from pixloc_ros.mapping.local_points import LocalPointSelector
 from pixloc_ros.node.parameters import PARAMETERS, check_values
 from pixloc_ros.tracking.last_pose import LastPose, load_last_pose, save_last_pose

@@ -20,6 +20,7 @@ import torch
 
 from pixloc_ros.geometry import se3
 from pixloc_ros.geometry.cameras import Camera
+from pixloc_ros.io.colmap import ColmapModel, write_colmap_model
 
 _CORNERS_PER_IMAGE = 500
 _CORNER_SPACING_PX = 6
@@ -181,38 +182,22 @@ def _triangulate(xyz: np.ndarray, point: np.ndarray, pixel: np.ndarray, map_from
 
 
 def write_colmap_text(folder: Path, model: SparseModel, keyframes: Sequence[Keyframe], camera: Camera) -> None:
-    """cameras.txt, images.txt and points3D.txt; ids count from 1. Pixels take on COLMAP's corner convention here."""
-    folder.mkdir(parents=True)
-    name, params = camera.to_colmap()
-    numbers = " ".join(f"{value:.12g}" for value in params)
-    (folder / "cameras.txt").write_text(
-        f"# CAMERA_ID MODEL WIDTH HEIGHT PARAMS[]\n1 {name} {camera.width} {camera.height} {numbers}\n"
+    """Write cameras.txt, images.txt and points3D.txt; ids count from 1."""
+    images, points = len(keyframes), len(model.xyz)
+    colmap = ColmapModel(
+        cameras={1: camera},
+        image_ids=np.arange(1, images + 1),
+        names=[frame.name for frame in keyframes],
+        camera_ids=np.ones(images, int),
+        camera_from_map=se3.inverse(torch.stack([frame.map_from_camera for frame in keyframes])),
+        point_ids=np.arange(1, points + 1),
+        xyz=model.xyz,
+        error_px=model.error,
+        observation_image=model.keyframe,
+        observation_point=model.point,
+        observation_px=model.pixel,
     )
-    place = np.zeros(len(model.point), int)
-    with open(folder / "images.txt", "w") as file:
-        file.write("# IMAGE_ID QW QX QY QZ TX TY TZ CAMERA_ID NAME\n# POINTS2D[] as X Y POINT3D_ID\n")
-        for index, frame in enumerate(keyframes):
-            here = np.flatnonzero(model.keyframe == index)
-            place[here] = np.arange(len(here))
-            camera_from_map = se3.inverse(frame.map_from_camera)
-            x, y, z, w = se3.quaternion_from_rotation(camera_from_map[:3, :3]).tolist()
-            pose = " ".join(f"{value:.12g}" for value in (w, x, y, z, *camera_from_map[:3, 3].tolist()))
-            file.write(f"{index + 1} {pose} 1 {frame.name}\n")
-            file.write(
-                " ".join(f"{u + 0.5:.4f} {v + 0.5:.4f} {p + 1}" for (u, v), p in zip(model.pixel[here], model.point[here])) + "\n"
-            )
-    starts = np.searchsorted(model.point, np.arange(len(model.xyz) + 1))
-    with open(folder / "points3D.txt", "w") as file:
-        file.write("# POINT3D_ID X Y Z R G B ERROR TRACK[] as IMAGE_ID POINT2D_IDX\n")
-        for index, (xyz, rgb, error) in enumerate(zip(model.xyz, model.rgb, model.error)):
-            track = " ".join(f"{model.keyframe[m] + 1} {place[m]}" for m in range(starts[index], starts[index + 1]))
-            file.write(
-                f"{index + 1} "
-                + " ".join(f"{v:.9g}" for v in xyz)
-                + " "
-                + " ".join(str(int(v)) for v in rgb)
-                + f" {error:.4f} {track}\n"
-            )
+    write_colmap_model(folder, colmap, model.rgb)
 
 
 def write_tum_rgbd(folder: Path, keyframes: Sequence[Keyframe], camera: Camera, images: str) -> None:

@@ -15,11 +15,11 @@ from ..evaluation.localize import Query, read_cameras
 from ..features import Extractor
 from ..geometry import se3
 from ..geometry.cameras import Camera
+from ..io.colmap import read_colmap_model
 from ..io.work_folder import WorkFolder
 from ..mapping import Map
 from ..mapping.build import build_map_from_colmap
 from ..mapping.build.building import BuildReport, PosedImages, Progress, build_map
-from ..mapping.build.colmap import read_colmap_model
 from .nvm import NvmModel
 
 MapBuilder = Callable[[Extractor, int | None, WorkFolder, Progress | None], tuple[Map, BuildReport]]

@@ -27,11 +27,11 @@ from ..errors import InputError
 from ..geometry import se3
 from ..geometry.cameras import Camera
 from ..io.bags import IMAGE, BagOptions, BagReader, matrix, message_stamp
+from ..io.depth import decode_depth, move_depth, with_depth
 from ..io.frames import CameraFrame
 from ..io.image_format import decode_raw
 from ..io.trajectory import Trajectory
-from ..mapping.build.posed_bag import decode_depth, with_depth
-from ..mapping.build.rgbd import move_depth, read_stamped_list, read_stamped_poses
+from ..io.tum import read_stamped_list, read_stamped_poses
 from .odometry import with_covariances
 from .recording import MAX_POSE_GAP_NS, Picture, Recording, aligned_depth_files, encode_png, need_folder, picture_files, rigid
 
@@ -54,8 +54,7 @@ def _from_folder(folder: Path) -> Recording:
     folder = need_folder(folder, "a recording of OpenLORIS-Scene: a folder like office1-1, or its .bag")
     camera = _camera(folder / "sensors.yaml")
     base_from_camera = _mount(folder / "trans_matrix.yaml")
-    stamps, poses = read_stamped_poses(folder / "groundtruth.txt")
-    truth = Trajectory.from_poses(zip(stamps.tolist(), poses))
+    truth = read_stamped_poses(folder / "groundtruth.txt")
     images, depths = (_files(folder, name) for name in ("color.txt", "aligned_depth.txt"))
     depth = aligned_depth_files(images, depths, truth, base_from_camera, camera, DEPTH_SCALE)
     stamps_ns, encoding, pictures, left_out = picture_files(folder.name, images, depth)
@@ -88,15 +87,15 @@ def _files(folder: Path, name: str) -> dict[int, Path]:
 
 def _odometry(path: Path) -> Odometry:
     stamps, rows = read_stamped_list(path, 14)
-    stamps_again, poses = read_stamped_poses(path)
+    odometry = read_stamped_poses(path)
     try:
         twist = np.array([[float(word) for word in row[7:13]] for row in rows])
     except ValueError:
         twist = np.full((len(rows), 6), np.nan)
-    if not np.isfinite(twist).all() or not np.array_equal(stamps, stamps_again):
+    if not np.isfinite(twist).all():
         raise InputError(f"{path} must hold a stamp, a pose of 7 and a velocity of 6 numbers in every line: copy the file again")
-    first = np.concatenate(([True], np.diff(stamps) > 0))
-    return with_covariances(stamps[first], poses[torch.from_numpy(first)], twist[first])
+    last = np.concatenate((np.diff(stamps) > 0, [True]))  # of several with one stamp, as of the poses
+    return with_covariances(odometry.stamps_ns, odometry.map_from_body, twist[last])
 
 
 def _camera(path: Path) -> Camera:

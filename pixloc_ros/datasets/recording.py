@@ -18,9 +18,9 @@ from ..geometry import se3
 from ..geometry.cameras import Camera
 from ..io.image_format import decode_compressed
 from ..io.trajectory import Trajectory
+from ..io.tum import RgbdFrame, load_depth, nearest_stamp
 from ..mapping.build.keyframes import PosedFrame
 from ..mapping.build.posed_frames import FrameSource
-from ..mapping.build.rgbd import RgbdFrame, load_depth, nearest_stamp
 
 MAX_POSE_GAP_NS = 250_000_000
 """Poses are interpolated to the images' stamps between neighbours no further apart."""

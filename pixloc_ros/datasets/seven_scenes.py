@@ -23,12 +23,12 @@ from ..errors import InputError
 from ..features import Extractor
 from ..geometry import se3
 from ..geometry.cameras import Camera
+from ..io.depth import move_depth
 from ..io.trajectory import Trajectory
 from ..io.work_folder import WorkFolder
 from ..mapping.build.building import BuildReport, Progress
 from ..mapping.build.keyframes import KeyframeOptions
 from ..mapping.build.posed_frames import PosedMapOptions, build_map_from_posed_frames
-from ..mapping.build.rgbd import move_depth
 from ..mapping.map_file import Map
 from .image_set import ImageSet, MapBuilder, camera_and_base_name, colmap_builder, queries_of, read_pairs, read_query_lists
 from .recording import BASE_FROM_OPTICAL, EPOCH_NS, Recording, frames_for_map, need_folder, picture_files, rigid

@@ -17,7 +17,7 @@ from ..errors import InputError
 from ..geometry import se3
 from ..geometry.cameras import Camera
 from ..io.trajectory import Trajectory
-from ..mapping.build.rgbd import read_camera, read_stamped_list, read_stamped_poses
+from ..io.tum import read_camera, read_stamped_list, read_stamped_poses
 from .recording import BASE_FROM_OPTICAL, Recording, aligned_depth_files, need_folder, picture_files
 
 DEPTH_SCALE = 5000.0
@@ -36,8 +36,8 @@ def read_tum_sequence(folder: Path, camera: Camera | None = None, depth_scale: f
     """
     folder = need_folder(folder, "a sequence of the TUM RGB-D benchmark, with rgb.txt, depth.txt and groundtruth.txt")
     camera = camera or tum_camera(folder)
-    stamps, poses = read_stamped_poses(folder / "groundtruth.txt")
-    truth = Trajectory.from_poses(zip(stamps.tolist(), poses @ se3.inverse(BASE_FROM_OPTICAL)))
+    truth = read_stamped_poses(folder / "groundtruth.txt")
+    truth = Trajectory(truth.stamps_ns, truth.map_from_body @ se3.inverse(BASE_FROM_OPTICAL))
     images = _files(folder, "rgb.txt")
     depth = aligned_depth_files(images, _files(folder, "depth.txt"), truth, BASE_FROM_OPTICAL, camera, depth_scale)
     stamps_ns, encoding, pictures, left_out = picture_files(folder.name, images, depth)

@@ -31,6 +31,17 @@ def load_image(path: Path) -> np.ndarray:
     return image if image.ndim == 2 else cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
 
 
+def load_grey(path: Path, camera: Camera) -> np.ndarray:
+    """An image file as uint8 [H, W]. Raises InputError where it cannot be read or has another size than its camera."""
+    image = load_image(path)
+    if image.shape[:2] != (camera.height, camera.width):
+        raise InputError(
+            f"{path} is {image.shape[1]}x{image.shape[0]} but the camera is {camera.width}x{camera.height}: "
+            "give the camera of these images"
+        )
+    return image if image.ndim == 2 else cv2.cvtColor(image, cv2.COLOR_RGB2GRAY)
+
+
 def fit_to_working_size(
     image: np.ndarray, camera: Camera, working_side: int, focal_px: float | None = None
 ) -> tuple[np.ndarray, Camera]:

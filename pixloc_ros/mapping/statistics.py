@@ -1,5 +1,5 @@
 # Copyright the pixloc_ros authors. SPDX-License-Identifier: Apache-2.0
-"""What can be said of a map by looking at it."""
+"""Where the points of a map are seen in its keyframes."""
 
 from __future__ import annotations
 
@@ -13,9 +13,17 @@ from .map_file import Map
 _COVERAGE_GRID = (8, 6)
 
 
+def keyframe_of_observations(map_: Map) -> np.ndarray:
+    """Index of the keyframe of each observation, int64 [M]."""
+    return np.repeat(np.arange(len(map_.keyframe_names)), np.diff(map_.observation_offsets))
+
+
 def keyframe_pixels(map_: Map, keyframe: int) -> tuple[np.ndarray, np.ndarray, Camera]:
-    """Where a keyframe's points project: pixels float64 [n, 2] of its (shrunk) image, bool [n] whether the projection is
-    valid and inside, and its camera."""
+    """Where a keyframe's points project.
+
+    Returns:
+        Pixels float64 [n, 2] of its (shrunk) image; bool [n], whether the projection is valid and inside; its camera.
+    """
     camera = map_.cameras[int(map_.keyframe_camera[keyframe])]
     xyz = torch.from_numpy(map_.xyz[map_.observation_point[map_.observations(keyframe)]])
     pixels, valid = camera.project(se3.transform(se3.inverse(map_.map_from_keyframe[keyframe]), xyz))

@@ -21,8 +21,8 @@ import torch
 from ..errors import InputError
 from ..geometry import se3
 from ..geometry.cameras import Camera
+from ..io.colmap import read_colmap_model
 from ..io.work_folder import WorkFolder
-from ..mapping.build.colmap import read_colmap_model
 from ..mapping.build.posed_bag import PosedBag, PosedBagOptions, bag_identity
 from ..mapping.build.posed_frames import PosedMapOptions, points_of_posed_frames
 from .pairs import BadSample, Pair, View

@@ -14,9 +14,11 @@ import torch
 from ..errors import InputError
 from ..geometry import se3
 from ..geometry.cameras import Camera
+from ..io.colmap import read_colmap_model
+from ..io.depth import lift, without_edges
 from ..io.images import load_image
-from ..mapping.build.colmap import read_colmap_model
-from ..mapping.build.rgbd import find_depth_scale, lift, load_depth, read_camera, read_rgbd_sequence, without_edges
+from ..io.tum import load_depth, read_camera, read_rgbd_sequence
+from ..mapping.build.rgbd import find_depth_scale
 from .pairs import BadSample, Pair, View, fit_view, spread_corners
 
 HELD_OUT_SHARE = 10
@@ -153,7 +155,7 @@ class ColmapPairs(SharedPointPairs):
 
 
 class RgbdPairs(ScenePairs):
-    """Pairs of an RGB-D sequence (format: `mapping.rgbd`): frames near each other, points at corners with sound depth.
+    """Pairs of an RGB-D sequence (format: `io.tum`): frames near each other, points at corners with sound depth.
 
     Raises InputError as `read_rgbd_sequence`, `load_depth` and `ScenePairs` do.
     """

@@ -14,10 +14,10 @@ import torch
 
 from pixloc_ros.errors import InputError
 from pixloc_ros.geometry.cameras import Camera
+from pixloc_ros.io.colmap import read_colmap_model
 from pixloc_ros.io.image_format import decode_compressed
 from pixloc_ros.io.trajectory import read_tum
-from pixloc_ros.mapping.build.colmap import read_colmap_model
-from pixloc_ros.mapping.build.rgbd import read_camera
+from pixloc_ros.io.tum import read_camera
 
 INPUTS = 120
 

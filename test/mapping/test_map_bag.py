@@ -18,10 +18,11 @@ from mapping_helpers import FakeExtractor, look_at, pinhole, plane_view, texture
 from pixloc_ros.cli.main import main
 from pixloc_ros.errors import InputError
 from pixloc_ros.geometry import se3
+from pixloc_ros.io.depth import decode_depth
 from pixloc_ros.io.work_folder import WorkFolder
 from pixloc_ros.mapping import Map
 from pixloc_ros.mapping.build.keyframes import KeyframeSelector, PosedFrame
-from pixloc_ros.mapping.build.posed_bag import PosedBag, PosedBagOptions, decode_depth
+from pixloc_ros.mapping.build.posed_bag import PosedBag, PosedBagOptions
 from pixloc_ros.mapping.build.posed_frames import PosedMapOptions, build_map_from_posed_frames, points_of_posed_frames
 from pixloc_ros.mapping.build.triangulation import TriangulationOptions
 from pixloc_ros.mapping.statistics import keyframe_pixels

@@ -12,10 +12,10 @@ from mapping_helpers import FakeExtractor, look_at, numbers_map, pinhole, plane_
 from pixloc_ros.cli.main import main
 from pixloc_ros.errors import InputError
 from pixloc_ros.geometry import se3
+from pixloc_ros.io.colmap import read_colmap_model
 from pixloc_ros.mapping import Map
 from pixloc_ros.mapping.build.building import PosedImages, build_map
 from pixloc_ros.mapping.build.care import PruneOptions, check, merge, moved, prune, re_encode, subset, with_int8
-from pixloc_ros.mapping.build.colmap import read_colmap_model
 from pixloc_ros.mapping.build.export import export_colmap, export_ply
 from pixloc_ros.mapping.local_points import LocalPointSelector
 from pixloc_ros.mapping.map_file import decode_descriptors, encode_descriptors

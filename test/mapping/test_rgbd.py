@@ -7,8 +7,9 @@ from mapping_helpers import FakeExtractor, look_at, pinhole, plane_view, texture
 
 from pixloc_ros.errors import InputError
 from pixloc_ros.geometry import se3
+from pixloc_ros.io.tum import read_rgbd_sequence
 from pixloc_ros.mapping.build import build_map_from_rgbd
-from pixloc_ros.mapping.build.rgbd import find_depth_scale, read_rgbd_sequence
+from pixloc_ros.mapping.build.rgbd import find_depth_scale
 
 CAMERA = pinhole(320, 240, 250.0)
 CAMERA_LINE = "SIMPLE_PINHOLE 320 240 250 160 120"
@@ -175,13 +176,13 @@ def test_missing_images_are_told(copy):
     [
         ("rgb", None, "cannot read .*rgb.txt"),
         ("rgb", lambda text: "# nothing\n", "rgb.txt is empty"),
-        ("depth", lambda text: text.replace(f"{START}.000000", "noon"), "depth.txt, line 2: 'noon' is no time stamp"),
-        ("depth", lambda text: text.replace(f"{START}.000000", "inf"), "line 2: 'inf' is no time stamp"),
-        ("depth", lambda text: text.replace(" depth/0.000.png", ""), "depth.txt, line 2: 1 words where 2 are needed"),
-        ("groundtruth", lambda text: text.replace("1.600000000", "nan"), "is not finite"),
-        ("groundtruth", lambda text: text.replace("1.600000000", "one"), "could not convert"),
+        ("depth", lambda text: text.replace(f"{START}.000000", "noon"), "depth.txt:2: the stamp 'noon' is not a time"),
+        ("depth", lambda text: text.replace(f"{START}.000000", "inf"), "depth.txt:2: the stamp 'inf' is not a time"),
+        ("depth", lambda text: text.replace(" depth/0.000.png", ""), "depth.txt:2: 1 words where 2 are needed"),
+        ("groundtruth", lambda text: text.replace("1.600000000", "nan"), "NaN or infinite numbers"),
+        ("groundtruth", lambda text: text.replace("1.600000000", "one"), "are not all numbers"),
         ("groundtruth", lambda text: text.replace(str(START)[:5], "12050"), "use the same clock"),
-        ("groundtruth", lambda text: text.replace(str(START)[:5], "99999"), "no time stamp"),
+        ("groundtruth", lambda text: text.replace(str(START)[:5], "99999"), "is not a time"),
         ("camera", None, "give --camera"),
         ("camera", lambda text: text + text, "camera.txt has 2 lines"),
         ("camera", lambda text: "PINHOLE 320 240 1\n", "takes 4 numbers"),

@@ -18,7 +18,7 @@ from ...features import Extractor
 from ...geometry import se3
 from .. import selection
 from ..map_file import Map, decode_descriptors, encode_descriptors
-from ..statistics import keyframe_pixels
+from ..statistics import keyframe_of_observations, keyframe_pixels
 from .building import BuildReport, PosedImages, Progress, build_map, descriptor_agreement
 
 _SAME_POINT_SHARE, _SAME_POINT_COSINE = 0.004, 0.8
@@ -66,7 +66,7 @@ def subset(map_: Map, keep: np.ndarray) -> Map:
     if not keep.any():
         raise InputError(f"nothing of map '{map_.name}' would be left: ask for less")
     rows = np.flatnonzero(keep)
-    counts = np.bincount(_keyframe_of(map_)[rows], minlength=len(map_.keyframe_names))
+    counts = np.bincount(keyframe_of_observations(map_)[rows], minlength=len(map_.keyframe_names))
     keyframes = np.flatnonzero(counts)
     used, point = np.unique(map_.observation_point[rows], return_inverse=True)
     cameras, camera = np.unique(map_.keyframe_camera[keyframes], return_inverse=True)
@@ -94,11 +94,6 @@ def subset(map_: Map, keep: np.ndarray) -> Map:
 def with_int8(map_: Map) -> Map:
     """The map with its descriptors in eight bits."""
     return replace(map_, descriptors=tuple(encode_descriptors(decode_descriptors(level)) for level in map_.descriptors))
-
-
-def _keyframe_of(map_: Map) -> np.ndarray:
-    """Keyframe of each observation, int64 [M]."""
-    return np.repeat(np.arange(len(map_.keyframe_names)), np.diff(map_.observation_offsets))
 
 
 def _spaced_keyframes(map_: Map, spacing: float) -> np.ndarray:
@@ -261,7 +256,7 @@ def _mean_descriptors(map_: Map, level: int) -> np.ndarray:
 
 def _seen_from(map_: Map) -> np.ndarray:
     """Least distance of every point from a keyframe that sees it, float64 [P]."""
-    centres = map_.map_from_keyframe[:, :3, 3].numpy()[_keyframe_of(map_)]
+    centres = map_.map_from_keyframe[:, :3, 3].numpy()[keyframe_of_observations(map_)]
     distance = np.full(len(map_.xyz), np.inf)
     np.minimum.at(distance, map_.observation_point, np.linalg.norm(map_.xyz[map_.observation_point] - centres, axis=1))
     return distance
@@ -335,7 +330,7 @@ def check(map_: Map) -> list[Finding]:
 
 def _groups(map_: Map) -> list[int]:
     """Numbers of keyframes of the parts of the map that share no point, largest first."""
-    keyframe, count = _keyframe_of(map_), len(map_.keyframe_names)
+    keyframe, count = keyframe_of_observations(map_), len(map_.keyframe_names)
     points = len(map_.xyz)
     graph = coo_array(
         (np.ones(len(keyframe), np.int8), (keyframe, count + map_.observation_point)), (count + points, count + points)
@@ -379,7 +374,7 @@ def re_encode(
         map_.map_from_keyframe,
         np.array(map_.keyframe_stamp_ns),
         np.array(map_.xyz),
-        _keyframe_of(map_),
+        keyframe_of_observations(map_),
         map_.observation_point.astype(np.int64),
     )
     made, report = build_map(source, extractor, working_side, progress)

@@ -1,6 +1,6 @@
 # Copyright the pixloc_ros authors. SPDX-License-Identifier: Apache-2.0
-"""Points as small pieces of surface that are looked for in the images around: what maps from depth and from triangulation
-share."""
+"""Points as small pieces of surface that are searched for in the images around: shared by maps from depth and from
+triangulation."""
 
 from __future__ import annotations
 
@@ -13,9 +13,11 @@ from scipy.spatial import cKDTree
 
 from ...geometry import se3
 from ...geometry.cameras import Camera
+from ...io.depth import lift
+from .observations import rows_by_image
 
 PATCH_PX = 6
-"""A patch is a square of twice this and one pixel."""
+"""A patch is a square of twice this and one pixel: S of them along each side."""
 _BLUR_PX = 1.0
 _TRACK_ITERATIONS, _LARGEST_SHIFT_PX, _LEAST_LIKENESS = 8, 4.0, 0.8
 _REFINE_ITERATIONS = 4
@@ -24,18 +26,23 @@ _REMAP_ROWS = 30_000
 
 
 @dataclass(frozen=True)
-class Patches:
-    """xyz [n, 3] of the centre in the map, grid [n, S * S, 3] of the pixels around relative to it, float32, and their grey
-    values [n, S * S], float32, as the keyframe that the patch was found in saw them."""
+class SurfacePatches:
+    """Small pieces of surface as the keyframe that they were found in saw them.
+
+    Attributes:
+        xyz: float64 [n, 3], the centres in the map.
+        grid: float32 [n, S * S, 3], the places of the pixels around relative to the centre.
+        grey: float32 [n, S * S], the grey values of those pixels.
+    """
 
     xyz: np.ndarray
     grid: np.ndarray
     grey: np.ndarray
 
     @staticmethod
-    def concatenate(parts: list[Patches]) -> Patches:
+    def concatenate(parts: list[SurfacePatches]) -> SurfacePatches:
         """One after another."""
-        return Patches(*(np.concatenate([getattr(part, name) for part in parts]) for name in ("xyz", "grid", "grey")))
+        return SurfacePatches(*(np.concatenate([getattr(part, name) for part in parts]) for name in ("xyz", "grid", "grey")))
 
 
 def patch_pixels(pixels: np.ndarray) -> np.ndarray:
@@ -46,66 +53,96 @@ def patch_pixels(pixels: np.ndarray) -> np.ndarray:
 
 def cut_patches(
     grey: np.ndarray, camera: Camera, map_from_camera: torch.Tensor, pixels: np.ndarray, depth: np.ndarray
-) -> Patches:
+) -> SurfacePatches:
     """The patches around pixels [n, 2] of a grey image uint8 [H, W]; depth [n, S * S]: metres along the optical axis."""
     around = patch_pixels(pixels)
-    image = cv2.GaussianBlur(grey, (0, 0), _BLUR_PX).astype(np.float32)
-    values = _remap(image, around)
     points = lift(camera, around.reshape(-1, 2), depth.reshape(-1))
     points = se3.transform(map_from_camera, points).numpy().reshape(*around.shape[:2], 3)
     xyz = points[:, around.shape[1] // 2].copy()
-    return Patches(xyz, (points - xyz[:, None]).astype(np.float32), values)
+    return SurfacePatches(xyz, (points - xyz[:, None]).astype(np.float32), _values(_blurred(grey), around))
 
 
-def lift(camera: Camera, pixels: np.ndarray, depth: np.ndarray) -> torch.Tensor:
-    """Points [N, 3] in the camera frame at pixels [N, 2] with depth along the optical axis [N]."""
-    rays, _ = camera.unproject(torch.from_numpy(np.asarray(pixels, np.float64)))
-    return rays * (torch.from_numpy(np.asarray(depth, np.float64)) / rays[:, 2])[:, None]
+def patch_likeness(
+    patches: SurfacePatches, grey: np.ndarray, camera: Camera, map_from_camera: torch.Tensor
+) -> tuple[np.ndarray, np.ndarray]:
+    """How similar a grey image uint8 [H, W] is where depth and pose say that the patches fall.
+
+    Returns:
+        Normalised cross-correlation [n], and bool [n], whether a patch falls well inside the image.
+    """
+    pixels, inside = _patch_pixels_in(patches, camera, map_from_camera)
+    return (_standardized(_values(_blurred(grey), pixels)) * _standardized(patches.grey)).sum(1), inside
 
 
 def track_patches(
-    patches: Patches, which: np.ndarray, grey: np.ndarray, camera: Camera, map_from_camera: torch.Tensor
+    patches: SurfacePatches, which: np.ndarray, grey: np.ndarray, camera: Camera, map_from_camera: torch.Tensor
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Where a grey image uint8 [H, W] shows the patches `which`: pixels [n, 2], and whether they look like it there (bool
-    [n]).
+    """Find patches in another image.
 
-    Depth and pose say where a patch's pixels fall; a shift of the patch along its own image axes is then found by
-    Lucas and Kanade's method, so that errors of depth and of its alignment with the colour image do not stay.
+    Depth and pose say where a patch's pixels fall. A shift of the patch along its own image axes is then found by the method of
+    Lucas and Kanade (IJCAI 1981), so that errors of depth and of its alignment with the colour image do not stay.
+
+    Args:
+        patches: All of them.
+        which: int64 [n], those to find.
+        grey: uint8 [H, W].
+        camera: Of the image.
+        map_from_camera: float64 [4, 4].
+
+    Returns:
+        Pixels [n, 2], and bool [n], whether the image looks like the patch there.
     """
-    camera_from_map = se3.inverse(map_from_camera)
-    points = torch.from_numpy(patches.xyz[which][:, None] + patches.grid[which])
-    pixels, valid = camera.project(se3.transform(camera_from_map, points.reshape(-1, 3)))
-    side = 2 * PATCH_PX + 1
-    inside = (valid & camera.in_image(pixels, _LARGEST_SHIFT_PX)).numpy().reshape(len(which), -1).all(1)
-    pixels = pixels.numpy().reshape(len(which), side, side, 2)
-    middle = PATCH_PX
+    patches = SurfacePatches(patches.xyz[which], patches.grid[which], patches.grey[which])
+    flat, inside = _patch_pixels_in(patches, camera, map_from_camera)
+    side, middle = 2 * PATCH_PX + 1, PATCH_PX
+    pixels = flat.reshape(-1, side, side, 2)
     # How the keyframe's pixels move when the patch's do, at its centre: columns of [n, 2, 2].
     across = (pixels[:, middle, -1] - pixels[:, middle, 0]) / (side - 1)
     down = (pixels[:, -1, middle] - pixels[:, 0, middle]) / (side - 1)
     affine = np.stack((across, down), -1)
-    template = _standardized(patches.grey[which]).reshape(-1, side, side)
-    slopes = np.stack((np.gradient(template, axis=2), np.gradient(template, axis=1)), -1).reshape(len(which), side * side, 2)
+    template = _standardized(patches.grey)
+    square = template.reshape(-1, side, side)
+    slopes = np.stack((np.gradient(square, axis=2), np.gradient(square, axis=1)), -1).reshape(-1, side * side, 2)
     normal = np.einsum("npi,npj->nij", slopes, slopes) + 1e-6 * np.eye(2)
-    image = cv2.GaussianBlur(grey, (0, 0), _BLUR_PX).astype(np.float32)
-    shift = np.zeros((len(which), 2))
-    likeness = np.zeros(len(which))
-    flat = pixels.reshape(len(which), side * side, 2)
+    image = _blurred(grey)
+    shift, likeness = np.zeros((len(which), 2)), np.zeros(len(which))
     for step in range(_TRACK_ITERATIONS + 1):
-        values = _standardized(_remap(image, flat + np.einsum("nij,nj->ni", affine, shift)[:, None]))
-        likeness = (values * template.reshape(len(which), -1)).sum(1)
+        values = _standardized(_values(image, flat + np.einsum("nij,nj->ni", affine, shift)[:, None]))
+        likeness = (values * template).sum(1)
         if step < _TRACK_ITERATIONS:
-            difference = template.reshape(len(which), -1) - values
-            shift += np.linalg.solve(normal, np.einsum("npi,np->ni", slopes, difference)[..., None])[..., 0]
+            shift += np.linalg.solve(normal, np.einsum("npi,np->ni", slopes, template - values)[..., None])[..., 0]
             shift = np.clip(shift, -2 * _LARGEST_SHIFT_PX, 2 * _LARGEST_SHIFT_PX)
     moved = np.einsum("nij,nj->ni", affine, shift)
     tracked = inside & (likeness > _LEAST_LIKENESS) & (np.linalg.norm(moved, axis=1) < _LARGEST_SHIFT_PX)
     return pixels[:, middle, middle] + moved, tracked
 
 
+def _patch_pixels_in(patches: SurfacePatches, camera: Camera, map_from_camera: torch.Tensor) -> tuple[np.ndarray, np.ndarray]:
+    """Pixels [n, S * S, 2] where patches fall in an image, and whether all of them are well inside, bool [n]."""
+    points = torch.from_numpy(patches.xyz[:, None] + patches.grid).reshape(-1, 3)
+    pixels, valid = camera.project(se3.transform(se3.inverse(map_from_camera), points))
+    inside = (valid & camera.in_image(pixels, _LARGEST_SHIFT_PX)).numpy()
+    shape = patches.grid.shape[:2]
+    return pixels.numpy().reshape(*shape, 2), inside.reshape(shape).all(1)
+
+
+def _blurred(grey: np.ndarray) -> np.ndarray:
+    return cv2.GaussianBlur(grey, (0, 0), _BLUR_PX).astype(np.float32)
+
+
 def _standardized(values: np.ndarray) -> np.ndarray:
     """Rows with their mean taken off and of unit length."""
     values = values - values.mean(1, keepdims=True)
     return values / np.maximum(np.linalg.norm(values, axis=1, keepdims=True), 1e-6)
+
+
+def _values(image: np.ndarray, where: np.ndarray) -> np.ndarray:
+    """Values [n, m] of an image at pixels [n, m, 2]; the border is repeated outside."""
+    values = np.empty(where.shape[:2], np.float32)
+    for k in range(0, len(where), _REMAP_ROWS):  # OpenCV's maps have at most 32767 rows
+        part = where[k : k + _REMAP_ROWS].astype(np.float32)
+        values[k : k + _REMAP_ROWS] = cv2.remap(image, part, None, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
+    return values
 
 
 def refine_points(
@@ -117,10 +154,19 @@ def refine_points(
     observed: np.ndarray,
     depth_sigma: float,
 ) -> np.ndarray:
-    """Points moved to where they reproject best, [P, 3]: Gauss-Newton per point, poses [K, 4, 4] fixed, held where they were.
+    """Points moved to where they reproject best: Gauss-Newton per point, poses fixed, weakly held where they were.
 
-    image, point [M], observed [M, 2]: observations; an image sees a point once. depth_sigma: how well xyz is known, as a
-    share of its distance.
+    Args:
+        xyz: float64 [P, 3].
+        poses: float64 [K, 4, 4], map_from_camera.
+        cameras: [K].
+        image: int64 [M], of the observations; an image sees a point once.
+        point: int64 [M].
+        observed: float64 [M, 2] pixels.
+        depth_sigma: How well `xyz` is known, as a share of its distance.
+
+    Returns:
+        float64 [P, 3].
     """
     result = xyz.copy()
     centres = poses[:, :3, 3].numpy()
@@ -128,18 +174,16 @@ def refine_points(
     np.minimum.at(distance, point, np.linalg.norm(xyz[point] - centres[image], axis=1))
     hold = (_PIXEL_SIGMA_PX / (depth_sigma * np.where(np.isfinite(distance), distance, 1.0))) ** 2
     observed_pixels, camera_from_map = torch.from_numpy(observed), se3.inverse(poses)
-    order = np.argsort(image, kind="stable")
-    bounds = np.searchsorted(image[order], np.arange(len(poses) + 1))
+    by_image = rows_by_image(image, len(poses))
     for _ in range(_REFINE_ITERATIONS):
         normal, gradient = np.zeros((len(xyz), 3, 3)), np.zeros((len(xyz), 3))
-        for k in range(len(poses)):
-            rows = order[bounds[k] : bounds[k + 1]]
+        for k, rows in enumerate(by_image):
             inside = se3.transform(camera_from_map[k], torch.from_numpy(result[point[rows]]))
             pixels, valid, jacobian = cameras[k].project_with_jacobian(inside)
             jacobian = (jacobian @ camera_from_map[k, :3, :3]).numpy()
             error = (pixels - observed_pixels[rows]).numpy()
             weight = valid.numpy() / (1 + (error**2).sum(1))  # Cauchy, one pixel
-            # A keyframe sees a point once, so plain indexing adds up.
+            # An image sees a point once, so plain indexing adds up.
             normal[point[rows]] += np.einsum("n,nki,nkj->nij", weight, jacobian, jacobian)
             gradient[point[rows]] += np.einsum("n,nki,nk->ni", weight, jacobian, error)
         normal += hold[:, None, None] * np.eye(3)
@@ -151,18 +195,12 @@ def refine_points(
 def neighbours(poses: torch.Tensor, depth: float, count: int) -> list[list[int]]:
     """For each keyframe those near it in place and viewing direction, itself among them, by index.
 
-    depth: the scene's, metres, which says how far is near. count: at most.
+    Args:
+        poses: float64 [K, 4, 4], map_from_camera.
+        depth: The scene's, metres, which says how far is near.
+        count: At most so many.
     """
     values = poses.numpy()
     keys = np.concatenate((values[:, :3, 3], depth * values[:, :3, 2]), axis=1)
     _, near = cKDTree(keys).query(keys, k=[*range(1, min(count, len(keys)) + 1)])
     return [sorted(row) for row in near.tolist()]
-
-
-def _remap(image: np.ndarray, where: np.ndarray) -> np.ndarray:
-    """Values [n, m] of an image at pixels [n, m, 2]; the border is repeated outside."""
-    # OpenCV's maps have at most 32767 rows.
-    parts = [where[k : k + _REMAP_ROWS].astype(np.float32) for k in range(0, max(len(where), 1), _REMAP_ROWS)]
-    if not len(where):
-        return np.empty(where.shape[:2], np.float32)
-    return np.concatenate([cv2.remap(image, part, None, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE) for part in parts])

@@ -8,14 +8,12 @@ stamp.
 
 from __future__ import annotations
 
-import struct
 import tempfile
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import cv2
 import numpy as np
 import torch
 
@@ -37,19 +35,18 @@ from ...io.bags import (
     message_stamp,
     pose_of,
 )
-from ...io.frames import CameraFrame, UnusableFrame
+from ...io.depth import decode_depth, move_depth, with_depth
+from ...io.frames import UnusableFrame
 from ...io.trajectory import Trajectory
+from ...io.tum import SAME_INSTANT_NS
 from ...io.work_folder import WorkFolder
 from ..map_file import Map
 from .building import Progress
 from .keyframes import PosedFrame
 from .posed_frames import PosedMapOptions, PosedMapReport, build_map_from_posed_frames
-from .rgbd import MAX_STAMP_DIFFERENCE_NS, move_depth
 
 PATH, POSE_ARRAY = "nav_msgs/msg/Path", "geometry_msgs/msg/PoseArray"
 _IN_THE_MAP = (POSE, POSE_COVARIANCE, TRANSFORM, PATH, POSE_ARRAY)
-_SAME_INSTANT_NS = 1_000_000
-_COMPRESSED_DEPTH_HEADER = 12
 
 
 @dataclass(frozen=True)
@@ -144,7 +141,7 @@ class PosedBag:
             poses = poses @ step
         return poses, known
 
-    def _posed(self, frame: CameraFrame, depth: tuple[int, object] | None) -> PosedFrame | None:
+    def _posed(self, frame, depth: tuple[int, object] | None) -> PosedFrame | None:
         pose = self.map_from_camera(np.array([frame.stamp_ns]))[0][0]
         posed = PosedFrame(frame.stamp_ns, frame.image, frame.camera, pose)
         if self.depth_topic is None:
@@ -164,7 +161,7 @@ class PosedBag:
                 f"{frame.camera.width}x{frame.camera.height}: depth must be aligned with the images; give that "
                 "topic, or --depth-topic none"
             )
-        if abs(stamp_ns - frame.stamp_ns) > _SAME_INSTANT_NS:
+        if abs(stamp_ns - frame.stamp_ns) > SAME_INSTANT_NS:
             then, known = self.map_from_camera(np.array([stamp_ns]))
             if known[0]:
                 metres = move_depth(metres, se3.inverse(pose) @ then[0], frame.camera)
@@ -322,74 +319,7 @@ def _poses_of(message, topic: str) -> Iterator[tuple[int, torch.Tensor]]:
         )
 
 
-def with_depth(frames: Iterator) -> Iterator[tuple[CameraFrame | UnusableFrame, tuple[int, object] | None]]:
-    """Each image with the depth message nearest to its stamp, None where that is more than 20 ms away."""
-    waiting: deque[CameraFrame | UnusableFrame] = deque()
-    depths: deque[tuple[int, object]] = deque(maxlen=8)
-
-    def nearest(stamp_ns: int) -> tuple[int, object] | None:
-        best = min(depths, key=lambda depth: abs(depth[0] - stamp_ns), default=None)
-        return best if best is not None and abs(best[0] - stamp_ns) <= MAX_STAMP_DIFFERENCE_NS else None
-
-    for item in frames:
-        if isinstance(item, tuple):
-            depths.append(item)
-        else:
-            waiting.append(item)
-        newest = item[0] if isinstance(item, tuple) else item.stamp_ns
-        # A message of the same stamp may still come.
-        while (
-            waiting
-            and waiting[0].stamp_ns < newest
-            and (newest - waiting[0].stamp_ns > MAX_STAMP_DIFFERENCE_NS or depths and depths[-1][0] >= waiting[0].stamp_ns)
-        ):
-            frame = waiting.popleft()
-            yield frame, nearest(frame.stamp_ns)
-    for frame in waiting:
-        yield frame, nearest(frame.stamp_ns)
-
-
 def bag_identity(path: Path) -> list:
     """What tells a bag from another, or from itself recorded again, as JSON can hold it."""
     files = sorted(path.rglob("*")) if path.is_dir() else [path]
     return [[str(file.resolve()), file.stat().st_size, file.stat().st_mtime_ns] for file in files if file.is_file()]
-
-
-def decode_depth(message) -> np.ndarray:
-    """Depth in metres, float32 [H, W], 0 where unknown, of an Image (16UC1: millimetres, 32FC1: metres; REP-118) or of a
-    CompressedImage of the compressed_depth transport. Raises InputError for anything else."""
-    if hasattr(message, "encoding"):
-        kind = {
-            "16UC1": ">u2" if message.is_bigendian else "<u2",
-            "mono16": ">u2" if message.is_bigendian else "<u2",
-            "32FC1": ">f4" if message.is_bigendian else "<f4",
-        }.get(message.encoding)
-        if kind is None:
-            raise InputError(f"depth images have encoding {message.encoding}: 16UC1 or 32FC1 is needed")
-        kind = np.dtype(kind)
-        data = np.ascontiguousarray(message.data).view(np.uint8)
-        if message.step < message.width * kind.itemsize or len(data) < message.step * message.height:
-            raise InputError("a depth image is shorter than its size says")
-        rows = data[: message.step * message.height].reshape(message.height, message.step)
-        values = np.ascontiguousarray(rows[:, : message.width * kind.itemsize]).view(kind)
-        metres = values.astype(np.float32) * (np.float32(0.001) if kind.itemsize == 2 else np.float32(1.0))
-    else:
-        metres = _decompress_depth(message)
-    return np.where(np.isfinite(metres) & (metres > 0), metres, 0).astype(np.float32)
-
-
-def _decompress_depth(message) -> np.ndarray:
-    """compressed_depth_image_transport: twelve bytes (format, two numbers), then a PNG; floats as a / (value - b)."""
-    data = bytes(np.ascontiguousarray(message.data).view(np.uint8))
-    kind = message.format.split(";")[0].strip()
-    image = (
-        cv2.imdecode(np.frombuffer(data, np.uint8, offset=_COMPRESSED_DEPTH_HEADER), cv2.IMREAD_UNCHANGED)
-        if len(data) > _COMPRESSED_DEPTH_HEADER
-        else None
-    )
-    if "compressedDepth" not in message.format or image is None or image.dtype != np.uint16 or image.ndim != 2:
-        raise InputError(f"depth images of format '{message.format}' cannot be read: record the raw depth topic")
-    if kind != "32FC1":
-        return image * np.float32(0.001)
-    a, b = struct.unpack_from("<ff", data, 4)
-    return np.where(image > 0, np.float32(a) / np.where(image > 0, image - np.float32(b), 1), 0)

@@ -19,12 +19,14 @@ import torch
 from ...errors import InputError
 from ...features import Extractor
 from ...geometry.cameras import Camera
+from ...io.depth import without_edges
+from ...io.images import load_grey
 from ...io.work_folder import WorkFolder
 from ..map_file import Map
 from ..statistics import coverage
 from .building import BuildReport, PosedImages, Progress, build_map
+from .depth_points import DepthKeyframe, find_points
 from .keyframes import KeyframeOptions, KeyframeSelector, PosedFrame
-from .rgbd import RgbdKeyframe, find_points, load_grey, without_edges
 from .triangulation import TriangulationOptions, triangulate
 
 DEPTH_UNITS_PER_METRE = 1000.0
@@ -261,7 +263,7 @@ def _points_from_depth(
             mask = masks.load(keyframe.name, camera)
             if mask is not None:
                 depth[~mask] = 0
-            loaded.append(RgbdKeyframe(keyframe.map_from_camera, load_grey(path, camera), depth))
+            loaded.append(DepthKeyframe(keyframe.map_from_camera, load_grey(path, camera), depth))
         return dict(zip(("xyz", "image", "point"), find_points(loaded, camera)))
 
     found = work.arrays("points", find)

@@ -24,7 +24,7 @@ from ...geometry import se3
 from ...geometry.cameras import Camera
 from ...io.work_folder import WorkFolder
 from .building import Progress
-from .patch_tracks import Patches, cut_patches, neighbours, patch_pixels, refine_points, track_patches
+from .patch_tracks import SurfacePatches, cut_patches, neighbours, patch_pixels, refine_points, track_patches
 from .point_uncertainty import expected_error, surest_points
 
 _SIFT_CONTRAST = 0.005
@@ -357,7 +357,7 @@ def _home_images(tracks, xyz: np.ndarray, centres: np.ndarray) -> np.ndarray:
     return tracks["image"][order][(start[:-1] + start[1:] - 1) // 2]
 
 
-def _patches_at_home(tracks, xyz, home, load_grey, cameras, poses) -> tuple[Patches, np.ndarray]:
+def _patches_at_home(tracks, xyz, home, load_grey, cameras, poses) -> tuple[SurfacePatches, np.ndarray]:
     """A patch for every point, on the surface around it, and where each point went in the new order."""
     parts, order = [], []
     by_image = np.argsort(tracks["image"], kind="stable")
@@ -372,7 +372,7 @@ def _patches_at_home(tracks, xyz, home, load_grey, cameras, poses) -> tuple[Patc
         order.append(seen[here])
     place = np.empty(len(xyz), np.int64)
     place[np.concatenate(order)] = np.arange(len(xyz))
-    return Patches.concatenate(parts), place
+    return SurfacePatches.concatenate(parts), place
 
 
 def _surface(pixels: np.ndarray, inverse_depth: np.ndarray, which: np.ndarray) -> np.ndarray:

@@ -12,8 +12,8 @@ from mapping_helpers import FakeExtractor, look_at, pinhole, plane_view, texture
 
 from pixloc_ros.errors import InputError
 from pixloc_ros.geometry import se3
+from pixloc_ros.io.colmap import read_colmap_model
 from pixloc_ros.mapping.build import build_map_from_colmap
-from pixloc_ros.mapping.build.colmap import read_colmap_model
 
 CAMERAS = """# Camera list
 1 PINHOLE 100 80 90 91 50 40
@@ -123,7 +123,7 @@ def test_rigs_and_frames_give_the_poses(model, suffix):
 def test_camera_without_pose_in_its_rig(model):
     (model / "rigs.txt").write_text("3 2 CAMERA 1 CAMERA 7 0\n")
     (model / "frames.txt").write_text("8 3 1 0 0 0 10 20 30 2 CAMERA 1 5 CAMERA 7 9\n")
-    with pytest.raises(InputError, match="camera 7 of rig 3 no pose"):
+    with pytest.raises(InputError, match="no pose of camera 7 in rig 3"):
         read_colmap_model(model)
 
 
