@@ -26,10 +26,11 @@ from pixloc_sim.drives import Odometry
 from ..errors import InputError
 from ..geometry import se3
 from ..geometry.cameras import Camera
-from ..io.bags import IMAGE, BagOptions, BagReader, matrix, message_stamp
+from ..io.bags import BagOptions, BagReader
 from ..io.depth import decode_depth, move_depth, with_depth
 from ..io.frames import CameraFrame
 from ..io.image_format import decode_raw
+from ..io.messages import IMAGE, matrix, message_stamp
 from ..io.trajectory import Trajectory
 from ..io.tum import read_stamped_list, read_stamped_poses
 from .odometry import with_covariances

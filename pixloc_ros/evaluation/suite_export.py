@@ -15,8 +15,8 @@ from rosbags.typesys import Stores, get_typestore
 from ..errors import InputError
 from ..geometry import se3
 from ..io.bag_writer import latched_profile, new_bag
-from ..io.bags import COMPRESSED, IMAGE, RawMessage, frame_name, message_stamp
 from ..io.frames import CameraFrame
+from ..io.messages import COMPRESSED, IMAGE, RawMessage, frame_name, message_stamp
 from .altered_bag import AlteredBag
 from .runs import TRUTH_GAP_NS
 

@@ -9,7 +9,8 @@ from pathlib import Path
 import numpy as np
 
 from ..errors import InputError
-from .bags import COMPRESSED, IMAGE, BagOptions, BagReader
+from .bags import BagOptions, BagReader
+from .messages import COMPRESSED, IMAGE
 from .trajectory import Trajectory
 
 _SUFFIXES = (".mcap", ".db3", ".bag")

@@ -6,9 +6,7 @@ Needs no ROS. Header stamps decide the order, never the times of recording: the 
 
 from __future__ import annotations
 
-import functools
 import heapq
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from itertools import count
@@ -23,15 +21,29 @@ from ..errors import InputError
 from ..geometry import se3
 from ..geometry.cameras import Camera
 from .frames import CameraFrame, Event, OdometryMessage, UnusableFrame
-from .image_format import decode_compressed, decode_raw
+from .messages import (
+    COMPRESSED,
+    IMAGE,
+    INFO,
+    ODOMETRY,
+    POSE,
+    POSE_COVARIANCE,
+    TF,
+    TRANSFORM,
+    RawMessage,
+    camera_of,
+    frame_name,
+    frames_of,
+    image_of,
+    is_truth_name,
+    matrix,
+    message_stamp,
+    pose_of,
+)
 from .trajectory import Trajectory
+from .transforms import TransformChain, TransformTree
 
-IMAGE, COMPRESSED = "sensor_msgs/msg/Image", "sensor_msgs/msg/CompressedImage"
-INFO, ODOMETRY, TF = "sensor_msgs/msg/CameraInfo", "nav_msgs/msg/Odometry", "tf2_msgs/msg/TFMessage"
-POSE, POSE_COVARIANCE = "geometry_msgs/msg/PoseStamped", "geometry_msgs/msg/PoseWithCovarianceStamped"
-TRANSFORM = "geometry_msgs/msg/TransformStamped"
 _POSE_TYPES = (POSE, POSE_COVARIANCE, ODOMETRY, TRANSFORM)
-_TRUTH_WORDS = ("truth", "gt", "mocap", "vicon", "reference")
 _NOT_PICTURES = ("depth", "disparity", "mask", "theora")
 
 REORDER_NS = 1_000_000_000
@@ -63,16 +75,6 @@ class BagOptions:
     def time_offset_ns(self) -> int:
         """`time_offset_s` in nanoseconds, as stamps are."""
         return round(self.time_offset_s * 1e9)
-
-
-@dataclass(frozen=True)
-class RawMessage:
-    """One message as recorded: bag time, and the CDR bytes of its ROS 2 type ("package/msg/Type")."""
-
-    time_ns: int
-    topic: str
-    type_name: str
-    cdr: bytes
 
 
 class BagReader:
@@ -120,7 +122,7 @@ class BagReader:
             if kind == _ODOMETRY:
                 yield message
             elif kind == _INFO:
-                camera = _camera(message)
+                camera = camera_of(message)
             else:
                 yield self._frame(stamp_ns, message, camera)
 
@@ -135,7 +137,7 @@ class BagReader:
         camera = self._first_camera
         for kind, stamp_ns, message in self._sorted_messages(other):
             if kind == _INFO:
-                camera = _camera(message)
+                camera = camera_of(message)
             elif kind == _OTHER:
                 yield stamp_ns, message
             elif kind == _IMAGE and wanted(stamp_ns):
@@ -205,7 +207,7 @@ class BagReader:
         info = next((m for _, m in self.messages([self.camera_info_topic])), None)
         if info is None:
             raise InputError(f"no message on {self.camera_info_topic} in {self.path}: give another --camera-info-topic")
-        self._first_camera = _camera(info)
+        self._first_camera = camera_of(info)
         self._find_odometry()
         self._read_static_transforms()
         self.base_from_camera = options.base_from_camera
@@ -214,7 +216,12 @@ class BagReader:
         self._find_truth()
 
     def _read_static_transforms(self) -> None:
-        self._static = _static_transforms(m for _, m in self.messages(self._tf_topics("tf_static")))
+        edges = [
+            (*frames_of(t), matrix(t.transform)) for _, m in self.messages(self._tf_topics("tf_static")) for t in m.transforms
+        ]
+        for parent, child, pose in edges:
+            se3.check_pose(pose, f"static transform {parent} -> {child}")
+        self._static_edges, self._static = edges, TransformTree(edges)
 
     def _chosen(self, what: str, asked: str | None, candidates: list[str], types: tuple[str, ...]) -> str:
         if asked:
@@ -279,16 +286,15 @@ class BagReader:
         return [t for t in self.topics_of_type(TF, "tf/msg/tfMessage") if t.strip("/").split("/")[-1] == name]
 
     def _is_odometry(self, transform) -> bool:
-        return (frame_name(transform.header.frame_id), frame_name(transform.child_frame_id)) == (self.odom_frame, self.base_frame)
+        return frames_of(transform) == (self.odom_frame, self.base_frame)
 
     def static_transform(self, parent: str, child: str) -> torch.Tensor:
         """parent_from_child, float64 [4, 4], along the static transforms, upwards and downwards. Raises InputError where none
         leads there."""
-        way = _way([(a, b) for a, others in self._static.items() for b in others], parent, child)
-        if way is not None:
-            steps = (self._static[a][b] for a, b in zip(way, way[1:]))
-            return functools.reduce(torch.matmul, steps, torch.eye(4, dtype=torch.float64))
-        known = ", ".join(sorted(self._static)) or "none at all"
+        pose = self._static.static(parent, child)
+        if pose is not None:
+            return pose
+        known = ", ".join(self._static.frames) or "none at all"
         raise InputError(
             f"no static transform from {parent} to {child or 'an unnamed frame'} in {self.path} (frames on "
             f"/tf_static: {known}): give --base-from-camera, or the right --base-frame"
@@ -377,45 +383,28 @@ class BagReader:
         if self.truth_topic.startswith("tf:"):
             _, parent, child = self.truth_topic.split(":")
             body_from_base = se3.inverse(self._base_from(child))
-            for stamp_ns, parent_from_child in self._transforms_along(frame_name(parent), frame_name(child)):
-                yield stamp_ns, parent_from_child @ body_from_base
+            chain = self.transform_chain(frame_name(parent), frame_name(child))
+            poses, known = chain.at(chain.stamps_ns, TF_GAP_NS)
+            yield from zip(chain.stamps_ns[known].tolist(), poses[torch.from_numpy(known)] @ body_from_base)
             return
         for _, message in self.messages([self.truth_topic]):
             body = frame_name(getattr(message, "child_frame_id", ""))
             yield message_stamp(message), matrix(pose_of(message)) @ se3.inverse(self._base_from(body))
 
-    def _transforms_along(self, parent: str, child: str) -> Iterator[tuple[int, torch.Tensor]]:
-        """(stamp_ns, parent_from_child) along moving and static transforms, at the stamps of the most frequent moving one on the
-        way; the others are interpolated there (`TF_GAP_NS`), as tf2 does."""
+    def transform_chain(self, parent: str, child: str) -> TransformChain:
+        """parent_from_child along moving and static transforms. Raises `InputError` where none leads there."""
         moving: dict[tuple[str, str], list[tuple[int, torch.Tensor]]] = {}
         for _, message in self.messages(self._tf_topics("tf")):
             for transform in message.transforms:
-                edge = frame_name(transform.header.frame_id), frame_name(transform.child_frame_id)
-                moving.setdefault(edge, []).append((message_stamp(transform), matrix(transform.transform)))
-        way = _way([*moving, *((a, b) for a, others in self._static.items() for b in others)], parent, child)
-        if way is None:
+                pose = matrix(transform.transform)
+                if bool(torch.isfinite(pose).all()):
+                    moving.setdefault(frames_of(transform), []).append((message_stamp(transform), pose))
+        tracks = {edge: Trajectory.from_poses(poses) for edge, poses in moving.items()}
+        chain = TransformTree(self._static_edges, tracks).chain(parent, child)
+        if chain is None:
             frames = ", ".join(sorted({frame for edge in moving for frame in edge})) or "none"
             raise InputError(f"no transforms lead from {parent} to {child} in {self.path}: its frames on /tf are {frames}")
-        tracks = {edge: Trajectory.from_poses(poses) for edge, poses in moving.items()}
-        steps = [
-            (tracks[edge], False)
-            if edge in tracks
-            else (tracks[edge[::-1]], True)
-            if edge[::-1] in tracks
-            else (self._static[edge[0]][edge[1]], False)
-            for edge in zip(way, way[1:])
-        ]
-        stamps = max(
-            (track.stamps_ns for track, _ in steps if isinstance(track, Trajectory)), key=len, default=np.empty(0, np.int64)
-        )
-        poses = torch.eye(4, dtype=torch.float64).repeat(len(stamps), 1, 1)
-        known = np.ones(len(stamps), bool)
-        for track, backwards in steps:
-            if isinstance(track, Trajectory):
-                track, there = track.at(stamps, TF_GAP_NS)
-                known &= there
-            poses = poses @ (se3.inverse(track) if backwards else track)
-        yield from ((stamp, pose) for stamp, pose, sure in zip(stamps.tolist(), poses, known) if sure)
+        return chain
 
     def _base_from(self, body: str) -> torch.Tensor:
         """base_from_body; a body that no static transform knows (a marker's name, say) is taken for the base itself."""
@@ -427,14 +416,7 @@ class BagReader:
         try:
             if isinstance(camera, InputError):
                 raise camera
-            if self.image_compressed:
-                if "compressedDepth" in message.format:
-                    raise InputError(f"{self.image_topic} holds compressed depth, not pictures: choose another --image-topic")
-                image = decode_compressed(message.data)
-            else:
-                image = decode_raw(
-                    message.data, message.height, message.width, message.encoding, message.step, bool(message.is_bigendian)
-                )
+            image = image_of(message)
         except InputError as error:
             return UnusableFrame(stamp_ns, str(error))
         if image.shape[:2] != (camera.height, camera.width):
@@ -456,90 +438,5 @@ def _drain(heap: list, until_ns: int | None) -> Iterator[tuple[int, int, object]
         yield kind, stamp_ns, message
 
 
-def message_stamp(message) -> int:
-    return message.header.stamp.sec * 10**9 + message.header.stamp.nanosec
-
-
-def frame_name(name: str) -> str:
-    """tf2 names have no leading slash; ROS 1 bags may."""
-    return name.lstrip("/")
-
-
 def _info_topic(image_topic: str) -> str:
     return f"{image_topic.removesuffix('/compressed').rpartition('/')[0]}/camera_info"
-
-
-def is_truth_name(topic: str) -> bool:
-    words = topic.lower().replace("/", "_").replace("groundtruth", "ground_truth").split("_")
-    return any(word in words for word in _TRUTH_WORDS)
-
-
-def _camera(info) -> Camera | InputError:
-    """The camera, or the error it gives: a bad calibration spoils the frames that follow it, not the bag."""
-    roi = info.roi
-    names = ("k", "d") if hasattr(info, "k") else ("K", "D")
-    k, d = (np.asarray(getattr(info, name), float).tolist() for name in names)
-    try:
-        return Camera.from_camera_info(
-            info.distortion_model,
-            info.width,
-            info.height,
-            k,
-            d,
-            info.binning_x,
-            info.binning_y,
-            (roi.x_offset, roi.y_offset, roi.width, roi.height),
-        )
-    except InputError as error:
-        return error
-
-
-def pose_of(message):
-    """The Pose or Transform inside a message of one of `_POSE_TYPES`."""
-    if hasattr(message, "transform"):
-        return message.transform
-    return message.pose.pose if hasattr(message.pose, "pose") else message.pose
-
-
-def matrix(pose) -> torch.Tensor:
-    """float64 [4, 4] of a geometry_msgs Pose or Transform; NaN where its numbers are, or its quaternion is 0."""
-    t = pose.translation if hasattr(pose, "translation") else pose.position
-    q = pose.rotation if hasattr(pose, "rotation") else pose.orientation
-    quaternion = torch.tensor([q.x, q.y, q.z, q.w], dtype=torch.float64)
-    rotation = se3.rotation_from_quaternion(quaternion if bool(quaternion.any()) else quaternion * torch.nan)
-    return se3.from_rotation_translation(rotation, torch.tensor([t.x, t.y, t.z], dtype=torch.float64))
-
-
-def _way(edges: Iterable[tuple[str, str]], begin: str, end: str) -> list[str] | None:
-    """Frames from one to another, along edges in either direction, with as few steps as possible; None where there is no way."""
-    neighbours: dict[str, list[str]] = {}
-    for a, b in edges:
-        neighbours.setdefault(a, []).append(b)
-        neighbours.setdefault(b, []).append(a)
-    came_from = {begin: begin}
-    queue = deque([begin])
-    while queue:
-        frame = queue.popleft()
-        if frame == end:
-            way = [end]
-            while way[-1] != begin:
-                way.append(came_from[way[-1]])
-            return way[::-1]
-        for other in neighbours.get(frame, []):
-            if other not in came_from:
-                came_from[other] = frame
-                queue.append(other)
-    return None
-
-
-def _static_transforms(messages: Iterable) -> dict[str, dict[str, torch.Tensor]]:
-    """frame → neighbour → frame_from_neighbour, both ways."""
-    edges: dict[str, dict[str, torch.Tensor]] = {}
-    for message in messages:
-        for transform in message.transforms:
-            parent, child = frame_name(transform.header.frame_id), frame_name(transform.child_frame_id)
-            parent_from_child = matrix(transform.transform)
-            se3.check_pose(parent_from_child, f"static transform {parent} -> {child}")
-            edges.setdefault(parent, {})[child] = parent_from_child
-            edges.setdefault(child, {})[parent] = se3.inverse(parent_from_child)
-    return edges

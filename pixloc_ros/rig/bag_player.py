@@ -21,7 +21,8 @@ from rosgraph_msgs.msg import Clock
 from tf2_msgs.msg import TFMessage
 
 from ..errors import InputError
-from ..io.bags import BagReader, RawMessage
+from ..io.bags import BagReader
+from ..io.messages import RawMessage
 from ..node import conversions
 from ..node.conversions import NS_PER_S, stamp_from_ns, stamp_to_ns
 

@@ -20,24 +20,24 @@ import torch
 from ...errors import InputError
 from ...features import Extractor
 from ...geometry import se3
-from ...io.bags import (
+from ...io.bags import BagOptions, BagReader
+from ...io.depth import decode_depth, move_depth, with_depth
+from ...io.frames import UnusableFrame
+from ...io.messages import (
     COMPRESSED,
     IMAGE,
     ODOMETRY,
     POSE,
     POSE_COVARIANCE,
     TRANSFORM,
-    BagOptions,
-    BagReader,
     frame_name,
     is_truth_name,
     matrix,
     message_stamp,
     pose_of,
 )
-from ...io.depth import decode_depth, move_depth, with_depth
-from ...io.frames import UnusableFrame
 from ...io.trajectory import Trajectory
+from ...io.transforms import TransformChain
 from ...io.tum import SAME_INSTANT_NS
 from ...io.work_folder import WorkFolder
 from ..map_file import Map
@@ -89,7 +89,6 @@ class PosedBag:
         )
         try:
             self.depth_topic = self._find_depth()
-            self._moving = self._transforms()
             self._chain, self.pose_source = self._find_poses()
         except BaseException:
             self.close()
@@ -131,15 +130,7 @@ class PosedBag:
 
     def map_from_camera(self, stamps_ns: np.ndarray) -> tuple[torch.Tensor, np.ndarray]:
         """Poses at int64 stamps [M] → (float64 [M, 4, 4], bool [M] whether known)."""
-        poses, known = torch.eye(4, dtype=torch.float64).repeat(len(stamps_ns), 1, 1), np.ones(len(stamps_ns), bool)
-        for link in self._chain:
-            if isinstance(link, Trajectory):
-                step, there = link.at(stamps_ns, self.options.max_gap_ns)
-                known &= there
-            else:
-                step = link
-            poses = poses @ step
-        return poses, known
+        return self._chain.at(stamps_ns, self.options.max_gap_ns)
 
     def _posed(self, frame, depth: tuple[int, object] | None) -> PosedFrame | None:
         pose = self.map_from_camera(np.array([frame.stamp_ns]))[0][0]
@@ -188,10 +179,10 @@ class PosedBag:
             )
         return found[0] if found else None
 
-    def _find_poses(self) -> tuple[list, str]:
+    def _find_poses(self) -> tuple[TransformChain, str]:
         asked, bag = self.options.poses, self.bag
         if asked == "tf":
-            return self._tf_chain(self.options.map_frame, bag.camera_frame), f"TF {self.options.map_frame} to camera"
+            return bag.transform_chain(self.options.map_frame, bag.camera_frame), f"TF {self.options.map_frame} to camera"
         if asked:
             known = bag.topics_of_type(*_IN_THE_MAP, ODOMETRY)
             if asked not in known:
@@ -206,13 +197,13 @@ class PosedBag:
                 f"{bag.path} has {len(candidates)} topics with poses ({', '.join(candidates)}): choose with --pose-topic"
             )
         try:
-            return self._tf_chain(self.options.map_frame, bag.camera_frame), f"TF {self.options.map_frame} to camera"
+            return bag.transform_chain(self.options.map_frame, bag.camera_frame), f"TF {self.options.map_frame} to camera"
         except InputError as error:
             odometry = bag.topics_of_type(ODOMETRY)
             hint = f"; {', '.join(odometry)} would do if it does not drift: name it with --pose-topic" if odometry else ""
             raise InputError(f"nothing tells where the camera was in the map: no topic with poses, and {error}{hint}") from None
 
-    def _topic_chain(self, topic: str) -> tuple[list, str]:
+    def _topic_chain(self, topic: str) -> tuple[TransformChain, str]:
         """map_from_body over time, then body_from_camera."""
         body, poses, broken = self.options.body_frame, {}, 0
         for _, message in self.bag.messages([topic]):
@@ -233,47 +224,7 @@ class PosedBag:
                 mount = self.bag.static_transform(body, self.bag.camera_frame)
             except InputError as error:
                 raise InputError(f"{error}; --body-frame names the frame whose pose {topic} tells") from None
-        return [Trajectory.from_poses(poses.items()), mount], topic
-
-    def _transforms(self) -> dict[tuple[str, str], dict[int, torch.Tensor]]:
-        """(parent, child) → stamp → parent_from_child, of the moving transforms."""
-        edges: dict[tuple[str, str], dict[int, torch.Tensor]] = {}
-        if self.options.poses not in (None, "tf"):
-            return edges
-        for _, message in self.bag.messages(self.bag.transform_topics()[0]):
-            for transform in message.transforms:
-                pose = matrix(transform.transform)
-                if bool(torch.isfinite(pose).all()):
-                    key = frame_name(transform.header.frame_id), frame_name(transform.child_frame_id)
-                    edges.setdefault(key, {})[message_stamp(transform)] = pose
-        return edges
-
-    def _tf_chain(self, parent: str, child: str) -> list:
-        """Static and moving transforms from one frame up to another."""
-        up: dict[str, tuple[str, Trajectory | torch.Tensor]] = {
-            below: (above, Trajectory.from_poses(poses.items())) for (above, below), poses in self._moving.items()
-        }
-        chain: list = []
-        frame = child
-        while frame != parent:
-            if frame in up:
-                above, link = up[frame]
-                chain.insert(0, link)
-                frame = above
-                if len(chain) > 100:
-                    raise InputError(f"TF of {self.bag.path} runs in circles at {frame}: give --pose-topic")
-                continue
-            # Over static transforms to a frame that moves, or to the goal.
-            for goal in (parent, *sorted(up)):
-                try:
-                    chain.insert(0, self.bag.static_transform(goal, frame))
-                except InputError:
-                    continue
-                frame = goal
-                break
-            else:
-                raise InputError(f"TF of {self.bag.path} has no way from {parent} to {child} (it ends at {frame})")
-        return chain
+        return TransformChain([(Trajectory.from_poses(poses.items()), False), mount]), topic
 
 
 def build_map_from_bag(
