@@ -91,7 +91,7 @@ def start_pose() -> dict:
     }
 
 
-class FakeLocalizer:
+class FakeAligner:
     """Reads the number of an image and answers with its pose."""
 
     def prepare(self, image, camera) -> PreparedImage:
@@ -105,16 +105,18 @@ class FakeLocalizer:
         return FrameAlignment(pose, 1e-4 * torch.eye(6, dtype=torch.float64), good, "fake", 0.01, 0.9, 1.0, 200, 3)
 
 
-class FakeEngine:
+class FakeLocalizer:
+    """Stands in for `pixloc_ros.Localizer`. answer: called with an alignment, gives another one."""
+
     map_name = "fake.pixmap"
     network = "fake"
     georeference = None
 
     def __init__(self, *_) -> None:
-        self.localizer = FakeLocalizer()
+        self.aligner = FakeAligner()
 
     def tracker(self, relocalization: bool = True) -> Tracker:
-        return Tracker(self.localizer)
+        return Tracker(self.aligner)
 
     def warm_up(self) -> None:
         pass
@@ -269,7 +271,7 @@ class Robot:
         if not describe:
             return
         self.describe_camera()
-        self.wait(lambda: node._pipeline.inputs._camera is not None)
+        self.wait(lambda: node._worker.inputs._camera is not None)
 
     def wait(self, condition, seconds: float = 20.0):
         """The first true value of the condition."""
@@ -294,7 +296,7 @@ class Robot:
 
 
 @contextlib.contextmanager
-def running(transport: str = "raw", engine=FakeEngine, ready: bool = True, connect: bool = True, **parameters):
+def running(transport: str = "raw", open_localizer=FakeLocalizer, ready: bool = True, connect: bool = True, **parameters):
     """(node, robot): both spinning and connected, the node started with these parameters ('__' stands for a dot)."""
     isolate()
     gc.collect()  # objects of earlier nodes refer to each other, and until the last is gone the graph shows those nodes too
@@ -302,7 +304,7 @@ def running(transport: str = "raw", engine=FakeEngine, ready: bool = True, conne
     rclpy.init(context=context)
     values = {"image_transport": transport, "map": "fake.pixmap", **parameters}
     overrides = [Parameter(name.replace("__", "."), value=value) for name, value in values.items()]
-    node = LocalizationNode(engine, context=context, parameter_overrides=overrides)
+    node = LocalizationNode(open_localizer, context=context, parameter_overrides=overrides)
     robot_node = rclpy.create_node("robot", context=context)
     robot = Robot(robot_node, transport)
     executors = []

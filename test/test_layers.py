@@ -15,8 +15,10 @@ ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "pixloc_ros"
 FLOORS = [
     "",
-    "cli node",
-    "rig report datasets training",
+    "cli",
+    "rig",
+    "node",
+    "report datasets training",
     "evaluation",
     "localization",
     "tracking",

@@ -46,15 +46,21 @@ def stamp_from_ns(stamp_ns: int) -> Time:
 
 
 def matrix_from_parts(position: Point | Vector3, orientation: Quaternion, what: str) -> torch.Tensor:
-    """Rigid transform [4, 4] from a message's position and quaternion; `what` names it in the error.
+    """Rigid transform, float64 [4, 4], from a message's position and quaternion.
 
-    Raises InputError for numbers that are not finite and for a quaternion whose length is not about 1.
+    Args:
+        position: of the message.
+        orientation: of the message; it is normalised.
+        what: its name in error messages.
+
+    Raises:
+        InputError: numbers are not finite, or the quaternion's length is not about 1.
     """
     x, y, z, w = orientation.x, orientation.y, orientation.z, orientation.w
     px, py, pz = position.x, position.y, position.z
     norm = math.sqrt(x * x + y * y + z * z + w * w)
     if not (math.isfinite(norm) and math.isfinite(px) and math.isfinite(py) and math.isfinite(pz)):
-        raise InputError(f"{what} holds NaN or infinite numbers: mend its publisher")
+        raise InputError(f"{what} holds NaN or infinite numbers: fix its publisher")
     if abs(norm - 1.0) > _QUATERNION_TOLERANCE:
         raise InputError(f"{what} has a quaternion of length {norm:.3g}: publish a unit quaternion (no rotation is w = 1)")
     x, y, z, w = x / norm, y / norm, z / norm, w / norm
@@ -148,9 +154,15 @@ def covariance_to_message(covariance: torch.Tensor, header_from_child: torch.Ten
 
 
 def covariance_from_message(numbers, header_from_child: torch.Tensor, what: str) -> torch.Tensor | None:
-    """Covariance [6, 6] in the child's axes from a message's 36 numbers; None where they are all zero, i.e. unknown.
+    """Covariance [6, 6] in the child's axes from a message's 36 numbers; None if they are all zero, i.e. unknown.
 
-    Raises InputError where they are no covariance: not finite, not symmetric, or with a negative variance.
+    Args:
+        numbers: row-major, as in geometry_msgs/PoseWithCovariance.
+        header_from_child: float64 [4, 4], the pose.
+        what: its name in error messages.
+
+    Raises:
+        InputError: they are no covariance: not finite, not symmetric, or with a negative variance.
     """
     fixed = np.asarray(numbers, dtype=np.float64).reshape(6, 6)
     if not fixed.any():
@@ -182,17 +194,9 @@ def camera_from_info(info: CameraInfo) -> Camera:
 
     Raises InputError for a camera that is not calibrated or not supported.
     """
-    roi = info.roi
-    return Camera.from_camera_info(
-        info.distortion_model,
-        info.width,
-        info.height,
-        list(info.k),
-        list(info.d),
-        info.binning_x,
-        info.binning_y,
-        (roi.x_offset, roi.y_offset, roi.width, roi.height),
-    )
+    region = tuple(getattr(info.roi, name) for name in ("x_offset", "y_offset", "width", "height"))
+    lens = (info.distortion_model, info.width, info.height, list(info.k), list(info.d))
+    return Camera.from_camera_info(*lens, info.binning_x, info.binning_y, region)
 
 
 # ---- parameters

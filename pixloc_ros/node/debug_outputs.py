@@ -1,5 +1,5 @@
 # Copyright the pixloc_ros authors. SPDX-License-Identifier: Apache-2.0
-"""Pictures of what the localizer does, for RViz: path, overlay, points. Computed only while somebody looks."""
+"""Pictures of the localizer's work for RViz: path, overlay, points. Computed only while somebody subscribes."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ _PATH_STEP_M, _PATH_STEP_RAD = 0.05, 0.05
 """A pose joins the path when the robot has moved or turned by this much since the last one."""
 _PATH_LIMIT = 5000
 _OVERLAY_PERIOD_NS = 200_000_000
-"""Pictures come at 5 Hz at most: they are for people, and cost the worker time."""
+"""Pictures are published at 5 Hz at most: they are for people, and cost the worker time."""
 _POINT_SIZE_M = 0.03
 
 
@@ -55,7 +55,7 @@ class DebugOutputs:
         self._last, self._drawn_ns = None, 0
 
     def result(self, frame: CameraFrame, camera_frame_id: str, result: TrackResult) -> None:
-        """What one image gave. camera_frame_id: of the image's message."""
+        """Publishes the result of one image. camera_frame_id: of the image's message."""
         if result.map_from_base is not None:
             self._extend_path(result)
         if abs(result.stamp_ns - self._drawn_ns) < _OVERLAY_PERIOD_NS or result.alignment is None:

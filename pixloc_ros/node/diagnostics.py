@@ -1,9 +1,9 @@
 # Copyright the pixloc_ros authors. SPDX-License-Identifier: Apache-2.0
 """What is wrong and what to do about it, as diagnostic_msgs (REP-107).
 
-Each component (map, image, odometry, ...) has named conditions with a level and a message. A component's status carries
-its worst level and the messages of all its conditions. A condition stays for at least `HOLD_S` after it was last seen,
-so that a single bad message among many good ones is seen by a person as well.
+Each component (map, image, odometry, ...) has named conditions with a level and a message. A component's status carries its
+worst level and the messages of all its conditions. A condition stays for at least `HOLD_S` after it was last seen, so that
+people notice a single bad message among many good ones as well.
 """
 
 from __future__ import annotations
@@ -34,8 +34,9 @@ class _Condition:
 class DiagnosticBoard:
     """The conditions that hold now. Thread-safe.
 
-    on_new: called with (level, "component: message") when a condition begins, for the log.
-    clock: seconds, monotonic.
+    Args:
+        on_new: called with (level, "component: message") when a condition begins, for the log.
+        clock: monotonic seconds.
     """
 
     def __init__(self, on_new: Callable[[bytes, str], None], clock: Callable[[], float] = time.monotonic) -> None:
@@ -57,8 +58,13 @@ class DiagnosticBoard:
         if new:
             self._on_new(level, f"{component}: {message}")
 
+    def report_once(self, component: str, name: str, level: bytes, message: str) -> None:
+        """Condition `name` of a component held for a moment."""
+        self.report(component, name, level, message)
+        self.clear(component, name)
+
     def clear(self, component: str, *names: str) -> None:
-        """These conditions hold no longer; without names: none of the component's does."""
+        """These conditions no longer hold; without names: none of the component's does."""
         with self._lock:
             conditions = self._conditions[component]
             for name in names or tuple(conditions):
@@ -66,7 +72,7 @@ class DiagnosticBoard:
                     conditions[name].over = True
 
     def clear_all(self, keep: tuple[str, ...] = ()) -> None:
-        """No condition holds any longer, except those of the components to keep."""
+        """No condition holds any more, except those of the components to keep."""
         for component in COMPONENTS:
             if component not in keep:
                 self.clear(component)

@@ -1,5 +1,5 @@
 # Copyright the pixloc_ros authors. SPDX-License-Identifier: Apache-2.0
-"""Image messages to pixels and back, through cv_bridge where it can be trusted."""
+"""Image messages to pixels and back, by cv_bridge if it can be trusted."""
 
 from __future__ import annotations
 
@@ -15,7 +15,8 @@ _BRIDGE = CvBridge()
 def decode_image(message: Image | CompressedImage) -> np.ndarray:
     """Pixels of a message: uint8 [H, W] for grey encodings, [H, W, 3] RGB for the others.
 
-    Raises InputError for what is no image, cut short, or of an encoding that is not supported.
+    Raises:
+        InputError: it is no image, cut short, or its encoding is not supported.
     """
     if isinstance(message, CompressedImage):
         return decode_compressed(memoryview(message.data))

@@ -1,5 +1,5 @@
 # Copyright the pixloc_ros authors. SPDX-License-Identifier: Apache-2.0
-"""What the node hears: every message is checked and stored by its callback, and waited for by the worker."""
+"""What the node hears on topics: callbacks check and store every message, the worker waits for what it needs."""
 
 from __future__ import annotations
 
@@ -14,14 +14,11 @@ import numpy as np
 import torch
 from geometry_msgs.msg import PoseWithCovarianceStamped, TransformStamped, TwistWithCovariance
 from nav_msgs.msg import Odometry
-from rclpy.clock import ClockType
 from rclpy.node import Node
 from rclpy.qos import HistoryPolicy, QoSProfile, ReliabilityPolicy, qos_profile_sensor_data
 from rclpy.qos_overriding_options import QoSOverridingOptions
 from rclpy.subscription import Subscription
-from rclpy.time import Time
 from sensor_msgs.msg import CameraInfo, CompressedImage, Image, NavSatFix, NavSatStatus
-from tf2_ros import Buffer, TransformException, TransformListener
 
 from ..errors import InputError
 from ..geometry.cameras import Camera
@@ -29,29 +26,21 @@ from . import conversions
 from .conversions import NS_PER_S, stamp_to_ns
 from .diagnostics import ERROR, WARN, DiagnosticBoard
 from .parameters import FRAME_QUEUE_LIMIT, Value, image_subscription_topic
+from .transforms import POLL_S, Rejected, Transforms
 
 JUMP_BACK_NS = NS_PER_S
-"""Stamps that go back by more mean that time itself did (a bag played again); by less, that a message was late."""
+"""If stamps go back by more, time itself went back (a bag is played again); if by less, a message was late."""
 
 FUTURE_NS = NS_PER_S
-"""An image dated further ahead of the odometry (or, without, of the clock) is refused: what came after it would seem late."""
+"""An image dated further ahead of the odometry (without odometry: of the clock) is refused: all later ones would seem late."""
 _ODOMETRY_ALIVE_S = 0.5
 
 _ODOMETRY_LIMIT = 20_000
-_POLL_S = 0.005
-
-
-class Rejected(Exception):
-    """An image that cannot be used: the diagnostic condition that says why."""
-
-    def __init__(self, component: str, name: str, message: str, level: bytes = ERROR) -> None:
-        super().__init__(message)
-        self.component, self.name, self.level = component, name, level
 
 
 @dataclass(frozen=True)
 class OdometryMessage:
-    """One checked odometry message: odom_from_base float64 [4, 4]; twist None where not all its numbers are finite."""
+    """One checked odometry message: odom_from_base float64 [4, 4]; twist is None if not all its numbers are finite."""
 
     stamp_ns: int
     odom_from_base: torch.Tensor
@@ -85,11 +74,19 @@ class Fix:
 class Inputs:
     """Subscriptions, and what came in through them.
 
-    setting: value of a parameter by name. on_image: called with (message, stamp_ns, why it must not be used or None); the stamp
-    has `time_offset` added to it, and is 0 where the message has none.
-    on_time_jump: called with the reason when stamps go back; it calls `forget`. on_own_frame: called with each transform, ours
-    or not, of the frame whose transform we publish. Callbacks run in the executor's thread, the
-    methods that take a deadline (`time.monotonic`) in the worker's.
+    Callbacks run in the executor's thread, the methods that take a deadline (`time.monotonic`) in the worker's.
+
+    Args:
+        node: the node that listens.
+        setting: gives the value of a parameter by name.
+        board: takes the diagnostics.
+        on_image: called with an image, its stamp in nanoseconds, and why it must not be used, or None. `time_offset` is added
+            to the stamp, which is 0 if the message has none.
+        on_time_jump: called with the reason when stamps go back; it calls `forget`.
+        is_own: whether this node sent a transform that came in.
+
+    Attributes:
+        transforms: what came in over TF.
     """
 
     def __init__(
@@ -99,14 +96,12 @@ class Inputs:
         board: DiagnosticBoard,
         on_image: Callable[[Image | CompressedImage, int, Rejected | None], None],
         on_time_jump: Callable[[str], None],
-        on_own_frame: Callable[[TransformStamped], None],
+        is_own: Callable[[TransformStamped], bool],
     ) -> None:
         self._node, self._setting, self._board = node, setting, board
         self._on_image_checked, self._on_time_jump = on_image, on_time_jump
+        self.transforms = Transforms(node, setting, board, is_own)
         self._subscriptions: list[Subscription] = []
-        own_frame = setting("base_frame_id" if setting("odom_source") == "none" else "odom_frame_id")
-        self._tf_buffer = _WatchedBuffer(node, own_frame, on_own_frame)
-        self._tf_listener: TransformListener | None = None
         self._arrived = threading.Event()
         self._heard_at = dict.fromkeys(("image", "calibration", "odometry"), time.monotonic())
         self._ever_heard: set[str] = set()
@@ -120,7 +115,7 @@ class Inputs:
         self._fix: Fix | None = None
 
     def subscribe(self) -> None:
-        """Starts to listen. Images come last: whoever waits for that subscription knows that the node is ready."""
+        """Begins to listen. Images come last: whoever waits for that subscription knows that the node is ready."""
         node, setting = self._node, self._setting
 
         def listen(*arguments) -> None:
@@ -128,7 +123,7 @@ class Inputs:
             self._subscriptions.append(node.create_subscription(*arguments, qos_overriding_options=overridable))
 
         self._heard_at = dict.fromkeys(self._heard_at, time.monotonic())
-        self._tf_listener = TransformListener(self._tf_buffer, node)
+        self.transforms.subscribe()
         listen(PoseWithCovarianceStamped, "initialpose", self._on_initial_pose, 1)
         listen(NavSatFix, setting("fix_topic"), self._on_fix, qos_profile_sensor_data)
         listen(CameraInfo, setting("camera_info_topic"), self._on_camera_info, qos_profile_sensor_data)
@@ -152,9 +147,7 @@ class Inputs:
         for subscription in self._subscriptions:
             self._node.destroy_subscription(subscription)
         self._subscriptions.clear()
-        if self._tf_listener is not None:
-            self._tf_listener.unregister()
-        self._tf_listener = None
+        self.transforms.unsubscribe()
 
     # ---- callbacks
 
@@ -209,30 +202,28 @@ class Inputs:
     def _on_odometry(self, message: Odometry) -> None:
         self._heard("odometry")
         board, topic = self._board, self.topic("odom_topic")
-        names = {"odom_frame_id": message.header.frame_id, "base_frame_id": message.child_frame_id}
-        for parameter, name in names.items():
+        for parameter, name in (("odom_frame_id", message.header.frame_id), ("base_frame_id", message.child_frame_id)):
             wanted = self._setting(parameter)
             if name and name != wanted:
                 text = f"{topic} is about frame '{name}', not '{wanted}': ignored; set {parameter} to '{name}'"
                 board.report("odometry", "frames", ERROR, text)
                 return
-        board.clear("odometry", "frames")
         try:
             odom_from_base = conversions.pose_to_matrix(message.pose.pose, f"{topic}: the pose")
         except InputError as error:
             board.report("odometry", "invalid", ERROR, f"{error}; the message is ignored")
             return
-        board.clear("odometry", "invalid")
+        board.clear("odometry", "frames", "invalid")
         stamp_ns = stamp_to_ns(message.header.stamp)
         with self._lock:
             step_ns = 1 if self._newest_odometry_ns is None else stamp_ns - self._newest_odometry_ns
         if step_ns < -JUMP_BACK_NS:
             self._on_time_jump(f"odometry stamps went back by {-step_ns / NS_PER_S:.3f} s")
-        elif step_ns <= 0:
-            if step_ns < 0:
-                late_s = -step_ns / NS_PER_S
-                text = f"{topic}: a stamp is {late_s:.3f} s older than the last: ignored; look for a second publisher"
-                board.report("odometry", "order", WARN, text)
+        elif step_ns < 0:
+            late_s = -step_ns / NS_PER_S
+            text = f"{topic}: a stamp is {late_s:.3f} s older than the last: ignored; look for a second publisher"
+            board.report("odometry", "order", WARN, text)
+        if -JUMP_BACK_NS <= step_ns <= 0:
             return
         board.clear("odometry", "order")
         with self._lock:
@@ -247,7 +238,7 @@ class Inputs:
             self._board.report("initial pose", "invalid", ERROR, f"{error}; it is refused")
 
     def set_initial_pose(self, message: PoseWithCovarianceStamped) -> None:
-        """The next image starts from this pose. Raises InputError where it cannot be used."""
+        """The next image starts from this pose. Raises InputError if it cannot be used."""
         name, wanted = message.header.frame_id, self._setting("global_frame_id")
         what = "the initial pose"
         if name != wanted:
@@ -283,7 +274,7 @@ class Inputs:
     # ---- start and time jumps
 
     def expect_start(self) -> None:
-        """Takes the initial pose of the parameters, or asks for one in diagnostics. One that came in already stays."""
+        """Takes the initial pose of the parameters, or asks for one in diagnostics. A pose that came in already stays."""
         if not self._setting("set_initial_pose"):
             text = (
                 "there is no pose to start from: publish one on initialpose (RViz: 2D Pose Estimate), or set "
@@ -302,11 +293,11 @@ class Inputs:
         return torch.diag(torch.tensor([translation**2] * 3 + [rotation**2] * 3, dtype=torch.float64))
 
     def forget(self) -> None:
-        """Drops all that belongs to a time before a jump."""
+        """Drops all that belongs to the time before a jump."""
         with self._lock:
             self._odometry.clear()
             self._newest_odometry_ns = self._newest_image_ns = self._initial_pose = self._fix = None
-        self._tf_buffer.clear()
+        self.transforms.forget()
 
     # ---- for the worker
 
@@ -329,11 +320,11 @@ class Inputs:
         return fix
 
     def take_odometry(self, stamp_ns: int, deadline: float) -> list[OdometryMessage]:
-        """Waits for odometry at or after a stamp; returns the new messages up to and including the first such one.
+        """Waits for odometry at or after a stamp; returns the new messages up to and including the first such message.
 
-        Later ones stay: what an image gives must not depend on how much came in meanwhile.
+        Later ones stay: the pose of an image must not depend on how much came in meanwhile.
         """
-        # Nothing to wait for where odometry has stopped.
+        # If odometry has stopped, there is nothing to wait for.
         if time.monotonic() - self._heard_at["odometry"] < self._setting("input_timeout_s"):
             self._wait_until(lambda: (self._newest_odometry_ns or 0) >= stamp_ns, deadline)
         taken = []
@@ -345,7 +336,7 @@ class Inputs:
         return taken
 
     def camera(self, deadline: float) -> Camera:
-        """The camera of the latest CameraInfo, having waited for it. Raises Rejected."""
+        """The camera of the latest CameraInfo, waited for until the deadline. Raises Rejected."""
         self._wait_until(lambda: self._camera is not None, deadline)
         with self._lock:
             camera, key = self._camera, self._camera_info_key
@@ -357,45 +348,10 @@ class Inputs:
             raise Rejected("calibration", "missing", text)
         return camera
 
-    def base_from_camera(self, image_frame_id: str, stamp_ns: int, deadline: float) -> torch.Tensor:
-        """float64 [4, 4] at a stamp, by tf2. Raises Rejected."""
-        base, camera = self._setting("base_frame_id"), self._setting("camera_frame_id") or image_frame_id
-        if not camera:
-            text = "images have no frame_id: set camera_frame_id to the camera's optical frame"
-            raise Rejected("transforms", "camera", text)
-        remedy = (
-            f"publish it (robot_state_publisher, or: ros2 run tf2_ros static_transform_publisher --frame-id {base} "
-            f"--child-frame-id {camera} --x ...)"
-        )
-        return self._transform(base, camera, stamp_ns, deadline, "camera", remedy)
-
-    def odom_from_base(self, stamp_ns: int, deadline: float) -> torch.Tensor:
-        """float64 [4, 4] at a stamp, by tf2. Raises Rejected."""
-        odom, base = self._setting("odom_frame_id"), self._setting("base_frame_id")
-        remedy = "start the robot's odometry, or set odom_source to topic or none"
-        return self._transform(odom, base, stamp_ns, deadline, "odometry", remedy)
-
-    def _transform(self, target: str, source: str, stamp_ns: int, deadline: float, condition: str, remedy: str) -> torch.Tensor:
-        stamp = Time(nanoseconds=stamp_ns, clock_type=ClockType.ROS_TIME)
-        while True:
-            try:
-                message = self._tf_buffer.lookup_transform(target, source, stamp)
-                matrix = conversions.transform_to_matrix(message.transform, f"the transform {target} -> {source}")
-                break
-            except InputError as error:
-                raise Rejected("transforms", condition, str(error)) from None
-            except TransformException as error:
-                if time.monotonic() >= deadline:
-                    text = f"no transform {target} -> {source} ({error}): {remedy}"
-                    raise Rejected("transforms", condition, text) from None
-            time.sleep(_POLL_S)
-        self._board.clear("transforms", condition)
-        return matrix
-
     def _wait_until(self, ready: Callable[[], bool], deadline: float) -> None:
         while not ready() and time.monotonic() < deadline:
             self._arrived.clear()
-            self._arrived.wait(_POLL_S)
+            self._arrived.wait(POLL_S)
 
     # ---- diagnostics
 
@@ -404,13 +360,13 @@ class Inputs:
         return self._node.resolve_topic_name(self._setting(parameter))
 
     def check_silence(self) -> None:
-        """Reports inputs from which nothing was heard for a while, and why that may be."""
+        """Reports inputs that have been silent for a while, and the likely reason."""
         topics = {"image": self._image_topic, "calibration": self.topic("camera_info_topic")}
         if self._setting("odom_source") == "topic":
             topics["odometry"] = self.topic("odom_topic")
         for component, topic in topics.items():
             silent_s = time.monotonic() - self._heard_at[component]
-            # A calibration may be said once for all (transient local).
+            # A calibration may be published just once (transient local).
             known = component == "calibration" and self._camera is not None
             if known or silent_s <= self._setting("input_timeout_s"):
                 self._board.clear(component, "silent")
@@ -433,19 +389,6 @@ class Inputs:
                 return "its publisher is best effort: set image_reliability to best_effort"
             return "it has a publisher: check image_transport; for large images see docs/troubleshooting.md"
         return "it has a publisher: check that it publishes"
-
-
-class _WatchedBuffer(Buffer):
-    """A transform buffer that tells of every transform of one child frame that comes in."""
-
-    def __init__(self, node: Node, child_frame_id: str, told: Callable[[TransformStamped], None]) -> None:
-        super().__init__(node=node)
-        self._child_frame_id, self._told = child_frame_id, told
-
-    def set_transform(self, transform: TransformStamped, authority: str) -> None:
-        if transform.child_frame_id == self._child_frame_id:
-            self._told(transform)
-        super().set_transform(transform, authority)
 
 
 def _finite_twist(twist: TwistWithCovariance) -> TwistWithCovariance | None:

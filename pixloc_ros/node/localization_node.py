@@ -1,5 +1,5 @@
 # Copyright the pixloc_ros authors. SPDX-License-Identifier: Apache-2.0
-"""The ROS 2 node: life cycle, parameters, services and diagnostics around a `Pipeline` (docs/robot.md)."""
+"""The ROS 2 node: life cycle, parameters, services and diagnostics around a `Worker` (docs/robot.md)."""
 
 from __future__ import annotations
 
@@ -27,11 +27,11 @@ from . import conversions
 from .diagnostics import ERROR, DiagnosticBoard
 from .inputs import JUMP_BACK_NS
 from .parameters import BY_NAME, PARAMETERS, Value, check_values
-from .pipeline import OpenLocalizer, Pipeline
+from .worker import OpenLocalizer, Worker
 
 
 def _explained(transition):
-    """A transition that fails says why; rclpy would drop the exception."""
+    """Makes a transition that fails report why; rclpy would drop the exception."""
 
     @functools.wraps(transition)
     def explained(node: LocalizationNode, state: LifecycleState) -> TransitionCallbackReturn:
@@ -45,23 +45,29 @@ def _explained(transition):
 
 
 class LocalizationNode(LifecycleNode):
-    """See the module and docs/robot.md. open_localizer: called as `Localizer.open`.
+    """The node `localization_node`.
 
-    Configured: the map is loaded. Active: it listens and localizes. With the parameter `autostart` it is active at once.
+    Configured, it has loaded the map. Active, it listens and localizes. With the parameter `autostart` it is active at once.
+
+    Args:
+        open_localizer: makes a localizer of a map, weights, preset, number of points and execution.
+        node_arguments: of rclpy's node.
+
+    Attributes:
+        failure: the error in the program that ended the worker.
     """
 
     def __init__(self, open_localizer: OpenLocalizer = Localizer.open, **node_arguments) -> None:
         super().__init__("localization_node", **node_arguments)
         self.failure: BaseException | None = None
-        """What ended the worker, if it was an error in the program."""
         self._open_localizer = open_localizer
-        self._pipeline: Pipeline | None = None
+        self._worker: Worker | None = None
         self._active = False
         self._values: dict[str, Value] = {}
         self._declare_parameters()
         self._board = DiagnosticBoard(self._log_condition)
         self._diagnostics = self.create_publisher(DiagnosticArray, "/diagnostics", 10)
-        # Timers follow the machine's clock: where simulated time has not begun, the node still says what is wrong.
+        # Timers follow the machine's clock: before simulated time begins, the node still says what is wrong.
         self._steady = Clock(clock_type=ClockType.STEADY_TIME)
         self._every_second = self.create_timer(1.0, self._on_second, clock=self._steady)
         self._refusal: Exception | None = None
@@ -77,27 +83,21 @@ class LocalizationNode(LifecycleNode):
 
     def close(self) -> None:
         """Ends the worker; the node can be destroyed then."""
-        if self._pipeline is not None:
-            self._pipeline.close()
-            self._pipeline = None
+        if self._worker is not None:
+            self._worker.close()
+            self._worker = None
 
     # ---- life cycle
 
     @_explained
     def on_configure(self, state: LifecycleState) -> TransitionCallbackReturn:
-        """Loads map and network, creates publishers and services. A map that cannot be used is told in diagnostics."""
-        self._pipeline = Pipeline(self, self._setting, self._board, self._open_localizer, self._on_failure)
-        services = (
-            (LoadMap, "load_map", self._on_load_map),
-            (SetPose, "set_pose", self._on_set_pose),
-            (Trigger, "relocalize", self._on_relocalize),
-            (Trigger, "pause", self._on_pause),
-            (Trigger, "resume", self._on_resume),
-        )
+        """Loads map and network, creates publishers and services. Diagnostics report a map that cannot be used."""
+        self._worker = Worker(self, self._setting, self._board, self._open_localizer, self._on_failure)
         # A group of their own: the others go on while one of these waits for the worker.
-        group = ReentrantCallbackGroup()
+        group, kinds = ReentrantCallbackGroup(), {"load_map": LoadMap, "set_pose": SetPose}
         self._own_services = [
-            self.create_service(kind, f"~/{name}", callback, callback_group=group) for kind, name, callback in services
+            self.create_service(kinds.get(name, Trigger), f"~/{name}", getattr(self, f"_on_{name}"), callback_group=group)
+            for name in ("load_map", "set_pose", "relocalize", "pause", "resume")
         ]
         return super().on_configure(state)
 
@@ -107,11 +107,11 @@ class LocalizationNode(LifecycleNode):
         self._tick = self.create_timer(1.0 / self._setting("tf_publish_rate"), self._on_tick, clock=self._steady)
         threshold = JumpThreshold(min_forward=None, min_backward=Duration(nanoseconds=-JUMP_BACK_NS), on_clock_change=False)
         self._jump_handle = self.get_clock().create_jump_callback(
-            threshold, post_callback=lambda jump: self._pipeline.restart("the clock went back")
+            threshold, post_callback=lambda jump: self._worker.restart("the clock went back")
         )
         self._active = True
         try:
-            self._pipeline.start()
+            self._worker.start()
         except BaseException:
             self._stop_listening()
             raise
@@ -139,15 +139,15 @@ class LocalizationNode(LifecycleNode):
         return super().on_shutdown(state)
 
     def explain(self, error: Exception) -> None:
-        """Why a transition was refused."""
+        """Reports why a transition was refused."""
         self._refusal = error
-        self._board.report("localization", "transition", ERROR, f"{' '.join(str(error).split())}; mend it and try again")
+        self._board.report("localization", "transition", ERROR, f"{' '.join(str(error).split())}; fix it and try again")
 
     def _stop_listening(self) -> None:
         self._active = False
         self.destroy_timer(self._tick)
         self._jump_handle.unregister()
-        self._pipeline.stop()
+        self._worker.stop()
 
     def _on_failure(self, error: BaseException) -> None:
         # A node that looks alive and does nothing is worse than one that ends and is started again.
@@ -168,10 +168,10 @@ class LocalizationNode(LifecycleNode):
         return self._values[name]
 
     def _on_set_parameters(self, parameters: list[rclpy.Parameter]) -> SetParametersResult:
-        """Checks new values. Those that may not change while the node runs may before it is configured."""
+        """Checks new values. Most may change only before the node is configured."""
         new = {p.name: p.value for p in parameters if p.name in BY_NAME}
         fixed = [name for name in new if not BY_NAME[name].live]
-        if fixed and self._pipeline is not None:
+        if fixed and self._worker is not None:
             reason = f"{', '.join(fixed)} cannot change while the node is configured: deactivate and clean up first"
             return SetParametersResult(successful=False, reason=reason)
         try:
@@ -184,19 +184,19 @@ class LocalizationNode(LifecycleNode):
     # ---- services
 
     async def _on_load_map(self, request: LoadMap.Request, response: LoadMap.Response) -> LoadMap.Response:
-        return _answer(response, await self._pipeline.load_map(request.map))
+        return _answer(response, await self._worker.load_map(request.map))
 
     async def _on_relocalize(self, request: Trigger.Request, response: Trigger.Response) -> Trigger.Response:
-        return _answer(response, await self._pipeline.relocalize())
+        return _answer(response, await self._worker.relocalize())
 
     def _on_set_pose(self, request: SetPose.Request, response: SetPose.Response) -> SetPose.Response:
-        return self._attempt(response, lambda: self._pipeline.set_pose(request.pose))
+        return self._attempt(response, lambda: self._worker.set_pose(request.pose))
 
     def _on_pause(self, request: Trigger.Request, response: Trigger.Response) -> Trigger.Response:
-        return self._attempt(response, self._pipeline.pause)
+        return self._attempt(response, self._worker.pause)
 
     def _on_resume(self, request: Trigger.Request, response: Trigger.Response) -> Trigger.Response:
-        return self._attempt(response, self._pipeline.resume)
+        return self._attempt(response, self._worker.resume)
 
     def _attempt(self, response, action: Callable[[], None]):
         if not self._active:
@@ -210,23 +210,20 @@ class LocalizationNode(LifecycleNode):
     # ---- diagnostics
 
     def _on_tick(self) -> None:
-        self._pipeline.repeat_transform()
+        self._worker.repeat_transform()
         if self._board.take_changed():
             self._publish_diagnostics()
 
     def _on_second(self) -> None:
         if self._active:
-            self._pipeline.inputs.check_silence()
-            self._pipeline.check_rivals()
-            self._pipeline.check_pace()
-            self._pipeline.keep_pose()
+            self._worker.on_second()
         self._publish_diagnostics()
 
     def _publish_diagnostics(self) -> None:
         map_name = ""
-        if self._pipeline is not None:
-            self._pipeline.report_values()
-            map_name = self._pipeline.map_name
+        if self._worker is not None:
+            self._worker.report_values()
+            map_name = self._worker.map_name
         name = self.get_fully_qualified_name().lstrip("/")
         message = DiagnosticArray(status=self._board.statuses(name, map_name))
         message.header.stamp = self.get_clock().now().to_msg()
@@ -241,13 +238,13 @@ class LocalizationNode(LifecycleNode):
 
 
 def _answer(response, error: InputError | None):
-    """Fills in a service's success and message."""
+    """Fills in the success and the message of a service."""
     response.success, response.message = error is None, "" if error is None else str(error)
     return response
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Runs the node until it is told to stop: exit code 0, 2 for parameters that cannot be used, 1 for our errors."""
+    """Runs the node until it is stopped: exit code 0, 2 for parameters that cannot be used, 1 for errors in the program."""
     # Callbacks must not wait long for the interpreter while the worker computes.
     sys.setswitchinterval(1e-3)
     node = None
@@ -265,7 +262,7 @@ def main(arguments: list[str] | None = None) -> int:
     except RuntimeError:  # RCLError and InvalidHandle among them
         if not _ends_soon():
             raise
-        # The signal to stop came while something was being published, made, or taken: rclpy then cannot convert the message.
+        # The signal to stop came while rclpy was publishing, making or taking something: then it cannot convert the message.
     finally:
         if node is not None:
             node.close()
@@ -278,7 +275,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _ends_soon(seconds: float = 1.0) -> bool:
-    """Whether a signal has come: rclpy ends its context from another thread, a moment later."""
+    """Whether a signal came: rclpy ends its context from another thread, a moment later."""
     deadline = time.monotonic() + seconds
     while rclpy.ok() and time.monotonic() < deadline:
         time.sleep(0.01)

@@ -1,5 +1,5 @@
 # Copyright the pixloc_ros authors. SPDX-License-Identifier: Apache-2.0
-"""What the node says: pose, odometry, status and TF. All stamps are those of the images."""
+"""What the node publishes: pose, odometry, status and TF. All stamps are those of the images."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ import math
 import threading
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass
 
 import numpy as np
 from geometry_msgs.msg import PoseWithCovarianceStamped, Transform, TransformStamped, TwistWithCovariance
@@ -21,6 +20,7 @@ from ..msg import LocalizationStatus
 from ..tracking.types import TrackResult, TrackState
 from . import conversions
 from .conversions import NS_PER_S, stamp_from_ns
+from .health import Counters
 from .parameters import Value
 from .transform_schedule import TransformSchedule
 
@@ -29,17 +29,7 @@ _TIMES = tuple(name for name in LocalizationStatus.get_fields_and_field_types() 
 _TRACKER_STAGES = {"feature_ms": "features", "gather_ms": "gather", "alignment_ms": "alignment"}
 _SENT_REMEMBERED = 256
 _LONGEST_STEP_NS = NS_PER_S
-"""Between two poses whose difference still says something of the velocity."""
-
-
-@dataclass
-class Counters:
-    """Images received, and what became of them: their number is the sum of the other three and of those waiting."""
-
-    received: int = 0
-    processed: int = 0
-    dropped: int = 0
-    rejected: int = 0
+"""Longest time between two poses whose difference still tells the velocity."""
 
 
 class Outputs:
@@ -56,7 +46,7 @@ class Outputs:
         self._schedule: TransformSchedule[Transform] = TransformSchedule()
         self._transforms: list[TransformStamped] = []
         self._last: TrackResult | None = None
-        # What was sent of late: it comes back over our own transform listener.
+        # What was sent recently: it comes back through our own transform listener.
         self._sent: deque[tuple] = deque(maxlen=_SENT_REMEMBERED)
         self._pose_topic = self._pose.topic_name
 
@@ -66,9 +56,11 @@ class Outputs:
             self._node.destroy_publisher(publisher)
 
     def result(self, result: TrackResult, twist: TwistWithCovariance | None) -> None:
-        """Transform, pose and odometry of an image; nothing, and no transform any more, where it gave no pose.
+        """Publishes transform, pose and odometry of an image. If it gave no pose: nothing, and the transform is not repeated.
 
-        twist: of the robot's odometry; without it the velocity is that between the last two poses.
+        Args:
+            result: the tracker's result.
+            twist: of the robot's odometry; without it the velocity is computed from the last two poses.
         """
         if result.map_from_base is None:
             self.fall_silent()
@@ -80,8 +72,8 @@ class Outputs:
         pose.pose = conversions.pose_with_covariance(result.map_from_base, result.covariance)
         odometry = Odometry(header=pose.header, child_frame_id=self._setting("base_frame_id"), pose=pose.pose)
         odometry.twist = twist if twist is not None else self._twist_since_last(result)
-        # All made before the first goes out: our own transform listener then takes the interpreter. The transform is first, for
-        # those who look it up when the pose comes.
+        # All are made before the first goes out: then our own transform listener takes the interpreter. The transform is first,
+        # for those who look it up when the pose comes.
         if transform is not None and self._setting("publish_tf"):
             message = conversions.matrix_to_transform(transform)
             with self._tf_lock:
@@ -91,23 +83,23 @@ class Outputs:
         self._last = result
 
     def fall_silent(self) -> None:
-        """The pose is not known any more: no transform is sent again."""
+        """The pose is no longer known: the transform is not repeated."""
         with self._tf_lock:
             self._schedule.clear()
         self._last = None
 
     def repeat_transform(self, newest_ns: int) -> None:
-        """Sends the transform again if it would soon be too old for data of that stamp."""
+        """Sends the transform again if it would soon be too old for data with that stamp."""
         if self._setting("publish_tf"):
             with self._tf_lock:
                 self._send(self._schedule.due(newest_ns, self._tolerance_ns()))
 
     def is_own(self, stamped: TransformStamped) -> bool:
-        """Whether a transform that came in is one that was sent from here."""
+        """Whether this node sent a transform that came in."""
         return _key(stamped) in self._sent
 
     def pose_publishers(self) -> int:
-        """How many nodes publish `~/pose`, this one among them."""
+        """How many nodes publish `~/pose`, including this one."""
         return self._node.count_publishers(self._pose_topic)
 
     def status(
@@ -120,8 +112,17 @@ class Outputs:
         result: TrackResult | None = None,
         stages_ms: dict[str, float] | None = None,
     ) -> None:
-        """What became of an image. result: None where it was not aligned. stages_ms: times that the tracker does not
-        know, by the message's names."""
+        """Publishes the outcome of an image.
+
+        Args:
+            stamp_ns: the image's stamp.
+            state: of the tracker.
+            message: what is wrong, empty if all is well.
+            map_name: file name of the map in use.
+            counters: of the images so far.
+            result: None if the image was not aligned.
+            stages_ms: times that the tracker does not know, by the names of the message's fields.
+        """
         status = LocalizationStatus(state=int(state), message=message, map_name=map_name)
         status.header.frame_id, status.header.stamp = self._setting("global_frame_id"), stamp_from_ns(stamp_ns)
         status.frames_received, status.frames_processed = counters.received, counters.processed
@@ -133,13 +134,14 @@ class Outputs:
         times_ms["age_ms"] = (self._node.get_clock().now().nanoseconds - stamp_ns) * 1e-6
         for name, value in times_ms.items():
             setattr(status, name, _as_float32(value))
-        status.prior_distance_m = _as_float32(result.prior_distance_m) if result is not None else math.nan
-        status.prior_rotation_rad = _as_float32(result.prior_rotation_rad) if result is not None else math.nan
-        if result is not None and result.prior is not None:
-            status.prior_source = result.prior.source.replace(" ", "_")
-        status.inlier_fraction = alignment.inlier_fraction if alignment is not None else math.nan
-        status.cost = _as_float32(alignment.cost) if alignment is not None else math.nan
-        status.points_used = alignment.points_used if alignment is not None else 0
+        status.prior_distance_m = status.prior_rotation_rad = status.inlier_fraction = status.cost = math.nan
+        if result is not None:
+            status.prior_distance_m = _as_float32(result.prior_distance_m)
+            status.prior_rotation_rad = _as_float32(result.prior_rotation_rad)
+            status.prior_source = result.prior.source.replace(" ", "_") if result.prior is not None else ""
+        if alignment is not None:
+            status.inlier_fraction, status.cost = alignment.inlier_fraction, _as_float32(alignment.cost)
+            status.points_used = alignment.points_used
         self._status.publish(status)
 
     def _tolerance_ns(self) -> int:
@@ -150,7 +152,7 @@ class Outputs:
             return
         parent = self._setting("global_frame_id")
         child = self._setting("base_frame_id" if self._setting("odom_source") == "none" else "odom_frame_id")
-        # Several an image, and dear to make: they are filled in again each time.
+        # Several per image, and expensive to make: they are reused.
         while len(self._transforms) < len(stamped):
             self._transforms.append(conversions.transform_stamped(parent, child, 0, Transform()))
         messages = self._transforms[: len(stamped)]
@@ -160,7 +162,7 @@ class Outputs:
         self._broadcaster.sendTransform(messages)
 
     def _twist_since_last(self, result: TrackResult) -> TwistWithCovariance:
-        """Velocity since the last pose, base axes; where there is none, zero with a covariance that says so."""
+        """Velocity since the last pose, in base axes; without a last pose zero, with a covariance that says so."""
         last = self._last
         if last is None or result.stamp_ns - last.stamp_ns > _LONGEST_STEP_NS:
             return TwistWithCovariance(covariance=(_UNKNOWN_VARIANCE * np.eye(6)).ravel().tolist())

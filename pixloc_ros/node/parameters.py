@@ -1,14 +1,15 @@
 # Copyright the pixloc_ros authors. SPDX-License-Identifier: Apache-2.0
-"""The parameters of `localization_node` in one table: declarations, validation, config file and documentation follow.
+"""The parameters of `localization_node`: parameters.json is the source of declarations, checks, config file and documentation.
 
-Names are Nav2's (nav2_amcl) where it has one. This module imports no ROS.
+Names are those of Nav2 (nav2_amcl) if it has one. This module imports no ROS.
 """
 
 from __future__ import annotations
 
+import json
 import math
 import textwrap
-from collections.abc import Iterable
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
@@ -21,15 +22,20 @@ Value = bool | int | float | str
 class Parameter:
     """One node parameter.
 
-    default: its type is the parameter's type. bounds: inclusive range of a number. choices: allowed strings.
-    live: may be changed while the node runs; all others only before it is configured.
+    Attributes:
+        name: its name; a dot separates groups.
+        default: its type is the parameter's type.
+        description: for people, in Markdown.
+        bounds: inclusive range of a number.
+        choices: allowed strings.
+        live: may be changed while the node runs; all others only before it is configured.
     """
 
     name: str
     default: Value
     description: str
-    bounds: tuple[float, float] | None = None
-    choices: tuple[str, ...] | None = None
+    bounds: Sequence[float] | None = None
+    choices: Sequence[str] | None = None
     live: bool = False
 
     @property
@@ -45,7 +51,7 @@ class Parameter:
         return ", ".join(self.choices or ())
 
     def check(self, value: Value) -> None:
-        """Raises InputError where the value is of another type or out of range."""
+        """Raises InputError if the value is of another type or out of range."""
         if type(value) is not type(self.default):
             raise InputError(f"parameter {self.name} is {value!r}: give a {self.type_name}")
         if isinstance(value, float) and not math.isfinite(value):
@@ -56,150 +62,7 @@ class Parameter:
             raise InputError(f"parameter {self.name} is '{value}': give one of {self.constraint}")
 
 
-PARAMETERS: tuple[Parameter, ...] = (
-    Parameter("map", "", "Map file (.pixmap) that `pixloc map` made."),
-    Parameter(
-        "weights",
-        "compact",
-        "Feature network: `compact` (shipped) or the path of a weights file. It must be the one that the map was made with.",
-    ),
-    Parameter(
-        "autostart", True, "Be active at once. Switch it off where a lifecycle manager (Nav2) configures and activates the node."
-    ),
-    # inputs
-    Parameter("image_topic", "camera/image_raw", "Images of the camera."),
-    Parameter(
-        "image_transport",
-        "raw",
-        "`raw`: sensor_msgs/Image on image_topic. `compressed`: sensor_msgs/CompressedImage on image_topic/compressed.",
-        choices=("raw", "compressed"),
-    ),
-    Parameter(
-        "image_reliability",
-        "best_effort",
-        "QoS of the image subscription. `best_effort` connects to every publisher; "
-        "`reliable` loses nothing but needs a reliable publisher.",
-        choices=("best_effort", "reliable"),
-    ),
-    Parameter("camera_info_topic", "camera/camera_info", "Calibration of that camera."),
-    Parameter(
-        "time_offset",
-        0.0,
-        "Seconds added to the stamps of the images, and to nothing else: negative for a camera whose driver stamps late. Poses, "
-        "TF and status carry the corrected stamp. The diagnostics tell which value fits the odometry.",
-        bounds=(-1.0, 1.0),
-        live=True,
-    ),
-    Parameter(
-        "odom_source",
-        "topic",
-        "Where the odometry comes from: `topic` (odom_topic), `tf` (odom_frame_id -> "
-        "base_frame_id), `none`: there is none, and the node publishes map -> base_link.",
-        choices=("topic", "tf", "none"),
-    ),
-    Parameter("odom_topic", "odom", "nav_msgs/Odometry of base_frame_id in odom_frame_id."),
-    # frames and TF
-    Parameter("global_frame_id", "map", "Name of the map's frame."),
-    Parameter("odom_frame_id", "odom", "Name of the odometry's frame."),
-    Parameter("base_frame_id", "base_link", "Name of the robot's frame, whose pose is estimated."),
-    Parameter("camera_frame_id", "", "Optical frame of the camera; empty: the frame_id of the images."),
-    Parameter(
-        "publish_tf",
-        True,
-        "Publish the transform map -> odom (map -> base_link if odom_source is `none`). Switch it "
-        "off where a filter publishes it.",
-        live=True,
-    ),
-    Parameter(
-        "transform_tolerance",
-        0.1,
-        "Seconds by which the published transform is dated into the future, so that it holds until the next one.",
-        bounds=(0.0, 5.0),
-        live=True,
-    ),
-    Parameter(
-        "tf_publish_rate", 30.0, "How often (Hz) is looked whether the transform has to be published again.", bounds=(1.0, 200.0)
-    ),
-    # start
-    Parameter(
-        "set_initial_pose",
-        False,
-        "Start from the pose in initial_pose.*, also after time has jumped back, instead of waiting for /initialpose.",
-    ),
-    Parameter("initial_pose.x", 0.0, "Start: metres in the map."),
-    Parameter("initial_pose.y", 0.0, "Start: metres in the map."),
-    Parameter("initial_pose.z", 0.0, "Start: metres in the map."),
-    Parameter("initial_pose.roll", 0.0, "Start: radians about x, applied first."),
-    Parameter("initial_pose.pitch", 0.0, "Start: radians about y, applied second."),
-    Parameter("initial_pose.yaw", 0.0, "Start: radians about z, applied last."),
-    Parameter(
-        "initial_pose.position_stddev",
-        0.3,
-        "Standard deviation (m, per axis) of the start; also of an /initialpose whose covariance is zero.",
-        bounds=(1e-3, 100.0),
-    ),
-    Parameter(
-        "initial_pose.rotation_stddev",
-        0.05,
-        "Standard deviation (rad, per axis) of the start; also of an /initialpose whose covariance is zero.",
-        bounds=(1e-4, 3.2),
-    ),
-    Parameter(
-        "relocalization",
-        True,
-        "Look for the pose in the whole map: at the start until there is a first pose, and whenever it is lost.",
-    ),
-    Parameter(
-        "last_pose_file",
-        "",
-        "File that keeps the last pose. Where it holds one in this map, the node starts from it, unless "
-        "set_initial_pose is set. Empty: none.",
-    ),
-    Parameter(
-        "fix_topic",
-        "fix",
-        "sensor_msgs/NavSatFix: where to look for the first pose, in a map with a georeference (`pixloc map georeference`).",
-    ),
-    # processing
-    Parameter(
-        "preset",
-        "balanced",
-        "How much is spent on an image: fewer points and smaller images, or more points and more iterations "
-        "(docs/evidence/performance.md has what each costs and how exact it is).",
-        choices=("fast", "balanced", "accurate"),
-    ),
-    Parameter("max_points", 0, "Map points used per image: more is more exact and slower. 0: the preset's.", bounds=(0, 8192)),
-    Parameter(
-        "backend",
-        "auto",
-        "What runs the network: `onnxruntime` and `openvino` (CPU, compact network) need that Python package and onnx; `auto`: "
-        "ONNX Runtime where it can be used, else torch. The diagnostics name it.",
-        choices=("auto", "torch", "onnxruntime", "openvino"),
-    ),
-    Parameter("device", "cpu", "Where the network and the optimizer run, as torch calls it: `cpu`, `cuda`, `cuda:1`."),
-    Parameter(
-        "precision",
-        "float32",
-        "Of the network's convolutions: less than float32 pays where the processor is made for it.",
-        choices=("float32", "bfloat16", "float16"),
-    ),
-    Parameter("threads", 0, "CPU threads of the network and the optimizer; 0: as many as there are cores.", bounds=(0, 256)),
-    Parameter(
-        "odometry_wait_s",
-        0.1,
-        "Longest time (s) that an image waits for the odometry, the calibration and the transforms of its stamp.",
-        bounds=(0.0, 5.0),
-        live=True,
-    ),
-    Parameter(
-        "process_all_frames",
-        False,
-        "Process every image in order (for replays at a rate the machine can follow) instead of only the newest one.",
-    ),
-    Parameter(
-        "input_timeout_s", 2.0, "Diagnostics warn when an input has been silent for this long (s).", bounds=(0.1, 60.0), live=True
-    ),
-)
+PARAMETERS = tuple(Parameter(**entry) for entry in json.loads(Path(__file__).with_suffix(".json").read_text(encoding="utf-8")))
 BY_NAME = {parameter.name: parameter for parameter in PARAMETERS}
 
 FRAME_QUEUE_LIMIT = 200
@@ -226,16 +89,17 @@ def image_subscription_topic(image_topic: str, image_transport: str) -> str:
     return f"{image_topic}/compressed"
 
 
-def markdown_table(parameters: Iterable[Parameter] = PARAMETERS) -> str:
+def markdown_table() -> str:
     """The table in docs/reference.md."""
     rows = ["| name | type | default | allowed | live | meaning |", "|---|---|---|---|---|---|"]
-    for p in parameters:
-        default = f'"{p.default}"' if isinstance(p.default, str) else str(p.default).lower()
-        rows.append(f"| `{p.name}` | {p.type_name} | {default} | {p.constraint} | {'yes' if p.live else ''} | {p.description} |")
+    for p in PARAMETERS:
+        rows.append(
+            f"| `{p.name}` | {p.type_name} | {_default(p)} | {p.constraint} | {'yes' if p.live else ''} | {p.description} |"
+        )
     return "\n".join(rows) + "\n"
 
 
-def config_yaml(parameters: Iterable[Parameter] = PARAMETERS) -> str:
+def config_yaml() -> str:
     """config/localization.yaml: every parameter with its default and its meaning."""
     lines = [
         "# Parameters of localization_node with their defaults.",
@@ -244,23 +108,20 @@ def config_yaml(parameters: Iterable[Parameter] = PARAMETERS) -> str:
         "  ros__parameters:",
     ]
     group = ""
-    for p in parameters:
+    for p in PARAMETERS:
         prefix, _, leaf = p.name.rpartition(".")
         if prefix and prefix != group:
             lines.append(f"    {prefix}:")
         group = prefix
         indent = "      " if prefix else "    "
-        lines.extend(f"{indent}# {line}" for line in _wrap(p))
-        value = f'"{p.default}"' if isinstance(p.default, str) else str(p.default).lower()
-        lines.append(f"{indent}{leaf}: {value}")
+        text = p.description.replace("`", "") + (f" Allowed: {p.constraint}." if p.constraint else "")
+        lines.extend(f"{indent}# {line}" for line in textwrap.wrap(text, 100))
+        lines.append(f"{indent}{leaf}: {_default(p)}")
     return "\n".join(lines) + "\n"
 
 
-def _wrap(parameter: Parameter) -> list[str]:
-    text = parameter.description.replace("`", "")
-    if parameter.constraint:
-        text += f" Allowed: {parameter.constraint}."
-    return textwrap.wrap(text, 100)
+def _default(p: Parameter) -> str:
+    return f'"{p.default}"' if isinstance(p.default, str) else str(p.default).lower()
 
 
 TABLE_BEGIN, TABLE_END = "<!-- parameters: begin -->\n", "<!-- parameters: end -->\n"

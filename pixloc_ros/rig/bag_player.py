@@ -1,8 +1,8 @@
 # Copyright the pixloc_ros authors. SPDX-License-Identifier: Apache-2.0
-"""Plays a bag over DDS with /clock, as `ros2 bag play --clock` does, and starts the localizer with its initial pose.
+"""Plays a bag over DDS with /clock, as `ros2 bag play --clock` does, and gives the localizer its initial pose.
 
-Messages go out as the bytes that were recorded, at their times of recording, except for two things: transforms whose parent
-is the map (another localizer's) are left out, and where the bag has odometry but no transform odom → base, that is added.
+Messages go out as the recorded bytes, at their recorded times, with two exceptions: transforms whose parent is the map (those of
+another localizer) are left out, and if the bag has odometry but no transform odom → base, that transform is added.
 """
 
 from __future__ import annotations
@@ -20,7 +20,6 @@ from rclpy.serialization import deserialize_message, serialize_message
 from rosgraph_msgs.msg import Clock
 from tf2_msgs.msg import TFMessage
 
-from ..errors import InputError
 from ..io.bags import BagReader
 from ..io.messages import RawMessage
 from ..node import conversions
@@ -32,8 +31,18 @@ _DISCOVERY_S = 1.0
 
 
 class BagPlayer:
-    """Publishers for one bag on a node. on_image: called just before an image is published, with the stamp that the localizer
-    will use for it: the bag's time offset is in it."""
+    """Publishers for one bag.
+
+    Args:
+        node: the node that publishes.
+        bag: the opened bag.
+        map_frame: frame whose transforms are left out.
+        on_image: called just before an image is published, with the stamp that the localizer will use for it (the bag's time
+            offset is added to it).
+
+    Attributes:
+        last_odometry_ns: newest stamp of odom → base published so far.
+    """
 
     def __init__(self, node: Node, bag: BagReader, map_frame: str, on_image: Callable[[int], None]) -> None:
         self._node, self._bag, self._map_frame, self._on_image = node, bag, map_frame, on_image
@@ -48,6 +57,9 @@ class BagPlayer:
         self._start = node.create_publisher(PoseWithCovarianceStamped, "/initialpose", 10)
         self._tf = node.create_publisher(TFMessage, "/tf", _DEPTH)
         self._tf_static = node.create_publisher(TFMessage, "/tf_static", latched)
+        # All made before the first message goes out: what is sent before the two sides know each other is lost.
+        firsts = [next(bag.raw_messages([topic])) for topic in self._topics if topic not in self._moving]
+        self._awaited = [*map(self._publisher, firsts), self._start, self._tf]
         self.last_odometry_ns: int | None = None
 
     @property
@@ -56,23 +68,9 @@ class BagPlayer:
         topic = self._bag.image_topic
         return f"{topic}/compressed" if self._bag.image_compressed and not topic.endswith("/compressed") else topic
 
-    def wait_for_listener(self, alive: Callable[[], None], timeout_s: float) -> None:
-        """Until somebody listens to images, odometry and initial poses. alive: raises when it is no use to wait.
-
-        Raises InputError when time is up.
-        """
-        # All made before the first message goes out: what is sent before the two sides know each other is lost.
-        data = [topic for topic in self._topics if topic not in self._moving]
-        firsts = [next(self._bag.raw_messages([topic])) for topic in data]
-        publishers = [*map(self._publisher, firsts), self._start, self._tf]
-        deadline = time.monotonic() + timeout_s
-        while any(p.get_subscription_count() == 0 for p in publishers):
-            alive()
-            if time.monotonic() > deadline:
-                raise InputError(f"the node did not listen to {self.image_topic} within {timeout_s:g} s: see its log")
-            time.sleep(0.05)
-        # Discovery is one-sided: the other side may need a moment more.
-        time.sleep(_DISCOVERY_S)
+    def is_heard(self) -> bool:
+        """Whether somebody listens to images, calibration, odometry and initial poses."""
+        return all(publisher.get_subscription_count() for publisher in self._awaited)
 
     def play(
         self,
@@ -83,10 +81,15 @@ class BagPlayer:
         alive: Callable[[], None],
         progress: Callable[..., None],
     ) -> None:
-        """Play everything once.
+        """Plays everything once.
 
-        rate: seconds of the bag a second. map_from_base: float64 [4, 4] at stamp start_ns, covariance [6, 6] in the base
-        frame, given to the localizer before the first message.
+        Args:
+            rate: seconds of the bag per second.
+            start_ns: stamp of the initial pose, which the localizer gets before the first message.
+            map_from_base: float64 [4, 4], the initial pose.
+            covariance: float64 [6, 6] of the initial pose, in the base frame.
+            alive: called at every image; raises if it is no use to go on.
+            progress: called with the number of images sent and of all images.
         """
         self._publish_static()
         began_s, first_ns, clock_ns = time.monotonic(), None, None
@@ -145,9 +148,8 @@ class BagPlayer:
         odometry = deserialize_message(message.cdr, self._types[message.topic])
         stamp_ns = stamp_to_ns(odometry.header.stamp)
         pose = conversions.pose_to_matrix(odometry.pose.pose, "odometry")
-        self._tf.publish(
-            TFMessage(transforms=[conversions.transform_stamped(self._bag.odom_frame, self._bag.base_frame, stamp_ns, pose)])
-        )
+        transform = conversions.transform_stamped(self._bag.odom_frame, self._bag.base_frame, stamp_ns, pose)
+        self._tf.publish(TFMessage(transforms=[transform]))
         self._note_odometry(stamp_ns)
 
     def _note_odometry(self, stamp_ns: int) -> None:

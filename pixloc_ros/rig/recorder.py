@@ -1,5 +1,5 @@
 # Copyright the pixloc_ros authors. SPDX-License-Identifier: Apache-2.0
-"""Listens to the localization node as a robot's other nodes would, and writes down what it hears."""
+"""Listens to the localization node as a robot's other nodes would, and records what it hears."""
 
 from __future__ import annotations
 
@@ -30,7 +30,13 @@ _KEEP_S = 86_400
 
 @dataclass
 class _Pending:
-    """A lookup that has not worked yet. reported_s: when the node said what became of the image."""
+    """A lookup that has not worked yet.
+
+    Attributes:
+        stamp_ns: the image's stamp.
+        began_s: time of the first attempt (monotonic clock).
+        reported_s: time of the node's status for the image.
+    """
 
     stamp_ns: int
     began_s: float
@@ -38,9 +44,9 @@ class _Pending:
 
 
 class Recorder:
-    """Subscriptions on a node that somebody spins; `recording` may be read when spinning has ended.
+    """Subscriptions on a node that the caller spins; `recording` may be read when spinning has ended.
 
-    For every image a listener asks TF for map → base at the image's stamp, again and again until it works.
+    For every image it looks up map → base in TF at the image's stamp, again and again until that works.
     """
 
     def __init__(self, node: Node, localizer: str, map_frame: str, base_frame: str, camera_frame: str) -> None:
@@ -68,12 +74,12 @@ class Recorder:
         return all(self._node.count_publishers(topic) for topic in self._topics)
 
     def outstanding(self) -> int:
-        """Images that the node has not reported yet, or whose lookups are still being tried."""
+        """How many images the node has not reported yet, or have lookups that are still tried."""
         with self._lock:
             return len(self._pending.keys() | (self.recording.sent_s.keys() - self._reported))
 
     def finish(self, last_odometry_ns: int | None) -> Recording:
-        """Look up the whole chain at each image's stamp, now that all transforms have come."""
+        """Looks up the whole chain at each image's stamp. Called when all transforms have come and nobody spins the node."""
         for pending in list(self._pending.values()):
             self._give_up(pending, "NoReport", "the node never reported the image")
         self.recording.last_odometry_ns = last_odometry_ns
@@ -98,20 +104,10 @@ class Recorder:
 
     def _on_status(self, message: LocalizationStatus) -> None:
         now, stamp_ns = time.monotonic(), stamp_to_ns(message.header.stamp)
-        self.recording.statuses.append(
-            StatusRecord(
-                stamp_ns,
-                TrackState(message.state),
-                message.message,
-                message.inlier_fraction,
-                message.frame_ms,
-                message.feature_ms,
-                message.alignment_ms,
-                message.frames_dropped,
-                now,
-                message.age_ms,
-            )
-        )
+        m, state = message, TrackState(message.state)
+        times_ms = m.frame_ms, m.feature_ms, m.alignment_ms
+        record = StatusRecord(stamp_ns, state, m.message, m.inlier_fraction, *times_ms, m.frames_dropped, now, m.age_ms)
+        self.recording.statuses.append(record)
         with self._lock:
             self._reported.add(stamp_ns)
             if stamp_ns in self._pending:

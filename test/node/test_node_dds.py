@@ -15,7 +15,7 @@ from node_harness import (
     HEIGHT,
     START_NS,
     WIDTH,
-    FakeEngine,
+    FakeLocalizer,
     camera_info,
     compressed_message,
     image_message,
@@ -316,7 +316,7 @@ def test_a_time_offset_moves_the_images_and_nothing_else():
         robot.diagnosed("images have no time stamp")
         # The corrected stamp tells what is ahead of the odometry.
         robot.drive_to(stamp_of(6))
-        robot.wait(lambda: node._pipeline.inputs.newest_ns == robot.odometry_ns)
+        robot.wait(lambda: node._worker.inputs.newest_ns == robot.odometry_ns)
         future = robot.odometry_ns + 990_000_000
         robot.raw.publish(image_message(6, future))
         robot.diagnosed("an image is dated 1.020 s ahead of the odometry")
@@ -461,18 +461,18 @@ def test_publish_tf_off_and_live_parameters():
 
 
 def test_only_the_newest_image_is_processed_and_drops_are_told():
-    class SlowEngine(FakeEngine):
+    class SlowLocalizer(FakeLocalizer):
         def tracker(self, relocalization=True):
-            localize = self.localizer.localize_prepared
+            localize = self.aligner.localize_prepared
 
             def slowly(*arguments):
                 time.sleep(0.1)
                 return localize(*arguments)
 
-            self.localizer.localize_prepared = slowly
+            self.aligner.localize_prepared = slowly
             return super().tracker()
 
-    with running(engine=SlowEngine, **start_pose()) as (_, robot):
+    with running(open_localizer=SlowLocalizer, **start_pose()) as (_, robot):
         robot.drive_to(stamp_of(12))
         for number in range(12):
             robot.see(number)
@@ -485,7 +485,7 @@ def test_only_the_newest_image_is_processed_and_drops_are_told():
         assert stamps == [stamp_of(n) for n in range(12)], "one status per image"
         processed = [s for s in robot.statuses if not s.message.startswith("dropped")]
         assert stamp_to_ns(processed[-1].header.stamp) == stamp_of(11), "the newest image is always processed"
-    with running(engine=SlowEngine, process_all_frames=True, **start_pose()) as (_, robot):
+    with running(open_localizer=SlowLocalizer, process_all_frames=True, **start_pose()) as (_, robot):
         robot.drive_to(stamp_of(6))
         for number in range(6):
             robot.see(number)
@@ -493,18 +493,18 @@ def test_only_the_newest_image_is_processed_and_drops_are_told():
 
 
 def test_most_images_dropped_is_a_warning():
-    class SlowEngine(FakeEngine):
+    class SlowLocalizer(FakeLocalizer):
         def tracker(self, relocalization=True):
-            localize = self.localizer.localize_prepared
+            localize = self.aligner.localize_prepared
 
             def slowly(*arguments):
                 time.sleep(0.2)
                 return localize(*arguments)
 
-            self.localizer.localize_prepared = slowly
+            self.aligner.localize_prepared = slowly
             return super().tracker()
 
-    with running(engine=SlowEngine, **start_pose()) as (_, robot):
+    with running(open_localizer=SlowLocalizer, **start_pose()) as (_, robot):
         robot.drive_to(stamp_of(30))
         for number in range(30):
             robot.see(number)
@@ -534,8 +534,8 @@ def test_broken_map_keeps_the_node_up():
     def broken(*_):
         raise InputError("site.pixmap is cut short: copy it again")
 
-    with running(engine=broken, **start_pose()) as (node, robot):
-        robot.diagnosed("map: site.pixmap is cut short: copy it again. Mend it and call ~/load_map")
+    with running(open_localizer=broken, **start_pose()) as (node, robot):
+        robot.diagnosed("map: site.pixmap is cut short: copy it again. Fix it and call ~/load_map")
         assert robot.levels["map"] == b"\2"
         status = robot.step(0)
         assert status.state == INITIALIZING and "no map is loaded" in status.message

@@ -24,7 +24,7 @@ def test_table_is_sound():
     check_values({p.name: p.default for p in PARAMETERS})
     for p in PARAMETERS:
         assert p.description.endswith("."), p.name
-    assert BY_NAME["preset"].choices == tuple(PRESETS) and BY_NAME["preset"].default == DEFAULT
+    assert BY_NAME["preset"].choices == list(PRESETS) and BY_NAME["preset"].default == DEFAULT
 
 
 @pytest.mark.parametrize(

@@ -3,9 +3,6 @@
 
 import os
 import signal
-import subprocess
-import sys
-import threading
 import time
 
 import pytest
@@ -13,11 +10,11 @@ import rclpy
 import torch
 from diagnostic_msgs.msg import DiagnosticArray
 from node_harness import BASE_FROM_CAMERA, camera_info, image_message, isolate
-from rclpy.executors import SingleThreadedExecutor
 from sensor_msgs.msg import CameraInfo, Image
 from std_srvs.srv import Trigger
 from tf2_ros import StaticTransformBroadcaster
 
+from pixloc_ros.errors import InputError
 from pixloc_ros.evaluation import offline
 from pixloc_ros.evaluation.live_run import chain_errors
 from pixloc_ros.evaluation.runs import TRUTH_GAP_NS
@@ -27,10 +24,9 @@ from pixloc_ros.io.bags import BagReader
 from pixloc_ros.localization import Localizer
 from pixloc_ros.mapping.build import build_map_from_colmap
 from pixloc_ros.node import conversions, localization_node
+from pixloc_ros.rig.node_process import NodeDied, NodeProcess, spinning_node
 from pixloc_ros.rig.replay import ReplayOptions, replay
 from pixloc_sim.recordings import SimulationOptions, simulate
-
-COMMAND = [sys.executable, "-m", "pixloc_ros.node.localization_node", "--ros-args"]
 
 
 @pytest.fixture(scope="module")
@@ -70,52 +66,32 @@ def test_live_and_offline_give_the_same_poses(drive, tmp_path):
     assert all(lookup.stamp_ns > recording.last_odometry_ns for lookup in late), late
 
 
-def start(*parameters: str) -> subprocess.Popen:
+def start(folder, **parameters) -> NodeProcess:
     isolate()
-    words = [word for parameter in parameters for word in ("-p", parameter)]
-    return subprocess.Popen(COMMAND + words, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    return NodeProcess(parameters, folder / "node.log")
 
 
-def test_broken_map_is_told_and_the_node_stays_until_interrupted(tmp_path):
+def test_a_broken_map_is_reported_and_the_node_stays_until_interrupted(tmp_path):
     """The node stays up and says what is wrong, on the console and in diagnostics; SIGINT ends it with code 0."""
     broken = tmp_path / "broken.pixmap"
     broken.write_bytes(os.urandom(500))
-    process = start(f"map:={broken}")
-    context = rclpy.Context()
-    rclpy.init(context=context)
-    heard = []
-    node = rclpy.create_node("listener", context=context)
-    node.create_subscription(DiagnosticArray, "/diagnostics", heard.append, 10)
-    executor = SingleThreadedExecutor(context=context)
-    executor.add_node(node)
-    try:
-        deadline = time.monotonic() + 30
-        while not heard and time.monotonic() < deadline:
-            executor.spin_once(timeout_sec=0.1)
+    with start(tmp_path, map=broken) as process, spinning_node("listener") as listener:
+        heard = []
+        listener.create_subscription(DiagnosticArray, "/diagnostics", heard.append, 10)
+        process.wait_for(lambda: heard, "did not publish diagnostics")
         status = next(s for s in heard[-1].status if s.name == "localization_node: map")
         assert status.level == b"\2" and "broken.pixmap" in status.message and "call ~/load_map" in status.message
-        process.send_signal(signal.SIGINT)
-        output = process.communicate(timeout=20)[0]
-        assert process.returncode == 0, output
-        assert "broken.pixmap" in output and "Traceback" not in output, output
-    finally:
-        process.kill()
-        executor.shutdown()
-        node.destroy_node()
-        context.try_shutdown()
+        with pytest.raises(InputError, match=r"the node did not fly within 0.1 s: see its log .*node\.log"):
+            process.wait_for(lambda: False, "did not fly", 0.1)
+        assert process.stop() == 0, process.output()
+        assert "broken.pixmap" in process.output() and "Traceback" not in process.output()
 
 
 def test_interrupted_while_it_starts(tmp_path):
-    """The signal comes between the first word on the map and the first spin."""
-    isolate()
-    command = [*COMMAND, "-p", f"map:={tmp_path / 'none.pixmap'}"]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-    try:
-        assert any("no map file" in line for line in process.stdout)
-        process.send_signal(signal.SIGINT)
-        assert process.wait(timeout=30) == 0
-    finally:
-        process.kill()
+    """The signal comes between the first message about the map and the first spin."""
+    with start(tmp_path, map=tmp_path / "none.pixmap") as process:
+        process.wait_for(lambda: "no map file" in process.output(), "did not report the map")
+        assert process.stop() == 0, process.output()
 
 
 def test_interrupted_while_its_services_are_made(monkeypatch):
@@ -133,44 +109,28 @@ def test_interrupted_while_its_services_are_made(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("parameter", "text"), [("odom_source:=wheels", "one of topic, tf, none"), ("image_topic:='bad topic'", "topic")]
+    ("parameter", "value", "text"), [("odom_source", "wheels", "one of topic, tf, none"), ("image_topic", "'bad topic'", "topic")]
 )
-def test_bad_parameters_end_the_node_with_one_line(parameter, text):
-    process = start(parameter)
-    output = process.communicate(timeout=60)[0]
-    lines = [line for line in output.splitlines() if line.startswith("localization_node: ")]
-    assert process.returncode == 2, output
-    assert len(lines) == 1 and text in lines[0] and "Traceback" not in output, output
+def test_bad_parameters_end_the_node_with_one_line(parameter, value, text, tmp_path):
+    with start(tmp_path, **{parameter: value}) as process:
+        with pytest.raises(NodeDied, match=f"the node ended with code 2: localization_node: .*{text}"):
+            process.wait_for(lambda: False, "did not end")
+        assert process.output().count("\nlocalization_node: ") <= 1 and "Traceback" not in process.output()
 
 
-def test_terminated_while_images_are_processed(drive):
+def test_terminated_while_images_are_processed(drive, tmp_path):
     """Ended in the middle of its work: code 0, no traceback."""
-    map_path, _ = drive
-    process = start(f"map:={map_path}", "odom_source:=none", "set_initial_pose:=true")
-    lines = []
-    reader = threading.Thread(target=lambda: lines.extend(process.stdout))
-    reader.start()
-    context = rclpy.Context()
-    rclpy.init(context=context)
-    node = rclpy.create_node("camera", context=context)
-    try:
-        images = node.create_publisher(Image, "camera/image_raw", 10)
-        info = node.create_publisher(CameraInfo, "camera/camera_info", 10)
-        transforms = StaticTransformBroadcaster(node)
+    parameters = {"map": drive[0], "odom_source": "none", "set_initial_pose": True}
+    with start(tmp_path, **parameters) as process, spinning_node("camera") as camera:
+        images = camera.create_publisher(Image, "camera/image_raw", 10)
+        info = camera.create_publisher(CameraInfo, "camera/camera_info", 10)
+        transforms = StaticTransformBroadcaster(camera)
         transforms.sendTransform(conversions.transform_stamped("base_link", "camera_optical", 0, BASE_FROM_CAMERA))
-        deadline = time.monotonic() + 60
-        while not images.get_subscription_count() and time.monotonic() < deadline:
-            time.sleep(0.05)
+        process.wait_for(images.get_subscription_count, "did not listen")
         for number in range(60):
             info.publish(camera_info())
             images.publish(image_message(number % 40, (number + 1) * 10_000_000))
             time.sleep(0.02)
             if number == 50:
-                process.send_signal(signal.SIGTERM)
-        assert process.wait(timeout=20) == 0, lines
-        reader.join()
-        assert not any("Traceback" in line for line in lines), lines
-    finally:
-        process.kill()
-        node.destroy_node()
-        context.try_shutdown()
+                process.send(signal.SIGTERM)
+        assert process.process.wait(20) == 0 and "Traceback" not in process.output(), process.output()

@@ -10,7 +10,7 @@ import torch
 from lifecycle_msgs.msg import State, Transition
 from lifecycle_msgs.srv import ChangeState, GetState
 from nav_msgs.msg import Path
-from node_harness import FakeEngine, initial_pose_message, pose_of, running, stamp_of, start_pose
+from node_harness import FakeLocalizer, initial_pose_message, pose_of, running, stamp_of, start_pose
 from pixloc_ros.msg import LocalizationStatus
 from pixloc_ros.srv import LoadMap, SetPose
 from rclpy.parameter import Parameter
@@ -86,7 +86,7 @@ def test_activation_with_an_impossible_topic_fails_and_says_why():
     with running(autostart=False, connect=False, odom_topic="bad topic") as (_, robot):
         assert change_state(robot, Transition.TRANSITION_CONFIGURE)
         assert not change_state(robot, Transition.TRANSITION_ACTIVATE)
-        robot.diagnosed("mend it and try again")
+        robot.diagnosed("fix it and try again")
         assert state(robot) == State.PRIMARY_STATE_INACTIVE
 
 
@@ -118,7 +118,7 @@ def test_set_pose_and_relocalize():
         assert robot.step(2).state != TRACKING, "the pose was not forgotten"
 
 
-class TwoMaps(FakeEngine):
+class TwoMaps(FakeLocalizer):
     """Knows maps by their names."""
 
     def __init__(self, map_path, *_):
@@ -129,7 +129,7 @@ class TwoMaps(FakeEngine):
 
 
 def test_load_map():
-    with running(engine=TwoMaps, map="a.pixmap", **start_pose()) as (_, robot):
+    with running(open_localizer=TwoMaps, map="a.pixmap", **start_pose()) as (_, robot):
         assert robot.step(0).map_name == "a.pixmap"
         answer = call(robot, LoadMap, "load_map", LoadMap.Request(map="broken.pixmap"))
         assert not answer.success and "copy it again" in answer.message
@@ -141,7 +141,7 @@ def test_load_map():
 
 
 def test_load_map_mends_a_start_without_one():
-    with running(engine=TwoMaps, map="broken.pixmap", **start_pose()) as (_, robot):
+    with running(open_localizer=TwoMaps, map="broken.pixmap", **start_pose()) as (_, robot):
         assert "no map is loaded" in robot.step(0).message
         assert not call(robot, Trigger, "relocalize").success
         assert call(robot, LoadMap, "load_map", LoadMap.Request(map="a.pixmap")).success
@@ -150,11 +150,11 @@ def test_load_map_mends_a_start_without_one():
         robot.wait(lambda: robot.levels["map"] == b"\0")
 
 
-class Drawing(FakeEngine):
+class Drawing(FakeLocalizer):
     """Answers with points: one that agrees, one that does not, one out of sight."""
 
     def tracker(self, relocalization=True):
-        answer = self.localizer.localize_prepared
+        answer = self.aligner.localize_prepared
 
         def with_points(*arguments) -> FrameAlignment:
             found = answer(*arguments)
@@ -167,12 +167,12 @@ class Drawing(FakeEngine):
             local = LocalPoints(points, torch.tensor([10.0, 0.0, 0.0], dtype=torch.float64), torch.arange(3), torch.arange(1))
             return FrameAlignment(**{**vars(found), "details": details, "points": local})
 
-        self.localizer.localize_prepared = with_points
+        self.aligner.localize_prepared = with_points
         return super().tracker()
 
 
 def test_pictures_for_those_who_look():
-    with running(engine=Drawing, **start_pose()) as (_, robot):
+    with running(open_localizer=Drawing, **start_pose()) as (_, robot):
         heard = {"overlay": [], "points": [], "path": []}
         assert robot.step(0).state == TRACKING
         for name, kind in (("overlay", Image), ("points", Marker), ("path", Path)):

@@ -7,7 +7,7 @@ import math
 
 import numpy as np
 import torch
-from node_harness import FakeEngine, initial_pose_message, pose_of, running, stamp_of
+from node_harness import FakeLocalizer, initial_pose_message, pose_of, running, stamp_of
 from pixloc_ros.msg import LocalizationStatus
 from sensor_msgs.msg import NavSatFix, NavSatStatus
 
@@ -19,7 +19,7 @@ TRACKING, INITIALIZING = LocalizationStatus.TRACKING, LocalizationStatus.INITIAL
 PLACE = np.array([48.1, 11.5, 520.0])
 
 
-def last_pose(number: int, map_name: str = FakeEngine.map_name) -> LastPose:
+def last_pose(number: int, map_name: str = FakeLocalizer.map_name) -> LastPose:
     return LastPose(map_name, stamp_of(number), pose_of(number), 1e-3 * torch.eye(6, dtype=torch.float64))
 
 
@@ -31,7 +31,7 @@ def test_the_last_pose_is_kept_and_started_from(tmp_path):
         robot.wait(lambda: robot.initial_pose.wait_for_all_acked() or True)
         robot.wait(lambda: robot.step(len(robot.statuses)).state == TRACKING)
         robot.wait(path.is_file)
-    kept = load_last_pose(path, FakeEngine.map_name)
+    kept = load_last_pose(path, FakeLocalizer.map_name)
     number = round((kept.stamp_ns - stamp_of(0)) / (stamp_of(1) - stamp_of(0)))
     assert float(se3.pose_difference(kept.map_from_base, pose_of(number))[0]) < 0.05
     save_last_pose(path, last_pose(0))
@@ -47,7 +47,7 @@ def test_the_last_pose_of_another_map_is_not_started_from(tmp_path):
 
 
 def test_a_fix_says_where_to_look():
-    class Placed(FakeEngine):
+    class Placed(FakeLocalizer):
         """Its map is turned so that the fix's unknown heading, taken as east, is the robot's."""
 
         georeference = Georeference(*PLACE, se3.inverse(pose_of(0)))
@@ -61,7 +61,7 @@ def test_a_fix_says_where_to_look():
             setattr(message, name, value)
         return message
 
-    with running(engine=Placed) as (_, robot):
+    with running(open_localizer=Placed) as (_, robot):
         fixes = robot.node.create_publisher(NavSatFix, "fix", 5)
         robot.wait(lambda: fixes.get_subscription_count() > 0)
         assert robot.step(0).state == INITIALIZING

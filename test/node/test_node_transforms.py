@@ -12,8 +12,8 @@ from tf2_ros import Buffer
 
 from pixloc_ros.node import conversions
 from pixloc_ros.node.diagnostics import ERROR, HOLD_S, OK, WARN, DiagnosticBoard
-from pixloc_ros.node.frames import ReceivedImage, WorkQueue
 from pixloc_ros.node.transform_schedule import TransformSchedule
+from pixloc_ros.node.work_queue import ReceivedImage, WorkQueue
 
 MS = 1_000_000
 START = 10_000 * MS

@@ -8,22 +8,25 @@ import threading
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 from rclpy.task import Future
+from sensor_msgs.msg import CompressedImage, Image
 
 from ..errors import InputError
 
 
 @dataclass(frozen=True)
 class ReceivedImage:
-    """An image message as it came, not yet looked into.
+    """An image message as it came, not decoded yet.
 
-    message: sensor_msgs Image or CompressedImage. received_at: `time.monotonic` seconds. arrival_ms: its age then, by the
-    node's clock.
+    Attributes:
+        message: the message.
+        stamp_ns: its stamp with the time offset added; 0 if it has none.
+        received_at: `time.monotonic` seconds.
+        arrival_ms: its age on arrival, by the node's clock.
     """
 
-    message: Any
+    message: Image | CompressedImage
     stamp_ns: int
     received_at: float
     arrival_ms: float = math.nan
@@ -31,13 +34,13 @@ class ReceivedImage:
 
 @dataclass(frozen=True)
 class Request:
-    """Something else for the worker to do. future: gets None, or the InputError that `work` raised."""
+    """Other work than images; the future gets None, or the InputError that `work` raised."""
 
     work: Callable[[], None]
     future: Future
 
     def settle(self) -> None:
-        """Does it. Other errors than InputError are raised: they are ours."""
+        """Does the work. Errors other than InputError are raised: they are ours."""
         try:
             self.work()
             self.future.set_result(None)
@@ -45,14 +48,15 @@ class Request:
             self.future.set_result(error)
 
     def refuse(self, reason: str) -> None:
-        """It will not be done."""
+        """The work will not be done."""
         self.future.set_result(InputError(reason))
 
 
 class WorkQueue:
-    """Hands work to one worker: requests first, then images, the newest only (limit 1) or all of them up to a limit.
+    """Hands work to one worker: requests first, then images. Thread-safe.
 
-    Thread-safe.
+    Args:
+        limit: number of images that wait at most; 1 keeps only the newest.
     """
 
     def __init__(self, limit: int) -> None:
@@ -73,7 +77,7 @@ class WorkQueue:
             return dropped
 
     def ask(self, request: Request) -> bool:
-        """Adds a request; False where the queue is closed."""
+        """Adds a request; False if the queue is closed."""
         with self._condition:
             if not self._closed:
                 self._requests.append(request)
@@ -84,9 +88,7 @@ class WorkQueue:
         """Waits for the next request or image; None when the queue is closed."""
         with self._condition:
             self._condition.wait_for(lambda: self._requests or self._frames or self._closed)
-            if self._closed:
-                return None
-            return (self._requests or self._frames).popleft()
+            return None if self._closed else (self._requests or self._frames).popleft()
 
     def clear_frames(self) -> list[ReceivedImage]:
         """Takes out the images that wait."""
@@ -96,7 +98,7 @@ class WorkQueue:
             return waiting
 
     def close(self) -> list[Request]:
-        """Ends the worker's waiting; images that still wait are not handed out, requests are returned."""
+        """Ends the worker's waiting. Images that still wait are not handed out; requests are returned."""
         with self._condition:
             self._closed = True
             self._condition.notify_all()

@@ -1,0 +1,167 @@
+# Copyright the pixloc_ros authors. SPDX-License-Identifier: Apache-2.0
+"""Makes frames of images: each waits for the calibration, the odometry and the transforms of its stamp, and the tracker gets
+the odometry and the initial pose that belong to it. Called by the worker only."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from geometry_msgs.msg import TwistWithCovariance
+
+from ..errors import InputError
+from ..io.frames import CameraFrame
+from ..mapping.georeference import Georeference
+from ..tracking.last_pose import LastPose, load_last_pose
+from ..tracking.tracker import Tracker
+from .conversions import NS_PER_S, stamp_to_ns
+from .diagnostics import WARN, DiagnosticBoard
+from .images import decode_image
+from .inputs import Inputs, Rejected
+from .parameters import Value
+from .work_queue import ReceivedImage
+
+_MAX_INITIAL_POSE_AGE_NS = 10 * NS_PER_S
+"""How old an initial pose may be: as long as the tracker keeps odometry."""
+
+
+class FrameAssembly:
+    """Serves one tracker after the other.
+
+    Attributes:
+        tracker: the tracker in use; None without a map.
+        twist: velocity in the newest odometry message.
+        last_image_ns: stamp of the last image that was tracked.
+        time_offset_ns: what was added to the stamp of the newest image.
+    """
+
+    def __init__(self, inputs: Inputs, setting: Callable[[str], Value], board: DiagnosticBoard) -> None:
+        self._inputs, self._setting, self._board = inputs, setting, board
+        self._georeference: Georeference | None = None
+        self._last_pose: LastPose | None = None
+        self.tracker: Tracker | None = None
+        self.forget()
+
+    def forget(self) -> None:
+        """A new time begins."""
+        self.twist: TwistWithCovariance | None = None
+        self.last_image_ns: int | None = None
+        self.time_offset_ns = 0
+
+    def use(self, tracker: Tracker, map_name: str, georeference: Georeference | None) -> None:
+        """Frames are made for this tracker from now on. It starts from the last pose in its file, if that is of this map."""
+        self.tracker, self._georeference, self._last_pose = tracker, georeference, None
+        path = self._setting("last_pose_file")
+        if path and not self._setting("set_initial_pose"):
+            try:
+                self._last_pose = load_last_pose(Path(path).expanduser(), map_name)
+            except InputError as error:
+                self._board.report("initial pose", "file", WARN, str(error))
+
+    def assemble(self, received: ReceivedImage, stages_ms: dict[str, float]) -> tuple[CameraFrame, torch.Tensor]:
+        """The frame and base_from_camera, float64 [4, 4].
+
+        Args:
+            received: the image.
+            stages_ms: gets the times for decoding and waiting.
+
+        Raises:
+            Rejected: the image cannot be used.
+        """
+        stamp_ns, tracker = received.stamp_ns, self.tracker
+        if tracker is None:
+            raise Rejected("map", "load", "no map is loaded: see the error at the start, fix it, call ~/load_map")
+        if stamp_ns <= 0:
+            raise Rejected("image", "stamp", "images have no time stamp: the driver must fill in header.stamp")
+        if self.last_image_ns is not None and stamp_ns <= self.last_image_ns:
+            late_s = (self.last_image_ns - stamp_ns) / NS_PER_S
+            text = f"an image is {late_s:.3f} s older than the last one: it is not used; look for a second publisher"
+            raise Rejected("image", "order", text, WARN)
+        offset_ns = stamp_ns - stamp_to_ns(received.message.header.stamp)
+        if offset_ns != self.time_offset_ns:
+            self.time_offset_ns = offset_ns
+            tracker.restart_odometry_check()
+        began = time.monotonic()
+        try:
+            pixels = decode_image(received.message)
+        except InputError as error:
+            raise Rejected("image", "format", f"{error}; the image is not used") from None
+        stages_ms["decode_ms"] = (time.monotonic() - began) * 1e3
+        deadline = received.received_at + self._setting("odometry_wait_s")
+        camera = self._inputs.camera(deadline)
+        height, width = pixels.shape[:2]
+        if (width, height) != (camera.width, camera.height):
+            topic = self._inputs.topic("camera_info_topic")
+            text = (
+                f"images are {width}x{height} but {topic} says {camera.width}x{camera.height}: publish the calibration "
+                "of this image size (binning and roi are understood)"
+            )
+            raise Rejected("calibration", "size", text)
+        # The network runs while the odometry of the image's stamp is on its way.
+        frame = tracker.prepare(CameraFrame(stamp_ns, pixels, camera))
+        began = time.monotonic()
+        base_from_camera = self._inputs.transforms.base_from_camera(received.message.header.frame_id, stamp_ns, deadline)
+        self._feed_odometry(stamp_ns, deadline)
+        stages_ms["wait_ms"] = (time.monotonic() - began) * 1e3
+        self._feed_initial_pose(stamp_ns)
+        if not tracker.has_pose:
+            self._feed_hint(stamp_ns)
+        self._board.clear("image", "stamp", "order", "format", "unusable")
+        self._board.clear("calibration", "missing", "size")
+        return frame, base_from_camera
+
+    def _feed_odometry(self, stamp_ns: int, deadline: float) -> None:
+        source = self._setting("odom_source")
+        if source == "tf":
+            self.tracker.add_odometry(stamp_ns, self._inputs.transforms.odom_from_base(stamp_ns, deadline))
+        if source != "topic":
+            return
+        for message in self._inputs.take_odometry(stamp_ns, deadline):
+            report = self.tracker.add_odometry(message.stamp_ns, message.odom_from_base, message.twist_covariance)
+            self.twist = message.twist
+            if report.message:
+                self._board.report_once("odometry", "tracker", WARN, report.message)
+        newest_ns = self.tracker.odometry.newest_stamp_ns
+        if newest_ns is None or newest_ns >= stamp_ns:
+            self._board.clear("odometry", "late")
+            return
+        behind_s = (stamp_ns - newest_ns) / NS_PER_S
+        if behind_s > 1.0:
+            self.twist = None
+        text = (
+            f"the newest odometry ({newest_ns / NS_PER_S:.3f}) is {behind_s:.3f} s older than the image "
+            f"({stamp_ns / NS_PER_S:.3f}): raise odometry_wait_s, or synchronise the clocks of camera and odometry"
+        )
+        self._board.report("odometry", "late", WARN, text)
+
+    def _feed_initial_pose(self, image_ns: int) -> None:
+        pose = self._inputs.take_initial_pose()
+        if pose is None:
+            return
+        stamp_ns = image_ns if pose.stamp_ns is None else pose.stamp_ns
+        age_ns = image_ns - stamp_ns
+        if not 0 <= age_ns <= _MAX_INITIAL_POSE_AGE_NS:
+            # A little ahead is normal: the image was on its way when the pose was given.
+            if abs(age_ns) > NS_PER_S:
+                text = (
+                    f"the initial pose ({stamp_ns / NS_PER_S:.3f}) is {age_ns / NS_PER_S:.1f} s older than the image "
+                    f"({image_ns / NS_PER_S:.3f}): taken as valid at the image; use one clock (use_sim_time) everywhere"
+                )
+                self._board.report_once("initial pose", "stamp", WARN, text)
+            stamp_ns = image_ns
+        self.tracker.initialize(pose.map_from_base, pose.covariance, stamp_ns)
+
+    def _feed_hint(self, image_ns: int) -> None:
+        """If nobody gave a pose: the one in the file, then a satellite fix."""
+        if self._last_pose is not None:
+            last, self._last_pose = self._last_pose, None
+            self.tracker.initialize(last.map_from_base, last.prior_covariance(), image_ns)
+            return
+        fix = None if self._georeference is None else self._inputs.take_fix()
+        if fix is not None:
+            try:
+                self.tracker.initialize(*self._georeference.prior(fix.place, fix.enu_covariance), image_ns)
+            except InputError as error:
+                self._board.report("initial pose", "fix", WARN, f"{error}; it is ignored")
