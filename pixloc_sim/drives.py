@@ -9,7 +9,9 @@ import numpy as np
 import torch
 from scipy.interpolate import CubicSpline
 
+from pixloc_ros.datasets.odometry import OdometryErrors
 from pixloc_ros.geometry import se3
+from pixloc_ros.io.frames import Odometry
 
 START_NS = 1_700_000_000_000_000_000
 """Stamp at which drives begin; any fixed time in the past does."""
@@ -137,41 +139,6 @@ def _sway(rng: np.random.Generator, time: np.ndarray, deviation: float) -> np.nd
     """A few sines of random frequency and phase, of the standard deviation wanted."""
     frequency, phase = rng.uniform(0.3, 4.0, 6), rng.uniform(0, 2 * np.pi, 6)
     return deviation / np.sqrt(3.0) * np.sin(2 * np.pi * frequency * time[:, None] + phase).sum(1)
-
-
-@dataclass(frozen=True)
-class OdometryErrors:
-    """What is wrong with the wheels.
-
-    scale: distance read per distance driven. yaw_scale: the same of turning. yaw_per_metre: turning read where there is
-    none (rad/m). noise: standard deviation of distance and turning read, per square root of a metre and of a radian.
-    slips_per_minute: bursts during which the wheels spin: they read up to `slip` too much of the way, and turn falsely
-    by up to `slip_yaw` rad per metre.
-    """
-
-    scale: float = 1.02
-    yaw_scale: float = 0.985
-    yaw_per_metre: float = 0.006
-    noise: float = 0.01
-    slips_per_minute: float = 12.0
-    slip: float = 0.5
-    slip_yaw: float = 0.25
-
-
-@dataclass(frozen=True)
-class Odometry:
-    """What a base publishes as nav_msgs/Odometry.
-
-    stamps_ns: int64 [N]. odom_from_base: float64 [N, 4, 4]. pose_covariance: float64 [N, 6, 6] (translation, rotation)
-    along the axes of odom, about the base (as nav_msgs/Odometry wants it). twist: float64 [N, 6] velocity (translation,
-    rotation) as read, in base axes. twist_covariance: float64 [N, 6, 6], likewise.
-    """
-
-    stamps_ns: np.ndarray
-    odom_from_base: torch.Tensor
-    pose_covariance: np.ndarray
-    twist: np.ndarray
-    twist_covariance: np.ndarray
 
 
 def wheel_odometry(drive: Drive, errors: OdometryErrors, seed: int, start_ns: int = START_NS, rate_hz: float = 50.0) -> Odometry:

@@ -96,9 +96,9 @@ def _of_bag(args: argparse.Namespace, localizer):
 
 def _of_file(args: argparse.Namespace, localizer):
     from ..errors import InputError
-    from ..evaluation.localize import read_cameras
     from ..geometry import se3
     from ..geometry.cameras import Camera
+    from ..io.camera_files import read_cameras
     from ..io.images import load_image
     from ..io.trajectory import read_benchmark_poses
     from ..mapping.retrieval import KeyframeIndex

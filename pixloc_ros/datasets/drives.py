@@ -20,6 +20,7 @@ from ..features import Extractor
 from ..geometry import se3
 from ..geometry.cameras import Camera
 from ..io.bag_writer import write_drive_bag
+from ..io.camera_files import write_cameras
 from ..io.files import write_text
 from ..io.image_format import decode_compressed
 from ..io.trajectory import Trajectory, write_benchmark_poses, write_tum
@@ -154,17 +155,8 @@ def _images(drive: Recording, stamps: set[int], progress: Progress | None) -> It
 
 
 def _write_queries(out: OutputFolder, queries: Mapping[str, tuple[Camera, torch.Tensor]]) -> None:
-    write_query_list(out.path("queries.txt"), {name: camera for name, (camera, _) in queries.items()})
+    write_cameras(out.path("queries.txt"), {name: camera for name, (camera, _) in queries.items()})
     write_benchmark_poses(out.path("queries_truth.txt"), {name: pose for name, (_, pose) in queries.items()})
-
-
-def write_query_list(path: Path, cameras: Mapping[str, Camera]) -> None:
-    """Lines `NAME MODEL WIDTH HEIGHT PARAMS...` as `pixloc localize --cameras` reads them."""
-    lines = []
-    for name, camera in cameras.items():
-        model, params = camera.to_colmap()
-        lines.append(f"{name} {model} {camera.width} {camera.height} {' '.join(f'{value:.12g}' for value in params)}\n")
-    write_text(path, "".join(lines))
 
 
 def _files_and_commands(output: Path, source: SequenceSet, weights: str) -> tuple[list[tuple[str, str]], list[str]]:

@@ -20,8 +20,9 @@ from collections.abc import Callable
 from pathlib import Path, PurePosixPath
 
 from ..errors import InputError
-from ..evaluation.localize import Query, read_cameras
+from ..evaluation.localize import Query
 from ..geometry.cameras import Camera
+from ..io.camera_files import read_cameras
 from ..io.images import load_image
 from ..training.public_data import cmu_intrinsics, cmu_poses
 from .image_set import (

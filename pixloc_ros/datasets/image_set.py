@@ -11,10 +11,11 @@ import numpy as np
 import torch
 
 from ..errors import InputError
-from ..evaluation.localize import Query, read_cameras
+from ..evaluation.localize import Query
 from ..features import Extractor
 from ..geometry import se3
 from ..geometry.cameras import Camera
+from ..io.camera_files import read_cameras
 from ..io.colmap import read_colmap_model
 from ..io.work_folder import WorkFolder
 from ..mapping import Map

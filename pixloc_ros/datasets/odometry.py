@@ -3,14 +3,39 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
 import torch
 
-from pixloc_sim.drives import Odometry, OdometryErrors
-
 from ..errors import InputError
 from ..geometry import se3
+from ..io.frames import Odometry
 from ..io.trajectory import Trajectory
+
+
+@dataclass(frozen=True)
+class OdometryErrors:
+    """What is wrong with the wheels.
+
+    Attributes:
+        scale: Distance read per distance driven.
+        yaw_scale: Turning read per turning.
+        yaw_per_metre: Turning read where there is none (rad/m).
+        noise: Standard deviation of distance and turning read, per square root of a metre and of a radian.
+        slips_per_minute: Bursts during which the wheels spin.
+        slip: They read up to this share too much of the way.
+        slip_yaw: They turn falsely by up to this (rad/m).
+    """
+
+    scale: float = 1.02
+    yaw_scale: float = 0.985
+    yaw_per_metre: float = 0.006
+    noise: float = 0.01
+    slips_per_minute: float = 12.0
+    slip: float = 0.5
+    slip_yaw: float = 0.25
+
 
 SIMULATED_TOPIC = "/odom_simulated"
 ERRORS = OdometryErrors(slips_per_minute=0.0)

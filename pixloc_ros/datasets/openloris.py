@@ -21,14 +21,12 @@ import cv2
 import numpy as np
 import torch
 
-from pixloc_sim.drives import Odometry
-
 from ..errors import InputError
 from ..geometry import se3
 from ..geometry.cameras import Camera
 from ..io.bags import BagOptions, BagReader
 from ..io.depth import decode_depth, move_depth, with_depth
-from ..io.frames import CameraFrame
+from ..io.frames import CameraFrame, Odometry
 from ..io.image_format import decode_raw
 from ..io.messages import IMAGE, matrix, message_stamp
 from ..io.trajectory import Trajectory

@@ -14,11 +14,11 @@ from ..errors import InputError
 from ..evaluation.localize import QueryResult, localize_queries
 from ..features import Extractor
 from ..geometry import se3
+from ..io.camera_files import write_cameras
 from ..io.trajectory import write_benchmark_poses
 from ..localization import Localizer
 from ..mapping.build.building import Progress
 from ..mapping.map_file import Map
-from .drives import write_query_list
 from .image_set import ImageSet
 from .output import SUMMARY, OutputFolder, identity, readme_text
 
@@ -71,7 +71,7 @@ def make_queries(
     map_ = Map.open(map_path)
     say(f"map of {source.made_from}: {len(map_.keyframe_names)} keyframes, {len(map_.xyz)} points")
     priors = source.priors(map_)
-    write_query_list(out.path("queries.txt"), {query.name: query.camera for query in source.queries})
+    write_cameras(out.path("queries.txt"), {query.name: query.camera for query in source.queries})
     table = [("map.pixmap", f"the map, made of {source.made_from}"), ("queries.txt", "the queries with their camera")]
     if priors:
         write_benchmark_poses(out.path("priors.txt"), priors)

@@ -11,11 +11,10 @@ import cv2
 import numpy as np
 import torch
 
-from pixloc_sim.drives import Odometry
-
 from ..errors import InputError
 from ..geometry import se3
 from ..geometry.cameras import Camera
+from ..io.frames import Odometry
 from ..io.image_format import decode_compressed
 from ..io.trajectory import Trajectory
 from ..io.tum import RgbdFrame, load_depth, nearest_stamp

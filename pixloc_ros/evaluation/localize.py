@@ -14,6 +14,8 @@ import torch
 from ..errors import InputError
 from ..geometry import se3
 from ..geometry.cameras import Camera
+from ..io.camera_files import read_cameras, read_names
+from ..io.files import find_file
 from ..localization import Localizer, Location
 from ..tracking.types import FrameAlignment
 from . import metrics
@@ -57,14 +59,15 @@ def read_queries(images: Path, cameras: Path) -> list[Query]:
     if Path(images).is_dir():
         folder, names = Path(images), list(known)
     else:
-        folder, names = Path(images).parent, _read_names(images)
+        folder, names = Path(images).parent, read_names(images)
         unknown = [name for name in names if name not in known]
         if unknown:
             raise InputError(f"{cameras} has no camera for {unknown[0]} ({len(unknown)} of {len(names)} images): add its line")
-    missing = [name for name in names if not (folder / name).is_file()]
+    paths = {name: find_file(folder, name) for name in names}
+    missing = [name for name, path in paths.items() if not path.is_file()]
     if missing:
         raise InputError(f"{len(missing)} of {len(names)} images are not in {folder}, the first is {missing[0]}: check --images")
-    return [Query(name, folder / name, known[name]) for name in names]
+    return [Query(name, paths[name], known[name]) for name in names]
 
 
 def localize_queries(
@@ -127,35 +130,3 @@ def _entry(result: QueryResult) -> dict[str, object]:
             cost=a.cost,
         )
     return entry
-
-
-def read_cameras(path: Path) -> dict[str, Camera]:
-    cameras: dict[str, Camera] = {}
-    for number, line in _lines(path):
-        name, _, rest = line.partition(" ")
-        if name in cameras:
-            raise InputError(f"{path}:{number}: a second camera for '{name}': keep one")
-        try:
-            cameras[name] = Camera.parse_colmap_line(rest)
-        except InputError as error:
-            raise InputError(f"{path}:{number}: {error}") from None
-    if not cameras:
-        raise InputError(f"{path} names no camera: write lines NAME MODEL WIDTH HEIGHT PARAMS...")
-    return cameras
-
-
-def _read_names(path: Path) -> list[str]:
-    names = [line for _, line in _lines(path)]
-    if not names:
-        raise InputError(f"{path} names no image: write one file name a line")
-    return names
-
-
-def _lines(path: Path) -> list[tuple[int, str]]:
-    """(number, text) of the lines that are neither empty nor comments."""
-    try:
-        text = Path(path).read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"cannot read {path}: {getattr(error, 'strerror', None) or 'not a text file'}") from None
-    stripped = ((number, line.strip()) for number, line in enumerate(text.splitlines(), 1))
-    return [(number, line) for number, line in stripped if line and not line.startswith("#")]

@@ -25,12 +25,11 @@ import cv2
 import numpy as np
 import torch
 
-from pixloc_sim.drives import Odometry
-
 from ..errors import InputError
 from ..geometry import se3
 from ..geometry.cameras import Camera
 from .files import replacing_folder
+from .frames import Odometry
 
 MAP_FRAME, ODOM_FRAME, BASE_FRAME, CAMERA_FRAME = "map", "odom", "base_link", "camera_optical"
 COMPRESSED = ("jpeg", "png")

@@ -49,4 +49,23 @@ class OdometryMessage:
     twist_covariance: torch.Tensor | None = None
 
 
+@dataclass(frozen=True)
+class Odometry:
+    """What a base publishes as nav_msgs/Odometry, over time.
+
+    Attributes:
+        stamps_ns: int64 [N], rising.
+        odom_from_base: float64 [N, 4, 4].
+        pose_covariance: float64 [N, 6, 6] (translation, rotation) along the axes of odom, about the base.
+        twist: float64 [N, 6] velocity (translation, rotation) as read, in base axes.
+        twist_covariance: float64 [N, 6, 6], likewise.
+    """
+
+    stamps_ns: np.ndarray
+    odom_from_base: torch.Tensor
+    pose_covariance: np.ndarray
+    twist: np.ndarray
+    twist_covariance: np.ndarray
+
+
 Event = OdometryMessage | CameraFrame | UnusableFrame

@@ -13,7 +13,7 @@ import numpy as np
 
 from ..errors import InputError
 
-_COMMENT = re.compile(r"(?:^|\s)#.*")
+_COMMENT = re.compile(r"\s#.*")
 
 
 def read_text(path: str | Path, remedy: str = "check the path", errors: str = "strict") -> str:
@@ -36,7 +36,7 @@ def read_text(path: str | Path, remedy: str = "check the path", errors: str = "s
 
 
 def read_lines(path: str | Path, remedy: str = "check the path", skip: int = 0) -> Iterator[tuple[str, str]]:
-    """("file:line", text) of the lines that say something, without comments, which begin with # after a blank.
+    """("file:line", text) of the lines that are neither empty nor comments, which begin with #.
 
     Args:
         path: The file.
@@ -47,14 +47,14 @@ def read_lines(path: str | Path, remedy: str = "check the path", skip: int = 0) 
         InputError: As `read_text`.
     """
     for number, line in enumerate(read_text(path, remedy).splitlines()[skip:], skip + 1):
-        line = _COMMENT.sub("", line).strip()
-        if line:
+        line = line.strip()
+        if line and not line.startswith("#"):
             yield f"{path}:{number}", line
 
 
 def read_rows(path: str | Path, remedy: str = "check the path", skip: int = 0) -> Iterator[tuple[str, list[str]]]:
-    """("file:line", words) as `read_lines`."""
-    return ((where, line.split()) for where, line in read_lines(path, remedy, skip))
+    """("file:line", words) as `read_lines`; a comment may also stand behind the words."""
+    return ((where, _COMMENT.sub("", line).split()) for where, line in read_lines(path, remedy, skip))
 
 
 def parse_numbers(where: str, words: Iterable[str]) -> list[float]:

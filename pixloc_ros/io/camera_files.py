@@ -1,0 +1,53 @@
+# Copyright the pixloc_ros authors. SPDX-License-Identifier: Apache-2.0
+"""Lists of images and their cameras: `NAME MODEL WIDTH HEIGHT PARAMS...`, models and pixels as in COLMAP."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+
+from ..errors import InputError
+from ..geometry.cameras import Camera
+from .files import write_text
+from .text import read_lines
+
+_LINE = re.compile(r"(?P<name>.+?)\s+(?P<camera>[A-Z][A-Z0-9_]*\s+\d+\s+\d+(\s.*)?)")
+
+
+def read_cameras(path: str | Path) -> dict[str, Camera]:
+    """Cameras by the name of the image, which may hold blanks.
+
+    Raises:
+        InputError: The file cannot be read, is malformed, empty, or names an image twice.
+    """
+    cameras: dict[str, Camera] = {}
+    for where, line in read_lines(path):
+        match = _LINE.fullmatch(line)
+        name, text = match.group("name", "camera") if match else line.split(" ", 1) if " " in line else (line, "")
+        if name in cameras:
+            raise InputError(f"{where}: a second camera for '{name}': keep one")
+        try:
+            cameras[name] = Camera.parse_colmap_line(text)
+        except InputError as error:
+            raise InputError(f"{where}: {error}") from None
+    if not cameras:
+        raise InputError(f"{path} names no camera: write lines NAME MODEL WIDTH HEIGHT PARAMS...")
+    return cameras
+
+
+def write_cameras(path: str | Path, cameras: Mapping[str, Camera]) -> None:
+    """Write cameras by the name of the image, in the order given. Raises `InputError`."""
+    lines = []
+    for name, camera in cameras.items():
+        model, params = camera.to_colmap()
+        lines.append(f"{name} {model} {camera.width} {camera.height} {' '.join(f'{value:.12g}' for value in params)}\n")
+    write_text(path, "".join(lines))
+
+
+def read_names(path: str | Path) -> list[str]:
+    """Names of images, one a line. Raises `InputError`: the file cannot be read or is empty."""
+    names = [line for _, line in read_lines(path)]
+    if not names:
+        raise InputError(f"{path} names no image: write one file name a line")
+    return names
