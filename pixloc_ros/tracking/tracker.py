@@ -541,7 +541,7 @@ class Tracker:
         count = max((candidate.count for candidate in self._candidates), default=0)
         if count and (self._searching or prior is None):
             if count >= options.confirm_frames:
-                return f"{len(self._candidates)} places look alike: drive on, or give an initial pose"
+                return f"{len(self._candidates)} places look the same: drive on, or give an initial pose"
             return f"a pose was found, confirmed by {count} of {options.confirm_frames} images"
         if not looks:
             problem = "no keyframe looks like the image"

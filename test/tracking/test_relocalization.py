@@ -118,7 +118,7 @@ def test_places_that_look_alike_are_not_believed_until_they_differ():
     for _ in range(8):
         result = robot.drive(HERE, ALIAS)
         assert result.state is INITIALIZING
-    assert "2 places look alike" in result.message
+    assert "2 places look the same" in result.message
     # One image that shows only one of them (the other may just have been blurred) does not settle it.
     assert robot.drive(ALIAS).state is INITIALIZING
     assert robot.drive(HERE, ALIAS).state is INITIALIZING
