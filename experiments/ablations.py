@@ -48,7 +48,7 @@ from pixloc_ros.io.images import load_image
 from pixloc_ros.io.trajectory import read_tum
 from pixloc_ros.mapping import Map
 from pixloc_ros.mapping.build import build_map_from_colmap
-from pixloc_ros.report.basin import plot_basins
+from pixloc_ros.report.curves import plot_basins
 from pixloc_ros.tracking.frame_aligner import FrameAligner, LocalizerOptions
 
 SCENES = ("kitti07", "kitti01", "fox")

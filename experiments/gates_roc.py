@@ -36,7 +36,7 @@ from pixloc_ros.io.bags import BagReader
 from pixloc_ros.io.files import write_bytes, write_text
 from pixloc_ros.io.frames import CameraFrame
 from pixloc_ros.mapping.build import build_map_from_colmap
-from pixloc_ros.report.plots import RUN_COLOURS, RUN_LINES, STYLE, plt, png
+from pixloc_ros.report.style import RUN_COLOURS, RUN_LINES, STYLE, plt, png
 from pixloc_ros.tracking.covariances import isotropic, mahalanobis, not_better_than
 from pixloc_ros.tracking.frame_aligner import FrameAligner
 from pixloc_ros.tracking.tracker import TrackerOptions

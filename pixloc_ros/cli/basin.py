@@ -73,7 +73,7 @@ def run(args: argparse.Namespace) -> int:
     from ..io.images import load_image
     from ..io.trajectory import read_benchmark_poses
     from ..localization import Localizer
-    from ..report.basin import plot_basins
+    from ..report.curves import plot_basins
     from ..tracking.frame_aligner import LocalizerOptions
 
     options = BasinOptions(args.rotation, args.translation / 100, args.steps, args.starts, args.seed)

@@ -88,8 +88,8 @@ def _add_reprojections(kinds) -> None:
 
 
 def _run_reprojections(args: argparse.Namespace) -> int:
-    from ..report.figures import check_suffix
-    from ..report.reprojections import plot_reprojections
+    from ..report.alignment_pictures import plot_reprojections
+    from ..report.style import check_suffix
 
     check_suffix(args.output)
     return _draw(args, lambda aligned: plot_reprojections(aligned, args.colour, args.level, args.output.suffix.lower()))
@@ -111,9 +111,8 @@ def _add_features(kinds) -> None:
 
 
 def _run_features(args: argparse.Namespace) -> int:
-    from ..report.feature_maps import plot_feature_maps
-    from ..report.figures import check_suffix
-    from ..report.keyframe_images import KeyframeImages
+    from ..report.feature_maps import KeyframeImages, plot_feature_maps
+    from ..report.style import check_suffix
 
     check_suffix(args.output)
 
@@ -143,8 +142,8 @@ def _add_optimization(kinds) -> None:
 def _run_optimization(args: argparse.Namespace) -> int:
     from ..errors import InputError
     from ..io.files import write_bytes
-    from ..report.figures import SUFFIXES, check_suffix
     from ..report.optimization import ANIMATIONS, animate_optimization, plot_optimization
+    from ..report.style import SUFFIXES, check_suffix
 
     animated = args.output.suffix.lower() in ANIMATIONS
     check_suffix(args.output, (*ANIMATIONS, *SUFFIXES))
@@ -202,8 +201,8 @@ def _add_map(kinds) -> None:
 def _run_map(args: argparse.Namespace) -> int:
     from ..io.files import write_bytes
     from ..mapping import Map
-    from ..report.figures import check_suffix
     from ..report.map_coverage import measure_coverage, plot_coverage
+    from ..report.style import check_suffix
 
     check_suffix(args.output)
     map_ = Map.open(args.map)
@@ -238,12 +237,11 @@ def _add_frame(kinds) -> None:
 def _run_frame(args: argparse.Namespace) -> int:
     from ..io.bags import BagReader
     from ..io.files import write_bytes
-    from ..report.bag_frame import track_to
-    from ..report.figures import check_suffix
+    from ..report.feature_maps import KeyframeImages
     from ..report.frame_diagnosis import diagnose
-    from ..report.frame_examination import examine
+    from ..report.frame_evidence import examine, track_to
     from ..report.frame_report import frame_report
-    from ..report.keyframe_images import KeyframeImages
+    from ..report.style import check_suffix
 
     check_suffix(args.output, (".html",))
     choice, start = frame_choice(args), _start(args)
@@ -251,9 +249,9 @@ def _run_frame(args: argparse.Namespace) -> int:
     keyframes = KeyframeImages(localizer.map, args.map_images)
     with BagReader(args.bag, bag_options(args)) as bag, show_progress("frame") as progress:
         tracked = track_to(localizer, bag, choice, start, args.cold_start, progress)
-        examination = examine(localizer, bag, tracked, keyframes)
-        findings = diagnose(examination.evidence)
-        page = frame_report(examination, findings, keyframes, localizer.map, progress)
+        evidence = examine(localizer, bag, tracked, keyframes)
+        findings = diagnose(evidence)
+        page = frame_report(evidence, findings, keyframes, localizer.map, progress)
     write_bytes(args.output, page.encode())
     print(findings.verdict)
     for line in (*findings.causes, *findings.notes):
@@ -279,8 +277,8 @@ def _add_run(kinds) -> None:
 
 def _run_run(args: argparse.Namespace) -> int:
     from ..io.bags import BagReader
-    from ..report.figures import check_suffix
     from ..report.run_recording import record_run, viewer
+    from ..report.style import check_suffix
     from ..tracking.types import TrackState
 
     check_suffix(args.output, (".rrd",))

@@ -55,7 +55,7 @@ def open_localizer(args: argparse.Namespace):
 
 def frame_choice(args: argparse.Namespace):
     """`FrameChoice` of the arguments."""
-    from ..report.bag_frame import FrameChoice
+    from ..report.frame_evidence import FrameChoice
 
     return FrameChoice(args.frame, args.at, args.stamp)
 
@@ -67,11 +67,10 @@ def aligned_image(args: argparse.Namespace, localizer):
 
 def _of_bag(args: argparse.Namespace, localizer):
     from ..errors import InputError
-    from ..geometry import se3
     from ..io.bags import BagReader
     from ..io.frames import UnusableFrame
     from ..report.aligned_image import align_image
-    from ..report.bag_frame import track_to
+    from ..report.frame_evidence import track_to
 
     if args.camera or args.cameras or args.prior or args.truth:
         raise InputError(f"--camera, --cameras, --prior and --truth are for an image file, and {args.bag} is taken for a bag")
@@ -85,7 +84,7 @@ def _of_bag(args: argparse.Namespace, localizer):
     if start is None:
         start = tracked.camera_truth
     else:
-        covariance = se3.transform_covariance(tracked.result.prior.covariance, se3.inverse(tracked.base_from_camera))
+        covariance = tracked.prior_covariance
     if start is None:
         raise InputError(f"{title}: the tracker has no prior there: choose an image after it was found, or give --initial-pose")
     prepared = localizer.aligner.prepare(tracked.frame.image, tracked.frame.camera)

@@ -88,8 +88,8 @@ def run_plot(args: argparse.Namespace) -> int:
     from ..errors import InputError
     from ..features import load_extractor
     from ..io.files import write_bytes
-    from ..report.figures import check_suffix
-    from ..report.temporal_prior import plot_constant_damping, plot_temporal_prior
+    from ..report.curves import plot_constant_damping, plot_temporal_prior
+    from ..report.style import check_suffix
 
     check_suffix(args.output, (".png",))
     extractor = load_extractor(args.weights)

@@ -1,11 +1,10 @@
 # Copyright the pixloc_ros authors. SPDX-License-Identifier: Apache-2.0
-"""One image aligned with the map, and what pictures of it ask for: where the map's points lie and how well they agree, at any
+"""One image aligned with the map, and what pictures of it need: where the map's points lie and how well they agree, at any
 pose and level, and the way the pose took."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -15,6 +14,7 @@ from ..alignment.cost import Linearization, linearize
 from ..errors import InputError
 from ..evaluation.tables import format_number
 from ..geometry import se3
+from ..geometry.cameras import Camera
 from ..mapping.local_points import LocalPoints
 from ..tracking.frame_aligner import FrameAligner
 from ..tracking.types import FrameAlignment, PreparedImage
@@ -25,9 +25,17 @@ _POSES_AT_ONCE = 16
 
 @dataclass(frozen=True)
 class PointAgreement:
-    """How the points look from one pose at one level: pixels float64 [N, 2] of the working image, visible bool [N], distance
-    float64 [N] between the image's and the map's unit features (0 alike, 2 opposite), confidence [N] and robust weight [N],
-    both 0 to 1, agrees bool [N] (the optimizer's inliers), cost: their mean robust cost."""
+    """How the map's points look from one pose at one level.
+
+    Attributes:
+        pixels: Of the working image, float64 [N, 2].
+        visible: bool [N].
+        distance: Between the image's and the map's unit features, float64 [N]: 0 for the same, 2 for opposite ones.
+        confidence: 0 to 1 [N].
+        weight: Of the robust loss, 0 to 1 [N].
+        agrees: bool [N], the optimizer's inliers.
+        cost: Mean robust cost.
+    """
 
     pixels: np.ndarray
     visible: np.ndarray
@@ -37,11 +45,24 @@ class PointAgreement:
     agrees: np.ndarray
     cost: float
 
+    def summary(self, level: str = "") -> str:
+        """How many agree, for people. level: its name."""
+        visible = int(self.visible.sum())
+        share = 100 * self.agrees.sum() / max(visible, 1)
+        return f"{share:.0f} % of {visible} points agree" + (f", {level}" if level else "")
+
 
 @dataclass(frozen=True)
 class PathStep:
-    """One pose on the way: level (0 is the coarsest), its stride in pixels, the number of the step on that level (0: where it
-    starts), the cost there, map_from_camera float64 [4, 4]."""
+    """One pose on the way.
+
+    Attributes:
+        level: 0 is the coarsest.
+        stride: Of the level, in pixels.
+        step: Its number on that level (0: where it starts).
+        cost: There.
+        map_from_camera: float64 [4, 4].
+    """
 
     level: int
     stride: float
@@ -54,9 +75,14 @@ class PathStep:
 class AlignedImage:
     """An image, where it was thought to be, and how it was aligned from there.
 
-    image: uint8 [H, W] or [H, W, 3] RGB. prepared: its features and working camera. prior: map_from_camera float64 [4, 4], where
-    the alignment started. passes: the alignments, the second after the points were chosen again; the last is the answer.
-    truth: map_from_camera, None where unknown. title: what it is, for people.
+    Attributes:
+        title: What it is, for people.
+        image: uint8 [H, W] or [H, W, 3] RGB.
+        prepared: Its features and working camera.
+        prior: map_from_camera float64 [4, 4], where the alignment started.
+        passes: The alignments, the second after the points were chosen again; the last is the answer.
+        localizer: What aligned it.
+        truth: map_from_camera, None where unknown.
     """
 
     title: str
@@ -156,10 +182,19 @@ def align_image(
     covariance: torch.Tensor | None = None,
     truth: torch.Tensor | None = None,
 ) -> AlignedImage:
-    """Align a prepared image from a prior and keep every step, also those of a first pass after which the points were chosen
-    again. covariance: of the prior, float64 [6, 6] in camera axes, None to let nothing hold the pose.
+    """Align a prepared image and keep every step, also those of a first pass after which the points were chosen again.
 
-    Raises InputError where the alignment could not even start: nothing of the map is in view.
+    Args:
+        localizer: What aligns it.
+        title: What it is, for people.
+        image: uint8 [H, W] or [H, W, 3] RGB.
+        prepared: Its features.
+        prior: map_from_camera float64 [4, 4].
+        covariance: Of the prior, float64 [6, 6] in camera axes, None to let nothing hold the pose.
+        truth: map_from_camera, None where unknown.
+
+    Raises:
+        InputError: The alignment could not even start: nothing of the map is in view.
     """
     answer = localizer.localize_prepared(prepared, prior, covariance)
     if answer.details is None:
@@ -194,9 +229,11 @@ def length_text(metres: float) -> str:
     return f"{format_number(metres)} m"
 
 
-def stack(poses: Sequence[torch.Tensor]) -> torch.Tensor:
-    """float64 [P, 4, 4]."""
-    return torch.stack([pose.double() for pose in poses])
+def image_corners(camera: Camera) -> torch.Tensor:
+    """Points float64 [4, 3] at depth one that a camera sees at the corners of its image, around it from the top left."""
+    right, bottom = camera.width - 1, camera.height - 1
+    rays, _ = camera.unproject(torch.tensor([[0, 0], [right, 0], [right, bottom], [0, bottom]], dtype=torch.float64))
+    return rays / rays[:, 2:].clamp(min=0.2)
 
 
 def _translation(offset: torch.Tensor) -> torch.Tensor:

@@ -12,19 +12,16 @@ import torch
 from ..evaluation.metrics import FALSE_TRACK
 from ..geometry import se3
 from ..io.frames import UnusableFrame
-from ..mapping.local_points import LocalPointSelector
 from ..tracking.covariances import isotropic, mahalanobis, not_better_than
-from ..tracking.frame_aligner import FrameAligner
 from ..tracking.tracker import TrackerOptions
-from ..tracking.types import FrameAlignment, MotionPrior, PreparedImage, TrackState
-from .aligned_image import difference_text, length_text
-from .bag_frame import TrackedFrame
-from .image_quality import ImageQuality
+from ..tracking.types import FrameAlignment, MotionPrior, TrackState
+from .aligned_image import difference_text
+from .frame_evidence import Evidence, TrackedFrame
 
 DARK, DARK_SHARE, WASHED_OUT, BLANK, BLURRED_SHARE = 25.0, 0.35, 0.4, 8.0, 0.35
 """Grey value; share of the usual one; share of white pixels; grey values of contrast; share of the usual gradient energy."""
 FAR_SHARE, FAR_DEG = 0.15, 10.0
-"""Share of the depth and degrees up to which nearly every prior of those scenes was good enough (docs/evidence/results.md)."""
+"""Share of the depth and degrees up to which nearly every prior of the validation scenes was good enough."""
 DEFAULTS = TrackerOptions()
 NEAR_SHARE, NEAR_DEG = 0.02, 0.5
 """A pose so near to the truth is the right one."""
@@ -42,35 +39,19 @@ class Gate:
 
 @dataclass(frozen=True)
 class Findings:
-    """failed: whether the tracker gave no pose of this image, or a wrong one. verdict: one line. causes: what speaks against the
-    image, the prior or the map, the most telling first; notes: what else is known."""
+    """What a diagnosis says.
+
+    Attributes:
+        failed: Whether the tracker gave no pose of this image, or a wrong one.
+        verdict: One line.
+        causes: What speaks against the image, the prior or the map, the most telling first.
+        notes: What else is known.
+    """
 
     failed: bool
     verdict: str
-    causes: tuple[str, ...]
-    notes: tuple[str, ...]
-
-
-@dataclass(frozen=True)
-class Evidence:
-    """What a diagnosis is made of. usual: image quality that is normal here, of `usual_of`. from_prior: the image aligned from
-    the prior; reference: map_from_camera of the truth or, where there is none, of what a search in the whole map found, None
-    where it is not sure; from_reference: the image aligned from there. depth: metres, of the points in view. keyframe_text: what
-    the map holds there."""
-
-    frame: TrackedFrame
-    quality: ImageQuality | None
-    usual: ImageQuality | None
-    usual_of: str
-    from_prior: FrameAlignment | None
-    reference: torch.Tensor | None
-    from_reference: FrameAlignment | None
-    depth: float
-    keyframe_text: str
-
-    @property
-    def reference_name(self) -> str:
-        return "the truth" if self.frame.truth is not None else "the pose that a search in the whole map finds"
+    causes: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
 
 
 def innovation(
@@ -87,58 +68,32 @@ def innovation(
 def gates_of(frame: TrackedFrame, options: TrackerOptions = DEFAULTS) -> list[Gate]:
     """Every gate for the alignment that the tracker shows of this image; none where it aligned nothing."""
     result = frame.result
-    alignment = None if result is None else result.alignment
-    if alignment is None:
+    found = None if result is None else result.alignment
+    if found is None:
         return []
     gates, searching = options.gates, frame.before not in (TrackState.TRACKING, TrackState.DEGRADED)
-    visible = alignment.visible_fraction * alignment.points_used
-    noise_factor = 1.0 if result.prior is None else result.prior.noise_factor
-    least = gates.least_inliers(searching, noise_factor)
+    prior, share = result.prior, found.inlier_fraction
+    noise_factor = 1.0 if prior is None else prior.noise_factor
+    least, seen = gates.least_inliers(searching, noise_factor), found.visible_fraction * found.points_used
+    asked = f"≥ {least:.0%}" + (" (while no pose is believed)" if searching else "")
+    visible = f"{found.visible_fraction:.0%} of {found.points_used}"
+    enough = found.visible_fraction >= gates.min_visible_fraction
     rows = [
-        Gate("alignment", alignment.reason, "a finite pose", alignment.success),
-        Gate(
-            "map points in the image",
-            f"{alignment.visible_fraction:.0%} of {alignment.points_used}",
-            f"≥ {gates.min_visible_fraction:.0%}",
-            alignment.visible_fraction >= gates.min_visible_fraction,
-        ),
-        Gate("their number", f"{visible:.0f}", f"≥ {gates.min_visible_points}", visible >= gates.min_visible_points),
-        Gate(
-            "of those, agree with the map",
-            f"{alignment.inlier_fraction:.0%}",
-            f"≥ {least:.0%}" + (" (while no pose is believed)" if searching else ""),
-            alignment.inlier_fraction >= least,
-        ),
+        Gate("alignment", found.reason, "a finite pose", found.success),
+        Gate("map points in the image", visible, f"≥ {gates.min_visible_fraction:.0%}", enough),
+        Gate("their number", f"{seen:.0f}", f"≥ {gates.min_visible_points}", seen >= gates.min_visible_points),
+        Gate("of those, agree with the map", f"{share:.0%}", asked, share >= least),
     ]
     if math.isfinite(gates.max_cost):
-        passed = alignment.cost <= gates.max_cost
-        rows.append(Gate("mean robust cost", f"{alignment.cost:.3g}", f"≤ {gates.max_cost:.3g}", passed))
-    if result.prior is not None and alignment.success and bool(torch.isfinite(alignment.covariance).all()):
-        away = innovation(result.prior, alignment, frame.base_from_camera, options)
-        sure = alignment.inlier_fraction >= gates.sure_inlier_fraction
+        rows.append(Gate("mean robust cost", f"{found.cost:.3g}", f"≤ {gates.max_cost:.3g}", found.cost <= gates.max_cost))
+    if prior is not None and found.success and bool(torch.isfinite(found.covariance).all()):
+        away = innovation(prior, found, frame.base_from_camera, options)
+        sure = share >= gates.sure_inlier_fraction
         limit = gates.innovation_limit(sure, noise_factor)
         why = f" ({gates.sure_inlier_fraction:.0%} or more agree)" if sure else ""
-        rows.append(
-            Gate(
-                f"distance from the {result.prior.source} prior",
-                f"{away:.1f} standard deviations",
-                f"≤ {limit:.3g}{why}",
-                away <= limit,
-            )
-        )
+        name = f"distance from the {prior.source} prior"
+        rows.append(Gate(name, f"{away:.1f} standard deviations", f"≤ {limit:.3g}{why}", away <= limit))
     return rows
-
-
-def map_points_text(localizer: FrameAligner, prepared: PreparedImage, map_from_camera: torch.Tensor) -> str:
-    """What the map holds around a pose, in words."""
-    local = LocalPointSelector(localizer.map).select(map_from_camera, prepared.camera, localizer.options.max_points)
-    poses = localizer.map.map_from_keyframe
-    away, turned = se3.pose_difference(map_from_camera, poses[local.keyframe_ids[:1]] if len(local.keyframe_ids) else poses)
-    nearest = int(away.argmin())
-    return (
-        f"{len(local.points)} map points to align with, the best keyframe is {length_text(float(away[nearest]))} away and "
-        f"turned by {math.degrees(float(turned[nearest])):.0f}°"
-    )
 
 
 def diagnose(evidence: Evidence, options: TrackerOptions = DEFAULTS) -> Findings:
@@ -146,22 +101,17 @@ def diagnose(evidence: Evidence, options: TrackerOptions = DEFAULTS) -> Findings
     frame, result = evidence.frame, evidence.frame.result
     if result is None or isinstance(frame.frame, UnusableFrame):
         reason = frame.frame.reason if isinstance(frame.frame, UnusableFrame) else "the tracker refused it"
-        return Findings(True, f"The image cannot be used: {reason}.", (), ())
+        return Findings(True, f"The image cannot be used: {reason}.")
     causes = [*_image_causes(evidence), *_place_causes(evidence, options)]
     wrong, off = False, ""
-    if frame.truth is not None and result.map_from_base is not None:
-        metres, radians = (float(v) for v in se3.pose_difference(frame.truth, result.map_from_base))
-        wrong = metres > FALSE_TRACK[0] or math.degrees(radians) > FALSE_TRACK[1]
+    if frame.given_off is not None:
+        wrong = frame.given_off[0] > FALSE_TRACK[0] or frame.given_off[1] > FALSE_TRACK[1]
         off = f"{difference_text(frame.truth, result.map_from_base)} off the truth"
     tracked = result.state is TrackState.TRACKING and result.map_from_base is not None
     agree = "" if result.alignment is None else f", {result.alignment.inlier_fraction:.0%} of the points agree with the map"
     if tracked and not wrong:
-        return Findings(
-            False,
-            f"Nothing failed: the image was believed{agree}{off and f', {off}'}.",
-            (),
-            tuple(f"Noticed all the same: {cause}" for cause in causes),
-        )
+        verdict = f"Nothing failed: the image was believed{agree}{off and f', {off}'}."
+        return Findings(False, verdict, notes=tuple(f"Noticed all the same: {cause}" for cause in causes))
     what = "A wrong pose was believed" if wrong and tracked else f"Not believed, {result.state.name.lower()}"
     said = f" The tracker said: {result.message}." if result.message else ""
     cause = causes[0] if causes else "nothing stands out in image, prior and map: see the gates and the pictures."
@@ -173,7 +123,7 @@ def _image_causes(evidence: Evidence) -> list[str]:
     frame, quality, usual = evidence.frame, evidence.quality, evidence.usual
     causes = []
     if frame.previous is not None and np.array_equal(frame.previous.image, frame.frame.image):
-        causes.append("the image is the one before it, to the bit: the camera hangs, or the robot stands in a simulator.")
+        causes.append("the image is the one before it, to the bit: the camera is stuck, or the robot stands in a simulator.")
     if quality is None:
         return causes
     if quality.contrast < BLANK:
@@ -193,12 +143,12 @@ def _place_causes(evidence: Evidence, options: TrackerOptions) -> list[str]:
     frame, result = evidence.frame, evidence.frame.result
     causes = []
     if evidence.from_prior is not None and evidence.from_prior.points_used < options.gates.min_visible_points:
-        causes.append(f"the map shows next to nothing from the prior: {evidence.keyframe_text}.")
+        causes.append(f"the map shows next to nothing from the prior: {evidence.map_text}.")
     if evidence.reference is None:
         if evidence.from_prior is not None and evidence.from_prior.inlier_fraction < options.gates.min_inlier_fraction:
             causes.append(
                 "no pose in the map explains the image: neither from the prior nor in a search of the whole map do "
-                "enough points agree. Another place, moved things, something before the lens, or a wrong calibration "
+                "enough points agree. Another place, moved things, something in front of the lens, or a wrong calibration "
                 "do that."
             )
         return causes
@@ -209,7 +159,7 @@ def _place_causes(evidence: Evidence, options: TrackerOptions) -> list[str]:
     if share < options.gates.min_inlier_fraction:
         causes.append(
             f"even from {evidence.reference_name} only {share:.0%} of the points agree: the image does not show what "
-            f"the map holds ({evidence.keyframe_text}). Blur, darkness, something before the lens, changes since the "
+            f"the map holds ({evidence.map_text}). Blur, darkness, something in front of the lens, changes since the "
             "map was made, a wrong calibration or a wrong stamp do that."
         )
     elif not stays:
@@ -241,9 +191,8 @@ def _place_causes(evidence: Evidence, options: TrackerOptions) -> list[str]:
                     f"prior: {text}; the wheels slipped, or the odometry's covariance is too small."
                 )
             else:
-                causes.append(
-                    f"the image was aligned well; the tracker waits until {options.confirm_frames} images in a row agree."
-                )
+                waits = f"the tracker waits until {options.confirm_frames} images in a row agree"
+                causes.append(f"the image was aligned well; {waits}.")
     return causes
 
 

@@ -12,7 +12,7 @@ from scipy.sparse import csr_array
 
 from ..mapping.map_file import Map
 from ..mapping.statistics import coverage
-from .figures import SHARES, STYLE, TRUTH, encode, plt
+from .style import BLUE, SHARES, TRUTH, VERMILION, encode, plt, styled
 
 FEW_POINTS, LITTLE_OF_IMAGE = 60, 0.25
 """A keyframe with fewer points, or with points in less of its image (8x6 cells), is a weak one."""
@@ -23,15 +23,23 @@ GAP_DEPTHS = 0.5
 _GAP_SPACINGS = 2.5
 _CELLS = 60
 _MOST_POINTS = 60_000
-_BAD = "#D55E00"
 _SEEN_BY = (1, 2, 3, 5, 8, 13, 21)
 
 
 @dataclass(frozen=True)
 class Coverage:
-    """Figures of a map. Per keyframe [K]: points it sees, share of its image that they cover, the most points it shares with
-    another one. weak, alone: numbers of such keyframes. gaps: int [G, 2], neighbours that lie too far apart; gap_m [G]. seen_by
-    [P]: how many keyframes see each point."""
+    """Figures of a map.
+
+    Attributes:
+        points: That each keyframe sees [K].
+        image_share: Of each keyframe's image, what they cover [K].
+        shared: The most points that each keyframe shares with another one [K].
+        weak: Numbers of the keyframes with too few points.
+        alone: Numbers of those that share too few points.
+        gaps: Neighbours that lie too far apart, int [G, 2].
+        gap_m: Metres between them [G].
+        seen_by: How many keyframes see each point [P].
+    """
 
     points: np.ndarray
     image_share: np.ndarray
@@ -81,6 +89,7 @@ def measure_coverage(map_: Map) -> Coverage:
     )
 
 
+@styled
 def plot_coverage(map_: Map, found: Coverage, suffix: str = ".png") -> bytes:
     """A picture of three parts: keyframes and points from above, how many keyframes see each cell of the ground plan, points per
     keyframe. Keyframes that are weak or alone, and gaps, are marked."""
@@ -88,20 +97,19 @@ def plot_coverage(map_: Map, found: Coverage, suffix: str = ".png") -> bytes:
     xyz, places = plan.flat(map_.xyz), plan.flat(map_.map_from_keyframe[:, :3, 3].numpy())
     low, high = _extent(xyz, places)
     tall = float(np.clip((high - low)[1] / max((high - low)[0], 1e-9), 0.35, 1.3))
-    with plt.rc_context(STYLE):
-        figure = plt.figure(figsize=(13.0, 6.2 * tall + 2.9), layout="constrained")
-        grid = figure.add_gridspec(2, 2, height_ratios=(6.0 * tall, 2.2))
-        left, right = figure.add_subplot(grid[0, 0]), figure.add_subplot(grid[0, 1])
-        _draw_keyframes(left, map_, plan, xyz, places, found)
-        cells = _draw_cells(figure, right, map_, xyz, low, high)
-        for axes in (left, right):
-            axes.set(xlim=(low[0], high[0]), ylim=(low[1], high[1]), aspect="equal", xlabel=plan.names[0])
-        left.set_ylabel(plan.names[1])
-        right.plot(places[:, 0], places[:, 1], ".", color=TRUTH, markersize=2.5)
-        right.set_title(f"How many keyframes see a place\n(cells of {cells:.2g} m; dots: keyframes)")
-        _draw_counts(figure.add_subplot(grid[1, :]), found)
-        figure.suptitle(f"Map {map_.name}: {len(places)} keyframes, {len(map_.xyz)} points", fontsize=11, x=0.01, ha="left")
-        return encode(figure, suffix)
+    figure = plt.figure(figsize=(13.0, 6.2 * tall + 2.9), layout="constrained")
+    grid = figure.add_gridspec(2, 2, height_ratios=(6.0 * tall, 2.2))
+    left, right = figure.add_subplot(grid[0, 0]), figure.add_subplot(grid[0, 1])
+    _draw_keyframes(left, map_, plan, xyz, places, found)
+    cells = _draw_cells(figure, right, map_, xyz, low, high)
+    for axes in (left, right):
+        axes.set(xlim=(low[0], high[0]), ylim=(low[1], high[1]), aspect="equal", xlabel=plan.names[0])
+    left.set_ylabel(plan.names[1])
+    right.plot(places[:, 0], places[:, 1], ".", color=TRUTH, markersize=2.5)
+    right.set_title(f"How many keyframes see a place\n(cells of {cells:.2g} m; dots: keyframes)")
+    _draw_counts(figure.add_subplot(grid[1, :]), found)
+    figure.suptitle(f"Map {map_.name}: {len(places)} keyframes, {len(map_.xyz)} points", fontsize=11, x=0.01, ha="left")
+    return encode(figure, suffix)
 
 
 @dataclass(frozen=True)
@@ -136,37 +144,18 @@ def _draw_keyframes(axes: plt.Axes, map_: Map, plan: GroundPlan, xyz: np.ndarray
     axes.scatter(shown[:, 0], shown[:, 1], s=1.0, color="#9aa3af", alpha=0.7, linewidths=0)
     axes.scatter([], [], s=12, color="#9aa3af", label="map points")
     views = plan.flat(map_.map_from_keyframe[:, :3, 2].numpy())
-    colours = axes.quiver(
-        places[:, 0],
-        places[:, 1],
-        views[:, 0],
-        views[:, 1],
-        found.points,
-        cmap=SHARES,
-        angles="xy",
-        scale=32,
-        width=0.0042,
-        headwidth=3.5,
-        edgecolor="black",
-        linewidth=0.3,
-        zorder=3,
-    )
+    look = {"cmap": SHARES, "edgecolor": "black", "linewidth": 0.3, "zorder": 3}
+    shape = {"angles": "xy", "scale": 32, "width": 0.0042, "headwidth": 3.5}
+    colours = axes.quiver(*places.T, *views.T, found.points, **shape, **look)
     plt.colorbar(colours, ax=axes, label="points of the keyframe", shrink=0.85, pad=0.01)
-    axes.add_collection(LineCollection(places[found.gaps], colors=_BAD, linewidths=2.2, linestyles=(0, (2, 1)), zorder=2))
+    dashes = (0, (2, 1))
+    axes.add_collection(LineCollection(places[found.gaps], colors=VERMILION, linewidths=2.2, linestyles=dashes, zorder=2))
     if len(found.gaps):
-        axes.plot([], [], color=_BAD, linewidth=2.2, linestyle=(0, (2, 1)), label=f"gap ({len(found.gaps)})")
+        axes.plot([], [], color=VERMILION, linewidth=2.2, linestyle=dashes, label=f"gap ({len(found.gaps)})")
+    ring = {"s": 110, "facecolors": "none", "edgecolors": VERMILION, "linewidths": 1.5, "zorder": 4}
     for name, some, marker in (("weak keyframe", found.weak, "o"), ("alone", found.alone, "s")):
         if len(some):
-            axes.scatter(
-                *places[some].T,
-                s=110,
-                facecolors="none",
-                edgecolors=_BAD,
-                linewidths=1.5,
-                marker=marker,
-                zorder=4,
-                label=f"{name} ({len(some)})",
-            )
+            axes.scatter(*places[some].T, marker=marker, label=f"{name} ({len(some)})", **ring)
     axes.legend(loc="upper left", fontsize=8, frameon=True, framealpha=0.85, markerscale=1.0)
     axes.set_title("Keyframes and points, from above\n(arrows: where they look)")
 
@@ -201,22 +190,12 @@ def _draw_cells(figure: plt.Figure, axes: plt.Axes, map_: Map, xyz: np.ndarray, 
 
 def _draw_counts(axes: plt.Axes, found: Coverage) -> None:
     flagged = np.isin(np.arange(len(found.points)), np.concatenate((found.weak, found.alone)))
-    axes.bar(np.arange(len(found.points)), found.points, width=0.85, color=np.where(flagged, _BAD, "#0072B2"))
-    axes.step(
-        np.arange(len(found.points)),
-        found.shared,
-        where="mid",
-        color=TRUTH,
-        linewidth=1.2,
-        label="of those, shared with its best neighbour",
-    )
-    axes.axhline(FEW_POINTS, color=_BAD, linewidth=1, linestyle=":", label=f"{FEW_POINTS}: weak below")
-    axes.set(
-        xlabel="keyframe, in the order of the map",
-        ylabel="points",
-        xlim=(-0.7, len(found.points) - 0.3),
-        title="Points per keyframe",
-    )
+    numbers, label = np.arange(len(found.points)), "of those, shared with its best neighbour"
+    axes.bar(numbers, found.points, width=0.85, color=np.where(flagged, VERMILION, BLUE))
+    axes.step(numbers, found.shared, where="mid", color=TRUTH, linewidth=1.2, label=label)
+    axes.axhline(FEW_POINTS, color=VERMILION, linewidth=1, linestyle=":", label=f"{FEW_POINTS}: weak below")
+    axes.set(xlabel="keyframe, in the order of the map", ylabel="points", title="Points per keyframe")
+    axes.set_xlim(-0.7, len(found.points) - 0.3)
     axes.legend(fontsize=8, ncols=2, loc="upper right", frameon=True, framealpha=0.85)
 
 

@@ -16,8 +16,9 @@ from ..errors import InputError
 from ..geometry import se3
 from ..geometry.cameras import Camera
 from ..io.files import replacing
-from .aligned_image import AlignedImage, PathStep, difference_text
-from .figures import ANSWER, DISTANCES, PRIOR, STYLE, TRUTH, encode, level_colours, level_name, plt, show_image
+from .aligned_image import AlignedImage, difference_text, image_corners
+from .alignment_pictures import FARTHEST, runs_of
+from .style import ANSWER, DISTANCES, PRIOR, TRUTH, encode, level_colours, level_name, note, plt, show_image, styled
 
 ANIMATIONS = (".gif", ".webp")
 FRAMES_A_SECOND = 8
@@ -26,7 +27,6 @@ _BETWEEN = 2
 _MOST_FRAMES = 90
 _REST_FRAMES = 8
 _TRAIL = 8
-_FARTHEST = 1.2
 _LEAST_PX = 0.02
 
 
@@ -62,18 +62,10 @@ class _Drawing:
         self.left.set(xlabel="x (px)", ylabel="y (px)")
         self.trails = LineCollection([], colors="white", linewidths=0.9, alpha=0.7, zorder=2)
         self.left.add_collection(self.trails)
-        self.dots = self.left.scatter(
-            [], [], s=13, c=[], cmap=DISTANCES, vmin=0, vmax=_FARTHEST, edgecolors="black", linewidths=0.3, zorder=3
-        )
-        self.figure.colorbar(
-            self.dots,
-            ax=self.left,
-            label="feature distance to the map at this level (0: alike)",
-            shrink=0.75,
-            location="bottom",
-            pad=0.01,
-            aspect=45,
-        )
+        look = {"cmap": DISTANCES, "vmin": 0, "vmax": FARTHEST, "edgecolors": "black", "linewidths": 0.3, "zorder": 3}
+        self.dots = self.left.scatter([], [], s=13, c=[], **look)
+        label = "feature distance to the map at this level (0: the same)"
+        self.figure.colorbar(self.dots, ax=self.left, label=label, shrink=0.75, location="bottom", pad=0.01, aspect=45)
 
     # ---- the scene, in the axes of the goal's camera: to the right, forwards, up
 
@@ -84,13 +76,7 @@ class _Drawing:
         # As long as the way is, so that it can be seen, and not so long that it hides the scene.
         moved = [float(se3.pose_difference(self.goal, step.map_from_camera)[0]) for step in self.path]
         self.size = float(np.clip(1.2 * max(moved), 0.12 * self.aligned.depth, 0.45 * self.aligned.depth))
-        rays, _ = camera.unproject(
-            torch.tensor(
-                [[0, 0], [camera.width - 1, 0], [camera.width - 1, camera.height - 1], [0, camera.height - 1]],
-                dtype=torch.float64,
-            )
-        )
-        self.corners = (rays / rays[:, 2:].clamp(min=0.2)) * self.size
+        self.corners = image_corners(camera) * self.size
         for pose, colour, width, name in ((self.aligned.prior, PRIOR, 1.4, "prior"), (self.goal, TRUTH, 4.0, self.goal_name)):
             look = {"linewidth": width, "alpha": 0.55 if width > 2 else 1.0}
             self.scene.add_collection3d(Line3DCollection(self._frustum(pose), colors=colour, **look))
@@ -102,14 +88,8 @@ class _Drawing:
         low, high = np.percentile(np.concatenate((near, np.zeros((1, 3)))), (4, 96), axis=0)
         frusta = np.concatenate([self._frustum(pose).reshape(-1, 3) for pose in (self.aligned.prior, self.goal)])
         low, high = np.minimum(low, frusta.min(0)), np.maximum(high, frusta.max(0))
-        self.scene.set(
-            xlim=(low[0], high[0]),
-            ylim=(low[1], high[1]),
-            zlim=(low[2], high[2]),
-            xlabel="right (m)",
-            ylabel="forwards (m)",
-            zlabel="up (m)",
-        )
+        for axis, label, begin, end in zip("xyz", ("right", "forwards", "up"), low, high):
+            self.scene.set(**{f"{axis}lim": (begin, end), f"{axis}label": f"{label} (m)"})
         self.scene.set_box_aspect(np.maximum(high - low, 1e-6), zoom=1.45)
         self.scene.view_init(elev=32, azim=-118)
         self.scene.tick_params(labelsize=6, pad=-2)
@@ -133,32 +113,18 @@ class _Drawing:
 
     def _draw_curve(self) -> None:
         axes = self.curve
-        for run in _runs(self.path):
-            at = [number for number, _ in run]
-            stride, colour = run[0][1].stride, self.colours[run[0][1].level]
+        runs, over = runs_of(self.path), {"xycoords": ("data", "axes fraction")}
+        for run in runs:
+            at, step = [number for number, _ in run], run[0][1]
+            colour = self.colours[step.level]
             axes.plot(at, [step.cost for _, step in run], color=colour, marker="o", markersize=3, linewidth=1.5)
             axes.axvspan(at[0] - 0.5, at[-1] + 0.5, color=colour, alpha=0.08, linewidth=0)
-            axes.annotate(
-                f"{stride:g}",
-                ((at[0] + at[-1]) / 2, 1.0),
-                xycoords=("data", "axes fraction"),
-                ha="center",
-                va="bottom",
-                fontsize=7,
-                color=colour,
-                fontweight="bold",
-            )
-        for at, (number, _) in enumerate([run[0] for run in _runs(self.path) if run[0][1].level == 0]):
-            if at:
-                axes.axvline(number - 0.5, color=TRUTH, linewidth=0.8, linestyle=":")
-                axes.annotate(
-                    " points chosen\n again from here",
-                    (number - 0.5, 0.03),
-                    xycoords=("data", "axes fraction"),
-                    fontsize=6.5,
-                    zorder=5,
-                    bbox={"color": "white", "alpha": 0.6, "pad": 0},
-                )
+            look = {"fontsize": 7, "color": colour, "fontweight": "bold", "ha": "center", "va": "bottom"}
+            note(axes, f"{step.stride:g}", ((at[0] + at[-1]) / 2, 1.0), **over, **look)
+        for number in [run[0][0] for run in runs if run[0][1].level == 0][1:]:
+            axes.axvline(number - 0.5, color=TRUTH, linewidth=0.8, linestyle=":")
+            look = {"fontsize": 6.5, "zorder": 5, "bbox": {"color": "white", "alpha": 0.6, "pad": 0}}
+            note(axes, " points chosen\n again from here", (number - 0.5, 0.03), **over, **look)
         axes.set(xlabel="step (above: stride of the level, px)", ylabel="mean robust cost", xlim=(-0.8, len(self.path) - 0.2))
         axes.set_ylim(bottom=0)
         axes.xaxis.set_major_locator(plt.MaxNLocator(integer=True))
@@ -195,13 +161,9 @@ class _Drawing:
         self.dots.set_offsets(seen.pixels[seen.visible])
         self.dots.set_array(seen.distance[seen.visible])
         self.trails.set_segments(self._trail(first, seen.pixels, seen.visible))
-        visible = int(seen.visible.sum())
         where = f"level {step.level + 1} of {len(self.aligned.strides)}, {level_name(step.stride)}, step {step.step}"
-        self.left.set_title(
-            f"{where}: {100 * seen.agrees.sum() / max(visible, 1):.0f} % of {visible} points agree\n"
-            f"from the {self.goal_name}: {difference_text(self.goal, pose)}",
-            fontsize=9.5,
-        )
+        away = f"from the {self.goal_name}: {difference_text(self.goal, pose)}"
+        self.left.set_title(f"{where}: {seen.summary()}\n{away}", fontsize=9.5)
         self.frustum.set_segments(self._frustum(pose))
         way = np.array([self._in_scene(s.map_from_camera[:3, 3][None])[0] for s in self.path[: first + 1]])
         self.track.set_data_3d(*way.T)
@@ -214,16 +176,17 @@ class _Drawing:
         return np.stack([one.pixels[kept] for one in before] + [pixels[kept]], 1)
 
 
+@styled
 def plot_optimization(aligned: AlignedImage, suffix: str = ".png") -> bytes:
     """A still: the answer, with the whole way of every point behind it."""
-    with plt.rc_context(STYLE):
-        drawing = _Drawing(aligned, 12.0)
-        drawing.show(len(drawing.path) - 1)
-        kept = drawing.stops[0].visible & drawing.stops[-1].visible
-        drawing.trails.set_segments(np.stack([stop.pixels[kept] for stop in drawing.stops], 1) if kept.any() else [])
-        return encode(drawing.figure, suffix)
+    drawing = _Drawing(aligned, 12.0)
+    drawing.show(len(drawing.path) - 1)
+    kept = drawing.stops[0].visible & drawing.stops[-1].visible
+    drawing.trails.set_segments(np.stack([stop.pixels[kept] for stop in drawing.stops], 1) if kept.any() else [])
+    return encode(drawing.figure, suffix)
 
 
+@styled
 def animate_optimization(
     aligned: AlignedImage, path: Path, width_px: int = 840, progress: Callable[..., None] = lambda done, of, note="": None
 ) -> int:
@@ -234,18 +197,16 @@ def animate_optimization(
     if path.suffix.lower() not in ANIMATIONS:
         raise InputError(f"{path} must end in {' or '.join(ANIMATIONS)}: the ending says what kind of animation is written")
     dpi = 100
-    with plt.rc_context(STYLE):
-        drawing = _Drawing(aligned, width_px / dpi)
-        numbers = moments(len(drawing.path))
-        writer = PillowWriter(fps=FRAMES_A_SECOND)
-        try:
-            with replacing(path) as temporary, writer.saving(drawing.figure, str(temporary), dpi):
-                for k, number in enumerate(numbers):
-                    progress(k, len(numbers))
-                    drawing.show(number)
-                    writer.grab_frame()
-        finally:
-            plt.close(drawing.figure)
+    drawing = _Drawing(aligned, width_px / dpi)
+    numbers, writer = moments(len(drawing.path)), PillowWriter(fps=FRAMES_A_SECOND)
+    try:
+        with replacing(path) as temporary, writer.saving(drawing.figure, str(temporary), dpi):
+            for k, number in enumerate(numbers):
+                progress(k, len(numbers))
+                drawing.show(number)
+                writer.grab_frame()
+    finally:
+        plt.close(drawing.figure)
     return len(numbers)
 
 
@@ -255,13 +216,3 @@ def moments(steps: int) -> list[float]:
     count = min((steps - 1) * _BETWEEN + 1, _MOST_FRAMES)
     way = np.linspace(0, steps - 1, count).tolist() if steps > 1 else [0.0]
     return [way[0]] * (_REST_FRAMES // 2) + way + [way[-1]] * _REST_FRAMES
-
-
-def _runs(path: list[PathStep]) -> list[list[tuple[int, PathStep]]]:
-    """Numbered steps, level by level."""
-    runs: list[list[tuple[int, PathStep]]] = []
-    for number, step in enumerate(path):
-        if step.step == 0:
-            runs.append([])
-        runs[-1].append((number, step))
-    return runs

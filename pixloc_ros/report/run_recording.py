@@ -21,21 +21,16 @@ from ..io.files import replacing
 from ..io.frames import CameraFrame, UnusableFrame
 from ..localization import Localizer
 from ..mapping.map_file import Map
-from ..tracking.types import TrackResult, TrackState
+from ..tracking.types import TrackResult
+from .aligned_image import image_corners
 from .overlays import AGREES, DISAGREES
+from .style import BLUE, ORANGE, STATE_COLOURS, rgb
 
 _JPEG_QUALITY = 80
 _PIECE = 100
 _FRUSTUM_DEPTHS = 0.12
 """Length of a camera's pyramid as a share of the scene's depth."""
-_ESTIMATE, _TRUTH, _ODOMETRY, _KEYFRAME = (0, 114, 178), (17, 24, 39), (230, 159, 0), (130, 130, 140)
-_STATES = {
-    TrackState.TRACKING: (0, 158, 115),
-    TrackState.DEGRADED: (240, 228, 66),
-    TrackState.LOST: (213, 94, 0),
-    TrackState.RELOCALIZING: (86, 180, 233),
-    TrackState.INITIALIZING: (163, 169, 179),
-}
+_ESTIMATE, _TRUTH, _ODOMETRY, _KEYFRAME = rgb(BLUE), (17, 24, 39), rgb(ORANGE), (130, 130, 140)
 
 
 def viewer() -> ModuleType:
@@ -147,11 +142,7 @@ class RunRecording:
 
     def _pyramid(self, map_from_camera: torch.Tensor, camera: Camera, share: float = 1.0) -> list[np.ndarray]:
         """A camera as lines: over the four corners of its image and around them."""
-        corners = torch.tensor(
-            [[0, 0], [camera.width - 1, 0], [camera.width - 1, camera.height - 1], [0, camera.height - 1]], dtype=torch.float64
-        )
-        rays, _ = camera.unproject(corners)
-        places = rays / rays[:, 2:].clamp(min=0.2) * self._length * share
+        places = image_corners(camera) * self._length * share
         corner = se3.transform(map_from_camera, places).numpy()
         tip = map_from_camera[:3, 3].numpy()
         return [np.stack((corner[0], tip, corner[1], corner[2], tip, corner[3])), corner[[0, 1, 2, 3, 0]]]
@@ -189,7 +180,7 @@ class RunRecording:
         if len(self._way) > _PIECE:
             self._way, self._piece = self._way[-1:], self._piece + 1
         self._way.append(pose[:3, 3].tolist())
-        colour = _STATES[result.state]
+        colour = rgb(STATE_COLOURS[result.state.name])
         stream.log(f"path/tracked/{self._piece}", rr.LineStrips3D([self._way], colors=_ESTIMATE, radii=rr.Radius.ui_points(1.5)))
         lines = self._pyramid(pose, frame.camera)
         stream.log("camera/pyramid", rr.LineStrips3D(lines, colors=colour, radii=rr.Radius.ui_points(2.0)))

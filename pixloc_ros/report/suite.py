@@ -13,7 +13,7 @@ from ..evaluation.degradation import KINDS
 from ..evaluation.suite import HOLDS, HOW_TO_READ_CELLS, ODOMETRY, OURS, RIGHT, Results, cell_rows, how_to_read, summary_rows
 from ..evaluation.tables import format_number
 from .page import Card, Page, Picture
-from .plots import RUN_COLOURS, STYLE, plt, png
+from .style import RUN_COLOURS, plt, png, styled
 
 _MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 _ALONE = {"color": "#4b5563", "linestyle": (0, (1.2, 1.6)), "linewidth": 1.6, "zorder": 1}
@@ -35,51 +35,51 @@ MEANING = {
     "drops": "Images that never come, at random. Only those that come are scored.",
     "odometry": "A random walk on top of the recorded odometry, in x, y and yaw: so many cm after a metre, so many hundredths of "
     "a radian after a radian of turning.",
-    "calibration": "The camera's focal length is told too long; the map is right.",
-    "time": "The images' stamps are told too late. Poses are judged at the time told, so the way driven meanwhile counts.",
+    "calibration": "The camera's focal length is given as too long; the map is right.",
+    "time": "The images' stamps are too late. Poses are judged at these stamps, so the way driven meanwhile counts.",
 }
 
 
+@styled
 def plot_overview(results: Results, columns: int = 3) -> bytes:
     """PNG: the share of right poses against severity, a plot per kind measured."""
     kinds = results.measured_kinds
     columns = min(columns, len(kinds))
     rows = -(-len(kinds) // columns)
-    with plt.rc_context(STYLE):
-        figure, grid = plt.subplots(
-            rows, columns, figsize=(3.25 * columns + 0.4, 2.15 * rows + 0.55), sharey=True, layout="constrained", squeeze=False
-        )
-        for axes, kind in zip(grid.flat, kinds):
-            _draw(axes, results, kind, _FIGURES[0][1])
-            axes.set(title=KINDS[kind].title, xlabel=KINDS[kind].unit, ylim=(-3, 104))
-            axes.axhline(100 * HOLDS, color="#9ca3af", linewidth=0.8, linestyle=(0, (6, 3)), zorder=0)
-        for axes in grid.flat[len(kinds) :]:
-            axes.set_axis_off()
-        for row in grid:
-            row[0].set_ylabel(_FIGURES[0][0])
-        _legend(figure, results, columns)
-        return png(figure)
+    size = (3.25 * columns + 0.4, 2.15 * rows + 0.55)
+    figure, grid = plt.subplots(rows, columns, figsize=size, sharey=True, layout="constrained", squeeze=False)
+    for axes, kind in zip(grid.flat, kinds):
+        _draw(axes, results, kind, _FIGURES[0][1])
+        axes.set(title=KINDS[kind].title, xlabel=KINDS[kind].unit, ylim=(-3, 104))
+        axes.axhline(100 * HOLDS, color="#9ca3af", linewidth=0.8, linestyle=(0, (6, 3)), zorder=0)
+    for axes in grid.flat[len(kinds) :]:
+        axes.set_axis_off()
+    for row in grid:
+        row[0].set_ylabel(_FIGURES[0][0])
+    _legend(figure, results, columns)
+    return png(figure)
 
 
+@styled
+@plt.rc_context({"axes.titlesize": 10})
 def plot_kind(results: Results, kind: str) -> bytes:
     """PNG of one kind: right poses, median error, tracked images, false tracks."""
-    with plt.rc_context({**STYLE, "axes.titlesize": 10}):
-        figure, grid = plt.subplots(2, 2, figsize=(6.4, 4.6), sharex=True, layout="constrained")
-        for axes, (title, value) in zip(grid.flat, _FIGURES):
-            values = _draw(axes, results, kind, value)
-            axes.set_title(title)
-            if "%" not in title:
-                axes.set_yscale("log")
-                axes.yaxis.set_major_formatter(lambda v, _: format_number(float(v), 2))
-                axes.yaxis.set_minor_formatter(lambda v, _: "")
-            elif title.startswith("False"):
-                axes.set_ylim(-0.03 * max(5.0, *values, 0), max(5.0, 1.1 * max(values, default=0)))
-            else:
-                axes.set_ylim(-3, 104)
-        for axes in grid[1]:
-            axes.set_xlabel(KINDS[kind].unit)
-        _legend(figure, results, 4)
-        return png(figure)
+    figure, grid = plt.subplots(2, 2, figsize=(6.4, 4.6), sharex=True, layout="constrained")
+    for axes, (title, value) in zip(grid.flat, _FIGURES):
+        values = _draw(axes, results, kind, value)
+        axes.set_title(title)
+        if "%" not in title:
+            axes.set_yscale("log")
+            axes.yaxis.set_major_formatter(lambda v, _: format_number(float(v), 2))
+            axes.yaxis.set_minor_formatter(lambda v, _: "")
+        elif title.startswith("False"):
+            axes.set_ylim(-0.03 * max(5.0, *values, 0), max(5.0, 1.1 * max(values, default=0)))
+        else:
+            axes.set_ylim(-3, 104)
+    for axes in grid[1]:
+        axes.set_xlabel(KINDS[kind].unit)
+    _legend(figure, results, 4)
+    return png(figure)
 
 
 def _draw(axes: plt.Axes, results: Results, kind: str, value) -> list[float]:

@@ -16,7 +16,7 @@ from pixloc_ros.evaluation.basin import BasinOptions, BasinQuery, format_basin, 
 from pixloc_ros.geometry import se3
 from pixloc_ros.io.trajectory import write_benchmark_poses
 from pixloc_ros.mapping.build.building import PosedImages, build_map
-from pixloc_ros.report.basin import plot_basins
+from pixloc_ros.report.curves import plot_basins
 from pixloc_ros.tracking.frame_aligner import FrameAligner
 from pixloc_ros.tracking.types import FrameAlignment
 
@@ -196,7 +196,7 @@ def test_poses_of_another_map_are_refused(plane):
 
 def test_the_command_writes_figures_and_a_plot(plane, tmp_path, monkeypatch, capsys):
     folder, _, _ = plane
-    monkeypatch.setattr("pixloc_ros.evaluation.localize.load_extractor", lambda *_: FakeExtractorWithStrides())
+    monkeypatch.setattr("pixloc_ros.localization.load_extractor", lambda *_: FakeExtractorWithStrides())
     call = [
         "basin",
         "--map",

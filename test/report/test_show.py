@@ -18,11 +18,10 @@ from pixloc_ros.io.bags import BagReader
 from pixloc_ros.io.frames import CameraFrame, OdometryMessage
 from pixloc_ros.localization import Localizer
 from pixloc_ros.report.aligned_image import align_image, moved_off
-from pixloc_ros.report.bag_frame import FrameChoice, track_to
+from pixloc_ros.report.feature_maps import KeyframeImages
 from pixloc_ros.report.frame_diagnosis import diagnose, gates_of, innovation
-from pixloc_ros.report.frame_examination import examine
+from pixloc_ros.report.frame_evidence import FrameChoice, examine, track_to
 from pixloc_ros.report.frame_report import frame_report
-from pixloc_ros.report.keyframe_images import KeyframeImages
 from pixloc_ros.report.optimization import moments
 from pixloc_ros.tracking.types import TrackState
 from pixloc_sim.recordings import SimulationOptions, simulate
@@ -260,16 +259,16 @@ class ChangedBag:
 
 
 def examined(scene, localizer, index=4, initial_pose=None, **changes):
-    """The tracked frame, its examination and the findings."""
+    """The tracked frame, its evidence and the findings."""
     with BagReader(scene / "drive") as bag:
         changed = ChangedBag(bag, **changes)
         tracked = track_to(localizer, changed, FrameChoice(index), initial_pose)
-        examination = examine(localizer, changed, tracked, KeyframeImages(localizer.map))
-    return tracked, examination, diagnose(examination.evidence)
+        evidence = examine(localizer, changed, tracked, KeyframeImages(localizer.map))
+    return tracked, evidence, diagnose(evidence)
 
 
-def page_of(localizer, examination, findings):
-    page = frame_report(examination, findings, KeyframeImages(localizer.map), localizer.map)
+def page_of(localizer, evidence, findings):
+    page = frame_report(evidence, findings, KeyframeImages(localizer.map), localizer.map)
     assert self_contained(page)
     return page
 
@@ -302,8 +301,8 @@ def test_a_frozen_camera(scene, localizer):
         kept.append(image)
         return kept[0]
 
-    tracked, examination, findings = examined(scene, localizer, index=6, image=freeze)
-    page = page_of(localizer, examination, findings)
+    tracked, evidence, findings = examined(scene, localizer, index=6, image=freeze)
+    page = page_of(localizer, evidence, findings)
     assert "the one before it, to the bit" in findings.verdict and "camera repeats" in findings.verdict
     assert gates_of(tracked) == [] and "Gates" not in page and "Why did it fail?" in page
 
@@ -330,9 +329,9 @@ def test_slipping_odometry(scene, localizer):
 def test_without_truth_a_search_stands_in(scene, localizer):
     with BagReader(scene / "drive") as bag:
         begin = bag.truth().map_from_body[0]
-    _, examination, findings = examined(scene, localizer, index=0, initial_pose=begin, truth=False)
-    assert examination.evidence.reference_name == "the pose that a search in the whole map finds"
-    assert se3.pose_difference(examination.evidence.reference, examination.evidence.from_reference.map_from_camera)[0] < 0.01
+    _, evidence, findings = examined(scene, localizer, index=0, initial_pose=begin, truth=False)
+    assert evidence.reference_name == "the pose that a search in the whole map finds"
+    assert se3.pose_difference(evidence.reference, evidence.from_reference.map_from_camera)[0] < 0.01
     assert not findings.failed and "off the truth" not in findings.verdict
 
 

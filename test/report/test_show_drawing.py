@@ -16,15 +16,13 @@ from pixloc_ros.features.weights import Weights
 from pixloc_ros.io.files import write_bytes
 from pixloc_ros.mapping.build.building import PosedImages, build_map
 from pixloc_ros.report.aligned_image import align_image, length_text, moved_off
-from pixloc_ros.report.bag_frame import FrameChoice
-from pixloc_ros.report.feature_maps import plot_feature_maps, principal_colours
-from pixloc_ros.report.figures import check_suffix, level_colours
-from pixloc_ros.report.image_quality import ImageQuality
-from pixloc_ros.report.keyframe_images import KeyframeImages
+from pixloc_ros.report.alignment_pictures import plot_reprojections
+from pixloc_ros.report.curves import plot_constant_damping
+from pixloc_ros.report.feature_maps import KeyframeImages, plot_feature_maps, principal_colours
+from pixloc_ros.report.frame_evidence import FrameChoice, ImageQuality
 from pixloc_ros.report.map_coverage import ground_plan, measure_coverage, plot_coverage
 from pixloc_ros.report.optimization import animate_optimization
-from pixloc_ros.report.reprojections import plot_reprojections
-from pixloc_ros.report.temporal_prior import plot_constant_damping
+from pixloc_ros.report.style import check_suffix, level_colours
 from pixloc_ros.tracking.frame_aligner import FrameAligner
 
 
