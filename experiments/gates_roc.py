@@ -3,48 +3,39 @@
 """How well the tracker's gates tell right alignments from wrong ones: their ROC on drives with ground truth.
 
 Every image of a drive that is not in the map is aligned as recorded and degraded, from a prior as odometry gives it, and from
-priors that lie: another place of the drive, a robot pushed aside by a metre or two, and the right place with the image of
-another drive. Once with the prior's covariance taking part (as in TRACKING), once without (as where a pose is looked for, or
+wrong priors: another place of the drive, a robot pushed aside by a metre or two, and the right place with the image of another
+drive. Once with the prior's covariance taking part (as in TRACKING), once without (as where a pose is looked for, or
 found against the prior). A pose within 0.25 m and 2 degrees of the truth is right. For each measure that a gate could look at:
 the area under its ROC (the chance that a right alignment looks better than a wrong one); for each gate in use: how many wrong
 alignments it lets pass, and how many right ones it refuses.
 
-    experiments/gates_roc.py ../shared/data -o out/gates --write docs/evidence/reliability.md
+    experiments/gates_roc.py ../shared/data -o out/gates --docs docs/evidence/reliability.md
 """
 
 from __future__ import annotations
 
-import argparse
 import json
-import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
 
+import common
 import numpy as np
 import torch
 
 from pixloc_ros.cli.progress import show_progress
-from pixloc_ros.errors import InputError
 from pixloc_ros.evaluation.altered_bag import AlteredBag
 from pixloc_ros.evaluation.degradation import CONDITIONS, degraded
-from pixloc_ros.evaluation.pages import write_section
+from pixloc_ros.evaluation.pages import markdown_table
 from pixloc_ros.evaluation.runs import TRUTH_GAP_NS
-from pixloc_ros.features import load_extractor
 from pixloc_ros.geometry import se3
 from pixloc_ros.io.bags import BagReader
 from pixloc_ros.io.files import write_bytes, write_text
 from pixloc_ros.io.frames import CameraFrame
-from pixloc_ros.mapping.build import build_map_from_colmap
 from pixloc_ros.report.style import RUN_COLOURS, RUN_LINES, STYLE, plt, png
 from pixloc_ros.tracking.covariances import isotropic, mahalanobis, not_better_than
-from pixloc_ros.tracking.frame_aligner import FrameAligner
 from pixloc_ros.tracking.tracker import TrackerOptions
 from pixloc_ros.tracking.types import FrameAlignment
 
-SCENES = ("kitti07", "kitti01")
-MAP_STRIDE = 3
-"""Every third image of a scene's drive is in its map."""
 IMAGES = ("nominal", "blurred", "dark", "occluded")
 RIGHT = (0.25, 2.0)
 """Metres, degrees."""
@@ -60,8 +51,15 @@ MEASURES = {"inliers": "share of inliers", "cost": "cost", "innovation": "innova
 
 @dataclass(frozen=True)
 class Sample:
-    """One alignment. error_m, error_deg: from the truth; infinite for an image of another place. innovation: Mahalanobis distance
-    from the prior, NaN where none takes part. usable: the optimizer ended and enough of the map is in the image."""
+    """One alignment.
+
+    Attributes:
+        held: Whether the prior's covariance took part.
+        usable: The optimizer ended and enough of the map is in the image.
+        innovation: Mahalanobis distance from the prior, infinite where it is not usable.
+        error_m: From the truth; infinite for an image of another place.
+        error_deg: As `error_m`.
+    """
 
     drive: str
     images: str
@@ -80,65 +78,48 @@ class Sample:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("data", type=Path, help="folder of scenes with map/, images/ and drive/")
-    parser.add_argument("--scenes", nargs="+", default=list(SCENES), help="two at least: each takes foreign images from the next")
+    parser = common.parser(__doc__, "out/gates", common.VALIDATION_DRIVES, drives=True)
     parser.add_argument("--images", nargs="+", choices=CONDITIONS, default=list(IMAGES))
     parser.add_argument("--every", type=int, default=1, metavar="N", help="only every Nth image")
-    parser.add_argument("--weights", default="compact")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("-o", "--output", type=Path, default=Path("out/gates"), help="folder of the samples and curves")
-    parser.add_argument("--write", type=Path, metavar="PAGE", help="a page whose table between its markers is replaced")
     args = parser.parse_args()
-    if len(args.scenes) < 2 or args.every < 1:
-        parser.error("give two scenes at least, and --every 1 or more")
-    samples: list[Sample] = []
-    for number, name in enumerate(args.scenes):
-        other = args.scenes[(number + 1) % len(args.scenes)]
-        samples += measure(args.data / name, args.data / other, args.images, args.weights, args.every, args.seed)
-    text = report(samples)
+    scenes = common.scenes_of(args)
+    if len(scenes) < 2 or args.every < 1:
+        parser.error("give two drives at least (each takes foreign images from the next), and --every 1 or more")
+    samples = [sample for scene, other in zip(scenes, scenes[1:] + scenes[:1]) for sample in measure(scene, other, args)]
     write_text(args.output / "samples.json", json.dumps([asdict(sample) for sample in samples]) + "\n")
     write_bytes(args.output / "roc.png", draw(samples))
-    print(text)
-    if args.write:
-        write_section(args.write, "gates", text)
-    print(f"results: {args.output / 'samples.json'}, {args.output / 'roc.png'}")
-    return 0
+    return common.finish(args, {"gates": report(samples)})
 
 
 # ---- measuring
 
 
-def measure(scene: Path, other: Path, conditions: Sequence[str], weights: str, every: int, seed: int) -> Iterator[Sample]:
+def measure(scene: common.Scene, other: common.Scene, args) -> Iterator[Sample]:
     """All samples of one drive."""
-    extractor = load_extractor(weights)
-    with show_progress(f"{scene.name}: map") as progress:
-        map_, _ = build_map_from_colmap(scene / "map", scene / "images", extractor, progress=progress)
-    localizer = FrameAligner(map_, extractor)
-    rng = np.random.default_rng(seed)
-    with BagReader(scene / "drive") as bag, BagReader(other / "drive") as foreign_bag:
-        base_from_camera, truth = bag.base_from_camera, bag.truth()
-        stamps = np.array(list(bag.image_stamps()))
+    localizer, rng = scene.localizer(args), np.random.default_rng(args.seed)
+    with BagReader(scene.drive) as bag, BagReader(other.drive) as foreign_bag:
+        truth, stamps = bag.truth(), np.array(list(bag.image_stamps()))
         poses, known = truth.at(stamps, TRUTH_GAP_NS)
-        cameras = poses @ base_from_camera
-        left_out = set(stamps[::MAP_STRIDE].tolist()) | set(stamps[~known].tolist())
-        for condition in conditions:
-            frames = [f for f in frames_of(degraded(bag, condition, seed, 0.0)) if f.stamp_ns not in left_out][::every]
-            foreign = list(frames_of(degraded(foreign_bag, condition, seed, 0.0)))
+        cameras = poses @ bag.base_from_camera
+        in_map = stamps[:: common.map_stride(scene, args)] if common.map_stride(scene, args) else stamps[:0]
+        left_out = {*in_map.tolist(), *stamps[~known].tolist()}
+        for condition in args.images:
+            frames = [f for f in frames_of(degraded(bag, condition, args.seed, 0.0)) if f.stamp_ns not in left_out]
+            frames, foreign = frames[:: args.every], list(frames_of(degraded(foreign_bag, condition, args.seed, 0.0)))
             with show_progress(f"{scene.name}, {condition}") as progress:
                 for count, frame in enumerate(frames):
                     progress(count, len(frames))
                     here = cameras[int(np.searchsorted(stamps, frame.stamp_ns))]
                     starts = priors(here, cameras[torch.from_numpy(known)], rng)
-                    prepared = localizer.prepare(frame.image, frame.camera)
                     stranger = foreign[int(rng.integers(len(foreign)))]
-                    strange = localizer.prepare(stranger.image, stranger.camera)
+                    prepared, strange = (localizer.aligner.prepare(f.image, f.camera) for f in (frame, stranger))
                     for prior, start in starts.items():
                         image, true = (strange, None) if prior == "foreign image" else (prepared, here)
                         for held in (True, False):
                             covariance = isotropic(*PRIOR_STD)
-                            found = localizer.localize_prepared(image, start, covariance if held else None)
-                            yield judge(found, start, covariance, true, held, (scene.name, condition, prior))
+                            found = localizer.aligner.localize_prepared(image, start, covariance if held else None)
+                            yield Sample(scene.name, condition, prior, held, *judge(found, start, covariance, true))
 
 
 def frames_of(bag: AlteredBag) -> Iterator[CameraFrame]:
@@ -159,17 +140,10 @@ def priors(here: torch.Tensor, places: torch.Tensor, rng: np.random.Generator) -
     return starts
 
 
-def judge(
-    found: FrameAlignment,
-    start: torch.Tensor,
-    covariance: torch.Tensor,
-    true: torch.Tensor | None,
-    held: bool,
-    names: tuple[str, str, str],
-) -> Sample:
-    """What the tracker would look at, and the truth (None: the image shows another place)."""
+def judge(found: FrameAlignment, start: torch.Tensor, covariance: torch.Tensor, true: torch.Tensor | None) -> tuple:
+    """What the tracker would look at, and the truth (None: the image shows another place): the rest of a `Sample`."""
     options = TrackerOptions()
-    gates = options.gates
+    gates, floor = options.gates, isotropic(options.prior_translation_floor, options.prior_rotation_floor)
     error_m = error_deg = innovation = float("inf")
     if true is not None:
         distance, angle = se3.pose_difference(true, found.map_from_camera)
@@ -177,10 +151,9 @@ def judge(
     visible = found.visible_fraction * found.points_used
     usable = found.success and found.visible_fraction >= gates.min_visible_fraction and visible >= gates.min_visible_points
     if usable:
-        floor = isotropic(options.prior_translation_floor, options.prior_rotation_floor)
         cautious = not_better_than(found.covariance / max(found.inlier_fraction, 0.1) ** 2, floor)
         innovation = mahalanobis(start, covariance, found.map_from_camera, cautious)
-    return Sample(*names, held, usable, found.inlier_fraction, found.cost, innovation, error_m, error_deg)
+    return usable, found.inlier_fraction, found.cost, innovation, error_m, error_deg
 
 
 # ---- figures
@@ -209,7 +182,7 @@ def goodness(samples: Sequence[Sample], name: str) -> np.ndarray:
 
 @dataclass(frozen=True)
 class Gate:
-    """A rule in use. passes: bool of a sample."""
+    """A rule in use."""
 
     name: str
     held: bool
@@ -222,56 +195,50 @@ class Gate:
 
 def gates_in_use() -> list[Gate]:
     g = TrackerOptions().gates
+    sure = f"inliers ≥ {g.sure_inlier_fraction:g}, innovation ≤ {g.max_innovation_sure:g}: sure"
+    search = f"inliers ≥ {g.min_inlier_fraction_search:g}: a candidate, confirmed by further images"
     return [
         Gate(f"inliers ≥ {g.min_inlier_fraction:g}", True, g.min_inlier_fraction),
         Gate(f"innovation ≤ {g.max_innovation:g}", True, 0.0, g.max_innovation),
         Gate("both: followed in TRACKING", True, g.min_inlier_fraction, g.max_innovation),
-        Gate(f"inliers ≥ {g.sure_inlier_fraction:g}, innovation ≤ {g.max_innovation_sure:g}: sure", True, g.sure_inlier_fraction,
-             g.max_innovation_sure),
-        Gate(f"inliers ≥ {g.min_inlier_fraction_search:g}: a candidate, confirmed by further images", False,
-             g.min_inlier_fraction_search),
-    ]  # fmt: skip
+        Gate(sure, True, g.sure_inlier_fraction, g.max_innovation_sure),
+        Gate(search, False, g.min_inlier_fraction_search),
+    ]
 
 
 def report(samples: Sequence[Sample]) -> str:
     """The tables, as Markdown."""
-    right = sum(sample.right for sample in samples)
     groups = {
         HELD: lambda s: s.held,
         "of these, prior right": lambda s: s.held and s.prior in ("honest", "foreign image"),
         FREE: lambda s: not s.held,
     }
-    lines = [
-        f"{len(samples)} alignments, {right} of them right. Area under the ROC (1: a perfect measure, 0.5: useless) over "
-        "those that ended, with enough of the map in the image:",
-        "",
-        f"| measure | {' | '.join(groups)} |",
-        "|---" * (len(groups) + 1) + "|",
-    ]
+    areas = []
     for name, title in MEASURES.items():
-        cells = []
+        row = [title]
         for group, belongs in groups.items():
             chosen = [s for s in samples if belongs(s) and s.usable]
             area = roc(goodness(chosen, name), np.array([s.right for s in chosen], bool))[2]
-            cells.append("–" if np.isnan(area) or (name == "innovation" and group == FREE) else f"{area:.4f}")
-        lines.append(f"| {title} | " + " | ".join(cells) + " |")
-    lines += [
-        "",
-        "| gate in use | alignment | wrong ones accepted | right ones refused | right ones, image as recorded, refused "
-        "| inliers of the wrong: 99th percentile, most |",
-        "|---|---|---|---|---|---|",
-    ]
+            row.append("–" if np.isnan(area) or (name == "innovation" and group == FREE) else f"{area:.4f}")
+        areas.append(row)
+    gates = []
     for gate in gates_in_use():
         chosen = [s for s in samples if s.held == gate.held]
         good, wrong = [s for s in chosen if s.right], [s for s in chosen if not s.right]
         clean = [s for s in good if s.images == "nominal"]
+        refused = [rate(sum(not gate.passes(s) for s in group), len(group)) for group in (good, clean)]
         shares = [s.inliers for s in wrong if s.usable] or [float("nan")]
-        lines.append(
-            f"| {gate.name} | {HELD if gate.held else FREE} | {rate(sum(map(gate.passes, wrong)), len(wrong))} "
-            f"| {rate(sum(not gate.passes(s) for s in good), len(good))} "
-            f"| {rate(sum(not gate.passes(s) for s in clean), len(clean))} | {np.percentile(shares, 99):.2f}, {max(shares):.2f} |"
-        )
-    return "\n".join(lines) + "\n"
+        accepted, most = rate(sum(map(gate.passes, wrong)), len(wrong)), f"{np.percentile(shares, 99):.2f}, {max(shares):.2f}"
+        gates.append((gate.name, HELD if gate.held else FREE, accepted, *refused, most))
+    head = (
+        "gate in use | alignment | wrong ones accepted | right ones refused | right ones, image as recorded, refused "
+        "| inliers of the wrong: 99th percentile, most"
+    )
+    return (
+        f"{len(samples)} alignments, {sum(sample.right for sample in samples)} of them right. Area under the ROC (1: a perfect "
+        "measure, 0.5: useless) over those that ended, with enough of the map in the image:\n\n"
+        f"{markdown_table(' | '.join(('measure', *groups)), areas)}\n{markdown_table(head, gates)}"
+    )
 
 
 def rate(count: int, of: int) -> str:
@@ -285,34 +252,17 @@ def draw(samples: Sequence[Sample]) -> bytes:
         for axes, held in zip(columns, (True, False)):
             chosen = [s for s in samples if s.held == held and s.usable]
             right = np.array([s.right for s in chosen], bool)
-            for k, (name, title) in enumerate(MEASURES.items()):
-                if name == "innovation" and not held:
-                    continue
-                false_rate, true_rate, area = roc(goodness(chosen, name), right)
-                axes.plot(
-                    100 * false_rate,
-                    100 * true_rate,
-                    color=RUN_COLOURS[k],
-                    linestyle=RUN_LINES[k],
-                    linewidth=1.8,
-                    label=f"{title} (area {area:.3f})",
-                    drawstyle="steps-post",
-                )
+            for (name, title), colour, line in zip(MEASURES.items(), RUN_COLOURS, RUN_LINES):
+                if name != "innovation" or held:
+                    false_rate, true_rate, area = roc(goodness(chosen, name), right)
+                    style = {"color": colour, "linestyle": line, "linewidth": 1.8, "drawstyle": "steps-post"}
+                    axes.plot(100 * false_rate, 100 * true_rate, label=f"{title} (area {area:.3f})", **style)
             for gate, marker in zip((g for g in gates_in_use() if g.held == held), "osDX"):
                 passed = np.array([gate.passes(s) for s in chosen], bool)
-                if right.all() or not right.any():
-                    continue
-                place = 100 * passed[~right].mean(), 100 * passed[right].mean()
-                axes.plot(
-                    *place,
-                    marker,
-                    color="#1f2937",
-                    markersize=7,
-                    markerfacecolor="white",
-                    clip_on=False,
-                    zorder=3,
-                    label=gate.name.split(":")[0],
-                )
+                if right.any() and not right.all():
+                    style = {"color": "#1f2937", "markersize": 7, "markerfacecolor": "white", "clip_on": False, "zorder": 3}
+                    place = 100 * passed[~right].mean(), 100 * passed[right].mean()
+                    axes.plot(*place, marker, label=gate.name.split(":")[0], **style)
             title = f"Aligned {HELD if held else 'without a prior'}"
             axes.set(title=title, xlabel="wrong alignments accepted (%)", ylim=(0, 102))
             axes.set_xscale("symlog", linthresh=0.1)
@@ -323,8 +273,4 @@ def draw(samples: Sequence[Sample]) -> bytes:
 
 
 if __name__ == "__main__":
-    try:
-        sys.exit(main())
-    except InputError as error:
-        print(f"gates_roc: error: {error}", file=sys.stderr)
-        sys.exit(2)
+    common.end(main)

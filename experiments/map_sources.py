@@ -2,39 +2,36 @@
 # Copyright the pixloc_ros authors. SPDX-License-Identifier: Apache-2.0
 """Maps of one drive made in several ways, and how exact they are: the table of docs/evidence/maps.md.
 
-For each scene with drive/, map/, images/ and queries/, maps of the same keyframes (the images of map/), each scored with the
+For each scene with drive/ and queries/, maps of the same keyframes (the images of map/), each scored with the
 same queries:
 
 - the scene's COLMAP model: its points were triangulated from all images, the queries' among them, where poses are adjusted
   together with them;
-- the bag, points from all its images likewise, the queries' keyframes then taken out;
+- the bag, points from all its images, too, the queries' keyframes then taken out;
 - COLMAP's own features, matches and triangulation with the map images and their poses alone (pycolmap);
 - the bag, opened at the map's images alone; and the same with keyframes chosen as `pixloc map bag` does by default.
 
-The second is to be compared with the first, the two last ones with the third: they know the same. Results of a scene and map are
-kept in the output's folder.
+The second is to be compared with the first, the last two with the third: they know the same. Results of a scene and map are
+kept in the output folder.
 
-    experiments/map_sources.py ../shared/data -o out/sources
+    experiments/map_sources.py ../shared/data -o out/sources --docs docs/evidence/maps.md
 """
 
 from __future__ import annotations
 
-import argparse
 import json
-import sys
 from dataclasses import replace
 from pathlib import Path
 
+import common
 import numpy as np
 
 from pixloc_ros.cli.progress import show_progress
 from pixloc_ros.errors import InputError
-from pixloc_ros.evaluation import localize
-from pixloc_ros.evaluation.pages import write_section
+from pixloc_ros.evaluation.pages import markdown_table
 from pixloc_ros.features import Extractor, load_extractor
 from pixloc_ros.geometry import se3
 from pixloc_ros.io.files import write_text
-from pixloc_ros.io.trajectory import read_benchmark_poses
 from pixloc_ros.io.work_folder import WorkFolder
 from pixloc_ros.localization import Localizer
 from pixloc_ros.mapping import Map
@@ -57,75 +54,49 @@ NOT_FOUND_MM = 1e3
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("data", type=Path, help="folder of scenes")
-    parser.add_argument("-o", "--output", type=Path, default=Path("out/sources"))
-    parser.add_argument("--scenes", nargs="+", help="names; default: all with a drive")
-    parser.add_argument("--only", nargs="+", choices=list(BASELINE), help="make these alone, again if need be")
-    parser.add_argument("--every", type=int, default=3, metavar="N", help="the map's images are each N-th (default 3)")
-    parser.add_argument("--weights", default="compact")
+    parser = common.parser(__doc__, "out/sources")
+    parser.add_argument("--only", nargs="+", choices=list(BASELINE), default=(), help="make these alone, again if need be")
     parser.add_argument(
-        "--docs",
-        type=Path,
-        metavar="FILE",
-        help="also put the table between <!-- sources: begin --> and <!-- sources: end --> there",
+        "--every", type=int, default=common.MAP_STRIDE, metavar="N", help="the map's images: each N-th (default 3)"
     )
     args = parser.parse_args()
-    names = args.scenes or sorted(path.parent.name for path in args.data.glob("*/drive"))
-    extractor = load_extractor(args.weights)
-    results = {}
-    for name in names:
-        results[name] = {}
-        for label in BASELINE:
-            path = args.output / name / f"{list(BASELINE).index(label)}.json"
-            if args.only and label not in args.only and not path.is_file():
-                continue
-            if not path.is_file() or (args.only and label in args.only):
-                map_ = make(label, args.data / name, args.output / name, extractor, args.every)
-                write_text(
-                    path,
-                    json.dumps(
-                        {"map": label, "network": extractor.fingerprint}
-                        | measure(map_, args.data / name, extractor, f"{name}: {label}"),
-                        indent=1,
-                    )
-                    + "\n",
-                )
-            results[name][label] = json.loads(path.read_text())
-            if results[name][label]["network"] != extractor.fingerprint:
-                raise InputError(f"{path} was made with other weights: give another --output")
-    table = markdown(results)
-    write_text(args.output / "sources.md", table)
-    if args.docs:
-        write_section(args.docs, "sources", table)
-    print(table)
-    return 0
+    extractor, results = load_extractor(args.weights), {}
+    for scene in (scene for scene in common.scenes_of(args) if scene.drive.is_dir()):
+        results[scene.name] = {}
+        for number, label in enumerate(BASELINE):
+            path = args.output / scene.name / f"{number}.json"
+            if label in args.only or not (path.is_file() or args.only):
+                with show_progress(f"{scene.name}: {label}") as progress:
+                    map_ = make(label, scene, path.with_suffix(".work"), extractor, args.every, progress)
+                figures = {"map": label, "network": extractor.fingerprint} | measure(map_, scene, extractor)
+                write_text(path, json.dumps(figures, indent=1) + "\n")
+            if path.is_file():
+                results[scene.name][label] = json.loads(path.read_text())
+                if results[scene.name][label]["network"] != extractor.fingerprint:
+                    raise InputError(f"{path} was made with other weights: give another --output")
+    common.save(args, "sources", results, {"sources": report(results)})
+    return common.finish(args, {"sources": report(results)})
 
 
-def make(label: str, scene: Path, output: Path, extractor: Extractor, every: int) -> Map:
+def make(label: str, scene: common.Scene, work: Path, extractor: Extractor, every: int, progress) -> Map:
     """One of the maps of a scene."""
-    with show_progress(f"{scene.name}: {label}") as progress:
-        if label == MODEL:
-            return build_map_from_colmap(scene / "map", scene / "images", extractor, progress=progress)[0]
-        if label == COLMAP:
-            model = triangulated_by_colmap(scene, output / "colmap")
-            return build_map_from_colmap(model, scene / "images", extractor, progress=progress)[0]
-        chosen = KeyframeOptions() if label == BAG_CHOSEN else EVERY_FRAME
-        work = WorkFolder(output / f"{list(BASELINE).index(label)}.work", {"keyframes": str(chosen)})
-        options = PosedBagOptions(every=1 if label == BAG_ALL else every, depth="none")
-        with PosedBag(scene / "drive", options) as frames:
-            source = points_of_posed_frames(frames, work, PosedMapOptions(keyframes=chosen), scene.name, progress).source
-        if label == BAG_ALL:
-            source = without_queries(source, scene)
-        map_ = build_map(source, extractor, progress=progress)[0]
-        work.remove()
-        return map_
+    if label in (MODEL, COLMAP):
+        model = scene.folder / "map" if label == MODEL else triangulated_by_colmap(scene.folder, work.with_name("colmap"))
+        return build_map_from_colmap(model, scene.folder / "images", extractor, progress=progress)[0]
+    chosen = KeyframeOptions() if label == BAG_CHOSEN else EVERY_FRAME
+    folder = WorkFolder(work, {"keyframes": str(chosen)})
+    with PosedBag(scene.drive, PosedBagOptions(every=1 if label == BAG_ALL else every, depth="none")) as frames:
+        source = points_of_posed_frames(frames, folder, PosedMapOptions(keyframes=chosen), scene.name, progress).source
+    if label == BAG_ALL:
+        source = without_queries(source, scene)
+    map_ = build_map(source, extractor, progress=progress)[0]
+    folder.remove()
+    return map_
 
 
-def without_queries(source: PosedImages, scene: Path) -> PosedImages:
+def without_queries(source: PosedImages, scene: common.Scene) -> PosedImages:
     """The same images and points, as if the queries' images had seen none: the map then has no keyframe of them."""
-    truth = read_benchmark_poses(scene / "queries" / "truth.txt").values()
-    centres = np.stack([se3.inverse(pose)[:3, 3].numpy() for pose in truth])
+    centres = np.stack([se3.inverse(pose)[:3, 3].numpy() for pose in scene.truth.values()])
     away = np.linalg.norm(source.map_from_camera[:, None, :3, 3].numpy() - centres, axis=2).min(1)
     kept = (away > SAME_POSE_M)[source.observation_image]
     return replace(source, observation_image=source.observation_image[kept], observation_point=source.observation_point[kept])
@@ -164,67 +135,37 @@ def triangulated_by_colmap(scene: Path, output: Path) -> Path:
     return output
 
 
-def measure(map_: Map, scene: Path, extractor: Extractor, label: str) -> dict:
+def measure(map_: Map, scene: common.Scene, extractor: Extractor) -> dict:
     """What the map holds, medians of the queries' errors by prior, and the geometric mean of the distances."""
-    truth = read_benchmark_poses(scene / "queries" / "truth.txt")
-    depth = json.loads((scene / "queries" / "scale.json").read_text())
-    queries = localize.read_queries(scene / "images", scene / "queries" / "cameras.txt")
+    keyframes, points = len(map_.keyframe_names), len(map_.xyz)
+    result = {"keyframes": keyframes, "points": points, "track_length": len(map_.observation_point) / points}
     localizer = Localizer(map_, extractor)
-    result = {
-        "keyframes": len(map_.keyframe_names),
-        "points": len(map_.xyz),
-        "track_length": len(map_.observation_point) / len(map_.xyz),
-    }
     for prior in PRIORS:
-        priors = read_benchmark_poses(scene / "queries" / f"priors_{prior}.txt")
-        errors = []
-        with show_progress(f"{label}, {prior} priors") as progress:
-            found = localize.localize_queries(localizer, queries, priors, progress)
-        for query in found:
-            if query.camera_from_map is None:
-                errors.append([np.inf] * 3)
-                continue
-            away, turned = se3.pose_difference(se3.inverse(truth[query.name]), se3.inverse(query.camera_from_map))
-            errors.append([np.degrees(float(turned)), 1e3 * float(away), 100 * float(away) / depth[query.name]])
+        errors = scene.errors(scene.localize(localizer, prior)) * (1, 1e3, 100)
         result[prior] = dict(zip(("deg", "mm", "pct_depth"), np.median(errors, axis=0).tolist()))
-        away_mm = np.clip([mm for _, mm, _ in errors], 1e-3, NOT_FOUND_MM)
-        result[prior]["mean_mm"] = float(np.exp(np.log(away_mm).mean()))
-        result[prior]["recall"] = float(np.mean([deg <= 0.5 and pct <= 1 for deg, _, pct in errors]))
+        result[prior]["mean_mm"] = float(np.exp(np.log(np.clip(errors[:, 1], 1e-3, NOT_FOUND_MM)).mean()))
+        result[prior]["recall"] = common.recall(errors, 0.5, 1.0)
     return result
 
 
-def markdown(results: dict[str, dict[str, dict]]) -> str:
-    """One row a map."""
-    lines = [
-        "| scene | map | keyframes | points | keyframes a point | small priors: median deg / mm / % of depth | R | "
-        "medium priors | R | against the map it is compared with: median mm (geometric mean) |",
-        "|---" * 10 + "|",
-    ]
-    for scene, rows in results.items():
-        for label, row in rows.items():
-            against = rows.get(BASELINE[label] or "")
-            change = (
-                ""
-                if against is None
-                else ", ".join(
-                    f"{_change(row, against, prior, 'mm')} ({_change(row, against, prior, 'mean_mm')})" for prior in PRIORS
-                )
-            )
+def report(results: dict[str, dict[str, dict]]) -> str:
+    """One row for each map."""
+    rows = []
+    for scene, maps in results.items():
+        for label, row in maps.items():
             cells = [scene, label, row["keyframes"], row["points"], f"{row['track_length']:.1f}"]
             for prior in PRIORS:
                 deg, mm, share, recall = (row[prior][key] for key in ("deg", "mm", "pct_depth", "recall"))
                 cells += [f"{deg:.4f} / {mm:.1f} / {share:.3f}", f"{100 * recall:.0f}"]
-            lines.append("| " + " | ".join(map(str, [*cells, change])) + " |")
-    return "\n".join(lines) + "\n"
-
-
-def _change(row: dict, against: dict, prior: str, key: str) -> str:
-    return f"{100 * (row[prior][key] / against[prior][key] - 1):+.0f} %"
+            against = maps.get(BASELINE[label] or "")
+            changes = [[row[prior][key] / against[prior][key] - 1 for key in ("mm", "mean_mm")] for prior in PRIORS if against]
+            rows.append([*cells, ", ".join(f"{100 * median:+.0f} % ({100 * mean:+.0f} %)" for median, mean in changes)])
+    head = (
+        "scene | map | keyframes | points | keyframes a point | small priors: median deg / mm / % of depth | R | medium priors "
+        "| R | against the map it is compared with: median mm (geometric mean)"
+    )
+    return markdown_table(head, rows)
 
 
 if __name__ == "__main__":
-    try:
-        sys.exit(main())
-    except InputError as error:
-        print(f"map_sources: error: {error}", file=sys.stderr)
-        sys.exit(2)
+    common.end(main)

@@ -2,7 +2,7 @@
 # Copyright the pixloc_ros authors. SPDX-License-Identifier: Apache-2.0
 """The tables of PixLoc's paper, measured here, with data and weights that you have.
 
-Cambridge Landmarks and 7-Scenes: median errors of all test images per scene, beside the paper's figures as other work quotes
+Cambridge Landmarks and 7-Scenes: median errors of all test images per scene, next to the paper's figures as other work quotes
 them. Aachen, CMU Seasons and RobotCar keep their truth: submission.txt is what their benchmark takes. A folder per scene holds
 map, queries and poses; one that is there is not made again.
 
@@ -12,17 +12,18 @@ map, queries and poses; one that is there is not made again.
 
 --hloc: folder with Cambridge/, 7Scenes/, Aachen/, CMU/, RobotCar/ as the PixLoc authors publish them (models of SuperPoint and
 SuperGlue, retrieval, lists of queries): the paper's protocol. Without it maps are made of the sets' own models (7-Scenes: of the
-training images' depth), and queries are looked for in the whole map. The authors' weights: `pixloc weights import`.
+training images' depth), and queries are searched for in the whole map. The authors' weights: `pixloc weights import`.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+
+import common
 
 from pixloc_ros.cli.map_common import ProgressLine
 from pixloc_ros.cli.progress import show_progress
@@ -32,8 +33,8 @@ from pixloc_ros.datasets.image_set import ImageSet
 from pixloc_ros.datasets.licences import licence_note
 from pixloc_ros.datasets.queries import localize_set, made_already, make_queries, query_errors, write_submission
 from pixloc_ros.datasets.seven_scenes import open_seven_scenes
-from pixloc_ros.errors import InputError
 from pixloc_ros.evaluation.localize import QueryResult
+from pixloc_ros.evaluation.pages import markdown_table
 from pixloc_ros.features import load_extractor
 from pixloc_ros.io.files import write_text
 from pixloc_ros.localization import Localizer
@@ -87,141 +88,100 @@ class Run:
         with show_progress(f"{source.name} {source.scene}") as progress:
             return localize_set(folder, source, localizer, progress)
 
+    def medians(self, title: str, name: str, quoted: dict[str, str], root: Path, open_scene: Callable[[str], ImageSet]) -> str:
+        """The table of a set with known truth."""
+        print(licence_note(name))
+        rows, figures = [], {}
+        for scene, paper in quoted.items():
+            if not (root / scene).is_dir():
+                rows.append((scene, "no data", "", paper, ""))
+                continue
+            source = open_scene(scene)
+            results = self.localize(source, self.output / name / scene)
+            errors = query_errors(source, results)
+            (metres, degrees), share = errors.medians(), 100 * errors.recall(0.05, 5.0)
+            found, count = sum(not result.reason for result in results), len(results)
+            figures[scene] = {"median_m": metres, "median_deg": degrees, "recall_5cm_5deg": share, "localized": found}
+            figures[scene] |= {"queries": count, "map_of": source.made_from, "priors": len(source.pairs)}
+            rows.append((scene, f"{100 * metres:.1f}/{degrees:.2f}", f"{found} of {count}", paper, f"{share:.1f}"))
+        write_text(self.output / name / "figures.json", json.dumps(figures, indent=2) + "\n")
+        table = markdown_table("scene | here | localized | PixLoc, quoted | here: % within 5 cm, 5°", rows)
+        return f"## {title}: median error, cm/deg, of all test images ({self.weights})\n\n{table}"
+
+    def submission(self, name: str, sources: list[ImageSet]) -> tuple[str, str, Path]:
+        """Localize a set without known truth in its parts; one submission for all, and its row of the table."""
+        print(licence_note(name))
+        results = []
+        for source in sources:
+            results += self.localize(source, self.output / name / (source.scene if len(sources) > 1 else ""))
+        path = self.output / name / "submission.txt"
+        write_submission(path, sources[0], results)
+        return name, f"{sum(not result.reason for result in results)} of {len(results)}", path
+
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    sets = parser.add_argument_group("data, whichever you have")
-    sets.add_argument("--cambridge", type=Path, metavar="DIR", help="folder of scenes: KingsCollege, ...")
-    sets.add_argument("--7scenes", type=Path, metavar="DIR", dest="seven_scenes", help="folder of scenes: chess, ...")
-    sets.add_argument("--aachen", type=Path, metavar="DIR")
-    sets.add_argument("--cmu", type=Path, metavar="DIR", help="folder of slices and intrinsics.txt")
-    sets.add_argument("--slices", type=int, nargs="+", default=TEST_SLICES, metavar="N", help="of CMU (default: the test slices)")
-    sets.add_argument("--robotcar", type=Path, metavar="DIR")
-    parser.add_argument("-o", "--output", type=Path, required=True, metavar="DIR")
-    parser.add_argument("--hloc", type=Path, metavar="DIR", help="models and retrieval as the PixLoc authors publish them")
-    parser.add_argument("--weights", default="compact", metavar="NAME|FILE", help="network (default compact)")
-    parser.add_argument("--preset", default="accurate", metavar="NAME", help="fast, balanced or accurate (default)")
-    parser.add_argument("--working-side", type=int, metavar="PX", help="longer side of the network's images (default: its own)")
-    parser.add_argument("--every", type=int, default=1, metavar="N", help="of 7-Scenes: look at each N-th training image")
+    add = parser.add_argument_group("data, whichever you have").add_argument
+    add("--cambridge", type=Path, metavar="DIR", help="folder of scenes: KingsCollege, ...")
+    add("--7scenes", type=Path, metavar="DIR", dest="seven_scenes", help="folder of scenes: chess, ...")
+    add("--aachen", type=Path, metavar="DIR")
+    add("--cmu", type=Path, metavar="DIR", help="folder of slices and intrinsics.txt")
+    add("--slices", type=int, nargs="+", default=TEST_SLICES, metavar="N", help="of CMU (default: the test slices)")
+    add("--robotcar", type=Path, metavar="DIR")
+    add = parser.add_argument
+    add("-o", "--output", type=Path, required=True, metavar="DIR")
+    add("--hloc", type=Path, metavar="DIR", help="models and retrieval as the PixLoc authors publish them")
+    add("--weights", default="compact", metavar="NAME|FILE", help="network (default compact)")
+    add("--preset", default="accurate", metavar="NAME", help="fast, balanced or accurate (default)")
+    add("--working-side", type=int, metavar="PX", help="longer side of the network's images (default: its own)")
+    add("--every", type=int, default=1, metavar="N", help="of 7-Scenes: use each N-th training image")
     args = parser.parse_args()
-    run = Run(args.output, args.weights, args.preset, args.working_side)
     if not any((args.cambridge, args.seven_scenes, args.aachen, args.cmu, args.robotcar)):
         parser.error("name at least one data set")
-    parts = []
+    run, parts = Run(args.output, args.weights, args.preset, args.working_side), []
+
+    def files(folder: str, model: str, pairs: str, queries: str = "") -> dict[str, Path]:
+        """Of a set in the folders that the PixLoc authors publish."""
+        names = {"model": f"{folder}/{model}", "pairs": f"{folder.split('/')[0]}/{pairs}"}
+        names |= {"queries": f"{folder}/{queries}"} if queries else {}
+        return {key: args.hloc / name for key, name in names.items()} if args.hloc else {}
+
+    intrinsics, superglue = "query_list_with_intrinsics.txt", "sfm_superpoint+superglue"
 
     def cambridge(scene: str) -> ImageSet:
-        files = _hloc(args.hloc, "Cambridge", scene, "sfm_superpoint+superglue", f"{scene}/pairs-query-netvlad10.txt")
-        return open_cambridge(args.cambridge / scene, **files)
+        found = files(f"Cambridge/{scene}", superglue, f"{scene}/pairs-query-netvlad10.txt", intrinsics)
+        return open_cambridge(args.cambridge / scene, **found)
 
     def seven_scenes(scene: str) -> ImageSet:
-        files = _hloc(
-            args.hloc, "7Scenes", scene, "sfm_superpoint+superglue+depth", f"7scenes_densevlad_retrieval/{scene}_top10.txt"
-        )
-        return open_seven_scenes(args.seven_scenes / scene, every=args.every, **files)
+        found = files(f"7Scenes/{scene}", f"{superglue}+depth", f"7scenes_densevlad_retrieval/{scene}_top10.txt", intrinsics)
+        return open_seven_scenes(args.seven_scenes / scene, every=args.every, **found)
 
     if args.cambridge:
-        parts.append(_median_table("Cambridge Landmarks", "cambridge", CAMBRIDGE, args.cambridge, run, cambridge))
+        parts.append(run.medians("Cambridge Landmarks", "cambridge", CAMBRIDGE, args.cambridge, cambridge))
     if args.seven_scenes:
-        parts.append(_median_table("7-Scenes", "7scenes", SEVEN_SCENES, args.seven_scenes, run, seven_scenes))
-    parts += _submissions(args, run)
-    text = "\n\n".join(parts)
-    write_text(args.output / "tables.md", text + "\n")
-    print(f"\n{text}\n\n{args.output / 'tables.md'}")
+        parts.append(run.medians("7-Scenes", "7scenes", SEVEN_SCENES, args.seven_scenes, seven_scenes))
+    rows = []
+    if args.aachen:
+        source = open_aachen(args.aachen, **files("Aachen", superglue, "pairs-query-netvlad50.txt"))
+        rows.append(run.submission("aachen", [source]))
+    if args.cmu:
+        slices = [f"slice{number}" for number in args.slices]
+        pairs = "pairs-query-netvlad10.txt"
+        sources = [open_cmu(args.cmu / n, **files(f"CMU/{n}", f"{superglue}/model", f"{n}/{pairs}")) for n in slices]
+        rows.append(run.submission("cmu", sources))
+    if args.robotcar:
+        source = open_robotcar(args.robotcar, **files("RobotCar", superglue, "pairs-query-netvlad10-percam-perloc.txt"))
+        rows.append(run.submission("robotcar", [source]))
+    if rows:
+        head = "set | PixLoc, quoted: % within (0.25 m, 2°)/(0.5 m, 5°)/(5 m, 10°)"
+        table = markdown_table("set | localized | hand in at visuallocalization.net", rows)
+        paper = markdown_table(head, LARGE_SCALE.items())
+        parts.append(f"## Sets that keep their truth ({args.weights})\n\n{table}\n{paper}")
+    text = "\n".join(parts)
+    write_text(args.output / "tables.md", text)
+    print(f"\n{text}\n{args.output / 'tables.md'}")
     return 0
 
 
-def _hloc(root: Path | None, set_: str, scene: str, model: str, pairs: str) -> dict[str, Path]:
-    """model, pairs and queries in the folders that the PixLoc authors publish."""
-    if root is None:
-        return {}
-    folder = root / set_
-    queries = folder / scene / "query_list_with_intrinsics.txt"
-    return {"model": folder / scene / model, "pairs": folder / pairs, "queries": queries}
-
-
-def _median_table(title: str, name: str, quoted: dict[str, str], root: Path, run: Run, open_: Callable[[str], ImageSet]) -> str:
-    print(licence_note(name))
-    rows, figures = [], {}
-    for scene, paper in quoted.items():
-        if not (root / scene).is_dir():
-            rows.append((scene, "no data", "", paper, ""))
-            continue
-        source = open_(scene)
-        results = run.localize(source, run.output / name / scene)
-        errors = query_errors(source, results)
-        metres, degrees = errors.medians()
-        found = sum(not result.reason for result in results)
-        recall = 100 * errors.recall(0.05, 5.0)
-        figures[scene] = {
-            "median_m": metres,
-            "median_deg": degrees,
-            "recall_5cm_5deg": recall,
-            "localized": found,
-            "queries": len(results),
-            "map_of": source.made_from,
-            "priors": len(source.pairs),
-        }
-        rows.append((scene, f"{100 * metres:.1f}/{degrees:.2f}", f"{found} of {len(results)}", paper, f"{recall:.1f}"))
-    write_text(run.output / name / "figures.json", json.dumps(figures, indent=2) + "\n")
-    heading = f"## {title}: median error, cm/deg, of all test images ({run.weights})"
-    return f"{heading}\n\n" + _table(("scene", "here", "localized", "PixLoc, quoted", "here: % within 5 cm, 5°"), rows)
-
-
-def _submissions(args: argparse.Namespace, run: Run) -> list[str]:
-    rows = []
-    hloc = args.hloc
-    if args.aachen:
-        folder = hloc / "Aachen" if hloc else None
-        source = open_aachen(args.aachen, *_optional(folder, "sfm_superpoint+superglue", "pairs-query-netvlad50.txt"))
-        rows.append(_hand_in(run, [source], "aachen"))
-    if args.cmu:
-        sources = []
-        for number in args.slices:
-            folder = hloc / "CMU" / f"slice{number}" if hloc else None
-            sources.append(
-                open_cmu(
-                    args.cmu / f"slice{number}", *_optional(folder, "sfm_superpoint+superglue/model", "pairs-query-netvlad10.txt")
-                )
-            )
-        rows.append(_hand_in(run, sources, "cmu"))
-    if args.robotcar:
-        folder = hloc / "RobotCar" if hloc else None
-        source = open_robotcar(
-            args.robotcar, *_optional(folder, "sfm_superpoint+superglue", "pairs-query-netvlad10-percam-perloc.txt")
-        )
-        rows.append(_hand_in(run, [source], "robotcar"))
-    if not rows:
-        return []
-    table = _table(("set", "localized", "hand in at visuallocalization.net"), rows)
-    paper = _table(("set", "PixLoc, quoted: % within (0.25 m, 2°)/(0.5 m, 5°)/(5 m, 10°)"), LARGE_SCALE.items())
-    return [f"## Sets that keep their truth ({run.weights})\n\n{table}\n\n{paper}"]
-
-
-def _optional(folder: Path | None, model: str, pairs: str) -> tuple[Path | None, Path | None]:
-    return (folder / model, folder / pairs) if folder else (None, None)
-
-
-def _hand_in(run: Run, sources: list[ImageSet], name: str) -> tuple[str, str, str]:
-    """Localize one set in its parts; one submission for all."""
-    print(licence_note(name))
-    results = []
-    for source in sources:
-        folder = run.output / name if len(sources) == 1 else run.output / name / source.scene
-        results += run.localize(source, folder)
-    submission = run.output / name / "submission.txt"
-    write_submission(submission, sources[0], results)
-    return name, f"{sum(not result.reason for result in results)} of {len(results)}", str(submission)
-
-
-def _table(head: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
-    lines = [tuple(head)]
-    lines.append(tuple("---" for _ in lines[0]))
-    lines += [tuple(row) for row in rows]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
-
-
 if __name__ == "__main__":
-    try:
-        sys.exit(main())
-    except InputError as error:
-        sys.exit(f"paper_tables: error: {error}")
+    common.end(main)

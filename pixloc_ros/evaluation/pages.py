@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 
 from ..errors import InputError
@@ -21,3 +22,14 @@ def write_section(page: Path, name: str, text: str) -> None:
     except (OSError, ValueError):
         raise InputError(f"{page} has no section between {begin.strip()} and {end}: put these two lines into it") from None
     write_text(page, f"{before}{begin}{text.strip()}\n{end}{after}")
+
+
+def markdown_table(head: str, rows: Iterable[Iterable[object]]) -> str:
+    """A table of a Markdown page.
+
+    Args:
+        head: Names of the columns, separated by `" | "`.
+        rows: Cells of each row; they are written by `str`.
+    """
+    columns = head.count(" | ") + 1
+    return "\n".join((f"| {head} |", "|---" * columns + "|", *(f"| {' | '.join(map(str, row))} |" for row in rows))) + "\n"

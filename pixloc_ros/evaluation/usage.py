@@ -30,7 +30,7 @@ class UsageMeter:
     def read(self) -> Usage:
         now = _cpu_s(self._pid)
         cpu_s = now - self._cpu_s if now is not None and self._cpu_s is not None else None
-        return Usage(time.monotonic() - self._began_s, cpu_s, _peak_mib(self._pid))
+        return Usage(time.monotonic() - self._began_s, cpu_s, peak_mib(self._pid))
 
 
 def machine_name() -> str:
@@ -38,6 +38,19 @@ def machine_name() -> str:
     names = [line.split(":", 1)[1].strip() for line in _lines("/proc/cpuinfo") if line.startswith("model name")]
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     return f"{names[0] if names else platform.machine()}, {cores} cores"
+
+
+def busy_s() -> float:
+    """Seconds of processor time that the whole machine has spent, stolen time included; 0 where that is not known."""
+    lines = _lines("/proc/stat")
+    ticks = [int(word) for word in lines[0].split()[1:9]] if lines else [0] * 8
+    return (sum(ticks) - ticks[3] - ticks[4]) / os.sysconf("SC_CLK_TCK")
+
+
+def memory_mib(pid: int | str = "self") -> dict[str, float]:
+    """Resident memory of a process now: its own, and pages of mapped files, which the system can drop."""
+    fields = dict(line.split(":", 1) for line in _lines(f"/proc/{pid}/status") if ":" in line)
+    return {name: int(fields.get(key, "0").split()[0]) / 1024 for name, key in (("own", "RssAnon"), ("file", "RssFile"))}
 
 
 def _cpu_s(pid: int | str) -> float | None:
@@ -50,8 +63,8 @@ def _cpu_s(pid: int | str) -> float | None:
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
-def _peak_mib(pid: int | str) -> float | None:
-    """Not `getrusage`, which counts what the parent held when it forked."""
+def peak_mib(pid: int | str = "self") -> float | None:
+    """Largest resident memory of a process so far. Not `getrusage`, which counts what the parent held when it forked."""
     return next((int(line.split()[1]) / 1024 for line in _lines(f"/proc/{pid}/status") if line.startswith("VmHWM")), None)
 
 

@@ -19,6 +19,7 @@ from pixloc_ros.mapping.build.building import PosedImages
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "experiments"))
 import cold_start  # noqa: E402  (scripts, not modules of the package)
+import common  # noqa: E402
 import map_sources  # noqa: E402
 import matched_features  # noqa: E402
 
@@ -64,11 +65,12 @@ def test_ours_and_the_rival_are_counted_on_the_same_queries():
             {"query": "elsewhere", "pose": False, "deg": None, "trans": None, "rel": None, "inliers": 0, "cpu_s": 4.0},
         ],
     }
-    ours, theirs = cold_start.beside({"street": result}).strip().splitlines()[-2:]
+    ours, theirs = cold_start.compare({"street": result}).strip().splitlines()[-2:]
     assert ours == "| street | pixloc_ros | 2 | 50.0 % | 100.0 % | 50.0 % | 0 | 0.05 |"
     assert theirs == "| street | ALIKED + LightGlue + PnP | 2 | 50.0 % | 50.0 % | 100.0 % | 1 | 3.00 |"
-    assert cold_start.beside({"street": {**result, "rival": []}}) == ""
-    assert cold_start.limits_kept(0.2, 0.5, True) == [False, True] and cold_start.limits_kept(0.9, 0.5, False) == [True, True]
+    assert cold_start.compare({"street": {**result, "rival": []}}) == ""
+    assert cold_start.limits_kept(0.5, 0.2, 9.0, True) == [False, True]
+    assert cold_start.limits_kept(0.5, 9.0, 0.009, False) == [True, True]
 
 
 @given(of=st.integers(1, 5000), share=st.floats(0, 1))
@@ -94,8 +96,8 @@ def test_no_confident_error_in_n_images_is_the_rule_of_three():
         "ms_p50": 20.0,
         "ms_p95": 30.0,
     }
-    assert "Confident and wrong: 0 of 3000 images; with 95 % certainty fewer than 0.1 %" in cold_start.markdown({"a": scene})
-    one = cold_start.markdown({"a": {**scene, "foreign_confident": 1}})
+    assert "Confident and wrong: 0 of 3000 images; with 95 % certainty fewer than 0.1 %" in cold_start.report({"a": scene})
+    one = cold_start.report({"a": {**scene, "foreign_confident": 1}})
     assert "1 of 3000 images; with 95 % certainty fewer than 0.16 %" in one
 
 
@@ -105,7 +107,7 @@ def test_keyframes_of_queries_are_taken_out(tmp_path):
     write_benchmark_poses(tmp_path / "queries" / "truth.txt", {f"{k}": se3.inverse(poses[k]) for k in (1, 2)})
     image, point = np.repeat(np.arange(4), 3), np.tile(np.arange(3), 4)
     source = PosedImages("x", [], list("abcd"), [pinhole()] * 4, poses, np.arange(4), np.zeros((3, 3)), image, point)
-    kept = map_sources.without_queries(source, tmp_path)
+    kept = map_sources.without_queries(source, common.Scene(tmp_path))
     assert np.unique(kept.observation_image).tolist() == [0, 3] and kept.observation_point.tolist() == [0, 1, 2, 0, 1, 2]
 
 
@@ -115,7 +117,7 @@ def test_maps_are_compared_with_those_that_know_the_same():
         return {"keyframes": 3, "points": 10, "track_length": 2.0, "small": errors, "medium": errors}
 
     lines = (
-        map_sources.markdown(
+        map_sources.report(
             {
                 "a": {
                     map_sources.MODEL: row(10.0),

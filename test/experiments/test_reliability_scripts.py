@@ -52,7 +52,7 @@ def test_consistent_errors_are_told_from_overconfident_ones():
     right, sure = consistency.figures(nees), consistency.figures(4 * nees)
     assert right["band"][0] < right["mean"] < right["band"][1] and 0.9 < right["coverage"] < 0.99
     assert sure["mean"] > sure["band"][1] and sure["coverage"] < 0.9
-    assert "| – |" in consistency.markdown([{"drive": "a", "condition": "nominal", **consistency.figures(np.empty(0))}])
+    assert "| – |" in consistency.report([{"drive": "a", "condition": "nominal", **consistency.figures(np.empty(0))}])
 
 
 def test_a_soak_counts_faults_and_compares_settled_memory():

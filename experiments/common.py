@@ -1,0 +1,241 @@
+# Copyright the pixloc_ros authors. SPDX-License-Identifier: Apache-2.0
+"""What the experiments share: scenes of the data folder, command line, localizing and scoring queries, results, errors."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+import torch
+from scipy.stats import chi2
+
+from pixloc_ros.cli.progress import show_progress
+from pixloc_ros.errors import InputError
+from pixloc_ros.evaluation.localize import Query, QueryResult, localize_queries, read_queries
+from pixloc_ros.evaluation.metrics import absolute_errors
+from pixloc_ros.evaluation.pages import write_section
+from pixloc_ros.evaluation.runs import TRUTH_GAP_NS, BagRun
+from pixloc_ros.features import Extractor, load_extractor
+from pixloc_ros.geometry import se3
+from pixloc_ros.io.files import write_text
+from pixloc_ros.io.trajectory import Trajectory, read_benchmark_poses
+from pixloc_ros.localization import Localizer
+from pixloc_ros.mapping import Map
+from pixloc_ros.mapping.build import build_map_from_colmap
+from pixloc_ros.tracking.types import TrackState
+from pixloc_sim.recordings import SimulationOptions, simulate
+
+MAP_STRIDE = 3
+"""Every third image of a scene's drive is in its map; simulated drives take part in no map."""
+VALIDATION_DRIVES = ("kitti07", "kitti01")
+"""Drives that no network was trained on. The truth of tum_fr1_rpy is wrong by more than the poses are: name it to see."""
+
+NEES_95 = float(chi2.ppf(0.95, 6))
+"""95 % of the normalized squared errors of six degrees of freedom are smaller."""
+
+
+@dataclass(frozen=True)
+class Scene:
+    """A folder with map/ (a COLMAP model), images/ and queries/, and maybe drive/ (a bag)."""
+
+    folder: Path
+
+    @property
+    def name(self) -> str:
+        return self.folder.name
+
+    @property
+    def drive(self) -> Path:
+        return self.folder / "drive"
+
+    @cached_property
+    def metric(self) -> bool:
+        """Whether its unit is the metre."""
+        return bool(json.loads((self.folder / "scene.json").read_text()).get("metric"))
+
+    @cached_property
+    def queries(self) -> list[Query]:
+        return read_queries(self.folder / "images", self.folder / "queries" / "cameras.txt")
+
+    @cached_property
+    def truth(self) -> dict[str, torch.Tensor]:
+        """camera_from_map [4, 4] of each query."""
+        return read_benchmark_poses(self.folder / "queries" / "truth.txt")
+
+    @cached_property
+    def depths(self) -> dict[str, float]:
+        """Median depth of each query."""
+        return json.loads((self.folder / "queries" / "scale.json").read_text())
+
+    def priors(self, size: str) -> dict[str, torch.Tensor]:
+        """camera_from_map of each query, wrong by "small", "medium" or "large" errors; empty for "none"."""
+        return {} if size == "none" else read_benchmark_poses(self.folder / "queries" / f"priors_{size}.txt")
+
+    def build_map(self, extractor: Extractor, save: Path | None = None) -> Map:
+        """The map of the COLMAP model; where it is to be saved, as read from its file."""
+        with show_progress(f"{self.name}: map") as progress:
+            map_ = build_map_from_colmap(self.folder / "map", self.folder / "images", extractor, progress=progress)[0]
+        if save is None:
+            return map_
+        map_.save(save)
+        return Map.open(save)
+
+    def localizer(self, args: argparse.Namespace) -> Localizer:
+        """A localizer with the map and the weights that the command line names; the map is saved in the output folder."""
+        extractor = load_extractor(args.weights)
+        return Localizer(self.build_map(extractor, args.output / f"{self.name}.pixmap"), extractor)
+
+    def localize(self, localizer: Localizer, priors: str, queries: Sequence[Query] | None = None) -> list[QueryResult]:
+        """Localize the queries (or some) from priors of a size (see `priors`)."""
+        with show_progress(f"{self.name}: priors {priors}") as progress:
+            return localize_queries(localizer, self.queries if queries is None else queries, self.priors(priors), progress)
+
+    def errors(self, results: Sequence[QueryResult]) -> np.ndarray:
+        """Degrees, distance and share of the depth [N, 3] of each query; infinite without a pose."""
+        return np.array([self._error(r.name, r.camera_from_map) for r in results])
+
+    def _error(self, name: str, camera_from_map: torch.Tensor | None) -> tuple[float, float, float]:
+        if camera_from_map is None:
+            return (math.inf,) * 3
+        distance, angle = se3.pose_difference(se3.inverse(self.truth[name]), se3.inverse(camera_from_map))
+        return math.degrees(float(angle)), float(distance), float(distance) / self.depths[name]
+
+
+def medians(errors: np.ndarray) -> dict[str, float | None]:
+    """Medians of `Scene.errors`; None where they are infinite."""
+    names = ("median_deg", "median_distance", "median_depth")
+    return {name: float(v) if math.isfinite(v) else None for name, v in zip(names, np.median(errors, 0))}
+
+
+def recall(errors: np.ndarray, degrees: float, share: float) -> float:
+    """Share of `Scene.errors` within degrees and share of the depth."""
+    return float(((errors[:, 0] <= degrees) & (errors[:, 2] <= share)).mean())
+
+
+def tracked_nees(run: BagRun, left_out: Collection[int] = ()) -> np.ndarray:
+    """Normalized squared errors, float64 [N], of the frames given as TRACKING whose truth is known; left_out: stamps."""
+    tracked = (r for r in run.records if r.state is TrackState.TRACKING and r.map_from_base is not None)
+    stamps_ns = np.array([r.stamp_ns for r in tracked if r.stamp_ns not in left_out], np.int64)
+    poses, known = run.truth.at(stamps_ns, TRUTH_GAP_NS)
+    nees = absolute_errors(Trajectory(stamps_ns[known], poses[known]), run.estimate, tolerance_ns=0).nees
+    return np.empty(0) if nees is None else nees[np.isfinite(nees)]
+
+
+# ---- command line
+
+
+def parser(
+    doc: str, output: str, scenes: Sequence[str] | None = None, drives: bool = False, weights: bool = True
+) -> argparse.ArgumentParser:
+    """The arguments that all experiments on the data folder take.
+
+    Args:
+        doc: Description of the script.
+        output: Default of `--output`.
+        scenes: Default scenes; None for all.
+        drives: Whether its scenes are those with a drive, not those with queries.
+        weights: Whether it takes `--weights`.
+    """
+    result = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
+    result.add_argument("data", type=Path, help="folder of scenes")
+    result.add_argument("-o", "--output", type=Path, default=Path(output), metavar="DIR", help=f"results (default {output})")
+    what = "a drive" if drives else "queries"
+    default = " ".join(scenes or ()) or f"all with a map and {what}"
+    result.add_argument("--scenes", nargs="*", default=scenes, metavar="NAME", help=f"default: {default}")
+    if weights:
+        result.add_argument("--weights", default="compact", metavar="NAME|FILE", help="network (default compact)")
+    result.add_argument("--docs", type=Path, metavar="PAGE", help="also put the tables between their markers in this page")
+    if drives:
+        result.add_argument("--simulated", action="store_true", help="also a simulated drive of 40 s, made in the output folder")
+        result.add_argument("--simulations", nargs="*", type=Path, default=[], metavar="DIR", help="made by pixloc simulate")
+    return result
+
+
+def scenes_of(args: argparse.Namespace) -> list[Scene]:
+    """The scenes that the command line asks for. Raises `InputError` for one that is not there."""
+    names, drives = args.scenes, "simulations" in args
+    if names is None:
+        found = args.data.glob("*/drive" if drives else "*/queries")
+        names = sorted(path.parent.name for path in found if (path.parent / "map").is_dir())
+    folders = [args.data / name for name in names]
+    if drives:
+        folders += args.simulations
+    if drives and args.simulated:
+        folders.append(args.output / "simulated")
+        if not folders[-1].is_dir():
+            simulate(folders[-1], SimulationOptions(seconds=40.0))
+    for folder in folders:
+        if not (folder / "map").is_dir():
+            raise InputError(f"{folder} is no scene: give a folder of scenes, and names of scenes in it")
+    return [Scene(folder) for folder in folders]
+
+
+def map_stride(scene: Scene, args: argparse.Namespace) -> int:
+    """Of its drive, every so many-th image is in its map (0: none)."""
+    return MAP_STRIDE if scene.folder.parent == args.data else 0
+
+
+def save(args: argparse.Namespace, name: str, results: object, tables: Mapping[str, str]) -> None:
+    """Write NAME.json and NAME.md into the output folder: after each scene, so that a long run can be looked at."""
+    write_text(args.output / f"{name}.json", json.dumps(results, indent=1) + "\n")
+    write_text(args.output / f"{name}.md", "\n".join(tables.values()))
+
+
+def finish(args: argparse.Namespace, tables: Mapping[str, str]) -> int:
+    """Print the tables, and put them into the page where asked for.
+
+    Args:
+        args: Command line of `parser`.
+        tables: Markdown by the name of its markers, `<!-- NAME: begin -->` and `<!-- NAME: end -->`; "" for what is printed only.
+    """
+    print("\n".join(tables.values()))
+    for name, table in tables.items():
+        if args.docs and name:
+            write_section(args.docs, name, table)
+    return 0
+
+
+def end(main: Callable[[], int]) -> None:
+    """Run a script to its end; an `InputError` becomes one line and exit code 2."""
+    try:
+        sys.exit(main())
+    except InputError as error:
+        print(f"{Path(sys.argv[0]).stem}: error: {error}", file=sys.stderr)
+        sys.exit(2)
+
+
+# ---- rivals
+
+
+def add_rival_arguments(parser: argparse.ArgumentParser) -> None:
+    """--python and --harness: interpreter and folder of the benchmark harness that runs other systems."""
+    parser.add_argument("--python", metavar="PYTHON", help="interpreter with the packages of the benchmark harness")
+    parser.add_argument("--harness", type=Path, metavar="DIR", help="folder of the harness (default: DATA/../tools/peers)")
+
+
+def harness_folder(args: argparse.Namespace) -> Path:
+    """Raises `InputError` where it is not there."""
+    folder = args.harness or args.data / ".." / "tools" / "peers"
+    if not folder.is_dir():
+        raise InputError(f"no benchmark harness in {folder}: give --harness")
+    return folder
+
+
+def match_features(args: argparse.Namespace, scene: Scene, result: Path, *words: object) -> dict:
+    """What `matched_features.py` writes of a scene; words: its further options."""
+    script = Path(__file__).with_name("matched_features.py")
+    command = [args.python or sys.executable, "-W", "ignore", script, harness_folder(args), scene.folder, "-o", result]
+    command += ["--cache", args.output / "matched", "--threads", torch.get_num_threads(), *words]
+    # Threads that spin while they wait would slow down whatever else runs.
+    if subprocess.run(list(map(str, command)), env=os.environ | {"OMP_WAIT_POLICY": "PASSIVE"}).returncode:
+        raise InputError(f"matching features of {scene.name} failed: look at the messages above")
+    return json.loads(result.read_text())
