@@ -7,6 +7,7 @@ import argparse
 import json
 import subprocess
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -85,12 +86,13 @@ class Harness:
     """Runs the harness on a scene, on so many of its queries (0: all)."""
 
     def __init__(self, args: argparse.Namespace, scene: common.Scene, queries: int, result: Path) -> None:
-        self._command = [args.python or sys.executable, common.harness_folder(args) / "run.py", "--scene", scene.folder]
-        self._command += ["--cache", args.output / "cache", "--max-queries", queries, "--out", result]
+        self._args, self._words = args, ["--scene", scene.folder, "--cache", args.output / "cache"]
+        self._words += ["--max-queries", queries, "--out", result]
 
-    def run(self, *words: object, peers: tuple[str, ...] | list[str] = ()) -> None:
-        """words: further options."""
-        subprocess.run([*map(str, self._command), "--peers", *peers, *map(str, words)], check=True, stdout=subprocess.DEVNULL)
+    def run(self, *words: object, peers: Sequence[str] = ()) -> None:
+        """words: further options. Raises `InputError` where the harness is not there."""
+        command = [self._args.python or sys.executable, common.harness_folder(self._args) / "run.py", *self._words]
+        subprocess.run(list(map(str, (*command, "--peers", *peers, *words))), check=True, stdout=subprocess.DEVNULL)
 
     def export(self, export: Export) -> Export:
         """Have it write priors and queries, unless it has."""
