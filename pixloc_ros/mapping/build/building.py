@@ -180,7 +180,7 @@ def _assemble(source: PosedImages, keyframes: list[_Keyframe], extractor: Extrac
         for level in levels
     )
     track_length = np.bincount(observation_point, minlength=len(used))
-    cameras, camera_index = _unique_cameras([keyframe.camera for keyframe in keyframes])
+    cameras, camera_index = unique_cameras([keyframe.camera for keyframe in keyframes])
     images = [keyframe.image for keyframe in keyframes]
     return Map(
         name=source.name,
@@ -206,17 +206,12 @@ def _assemble(source: PosedImages, keyframes: list[_Keyframe], extractor: Extrac
     )
 
 
-def _unique_cameras(cameras: list[Camera]) -> tuple[list[Camera], list[int]]:
-    unique: dict[tuple, int] = {}
-    first: list[Camera] = []
-    indices = []
-    for camera in cameras:
-        key = (camera.model, camera.width, camera.height, *camera.params.tolist())
-        if key not in unique:
-            unique[key] = len(first)
-            first.append(camera)
-        indices.append(unique[key])
-    return first, indices
+def unique_cameras(cameras: list[Camera]) -> tuple[list[Camera], list[int]]:
+    """Each camera once, and which of them each was, by index."""
+    keys = [(camera.model, camera.width, camera.height, *camera.params.tolist()) for camera in cameras]
+    unique = {key: camera for key, camera in zip(reversed(keys), reversed(cameras))}
+    number = {key: k for k, key in enumerate(dict.fromkeys(keys))}
+    return [unique[key] for key in number], [number[key] for key in keys]
 
 
 def descriptor_agreement(descriptors: np.ndarray, point: np.ndarray, track_length: np.ndarray) -> np.ndarray:

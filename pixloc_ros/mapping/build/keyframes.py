@@ -1,9 +1,10 @@
 # Copyright the pixloc_ros authors. SPDX-License-Identifier: Apache-2.0
-"""Which images of a drive become keyframes: one for every stretch over which the picture stays much the same."""
+"""Which images with poses become keyframes: one for every stretch over which the picture stays much the same."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 
 import cv2
 import numpy as np
@@ -12,6 +13,7 @@ import torch
 from ...errors import InputError
 from ...geometry import se3
 from ...geometry.cameras import Camera
+from ...io.images import load_grey
 
 _SMALL_SIDE_PX = 320
 _CORNERS, _FEWEST_CORNERS = 300, 20
@@ -22,10 +24,15 @@ _FLOW_RETURN_PX = 1.0
 
 @dataclass(frozen=True, eq=False)
 class PosedFrame:
-    """One image of a drive with its pose.
+    """One image with its pose.
 
-    image: uint8 [H, W] or [H, W, 3] RGB, of the camera's size. map_from_camera: float64 [4, 4]. depth: float32 [H, W]
-    metres along the optical axis, 0 where unknown, as this camera saw it at this stamp; None without a depth camera.
+    Attributes:
+        stamp_ns: Time of acquisition.
+        image: uint8 [H, W] or [H, W, 3] RGB, of the camera's size.
+        camera: Its calibration.
+        map_from_camera: float64 [4, 4].
+        depth: float32 [H, W] metres along the optical axis, 0 where unknown, as this camera saw it at this stamp; None without a
+            depth camera.
     """
 
     stamp_ns: int
@@ -35,11 +42,47 @@ class PosedFrame:
     depth: np.ndarray | None = None
 
 
+@dataclass(frozen=True, eq=False)
+class KeyframeImages:
+    """Images of keyframes, as files.
+
+    Attributes:
+        paths: [K].
+        cameras: [K].
+        map_from_camera: float64 [K, 4, 4].
+        masks: An image file, or a folder of those named like the keyframes, white where points may be; None for everywhere.
+    """
+
+    paths: list[Path]
+    cameras: list[Camera]
+    map_from_camera: torch.Tensor
+    masks: Path | None = None
+
+    def __post_init__(self) -> None:
+        if self.masks is not None and not Path(self.masks).exists():
+            raise InputError(f"no mask {self.masks}: give an image, or a folder of images named like the keyframes")
+
+    def grey(self, k: int) -> np.ndarray:
+        """uint8 [H, W]. Raises `InputError` as `load_grey`."""
+        return load_grey(self.paths[k], self.cameras[k])
+
+    def mask(self, k: int) -> np.ndarray | None:
+        """bool [H, W], where points may be; None where there is no mask for this image."""
+        if self.masks is None:
+            return None
+        path = self.masks / self.paths[k].name if self.masks.is_dir() else self.masks
+        return load_grey(path, self.cameras[k]) > 127 if path.is_file() else None
+
+
 @dataclass(frozen=True)
 class KeyframeOptions:
-    """A keyframe stands for the frames in which, since the first of them, the picture has shifted by at most `shift` of its
-    width (median of tracked corners), at least `overlap` of the corners are still in sight and the camera has turned by at
-    most `turn_rad`. A camera that has moved by less than `still` (metres, radians) stands still, whatever moves before it.
+    """Which frames one keyframe stands for: those that, since the first of them, are within these limits.
+
+    Attributes:
+        shift: By how much the picture has shifted at most, as a share of its width (median of tracked corners).
+        overlap: Least share of the corners that are still in sight.
+        turn_rad: By how much the camera has turned at most.
+        still: Metres and radians. A camera that has moved by less stands still, whatever moves before it.
     """
 
     shift: float = 0.03
@@ -53,16 +96,18 @@ class KeyframeOptions:
 
 
 class KeyframeSelector:
-    """Takes the frames of a drive in the order of time and gives back those to keep: the sharpest of each stretch.
+    """Takes frames in the order of time and gives back those to keep: the sharpest of each stretch.
 
     What is chosen in a stretch depends on its frames alone, so work can begin again at any stretch's first frame.
-    blank: frames without corners, which cannot become keyframes.
+
+    Attributes:
+        blank: Frames without corners, which cannot become keyframes.
     """
 
-    def __init__(self, options: KeyframeOptions = KeyframeOptions()) -> None:
+    def __init__(self, options: KeyframeOptions = KeyframeOptions(), blank: int = 0) -> None:
         self._options = options
         self._stretch: _Stretch | None = None
-        self.blank = 0
+        self.blank = blank
 
     def feed(self, frame: PosedFrame) -> PosedFrame | None:
         """The keyframe of the stretch that this frame puts an end to, if it does."""

@@ -1,5 +1,5 @@
 # Copyright the pixloc_ros authors. SPDX-License-Identifier: Apache-2.0
-"""Maps from a drive: images with poses in the order of time, as a rosbag holds them.
+"""Maps from images with poses in the order of time, as a rosbag holds them.
 
 Steps, each kept in the work folder until the map is written: keyframes; points, by triangulation or from depth; features.
 """
@@ -7,7 +7,6 @@ Steps, each kept in the work folder until the map is written: keyframes; points,
 from __future__ import annotations
 
 import json
-from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -20,28 +19,31 @@ from ...errors import InputError
 from ...features import Extractor
 from ...geometry.cameras import Camera
 from ...io.depth import without_edges
-from ...io.images import load_grey
 from ...io.work_folder import WorkFolder
 from ..map_file import Map
 from ..statistics import coverage
 from .building import BuildReport, PosedImages, Progress, build_map
 from .depth_points import DepthKeyframe, find_points
-from .keyframes import KeyframeOptions, KeyframeSelector, PosedFrame
+from .keyframes import KeyframeImages, KeyframeOptions, KeyframeSelector, PosedFrame
 from .triangulation import TriangulationOptions, triangulate
 
-DEPTH_UNITS_PER_METRE = 1000.0
-"""Of the depth images in the work folder."""
+_DEPTH_UNITS_PER_METRE = 1000.0  # of the depth images in the work folder
 _FEWEST_KEYFRAMES = 2
 _POOR_KEYFRAME = 50
 
 FrameSource = Callable[[Callable[[int], bool]], Iterable[PosedFrame]]
-"""Called with what says which stamps are still wanted; yields frames in the order of time."""
+"""Called with a function that says which stamps are still wanted; yields frames in the order of time."""
 
 
 @dataclass(frozen=True)
 class PosedMapOptions:
-    """mask: an image file, or a folder of those named like the keyframes; black is left out. keyframes, triangulation: see
-    there."""
+    """How a map is made of images with poses.
+
+    Attributes:
+        mask: An image file, or a folder of those named like the keyframes; nothing black in them gives points.
+        keyframes: See there.
+        triangulation: See there.
+    """
 
     mask: Path | None = None
     keyframes: KeyframeOptions = KeyframeOptions()
@@ -54,13 +56,21 @@ class PosedMapOptions:
 
 @dataclass(frozen=True)
 class PosedMapReport:
-    """How good a map of a drive is.
+    """How good a map of images with poses is.
 
-    images: given with a pose. keyframes, points, observations: of the map. points_per_keyframe: 5th percentile, median.
-    coverage: share of the cells of an 8x6 grid over the image that hold a point, median over keyframes. poor_keyframes:
-    names of those with fewer than 50 points. reprojection_px: median and 95th percentile of the observations' distance from
-    the projection, image pixels; None with depth. descriptor_consistency: median of the points' quality. length_m: of the path
-    through the keyframes. rejected: points and frames left out, by reason. build: of the features.
+    Attributes:
+        images: Given with a pose.
+        keyframes: Of the map.
+        points: Of the map.
+        observations: Of the map.
+        points_per_keyframe: 5th percentile and median.
+        coverage: Share of the cells of an 8x6 grid over the image that hold a point, median over keyframes.
+        poor_keyframes: Names of those with fewer than 50 points.
+        reprojection_px: Median and 95th percentile of the observations' distance from the projection, pixels; None with depth.
+        descriptor_consistency: Median of the points' quality.
+        length_m: Of the path through the keyframes.
+        rejected: Points and frames left out, by reason.
+        build: Of the features.
     """
 
     images: int
@@ -82,6 +92,23 @@ class PosedMapReport:
 
 
 @dataclass(frozen=True, eq=False)
+class PosedPoints:
+    """Keyframes, their images in the work folder, and the points they see.
+
+    Attributes:
+        source: All of it.
+        images: How many were given with a pose.
+        rejected: Points and frames left out, by reason.
+        error_px: float64 [M], of the observations; None with depth.
+    """
+
+    source: PosedImages
+    images: int
+    rejected: dict[str, int]
+    error_px: np.ndarray | None
+
+
+@dataclass(frozen=True, eq=False)
 class _Keyframe:
     name: str
     stamp_ns: int
@@ -99,26 +126,23 @@ def build_map_from_posed_frames(
     name: str = "drive",
     progress: Progress | None = None,
 ) -> tuple[Map, PosedMapReport]:
-    """Map of a drive.
+    """Map of images with poses. Points come from depth where the keyframes have it, else from triangulation.
 
-    frames: called once; gives the images of known pose. work: the work folder, for the same frames and options as before.
-    Points come from depth where the keyframes have it, else from triangulation. Raises InputError where fewer than two
-    keyframes come out, or no points.
+    Args:
+        frames: Called once.
+        extractor: Makes the features.
+        work: The work folder, for the same frames and options as before.
+        options: See there.
+        working_side: As of `build_map`.
+        name: The map's.
+        progress: As of `build_map`.
+
+    Raises:
+        InputError: Fewer than two keyframes come out, or no points.
     """
     posed = points_of_posed_frames(frames, work, options, name, progress)
     map_, build = build_map(posed.source, extractor, working_side, progress, work)
     return map_, _report(map_, build, posed)
-
-
-@dataclass(frozen=True, eq=False)
-class PosedPoints:
-    """Keyframes of a drive, their images in the work folder, and the points they see. images: given with a pose. rejected:
-    points and frames left out, by reason. error_px: of the observations, None with depth."""
-
-    source: PosedImages
-    images: int
-    rejected: dict[str, int]
-    error_px: np.ndarray | None
 
 
 def points_of_posed_frames(
@@ -129,27 +153,23 @@ def points_of_posed_frames(
     progress: Progress | None = None,
 ) -> PosedPoints:
     """All of a map but its features; arguments and errors as of `build_map_from_posed_frames`."""
-    keyframes, images, rejected = _choose_keyframes(frames, work, options.keyframes, progress)
-    paths = [work.path(f"images/{keyframe.name}") for keyframe in keyframes]
-    poses = torch.stack([keyframe.map_from_camera for keyframe in keyframes])
-    cameras = [keyframe.camera for keyframe in keyframes]
-    masks, error = _Masks(options.mask), None
+    keyframes, count, rejected = _choose_keyframes(frames, work, options.keyframes, progress)
+    paths, cameras = [work.path(f"images/{keyframe.name}") for keyframe in keyframes], [k.camera for k in keyframes]
+    images = KeyframeImages(paths, cameras, torch.stack([k.map_from_camera for k in keyframes]), options.mask)
+    error = None
     if all(keyframe.depth for keyframe in keyframes):
-        xyz, image, point = _points_from_depth(keyframes, paths, work, masks)
+        found = work.arrays("points", lambda: _points_from_depth(images, work))
+        xyz, image, point = (found[name] for name in ("xyz", "image", "point"))
+        if not len(point):
+            raise InputError("the depth images give no point: check that depth is aligned with the images and in metres or mm")
     else:
-
-        def load(k: int) -> np.ndarray:
-            return load_grey(paths[k], cameras[k])
-
-        def load_mask(k: int) -> np.ndarray | None:
-            return masks.load(paths[k].name, cameras[k])
-
-        points = triangulate(load, load_mask, cameras, poses, work, options.triangulation, progress)
+        points = triangulate(images, work, options.triangulation, progress)
         xyz, image, point, error = points.xyz, points.observation_image, points.observation_point, points.error_px
-        rejected.update(points.rejected)
+        rejected |= points.rejected
     stamps = np.array([keyframe.stamp_ns for keyframe in keyframes], np.int64)
-    source = PosedImages(name, paths, [keyframe.name for keyframe in keyframes], cameras, poses, stamps, xyz, image, point)
-    return PosedPoints(source, images, {reason: count for reason, count in rejected.items() if count}, error)
+    names = [keyframe.name for keyframe in keyframes]
+    source = PosedImages(name, paths, names, cameras, images.map_from_camera, stamps, xyz, image, point)
+    return PosedPoints(source, count, {reason: number for reason, number in rejected.items() if number}, error)
 
 
 # ---- keyframes
@@ -157,59 +177,55 @@ def points_of_posed_frames(
 
 def _choose_keyframes(
     frames: FrameSource, work: WorkFolder, options: KeyframeOptions, progress: Progress | None
-) -> tuple[list[_Keyframe], int, Counter]:
+) -> tuple[list[_Keyframe], int, dict[str, int]]:
     """The keyframes, their images in the work folder; the number of images with a pose; what was left out.
 
-    Every keyframe is written down with the stamp of the frame at which its stretch ended: where the choice goes on.
+    Every keyframe is stored with the stamp of the frame at which its stretch ended: where the choice goes on.
     """
     keyframes: list[_Keyframe] = []
-    images, blank, since, whole = 0, 0, -1, False
+    state = {"images": 0, "blank": 0, "next_stamp_ns": -1, "last": False}
     while (path := work.path(f"keyframes/{len(keyframes):06d}.json")).is_file():
-        stored = json.loads(path.read_text())
-        images, blank, since, whole = stored["images"], stored["blank"], stored["next_stamp_ns"], stored["last"]
-        keyframes.append(_keyframe_of(stored))
-    if not whole:
-        selector = KeyframeSelector(options)
-        selector.blank = blank
-
+        state = json.loads(path.read_text())
+        keyframes.append(_keyframe_of(state))
+    images, since = state["images"], state["next_stamp_ns"]
+    selector = KeyframeSelector(options, state["blank"])
+    if not state["last"]:
         frame = None
         for frame in frames(lambda stamp_ns: stamp_ns >= since):
             if progress:
                 progress(len(keyframes), images, "keyframes of images read")
-            done = selector.feed(frame)
+            blank, done = selector.blank, selector.feed(frame)
             if done is not None:
                 # The frame that ended the stretch is counted with the next one.
-                keyframes.append(_store(done, len(keyframes), work, images, blank, frame.stamp_ns, False))
-            images, blank = images + 1, selector.blank
+                state = {"images": images, "blank": blank, "next_stamp_ns": frame.stamp_ns, "last": False}
+                keyframes.append(_store(done, len(keyframes), work, state))
+            images += 1
         done = selector.finish()
         if done is not None:
-            keyframes.append(_store(done, len(keyframes), work, images, blank, frame.stamp_ns, True))
+            state = {"images": images, "blank": selector.blank, "next_stamp_ns": frame.stamp_ns, "last": True}
+            keyframes.append(_store(done, len(keyframes), work, state))
     if len(keyframes) < _FEWEST_KEYFRAMES:
         raise InputError(
             f"{images} images with a pose give {len(keyframes)} keyframes, a map needs {_FEWEST_KEYFRAMES}: check that the "
             "camera moves and that the poses cover the images"
         )
-    return keyframes, images, Counter({"blank images": blank} if blank else {})
+    return keyframes, images, {"blank images": selector.blank}
 
 
-def _store(frame: PosedFrame, number: int, work: WorkFolder, images: int, blank: int, following: int, last: bool) -> _Keyframe:
-    name = f"{frame.stamp_ns}.png"
+def _store(frame: PosedFrame, number: int, work: WorkFolder, state: dict) -> _Keyframe:
+    name, camera = f"{frame.stamp_ns}.png", frame.camera
     image = frame.image if frame.image.ndim == 2 else cv2.cvtColor(frame.image, cv2.COLOR_RGB2BGR)
     work.write(f"images/{name}", lambda path: _write_png(path, image))
     if frame.depth is not None:
-        units = np.clip(np.round(frame.depth * DEPTH_UNITS_PER_METRE), 0, 65535).astype(np.uint16)
+        units = np.clip(np.round(frame.depth * _DEPTH_UNITS_PER_METRE), 0, 65535).astype(np.uint16)
         work.write(f"depth/{name}", lambda path: _write_png(path, units))
-    camera = frame.camera
     stored = {
         "name": name,
         "stamp_ns": frame.stamp_ns,
         "map_from_camera": frame.map_from_camera.tolist(),
         "camera": [camera.model, camera.width, camera.height, camera.params.tolist()],
         "depth": frame.depth is not None,
-        "images": images,
-        "blank": blank,
-        "next_stamp_ns": following,
-        "last": last,
+        **state,
     }
     work.write(f"keyframes/{number:06d}.json", lambda path: path.write_text(json.dumps(stored)))
     return _keyframe_of(stored)
@@ -217,59 +233,27 @@ def _store(frame: PosedFrame, number: int, work: WorkFolder, images: int, blank:
 
 def _keyframe_of(stored: dict) -> _Keyframe:
     model, width, height, params = stored["camera"]
-    return _Keyframe(
-        stored["name"],
-        stored["stamp_ns"],
-        Camera(model, width, height, torch.tensor(params, dtype=torch.float64)),
-        torch.tensor(stored["map_from_camera"], dtype=torch.float64),
-        stored["depth"],
-    )
+    camera = Camera(model, width, height, torch.tensor(params, dtype=torch.float64))
+    pose = torch.tensor(stored["map_from_camera"], dtype=torch.float64)
+    return _Keyframe(stored["name"], stored["stamp_ns"], camera, pose, stored["depth"])
 
 
 def _write_png(path: Path, image: np.ndarray) -> None:
     if not cv2.imwrite(str(path), image, [cv2.IMWRITE_PNG_COMPRESSION, 1]):
-        raise InputError(f"cannot write {path}: give a place that is writable and has room")
+        raise InputError(f"cannot write {path}: choose a place that is writable and has room")
 
 
-# ---- points
-
-
-class _Masks:
-    """Where points may be: white in the mask's images."""
-
-    def __init__(self, path: Path | None) -> None:
-        self._path = path
-        if path is not None and not Path(path).exists():
-            raise InputError(f"no mask {path}: give an image, or a folder of images named like the keyframes")
-
-    def load(self, name: str, camera: Camera) -> np.ndarray | None:
-        """bool [H, W], or None where there is none for this image."""
-        if self._path is None:
-            return None
-        path = self._path / name if self._path.is_dir() else self._path
-        return load_grey(path, camera) > 127 if path.is_file() else None
-
-
-def _points_from_depth(
-    keyframes: list[_Keyframe], paths: list[Path], work: WorkFolder, masks: _Masks
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    def find() -> dict[str, np.ndarray]:
-        camera, loaded = keyframes[0].camera, []
-        for keyframe, path in zip(keyframes, paths):
-            if not torch.equal(keyframe.camera.params, camera.params):
-                raise InputError("the calibration changes within the bag: a map from depth needs one; cut the bag there")
-            units = cv2.imread(str(work.path(f"depth/{keyframe.name}")), cv2.IMREAD_UNCHANGED)
-            depth = without_edges((units / np.float32(DEPTH_UNITS_PER_METRE)).astype(np.float32))
-            mask = masks.load(keyframe.name, camera)
-            if mask is not None:
-                depth[~mask] = 0
-            loaded.append(DepthKeyframe(keyframe.map_from_camera, load_grey(path, camera), depth))
-        return dict(zip(("xyz", "image", "point"), find_points(loaded, camera)))
-
-    found = work.arrays("points", find)
-    if not len(found["point"]):
-        raise InputError("the depth images give no point: check that depth is aligned with the images and in metres or mm")
-    return found["xyz"], found["image"], found["point"]
+def _points_from_depth(images: KeyframeImages, work: WorkFolder) -> dict[str, np.ndarray]:
+    camera, keyframes = images.cameras[0], []
+    for k, path in enumerate(images.paths):
+        if not torch.equal(images.cameras[k].params, camera.params):
+            raise InputError("the calibration changes within the bag: a map from depth needs one; cut the bag there")
+        units = cv2.imread(str(work.path(f"depth/{path.name}")), cv2.IMREAD_UNCHANGED)
+        depth, mask = without_edges((units / np.float32(_DEPTH_UNITS_PER_METRE)).astype(np.float32)), images.mask(k)
+        if mask is not None:
+            depth[~mask] = 0
+        keyframes.append(DepthKeyframe(images.map_from_camera[k], images.grey(k), depth))
+    return dict(zip(("xyz", "image", "point"), find_points(keyframes, camera)))
 
 
 # ---- report

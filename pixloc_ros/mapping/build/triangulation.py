@@ -1,20 +1,15 @@
 # Copyright the pixloc_ros authors. SPDX-License-Identifier: Apache-2.0
 """Points by triangulation against known poses.
 
-SIFT features are matched where the poses allow it, pycolmap (COLMAP's own code; an optional dependency) makes points of
-the matches, and every point is then looked for as a patch in all keyframes that should see it: that gives positions to a
-fraction of a pixel, more observations, and tells what stands still. A thing that moves is found where it should be by
-few of the keyframes.
+SIFT features are matched where the poses allow it, pycolmap (COLMAP's own code; an optional dependency) makes points of the
+matches, and every point is then searched for as a patch in all keyframes that should see it. That gives positions to a fraction
+of a pixel and more observations, and tells what stands still: a thing that moves is found where it should be by few keyframes.
 """
 
 from __future__ import annotations
 
-import tempfile
-from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 
-import cv2
 import numpy as np
 import torch
 from scipy.spatial import cKDTree
@@ -24,16 +19,12 @@ from ...geometry import se3
 from ...geometry.cameras import Camera
 from ...io.work_folder import WorkFolder
 from .building import Progress
+from .keyframes import KeyframeImages
+from .matching import Matcher, MatchingOptions, colmap_tracks, pixel_scale, require_pycolmap
+from .observations import project, reprojection_errors, rows_by_image
 from .patch_tracks import SurfacePatches, cut_patches, neighbours, patch_pixels, refine_points, track_patches
 from .point_uncertainty import expected_error, surest_points
 
-_SIFT_CONTRAST = 0.005
-_EPIPOLAR_PX = 2.0
-_RATIO, _LEAST_COSINE = 0.85, 0.7
-_NEAREST = 0.1  # of the scene's depth: nothing is looked for nearer
-_FEWEST_MATCHES = 8
-_LARGEST_TURN_COSINE = 0.5
-_WORKING_SIDE_PX = 640.0  # thresholds in pixels are meant for images of this side
 _POINT_DEPTH_SIGMA = 0.5
 _SEEN_ANGLE_COSINE, _SEEN_SCALE = float(np.cos(np.radians(20.0))), 1.6
 _PATCH_BORDER_PX = 8
@@ -43,18 +34,17 @@ _SURFACE_STIFFNESS = 10.0  # square pixels: what the fit must outweigh
 
 
 @dataclass(frozen=True)
-class TriangulationOptions:
-    """features: SIFT features per image at most. neighbours: keyframes that each is matched with. min_angle_deg: least
-    angle between two rays of a point. max_error_px: largest reprojection error, for images of 640 pixels. min_seen: a point
-    is a thing that moved where no more than this share of the keyframes that should see it find it, or twice that where only
-    two do; 0 believes all. look: keyframes around in which a point is looked for. surest: a point stays where it is among so many
-    of the surest of a keyframe, spread over its image; 0 keeps all.
+class TriangulationOptions(MatchingOptions):
+    """How points are triangulated.
+
+    Attributes:
+        features, neighbours, min_angle_deg, max_error_px: As of `MatchingOptions`.
+        min_seen: A point is a thing that moved where no more than this share of the keyframes that should see it find it, or
+            twice that where only two do; 0 believes all.
+        look: Keyframes around in which a point is searched for.
+        surest: A point stays where it is among so many of the surest of a keyframe, spread over its image; 0 keeps all.
     """
 
-    features: int = 4000
-    neighbours: int = 12
-    min_angle_deg: float = 1.0
-    max_error_px: float = 3.0
     min_seen: float = 0.2
     look: int = 24
     surest: int = 200
@@ -70,8 +60,15 @@ class TriangulationOptions:
 
 @dataclass(frozen=True, eq=False)
 class Triangulation:
-    """xyz float64 [P, 3], map frame. observation_image, observation_point int64 [M], each pair once. error_px float64 [M]:
-    distance between observation and projection. rejected: points left out, by reason."""
+    """Points and their observations.
+
+    Attributes:
+        xyz: float64 [P, 3], map frame.
+        observation_image: int64 [M].
+        observation_point: int64 [M], each pair once.
+        error_px: float64 [M], distance between observation and projection.
+        rejected: Points left out, by reason.
+    """
 
     xyz: np.ndarray
     observation_image: np.ndarray
@@ -80,42 +77,33 @@ class Triangulation:
     rejected: dict[str, int]
 
 
-def require_pycolmap():
-    """The module. Raises InputError where it is not installed."""
-    try:
-        import pycolmap
-    except ImportError:
-        raise InputError(
-            "points are triangulated by pycolmap, which is not installed: python3 -m pip install 'pixloc_ros[sfm]' "
-            "(or use a bag with a depth topic)"
-        ) from None
-    return pycolmap
-
-
 def triangulate(
-    load_grey: Callable[[int], np.ndarray],
-    load_mask: Callable[[int], np.ndarray | None],
-    cameras: list[Camera],
-    map_from_camera: torch.Tensor,
+    images: KeyframeImages,
     work: WorkFolder,
     options: TriangulationOptions = TriangulationOptions(),
     progress: Progress | None = None,
 ) -> Triangulation:
     """Points of images with known poses.
 
-    load_grey: image by number, uint8 [H, W], of its camera's size. load_mask: bool [H, W], where points may be, or None.
-    cameras: per image. map_from_camera: float64 [K, 4, 4], in the order of time. work: keeps features and matches.
+    Args:
+        images: In the order of time.
+        work: Keeps features and matches.
+        options: See there.
+        progress: As of `build_map`.
 
-    Raises InputError where pycolmap is missing or no points come out.
+    Raises:
+        InputError: pycolmap is missing, or no points come out.
     """
     require_pycolmap()
-    matcher = _Matcher(load_grey, load_mask, cameras, map_from_camera, work, options)
+    matcher = Matcher(images, work, options)
     depth = matcher.scene_depth(progress)
+    if not depth > 0:
+        raise _no_points()
     matcher.match(depth, progress)
-    tracks = work.arrays("tracks", lambda: _colmap_tracks(matcher, options))
+    tracks = work.arrays("tracks", lambda: colmap_tracks(matcher))
     if not len(tracks["xyz"]):
         raise _no_points()
-    return _look_for(tracks, load_grey, cameras, map_from_camera, depth, options, progress)
+    return _search(tracks, images, depth, options, progress)
 
 
 def _no_points() -> InputError:
@@ -125,261 +113,77 @@ def _no_points() -> InputError:
     )
 
 
-class _Matcher:
-    """Features of the images and their matches, kept in the work folder."""
+@dataclass(frozen=True, eq=False)
+class _Found:
+    """Where patches were found: image, point [M] and pixel [M, 2]. expected: image and point [V] of every pair in which the point
+    should be seen. times [P]: in how many of those it was found or matched."""
 
-    def __init__(self, load_grey, load_mask, cameras, map_from_camera, work, options) -> None:
-        self.load_grey, self.load_mask, self.cameras, self.work, self.options = (load_grey, load_mask, cameras, work, options)
-        self.poses = map_from_camera.numpy()
-        self.count = len(self.poses)
-        self._features: dict[int, tuple[np.ndarray, np.ndarray, np.ndarray]] = {}
-        self.pairs: dict[tuple[int, int], np.ndarray] = {}
-
-    def features(self, k: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Pixels [n, 2], unit rays [n, 3] in the camera frame, descriptors float32 [n, 128] of unit length."""
-        if k not in self._features:
-            if len(self._features) > 4 * self.options.neighbours:
-                self._features.pop(next(iter(self._features)))
-            stored = self.work.arrays(f"features/{k:06d}", lambda: self._extract(k))
-            pixels = stored["pixels"].astype(np.float64)
-            rays, _ = self.cameras[k].unproject(torch.from_numpy(pixels))
-            rays = torch.nn.functional.normalize(rays, dim=1).numpy()
-            # Hellinger's kernel in place of the plain one (RootSIFT).
-            descriptors = np.sqrt(stored["descriptors"].astype(np.float32))
-            descriptors /= np.maximum(np.linalg.norm(descriptors, axis=1, keepdims=True), 1e-6)
-            self._features[k] = pixels, rays, descriptors
-        return self._features[k]
-
-    def _extract(self, k: int) -> dict[str, np.ndarray]:
-        mask = self.load_mask(k)
-        sift = _sift(self.options.features)
-        keypoints, descriptors = sift.detectAndCompute(self.load_grey(k), None if mask is None else mask.astype(np.uint8))
-        pixels = np.array([keypoint.pt for keypoint in keypoints], np.float32).reshape(-1, 2)
-        if descriptors is None:
-            descriptors = np.empty((0, 128))
-        _, first = np.unique(pixels, axis=0, return_index=True)  # one of several directions of the same spot
-        return {"pixels": pixels[first], "descriptors": descriptors[first].astype(np.uint8)}
-
-    def scene_depth(self, progress: Progress | None) -> float:
-        """Median distance of points between keyframes that follow each other, metres."""
-
-        def measure() -> dict[str, np.ndarray]:
-            depths = []
-            for k in range(self.count - 1):
-                if progress:
-                    progress(k, self.count, "features")
-                depths.append(self._depths(k, k + 1, self._matches(k, k + 1, None)))
-            depths = np.concatenate(depths) if depths else np.empty(0)
-            return {"depth": np.array(np.median(depths) if len(depths) else 0.0)}
-
-        depth = float(self.work.arrays("depth", measure)["depth"])
-        if not depth > 0:
-            raise _no_points()
-        return depth
-
-    def match(self, depth: float, progress: Progress | None) -> None:
-        """Match each keyframe with those around it."""
-        near = neighbours(torch.from_numpy(self.poses), depth, self.options.neighbours + 1)
-        for k in range(self.count):
-            if progress:
-                progress(k, self.count, "matching")
-            # Nearness is not mutual: a pair belongs to its later image.
-            earlier = sorted({n for n in near[k] if n < k} | {n for n in range(k) if k in near[n]})
-            earlier = [n for n in earlier if self.poses[k][:3, 2] @ self.poses[n][:3, 2] > _LARGEST_TURN_COSINE]
-            stored = self.work.arrays(f"matches/{k:06d}", lambda k=k, earlier=earlier: self._match(k, earlier, depth))
-            for n in earlier:
-                self.pairs[n, k] = stored[str(n)]
-
-    def _match(self, k: int, earlier: list[int], depth: float) -> dict[str, np.ndarray]:
-        return {str(n): self._matches(n, k, depth).astype(np.int32) for n in earlier}
-
-    def _matches(self, a: int, b: int, depth: float | None) -> np.ndarray:
-        """Rows [m, 2] of features of two images that look alike and lie where the poses allow it.
-
-        Allowed is what lies near the epipolar plane of the other and not beyond where the nearest point could be.
-        """
-        (_, rays_a, descriptors_a), (_, rays_b, descriptors_b) = self.features(a), self.features(b)
-        if not (len(rays_a) and len(rays_b)):
-            return np.empty((0, 2), np.int64)
-        b_from_a = np.linalg.inv(self.poses[b]) @ self.poses[a]
-        turned = rays_a @ b_from_a[:3, :3].T
-        baseline = float(np.linalg.norm(b_from_a[:3, 3]))
-        tolerance = (
-            _EPIPOLAR_PX * _pixel_scale(self.cameras[b]) / float(min(c.params[0] for c in (self.cameras[a], self.cameras[b])))
-        )
-        likeness = descriptors_a @ descriptors_b.T
-        if baseline > 1e-6:
-            direction = b_from_a[:3, 3] / baseline
-            normal_a, normal_b = np.cross(direction, turned), np.cross(direction, rays_b)
-            volume = normal_a @ rays_b.T
-            limit_a = np.maximum(np.linalg.norm(normal_a, axis=1), 1e-6)[:, None] * tolerance
-            limit_b = np.maximum(np.linalg.norm(normal_b, axis=1), 1e-6)[None] * tolerance
-            likeness[np.abs(volume) > np.minimum(limit_a, limit_b)] = -1.0
-        if depth is not None:
-            reach = min(np.arctan2(baseline, _NEAREST * depth) + tolerance, np.pi)
-            likeness[turned @ rays_b.T < np.cos(reach)] = -1.0
-        best_b = likeness.argmax(1)
-        rows = np.arange(len(best_b))
-        best = likeness[rows, best_b]
-        mutual = likeness.argmax(0)[best_b] == rows
-        likeness[rows, best_b] = -1.0
-        second = likeness.max(1)
-        near, far = np.sqrt(np.maximum(2 - 2 * best, 0)), np.sqrt(np.maximum(2 - 2 * second, 0))
-        good = mutual & (best > _LEAST_COSINE) & (near < _RATIO * far)
-        return np.stack((rows[good], best_b[good]), 1)
-
-    def _depths(self, a: int, b: int, matches: np.ndarray) -> np.ndarray:
-        """Distances from image b of matched features that are seen under at least a degree."""
-        b_from_a = np.linalg.inv(self.poses[b]) @ self.poses[a]
-        ray_a = self.features(a)[1][matches[:, 0]] @ b_from_a[:3, :3].T
-        ray_b = self.features(b)[1][matches[:, 1]]
-        cosine = (ray_a * ray_b).sum(1)
-        # The nearest points of two lines: from b's centre along ray_b, from a's along ray_a.
-        along_a, along_b = ray_a @ b_from_a[:3, 3], ray_b @ b_from_a[:3, 3]
-        sine_squared = np.maximum(1 - cosine**2, 1e-12)
-        distance = (along_b - cosine * along_a) / sine_squared
-        return distance[(sine_squared > np.sin(np.radians(1.0)) ** 2) & (distance > 0)]
+    image: np.ndarray
+    point: np.ndarray
+    pixel: np.ndarray
+    expected: tuple[np.ndarray, np.ndarray]
+    times: np.ndarray
 
 
-def _sift(features: int):
-    try:
-        return cv2.SIFT_create(features, 3, _SIFT_CONTRAST, enable_precise_upscale=True)
-    except TypeError:  # OpenCV before 4.8: positions a quarter of a pixel off, which the search for patches mends
-        return cv2.SIFT_create(features, 3, _SIFT_CONTRAST)
-
-
-def _pixel_scale(camera: Camera) -> float:
-    return max(1.0, max(camera.width, camera.height) / _WORKING_SIDE_PX)
-
-
-def _colmap_tracks(matcher: _Matcher, options: TriangulationOptions) -> dict[str, np.ndarray]:
-    """Points that COLMAP makes of the matches: xyz [P, 3]; image and point [M] of their observations."""
-    pycolmap = require_pycolmap()
-    pycolmap.logging.minloglevel = pycolmap.logging.ERROR.value if hasattr(pycolmap.logging, "ERROR") else 2
-    with tempfile.TemporaryDirectory(dir=matcher.work.folder) as folder:
-        database = pycolmap.Database.open(str(Path(folder) / "database.db"))
-        model = pycolmap.Reconstruction()
-        numbers: dict[tuple, int] = {}
-        for k, camera in enumerate(matcher.cameras):
-            name, params = camera.to_colmap()
-            key = (name, camera.width, camera.height, *params)
-            if key not in numbers:
-                numbers[key] = number = len(numbers) + 1
-                colmap_camera = pycolmap.Camera(
-                    camera_id=number, model=name, width=camera.width, height=camera.height, params=params
-                )
-                model.add_camera_with_trivial_rig(colmap_camera)
-                database.write_camera(colmap_camera, use_camera_id=True)
-                database.write_rig(model.rigs[number], use_rig_id=True)
-            pixels = matcher.features(k)[0] + 0.5  # COLMAP's pixel (0, 0) is a corner
-            image = pycolmap.Image(
-                f"{k:06d}", points2D=[pycolmap.Point2D(p) for p in pixels], camera_id=numbers[key], image_id=k + 1
-            )
-            camera_from_map = np.linalg.inv(matcher.poses[k])
-            model.add_image_with_trivial_frame(
-                image, pycolmap.Rigid3d(pycolmap.Rotation3d(camera_from_map[:3, :3]), camera_from_map[:3, 3])
-            )
-            database.write_frame(model.frames[k + 1], use_frame_id=True)
-            database.write_image(model.images[k + 1], use_image_id=True)
-            database.write_keypoints(k + 1, pixels.astype(np.float32))
-        for (a, b), matches in matcher.pairs.items():
-            if len(matches) >= _FEWEST_MATCHES:
-                geometry = pycolmap.TwoViewGeometry()
-                geometry.config = pycolmap.TwoViewGeometryConfiguration.CALIBRATED
-                geometry.inlier_matches = matches.astype(np.uint32)
-                database.write_matches(a + 1, b + 1, matches.astype(np.uint32))
-                database.write_two_view_geometry(a + 1, b + 1, geometry)
-        database.close()
-        settings = pycolmap.IncrementalPipelineOptions()
-        settings.num_threads = 1  # several threads would not give the same points twice
-        settings.extract_colors = False
-        error = 2 * options.max_error_px * _pixel_scale(matcher.cameras[0])  # refined below
-        settings.triangulation.min_angle = settings.mapper.filter_min_tri_angle = options.min_angle_deg
-        settings.mapper.filter_max_reproj_error = error
-        settings.triangulation.ignore_two_view_tracks = False
-        model = pycolmap.triangulate_points(model, str(Path(folder) / "database.db"), folder, folder, options=settings)
-        xyz, image, point = [], [], []
-        for number in sorted(model.points3D):
-            element = model.points3D[number]
-            seen = sorted({e.image_id - 1 for e in element.track.elements})
-            image += seen
-            point += [len(xyz)] * len(seen)
-            xyz.append(element.xyz)
-    return {
-        "xyz": np.array(xyz, np.float64).reshape(-1, 3),
-        "image": np.array(image, np.int64),
-        "point": np.array(point, np.int64),
-    }
-
-
-def _look_for(tracks, load_grey, cameras, map_from_camera, depth, options, progress) -> Triangulation:
-    """Look for every point in the keyframes that should see it, refine it, and leave out what does not hold.
+def _search(tracks, images: KeyframeImages, depth: float, options: TriangulationOptions, progress) -> Triangulation:
+    """Search for every point in the keyframes that should see it, refine it, and leave out what does not hold.
 
     An observation is where the point's patch was found. Matches that the patch does not confirm are twice as far off in the
     median; they count only in telling what stands still.
     """
-    xyz, poses = tracks["xyz"], map_from_camera
-    centres = poses[:, :3, 3].numpy()
-    home = _home_images(tracks, xyz, centres)
+    cameras, poses = images.cameras, images.map_from_camera
+    centres, count = poses[:, :3, 3].numpy(), len(poses)
     near = neighbours(poses, depth, options.look)
-    patches, place = _patches_at_home(tracks, xyz, home, load_grey, cameras, poses)
-    xyz = patches.xyz
-    matched = [np.empty(0, np.int64) for _ in range(len(poses))]
-    for k in np.unique(tracks["image"]).tolist():
-        matched[k] = place[tracks["point"][tracks["image"] == k]]
-    home = home[np.argsort(place, kind="stable")]
-    at_home: dict[int, np.ndarray] = {k: np.flatnonzero(home == k) for k in np.unique(home).tolist()}
-    found = np.zeros(len(xyz), np.int64)
+    patches, home, place = _patches_at_home(tracks, images)
+    at_home = rows_by_image(home, count)
+    matched = [place[tracks["point"][rows]] for rows in rows_by_image(tracks["image"], count)]
+    times = np.zeros(len(home), np.int64)
     points, pixels, expected = [], [], []
-    for k in range(len(poses)):
+    for k in range(count):
         if progress:
-            progress(k, len(poses), "looking for points")
-        around = [at_home[n] for n in near[k] if n in at_home]
-        candidates = np.unique(np.concatenate([*around, matched[k]]))
-        visible = _should_see(xyz[candidates], centres[home[candidates]], cameras[k], poses[k])
+            progress(k, count, "searching for points")
+        candidates = np.unique(np.concatenate([*(at_home[n] for n in near[k]), matched[k]]))
+        visible = _should_see(patches.xyz[candidates], centres[home[candidates]], cameras[k], poses[k])
         known = np.isin(candidates, matched[k])
         candidates, visible, known = (v[visible | known] for v in (candidates, visible, known))
-        pixel, tracked = track_patches(patches, candidates, load_grey(k), cameras[k], poses[k])
+        pixel, tracked = track_patches(patches, candidates, images.grey(k), cameras[k], poses[k])
         expected.append(candidates[visible])
-        found[candidates[visible & (tracked | known)]] += 1
+        times[candidates[visible & (tracked | known)]] += 1
         points.append(candidates[tracked])
         pixels.append(pixel[tracked])
-    image, view = (np.repeat(np.arange(len(poses)), [len(v) for v in lists]) for lists in (points, expected))
-    views = view, np.concatenate(expected)
-    return _filter(xyz, image, np.concatenate(points), np.concatenate(pixels), views, found, cameras, poses, options)
+    image, view = (np.repeat(np.arange(count), [len(v) for v in lists]) for lists in (points, expected))
+    found = _Found(image, np.concatenate(points), np.concatenate(pixels), (view, np.concatenate(expected)), times)
+    return _filter(patches.xyz, found, cameras, poses, options)
 
 
-def _home_images(tracks, xyz: np.ndarray, centres: np.ndarray) -> np.ndarray:
-    """The image of each point that cuts its patch: of those that see it the one in the middle by distance."""
-    distance = np.linalg.norm(xyz[tracks["point"]] - centres[tracks["image"]], axis=1)
+def _patches_at_home(tracks, images: KeyframeImages) -> tuple[SurfacePatches, np.ndarray, np.ndarray]:
+    """A patch for every point, on the surface around it, in the order of their home images; int64 [P] those; int64 [P], where
+    each point went.
+
+    The home of a point cuts its patch: of the images that see it the one in the middle by distance.
+    """
+    cameras, poses, xyz = images.cameras, images.map_from_camera, tracks["xyz"]
+    distance = np.linalg.norm(xyz[tracks["point"]] - poses[:, :3, 3].numpy()[tracks["image"]], axis=1)
     order = np.lexsort((tracks["image"], distance, tracks["point"]))
     start = np.searchsorted(tracks["point"][order], np.arange(len(xyz) + 1))
-    return tracks["image"][order][(start[:-1] + start[1:] - 1) // 2]
-
-
-def _patches_at_home(tracks, xyz, home, load_grey, cameras, poses) -> tuple[SurfacePatches, np.ndarray]:
-    """A patch for every point, on the surface around it, and where each point went in the new order."""
-    parts, order = [], []
-    by_image = np.argsort(tracks["image"], kind="stable")
-    bounds = np.searchsorted(tracks["image"][by_image], np.arange(len(cameras) + 1))
+    home = tracks["image"][order][(start[:-1] + start[1:] - 1) // 2]
+    parts, by_image = [], rows_by_image(tracks["image"], len(cameras))
     for k in np.unique(home).tolist():
-        seen = np.unique(tracks["point"][by_image[bounds[k] : bounds[k + 1]]])
-        inside = se3.transform(se3.inverse(poses[k]), torch.from_numpy(xyz[seen]))
-        pixels, _ = cameras[k].project(inside)
-        pixels, here = pixels.numpy(), home[seen] == k
-        inverse = _surface(pixels, 1 / inside[:, 2].numpy(), here)
-        parts.append(cut_patches(load_grey(k), cameras[k], poses[k], pixels[here], 1 / inverse))
-        order.append(seen[here])
+        seen = np.unique(tracks["point"][by_image[k]])
+        pixels, _, depth = project(cameras[k], se3.inverse(poses[k]), xyz[seen])
+        here = home[seen] == k
+        inverse = _surface(pixels, 1 / depth, here)
+        parts.append(cut_patches(images.grey(k), cameras[k], poses[k], pixels[here], 1 / inverse))
     place = np.empty(len(xyz), np.int64)
-    place[np.concatenate(order)] = np.arange(len(xyz))
-    return SurfacePatches.concatenate(parts), place
+    place[np.argsort(home, kind="stable")] = np.arange(len(xyz))
+    return SurfacePatches.concatenate(parts), np.sort(home), place
 
 
 def _surface(pixels: np.ndarray, inverse_depth: np.ndarray, which: np.ndarray) -> np.ndarray:
     """Inverse depth of the patches' pixels, [n, S * S], of the points `which` (bool [m]) of an image.
 
-    On a plane it is linear in the pixels: the slope is fitted to the nearest points. Where those lie on no plane, as at the
-    edges of things, the patch faces the camera.
+    On a plane it is linear in the pixels: the slope is fitted to the nearest points. Where those lie on no plane, as at the edges
+    of things, the patch faces the camera.
     """
     around = patch_pixels(np.zeros((1, 2)))[0]
     middle = inverse_depth[which][:, None]
@@ -400,10 +204,10 @@ def _surface(pixels: np.ndarray, inverse_depth: np.ndarray, which: np.ndarray) -
     return middle * (1 + np.clip(change, -_LARGEST_SLANT, _LARGEST_SLANT))
 
 
-def _should_see(xyz, home_centres, camera: Camera, map_from_camera: torch.Tensor) -> np.ndarray:
+def _should_see(xyz: np.ndarray, home_centres: np.ndarray, camera: Camera, map_from_camera: torch.Tensor) -> np.ndarray:
     """bool [n]: which points lie well inside an image, in much the direction and distance that their home image has."""
-    pixels, valid = camera.project(se3.transform(se3.inverse(map_from_camera), torch.from_numpy(xyz)))
-    inside = (valid & camera.in_image(pixels, _PATCH_BORDER_PX)).numpy()
+    pixels, valid, _ = project(camera, se3.inverse(map_from_camera), xyz)
+    inside = valid & camera.in_image(torch.from_numpy(pixels), _PATCH_BORDER_PX).numpy()
     here, home = xyz - map_from_camera[:3, 3].numpy(), xyz - home_centres
     distance, home_distance = np.linalg.norm(here, axis=1), np.linalg.norm(home, axis=1)
     cosine = (here * home).sum(1) / np.maximum(distance * home_distance, 1e-12)
@@ -411,33 +215,33 @@ def _should_see(xyz, home_centres, camera: Camera, map_from_camera: torch.Tensor
     return inside & (cosine > _SEEN_ANGLE_COSINE) & (scale < _SEEN_SCALE) & (scale > 1 / _SEEN_SCALE)
 
 
-def _filter(xyz, image, point, pixel, views, found, cameras, poses, options) -> Triangulation:
-    """views: image and point of every pair in which the point should be seen."""
-    rejected = {}
-    expected = np.bincount(views[1], minlength=len(xyz))
+def _filter(
+    xyz: np.ndarray, found: _Found, cameras: list[Camera], poses: torch.Tensor, options: TriangulationOptions
+) -> Triangulation:
+    image, point, pixel, count = found.image, found.point, found.pixel, len(xyz)
+    expected = np.bincount(found.expected[1], minlength=count)
     # Any two views of a moving thing may agree on a place; three hardly do.
-    moved = (found <= options.min_seen * np.where(found < 3, 2, 1) * expected) & (options.min_seen > 0)
-    rejected["moved or hidden: few keyframes that should see it do"] = int(moved.sum())
+    moved = (found.times <= options.min_seen * np.where(found.times < 3, 2, 1) * expected) & (options.min_seen > 0)
     good = ~moved[point]
     xyz = refine_points(xyz, poses, cameras, image[good], point[good], pixel[good], _POINT_DEPTH_SIGMA)
     error = np.full(len(point), np.inf)
-    for k in range(len(poses)):
-        here = np.flatnonzero(good & (image == k))
-        projected, valid = cameras[k].project(se3.transform(se3.inverse(poses[k]), torch.from_numpy(xyz[point[here]])))
-        distance = np.linalg.norm(projected.numpy() - pixel[here], axis=1) / _pixel_scale(cameras[k])
-        error[here] = np.where(valid.numpy() & np.isfinite(distance), distance, np.inf)
+    camera_from_map = [se3.inverse(pose) for pose in poses]
+    error[good] = reprojection_errors(xyz, cameras, camera_from_map, image[good], point[good], pixel[good])
+    error /= np.array([pixel_scale(camera) for camera in cameras])[image]
     good &= error <= options.max_error_px
-    length = np.bincount(point[good], minlength=len(xyz))
-    few = ~moved & (length < 2)
-    rejected["found in fewer than two keyframes within the largest reprojection error"] = int(few.sum())
+    few = ~moved & (np.bincount(point[good], minlength=count) < 2)
     narrow = ~moved & ~few & (_largest_angle(xyz, image[good], point[good], poses) < np.radians(options.min_angle_deg))
-    rejected["seen under too small an angle"] = int(narrow.sum())
+    rejected = {
+        "moved or hidden: few keyframes that should see it do": int(moved.sum()),
+        "found in fewer than two keyframes within the largest reprojection error": int(few.sum()),
+        "seen under too small an angle": int(narrow.sum()),
+    }
     good &= ~(moved | few | narrow)[point]
     if options.surest and good.any():
         seen = image[good], point[good]
-        pairs = np.union1d(views[0] * len(xyz) + views[1], seen[0] * len(xyz) + seen[1])
-        unsure = expected_error(xyz, cameras, poses, *seen, error[good], pairs // len(xyz), pairs % len(xyz))
-        surplus = np.bincount(seen[1], minlength=len(xyz)) > 0
+        pairs = np.union1d(found.expected[0] * count + found.expected[1], seen[0] * count + seen[1])
+        unsure = expected_error(xyz, cameras, poses, *seen, error[good], pairs // count, pairs % count)
+        surplus = np.bincount(seen[1], minlength=count) > 0
         surplus &= ~surest_points(xyz, cameras, poses, *seen, unsure, options.surest)
         rejected["less sure than enough others around"] = int(surplus.sum())
         good &= ~surplus[point]
@@ -447,7 +251,7 @@ def _filter(xyz, image, point, pixel, views, found, cameras, poses, options) -> 
     return Triangulation(xyz[used], image[good], renumbered, error[good], rejected)
 
 
-def _largest_angle(xyz, image, point, poses: torch.Tensor) -> np.ndarray:
+def _largest_angle(xyz: np.ndarray, image: np.ndarray, point: np.ndarray, poses: torch.Tensor) -> np.ndarray:
     """Radians [P]: the largest angle of an observation's ray with the mean ray of its point, times two."""
     rays = xyz[point] - poses[:, :3, 3].numpy()[image]
     rays /= np.maximum(np.linalg.norm(rays, axis=1, keepdims=True), 1e-12)

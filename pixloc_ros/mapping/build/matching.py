@@ -1,0 +1,229 @@
+# Copyright the pixloc_ros authors. SPDX-License-Identifier: Apache-2.0
+"""Features of keyframes, their matches where the known poses allow them, and the points that COLMAP makes of those."""
+
+from __future__ import annotations
+
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+import cv2
+import numpy as np
+import torch
+
+from ...errors import InputError
+from ...geometry.cameras import Camera
+from ...io.work_folder import WorkFolder
+from .building import Progress, unique_cameras
+from .keyframes import KeyframeImages
+from .patch_tracks import neighbours
+
+_SIFT_CONTRAST = 0.005
+_EPIPOLAR_PX = 2.0
+_RATIO, _LEAST_COSINE = 0.85, 0.7
+_NEAREST = 0.1  # of the scene's depth: nothing is searched for nearer
+_FEWEST_MATCHES = 8
+_LARGEST_TURN_COSINE = 0.5
+_LEAST_DEPTH_ANGLE_SINE = np.sin(np.radians(1.0))
+_WORKING_SIDE_PX = 640.0
+
+
+@dataclass(frozen=True)
+class MatchingOptions:
+    """How points are found by matching.
+
+    Attributes:
+        features: SIFT features per image at most.
+        neighbours: Keyframes that each is matched with.
+        min_angle_deg: Least angle between two rays of a point.
+        max_error_px: Largest reprojection error, for images of 640 pixels.
+    """
+
+    features: int = 4000
+    neighbours: int = 12
+    min_angle_deg: float = 1.0
+    max_error_px: float = 3.0
+
+
+def pixel_scale(camera: Camera) -> float:
+    """Pixels of an image per pixel of one of 640 pixels, at least 1: what thresholds are multiplied with."""
+    return max(1.0, max(camera.width, camera.height) / _WORKING_SIDE_PX)
+
+
+def require_pycolmap():
+    """The module. Raises `InputError` where it is not installed."""
+    try:
+        import pycolmap
+    except ImportError:
+        raise InputError(
+            "points are triangulated by pycolmap, which is not installed: python3 -m pip install 'pixloc_ros[sfm]' "
+            "(or use a bag with a depth topic)"
+        ) from None
+    return pycolmap
+
+
+class Matcher:
+    """Features of the images and their matches, kept in the work folder.
+
+    Attributes:
+        pairs: After `match`, rows [m, 2] of features by pair of images.
+    """
+
+    def __init__(self, images: KeyframeImages, work: WorkFolder, options: MatchingOptions) -> None:
+        self.images, self.work, self.options = images, work, options
+        self.poses = images.map_from_camera.numpy()
+        self.pairs: dict[tuple[int, int], np.ndarray] = {}
+        self._features: dict[int, tuple[np.ndarray, np.ndarray, np.ndarray]] = {}
+
+    def features(self, k: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Pixels [n, 2], unit rays [n, 3] in the camera frame, descriptors float32 [n, 128] of unit length."""
+        if k not in self._features:
+            if len(self._features) > 4 * self.options.neighbours:
+                self._features.pop(next(iter(self._features)))
+            stored = self.work.arrays(f"features/{k:06d}", lambda: self._extract(k))
+            pixels = stored["pixels"].astype(np.float64)
+            rays, _ = self.images.cameras[k].unproject(torch.from_numpy(pixels))
+            rays = torch.nn.functional.normalize(rays, dim=1).numpy()
+            # RootSIFT: Hellinger's kernel in place of the plain one (Arandjelović and Zisserman, CVPR 2012).
+            descriptors = np.sqrt(stored["descriptors"].astype(np.float32))
+            descriptors /= np.maximum(np.linalg.norm(descriptors, axis=1, keepdims=True), 1e-6)
+            self._features[k] = pixels, rays, descriptors
+        return self._features[k]
+
+    def _extract(self, k: int) -> dict[str, np.ndarray]:
+        mask = self.images.mask(k)
+        mask = None if mask is None else mask.astype(np.uint8)
+        keypoints, descriptors = _sift(self.options.features).detectAndCompute(self.images.grey(k), mask)
+        pixels = np.array([keypoint.pt for keypoint in keypoints], np.float32).reshape(-1, 2)
+        if descriptors is None:
+            descriptors = np.empty((0, 128))
+        _, first = np.unique(pixels, axis=0, return_index=True)  # one of several directions of the same spot
+        return {"pixels": pixels[first], "descriptors": descriptors[first].astype(np.uint8)}
+
+    def scene_depth(self, progress: Progress | None) -> float:
+        """Median distance of points between keyframes that follow each other, metres; 0 where there is none."""
+
+        def measure() -> dict[str, np.ndarray]:
+            depths = [np.empty(0)]
+            for k in range(len(self.poses) - 1):
+                if progress:
+                    progress(k, len(self.poses), "features")
+                depths.append(self._depths(k, k + 1, self._matches(k, k + 1, None)))
+            found = np.concatenate(depths)
+            return {"depth": np.array(np.median(found) if len(found) else 0.0)}
+
+        return float(self.work.arrays("depth", measure)["depth"])
+
+    def match(self, depth: float, progress: Progress | None) -> None:
+        """Match each keyframe with those around it."""
+        near = neighbours(self.images.map_from_camera, depth, self.options.neighbours + 1)
+        for k in range(len(self.poses)):
+            if progress:
+                progress(k, len(self.poses), "matching")
+            # Nearness is not mutual: a pair belongs to its later image.
+            earlier = [n for n in range(k) if n in near[k] or k in near[n]]
+            earlier = [n for n in earlier if self.poses[k][:3, 2] @ self.poses[n][:3, 2] > _LARGEST_TURN_COSINE]
+            stored = self.work.arrays(f"matches/{k:06d}", lambda k=k, earlier=earlier: self._match(k, earlier, depth))
+            self.pairs |= {(n, k): stored[str(n)] for n in earlier}
+
+    def _match(self, k: int, earlier: list[int], depth: float) -> dict[str, np.ndarray]:
+        return {str(n): self._matches(n, k, depth).astype(np.int32) for n in earlier}
+
+    def _matches(self, a: int, b: int, depth: float | None) -> np.ndarray:
+        """Rows [m, 2] of features of two images that look the same and lie where the poses allow it: near the epipolar plane of
+        the other, and not beyond where the nearest point could be."""
+        (_, rays_a, descriptors_a), (_, rays_b, descriptors_b) = self.features(a), self.features(b)
+        if not (len(rays_a) and len(rays_b)):
+            return np.empty((0, 2), np.int64)
+        b_from_a = np.linalg.inv(self.poses[b]) @ self.poses[a]
+        turned = rays_a @ b_from_a[:3, :3].T
+        baseline = float(np.linalg.norm(b_from_a[:3, 3]))
+        cameras = self.images.cameras
+        tolerance = _EPIPOLAR_PX * pixel_scale(cameras[b]) / float(min(cameras[k].params[0] for k in (a, b)))
+        likeness = descriptors_a @ descriptors_b.T
+        if baseline > 1e-6:
+            direction = b_from_a[:3, 3] / baseline
+            normal_a, normal_b = np.cross(direction, turned), np.cross(direction, rays_b)
+            volume = normal_a @ rays_b.T
+            limit_a = np.maximum(np.linalg.norm(normal_a, axis=1), 1e-6)[:, None] * tolerance
+            limit_b = np.maximum(np.linalg.norm(normal_b, axis=1), 1e-6)[None] * tolerance
+            likeness[np.abs(volume) > np.minimum(limit_a, limit_b)] = -1.0
+        if depth is not None:
+            reach = min(np.arctan2(baseline, _NEAREST * depth) + tolerance, np.pi)
+            likeness[turned @ rays_b.T < np.cos(reach)] = -1.0
+        rows, best_b = np.arange(len(likeness)), likeness.argmax(1)
+        best = likeness[rows, best_b]
+        mutual = likeness.argmax(0)[best_b] == rows
+        likeness[rows, best_b] = -1.0
+        second = likeness.max(1)
+        near, far = np.sqrt(np.maximum(2 - 2 * best, 0)), np.sqrt(np.maximum(2 - 2 * second, 0))
+        good = mutual & (best > _LEAST_COSINE) & (near < _RATIO * far)
+        return np.stack((rows[good], best_b[good]), 1)
+
+    def _depths(self, a: int, b: int, matches: np.ndarray) -> np.ndarray:
+        """Distances from image b of matched features that are seen under at least a degree."""
+        b_from_a = np.linalg.inv(self.poses[b]) @ self.poses[a]
+        ray_a = self.features(a)[1][matches[:, 0]] @ b_from_a[:3, :3].T
+        ray_b = self.features(b)[1][matches[:, 1]]
+        cosine = (ray_a * ray_b).sum(1)
+        # The nearest points of two lines: from b's centre along ray_b, from a's along ray_a.
+        along_a, along_b = ray_a @ b_from_a[:3, 3], ray_b @ b_from_a[:3, 3]
+        sine_squared = np.maximum(1 - cosine**2, 1e-12)
+        distance = (along_b - cosine * along_a) / sine_squared
+        return distance[(sine_squared > _LEAST_DEPTH_ANGLE_SINE**2) & (distance > 0)]
+
+
+def _sift(features: int):
+    try:
+        return cv2.SIFT_create(features, 3, _SIFT_CONTRAST, enable_precise_upscale=True)
+    except TypeError:  # OpenCV before 4.8: positions a quarter of a pixel off, which the search for patches corrects
+        return cv2.SIFT_create(features, 3, _SIFT_CONTRAST)
+
+
+def colmap_tracks(matcher: Matcher) -> dict[str, np.ndarray]:
+    """Points that COLMAP makes of the matches: xyz [P, 3]; image and point [M] of their observations."""
+    pycolmap, options = require_pycolmap(), matcher.options
+    pycolmap.logging.minloglevel = pycolmap.logging.ERROR.value if hasattr(pycolmap.logging, "ERROR") else 2
+    cameras, camera_of = unique_cameras(matcher.images.cameras)
+    with tempfile.TemporaryDirectory(dir=matcher.work.folder) as folder:
+        database = pycolmap.Database.open(str(Path(folder) / "database.db"))
+        model = pycolmap.Reconstruction()
+        for number, camera in enumerate(cameras, 1):
+            name, params = camera.to_colmap()
+            camera = pycolmap.Camera(camera_id=number, model=name, width=camera.width, height=camera.height, params=params)
+            model.add_camera_with_trivial_rig(camera)
+            database.write_camera(camera, use_camera_id=True)
+            database.write_rig(model.rigs[number], use_rig_id=True)
+        for k, pose in enumerate(matcher.poses):
+            pixels = matcher.features(k)[0] + 0.5  # COLMAP's pixel (0, 0) is a corner
+            points = [pycolmap.Point2D(p) for p in pixels]
+            image = pycolmap.Image(f"{k:06d}", points2D=points, camera_id=camera_of[k] + 1, image_id=k + 1)
+            camera_from_map = np.linalg.inv(pose)
+            rotation = pycolmap.Rotation3d(camera_from_map[:3, :3])
+            model.add_image_with_trivial_frame(image, pycolmap.Rigid3d(rotation, camera_from_map[:3, 3]))
+            database.write_frame(model.frames[k + 1], use_frame_id=True)
+            database.write_image(model.images[k + 1], use_image_id=True)
+            database.write_keypoints(k + 1, pixels.astype(np.float32))
+        for (a, b), matches in matcher.pairs.items():
+            if len(matches) >= _FEWEST_MATCHES:
+                geometry = pycolmap.TwoViewGeometry()
+                geometry.config = pycolmap.TwoViewGeometryConfiguration.CALIBRATED
+                geometry.inlier_matches = matches.astype(np.uint32)
+                database.write_matches(a + 1, b + 1, matches.astype(np.uint32))
+                database.write_two_view_geometry(a + 1, b + 1, geometry)
+        database.close()
+        settings = pycolmap.IncrementalPipelineOptions()
+        settings.num_threads = 1  # several threads would not give the same points twice
+        settings.extract_colors = False
+        settings.triangulation.min_angle = settings.mapper.filter_min_tri_angle = options.min_angle_deg
+        # Points are refined afterwards.
+        settings.mapper.filter_max_reproj_error = 2 * options.max_error_px * pixel_scale(matcher.images.cameras[0])
+        settings.triangulation.ignore_two_view_tracks = False
+        model = pycolmap.triangulate_points(model, str(Path(folder) / "database.db"), folder, folder, options=settings)
+        points = [model.points3D[number] for number in sorted(model.points3D)]
+        seen = [sorted({element.image_id - 1 for element in point.track.elements}) for point in points]
+        return {
+            "xyz": np.array([point.xyz for point in points], np.float64).reshape(-1, 3),
+            "image": np.array([k for images in seen for k in images], np.int64),
+            "point": np.repeat(np.arange(len(seen)), [len(images) for images in seen]),
+        }
