@@ -28,6 +28,8 @@ def describe(map_, path: Path) -> dict:
     """What a map holds, for JSON."""
     import numpy as np
 
+    from ..mapping.map_file import describe_camera
+
     centres = map_.map_from_keyframe[:, :3, 3].numpy()
     return {
         "name": map_.name,
@@ -39,10 +41,7 @@ def describe(map_, path: Path) -> dict:
         "track_length_mean": len(map_.observation_point) / max(len(map_.xyz), 1),
         "depth_median": float(np.median(map_.keyframe_depth)),
         "extent": (centres.max(0) - centres.min(0)).tolist(),
-        "cameras": [
-            {"model": camera.model, "width": camera.width, "height": camera.height, "params": camera.params.tolist()}
-            for camera in map_.cameras
-        ],
+        "cameras": [describe_camera(camera) for camera in map_.cameras],
         "extractor": {
             "name": map_.extractor_name,
             "fingerprint": map_.extractor_fingerprint,

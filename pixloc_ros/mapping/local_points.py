@@ -1,5 +1,5 @@
 # Copyright the pixloc_ros authors. SPDX-License-Identifier: Apache-2.0
-"""The map points that a camera near a given pose should see, with the features seen from most alike."""
+"""The map points that a camera near a given pose should see, with the features of the most similar view."""
 
 from __future__ import annotations
 
@@ -26,10 +26,16 @@ _SHORT_TRACK_QUALITY = 0.5
 
 @dataclass(frozen=True)
 class LocalPointOptions:
-    """keyframes: how many are used. candidates: how many near the prior are looked at. margin: share of the image's
-    size by which it is enlarged on each side, since the prior is not exact. angle_rad, roll_rad, octaves: difference
-    of viewing direction, of rotation about it, and of scale (log2 of the ratio of distances) at which an observation
-    counts 1/e."""
+    """How points are chosen.
+
+    Attributes:
+        keyframes: How many are used.
+        candidates: How many near the prior are considered.
+        margin: Share of the image's size by which it is enlarged on each side, since the prior is not exact.
+        angle_rad: Difference of viewing direction at which an observation counts 1/e.
+        roll_rad: The same of the rotation about it.
+        octaves: The same of scale, log2 of the ratio of distances.
+    """
 
     keyframes: int = 3
     candidates: int = 20
@@ -39,19 +45,21 @@ class LocalPointOptions:
     octaves: float = 0.7
 
     def __post_init__(self) -> None:
-        if (
-            not 1 <= self.keyframes <= self.candidates
-            or not self.margin >= 0
-            or not min(self.angle_rad, self.roll_rad, self.octaves) > 0
-        ):
+        positive = min(self.angle_rad, self.roll_rad, self.octaves) > 0
+        if not (1 <= self.keyframes <= self.candidates and self.margin >= 0 and positive):
             raise InputError("local points: keyframes must be 1 to candidates, margin not negative, angles and octaves positive")
 
 
 @dataclass(frozen=True)
 class LocalPoints:
-    """points: N of them, xyz float32 relative to `origin`, along the map's axes. origin: float64 [3] in the map
-    frame. point_ids: int64 [N], indices into the map's points. keyframe_ids: int64 [k], the keyframes used, best
-    first."""
+    """Points for one camera.
+
+    Attributes:
+        points: N of them, xyz float32 relative to `origin`, along the map's axes.
+        origin: float64 [3] in the map frame.
+        point_ids: int64 [N], indices into the map's points.
+        keyframe_ids: int64 [k], the keyframes used, best first.
+    """
 
     points: ReferencePoints
     origin: torch.Tensor
@@ -63,12 +71,18 @@ class LocalPoints:
 class _View:
     """A keyframe's observations, n of them.
 
-    first_row: of its observations in the map. points: int64 [n] rising. offsets: float32 [n, 3] from the keyframe's
-    centre, along the map's axes; rays: their directions. scales: float32 [n], log2 of focal length over distance.
-    quality: float32 [n], of the points.
+    Attributes:
+        first_row: Of its observations in the map.
+        centre: float64 [3], of the keyframe.
+        points: int64 [n], rising.
+        offsets: float32 [n, 3] from the centre, along the map's axes.
+        rays: float32 [n, 3], their directions.
+        scales: float32 [n], log2 of focal length over distance.
+        quality: float32 [n], of the points.
     """
 
     first_row: int
+    centre: np.ndarray
     points: np.ndarray
     offsets: np.ndarray
     rays: np.ndarray
@@ -79,11 +93,10 @@ class _View:
 class LocalPointSelector:
     """Chooses keyframes and points for a prior pose. Deterministic; the cost does not grow with the map.
 
-    Keyframes are indexed by centre and viewing direction, the latter scaled with the map's typical depth. Of the
-    nearest ones, those are taken that together see most of what the camera should see, from alike: points are
-    projected, and each counts by how much viewing direction, roll and scale differ. So on a road a keyframe behind
-    the camera serves as far as it sees the same things, and of keyframes taken in one place those that look the same
-    way do.
+    Keyframes are indexed by centre and viewing direction, the latter scaled with the map's typical depth. Of the nearest ones,
+    those are taken that together see most of what the camera should see, from a similar view: points are projected, and each
+    counts by how much viewing direction, roll and scale differ. So on a road a keyframe behind the camera serves as far as it
+    sees the same things, and of keyframes taken in one place those that look the same way do.
     """
 
     def __init__(self, map_: Map, options: LocalPointOptions = LocalPointOptions()) -> None:
@@ -99,37 +112,48 @@ class LocalPointSelector:
         self.select(map_.map_from_keyframe[0], map_.cameras[map_.keyframe_camera[0]])
 
     def select(self, map_from_camera: torch.Tensor, camera: Camera, max_points: int = 512) -> LocalPoints:
-        """Points for a camera near `map_from_camera` (float64 [4, 4]): at most `max_points`, none where the map has
-        none.
+        """Points for a camera near a pose.
 
-        camera: of the image that will be aligned. Raises InputError where the map's file is damaged.
+        Args:
+            map_from_camera: float64 [4, 4].
+            camera: Of the image that will be aligned.
+            max_points: At most so many are given, none where the map has none there.
+
+        Raises:
+            InputError: The map's file is damaged.
         """
-        pose = map_from_camera.numpy()
-        seen = _Camera(camera, pose[:3, :3], pose[:3, 3].copy(), self._options)
-        candidates = self._nearest(seen)
-        keyframes = candidates[self._choose(candidates, seen)]
+        pose, options, size = map_from_camera.numpy(), self._options, (camera.width, camera.height)
+        rotation, centre = pose[:3, :3], pose[:3, 3].copy()
+        viewer = selection.Viewer(
+            *camera_numbers(camera),
+            size,
+            options.margin * np.array(size, float),
+            np.ascontiguousarray(rotation.T),
+            math.log2(float(camera.params[:2].mean())),
+            options.angle_rad,
+            options.octaves,
+        )
+        count = min(options.candidates, len(self._centres))
+        candidates = self._tree.query(self._keys(centre, rotation), k=[*range(1, count + 1)])[1]
+        keyframes = candidates[self._choose(candidates, viewer, centre)]
         views = [self._view(k) for k in keyframes]
         starts = np.cumsum([0] + [len(view.points) for view in views])
         pixels, weights = np.empty((starts[-1], 2)), np.zeros(starts[-1])
-        for k, view, roll, first, last in zip(keyframes, views, self._roll_weights(keyframes, seen), starts, starts[1:]):
-            seen.weigh(view, self._centres[k], 1, pixels[first:last], weights[first:last])
+        for view, roll, first, last in zip(views, self._roll_weights(keyframes, viewer), starts, starts[1:]):
+            _weigh(viewer, centre, view, 1, pixels[first:last], weights[first:last])
             weights[first:last] *= roll
         points = _concatenate([view.points for view in views], np.int64)
         best = selection.best_of_each_point(points, starts, weights)
         scores = weights[best] * _concatenate([view.quality for view in views], np.float32)[best]
-        best = best[selection.spread(pixels[best], scores, seen.size, max_points)]
+        best = best[selection.spread(pixels[best], scores, size, max_points)]
         first_rows = np.repeat([view.first_row - start for view, start in zip(views, starts)], np.diff(starts))
-        return self._gather(points[best], (first_rows.astype(np.int64) + np.arange(starts[-1]))[best], seen.centre, keyframes)
+        return self._gather(points[best], (first_rows.astype(np.int64) + np.arange(starts[-1]))[best], centre, keyframes)
 
     def _keys(self, centres: np.ndarray, rotations: np.ndarray) -> np.ndarray:
         return np.concatenate((centres, self._depth * rotations[..., :, 2]), axis=-1)
 
-    def _nearest(self, seen: _Camera) -> np.ndarray:
-        count = min(self._options.candidates, len(self._centres))
-        return self._tree.query(self._keys(seen.centre, seen.rotation), k=[*range(1, count + 1)])[1]
-
-    def _roll_weights(self, keyframes: np.ndarray, seen: _Camera) -> np.ndarray:
-        relative = seen.rotation.T @ self._rotations[keyframes]
+    def _roll_weights(self, keyframes: np.ndarray, viewer: selection.Viewer) -> np.ndarray:
+        relative = viewer.camera_from_map @ self._rotations[keyframes]
         roll = np.arctan2(relative[:, 1, 0] - relative[:, 0, 1], relative[:, 0, 0] + relative[:, 1, 1])
         return np.exp(-((roll / self._options.roll_rad) ** 2))
 
@@ -142,34 +166,34 @@ class LocalPointSelector:
             points = map_.observation_point[rows].astype(np.int64)
             if points.size and not (points[0] >= 0 and points[-1] < len(map_.xyz) and (np.diff(points) > 0).all()):
                 raise InputError(f"map '{map_.name}' is damaged: check it with 'pixloc map check', build it again")
-            offsets = (map_.xyz[points] - self._centres[keyframe]).astype(np.float32)
+            centre = self._centres[keyframe]
+            offsets = (map_.xyz[points] - centre).astype(np.float32)
             distance = np.maximum(np.linalg.norm(offsets, axis=1), np.float32(1e-6))
             # A short track says little about its point: its quality is drawn towards the middle.
             pairs = map_.track_length[points] - 1
             quality = (map_.quality[points] * pairs + _SHORT_TRACK_QUALITY) / (pairs + 1)
             scales = np.log2(self._focal[map_.keyframe_camera[keyframe]] / distance)
-            view = _View(
-                rows.start, points, offsets, offsets / distance[:, None], scales.astype(np.float32), quality.astype(np.float32)
-            )
+            rays, scales, quality = offsets / distance[:, None], scales.astype(np.float32), quality.astype(np.float32)
+            view = _View(rows.start, centre, points, offsets, rays, scales, quality)
         self._views[keyframe] = view
         if len(self._views) > _CACHED_VIEWS:
             self._views.popitem(last=False)
         return view
 
-    def _choose(self, candidates: np.ndarray, seen: _Camera) -> list[int]:
+    def _choose(self, candidates: np.ndarray, viewer: selection.Viewer, centre: np.ndarray) -> list[int]:
         """Positions in `candidates` of the keyframes to use, best first.
 
-        What a sample of their points is worth is summed per cell of the image; the square root of a cell's sum
-        counts, so that a keyframe that fills an empty part of the image wins over one more of the same.
+        What a sample of their points is worth is summed per cell of the image. The square root of a cell's sum counts, so that a
+        keyframe that fills an empty part of the image wins over one more of the same.
         """
         columns, rows = _COVERAGE_GRID
         worth = np.zeros((len(candidates), columns * rows))
         pixels, weights = np.empty((2 * _SAMPLES, 2)), np.empty(2 * _SAMPLES)
-        for k, keyframe, roll in zip(range(len(candidates)), candidates, self._roll_weights(candidates, seen)):
+        for k, (keyframe, roll) in enumerate(zip(candidates, self._roll_weights(candidates, viewer))):
             view = self._view(keyframe)
             step = max(1, len(view.points) // _SAMPLES)
-            count = seen.weigh(view, self._centres[keyframe], step, pixels, weights)
-            selection.add_worth(pixels, weights[:count], step * roll, seen.size, columns, rows, worth[k])
+            count = _weigh(viewer, centre, view, step, pixels, weights)
+            selection.add_worth(pixels, weights[:count], step * roll, viewer.size, columns, rows, worth[k])
         chosen: list[int] = []
         total = np.zeros(columns * rows)
         for _ in range(self._options.keyframes):
@@ -196,34 +220,8 @@ class LocalPointSelector:
         )
 
 
-class _Camera:
-    """The camera that points are chosen for, as the compiled loops want it."""
-
-    def __init__(self, camera: Camera, rotation: np.ndarray, centre: np.ndarray, options: LocalPointOptions) -> None:
-        self.rotation, self.centre = rotation, centre
-        self.size = (camera.width, camera.height)
-        self._projection = (
-            *camera_numbers(camera),
-            self.size,
-            options.margin * np.array(self.size, float),
-            np.ascontiguousarray(rotation.T),
-        )
-        self._focal_log2 = math.log2(float(camera.params[:2].mean()))
-        self._falloff = (options.angle_rad, options.octaves)
-
-    def weigh(self, view: _View, centre: np.ndarray, step: int, pixels: np.ndarray, weights: np.ndarray) -> int:
-        return selection.weigh(
-            *self._projection,
-            centre - self.centre,
-            view.offsets,
-            view.rays,
-            view.scales,
-            step,
-            self._focal_log2,
-            *self._falloff,
-            pixels,
-            weights,
-        )
+def _weigh(viewer: selection.Viewer, centre: np.ndarray, view: _View, step: int, pixels: np.ndarray, weights: np.ndarray) -> int:
+    return selection.weigh(viewer, view.centre - centre, view.offsets, view.rays, view.scales, step, pixels, weights)
 
 
 def _concatenate(arrays: list[np.ndarray], dtype: type) -> np.ndarray:

@@ -1,8 +1,8 @@
 # Copyright the pixloc_ros authors. SPDX-License-Identifier: Apache-2.0
 """The map and its file, `*.pixmap` (docs/reference.md).
 
-The file is a tensor file with a description. Opening it maps it into memory; only the header and what is as long as the
-list of keyframes is read then, the rest when it is used.
+The file is a tensor file with a description. Opening it maps it into memory. Only the header and what is as long as the list of
+keyframes is read then, the rest when it is used.
 """
 
 from __future__ import annotations
@@ -23,32 +23,64 @@ from ..io.tensor_file import TensorFile, TensorFileError, tensor_bytes, write_ar
 from .georeference import Georeference
 
 FORMAT = "pixmap"
-VERSIONS = ("1", "2")
-"""1: descriptors in half precision. 2: in eight bits. A map is written in the earliest version that can hold it."""
+VERSIONS = {"1": np.float16, "2": np.int8}
+"""Dtype of the descriptors by version of the format. A map is written in the earliest version that can hold it."""
 POOLED_FEATURES = "mean of the coarsest features"
 """Name of the default global descriptor (`retrieval.PooledFeatures`)."""
-_DTYPES = {"F64": np.float64, "I64": np.int64, "F32": np.float32, "I32": np.int32, "F16": np.float16, "I8": np.int8}
+_TENSORS = (
+    ("keyframe.map_from_keyframe", "map_from_keyframe", np.float64, ("K", 4, 4)),
+    ("keyframe.camera", "keyframe_camera", np.int32, ("K",)),
+    ("keyframe.stamp_ns", "keyframe_stamp_ns", np.int64, ("K",)),
+    ("keyframe.depth", "keyframe_depth", np.float32, ("K",)),
+    ("keyframe.global_descriptor", "global_descriptors", np.float16, ("K", "G")),
+    ("keyframe.observation_offset", "observation_offsets", np.int64, ("K+1",)),
+    ("point.xyz", "xyz", np.float64, ("P", 3)),
+    ("point.track_length", "track_length", np.int32, ("P",)),
+    ("point.quality", "quality", np.float32, ("P",)),
+    ("observation.point", "observation_point", np.int32, ("M",)),
+)
+"""Name in the file, field of `Map`, dtype and shape, where letters are lengths that must agree."""
+_EXTRACTOR = {
+    "name": "extractor_name",
+    "fingerprint": "extractor_fingerprint",
+    "strides": "strides",
+    "channels": "channels",
+    "working_side": "working_side",
+}
+"""Key in the file's description, and field of `Map`."""
 
 
 @dataclass(frozen=True, eq=False)
 class Map:
     """Keyframes, points, and what each keyframe's features were at the points it sees.
 
-    K keyframes, P points, M observations (pairs of keyframe and point), L feature levels, coarse to fine. Big arrays
-    are read-only views of the mapped file.
+    K keyframes, P points, M observations (pairs of keyframe and point), L feature levels, coarse to fine. Big arrays are
+    read-only views of the mapped file.
 
-    name: the map's. extractor_name, extractor_fingerprint, strides [L], channels [L]: the network that made the
-    features. working_side: the longer side in pixels that images were shrunk to. cameras: of the shrunk images.
-    keyframe_names: file names of the images. map_from_keyframe: float64 [K, 4, 4], optical axes. keyframe_camera:
-    int32 [K], indices into cameras. keyframe_stamp_ns: int64 [K], -1 where unknown. keyframe_depth: float32 [K],
-    median depth of the points seen, metres. global_descriptors: float16 [K, G], unit length. xyz: float64 [P, 3]
-    metres, map frame. track_length: int32 [P], observations of the point. quality: float32 [P] in [0, 1], how alike
-    the point's finest descriptors are (mean cosine over pairs of observations; 0 where there is but one).
-    observation_offsets: int64 [K + 1]: keyframe k's observations are rows offsets[k] to offsets[k + 1].
-    observation_point: int32 [M]. descriptors: per level float16 [M, C], unit length, or int8 [M, C], in the same direction
-    (`decode_descriptors`). confidences: per level float16
-    [M] in (0, 1], or None where the network has none. global_descriptor_name: what the global descriptors are.
-    georeference: where the map lies on the earth, None where that is unknown.
+    Attributes:
+        name: The map's.
+        extractor_name: Of the network that made the features.
+        extractor_fingerprint: Of that network's weights.
+        strides: [L], pixels.
+        channels: [L].
+        working_side: The longer side in pixels that images were shrunk to.
+        cameras: Of the shrunk images.
+        keyframe_names: [K], file names of the images.
+        map_from_keyframe: float64 [K, 4, 4], optical axes.
+        keyframe_camera: int32 [K], indices into `cameras`.
+        keyframe_stamp_ns: int64 [K], -1 where unknown.
+        keyframe_depth: float32 [K], median depth of the points seen, metres.
+        global_descriptors: float16 [K, G], unit length.
+        xyz: float64 [P, 3] metres, map frame.
+        track_length: int32 [P], observations of the point.
+        quality: float32 [P] in [0, 1], how similar the point's finest descriptors are (mean cosine over pairs of observations; 0
+            for a single observation).
+        observation_offsets: int64 [K + 1]; keyframe k's observations are rows offsets[k] to offsets[k + 1].
+        observation_point: int32 [M], rising within each keyframe.
+        descriptors: Per level float16 [M, C], unit length, or int8 [M, C], in the same direction (`decode_descriptors`).
+        confidences: Per level float16 [M] in (0, 1], or None where the network has none.
+        global_descriptor_name: What the global descriptors are.
+        georeference: Where the map lies on the earth, None where that is unknown.
     """
 
     name: str
@@ -76,9 +108,14 @@ class Map:
 
     @classmethod
     def open(cls, path: str | Path, verify: bool = False) -> Map:
-        """Map a file into memory. Its structure is always checked, the contents of all tensors only with `verify`.
+        """Map a file into memory.
 
-        Raises InputError where the file is missing, no map, of a later version, cut short or damaged.
+        Args:
+            path: The file.
+            verify: Compare the contents of all tensors with their checksums, too. The structure is always checked.
+
+        Raises:
+            InputError: The file is missing, not a map, of a later version, cut short or damaged.
         """
         try:
             file = _MappedFile(Path(path))
@@ -98,11 +135,11 @@ class Map:
         write_arrays(path, tensors, self._metadata(tensors))
 
     def require_extractor(self, extractor: Extractor) -> None:
-        """Raise InputError where the map's features come from another network than the one given."""
+        """Raise `InputError` where the map's features come from another network than the one given."""
         if extractor.fingerprint != self.extractor_fingerprint:
             raise InputError(
                 f"map '{self.name}' was made with network '{self.extractor_name}' ({self.extractor_fingerprint}), "
-                f"not with '{extractor.name}' ({extractor.fingerprint}): use those weights, or make the map anew from its "
+                f"not with '{extractor.name}' ({extractor.fingerprint}): use those weights, or make the map again from its "
                 "images with 'pixloc map re-encode'"
             )
 
@@ -111,24 +148,12 @@ class Map:
         return slice(int(self.observation_offsets[keyframe]), int(self.observation_offsets[keyframe + 1]))
 
     def _tensors(self) -> dict[str, np.ndarray]:
-        tensors = {
-            "keyframe.map_from_keyframe": self.map_from_keyframe.numpy(),
-            "keyframe.camera": self.keyframe_camera,
-            "keyframe.stamp_ns": self.keyframe_stamp_ns,
-            "keyframe.depth": self.keyframe_depth,
-            "keyframe.global_descriptor": self.global_descriptors,
-            "keyframe.observation_offset": self.observation_offsets,
-            "point.xyz": self.xyz,
-            "point.track_length": self.track_length,
-            "point.quality": self.quality,
-            "observation.point": self.observation_point,
-        }
+        tensors = {name: np.ascontiguousarray(getattr(self, field), dtype) for name, field, dtype, _ in _TENSORS}
         for level, (descriptors, confidences) in enumerate(zip(self.descriptors, self.confidences)):
-            tensors[f"observation.descriptor.{level}"] = descriptors
+            tensors[f"observation.descriptor.{level}"] = np.ascontiguousarray(descriptors, VERSIONS[self.version])
             if confidences is not None:
-                tensors[f"observation.confidence.{level}"] = confidences
-        specification = _specification(len(self.strides), self.version)
-        return {name: np.ascontiguousarray(tensor, _DTYPES[specification[name][0]]) for name, tensor in tensors.items()}
+                tensors[f"observation.confidence.{level}"] = np.ascontiguousarray(confidences, np.float16)
+        return tensors
 
     @property
     def version(self) -> str:
@@ -138,31 +163,22 @@ class Map:
     def _metadata(self, tensors: dict[str, np.ndarray]) -> dict[str, str]:
         description = {
             "name": self.name,
-            "extractor": {
-                "name": self.extractor_name,
-                "fingerprint": self.extractor_fingerprint,
-                "strides": list(self.strides),
-                "channels": list(self.channels),
-                "working_side": self.working_side,
-            },
-            "cameras": [
-                {"model": camera.model, "width": camera.width, "height": camera.height, "params": camera.params.tolist()}
-                for camera in self.cameras
-            ],
+            "extractor": {key: getattr(self, field) for key, field in _EXTRACTOR.items()},
+            "cameras": [describe_camera(camera) for camera in self.cameras],
             "keyframe_names": self.keyframe_names,
             "global_descriptor": self.global_descriptor_name,
             "crc32": {name: zlib.crc32(tensor_bytes(tensor)) for name, tensor in tensors.items()},
         }
         if self.georeference is not None:
             place = self.georeference
-            description["georeference"] = {
-                "latitude": place.latitude,
-                "longitude": place.longitude,
-                "altitude": place.altitude,
-                "enu_from_map": place.enu_from_map.tolist(),
-            }
+            description["georeference"] = {**vars(place), "enu_from_map": place.enu_from_map.tolist()}
         text = json.dumps(description, sort_keys=True)
         return {"format": FORMAT, "version": self.version, "map": text, "map_crc32": str(zlib.crc32(text.encode()))}
+
+
+def describe_camera(camera: Camera) -> dict:
+    """A camera as plain values."""
+    return {"model": camera.model, "width": camera.width, "height": camera.height, "params": camera.params.tolist()}
 
 
 def decode_descriptors(stored: np.ndarray) -> np.ndarray:
@@ -180,23 +196,12 @@ def encode_descriptors(values: np.ndarray) -> np.ndarray:
     return np.round(values * (127 / largest)).astype(np.int8)
 
 
-def _specification(levels: int, version: str) -> dict[str, tuple[str, tuple[str | int, ...]]]:
-    """Name to dtype and shape; letters are lengths that must agree, C0... the channels."""
-    tensors: dict[str, tuple[str, tuple[str | int, ...]]] = {
-        "keyframe.map_from_keyframe": ("F64", ("K", 4, 4)),
-        "keyframe.camera": ("I32", ("K",)),
-        "keyframe.stamp_ns": ("I64", ("K",)),
-        "keyframe.depth": ("F32", ("K",)),
-        "keyframe.global_descriptor": ("F16", ("K", "G")),
-        "keyframe.observation_offset": ("I64", ("K+1",)),
-        "point.xyz": ("F64", ("P", 3)),
-        "point.track_length": ("I32", ("P",)),
-        "point.quality": ("F32", ("P",)),
-        "observation.point": ("I32", ("M",)),
-    }
+def _specification(levels: int, version: str) -> dict[str, tuple[type, tuple[str | int, ...]]]:
+    """Name to dtype and shape of all tensors; C0... are the channels."""
+    tensors = {name: (dtype, shape) for name, _, dtype, shape in _TENSORS}
     for level in range(levels):
-        tensors[f"observation.descriptor.{level}"] = ("F16" if version == "1" else "I8", ("M", f"C{level}"))
-        tensors[f"observation.confidence.{level}"] = ("F16", ("M",))
+        tensors[f"observation.descriptor.{level}"] = VERSIONS[version], ("M", f"C{level}")
+        tensors[f"observation.confidence.{level}"] = np.float16, ("M",)
     return tensors
 
 
@@ -250,7 +255,7 @@ class _MappedFile:
         lengths["K+1"] = lengths["K"] + 1
         for name, tensor in self.tensors.items():
             dtype, wanted = specification[name]
-            if tensor.dtype != _DTYPES[dtype]:
+            if tensor.dtype != dtype:
                 raise self.damaged(f"'{name}' is of type {tensor.dtype}, which makes no sense")
             if len(wanted) != tensor.ndim or any(
                 length != (lengths.setdefault(symbol, length) if isinstance(symbol, str) else symbol)
@@ -287,38 +292,24 @@ class _MappedFile:
         camera_index = tensors["keyframe.camera"]
         if camera_index.size and not (camera_index.min() >= 0 and camera_index.max() < len(cameras)):
             raise self.damaged("keyframes refer to cameras that it does not hold")
-        map_from_keyframe = torch.from_numpy(tensors["keyframe.map_from_keyframe"].copy())
-        se3.check_pose(map_from_keyframe, f"a keyframe of {self.path}")
-        extractor = description["extractor"]
+        fields = {field: tensors[name] for name, field, _, _ in _TENSORS}
+        fields["map_from_keyframe"] = torch.from_numpy(fields["map_from_keyframe"].copy())
+        se3.check_pose(fields["map_from_keyframe"], f"a keyframe of {self.path}")
+        extractor = {field: description["extractor"][key] for key, field in _EXTRACTOR.items()}
         levels = range(len(extractor["strides"]))
+        georeference = description.get("georeference")
+        if georeference is not None:
+            pose = torch.tensor(georeference["enu_from_map"], dtype=torch.float64)
+            place = (float(georeference[key]) for key in ("latitude", "longitude", "altitude"))
+            georeference = Georeference(*place, pose)
         return Map(
             name=description["name"],
-            extractor_name=extractor["name"],
-            extractor_fingerprint=extractor["fingerprint"],
-            strides=tuple(extractor["strides"]),
-            channels=tuple(extractor["channels"]),
-            working_side=extractor["working_side"],
+            **{field: tuple(value) if isinstance(value, list) else value for field, value in extractor.items()},
             cameras=cameras,
             keyframe_names=description["keyframe_names"],
-            map_from_keyframe=map_from_keyframe,
-            keyframe_camera=camera_index,
-            keyframe_stamp_ns=tensors["keyframe.stamp_ns"],
-            keyframe_depth=tensors["keyframe.depth"],
-            global_descriptors=tensors["keyframe.global_descriptor"],
-            xyz=tensors["point.xyz"],
-            track_length=tensors["point.track_length"],
-            quality=tensors["point.quality"],
-            observation_offsets=offsets,
-            observation_point=tensors["observation.point"],
+            **fields,
             descriptors=tuple(tensors[f"observation.descriptor.{level}"] for level in levels),
             confidences=tuple(tensors.get(f"observation.confidence.{level}") for level in levels),
             global_descriptor_name=str(description.get("global_descriptor", POOLED_FEATURES)),
-            georeference=_georeference(description.get("georeference")),
+            georeference=georeference,
         )
-
-
-def _georeference(description: dict | None) -> Georeference | None:
-    if description is None:
-        return None
-    pose = torch.tensor(description["enu_from_map"], dtype=torch.float64)
-    return Georeference(*(float(description[key]) for key in ("latitude", "longitude", "altitude")), pose)

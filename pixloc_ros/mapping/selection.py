@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import math
+from typing import NamedTuple
 
 import numba
 import numpy as np
@@ -13,35 +14,52 @@ from ..alignment.compiled import project_point
 _JIT = {"cache": True, "nogil": True, "error_model": "numpy"}
 
 
-@numba.njit(**_JIT)
-def weigh(
-    kind,
-    cam,
-    limit,
-    image_size,
-    margin,
-    camera_from_map,
-    shift,
-    offsets,
-    rays,
-    scales,
-    step,
-    focal_log2,
-    angle,
-    octaves,
-    pixels,
-    weights,
-):
-    """How much each observation of a keyframe counts for a camera: 0 outside the image enlarged by `margin` pixels
-    [2].
+class Viewer(NamedTuple):
+    """The camera that points are chosen for.
 
-    kind, cam, limit: of `camera_numbers`. camera_from_map: rotation [3, 3]. shift [3]: the keyframe's centre seen
-    from the camera's, map axes. offsets, rays [n, 3]: from the keyframe's centre to the points, map axes, and their
-    directions. scales [n]: log2 of the keyframe's focal length over distance. Every `step`-th row is looked at; its
-    pixel and its weight go to rows 0, 1, ... of pixels [., 2] and weights [.].
+    Attributes:
+        kind: As of `camera_numbers`.
+        numbers: As of `camera_numbers`.
+        limit: As of `camera_numbers`.
+        size: Width and height of the image, pixels.
+        margin: float64 [2], pixels by which the image is enlarged on each side.
+        camera_from_map: Rotation, float64 [3, 3].
+        focal_log2: log2 of the focal length in pixels.
+        angle: Difference of viewing direction, radians, at which an observation counts 1/e.
+        octaves: Difference of scale at which an observation counts 1/e.
+    """
+
+    kind: int
+    numbers: np.ndarray
+    limit: float
+    size: tuple[int, int]
+    margin: np.ndarray
+    camera_from_map: np.ndarray
+    focal_log2: float
+    angle: float
+    octaves: float
+
+
+@numba.njit(**_JIT)
+def weigh(viewer, shift, offsets, rays, scales, step, pixels, weights):
+    """How much each observation of a keyframe counts for a `Viewer`: 0 outside its enlarged image.
+
+    Args:
+        viewer: The camera.
+        shift: float64 [3], the keyframe's centre seen from the viewer's, map axes.
+        offsets: float32 [n, 3], from the keyframe's centre to the points, map axes.
+        rays: float32 [n, 3], their directions.
+        scales: float32 [n], log2 of the keyframe's focal length over distance.
+        step: Every so many rows one is used; its pixel and its weight go to rows 0, 1, ... of the results.
+        pixels: float64 [., 2], a result.
+        weights: float64 [.], a result.
+
+    Returns:
+        The number of rows used.
     """
     pixel, jacobian = np.empty(2), np.empty((2, 3))
-    width, height = image_size
+    width, height = viewer.size
+    margin, camera_from_map = viewer.margin, viewer.camera_from_map
     row = 0
     for i in range(0, offsets.shape[0], step):
         weights[row] = 0.0
@@ -50,15 +68,15 @@ def weigh(
         y = camera_from_map[1, 0] * dx + camera_from_map[1, 1] * dy + camera_from_map[1, 2] * dz
         z = camera_from_map[2, 0] * dx + camera_from_map[2, 1] * dy + camera_from_map[2, 2] * dz
         if (
-            project_point(kind, cam, limit, x, y, z, pixel, jacobian)
+            project_point(viewer.kind, viewer.numbers, viewer.limit, x, y, z, pixel, jacobian)
             and -margin[0] <= pixel[0] <= width - 1 + margin[0]
             and -margin[1] <= pixel[1] <= height - 1 + margin[1]
         ):
             distance = math.sqrt(dx * dx + dy * dy + dz * dz)
             cosine = (rays[i, 0] * dx + rays[i, 1] * dy + rays[i, 2] * dz) / distance
-            scale = (focal_log2 - np.log2(distance) - scales[i]) / octaves
+            scale = (viewer.focal_log2 - np.log2(distance) - scales[i]) / viewer.octaves
             # 2 (1 - cos) is the squared angle, as far as this matters.
-            weights[row] = math.exp(2.0 * (cosine - 1.0) / (angle * angle) - scale * scale)
+            weights[row] = math.exp(2.0 * (cosine - 1.0) / (viewer.angle * viewer.angle) - scale * scale)
             pixels[row, 0], pixels[row, 1] = pixel[0], pixel[1]
         row += 1
     return row
@@ -82,10 +100,12 @@ def add_worth(pixels, weights, factor, image_size, columns, rows, worth):
 
 @numba.njit(**_JIT)
 def best_of_each_point(points, starts, weights):
-    """Row of each point's observation of largest weight; the first keyframe's where they are equal, none where all
-    are 0.
+    """Row of each point's observation of largest weight; the first keyframe's where they are equal, none where all are 0.
 
-    points: [n], rising within each keyframe, whose rows are starts[k] to starts[k + 1].
+    Args:
+        points: [n], rising within each keyframe.
+        starts: [k + 1], a keyframe's rows are starts[k] to starts[k + 1].
+        weights: [n].
     """
     chosen = np.empty(len(points), np.int64)
     count, keyframes = 0, len(starts) - 1
@@ -109,10 +129,16 @@ def best_of_each_point(points, starts, weights):
 
 
 def spread(pixels, scores, image_size, limit):
-    """Rows, rising, of at most `limit` pixels [n, 2]: the best of each cell of a grid over the image, then each second best, and
-    so on. The grid has about `limit` square cells.
+    """Rows of the best pixels of each cell of a grid over the image, then of each second best, and so on.
 
-    scores: [n], positive; compared to 1/65535 of the largest, then by row. image_size: width, height.
+    Args:
+        pixels: [n, 2].
+        scores: [n], positive; compared to 1/65535 of the largest, then by row.
+        image_size: Width and height.
+        limit: At most so many; the grid has about as many square cells.
+
+    Returns:
+        int64, rising.
     """
     if len(scores) <= limit:
         return np.arange(len(scores))

@@ -6,6 +6,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -17,7 +18,9 @@ from ...geometry import se3
 from ...geometry.cameras import Camera
 from ...io.images import fit_to_working_size, load_image
 from ...io.work_folder import WorkFolder
-from ..map_file import Map
+from ..map_file import Map, decode_descriptors
+from ..retrieval import PooledFeatures
+from .observations import rows_by_image
 
 Progress = Callable[[int, int, str], None]
 """Called with the number done, the number of all, and what is done now."""
@@ -25,11 +28,18 @@ Progress = Callable[[int, int, str], None]
 
 @dataclass(frozen=True, eq=False)
 class PosedImages:
-    """Images of known pose, and which of them sees which point.
+    """K images of known pose, P points, and which image sees which point.
 
-    name: the map's. paths, names: per image. camera: per image, of the file's size. map_from_camera: float64 [K, 4,
-    4]. stamp_ns: int64 [K], -1 where unknown. xyz: float64 [P, 3]. observation_image, observation_point: int64 [M],
-    each pair once.
+    Attributes:
+        name: The map's.
+        paths: [K].
+        names: [K].
+        cameras: [K], of the files' size.
+        map_from_camera: float64 [K, 4, 4].
+        stamp_ns: int64 [K], -1 where unknown.
+        xyz: float64 [P, 3].
+        observation_image: int64 [M].
+        observation_point: int64 [M], each pair once.
     """
 
     name: str
@@ -45,25 +55,26 @@ class PosedImages:
 
 @dataclass(frozen=True)
 class BuildReport:
-    """What became of the source. missing: names of images that were not found or not readable. empty: images that see
-    no point. outside: observations left out because the point lies at the border of the image or outside."""
+    """What became of the source.
+
+    Attributes:
+        missing: Names of images that were not found or not readable.
+        empty: Names of images that see no point.
+        outside: Observations left out because the point lies at the border of the image or outside.
+    """
 
     missing: tuple[str, ...]
     empty: tuple[str, ...]
     outside: int
 
 
-@dataclass
-class _Keyframe:
-    """What one image gives to the map."""
+class _Keyframe(NamedTuple):
+    """What one image gives to the map: its number, camera, points, and what `_encode` gives."""
 
     image: int
     camera: Camera
-    depth: float
-    global_descriptor: np.ndarray
     points: np.ndarray
-    descriptors: list[np.ndarray]
-    confidences: list[np.ndarray | None]
+    encoded: dict[str, np.ndarray]
 
 
 def build_map(
@@ -75,37 +86,46 @@ def build_map(
 ) -> tuple[Map, BuildReport]:
     """Extract every image's features where its points project, and put them together as a map.
 
-    The place is the projection of the 3D point with the image's pose, not the keypoint that once gave rise to it, so
-    that the pose's own residual is zero in the map (PixLoc, `base_refiner`). An observation is kept where it is valid
-    at every level. working_side: longer side in pixels that images are shrunk to, the extractor's own by default.
-    work: keeps every image's features, so that killed work goes on.
+    The place is the projection of the 3D point with the image's pose, not the keypoint that once gave rise to it, so that the
+    pose's own residual is zero in the map (PixLoc, `base_refiner`). An observation is kept where it is valid at every level.
 
-    Raises InputError where no image is found, one has another size than its camera, or nothing is left.
+    Args:
+        source: Images and points.
+        extractor: Makes the features.
+        working_side: Longer side in pixels that images are shrunk to, the extractor's own by default.
+        progress: Told what is done.
+        work: Keeps every image's features, so that killed work goes on.
+
+    Raises:
+        InputError: No image is found, one has another size than its camera, or nothing is left.
     """
     side = extractor.working_side if working_side is None else working_side
-    order = np.argsort(source.observation_image, kind="stable")
-    bounds = np.searchsorted(source.observation_image[order], np.arange(len(source.paths) + 1))
     keyframes: list[_Keyframe] = []
     missing, empty, outside = [], [], 0
-    for k, path in enumerate(source.paths):
+    for k, rows in enumerate(rows_by_image(source.observation_image, len(source.paths))):
         if progress:
             progress(k, len(source.paths), source.names[k])
-        points = source.observation_point[order[bounds[k] : bounds[k + 1]]]
+        points = np.sort(source.observation_point[rows])
         if len(points) == 0:
             empty.append(source.names[k])
             continue
         try:
-            image = load_image(path)
+            image = load_image(source.paths[k])
         except InputError:
             missing.append(source.names[k])
             continue
         image, camera = fit_to_working_size(image, source.cameras[k], side)
         if not keyframes:  # one choice of levels for the whole map
             extractor = extractor.suited_to(camera.width, camera.height)
-        keyframe = _keyframe(k, image, camera, source, np.sort(points), extractor, work)
-        outside += len(points) - len(keyframe.points)
-        if len(keyframe.points):
-            keyframes.append(keyframe)
+
+        def encode(k=k, image=image, camera=camera, points=points, extractor=extractor) -> dict[str, np.ndarray]:
+            return _encode(image, camera, source.map_from_camera[k], source.xyz[points], extractor)
+
+        encoded = encode() if work is None else work.arrays(f"encoded/{k:06d}", encode)
+        kept = points[encoded["kept"]]
+        outside += len(points) - len(kept)
+        if len(kept):
+            keyframes.append(_Keyframe(k, camera, kept, encoded))
         else:
             empty.append(source.names[k])
     if progress:
@@ -119,31 +139,6 @@ def build_map(
     return _assemble(source, keyframes, extractor, side), BuildReport(tuple(missing), tuple(empty), outside)
 
 
-def _keyframe(
-    index: int,
-    image: np.ndarray,
-    camera: Camera,
-    source: PosedImages,
-    points: np.ndarray,
-    extractor: Extractor,
-    work: WorkFolder | None,
-) -> _Keyframe:
-    def encode() -> dict[str, np.ndarray]:
-        return _encode(image, camera, source.map_from_camera[index], source.xyz[points], extractor)
-
-    stored = encode() if work is None else work.arrays(f"encoded/{index:06d}", encode)
-    levels = range(len(extractor.strides))
-    return _Keyframe(
-        index,
-        camera,
-        float(stored["depth"]),
-        stored["global_descriptor"],
-        points[stored["kept"]],
-        [stored[f"descriptor.{level}"] for level in levels],
-        [stored.get(f"confidence.{level}") for level in levels],
-    )
-
-
 def _encode(
     image: np.ndarray, camera: Camera, map_from_camera: torch.Tensor, xyz: np.ndarray, extractor: Extractor
 ) -> dict[str, np.ndarray]:
@@ -155,11 +150,10 @@ def _encode(
     samples = [sample_level(level, pixels[None].float()) for level in pyramid.levels]
     for _, _, within in samples:
         valid = valid & within[0]
-    coarse = torch.nn.functional.normalize(pyramid.levels[0].features[0].mean((1, 2)), dim=0)
     encoded = {
         "kept": valid.numpy(),
         "depth": np.float64(inside[valid, 2].median() if bool(valid.any()) else 0.0),
-        "global_descriptor": coarse.numpy().astype(np.float16),
+        "global_descriptor": PooledFeatures().describe(image, pyramid).astype(np.float16),
     }
     for level, (values, confidence, _) in enumerate(samples):
         encoded[f"descriptor.{level}"] = torch.nn.functional.normalize(values[0][valid], dim=-1).half().numpy()
@@ -169,19 +163,16 @@ def _encode(
 
 
 def _assemble(source: PosedImages, keyframes: list[_Keyframe], extractor: Extractor, working_side: int) -> Map:
-    observed = np.concatenate([keyframe.points for keyframe in keyframes])
-    used, observation_point = np.unique(observed, return_inverse=True)
+    def joined(name: str) -> np.ndarray | None:
+        parts = [keyframe.encoded.get(name) for keyframe in keyframes]
+        return None if parts[0] is None else np.concatenate(parts)
+
+    used, point = np.unique(np.concatenate([keyframe.points for keyframe in keyframes]), return_inverse=True)
     levels = range(len(extractor.strides))
-    descriptors = tuple(np.concatenate([keyframe.descriptors[level] for keyframe in keyframes]) for level in levels)
-    confidences = tuple(
-        None
-        if keyframes[0].confidences[level] is None
-        else np.concatenate([keyframe.confidences[level] for keyframe in keyframes])
-        for level in levels
-    )
-    track_length = np.bincount(observation_point, minlength=len(used))
+    descriptors, confidences = (tuple(joined(f"{kind}.{level}") for level in levels) for kind in ("descriptor", "confidence"))
     cameras, camera_index = unique_cameras([keyframe.camera for keyframe in keyframes])
     images = [keyframe.image for keyframe in keyframes]
+    counts = [len(keyframe.points) for keyframe in keyframes]
     return Map(
         name=source.name,
         extractor_name=extractor.name,
@@ -194,27 +185,41 @@ def _assemble(source: PosedImages, keyframes: list[_Keyframe], extractor: Extrac
         map_from_keyframe=source.map_from_camera[images].contiguous(),
         keyframe_camera=np.array(camera_index, np.int32),
         keyframe_stamp_ns=source.stamp_ns[images].astype(np.int64),
-        keyframe_depth=np.array([keyframe.depth for keyframe in keyframes], np.float32),
-        global_descriptors=np.stack([keyframe.global_descriptor for keyframe in keyframes]),
+        keyframe_depth=np.array([keyframe.encoded["depth"] for keyframe in keyframes], np.float32),
+        global_descriptors=np.stack([keyframe.encoded["global_descriptor"] for keyframe in keyframes]),
         xyz=source.xyz[used],
-        track_length=track_length.astype(np.int32),
-        quality=descriptor_agreement(descriptors[-1], observation_point, track_length),
-        observation_offsets=np.cumsum([0] + [len(keyframe.points) for keyframe in keyframes]),
-        observation_point=observation_point.astype(np.int32),
-        descriptors=descriptors,
-        confidences=confidences,
+        **observation_fields(counts, point, len(used), descriptors, confidences),
     )
 
 
-def unique_cameras(cameras: list[Camera]) -> tuple[list[Camera], list[int]]:
-    """Each camera once, and which of them each was, by index."""
-    keys = [(camera.model, camera.width, camera.height, *camera.params.tolist()) for camera in cameras]
-    unique = {key: camera for key, camera in zip(reversed(keys), reversed(cameras))}
-    number = {key: k for k, key in enumerate(dict.fromkeys(keys))}
-    return [unique[key] for key in number], [number[key] for key in keys]
+def observation_fields(
+    counts: np.ndarray | list[int],
+    point: np.ndarray,
+    points: int,
+    descriptors: tuple[np.ndarray, ...],
+    confidences: tuple[np.ndarray | None, ...],
+) -> dict[str, object]:
+    """The fields of a `Map` that depend on its observations.
+
+    Args:
+        counts: Observations of each keyframe.
+        point: [M], rising within each keyframe.
+        points: How many there are, P.
+        descriptors: Per level [M, C].
+        confidences: Per level [M], or None.
+    """
+    track_length = np.bincount(point, minlength=points).astype(np.int32)
+    return {
+        "track_length": track_length,
+        "quality": _descriptor_agreement(decode_descriptors(descriptors[-1]), point, track_length),
+        "observation_offsets": np.concatenate(([0], np.cumsum(counts))),
+        "observation_point": point.astype(np.int32),
+        "descriptors": descriptors,
+        "confidences": confidences,
+    }
 
 
-def descriptor_agreement(descriptors: np.ndarray, point: np.ndarray, track_length: np.ndarray) -> np.ndarray:
+def _descriptor_agreement(descriptors: np.ndarray, point: np.ndarray, track_length: np.ndarray) -> np.ndarray:
     """Mean cosine over the pairs of a point's unit descriptors, float32 [P], at least 0; 0 for a single observation.
 
     Over the n descriptors of a point with sum s it is (|s|² - n) / (n (n - 1)).
@@ -224,3 +229,10 @@ def descriptor_agreement(descriptors: np.ndarray, point: np.ndarray, track_lengt
         squared += np.bincount(point, descriptors[:, channel].astype(np.float64), len(track_length)) ** 2
     pairs = np.maximum(track_length * (track_length - 1), 1)
     return np.where(track_length > 1, np.clip((squared - track_length) / pairs, 0.0, 1.0), 0.0).astype(np.float32)
+
+
+def unique_cameras(cameras: list[Camera]) -> tuple[list[Camera], list[int]]:
+    """Each camera once, and which of them each was, by index."""
+    keys = [(camera.model, camera.width, camera.height, *camera.params.tolist()) for camera in cameras]
+    number = {key: k for k, key in enumerate(dict.fromkeys(keys))}
+    return [cameras[keys.index(key)] for key in number], [number[key] for key in keys]

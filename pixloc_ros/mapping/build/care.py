@@ -1,5 +1,5 @@
 # Copyright the pixloc_ros authors. SPDX-License-Identifier: Apache-2.0
-"""Maps made smaller, put together, checked, and made anew with another network."""
+"""Maps made smaller, merged, checked, and made again with another network."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from ...geometry import se3
 from .. import selection
 from ..map_file import Map, decode_descriptors, encode_descriptors
 from ..statistics import keyframe_of_observations, keyframe_pixels
-from .building import BuildReport, PosedImages, Progress, build_map, descriptor_agreement
+from .building import BuildReport, PosedImages, Progress, build_map, observation_fields
 
 _SAME_POINT_SHARE, _SAME_POINT_COSINE = 0.004, 0.8
 _TELLING_STRIDE = 4
@@ -34,9 +34,12 @@ _KEYFRAME_TURN_RAD = float(np.radians(8.0))
 class PruneOptions:
     """What to leave out; 0 and None leave everything in.
 
-    keyframe_spacing: keyframes nearer than this share of the scene's depth, and turned by less than 8°, to one that stays.
-    points_per_keyframe: more than so many, spread over the image, those seen most often and most alike first.
-    min_track_length, min_quality: points below. int8: store descriptors in eight bits.
+    Attributes:
+        keyframe_spacing: Keyframes nearer than this share of the scene's depth, and turned by less than 8°, to one that stays.
+        points_per_keyframe: More than so many, spread over the image, those first that are seen most often and look most similar.
+        min_track_length: Points below.
+        min_quality: Points below.
+        int8: Store descriptors in eight bits.
     """
 
     keyframe_spacing: float = 0.0
@@ -51,10 +54,10 @@ class PruneOptions:
 
 
 def prune(map_: Map, options: PruneOptions) -> Map:
-    """A smaller map. Raises InputError where nothing would be left."""
+    """A smaller map. Raises `InputError` where nothing would be left."""
     keyframes = _spaced_keyframes(map_, options.keyframe_spacing)
     good = (map_.track_length >= options.min_track_length) & (map_.quality >= options.min_quality)
-    keep = good[map_.observation_point] & np.repeat(keyframes, np.diff(map_.observation_offsets))
+    keep = good[map_.observation_point] & keyframes[keyframe_of_observations(map_)]
     if options.points_per_keyframe is not None:
         keep &= _best_spread(map_, keep, options.points_per_keyframe)
     map_ = subset(map_, keep)
@@ -71,7 +74,7 @@ def subset(map_: Map, keep: np.ndarray) -> Map:
     used, point = np.unique(map_.observation_point[rows], return_inverse=True)
     cameras, camera = np.unique(map_.keyframe_camera[keyframes], return_inverse=True)
     descriptors = tuple(level[rows] for level in map_.descriptors)
-    track_length = np.bincount(point, minlength=len(used)).astype(np.int32)
+    confidences = tuple(None if level is None else level[rows] for level in map_.confidences)
     return replace(
         map_,
         cameras=[map_.cameras[k] for k in cameras],
@@ -82,12 +85,7 @@ def subset(map_: Map, keep: np.ndarray) -> Map:
         keyframe_depth=map_.keyframe_depth[keyframes],
         global_descriptors=map_.global_descriptors[keyframes],
         xyz=map_.xyz[used],
-        track_length=track_length,
-        quality=descriptor_agreement(decode_descriptors(descriptors[-1]), point, track_length),
-        observation_offsets=np.concatenate(([0], np.cumsum(counts[keyframes]))),
-        observation_point=point.astype(np.int32),
-        descriptors=descriptors,
-        confidences=tuple(None if level is None else level[rows] for level in map_.confidences),
+        **observation_fields(counts[keyframes], point, len(used), descriptors, confidences),
     )
 
 
@@ -101,8 +99,7 @@ def _spaced_keyframes(map_: Map, spacing: float) -> np.ndarray:
     keep = np.ones(len(map_.keyframe_names), bool)
     if spacing <= 0:
         return keep
-    centres = map_.map_from_keyframe[:, :3, 3].numpy()
-    rotations = map_.map_from_keyframe[:, :3, :3].numpy()
+    centres, rotations = map_.map_from_keyframe[:, :3, 3].numpy(), map_.map_from_keyframe[:, :3, :3].numpy()
     tree = cKDTree(centres)
     for k in range(len(keep)):
         if not keep[k]:
@@ -119,23 +116,26 @@ def _best_spread(map_: Map, keep: np.ndarray, limit: int) -> np.ndarray:
     chosen = np.zeros(len(keep), bool)
     worth = (map_.track_length * (map_.quality + 0.1)).astype(np.float64)
     for k in range(len(map_.keyframe_names)):
-        rows = np.arange(map_.observation_offsets[k], map_.observation_offsets[k + 1])
         pixels, _, camera = keyframe_pixels(map_, k)
-        here = keep[rows]
-        rows, pixels = rows[here], pixels[here]
-        if not len(rows):
-            continue
+        here = keep[map_.observations(k)]
+        rows = map_.observations(k).start + np.flatnonzero(here)
         size = (camera.width, camera.height)
-        chosen[rows[selection.spread(pixels, worth[map_.observation_point[rows]], size, limit)]] = True
+        chosen[rows[selection.spread(pixels[here], worth[map_.observation_point[rows]], size, limit)]] = True
     return chosen
 
 
-# ---- together
+# ---- merged
 
 
 @dataclass(frozen=True)
 class MergeReport:
-    """fused: points of a later map that are points of an earlier one. keyframes, points: of the result."""
+    """What became of maps that were merged.
+
+    Attributes:
+        fused: Points of a later map that are points of an earlier one.
+        keyframes: Of the result.
+        points: Of the result.
+    """
 
     fused: int
     keyframes: int
@@ -143,24 +143,29 @@ class MergeReport:
 
 
 def merge(maps: list[Map], names: list[str]) -> tuple[Map, MergeReport]:
-    """Several maps in one frame as one: sessions of a place, or places beside each other.
+    """Several maps in one frame as one: sessions of a place, or places next to each other.
 
-    A point that two maps have, at the same place and looking alike, becomes one, with the descriptors of both: every
-    keyframe keeps what the point looked like from there and then. names: of the maps, put before their keyframes' names
-    where those are not unique. Raises InputError where the maps are of different networks or levels, or differ in precision.
+    A point that two maps have, at the same place and of the same look, becomes one, with the descriptors of both: every keyframe
+    keeps what the point looked like from there and then.
+
+    Args:
+        maps: At least two.
+        names: Of the maps, put before their keyframes' names where those are not unique.
+
+    Raises:
+        InputError: The maps are of different networks or levels, or differ in precision.
     """
-    result, fused = maps[0], 0
     if len(maps) < 2:
         raise InputError("merge needs two maps or more")
     for other in maps[1:]:
-        _require_alike(result, other)
+        _require_same_kind(maps[0], other)
     everything = [name for map_ in maps for name in map_.keyframe_names]
     if len(set(everything)) < len(everything):
         maps = [
             replace(map_, keyframe_names=[f"{name}/{keyframe}" for keyframe in map_.keyframe_names])
             for map_, name in zip(maps, names)
         ]
-        result = maps[0]
+    result, fused = maps[0], 0
     for other in maps[1:]:
         result, count = _merge_two(result, other)
         fused += count
@@ -180,18 +185,15 @@ def moved(map_: Map, new_from_map: torch.Tensor) -> Map:
     )
 
 
-def _require_alike(a: Map, b: Map) -> None:
+def _require_same_kind(a: Map, b: Map) -> None:
     if (a.extractor_fingerprint, a.strides, a.working_side) != (b.extractor_fingerprint, b.strides, b.working_side):
         raise InputError(
             f"map '{a.name}' was made with '{a.extractor_name}' ({a.extractor_fingerprint}, strides {a.strides}), "
-            f"'{b.name}' with '{b.extractor_name}' ({b.extractor_fingerprint}, strides {b.strides}): make one of them anew "
+            f"'{b.name}' with '{b.extractor_name}' ({b.extractor_fingerprint}, strides {b.strides}): make one of them again "
             "with 'pixloc map re-encode'"
         )
-    if (
-        a.version != b.version
-        or a.global_descriptor_name != b.global_descriptor_name
-        or [level is None for level in a.confidences] != [level is None for level in b.confidences]
-    ):
+    stored_a, stored_b = ((m.version, m.global_descriptor_name, [level is None for level in m.confidences]) for m in (a, b))
+    if stored_a != stored_b:
         raise InputError(f"maps '{a.name}' and '{b.name}' store different things: prune or make them in the same way")
 
 
@@ -199,57 +201,50 @@ def _merge_two(a: Map, b: Map) -> tuple[Map, int]:
     same_b, same_a = _same_points(a, b)
     number = np.empty(len(b.xyz), np.int64)
     new = np.setdiff1d(np.arange(len(b.xyz)), same_b)
-    number[same_b] = same_a
-    number[new] = len(a.xyz) + np.arange(len(new))
+    number[same_b], number[new] = same_a, len(a.xyz) + np.arange(len(new))
     xyz = np.concatenate((a.xyz, b.xyz[new]))
     weight_a, weight_b = (m.track_length[rows][:, None] for m, rows in ((a, same_a), (b, same_b)))
     xyz[same_a] = (a.xyz[same_a] * weight_a + b.xyz[same_b] * weight_b) / (weight_a + weight_b)
     point = np.concatenate((a.observation_point.astype(np.int64), number[b.observation_point]))
     counts = np.concatenate((np.diff(a.observation_offsets), np.diff(b.observation_offsets)))
-    # Points rise within a keyframe.
-    order = np.lexsort((point, np.repeat(np.arange(len(counts)), counts)))
-    point = point[order]
-    descriptors = tuple(np.concatenate(pair)[order] for pair in zip(a.descriptors, b.descriptors))
-    track_length = np.bincount(point, minlength=len(xyz)).astype(np.int32)
+    order = np.lexsort((point, np.repeat(np.arange(len(counts)), counts)))  # points rise within a keyframe
+
+    def joined(name: str) -> tuple[np.ndarray | None, ...]:
+        pairs = zip(getattr(a, name), getattr(b, name))
+        return tuple(None if pair[0] is None else np.concatenate(pair)[order] for pair in pairs)
+
+    keyframe_fields = ("keyframe_stamp_ns", "keyframe_depth", "global_descriptors")
     merged = replace(
         a,
         cameras=[*a.cameras, *b.cameras],
         keyframe_names=[*a.keyframe_names, *b.keyframe_names],
         map_from_keyframe=torch.cat((a.map_from_keyframe, b.map_from_keyframe)),
         keyframe_camera=np.concatenate((a.keyframe_camera, b.keyframe_camera + len(a.cameras))).astype(np.int32),
-        keyframe_stamp_ns=np.concatenate((a.keyframe_stamp_ns, b.keyframe_stamp_ns)),
-        keyframe_depth=np.concatenate((a.keyframe_depth, b.keyframe_depth)),
-        global_descriptors=np.concatenate((a.global_descriptors, b.global_descriptors)),
+        **{name: np.concatenate((getattr(a, name), getattr(b, name))) for name in keyframe_fields},
         xyz=xyz,
-        track_length=track_length,
-        quality=descriptor_agreement(decode_descriptors(descriptors[-1]), point, track_length),
-        observation_offsets=np.concatenate(([0], np.cumsum(counts))),
-        observation_point=point.astype(np.int32),
-        descriptors=descriptors,
-        confidences=tuple(None if pair[0] is None else np.concatenate(pair)[order] for pair in zip(a.confidences, b.confidences)),
+        **observation_fields(counts, point[order], len(xyz), joined("descriptors"), joined("confidences")),
     )
     return merged, len(same_b)
 
 
 def _same_points(a: Map, b: Map) -> tuple[np.ndarray, np.ndarray]:
-    """Points of b and the points of a that they are: nearest to each other, near against the distance they are seen from,
-    and alike in the finest features that tell points apart: an intensity patch does not."""
+    """Points of b and the points of a that they are: nearest to each other, near against the distance they are seen from, and
+    similar in the finest features that tell points apart, which an intensity patch does not."""
     level = max((k for k, stride in enumerate(a.strides) if stride >= _TELLING_STRIDE), default=0)
     described = [_mean_descriptors(m, level) for m in (a, b)]
     distance, nearest = cKDTree(a.xyz).query(b.xyz)
     _, back = cKDTree(b.xyz).query(a.xyz)
     rows = np.flatnonzero(back[nearest] == np.arange(len(b.xyz)))
     rows = rows[distance[rows] < _SAME_POINT_SHARE * _seen_from(b)[rows]]
-    alike = (described[1][rows] * described[0][nearest[rows]]).sum(1) > _SAME_POINT_COSINE
-    return rows[alike], nearest[rows[alike]]
+    similar = (described[1][rows] * described[0][nearest[rows]]).sum(1) > _SAME_POINT_COSINE
+    return rows[similar], nearest[rows[similar]]
 
 
 def _mean_descriptors(map_: Map, level: int) -> np.ndarray:
     """Unit means of every point's descriptors, float32 [P, C]."""
     values = decode_descriptors(map_.descriptors[level])
-    sums = coo_array(
-        (np.ones(len(values), np.float32), (map_.observation_point, np.arange(len(values)))), (len(map_.xyz), len(values))
-    ).tocsr()
+    ones, observations = np.ones(len(values), np.float32), np.arange(len(values))
+    sums = coo_array((ones, (map_.observation_point, observations)), (len(map_.xyz), len(values))).tocsr()
     means = sums @ values
     return means / np.maximum(np.linalg.norm(means, axis=1, keepdims=True), 1e-6)
 
@@ -267,74 +262,66 @@ def _seen_from(map_: Map) -> np.ndarray:
 
 @dataclass(frozen=True)
 class Finding:
-    """serious: the map should not be used so. text: for people, with what to do."""
+    """What is wrong or odd.
+
+    Attributes:
+        serious: The map should not be used so.
+        text: For people, with what to do.
+    """
 
     serious: bool
     text: str
 
 
 def check(map_: Map) -> list[Finding]:
-    """What is wrong with a map, or odd; empty where it is sound. The file's checksums are `Map.open`'s affair."""
-    findings = []
-
-    def find(serious: bool, text: str) -> None:
-        findings.append(Finding(serious, text))
-
-    counts = np.diff(map_.observation_offsets)
-    seen = [keyframe_pixels(map_, k)[1] for k in range(len(counts))]
-    outside = np.array([int((~inside).sum()) for inside in seen])
+    """What is wrong with a map, or odd; empty where it is sound. The file's checksums are checked by `Map.open`."""
+    counts, names = np.diff(map_.observation_offsets), map_.keyframe_names
+    wrong, odd = [], []
+    outside = np.array([int((~keyframe_pixels(map_, k)[1]).sum()) for k in range(len(counts))])
     if outside.sum():
         worst = int(outside.argmax())
-        find(
-            True,
-            f"{outside.sum()} observations lie outside their image, {outside[worst]} in {map_.keyframe_names[worst]}: "
-            "poses, cameras and points do not belong together; build the map again",
+        wrong.append(
+            f"{outside.sum()} observations lie outside their image, {outside[worst]} in {names[worst]}: "
+            "poses, cameras and points do not belong together"
         )
     rising = [bool((np.diff(map_.observation_point[map_.observations(k)]) > 0).all()) for k in range(len(counts))]
     if not all(rising):
-        find(True, f"the points of {map_.keyframe_names[rising.index(False)]} are out of order: build the map again")
-    track_length = np.bincount(map_.observation_point, minlength=len(map_.xyz))
-    if not np.array_equal(track_length, map_.track_length):
-        find(True, "the points' track lengths do not fit the observations: build the map again")
+        wrong.append(f"the points of {names[rising.index(False)]} are out of order")
+    if not np.array_equal(np.bincount(map_.observation_point, minlength=len(map_.xyz)), map_.track_length):
+        wrong.append("the points' track lengths do not fit the observations")
     for level, stored in enumerate(map_.descriptors):
-        norm = np.linalg.norm(decode_descriptors(stored), axis=1)
-        bad = int((~(np.abs(norm - 1) < 0.01)).sum())
+        bad = int((~(np.abs(np.linalg.norm(decode_descriptors(stored), axis=1) - 1) < 0.01)).sum())
         if bad:
-            find(True, f"{bad} descriptors of level {level} are not of unit length: build the map again")
+            wrong.append(f"{bad} descriptors of level {level} are not of unit length")
     few = np.flatnonzero(counts < _FEW_POINTS)
     if len(few):
-        find(
-            False,
-            f"{len(few)} keyframes see fewer than {_FEW_POINTS} points, for example {map_.keyframe_names[few[0]]}: the "
-            "camera may get lost there",
+        odd.append(
+            f"{len(few)} keyframes see fewer than {_FEW_POINTS} points, for example {names[few[0]]}: the camera may get lost "
+            "there"
         )
     groups = _groups(map_)
     if len(groups) > 1:
-        find(
-            False,
-            f"the map falls into {len(groups)} parts that share no point, of {', '.join(map(str, groups[:5]))} "
-            "keyframes: nothing ties their positions to each other but the poses they were made with",
+        odd.append(
+            f"the map falls into {len(groups)} parts that share no point, of {', '.join(map(str, groups[:5]))} keyframes: "
+            "nothing ties their positions to each other but the poses they were made with"
         )
-    once = float((track_length == 1).mean())
+    once = float((map_.track_length == 1).mean())
     if once > 0.5:
-        find(False, f"{100 * once:.0f} % of the points are seen by one keyframe only: their positions are not confirmed")
+        odd.append(f"{100 * once:.0f} % of the points are seen by one keyframe only: their positions are not confirmed")
     quality = map_.quality[map_.track_length > 1]
     if len(quality) and np.median(quality) < 0.5:
-        find(
-            False,
-            f"the same point looks different from keyframe to keyframe (median cosine {np.median(quality):.2f}): poses "
-            "or calibration may be off, or exposure varies",
+        odd.append(
+            f"the same point looks different from keyframe to keyframe (median cosine {np.median(quality):.2f}): poses or "
+            "calibration may be off, or exposure varies"
         )
-    return findings
+    return [Finding(True, f"{text}: build the map again") for text in wrong] + [Finding(False, text) for text in odd]
 
 
 def _groups(map_: Map) -> list[int]:
     """Numbers of keyframes of the parts of the map that share no point, largest first."""
     keyframe, count = keyframe_of_observations(map_), len(map_.keyframe_names)
-    points = len(map_.xyz)
-    graph = coo_array(
-        (np.ones(len(keyframe), np.int8), (keyframe, count + map_.observation_point)), (count + points, count + points)
-    )
+    nodes, ones = count + len(map_.xyz), np.ones(len(keyframe), np.int8)
+    graph = coo_array((ones, (keyframe, count + map_.observation_point)), (nodes, nodes))
     _, label = connected_components(graph, directed=False)
     return sorted(np.unique(label[:count], return_counts=True)[1].tolist(), reverse=True)
 
@@ -347,8 +334,15 @@ def re_encode(
 ) -> tuple[Map, BuildReport]:
     """The same keyframes and points with the features of another network.
 
-    images: the folder that the keyframes' names are relative to, of any size with the same proportions. Raises InputError where
-    they are missing or of other proportions.
+    Args:
+        map_: Gives keyframes and points.
+        images: The folder that the keyframes' names are relative to. Images may have any size of the same proportions.
+        extractor: The other network.
+        working_side: As of `build_map`.
+        progress: As of `build_map`.
+
+    Raises:
+        InputError: Images are missing or of other proportions.
     """
     images = Path(images)
     if not images.is_dir():
@@ -367,15 +361,15 @@ def re_encode(
             camera = camera.scaled(width / camera.width, height / camera.height, width, height)
         cameras.append(camera)
     source = PosedImages(
-        map_.name,
-        paths,
-        map_.keyframe_names,
-        cameras,
-        map_.map_from_keyframe,
-        np.array(map_.keyframe_stamp_ns),
-        np.array(map_.xyz),
-        keyframe_of_observations(map_),
-        map_.observation_point.astype(np.int64),
+        name=map_.name,
+        paths=paths,
+        names=map_.keyframe_names,
+        cameras=cameras,
+        map_from_camera=map_.map_from_keyframe,
+        stamp_ns=np.array(map_.keyframe_stamp_ns),
+        xyz=np.array(map_.xyz),
+        observation_image=keyframe_of_observations(map_),
+        observation_point=map_.observation_point.astype(np.int64),
     )
     made, report = build_map(source, extractor, working_side, progress)
     return replace(made, georeference=map_.georeference), report
