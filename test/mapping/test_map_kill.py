@@ -124,7 +124,7 @@ def killed(tmp_path_factory):
         [sys.executable, __file__, str(folder)],
         capture_output=True,
         text=True,
-        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])},
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(str(Path(__file__).parents[k]) for k in (1, 2))},
     )
     assert done.returncode == 0, done.stderr
     return folder
