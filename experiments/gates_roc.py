@@ -33,7 +33,7 @@ from pixloc_ros.io.files import write_bytes, write_text
 from pixloc_ros.io.frames import CameraFrame
 from pixloc_ros.report.style import RUN_COLOURS, RUN_LINES, STYLE, plt, png
 from pixloc_ros.tracking.covariances import isotropic, mahalanobis, not_better_than
-from pixloc_ros.tracking.tracker import TrackerOptions
+from pixloc_ros.tracking.options import TrackerOptions
 from pixloc_ros.tracking.types import FrameAlignment
 
 IMAGES = ("nominal", "blurred", "dark", "occluded")

@@ -23,9 +23,11 @@ from .mapping.map_file import Map
 from .tracking.checks.calibration import CalibrationCheck
 from .tracking.covariances import isotropic
 from .tracking.frame_aligner import FrameAligner, LocalizerOptions
+from .tracking.judge import QualityGates
+from .tracking.options import TrackerOptions
 from .tracking.presets import DEFAULT, preset_options
 from .tracking.relocalization import Relocalizer, agreement
-from .tracking.tracker import QualityGates, Tracker, TrackerOptions
+from .tracking.tracker import Tracker
 from .tracking.types import FrameAlignment, FrameMotion, PreparedFrame, PreparedImage
 
 SEARCH_TURNS = 3

@@ -7,7 +7,9 @@ from pathlib import Path
 import pytest
 from hypothesis import settings
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "experiments"))  # scripts that tests import
+ROOT = Path(__file__).resolve().parents[1]
+# Scripts that tests import, and what tests of one room share with those of another.
+sys.path[:0] = map(str, (ROOT / "experiments", *(room for room in (ROOT / "test").iterdir() if room.is_dir())))
 SHARED_DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
 
 

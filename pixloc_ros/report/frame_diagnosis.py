@@ -13,7 +13,7 @@ from ..evaluation.metrics import FALSE_TRACK
 from ..geometry import se3
 from ..io.frames import UnusableFrame
 from ..tracking.covariances import isotropic, mahalanobis, not_better_than
-from ..tracking.tracker import TrackerOptions
+from ..tracking.options import TrackerOptions
 from ..tracking.types import FrameAlignment, MotionPrior, TrackState
 from .aligned_image import difference_text
 from .frame_evidence import Evidence, TrackedFrame

@@ -29,6 +29,9 @@ _GATE = 3.5
 """Standard deviations of a prior within which keyframes are looked at."""
 COARSE_POINTS = LocalPointOptions(keyframes=2, candidates=4)
 """Most hypotheses are poses of keyframes: their own points and those of one neighbour do, and few keyframes are read."""
+_AROUND = [(0, 0, 0), (0, 0, 1), (0, 0, -1), (1, 0, 0), (-1, 0, 0), (0, 1, 0), (0, -1, 0), (0, 0, 2), (0, 0, -2), (1, 1, 1)]
+_AROUND += [(1, -1, -1), (-1, 1, -1), (-1, -1, 1), (2, 0, 0), (-2, 0, 0)]
+"""Steps in x, y, yaw of the base from a prior; one an image, in this order, round and round."""
 _SAME_ANGLE = 0.1
 _SAME_DEPTHS = 0.1
 
@@ -177,6 +180,20 @@ def spread(prior: MotionPrior, count: int, turn: int) -> torch.Tensor:
     values, axes = np.linalg.eigh(prior.covariance.numpy())
     tangents = offsets * np.sqrt(values.clip(min=0)) @ axes.T
     return prior.map_from_base @ se3.se3_exp(torch.from_numpy(tangents))
+
+
+def start_around(prior: MotionPrior, attempt: int, reach_m: float, reach_rad: float) -> torch.Tensor:
+    """map_from_base [4, 4] to start from at the attempt of that number to find a lost pose again around a prior.
+
+    Steps are as wide as the prior is unsure, at least a quarter of the reach and at most half of it: whoever is lost should not
+    trust the covariance that led there.
+    """
+    x, y, yaw = _AROUND[attempt % len(_AROUND)]
+    std = np.sqrt(prior.covariance.numpy().diagonal())
+    translation = std[:2].clip(reach_m / 4, reach_m / 2)
+    rotation = std[5].clip(reach_rad / 4, reach_rad / 2)
+    offset = np.array([x * translation[0], y * translation[1], 0.0, 0.0, 0.0, yaw * rotation])
+    return prior.map_from_base @ se3.se3_exp(torch.from_numpy(offset))
 
 
 def _alternate(first: np.ndarray, second: np.ndarray) -> np.ndarray:

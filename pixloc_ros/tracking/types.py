@@ -4,8 +4,11 @@
 from __future__ import annotations
 
 import enum
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Protocol
 
+import numpy as np
 import torch
 
 from ..features.pyramid import FeaturePyramid
@@ -26,12 +29,17 @@ class TrackState(enum.IntEnum):
 
 @dataclass(frozen=True)
 class PreparedImage:
-    """What an image gives before anything is known of its pose: features, and the camera of the size they were computed at."""
+    """What an image gives before anything is known of its pose.
+
+    Attributes:
+        pyramid: Its features.
+        camera: Of the size they were computed at.
+        timings_ms: Stages "prepare", "features".
+    """
 
     pyramid: FeaturePyramid
     camera: Camera
     timings_ms: dict[str, float]
-    """Stages "prepare", "features"."""
 
 
 @dataclass(frozen=True)
@@ -49,10 +57,13 @@ class PreparedFrame(CameraFrame):
 class MotionPrior:
     """Where the robot should be before the image is looked at.
 
-    map_from_base: float64 [4, 4].
-    covariance: float64 [6, 6], (translation, rotation) in the base frame: true = map_from_base · exp(error).
-    source: "odometry", "constant velocity", "static" or "initial pose"; age_s: since the pose it starts from, and motion
-    float64 [4, 4], what was added to that pose. noise_factor: by how much odometry was found to err more than its model says.
+    Attributes:
+        map_from_base: float64 [4, 4].
+        covariance: float64 [6, 6], (translation, rotation) in the base frame: true = map_from_base · exp(error).
+        source: "odometry", "constant velocity", "static" or "initial pose".
+        age_s: Since the pose it starts from.
+        motion: What was added to that pose, float64 [4, 4].
+        noise_factor: By how much odometry was found to err more than its model says.
     """
 
     map_from_base: torch.Tensor
@@ -65,8 +76,13 @@ class MotionPrior:
 
 @dataclass(frozen=True)
 class FrameMotion:
-    """What a learned prior (`alignment.TemporalPrior`) wants to know: the prior, the share of points that agreed in the
-    last image (0.5 where there was none), and base_from_camera float64 [4, 4]."""
+    """What a learned prior (`alignment.TemporalPrior`) wants to know.
+
+    Attributes:
+        prior: Where the robot should be.
+        inlier_fraction: Of the last image; 0.5 where there was none.
+        base_from_camera: float64 [4, 4].
+    """
 
     prior: MotionPrior
     inlier_fraction: float
@@ -77,11 +93,21 @@ class FrameMotion:
 class FrameAlignment:
     """One image against the map from one prior: what `FrameAligner.localize` returns.
 
-    map_from_camera: float64 [4, 4]; covariance: float64 [6, 6] (translation, rotation), camera frame, right perturbation
-    (true = map_from_camera · exp(error)), from the Hessian.
-    inlier_fraction: inliers / visible; visible_fraction: visible / points asked for.
-    success: False where the optimizer had too few points or no finite solution; `reason` says why in a few words.
-    depth: median distance of the visible points along the optical axis; infinite where it is not known.
+    Attributes:
+        map_from_camera: float64 [4, 4].
+        covariance: float64 [6, 6] (translation, rotation), camera frame, right perturbation (true = map_from_camera ·
+            exp(error)), from the Hessian; infinite where the image does not determine the pose.
+        success: False where the optimizer had too few points or no finite solution.
+        reason: Why, in a few words.
+        cost: Mean robust cost.
+        inlier_fraction: Inliers / visible points.
+        visible_fraction: Visible points / points asked for.
+        points_used: Points asked for.
+        iterations: Steps on all levels.
+        timings_ms: Stages "prepare", "features", "gather", "alignment".
+        details: The `AlignmentResult`, for pictures.
+        points: The map points that `details` speaks of.
+        depth: Median distance of the visible points along the optical axis; infinite where it is not known.
     """
 
     map_from_camera: torch.Tensor
@@ -94,11 +120,8 @@ class FrameAlignment:
     points_used: int
     iterations: int
     timings_ms: dict[str, float] = field(default_factory=dict)
-    """Stages "prepare", "features", "gather", "alignment"."""
     details: object | None = None
-    """The `AlignmentResult`, for pictures."""
     points: LocalPoints | None = None
-    """The map points that `details` speaks of."""
     depth: float = float("inf")
 
 
@@ -106,21 +129,57 @@ class FrameAlignment:
 class TrackResult:
     """What the tracker says of one frame.
 
-    map_from_base, covariance (base frame, right perturbation): None unless the state is TRACKING or DEGRADED, and None for
-    an image that was refused because it was not newer than the last.
-    prior_distance_m, prior_rotation_rad: from the prior to the aligned pose; NaN where there is none.
-    map_from_odom: None where there is no odometry or no pose.
-    message: empty when all is well, else what is wrong and what to do.
+    Attributes:
+        stamp_ns: Of the frame.
+        state: After it.
+        map_from_base: None unless the state is TRACKING or DEGRADED, and for an image that was refused because it was not newer
+            than the last.
+        covariance: Of that pose (base frame, right perturbation).
+        map_from_odom: None where there is no odometry or no pose.
+        prior: What was expected.
+        prior_distance_m: From the prior to the aligned pose; NaN where there is none.
+        prior_rotation_rad: The same for the rotation.
+        alignment: The one that was believed, or looked best.
+        timings_ms: Its stages, and "total".
+        message: Empty when all is well, else what is wrong and what to do.
     """
 
     stamp_ns: int
     state: TrackState
-    map_from_base: torch.Tensor | None
-    covariance: torch.Tensor | None
-    map_from_odom: torch.Tensor | None
-    prior: MotionPrior | None
-    prior_distance_m: float
-    prior_rotation_rad: float
-    alignment: FrameAlignment | None
-    timings_ms: dict[str, float]
-    message: str
+    map_from_base: torch.Tensor | None = None
+    covariance: torch.Tensor | None = None
+    map_from_odom: torch.Tensor | None = None
+    prior: MotionPrior | None = None
+    prior_distance_m: float = float("nan")
+    prior_rotation_rad: float = float("nan")
+    alignment: FrameAlignment | None = None
+    timings_ms: dict[str, float] = field(default_factory=dict)
+    message: str = ""
+
+
+class Aligner(Protocol):
+    """What the tracker needs of `FrameAligner`."""
+
+    def prepare(self, image: np.ndarray, camera: Camera) -> PreparedImage: ...
+
+    def localize_prepared(
+        self,
+        prepared: PreparedImage,
+        map_from_camera: torch.Tensor,
+        prior_covariance: torch.Tensor | None = None,
+        motion: FrameMotion | None = None,
+    ) -> FrameAlignment: ...
+
+
+class PoseSearch(Protocol):
+    """What the tracker needs of `Relocalizer`."""
+
+    def search(
+        self,
+        frame: PreparedFrame,
+        base_from_camera: torch.Tensor,
+        turn: int = 0,
+        prior: MotionPrior | None = None,
+        known: Sequence[torch.Tensor] = (),
+        finalists: int | None = None,
+    ) -> list[FrameAlignment]: ...

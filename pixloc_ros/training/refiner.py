@@ -23,7 +23,8 @@ from ..features.sampling import sample_level
 from ..geometry import se3
 from ..tracking.covariances import isotropic, not_better_than
 from ..tracking.frame_aligner import hessian_covariance
-from ..tracking.tracker import QualityGates, TrackerOptions
+from ..tracking.judge import QualityGates
+from ..tracking.options import TrackerOptions
 from .loss import LossOptions, PairLoss, pair_loss
 from .pairs import Batch, member_camera
 

@@ -188,7 +188,7 @@ def test_the_search_never_gives_up():
     robot.drive(HERE)
     states = [robot.drive() for _ in range(14)]
     assert states[-1].state is RELOCALIZING and not robot.tracker.has_pose and robot.tracker.can_relocalize
-    assert any("looking in the whole map" in r.message for r in states)
+    assert any("searching the whole map" in r.message for r in states)
     assert robot.search.priors[-1] is None
     assert [robot.drive(ALIAS).state for _ in range(3)][-1] is TRACKING
 

@@ -16,8 +16,10 @@ from pixloc_ros.geometry.cameras import Camera
 from pixloc_ros.io.frames import CameraFrame
 from pixloc_ros.tracking.checks.frozen_camera import FrozenCamera
 from pixloc_ros.tracking.covariances import mahalanobis, not_better_than, not_worse_than
+from pixloc_ros.tracking.judge import QualityGates
 from pixloc_ros.tracking.odometry import OdometryBuffer
-from pixloc_ros.tracking.tracker import QualityGates, Tracker, TrackerOptions
+from pixloc_ros.tracking.options import TrackerOptions
+from pixloc_ros.tracking.tracker import Tracker
 from pixloc_ros.tracking.types import FrameAlignment, TrackState
 
 SECOND = 1_000_000_000
