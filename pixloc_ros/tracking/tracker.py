@@ -14,7 +14,7 @@ States (numbers in `TrackState`); a pose is given only in TRACKING and DEGRADED:
 
 An image whose quality is good but which contradicts the prior is a candidate: it is believed only after the images that
 follow confirm it, so one wrong alignment never moves the robot and a robot that was carried is still found. Several candidates
-are followed side by side; where two places look alike, none is believed until the robot has moved to where they differ.
+are followed side by side; where two places look the same, none is believed until the robot has moved to where they differ.
 
 Poses far from the prior come from a `PoseSearch` (`relocalization.Relocalizer`). Without one only the surroundings of the prior
 are searched, for `max_search_s`; then only a new initial pose helps.
