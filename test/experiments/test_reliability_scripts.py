@@ -16,6 +16,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "experiments"))
 import consistency  # noqa: E402  (scripts, not modules of the package)
 import faults  # noqa: E402
 import gates_roc  # noqa: E402
+import soak  # noqa: E402
 
 
 @given(st.lists(st.tuples(st.integers(0, 6), st.booleans()), min_size=2, max_size=40))
@@ -56,22 +57,21 @@ def test_consistent_errors_are_told_from_overconfident_ones():
 
 
 def test_a_soak_counts_faults_and_compares_settled_memory():
-    soak = faults.Soak(minutes=10.0, rate_hz=15.0, seed=0, exit_code=0)
-    soak.memory_mb = [(30.0 * k, 400.0 if k == 0 else 500.0 if k < 18 else 505.0) for k in range(21)]
-    for k in range(20):
-        name = ("black images", "odometry stops")[k % 2]
-        soak.add(faults.Run(name, recovered_s=0.1 * k, tracked=100, images=135))
-    told = soak.summary()
-    assert told["faults"] == 20 and told["by_fault"]["black images"]["injected"] == 10
-    assert told["growth_percent"] == pytest.approx(1.0) and told["worst_recovery_s"] == pytest.approx(1.9)
-    assert told["memory_mb"] == {"start": 400.0, "after_warm_up": 500.0, "end": 505.0, "most": 505.0}
-    assert soak.good() and "+1.0 %" in faults.soak_table(told)
-    soak.memory_mb[-2:] = [(570.0, 520.0), (600.0, 520.0)]
-    assert not soak.good()
-    soak.memory_mb[-2:] = [(570.0, 500.0), (600.0, 500.0)]
-    assert soak.good()
-    soak.add(faults.Run("black images", recovered_s=None))
-    assert not soak.good() and soak.summary()["by_fault"]["black images"]["missed"] == 1
+    names = ("black images", "odometry stops")
+    made = soak.Soak(minutes=10.0, rate_hz=15.0, seed=0, exit_code=0)
+    made.memory_mb = [(30.0 * k, 400.0 if k == 0 else 500.0 if k < 18 else 505.0) for k in range(21)]
+    made.rounds = [faults.Run(names[k % 2], recovered_s=0.1 * k, tracked=100, images=135) for k in range(20)]
+    figures = made.summary()
+    assert figures["faults"] == 20 and figures["by_fault"]["black images"]["injected"] == 10
+    assert figures["growth_percent"] == pytest.approx(1.0) and figures["worst_recovery_s"] == pytest.approx(1.9)
+    assert figures["memory_mb"] == {"start": 400.0, "after_warm_up": 500.0, "end": 505.0, "most": 505.0}
+    assert made.good() and "+1.0 %" in soak.soak_table(figures)
+    made.memory_mb[-2:] = [(570.0, 520.0), (600.0, 520.0)]
+    assert not made.good()
+    made.memory_mb[-2:] = [(570.0, 500.0), (600.0, 500.0)]
+    assert made.good()
+    made.rounds.append(faults.Run("black images", recovered_s=None))
+    assert not made.good() and made.summary()["by_fault"]["black images"]["missed"] == 1
 
 
 def test_sections_of_a_page_are_replaced_and_nothing_else(tmp_path):
