@@ -30,7 +30,7 @@ import torch
 from pixloc_ros.errors import InputError
 from pixloc_ros.geometry import se3
 from pixloc_ros.geometry.cameras import Camera
-from pixloc_ros.io.bag_writer import ENCODINGS, encode_image, write_drive_bag
+from pixloc_ros.io.bag_writer import ENCODINGS, RecordedDrive, encode_image, write_drive_bag
 from pixloc_ros.io.files import replacing_folder
 
 from .drives import START_NS, Drive, DriveOptions, OdometryErrors, camera_mount, wheel_odometry
@@ -153,7 +153,7 @@ def _simulate(folder: Path, options: SimulationOptions, progress: Progress) -> d
     truth = test.at((stamps_ns - start_ns) * 1e-9)
     odometry = wheel_odometry(test, OdometryErrors(), options.seed, start_ns)
     images = _test_images(options, test_renderer, camera, mount, test, stamps_ns, start_ns, progress)
-    write_drive_bag(folder / "drive", images, options.encoding, camera, odometry, truth, mount)
+    write_drive_bag(folder / "drive", images, RecordedDrive(options.encoding, camera, mount, odometry, truth))
     _write_tum(folder / "drive_truth.tum", stamps_ns, truth)
 
     nearest = np.searchsorted(odometry.stamps_ns, stamps_ns).clip(0, len(odometry.stamps_ns) - 1)

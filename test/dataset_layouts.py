@@ -299,27 +299,13 @@ class _OpenLorisBag(BagWriter):
 
 
 def write_openloris_bag(path: Path, shots: list[Shot], camera: Camera, base_from_camera: np.ndarray, studio: Studio) -> None:
-    fx, fy, cx, cy = camera.params.tolist()
     with _OpenLorisBag(path, "ros1") as bag:
         seconds, bases = openloris_bases(shots, base_from_camera, studio)
         first = START_S * 10**9 + round(seconds[0] * 1e9)
         bag.transform("/tf_static", first, "base_link", "d400_color", base_from_camera)
-        roi = bag.make("sensor_msgs/msg/RegionOfInterest", x_offset=0, y_offset=0, height=0, width=0, do_rectify=False)
-        info = bag.make(
-            "sensor_msgs/msg/CameraInfo",
-            header=bag.header(first, "camera_optical"),
-            height=camera.height,
-            width=camera.width,
-            distortion_model="Inverse Brown Conrady",
-            D=np.zeros(5),
-            K=np.array([fx, 0, cx, 0, fy, cy, 0, 0, 1.0]),
-            R=np.eye(3).ravel(),
-            P=np.zeros(12),
-            binning_x=0,
-            binning_y=0,
-            roi=roi,
-        )
-        bag.write("/d400/color/camera_info", "sensor_msgs/msg/CameraInfo", info, first)
+        size, model = (camera.width, camera.height), "Inverse Brown Conrady"
+        info = bag.camera_info(first, "camera_optical", size, model, camera.params.tolist(), np.zeros(5))
+        bag.put(first, "/d400/color/camera_info", info)
         events = [(at, "base", pose) for at, pose in zip(seconds, bases)]
         events += [(shot.seconds, "colour", shot) for shot in shots] + [(shot.seconds + 0.012, "depth", shot) for shot in shots]
         for at, kind, what in sorted(events, key=lambda event: event[0]):

@@ -19,7 +19,7 @@ from ..errors import InputError
 from ..features import Extractor
 from ..geometry import se3
 from ..geometry.cameras import Camera
-from ..io.bag_writer import write_drive_bag
+from ..io.bag_writer import RecordedDrive, write_drive_bag
 from ..io.camera_files import write_cameras
 from ..io.files import write_text
 from ..io.image_format import decode_compressed
@@ -115,16 +115,9 @@ def make_drive(
         odometry = between(odometry, first, last)
         notes.append(f"`{topic}` is the robot's own wheel odometry as recorded.")
     if not out.path("drive").is_dir():
-        write_drive_bag(
-            out.path("drive"),
-            _images(source.drive, set(stamps.tolist()), progress),
-            source.drive.encoding,
-            source.drive.camera,
-            odometry,
-            map_from_base,
-            source.drive.base_from_camera,
-            topic,
-        )
+        drive = source.drive
+        recorded = RecordedDrive(drive.encoding, drive.camera, drive.base_from_camera, odometry, map_from_base, topic)
+        write_drive_bag(out.path("drive"), _images(drive, set(stamps.tolist()), progress), recorded)
     write_tum(out.path("truth.tum"), Trajectory(stamps, map_from_base))
     say(f"drive of {source.drive.name}: {len(stamps)} images over {_length(map_from_base):.1f} m, odometry {topic}")
     summary = _summary(source, options, map_, stamps, map_from_base, topic)

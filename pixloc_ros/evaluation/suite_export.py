@@ -10,13 +10,12 @@ from pathlib import Path
 import cv2
 import numpy as np
 import torch
-from rosbags.typesys import Stores, get_typestore
 
 from ..errors import InputError
 from ..geometry import se3
-from ..io.bag_writer import latched_profile, new_bag
+from ..io.bag_writer import BagWriter, new_bag
 from ..io.frames import CameraFrame
-from ..io.messages import COMPRESSED, IMAGE, RawMessage, frame_name, message_stamp
+from ..io.messages import RawMessage, frame_name, message_stamp
 from .altered_bag import AlteredBag
 from .runs import TRUTH_GAP_NS
 
@@ -30,18 +29,13 @@ def export_bag(path: Path, drive: AlteredBag) -> None:
     path = Path(path)
     if path.exists() and not (path / "metadata.yaml").is_file():
         raise InputError(f"{path} exists and is no bag: give another folder with --export")
-    try:
-        with new_bag(path) as writer:
-            _Exporter(writer, drive).write()
-    except OSError as error:
-        raise InputError(f"cannot write {path} ({error.strerror}): give a place that is writable and has room") from error
+    with new_bag(path) as bag:
+        _Exporter(bag, drive).write()
 
 
 class _Exporter:
-    def __init__(self, writer, drive: AlteredBag) -> None:
-        self._writer, self._drive = writer, drive
-        self._store = get_typestore(Stores.ROS2_HUMBLE)
-        self._connections: dict[str, object] = {}
+    def __init__(self, bag: BagWriter, drive: AlteredBag) -> None:
+        self._bag, self._drive = bag, drive
         self._odometry = drive.odometry() if drive.change.odometry is not None else None
         self._offset_ns = drive.change.late_ns + drive.options.time_offset_ns
 
@@ -55,22 +49,14 @@ class _Exporter:
         upcoming = next(images, None)
         for raw in drive.raw_messages(dict.fromkeys(topics)):
             while upcoming is not None and upcoming[0] <= raw.time_ns:
-                self._put(*upcoming)
+                self._bag.put(*upcoming)
                 upcoming = next(images, None)
-            self._put(*self._changed(raw, self._store.deserialize_cdr(raw.cdr, raw.type_name), static))
+            self._bag.put(*self._changed(raw, self._bag.store.deserialize_cdr(raw.cdr, raw.type_name), static))
         while upcoming is not None:
-            self._put(*upcoming)
+            self._bag.put(*upcoming)
             upcoming = next(images, None)
 
-    def _put(self, time_ns: int, topic: str, type_name: str, message) -> None:
-        if topic not in self._connections:
-            profiles = latched_profile() if topic.strip("/").split("/")[-1] == "tf_static" else []
-            self._connections[topic] = self._writer.add_connection(
-                topic, type_name, typestore=self._store, offered_qos_profiles=profiles
-            )
-        self._writer.write(self._connections[topic], time_ns, self._store.serialize_cdr(message, type_name))
-
-    def _changed(self, raw: RawMessage, message, static: list[str]) -> tuple[int, str, str, object]:
+    def _changed(self, raw: RawMessage, message, static: list[str]) -> tuple[int, str, object]:
         drive, time_ns = self._drive, raw.time_ns
         if raw.topic == drive.camera_info_topic:
             time_ns += self._offset_ns
@@ -84,22 +70,21 @@ class _Exporter:
             message = replace(message, pose=replace(message.pose, pose=pose))
         elif self._odometry is not None and hasattr(message, "transforms") and raw.topic not in static:
             message = replace(message, transforms=[self._transform(t) for t in message.transforms])
-        return time_ns, raw.topic, raw.type_name, message
+        return time_ns, raw.topic, message
 
-    def _images(self) -> Iterator[tuple[int, str, str, object]]:
-        drive, types = self._drive, self._store.types
+    def _images(self) -> Iterator[tuple[int, str, object]]:
+        drive = self._drive
         for frame in drive.events():
             if not isinstance(frame, CameraFrame):
                 continue
-            stamp = types["builtin_interfaces/msg/Time"](frame.stamp_ns // 10**9, frame.stamp_ns % 10**9)
-            header, grey = types["std_msgs/msg/Header"](stamp, drive.camera_frame), frame.image.ndim == 2
+            grey, (height, width) = frame.image.ndim == 2, frame.image.shape[:2]
             if drive.image_compressed:
+                encoding = "png"
                 data = cv2.imencode(".png", frame.image if grey else frame.image[..., ::-1])[1].ravel()
-                message = types[COMPRESSED](header, "png", data)
             else:
-                (height, width), data = frame.image.shape[:2], np.ascontiguousarray(frame.image).reshape(-1)
-                message = types[IMAGE](header, height, width, "mono8" if grey else "rgb8", 0, data.size // height, data)
-            yield frame.stamp_ns, drive.image_topic, COMPRESSED if drive.image_compressed else IMAGE, message
+                encoding, data = "mono8" if grey else "rgb8", np.ascontiguousarray(frame.image).reshape(-1)
+            message = self._bag.image(frame.stamp_ns, drive.camera_frame, (width, height), encoding, data)
+            yield frame.stamp_ns, drive.image_topic, message
 
     def _stretched(self, matrix: np.ndarray, columns: int) -> np.ndarray:
         """A row-major matrix with its two focal lengths wrong, as `Change.camera` makes them."""

@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import cv2
@@ -80,161 +81,168 @@ def _yuv422(image: np.ndarray, luma_first: bool) -> np.ndarray:
     return out
 
 
-def write_drive_bag(
-    path: Path,
-    images: Iterable[tuple[int, np.ndarray]],
-    encoding: str,
-    camera: Camera,
-    odometry: Odometry,
-    map_from_base: torch.Tensor,
-    base_from_camera: torch.Tensor,
-    odometry_topic: str = "/odom",
-) -> None:
-    """Write a drive; the folder appears under its name only when it is complete, and replaces an earlier one.
+class BagWriter:
+    """Writes the messages of an open bag; poses are float64 [4, 4].
 
-    images: (stamp_ns, encoded bytes as from `encode_image`) in the order of time; read one by one while writing.
-    map_from_base: float64 [N, 4, 4], the truth for each image. Raises `InputError` if rosbags is not installed or the
-    camera has no CameraInfo form.
+    Args:
+        writer: Of rosbags, open.
+        store: Its types of messages, ROS 2 Jazzy's by default.
     """
-    with new_bag(path) as writer:
-        _DriveWriter(writer, encoding, camera, base_from_camera).write(images, odometry, map_from_base, odometry_topic)
+
+    def __init__(self, writer, store=None) -> None:
+        from rosbags.typesys import Stores, get_typestore
+
+        self.store = store or get_typestore(Stores.ROS2_JAZZY)
+        self._writer, self._connections = writer, {}
+
+    def put(self, time_ns: int, topic: str, message) -> None:
+        """Write a message; topics are made as they come, those of static transforms latched."""
+        if topic not in self._connections:
+            profiles = {"offered_qos_profiles": _latched()} if topic.endswith("tf_static") else {}
+            self._connections[topic] = self._connect(topic, message.__msgtype__, profiles)
+        self._writer.write(self._connections[topic], time_ns, self._serialize(message))
+
+    def _connect(self, topic: str, type_name: str, profiles: dict):
+        return self._writer.add_connection(topic, type_name, typestore=self.store, **profiles)
+
+    def _serialize(self, message):
+        return self.store.serialize_cdr(message, message.__msgtype__)
+
+    def make(self, type_name: str, *fields):
+        """A message of a type such as "std_msgs/Header", its fields in their order."""
+        return self.store.types[type_name.replace("/", "/msg/")](*fields)
+
+    def header(self, stamp_ns: int, frame: str):
+        return self.make("std_msgs/Header", self.make("builtin_interfaces/Time", stamp_ns // 10**9, stamp_ns % 10**9), frame)
+
+    def _placed(self, kind: str, place: str, pose: torch.Tensor):
+        pose = torch.as_tensor(pose, dtype=torch.float64)
+        rotation = self.make("geometry_msgs/Quaternion", *se3.quaternion_from_rotation(pose[:3, :3]).tolist())
+        return self.make(f"geometry_msgs/{kind}", self.make(f"geometry_msgs/{place}", *pose[:3, 3].tolist()), rotation)
+
+    def pose(self, pose: torch.Tensor):
+        return self._placed("Pose", "Point", pose)
+
+    def pose_stamped(self, stamp_ns: int, frame: str, pose: torch.Tensor):
+        return self.make("geometry_msgs/PoseStamped", self.header(stamp_ns, frame), self.pose(pose))
+
+    def transform(self, stamp_ns: int, parent: str, child: str, pose: torch.Tensor):
+        """A TFMessage of one transform."""
+        placed = self._placed("Transform", "Vector3", pose)
+        stamped = self.make("geometry_msgs/TransformStamped", self.header(stamp_ns, parent), child, placed)
+        return self.make("tf2_msgs/TFMessage", [stamped])
+
+    def odometry(self, stamp_ns: int, frames: tuple[str, str], pose: torch.Tensor, twist, covariances):
+        """frames: odom and base. twist: 6 numbers. covariances: [6, 6] of the pose and of the twist."""
+        vectors = (self.make("geometry_msgs/Vector3", *map(float, part)) for part in (twist[:3], twist[3:]))
+        parts = self.pose(pose), self.make("geometry_msgs/Twist", *vectors)
+        both = [
+            self.make(f"geometry_msgs/{kind}WithCovariance", part, np.asarray(covariance, np.float64).ravel())
+            for kind, part, covariance in zip(("Pose", "Twist"), parts, covariances)
+        ]
+        return self.make("nav_msgs/Odometry", self.header(stamp_ns, frames[0]), frames[1], *both)
+
+    def camera_info(self, stamp_ns: int, frame: str, size: tuple[int, int], model: str, intrinsics, distortion):
+        """size: width and height. intrinsics: fx, fy, cx, cy."""
+        fx, fy, cx, cy = intrinsics
+        k = np.array([fx, 0.0, cx, 0.0, fy, cy, 0.0, 0.0, 1.0])
+        p = np.array([fx, 0.0, cx, 0.0, 0.0, fy, cy, 0.0, 0.0, 0.0, 1.0, 0.0])
+        arrays = np.array(distortion, np.float64), k, np.eye(3).ravel(), p
+        region = self.make("sensor_msgs/RegionOfInterest", 0, 0, 0, 0, False)
+        return self.make("sensor_msgs/CameraInfo", self.header(stamp_ns, frame), *size[::-1], model, *arrays, 0, 0, region)
+
+    def image(self, stamp_ns: int, frame: str, size: tuple[int, int], encoding: str, data: np.ndarray, step: int | None = None):
+        """A CompressedImage where the encoding is one of `COMPRESSED`, else an Image. data: uint8 [N]."""
+        header = self.header(stamp_ns, frame)
+        if encoding in COMPRESSED:
+            return self.make("sensor_msgs/CompressedImage", header, encoding, data)
+        width, height = size
+        return self.make("sensor_msgs/Image", header, height, width, encoding, 0, step or len(data) // height, data)
 
 
 @contextlib.contextmanager
-def new_bag(path: Path) -> Iterator:
-    """A rosbags `Writer` of a rosbag2 (MCAP); the folder appears under its name only when it is complete, and replaces an earlier
-    one. Raises `InputError` if rosbags is not installed."""
+def new_bag(path: Path) -> Iterator[BagWriter]:
+    """A rosbag2 (MCAP); the folder appears under its name only when it is complete, and replaces an earlier one.
+
+    Raises:
+        InputError: The package rosbags is not installed, or the folder cannot be written.
+    """
     try:
         from rosbags.rosbag2 import StoragePlugin, Writer
     except ImportError:
         raise InputError("writing bags needs the package rosbags: pip install rosbags") from None
     # Version 8 of metadata.yaml can be read by every distribution; 9 only from Jazzy on.
     with replacing_folder(path) as place, Writer(place, version=8, storage_plugin=StoragePlugin.MCAP) as writer:
-        yield writer
+        yield BagWriter(writer)
 
 
-class _DriveWriter:
-    def __init__(self, writer, encoding: str, camera: Camera, base_from_camera: torch.Tensor) -> None:
-        from rosbags.typesys import Stores, get_typestore
+@dataclass(frozen=True, eq=False)
+class RecordedDrive:
+    """What a drive is besides its images.
 
-        self._writer, self._encoding, self._camera = writer, encoding, camera
-        self._base_from_camera = base_from_camera
-        self._store = get_typestore(Stores.ROS2_JAZZY)
-        self._types = self._store.types
-        # A radial lens is a plumb_bob one without tangential terms.
-        params = [float(value) for value in camera.params]
-        self._intrinsics, distortion = params[:4], params[4:]
-        self._model, count = _ROS_MODEL[camera.model]
-        self._distortion = np.array(distortion + [0.0] * (count - len(distortion)))
+    Attributes:
+        encoding: Of the images, one of `ENCODINGS`.
+        camera: Its calibration.
+        base_from_camera: float64 [4, 4].
+        odometry: Over the whole drive.
+        map_from_base: float64 [N, 4, 4], the truth for each image.
+        odometry_topic: Its name.
+    """
 
-    def _type(self, name: str):
-        return self._types[f"{name.split('/')[0]}/msg/{name.split('/')[1]}"]
+    encoding: str
+    camera: Camera
+    base_from_camera: torch.Tensor
+    odometry: Odometry
+    map_from_base: torch.Tensor
+    odometry_topic: str = "/odom"
 
-    def _topic(self, name: str, type_name: str, qos=()):
-        full = f"{type_name.split('/')[0]}/msg/{type_name.split('/')[1]}"
-        connection = self._writer.add_connection(name, full, typestore=self._store, offered_qos_profiles=list(qos))
-        return lambda stamp_ns, message: self._writer.write(connection, stamp_ns, self._store.serialize_cdr(message, full))
 
-    def _header(self, stamp_ns: int, frame: str):
-        stamp = self._type("builtin_interfaces/Time")(stamp_ns // 10**9, stamp_ns % 10**9)
-        return self._type("std_msgs/Header")(stamp, frame)
+def write_drive_bag(path: Path, images: Iterable[tuple[int, np.ndarray]], drive: RecordedDrive) -> None:
+    """Write a drive as `new_bag` does.
 
-    def _quaternion(self, pose: torch.Tensor):
-        return self._type("geometry_msgs/Quaternion")(*se3.quaternion_from_rotation(pose[:3, :3]).tolist())
+    Args:
+        path: The folder.
+        images: (stamp_ns, encoded bytes as from `encode_image`) in the order of time; read one by one while writing.
+        drive: Everything else.
 
-    def _pose(self, pose: torch.Tensor):
-        return self._type("geometry_msgs/Pose")(self._type("geometry_msgs/Point")(*pose[:3, 3].tolist()), self._quaternion(pose))
+    Raises:
+        InputError: As `new_bag`.
+    """
+    camera, odometry = drive.camera, drive.odometry
+    params, size = [float(value) for value in camera.params], (camera.width, camera.height)
+    model, count = _ROS_MODEL[camera.model]
+    # A radial lens is a plumb_bob one without tangential terms.
+    distortion = params[4:] + [0.0] * (count - len(params[4:]))
+    stamps = odometry.stamps_ns.tolist()
+    image_topic = "/camera/image_raw" + ("/compressed" if drive.encoding in COMPRESSED else "")
+    with new_bag(path) as bag:
 
-    def _transform(self, stamp_ns: int, parent: str, child: str, pose: torch.Tensor):
-        translation = self._type("geometry_msgs/Vector3")(*pose[:3, 3].tolist())
-        transform = self._type("geometry_msgs/Transform")(translation, self._quaternion(pose))
-        stamped = self._type("geometry_msgs/TransformStamped")(self._header(stamp_ns, parent), child, transform)
-        return self._type("tf2_msgs/TFMessage")([stamped])
+        def put_odometry(until_ns: float) -> None:
+            nonlocal number
+            while number < len(stamps) and stamps[number] <= until_ns:
+                stamp_ns, pose = stamps[number], odometry.odom_from_base[number]
+                covariances = odometry.pose_covariance[number], odometry.twist_covariance[number]
+                message = bag.odometry(stamp_ns, (ODOM_FRAME, BASE_FRAME), pose, odometry.twist[number], covariances)
+                bag.put(stamp_ns, drive.odometry_topic, message)
+                bag.put(stamp_ns, "/tf", bag.transform(stamp_ns, ODOM_FRAME, BASE_FRAME, pose))
+                number += 1
 
-    def write(
-        self, images: Iterable[tuple[int, np.ndarray]], odometry: Odometry, map_from_base: torch.Tensor, odometry_topic: str
-    ) -> None:
-        publish_static = self._topic("/tf_static", "tf2_msgs/TFMessage", latched_profile())
-        publish_tf = self._topic("/tf", "tf2_msgs/TFMessage")
-        publish_odometry = self._topic(odometry_topic, "nav_msgs/Odometry")
-        publish_info = self._topic("/camera/camera_info", "sensor_msgs/CameraInfo")
-        publish_truth = self._topic("/ground_truth/pose", "geometry_msgs/PoseStamped")
-        if self._encoding in COMPRESSED:
-            publish_image = self._topic("/camera/image_raw/compressed", "sensor_msgs/CompressedImage")
-        else:
-            publish_image = self._topic("/camera/image_raw", "sensor_msgs/Image")
-        stamps = odometry.stamps_ns.tolist()
-        publish_static(stamps[0], self._transform(stamps[0], BASE_FRAME, CAMERA_FRAME, self._base_from_camera))
-        upcoming: Iterator[int] = iter(range(len(stamps)))
-        number = next(upcoming, None)
+        number = 0
+        bag.put(stamps[0], "/tf_static", bag.transform(stamps[0], BASE_FRAME, CAMERA_FRAME, drive.base_from_camera))
         for index, (stamp_ns, data) in enumerate(images):
-            while number is not None and stamps[number] <= stamp_ns:
-                self._write_odometry(number, odometry, publish_odometry, publish_tf)
-                number = next(upcoming, None)
-            publish_info(stamp_ns, self._camera_info(stamp_ns))
-            publish_image(stamp_ns, self._image(stamp_ns, data))
-            pose = self._pose(map_from_base[index])
-            publish_truth(stamp_ns, self._type("geometry_msgs/PoseStamped")(self._header(stamp_ns, MAP_FRAME), pose))
-        while number is not None:
-            self._write_odometry(number, odometry, publish_odometry, publish_tf)
-            number = next(upcoming, None)
-
-    def _write_odometry(self, number: int, odometry: Odometry, publish_odometry, publish_tf) -> None:
-        stamp_ns, pose = int(odometry.stamps_ns[number]), odometry.odom_from_base[number]
-        vector = self._type("geometry_msgs/Vector3")
-        velocity = odometry.twist[number].tolist()
-        twist = self._type("geometry_msgs/Twist")(vector(*velocity[:3]), vector(*velocity[3:]))
-        message = self._type("nav_msgs/Odometry")(
-            self._header(stamp_ns, ODOM_FRAME),
-            BASE_FRAME,
-            self._type("geometry_msgs/PoseWithCovariance")(self._pose(pose), odometry.pose_covariance[number].ravel()),
-            self._type("geometry_msgs/TwistWithCovariance")(twist, odometry.twist_covariance[number].ravel()),
-        )
-        publish_odometry(stamp_ns, message)
-        publish_tf(stamp_ns, self._transform(stamp_ns, ODOM_FRAME, BASE_FRAME, pose))
-
-    def _camera_info(self, stamp_ns: int):
-        fx, fy, cx, cy = self._intrinsics
-        matrix = np.array([fx, 0.0, cx, 0.0, fy, cy, 0.0, 0.0, 1.0])
-        projection = np.array([fx, 0.0, cx, 0.0, 0.0, fy, cy, 0.0, 0.0, 0.0, 1.0, 0.0])
-        region = self._type("sensor_msgs/RegionOfInterest")(0, 0, 0, 0, False)
-        return self._type("sensor_msgs/CameraInfo")(
-            self._header(stamp_ns, CAMERA_FRAME),
-            self._camera.height,
-            self._camera.width,
-            self._model,
-            self._distortion,
-            matrix,
-            np.eye(3).ravel(),
-            projection,
-            0,
-            0,
-            region,
-        )
-
-    def _image(self, stamp_ns: int, data: np.ndarray):
-        header = self._header(stamp_ns, CAMERA_FRAME)
-        if self._encoding in COMPRESSED:
-            return self._type("sensor_msgs/CompressedImage")(header, self._encoding, data)
-        height = self._camera.height
-        return self._type("sensor_msgs/Image")(header, height, self._camera.width, self._encoding, 0, len(data) // height, data)
+            put_odometry(stamp_ns)
+            info = bag.camera_info(stamp_ns, CAMERA_FRAME, size, model, params[:4], distortion)
+            bag.put(stamp_ns, "/camera/camera_info", info)
+            bag.put(stamp_ns, image_topic, bag.image(stamp_ns, CAMERA_FRAME, size, drive.encoding, data))
+            truth = bag.pose_stamped(stamp_ns, MAP_FRAME, drive.map_from_base[index])
+            bag.put(stamp_ns, "/ground_truth/pose", truth)
+        put_odometry(float("inf"))
 
 
-def latched_profile():
+def _latched() -> list:
     """Quality of service of /tf_static: reliable, transient local, the last message kept."""
     from rosbags.interfaces import Qos, QosDurability, QosHistory, QosLiveliness, QosReliability, QosTime
 
     forever = QosTime(2147483647, 4294967295)
-    return (
-        Qos(
-            QosHistory.KEEP_LAST,
-            1,
-            QosReliability.RELIABLE,
-            QosDurability.TRANSIENT_LOCAL,
-            forever,
-            forever,
-            QosLiveliness.AUTOMATIC,
-            forever,
-            False,
-        ),
-    )
+    kinds = QosReliability.RELIABLE, QosDurability.TRANSIENT_LOCAL
+    return [Qos(QosHistory.KEEP_LAST, 1, *kinds, forever, forever, QosLiveliness.AUTOMATIC, forever, False)]

@@ -62,12 +62,7 @@ def write_bag(
                 bag.transform("/tf", stamp, "odom", "base_link", np.linalg.inv(drift) @ base)
             elif poses == "array":
                 header = bag.header(stamp, "map")
-                bag.write(
-                    "/poses",
-                    "geometry_msgs/msg/PoseArray",
-                    bag.make("geometry_msgs/msg/PoseArray", header=header, poses=[bag.pose(pose)]),
-                    stamp,
-                )
+                bag.put(stamp, "/poses", bag.make("geometry_msgs/PoseArray", header, [bag.pose(pose)]))
             if not 0 <= k < count:
                 continue
             stamp = START + k * STEP
@@ -87,11 +82,8 @@ def write_bag(
         if poses == "path":
             poses_ = []
             for k in range(-1, count + 1):
-                header = bag.header(START + k * STEP, "map")
-                pose = bag.pose(pose_at(k * STEP / 1e9) @ CAMERA_FROM_BASE)
-                poses_.append(bag.make("geometry_msgs/msg/PoseStamped", header=header, pose=pose))
-            path_ = bag.make("nav_msgs/msg/Path", header=bag.header(START, "map"), poses=poses_)
-            bag.write("/slam/path", "nav_msgs/msg/Path", path_, START + count * STEP)
+                poses_.append(bag.pose_stamped(START + k * STEP, "map", pose_at(k * STEP / 1e9) @ CAMERA_FROM_BASE))
+            bag.put(START + count * STEP, "/slam/path", bag.make("nav_msgs/Path", bag.header(START, "map"), poses_))
     return path
 
 
