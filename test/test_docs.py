@@ -59,6 +59,18 @@ def code_spans(page: Path) -> list[str]:
     return [" ".join(span.split()) for span in re.findall(r"(?<!`)`([^`]+)`(?!`)", prose(page))]
 
 
+@cache
+def strings_of(file: Path) -> tuple[str, ...]:
+    """All strings of a source file, with … for what is filled in."""
+    found = []
+    for node in ast.walk(ast.parse(text_of(file))):
+        if isinstance(node, ast.JoinedStr):
+            found.append("".join(part.value if isinstance(part, ast.Constant) else "…" for part in node.values))
+        elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+            found.append(node.value)
+    return tuple(found)
+
+
 # ---- what readers meet
 
 
@@ -233,6 +245,16 @@ def test_verbs_and_options_in_the_text_exist(page):
         assert {word.split("=")[0] for word in words if word.startswith("--")} <= options, span
 
 
+@each_page
+def test_options_of_scripts_exist(page):
+    """Of every command in the text that calls a script of experiments/ or benchmarks/."""
+    text = "\n".join([*code_spans(page), *(block.replace("\\\n", " ") for block in code_blocks(page, "bash", "sh", ""))])
+    for script, arguments in re.findall(r"((?:experiments|benchmarks)/\w+\.py)([^\n]*)", text):
+        shared = (ROOT / script).with_name("common.py" if script.startswith("experiments") else "measuring.py")
+        known = {word for file in (ROOT / script, shared) for word in strings_of(file)}
+        assert set(re.findall(r"(?<!\S)--[a-z][\w-]*", arguments.split("#")[0])) <= known, script
+
+
 def test_every_verb_is_documented():
     text = " ".join(" ".join(text_of(page).split()) for page in PAGES)
     assert not [prog for prog in parsers() if not re.search(rf"{prog}\b", text)]
@@ -259,21 +281,9 @@ def test_settings_in_the_text_exist():
     """Every `name:=value` is an argument of a launch file or a parameter."""
     known = {parameter.name for parameter in PARAMETERS}
     for file in ROOT.glob("launch/*.py"):
-        known |= {n.value for n in ast.walk(ast.parse(text_of(file))) if isinstance(n, ast.Constant) and isinstance(n.value, str)}
+        known |= set(strings_of(file))
     for page in PAGES:
         assert set(re.findall(r"(?<![\w.])([a-z][\w.]*):=", text_of(page))) <= known, page.name
-
-
-def messages_of_the_program() -> list[str]:
-    """All strings of the sources, with … for what is filled in."""
-    found = []
-    for file in ROOT.glob("pixloc_ros/**/*.py"):
-        for node in ast.walk(ast.parse(text_of(file))):
-            if isinstance(node, ast.JoinedStr):
-                found.append("".join(part.value if isinstance(part, ast.Constant) else "…" for part in node.values))
-            elif isinstance(node, ast.Constant) and isinstance(node.value, str):
-                found.append(node.value)
-    return found
 
 
 def test_quoted_messages_are_the_program_s():
@@ -283,7 +293,7 @@ def test_quoted_messages_are_the_program_s():
         message for table in tables for row in table.splitlines() for message in re.findall(r"`([^`]+)`", row.split("|")[1])
     ]
     assert len(quoted) > 25
-    said = messages_of_the_program()
+    said = {text for file in ROOT.glob("pixloc_ros/**/*.py") for text in strings_of(file)}
     pieces = {piece.strip(" ():") for message in quoted for piece in message.split("…")}
     assert not [piece for piece in pieces if not any(piece in text for text in said)]
 
