@@ -1,7 +1,9 @@
 # Copyright the pixloc_ros authors. SPDX-License-Identifier: Apache-2.0
-"""Small stand-ins for the tests of maps: a fast extractor, a textured plane, maps made of numbers."""
+"""Small stand-ins for the tests of maps: a fast extractor, a textured plane and images of it, maps made of numbers."""
 
 from __future__ import annotations
+
+from pathlib import Path
 
 import cv2
 import numpy as np
@@ -11,6 +13,7 @@ from pixloc_ros.features import FeatureLevel, FeaturePyramid
 from pixloc_ros.geometry import se3
 from pixloc_ros.geometry.cameras import Camera
 from pixloc_ros.mapping import Map
+from pixloc_ros.mapping.build.building import PosedImages, observation_fields
 
 
 class FakeExtractor:
@@ -84,24 +87,75 @@ def pinhole(width: int = 160, height: int = 120, focal: float = 130.0) -> Camera
     return Camera("pinhole", width, height, torch.tensor([focal, focal, (width - 1) / 2, (height - 1) / 2], dtype=torch.float64))
 
 
+def visible(camera: Camera, map_from_camera: torch.Tensor, xyz: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Pixels of points [N, 3], whether they are in the image, and their depth."""
+    inside = se3.transform(se3.inverse(map_from_camera), torch.from_numpy(xyz))
+    pixels, valid = camera.project(inside)
+    return pixels.numpy(), (valid & camera.in_image(pixels)).numpy(), inside[:, 2].numpy()
+
+
+def plane_images(
+    folder: Path, poses: torch.Tensor, camera: Camera, xyz: np.ndarray, picture: np.ndarray | None = None, brightness: int = 0
+) -> PosedImages:
+    """Views of the plane as files, and points that each sees wherever they project (some at the images' borders)."""
+    folder.mkdir(parents=True, exist_ok=True)
+    picture = texture() if picture is None else picture
+    paths = [folder / f"{k}.png" for k in range(len(poses))]
+    for path, pose in zip(paths, poses):
+        cv2.imwrite(str(path), cv2.add(plane_view(pose, camera, picture)[0], brightness))
+    image, point = np.nonzero([visible(camera, pose, xyz)[1] for pose in poses])
+    stamps, names = np.arange(len(poses)) * 100, [path.name for path in paths]
+    return PosedImages(folder.name, paths, names, [camera] * len(poses), poses, stamps, xyz, image, point)
+
+
+SEQUENCE_CAMERA = pinhole(320, 240, 250.0)
+SEQUENCE_START = 1_305_031_229
+
+
+def sequence_pose(seconds: float) -> torch.Tensor:
+    """A camera that moves sideways at 0.3 m/s above a plane, and turns about 9 degrees per second."""
+    return look_at((0.3 * seconds - 0.6, -1.0 + 0.1 * seconds, 1.6), (0.6 * seconds - 1.0, 0.1, 0.0))
+
+
+def write_sequence(folder, stamps, depth_delay=0.0, scale=5000.0, pose=sequence_pose, pose_rate=100, bias=1.0):
+    """An RGB-D sequence of the plane in the layout of TUM's benchmark."""
+    picture, start = texture(), SEQUENCE_START
+    (folder / "rgb").mkdir(parents=True)
+    (folder / "depth").mkdir()
+    lists = {"rgb": ["# timestamp filename"], "depth": ["# depth maps"], "groundtruth": ["# timestamp tx ty tz qx qy qz qw"]}
+    for seconds in stamps:
+        later = seconds + depth_delay
+        cv2.imwrite(str(folder / "rgb" / f"{seconds:.3f}.png"), plane_view(pose(seconds), SEQUENCE_CAMERA, picture)[0])
+        metres = plane_view(pose(later), SEQUENCE_CAMERA, picture)[1]
+        cv2.imwrite(str(folder / "depth" / f"{later:.3f}.png"), np.round(metres * bias * scale).astype(np.uint16))
+        lists["rgb"].append(f"{start + seconds:.6f} rgb/{seconds:.3f}.png")
+        lists["depth"].append(f"{start + later:.6f} depth/{later:.3f}.png")
+    for seconds in np.arange(stamps[0] - 0.05, stamps[-1] + 0.1, 1 / pose_rate):
+        t = pose(seconds)
+        numbers = [*t[:3, 3].tolist(), *se3.quaternion_from_rotation(t[:3, :3]).tolist()]
+        lists["groundtruth"].append(f"{start + seconds:.4f} " + " ".join(f"{n:.9f}" for n in numbers))
+    lists["camera"] = ["# camera", "SIMPLE_PINHOLE 320 240 250 160 120"]
+    for name, lines in lists.items():
+        (folder / f"{name}.txt").write_text("\n".join(lines) + "\n")
+    return folder
+
+
 def numbers_map(
     poses: torch.Tensor, xyz: np.ndarray, camera: Camera, seed: int = 0, farthest: float = np.inf, confidence: bool = False
 ) -> Map:
-    """A map without images: every keyframe sees the points that project into it nearer than `farthest`, random
-    features."""
+    """A map without images: every keyframe sees the points that project into it nearer than `farthest`, random features."""
     generator = np.random.default_rng(seed)
     points, depths = [], []
     for pose in poses:
-        inside = se3.transform(se3.inverse(pose), torch.from_numpy(xyz))
-        pixels, valid = camera.project(inside)
-        seen = (valid & camera.in_image(pixels) & (inside[:, 2] < farthest)).numpy()
+        _, seen, depth = visible(camera, pose, xyz)
+        seen &= depth < farthest
         points.append(np.flatnonzero(seen))
-        depths.append(float(inside[seen, 2].median()) if seen.any() else 0.0)
+        depths.append(float(torch.from_numpy(depth)[seen].median()) if seen.any() else 0.0)
     observations = np.concatenate(points)
     descriptors = [generator.normal(size=(len(observations), 8)) for _ in range(2)]
     descriptors = tuple((d / np.linalg.norm(d, axis=1, keepdims=True)).astype(np.float16) for d in descriptors)
     levels = [generator.uniform(0.1, 1.0, len(observations)).astype(np.float16) if confidence else None for _ in range(2)]
-    coarse = np.ones((len(poses), 8), np.float16) / np.float16(8**0.5)
+    fields = observation_fields([len(p) for p in points], observations, len(xyz), descriptors, tuple(levels))
     return Map(
         name="numbers",
         extractor_name="fake",
@@ -115,12 +169,7 @@ def numbers_map(
         keyframe_camera=np.zeros(len(poses), np.int32),
         keyframe_stamp_ns=np.arange(len(poses), dtype=np.int64) * 100_000_000,
         keyframe_depth=np.array(depths, np.float32),
-        global_descriptors=coarse,
+        global_descriptors=np.ones((len(poses), 8), np.float16) / np.float16(8**0.5),
         xyz=xyz,
-        track_length=np.bincount(observations, minlength=len(xyz)).astype(np.int32),
-        quality=generator.uniform(size=len(xyz)).astype(np.float32),
-        observation_offsets=np.cumsum([0] + [len(p) for p in points]),
-        observation_point=observations.astype(np.int32),
-        descriptors=descriptors,
-        confidences=tuple(levels),
+        **fields | {"quality": generator.uniform(size=len(xyz)).astype(np.float32)},
     )

@@ -22,8 +22,13 @@ _ROUNDS = 20
 class Georeference:
     """A frame with axes east, north, up at a place, and the map in it.
 
-    latitude, longitude: degrees WGS 84; altitude: metres above the ellipsoid, as in sensor_msgs/NavSatFix. enu_from_map:
-    float64 [4, 4]. Good for maps of some kilometres: nothing in it is bent with the earth.
+    Good for maps of some kilometres: nothing in it is bent with the earth.
+
+    Attributes:
+        latitude: Degrees, WGS 84.
+        longitude: Degrees, WGS 84.
+        altitude: Metres above the ellipsoid, as in sensor_msgs/NavSatFix.
+        enu_from_map: float64 [4, 4].
     """
 
     latitude: float
@@ -49,11 +54,18 @@ class Georeference:
     def prior(
         self, fix: np.ndarray, enu_covariance: np.ndarray, antenna_height: float = 0.0
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """What a fix says of a robot that stands upright: map_from_base [4, 4] and its covariance [6, 6] (base frame, body
-        perturbation). The heading is unknown: a whole turn.
+        """What a fix says of a robot that stands upright. The heading is unknown: a whole turn.
 
-        fix: [3]. enu_covariance: [3, 3] m². antenna_height: of the antenna above the base, metres. Raises InputError where
-        they are not usable.
+        Args:
+            fix: [3].
+            enu_covariance: [3, 3] m².
+            antenna_height: Of the antenna above the base, metres.
+
+        Returns:
+            map_from_base [4, 4] and its covariance [6, 6] (base frame, body perturbation).
+
+        Raises:
+            InputError: Fix or covariance are not usable.
         """
         if not np.isfinite(enu_covariance).all() or np.linalg.eigvalsh(enu_covariance)[0] <= 0:
             raise InputError("the fix has no usable position covariance: set up the receiver's driver to give one")
@@ -75,11 +87,21 @@ def check_fix(fixes: np.ndarray) -> None:
 
 
 def fit_georeference(xyz: np.ndarray, fixes: np.ndarray, upright: bool = False) -> tuple[Georeference, np.ndarray]:
-    """The georeference that brings map points onto their fixes, and how far each is off, float64 [N] metres.
+    """The georeference that brings map points onto their fixes.
 
-    xyz: float64 [N, 3] map frame, metres. fixes: [N, 3]. upright: the map's z axis points up, only its heading is looked for:
-    enough for a straight road, whose roll its fixes do not tell. Outliers count less the further off they are (Cauchy, at the
-    median error). Raises InputError where the fixes do not determine it.
+    Outliers count less the further off they are (Cauchy, at the median error).
+
+    Args:
+        xyz: float64 [N, 3] map frame, metres.
+        fixes: float64 [N, 3].
+        upright: The map's z axis points up, and only its heading is found: enough for a straight road, whose fixes do not
+            determine its roll.
+
+    Returns:
+        The georeference, and how far each point is off, float64 [N] metres.
+
+    Raises:
+        InputError: The fixes do not determine it.
     """
     check_fix(fixes)
     if len(xyz) < (2 if upright else 3):
@@ -106,7 +128,7 @@ def fit_georeference(xyz: np.ndarray, fixes: np.ndarray, upright: bool = False) 
         weights = 1 / (1 + (errors / max(np.median(errors), 1e-6)) ** 2)
     if spread < _LEAST_SPREAD_M:
         raise InputError(
-            f"the fixes spread over {spread:.1f} m only, which does not tell the map's "
+            f"the fixes spread over {spread:.1f} m only, which does not determine the map's "
             + ("heading: give fixes further apart" if upright else "roll: give fixes to the sides as well, or --upright")
         )
     pose = se3.from_rotation_translation(torch.from_numpy(rotation), torch.from_numpy(centre_enu - rotation @ centre_map))

@@ -1,5 +1,5 @@
 # Copyright the pixloc_ros authors. SPDX-License-Identifier: Apache-2.0
-"""Which keyframes of a map look like an image: global descriptors, and the places that alike keyframes belong to."""
+"""Which keyframes of a map look like an image: global descriptors, and the places that similar keyframes belong to."""
 
 from __future__ import annotations
 
@@ -22,18 +22,27 @@ COVISIBLE_SHARE = 0.05
 class GlobalDescriptor(Protocol):
     """What a whole image looks like, as one vector; images of one place have a large scalar product.
 
-    name: maps carry it, so that vectors of two kinds are never compared.
+    Attributes:
+        name: Maps carry it, so that vectors of two kinds are never compared.
     """
 
     name: str
 
     def describe(self, image: np.ndarray, pyramid: FeaturePyramid) -> np.ndarray:
-        """float32 [G], unit length. image: uint8 [H, W] or [H, W, 3] RGB; pyramid: its features, batch size 1."""
+        """Describe an image.
+
+        Args:
+            image: uint8 [H, W] or [H, W, 3] RGB.
+            pyramid: Its features, batch size 1.
+
+        Returns:
+            float32 [G], unit length.
+        """
         ...
 
 
 class PooledFeatures:
-    """The mean of the coarsest features: costs nothing beside them, and needs no other network.
+    """The mean of the coarsest features, which costs nothing more and needs no other network.
 
     On the validation scenes, with their own and hundreds of foreign images to choose from, it finds a near keyframe first
     as often as second-order, power-mean and gridded pooling of one or two levels do (docs/evidence/design_choices.md).
@@ -50,7 +59,7 @@ class KeyframeIndex:
     """The keyframes of a map by what they look like. Exact: one product with all descriptors, some 0.3 ms for 10 000."""
 
     def __init__(self, map_: Map, descriptor: GlobalDescriptor | None = None) -> None:
-        """descriptor: None for `PooledFeatures`. Raises InputError where the map was made with another one."""
+        """`descriptor` is `PooledFeatures` by default. Raises `InputError` where the map was made with another one."""
         self.descriptor = descriptor or PooledFeatures()
         if self.descriptor.name != map_.global_descriptor_name:
             raise InputError(
@@ -61,9 +70,15 @@ class KeyframeIndex:
         self._descriptors = map_.global_descriptors.astype(np.float32)
 
     def most_similar(self, description: np.ndarray, count: int, among: np.ndarray | None = None) -> np.ndarray:
-        """Indices int64 of at most `count` keyframes, the most alike first.
+        """The keyframes that look most similar.
 
-        description: float32 [G]. among: bool [K], the keyframes in question (None: all).
+        Args:
+            description: float32 [G], of the image.
+            count: At most so many.
+            among: bool [K], the keyframes in question; None for all.
+
+        Returns:
+            Indices int64, the most similar first.
         """
         likeness = self._descriptors @ description
         if among is not None:
@@ -78,8 +93,8 @@ class KeyframeIndex:
         return best[np.isfinite(likeness[best])]
 
     def by_place(self, keyframes: np.ndarray) -> np.ndarray:
-        """The same keyframes, int64 [n] best first, such that places take turns: the best keyframe of each place, then each
-        place's second, and so on. A place is what keyframes that see the same points have in common."""
+        """The same keyframes, int64 [n] best first, ordered so that places take turns: the best keyframe of each place, then each
+        place's second, and so on. Keyframes that see the same points belong to one place."""
         if len(keyframes) < 3:
             return keyframes
         place = self._places(keyframes)

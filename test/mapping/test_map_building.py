@@ -1,15 +1,16 @@
 # Copyright the pixloc_ros authors. SPDX-License-Identifier: Apache-2.0
-import cv2
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
-from mapping_helpers import FakeExtractor, look_at, pinhole, plane_view, texture
+from mapping_helpers import FakeExtractor, look_at, pinhole, plane_images
 
 from pixloc_ros.errors import InputError
 from pixloc_ros.features.sampling import sample_level
 from pixloc_ros.geometry import se3
 from pixloc_ros.io.images import fit_to_working_size, load_image
-from pixloc_ros.mapping.build.building import PosedImages, build_map
+from pixloc_ros.mapping.build.building import build_map
 
 CAMERA = pinhole(320, 240, 250.0)
 POSES = torch.stack([look_at((0.2 * k - 0.4, -1.5, 2.5), (0, 0, 0)) for k in range(5)])
@@ -17,35 +18,14 @@ POSES = torch.stack([look_at((0.2 * k - 0.4, -1.5, 2.5), (0, 0, 0)) for k in ran
 
 @pytest.fixture(scope="module")
 def source(tmp_path_factory):
-    """Five views of a plane, 320x240, and points on it seen wherever they project (some at the images' borders)."""
-    folder = tmp_path_factory.mktemp("images")
-    picture = texture()
-    xyz = np.random.default_rng(0).uniform((-2, -2, 0), (2, 2, 0), (400, 3))
-    paths, image, point = [], [], []
-    for k, pose in enumerate(POSES):
-        paths.append(folder / f"{k}.png")
-        cv2.imwrite(str(paths[-1]), plane_view(pose, CAMERA, picture)[0])
-        pixels, valid = CAMERA.project(se3.transform(se3.inverse(pose), torch.from_numpy(xyz)))
-        seen = np.flatnonzero((valid & CAMERA.in_image(pixels)).numpy())[::-1]
-        image.append(np.full(len(seen), k))
-        point.append(seen)
-    return PosedImages(
-        "plane",
-        paths,
-        [p.name for p in paths],
-        [CAMERA] * 5,
-        POSES,
-        np.arange(5) * 100,
-        xyz,
-        np.concatenate(image),
-        np.concatenate(point),
+    return plane_images(
+        tmp_path_factory.mktemp("i"), POSES, CAMERA, np.random.default_rng(0).uniform((-2, -2, 0), (2, 2, 0), (400, 3))
     )
 
 
 @pytest.mark.parametrize("confidence", [False, True])
 def test_descriptors_are_the_features_where_the_points_project(source, confidence):
-    extractor = FakeExtractor(confidence)
-    calls = []
+    extractor, calls = FakeExtractor(confidence), []
     map_, report = build_map(source, extractor, progress=lambda *call: calls.append(call))
     assert report.missing == report.empty == () and report.outside > 0
     assert calls[0] == (0, 5, "0.png") and calls[-1][:2] == (5, 5)
@@ -57,10 +37,12 @@ def test_descriptors_are_the_features_where_the_points_project(source, confidenc
         pyramid, rows = extractor.extract(image), map_.observations(k)
         points = map_.observation_point[rows]
         assert (np.diff(points) > 0).all()
-        pixels, _ = camera.project(se3.transform(se3.inverse(POSES[k]), torch.from_numpy(map_.xyz[points])))
+        inside = se3.transform(se3.inverse(POSES[k]), torch.from_numpy(map_.xyz[points]))
+        assert map_.keyframe_depth[k] == pytest.approx(float(inside[:, 2].median()), rel=1e-5)
+        pixels, _ = camera.project(inside)
         for level in range(2):
-            values, conf, inside = sample_level(pyramid.levels[level], pixels[None].float())
-            assert bool(inside.all())
+            values, conf, within = sample_level(pyramid.levels[level], pixels[None].float())
+            assert bool(within.all())
             wanted = torch.nn.functional.normalize(values[0], dim=-1).numpy()
             assert np.abs(map_.descriptors[level][rows].astype(np.float32) - wanted).max() < 1e-3
             if confidence:
@@ -69,54 +51,38 @@ def test_descriptors_are_the_features_where_the_points_project(source, confidenc
                 assert map_.confidences[level] is None
 
 
-def test_statistics(source):
-    map_, _ = build_map(source, FakeExtractor())
+def test_statistics_and_the_same_input_gives_the_same_map(source, tmp_path):
+    map_, again = (build_map(source, FakeExtractor())[0] for _ in range(2))
+    map_.save(tmp_path / "a")
+    again.save(tmp_path / "b")
+    assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
     assert np.array_equal(map_.track_length, np.bincount(map_.observation_point)) and map_.track_length.min() >= 1
     point = int(np.flatnonzero(map_.track_length == 4)[0])
     d = map_.descriptors[-1][map_.observation_point == point].astype(np.float64)
     cosines = [d[i] @ d[j] for i in range(4) for j in range(i)]
     assert map_.quality[point] == pytest.approx(max(np.mean(cosines), 0), abs=5e-3)
     assert (map_.quality[map_.track_length == 1] == 0).all()
-    k = 2
-    z = se3.transform(se3.inverse(POSES[k]), torch.from_numpy(map_.xyz[map_.observation_point[map_.observations(k)]]))[:, 2]
-    assert map_.keyframe_depth[k] == pytest.approx(float(z.median()), rel=1e-5)
     assert np.allclose(np.linalg.norm(map_.global_descriptors.astype(float), axis=1), 1, atol=2e-3)
 
 
-def test_the_same_input_gives_the_same_map(source, tmp_path):
-    for name in ("a", "b"):
-        build_map(source, FakeExtractor())[0].save(tmp_path / name)
-    assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
-
-
-def _with(source, **changes):
-    return PosedImages(**({name: getattr(source, name) for name in PosedImages.__dataclass_fields__} | changes))
-
-
-def test_missing_and_broken_images_are_left_out_and_told(source, tmp_path):
+def test_images_that_give_nothing_are_left_out_and_reported(source, tmp_path):
     (tmp_path / "broken.png").write_bytes(b"\x89PNG not really")
+    keep = source.observation_image != 2
     paths = [source.paths[0], tmp_path / "gone.png", *source.paths[2:4], tmp_path / "broken.png"]
-    map_, report = build_map(_with(source, paths=paths), FakeExtractor())
-    assert report.missing == ("1.png", "4.png") and map_.keyframe_names == ["0.png", "2.png", "3.png"]
-    assert torch.equal(map_.map_from_keyframe, POSES[[0, 2, 3]])
-    with pytest.raises(InputError, match="none of the 5 images"):
-        build_map(_with(source, paths=[tmp_path / "gone.png"] * 5), FakeExtractor())
+    image, point = source.observation_image[keep], source.observation_point[keep]
+    map_, report = build_map(replace(source, paths=paths, observation_image=image, observation_point=point), FakeExtractor())
+    assert report.missing == ("1.png", "4.png") and report.empty == ("2.png",) and map_.keyframe_names == ["0.png", "3.png"]
+    assert torch.equal(map_.map_from_keyframe, POSES[[0, 3]])
 
 
-def test_images_without_points_are_left_out(source):
-    keep = source.observation_image != 1
-    map_, report = build_map(
-        _with(source, observation_image=source.observation_image[keep], observation_point=source.observation_point[keep]),
-        FakeExtractor(),
-    )
-    assert report.empty == ("1.png",) and len(map_.keyframe_names) == 4
-
-
-def test_image_of_another_size_than_its_camera(source):
-    with pytest.raises(InputError, match="320x240"):
-        build_map(_with(source, cameras=[pinhole(640, 480)] * 5), FakeExtractor())
-
-
-def test_nothing_in_sight(source):
-    with pytest.raises(InputError, match="no image sees a point"):
-        build_map(_with(source, xyz=source.xyz + [0, 0, 50.0]), FakeExtractor())
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        (lambda s: {"paths": [s.paths[0].with_name("gone.png")] * 5}, "none of the 5 images"),
+        (lambda s: {"cameras": [pinhole(640, 480)] * 5}, "320x240"),
+        (lambda s: {"xyz": s.xyz + [0, 0, 50.0]}, "no image sees a point"),
+    ],
+)
+def test_a_source_that_does_not_fit_is_refused(source, change, message):
+    with pytest.raises(InputError, match=message):
+        build_map(replace(source, **change(source)), FakeExtractor())

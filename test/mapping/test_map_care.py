@@ -7,14 +7,14 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from mapping_helpers import FakeExtractor, look_at, numbers_map, pinhole, plane_view, texture
+from mapping_helpers import FakeExtractor, look_at, numbers_map, pinhole, plane_images
 
 from pixloc_ros.cli.main import main
 from pixloc_ros.errors import InputError
 from pixloc_ros.geometry import se3
 from pixloc_ros.io.colmap import read_colmap_model
 from pixloc_ros.mapping import Map
-from pixloc_ros.mapping.build.building import PosedImages, build_map
+from pixloc_ros.mapping.build.building import build_map
 from pixloc_ros.mapping.build.care import PruneOptions, check, merge, moved, prune, re_encode, subset, with_int8
 from pixloc_ros.mapping.build.export import export_colmap, export_ply
 from pixloc_ros.mapping.local_points import LocalPointSelector
@@ -22,7 +22,6 @@ from pixloc_ros.mapping.map_file import decode_descriptors, encode_descriptors
 from pixloc_ros.mapping.statistics import keyframe_pixels
 
 CAMERA = pinhole(320, 240, 250.0)
-PICTURE = texture()
 XYZ = np.random.default_rng(0).uniform((-2, -2, 0), (2, 2, 0), (400, 3))
 
 
@@ -30,29 +29,9 @@ def poses(count, y=-1.5):
     return torch.stack([look_at((0.2 * k - 0.4, y, 2.5), (0.1 * k, 0, 0)) for k in range(count)])
 
 
-def session(folder, map_from_camera, brightness=0, xyz=XYZ):
-    """A map of views of a plane and the folder of its images."""
-    folder.mkdir()
-    paths, image, point = [], [], []
-    for k, pose in enumerate(map_from_camera):
-        paths.append(folder / f"{k}.png")
-        cv2.imwrite(str(paths[-1]), cv2.add(plane_view(pose, CAMERA, PICTURE)[0], brightness))
-        pixels, valid = CAMERA.project(se3.transform(se3.inverse(pose), torch.from_numpy(xyz)))
-        seen = np.flatnonzero((valid & CAMERA.in_image(pixels)).numpy())
-        image.append(np.full(len(seen), k))
-        point.append(seen)
-    source = PosedImages(
-        folder.name,
-        paths,
-        [p.name for p in paths],
-        [CAMERA] * len(paths),
-        map_from_camera,
-        np.arange(len(paths)),
-        xyz,
-        np.concatenate(image),
-        np.concatenate(point),
-    )
-    return build_map(source, FakeExtractor())[0]
+def session(folder, map_from_camera, brightness=0):
+    """A map of views of a plane; its images are in the folder."""
+    return build_map(plane_images(folder, map_from_camera, CAMERA, XYZ, brightness=brightness), FakeExtractor())[0]
 
 
 @pytest.fixture(scope="module")

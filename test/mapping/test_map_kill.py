@@ -15,9 +15,8 @@ from pathlib import Path
 
 import cv2
 import pytest
-from mapping_helpers import FakeExtractor
+from mapping_helpers import FakeExtractor, write_sequence
 from test_map_bag import write_bag
-from test_rgbd import write_sequence
 
 from pixloc_ros import features
 from pixloc_ros.cli.main import main

@@ -43,7 +43,7 @@ class PosedFrame:
 
 
 @dataclass(frozen=True, eq=False)
-class KeyframeImages:
+class KeyframeFiles:
     """Images of keyframes, as files.
 
     Attributes:

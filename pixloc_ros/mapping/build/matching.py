@@ -15,7 +15,7 @@ from ...errors import InputError
 from ...geometry.cameras import Camera
 from ...io.work_folder import WorkFolder
 from .building import Progress, unique_cameras
-from .keyframes import KeyframeImages
+from .keyframes import KeyframeFiles
 from .patch_tracks import neighbours
 
 _SIFT_CONTRAST = 0.005
@@ -69,7 +69,7 @@ class Matcher:
         pairs: After `match`, rows [m, 2] of features by pair of images.
     """
 
-    def __init__(self, images: KeyframeImages, work: WorkFolder, options: MatchingOptions) -> None:
+    def __init__(self, images: KeyframeFiles, work: WorkFolder, options: MatchingOptions) -> None:
         self.images, self.work, self.options = images, work, options
         self.poses = images.map_from_camera.numpy()
         self.pairs: dict[tuple[int, int], np.ndarray] = {}

@@ -1,9 +1,8 @@
 # Copyright the pixloc_ros authors. SPDX-License-Identifier: Apache-2.0
 """The images of a bag with the camera's pose, for maps and training.
 
-The pose comes from a topic (PoseStamped, PoseWithCovarianceStamped, Odometry, TransformStamped, Path, or PoseArray of one
-pose), with the static transforms from the body it is of to the camera, or from TF alone. It is interpolated to the image's
-stamp.
+The pose comes from a topic (PoseStamped, PoseWithCovarianceStamped, Odometry, TransformStamped, Path, or PoseArray of one pose)
+with the static transforms from its body to the camera, or from TF alone. It is interpolated to the image's stamp.
 """
 
 from __future__ import annotations
@@ -51,12 +50,18 @@ _IN_THE_MAP = (POSE, POSE_COVARIANCE, TRANSFORM, PATH, POSE_ARRAY)
 
 @dataclass(frozen=True)
 class PosedBagOptions:
-    """What cannot be guessed. None: detect.
+    """What cannot be guessed; None is detected.
 
-    poses: a topic, or "tf". map_frame: of TF, where the poses are from there. body_frame: the frame that the topic tells the
-    pose of, where its messages do not name it. body_from_camera: float64 [4, 4], instead of the static transforms. depth: a
-    topic, or "none". every: use each N-th image only, from the first on. max_gap_ns: poses are interpolated between
-    neighbours no further apart.
+    Attributes:
+        image: Topic.
+        camera_info: Topic.
+        poses: Topic, or "tf".
+        map_frame: Of TF, where the poses are from there.
+        body_frame: The frame whose pose the topic gives, where its messages do not name it.
+        body_from_camera: float64 [4, 4], instead of the static transforms.
+        depth: Topic, or "none".
+        every: Use each N-th image only, from the first on.
+        max_gap_ns: Poses are interpolated between neighbours no further apart.
     """
 
     image: str | None = None
@@ -75,10 +80,15 @@ class PosedBagOptions:
 
 
 class PosedBag:
-    """The frames of an open bag; use it in a `with` statement.
+    """The frames of an open bag with their poses; use it in a `with` statement.
 
-    pose_source: where the poses come from, for people. depth_topic: or None. skipped: why images were left out, and how
-    many. Raises InputError where the bag, its poses or the way from body to camera cannot be used.
+    Attributes:
+        pose_source: Where the poses come from, for people.
+        depth_topic: Or None.
+        skipped: Why images were left out, and how many.
+
+    Raises:
+        InputError: The bag, its poses or the way from body to camera cannot be used.
     """
 
     def __init__(self, path: Path, options: PosedBagOptions = PosedBagOptions()) -> None:
@@ -181,27 +191,26 @@ class PosedBag:
 
     def _find_poses(self) -> tuple[TransformChain, str]:
         asked, bag = self.options.poses, self.bag
-        if asked == "tf":
-            return bag.transform_chain(self.options.map_frame, bag.camera_frame), f"TF {self.options.map_frame} to camera"
-        if asked:
-            known = bag.topics_of_type(*_IN_THE_MAP, ODOMETRY)
+        known = bag.topics_of_type(*_IN_THE_MAP, ODOMETRY)
+        if asked not in (None, "tf"):
             if asked not in known:
                 raise InputError(f"no poses on {asked} in {bag.path}: topics with poses are {', '.join(known) or 'none'}")
             return self._topic_chain(asked)
-        truth = [t for t in bag.topics_of_type(*_IN_THE_MAP, ODOMETRY) if is_truth_name(t)]
-        candidates = truth if truth else bag.topics_of_type(*_IN_THE_MAP)
-        if len(candidates) == 1:
+        candidates = [t for t in known if is_truth_name(t)] or bag.topics_of_type(*_IN_THE_MAP)
+        if asked is None and len(candidates) == 1:
             return self._topic_chain(candidates[0])
-        if len(candidates) > 1:
+        if asked is None and candidates:
             raise InputError(
                 f"{bag.path} has {len(candidates)} topics with poses ({', '.join(candidates)}): choose with --pose-topic"
             )
         try:
             return bag.transform_chain(self.options.map_frame, bag.camera_frame), f"TF {self.options.map_frame} to camera"
         except InputError as error:
+            if asked:
+                raise
             odometry = bag.topics_of_type(ODOMETRY)
             hint = f"; {', '.join(odometry)} would do if it does not drift: name it with --pose-topic" if odometry else ""
-            raise InputError(f"nothing tells where the camera was in the map: no topic with poses, and {error}{hint}") from None
+            raise InputError(f"nothing says where the camera was in the map: no topic with poses, and {error}{hint}") from None
 
     def _topic_chain(self, topic: str) -> tuple[TransformChain, str]:
         """map_from_body over time, then body_from_camera."""
@@ -223,7 +232,7 @@ class PosedBag:
             try:
                 mount = self.bag.static_transform(body, self.bag.camera_frame)
             except InputError as error:
-                raise InputError(f"{error}; --body-frame names the frame whose pose {topic} tells") from None
+                raise InputError(f"{error}; --body-frame names the frame whose pose {topic} gives") from None
         return TransformChain([(Trajectory.from_poses(poses.items()), False), mount]), topic
 
 

@@ -24,7 +24,7 @@ from ..map_file import Map
 from ..statistics import coverage
 from .building import BuildReport, PosedImages, Progress, build_map
 from .depth_points import DepthKeyframe, find_points
-from .keyframes import KeyframeImages, KeyframeOptions, KeyframeSelector, PosedFrame
+from .keyframes import KeyframeFiles, KeyframeOptions, KeyframeSelector, PosedFrame
 from .triangulation import TriangulationOptions, triangulate
 
 _DEPTH_UNITS_PER_METRE = 1000.0  # of the depth images in the work folder
@@ -155,7 +155,7 @@ def points_of_posed_frames(
     """All of a map but its features; arguments and errors as of `build_map_from_posed_frames`."""
     keyframes, count, rejected = _choose_keyframes(frames, work, options.keyframes, progress)
     paths, cameras = [work.path(f"images/{keyframe.name}") for keyframe in keyframes], [k.camera for k in keyframes]
-    images = KeyframeImages(paths, cameras, torch.stack([k.map_from_camera for k in keyframes]), options.mask)
+    images = KeyframeFiles(paths, cameras, torch.stack([k.map_from_camera for k in keyframes]), options.mask)
     error = None
     if all(keyframe.depth for keyframe in keyframes):
         found = work.arrays("points", lambda: _points_from_depth(images, work))
@@ -243,7 +243,7 @@ def _write_png(path: Path, image: np.ndarray) -> None:
         raise InputError(f"cannot write {path}: choose a place that is writable and has room")
 
 
-def _points_from_depth(images: KeyframeImages, work: WorkFolder) -> dict[str, np.ndarray]:
+def _points_from_depth(images: KeyframeFiles, work: WorkFolder) -> dict[str, np.ndarray]:
     camera, keyframes = images.cameras[0], []
     for k, path in enumerate(images.paths):
         if not torch.equal(images.cameras[k].params, camera.params):

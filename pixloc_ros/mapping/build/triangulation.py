@@ -19,7 +19,7 @@ from ...geometry import se3
 from ...geometry.cameras import Camera
 from ...io.work_folder import WorkFolder
 from .building import Progress
-from .keyframes import KeyframeImages
+from .keyframes import KeyframeFiles
 from .matching import Matcher, MatchingOptions, colmap_tracks, pixel_scale, require_pycolmap
 from .observations import project, reprojection_errors, rows_by_image
 from .patch_tracks import SurfacePatches, cut_patches, neighbours, patch_pixels, refine_points, track_patches
@@ -78,7 +78,7 @@ class Triangulation:
 
 
 def triangulate(
-    images: KeyframeImages,
+    images: KeyframeFiles,
     work: WorkFolder,
     options: TriangulationOptions = TriangulationOptions(),
     progress: Progress | None = None,
@@ -125,7 +125,7 @@ class _Found:
     times: np.ndarray
 
 
-def _search(tracks, images: KeyframeImages, depth: float, options: TriangulationOptions, progress) -> Triangulation:
+def _search(tracks, images: KeyframeFiles, depth: float, options: TriangulationOptions, progress) -> Triangulation:
     """Search for every point in the keyframes that should see it, refine it, and leave out what does not hold.
 
     An observation is where the point's patch was found. Matches that the patch does not confirm are twice as far off in the
@@ -156,7 +156,7 @@ def _search(tracks, images: KeyframeImages, depth: float, options: Triangulation
     return _filter(patches.xyz, found, cameras, poses, options)
 
 
-def _patches_at_home(tracks, images: KeyframeImages) -> tuple[SurfacePatches, np.ndarray, np.ndarray]:
+def _patches_at_home(tracks, images: KeyframeFiles) -> tuple[SurfacePatches, np.ndarray, np.ndarray]:
     """A patch for every point, on the surface around it, in the order of their home images; int64 [P] those; int64 [P], where
     each point went.
 
