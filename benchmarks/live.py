@@ -1,6 +1,6 @@
 #!/usr/bin/env python3
 # Copyright the pixloc_ros authors. SPDX-License-Identifier: Apache-2.0
-"""How old the pose is when it is published: the live node, fed over DDS at a camera's rate for as long as wanted.
+"""How old the pose is when it is published: the live node, fed over DDS at a camera's rate for a given time.
 
 A simulated drive (made once, kept in out/benchmarks) goes to and fro: images with the stamp of the moment, wheel odometry,
 calibration, all from this process to `localization_node` in another one, as a robot's drivers would send them.
@@ -19,32 +19,23 @@ this process included.
 from __future__ import annotations
 
 import argparse
-import contextlib
 import gc
 import math
 import os
-import signal
-import subprocess
 import sys
 import tempfile
-import threading
 import time
-from array import array
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import cv2
 import measuring
 import numpy as np
-import rclpy
 import torch
 from geometry_msgs.msg import PoseWithCovarianceStamped
-from nav_msgs.msg import Odometry
 from pixloc_ros.msg import LocalizationStatus
-from rclpy.executors import ExternalShutdownException, SingleThreadedExecutor
+from rclpy.node import Node
 from rclpy.serialization import deserialize_message
 from sensor_msgs.msg import CameraInfo, CompressedImage, Image
-from tf2_ros import StaticTransformBroadcaster
 
 from pixloc_ros.errors import InputError
 from pixloc_ros.evaluation import offline
@@ -55,13 +46,13 @@ from pixloc_ros.io.bags import BagReader
 from pixloc_ros.io.frames import CameraFrame, OdometryMessage
 from pixloc_ros.node import conversions
 from pixloc_ros.node.conversions import NS_PER_S, stamp_from_ns, stamp_to_ns
+from pixloc_ros.rig.node_process import NODE, NodeProcess, spinning_node
+from pixloc_ros.rig.robot import RobotTopics, image_message, initial_pose_message, odometry_message
 from pixloc_ros.tracking.types import TrackState
 
 ODOMETRY_HZ = 50.0
-NODE = "/localization_node"
 STAGES = ("arrival", "queue", "decode", "feature", "wait", "gather", "alignment", "publish")
 """Of the status message."""
-START_TIMEOUT_S = 120.0
 LAST_ODOMETRY_S = 0.3
 WARM_UP_S = 2.0
 """Not counted."""
@@ -69,7 +60,7 @@ WARM_UP_S = 2.0
 
 @dataclass(frozen=True)
 class Drive:
-    """What is fed. stamps_s [n] of the images in the drive's own time; messages without stamps."""
+    """What is sent. stamps_s [n] and odometry_s are in the drive's own time."""
 
     stamps_s: np.ndarray
     images: list[Image | CompressedImage]
@@ -100,16 +91,8 @@ class Drive:
 
 
 @dataclass
-class Heard:
-    """What came back. Milliseconds; statuses of images that were aligned."""
-
-    statuses: list[LocalizationStatus] = field(default_factory=list)
-    heard_ms: list[float] = field(default_factory=list)
-
-
-@dataclass
 class Usage:
-    """Of the node's process, once a second: processor seconds, own memory and pages of files in MiB."""
+    """Of the node's process, once per second: processor seconds, own memory and pages of files in MiB."""
 
     cpu_s: list[float] = field(default_factory=list)
     own_mib: list[float] = field(default_factory=list)
@@ -136,7 +119,6 @@ def main() -> int:
     args = parser.parse_args()
     if args.minutes <= 0 or min(args.rates) <= 0:
         parser.error("--minutes and --rates must be positive")
-    os.environ.setdefault("ROS_AUTOMATIC_DISCOVERY_RANGE", "LOCALHOST")
     figures: dict[str, object] = {"machine": measuring.describe_machine(), "rates": {}}
     for rate in args.rates:
         path = measuring.simulated_drive(*(int(side) for side in args.size.split("x")), args.data, rate)
@@ -159,7 +141,7 @@ def read_drive(path: Path, compressed: bool) -> Drive:
         info.header.frame_id = bag.camera_frame
         return Drive(
             np.array([frame.stamp_ns / NS_PER_S for frame in frames]),
-            [image_message(frame.image, bag.camera_frame, compressed) for frame in frames],
+            [image_message(frame.image, 0, bag.camera_frame, compressed) for frame in frames],
             info,
             np.array([sample.stamp_ns / NS_PER_S for sample in odometry]),
             torch.stack([sample.odom_from_base for sample in odometry]),
@@ -169,101 +151,43 @@ def read_drive(path: Path, compressed: bool) -> Drive:
         )
 
 
-def image_message(pixels: np.ndarray, frame_id: str, compressed: bool) -> Image | CompressedImage:
-    """uint8 [H, W] or [H, W, 3] RGB as a camera driver sends it."""
-    bgr = pixels if pixels.ndim == 2 else cv2.cvtColor(pixels, cv2.COLOR_RGB2BGR)
-    if compressed:
-        message = CompressedImage(format="jpeg", data=array("B", cv2.imencode(".jpg", bgr)[1].tobytes()))
-    else:
-        height, width = bgr.shape[:2]
-        message = Image(
-            height=height,
-            width=width,
-            encoding="mono8" if bgr.ndim == 2 else "bgr8",
-            step=bgr[0].nbytes,
-            data=array("B", bgr.tobytes()),
-        )
-    message.header.frame_id = frame_id
-    return message
-
-
 def run(path: Path, map_path: Path, rate: float, args: argparse.Namespace) -> dict[str, object]:
     """Figures of one node fed at one rate."""
-    drive = read_drive(path, args.transport == "compressed")
-    parameters = {"map": str(map_path.resolve()), "weights": args.weights, "image_transport": args.transport}
-    words = [word for name, value in parameters.items() for word in ("-p", f"{name}:={value}")]
-    words += [word for setting in args.parameters for word in ("-p", setting)]
-    with tempfile.TemporaryFile("w+") as log:
-        process = subprocess.Popen(
-            [sys.executable, "-m", "pixloc_ros.node.localization_node", "--ros-args", *words],
-            stdout=log,
-            stderr=subprocess.STDOUT,
-            stdin=subprocess.DEVNULL,
-        )
-        context = rclpy.Context()
-        rclpy.init(context=context, args=[])
-        try:
-            robot = Robot(drive, context, args.transport == "compressed")
-            robot.wait_for_node(process)
-            return robot.feed(process, rate, 60 * args.minutes)
-        except ProcessLookupError:
-            log.seek(0)
-            raise InputError(f"the node ended by itself: {log.read()[-500:]}") from None
-        finally:
-            context.try_shutdown()
-            process.send_signal(signal.SIGINT)
-            try:
-                process.wait(20)
-            except subprocess.TimeoutExpired:
-                process.kill()
+    compressed = args.transport == "compressed"
+    drive = read_drive(path, compressed)
+    parameters = {"map": map_path.resolve(), "weights": args.weights, "image_transport": args.transport}
+    parameters |= dict(setting.split(":=", 1) for setting in args.parameters)
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        NodeProcess(parameters, Path(folder) / "node.log") as process,
+        spinning_node("robot") as node,
+    ):
+        return Robot(drive, node, process, compressed).feed(rate, 60 * args.minutes)
 
 
 class Robot:
     """Camera, wheels and listener."""
 
-    def __init__(self, drive: Drive, context: rclpy.Context, compressed: bool) -> None:
-        self._drive, self._heard = drive, Heard()
-        self._node = node = rclpy.create_node("robot", context=context)
-        topic, kind = ("camera/image_raw/compressed", CompressedImage) if compressed else ("camera/image_raw", Image)
-        self._images = node.create_publisher(kind, topic, 5)
-        self._infos = node.create_publisher(CameraInfo, "camera/camera_info", 5)
-        self._odometry = node.create_publisher(Odometry, "odom", 10)
-        self._start = node.create_publisher(PoseWithCovarianceStamped, "initialpose", 1)
-        self._static = StaticTransformBroadcaster(node)
-        self._static.sendTransform(conversions.transform_stamped("base_link", drive.camera_frame, 0, drive.base_from_camera))
+    def __init__(self, drive: Drive, node: Node, process: NodeProcess, compressed: bool) -> None:
+        self._drive, self._process = drive, process
+        self._statuses: list[LocalizationStatus] = []
+        self._heard_ms: list[float] = []
+        self._topics = RobotTopics(node, compressed)
+        mount = conversions.transform_stamped("base_link", drive.camera_frame, 0, drive.base_from_camera)
+        self._topics.static_tf.sendTransform(mount)
         node.create_subscription(PoseWithCovarianceStamped, f"{NODE}/pose", self._on_pose, 10)
-        node.create_subscription(LocalizationStatus, f"{NODE}/status", self._heard.statuses.append, 100)
-        self._executor = SingleThreadedExecutor(context=context)
-        self._executor.add_node(node)
-        threading.Thread(target=self._spin, daemon=True).start()
-
-    def _spin(self) -> None:
-        with contextlib.suppress(ExternalShutdownException):
-            self._executor.spin()
+        node.create_subscription(LocalizationStatus, f"{NODE}/status", self._statuses.append, 100)
+        process.wait_for(lambda: self._topics.is_heard() and node.count_publishers(f"{NODE}/pose"), "did not come up")
+        time.sleep(1.0)  # discovery is one-sided
 
     def _on_pose(self, message: PoseWithCovarianceStamped) -> None:
-        self._heard.heard_ms.append((time.time_ns() - stamp_to_ns(message.header.stamp)) * 1e-6)
+        self._heard_ms.append((time.time_ns() - stamp_to_ns(message.header.stamp)) * 1e-6)
 
-    def wait_for_node(self, process: subprocess.Popen) -> None:
-        """Until it listens. Raises ProcessLookupError where it has ended, InputError where it does not come up."""
-        publishers = [self._images, self._infos, self._odometry, self._start]
-        deadline = time.monotonic() + START_TIMEOUT_S
-        while not all(p.get_subscription_count() for p in publishers) or not self._node.count_publishers(f"{NODE}/pose"):
-            if process.poll() is not None:
-                raise ProcessLookupError
-            if time.monotonic() > deadline:
-                raise InputError(f"the node did not come up within {START_TIMEOUT_S:g} s")
-            time.sleep(0.05)
-        time.sleep(1.0)
-
-    def feed(self, process: subprocess.Popen, rate: float, seconds: float) -> dict[str, object]:
-        """Send images, odometry and calibration; what came of it after the warm-up."""
-        start = PoseWithCovarianceStamped()
-        start.header.frame_id = "map"
-        start.pose = conversions.pose_with_covariance(self._drive.start, offline.initial_covariance())
-        self._start.publish(start)
+    def feed(self, rate: float, seconds: float) -> dict[str, object]:
+        """Sends images, odometry and calibration; returns the figures after the warm-up."""
+        self._topics.initial_pose.publish(initial_pose_message(self._drive.start, offline.initial_covariance()))
         gc.collect()
-        gc.freeze()  # or this process would stall now and then, and its images come all at once
+        gc.freeze()  # or this process would stall now and then, and its images would come all at once
         usage, late_ms, sent, measuring_began = Usage(), [], 0, None
         began = time.monotonic() + 0.5
         # Everything in the order of its times: odometry, images, samples of the node's process.
@@ -276,7 +200,8 @@ class Robot:
             if wait_s > 0:
                 time.sleep(wait_s)
             if what == "odometry":
-                self._send_odometry((due[what] - began) * rate)
+                pose = self._drive.odom_from_base(max((due[what] - began) * rate, 0.0))
+                self._topics.odometry.publish(odometry_message(time.time_ns(), pose))
             elif due[what] >= end:
                 pass
             elif what == "image":
@@ -284,34 +209,26 @@ class Robot:
                 self._send_image(sent)
                 sent += 1
             else:
-                if process.poll() is not None:
-                    raise ProcessLookupError
-                usage.sample(process.pid)
+                self._process.check()
+                usage.sample(self._process.pid)
                 if measuring_began is None:
-                    self._heard.statuses.clear()
-                    self._heard.heard_ms.clear()
-                    late_ms.clear()
+                    for measured in (self._statuses, self._heard_ms, late_ms):
+                        measured.clear()
                     measuring_began, outside, first = time.monotonic(), measuring.busy_s(), sent
             due[what] += step[what]
         time.sleep(0.5)
         wall = time.monotonic() - measuring_began
-        usage.sample(process.pid)
+        usage.sample(self._process.pid)
         return self._figures(usage, late_ms, sent - first, wall, measuring.busy_s() - outside)
-
-    def _send_odometry(self, image: float) -> None:
-        message = Odometry(child_frame_id="base_link")
-        message.header.frame_id, message.header.stamp = "odom", stamp_from_ns(time.time_ns())
-        message.pose.pose = conversions.matrix_to_pose(self._drive.odom_from_base(max(image, 0.0)))
-        self._odometry.publish(message)
 
     def _send_image(self, image: int) -> None:
         message = self._drive.images[self._drive.index(image)]
         message.header.stamp = self._drive.info.header.stamp = stamp_from_ns(time.time_ns())
-        self._infos.publish(self._drive.info)
-        self._images.publish(message)
+        self._topics.info.publish(self._drive.info)
+        self._topics.image.publish(message)
 
     def _figures(self, usage: Usage, late_ms: list[float], sent: int, wall: float, busy_s: float) -> dict[str, object]:
-        statuses = list(self._heard.statuses)
+        statuses = list(self._statuses)
         aligned = [s for s in statuses if math.isfinite(s.alignment_ms)]
         if not aligned:
             raise InputError("no image was aligned; the last status: " + (statuses[-1].message if statuses else "none"))
@@ -325,7 +242,7 @@ class Robot:
             "tracked": sum(s.state == TrackState.TRACKING for s in aligned) / max(sent, 1),
             "dropped": sum("dropped" in s.message for s in statuses),
             "age_ms": measuring.percentiles([s.age_ms for s in aligned]) | {"max": max(s.age_ms for s in aligned)},
-            "heard_ms": measuring.percentiles(self._heard.heard_ms),
+            "heard_ms": measuring.percentiles(self._heard_ms),
             "stages_ms": {stage: measuring.percentiles([getattr(s, f"{stage}_ms") for s in aligned]) for stage in STAGES},
             "cores": cpu_s / wall,
             "cpu_ms": 1e3 * cpu_s / len(aligned),
@@ -340,53 +257,25 @@ class Robot:
 
 
 def rows(rates: dict[str, dict], old: dict[str, dict]) -> list[tuple[str, ...]]:
-    table = [
-        (
-            "images",
-            "age p50 ms",
-            "p95",
-            "p99",
-            "max",
-            "heard p50",
-            "dropped %",
-            "tracked %",
-            "cores",
-            "own MiB",
-            "file MiB",
-            "late p95",
-            "others",
-        )
-    ]
+    head = "images, age p50 ms, p95, p99, max, heard p50, dropped %, tracked %, cores, own MiB, file MiB, late p95, others"
+    table = [tuple(head.split(", "))]
     for name, entry in rates.items():
         before = old.get(name, {})
         ages = [measuring.against(entry["age_ms"][p], before.get("age_ms", {}).get(p)) for p in ("p50", "p95", "p99", "max")]
-        memory = [f"{entry[key][0]:.0f} to {entry[key][1]:.0f}" for key in ("own_mib", "file_mib")]
         shares = [f"{100 * share:.2f}" for share in (entry["dropped"] / entry["sent"], entry["tracked"])]
-        table.append(
-            (
-                name,
-                *ages,
-                format_number(entry["heard_ms"]["p50"]),
-                *shares,
-                measuring.against(entry["cores"], before.get("cores")),
-                *memory,
-                format_number(entry["late_p95_ms"]),
-                format_number(entry["others_cores"]),
-            )
-        )
+        cores = measuring.against(entry["cores"], before.get("cores"))
+        memory = [f"{entry[key][0]:.0f} to {entry[key][1]:.0f}" for key in ("own_mib", "file_mib")]
+        heard, *others = (format_number(v) for v in (entry["heard_ms"]["p50"], entry["late_p95_ms"], entry["others_cores"]))
+        table.append((name, *ages, heard, *shares, cores, *memory, *others))
     return table
 
 
 def stage_rows(rates: dict[str, dict]) -> list[tuple[str, ...]]:
-    table = [("stages, p50 / p99 ms", *STAGES)]
-    for name, entry in rates.items():
-        table.append(
-            (
-                name,
-                *("{} / {}".format(*(format_number(entry["stages_ms"][stage][p]) for p in ("p50", "p99"))) for stage in STAGES),
-            )
-        )
-    return table
+    def cell(of: dict[str, float]) -> str:
+        return f"{format_number(of['p50'])} / {format_number(of['p99'])}"
+
+    cells = [(name, *(cell(entry["stages_ms"][stage]) for stage in STAGES)) for name, entry in rates.items()]
+    return [("stages, p50 / p99 ms", *STAGES), *cells]
 
 
 if __name__ == "__main__":
