@@ -12,8 +12,6 @@ kept in the output folder to be run again with --reproduce. Exit code 1 if there
 from __future__ import annotations
 
 import argparse
-import contextlib
-import json
 import multiprocessing
 import os
 import queue
@@ -24,212 +22,31 @@ import sys
 import tempfile
 import time
 import traceback
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator
 from pathlib import Path
 
 import cv2
 import numpy as np
 import torch
+from fuzz_parsers import Files, Parser, make_parsers
 
 from pixloc_ros.errors import InputError
-from pixloc_ros.evaluation.metrics import evaluate
-from pixloc_ros.evaluation.runs import BagRun, FrameRecord, read_run, write_run
-from pixloc_ros.features import load_extractor
-from pixloc_ros.features.weights import Weights
-from pixloc_ros.geometry.cameras import Camera
-from pixloc_ros.io import trajectory
-from pixloc_ros.io.bags import BagReader
-from pixloc_ros.io.colmap import read_colmap_model
-from pixloc_ros.io.image_format import check_layout, decode_compressed, decode_raw
-from pixloc_ros.io.trajectory import Trajectory
-from pixloc_ros.io.tum import read_camera, read_rgbd_sequence
-from pixloc_ros.mapping import Map
-from pixloc_ros.mapping.build import build_map_from_colmap
-from pixloc_ros.mapping.local_points import LocalPointSelector
-from pixloc_ros.node.parameters import PARAMETERS, check_values
-from pixloc_ros.tracking.last_pose import LastPose, load_last_pose, save_last_pose
-from pixloc_ros.tracking.types import TrackState
-from pixloc_ros.training.config import read_config
-from pixloc_sim.recordings import SimulationOptions, simulate
-
-Files = dict[str, bytes]
-"""An input: contents by file name."""
+from pixloc_ros.evaluation.usage import UsageMeter
 
 MEMORY_BOUND_MB = 300
 """A parser may take so much more memory than before its first input, whatever the input says."""
 TIME_BOUND_S = 10.0
-ENCODINGS = ("mono8", "mono16", "rgb8", "bgra8", "bayer_rggb8", "yuv422", "yuyv", "nonsense")
 NUMBERS = (0, 1, -1, 2**7, 2**8 - 1, 2**15, 2**16 - 1, 2**31 - 1, 2**31, 2**32 - 1, 2**63 - 1, 2**64 - 1)
 WORDS = (b"nan", b"inf", b"-inf", b"1e308", b"-0", b"", b"99999999999999999999", b"4294967296", b"-1", b"\x00", b"\xff")
-
-
-@dataclass(frozen=True)
-class Parser:
-    """seeds: valid inputs. read: parses one, written to a folder."""
-
-    seeds: list[Files]
-    read: Callable[[Path], None]
-
-
-# ---- parsers
-
-
-def make_parsers(folder: Path) -> dict[str, Parser]:
-    """All of them, with valid inputs made from a small simulated place."""
-    simulate(folder / "scene", SimulationOptions(seconds=1.0, rate_hz=4.0, width=160, height=120, texel=0.05, rgbd=True))
-    model, images = folder / "scene" / "map", folder / "scene" / "images"
-    map_, _ = build_map_from_colmap(model, images, load_extractor())
-    map_.save(folder / "site.pixmap")
-    text = {path.name: path.read_bytes() for path in model.iterdir() if path.suffix == ".txt"}
-    rgbd = folder / "scene" / "rgbd"
-    pose_lines = [f"{n}.5 {n} 2 3 0 0 0 1" for n in range(30)]
-    named_lines = [f"image{n}.jpg 1 0 0 0 {n} 2 3" for n in range(30)]
-    weights = shrunk_weights(folder)
-    return {
-        "map": Parser([{"site.pixmap": small_map(folder)}], read_map),
-        "weights": Parser([{"w.safetensors": weights}], lambda at: Weights.open(at / "w.safetensors")),
-        "colmap_text": Parser([shortened(text)], read_colmap_model),
-        "colmap_binary": Parser([binary_model()], read_colmap_model),
-        "rgbd": Parser([{p.name: p.read_bytes() for p in rgbd.iterdir() if p.suffix == ".txt"}], read_rgbd),
-        "image_raw": Parser([raw_image(encoding) for encoding in ENCODINGS], read_raw_image),
-        "image_compressed": Parser(compressed_images(), lambda at: decode_compressed((at / "image").read_bytes())),
-        "poses_tum": Parser([{"poses": "\n".join(pose_lines).encode()}], lambda at: trajectory.read_tum(at / "poses")),
-        "poses_named": Parser(
-            [{"poses": "\n".join(named_lines).encode()}], lambda at: trajectory.read_benchmark_poses(at / "poses")
-        ),
-        "parameters": Parser([{"values": json.dumps({p.name: p.default for p in PARAMETERS}).encode()}], read_parameters),
-        "last_pose": Parser([last_pose(folder)], lambda at: load_last_pose(at / "last.json", "site.pixmap")),
-        "run": Parser([run_folder(folder)], lambda at: evaluate(read_run(at))),
-        "bag": Parser([bag_folder(folder / "scene" / "drive")], read_bag),
-        "training_config": Parser([{"config.json": training_config()}], lambda at: read_config(at / "config.json")),
-    }
-
-
-def small_map(folder: Path) -> bytes:
-    return (folder / "site.pixmap").read_bytes()
-
-
-def read_map(at: Path) -> None:
-    """Opens it and uses it as a frame would: a hostile map must not get further than InputError there either."""
-    with contextlib.suppress(FileNotFoundError):
-        (at / "opened.pixmap").unlink()
-    map_ = Map.open(at / "site.pixmap")
-    camera = Camera("pinhole", 160, 120, torch.tensor([100.0, 100.0, 79.5, 59.5], dtype=torch.float64))
-    selector = LocalPointSelector(map_)
-    for pose in map_.map_from_keyframe[:2]:
-        selector.select(pose, camera, 256)
-
-
-def shrunk_weights(folder: Path) -> bytes:
-    """The head of the shipped weights would be lost in their megabytes: a few of their tensors."""
-    shipped = Weights.open("compact")
-    Weights(dict(list(shipped.network.items())[:4]), shipped.card).save(folder / "w.safetensors")
-    return (folder / "w.safetensors").read_bytes()
-
-
-def shortened(text: Files, lines: int = 40) -> Files:
-    """Whole records from the top."""
-    return {name: b"\n".join(data.split(b"\n")[:lines]) + b"\n" for name, data in text.items()}
-
-
-def binary_model() -> Files:
-    """One camera, two images, two points, as COLMAP writes them."""
-    i4, u8, f8 = (
-        (lambda *v: np.array(v, "<i4").tobytes()),
-        (lambda *v: np.array(v, "<u8").tobytes()),
-        (lambda *v: np.array(v, "<f8").tobytes()),
-    )
-    cameras = u8(1) + i4(1, 1) + u8(160, 120) + f8(100, 100, 80, 60)
-    images, points = u8(2), u8(2)
-    for n in (1, 2):
-        images += i4(n) + f8(1, 0, 0, 0, 0.1 * n, 0, 0) + i4(1) + f"image{n}.jpg".encode() + b"\0" + u8(2)
-        images += b"".join(f8(20.0 * p, 30.0) + np.array([p], "<i8").tobytes() for p in (1, 2))
-        points += u8(n) + f8(n, 1, 4) + bytes((10, 20, 30)) + f8(0.5) + u8(2) + i4(1, n - 1, 2, n - 1)
-    return {"cameras.bin": cameras, "images.bin": images, "points3D.bin": points}
-
-
-def read_rgbd(at: Path) -> None:
-    read_rgbd_sequence(at)
-    read_camera(at)
-
-
-def raw_image(encoding: str) -> Files:
-    """A message's fields as JSON, and its data."""
-    step = 16 * {"mono8": 1, "bayer_rggb8": 1, "rgb8": 3, "bgra8": 4}.get(encoding, 2)
-    fields = {"height": 8, "width": 16, "encoding": encoding, "step": step, "is_bigendian": 0}
-    return {"fields": json.dumps(fields).encode(), "data": bytes(range(256)) * (8 * step // 256) + bytes(8 * step % 256)}
-
-
-def read_raw_image(at: Path) -> None:
-    try:
-        fields = json.loads((at / "fields").read_bytes())
-        height, width, step = (int(fields[name]) for name in ("height", "width", "step"))
-        encoding, bigendian = str(fields["encoding"]), bool(fields["is_bigendian"])
-    except (ValueError, KeyError, TypeError, OverflowError, RecursionError):
-        return  # not what a ROS message can hold
-    if not all(0 <= value < 2**32 for value in (height, width, step)):
-        return
-    data = (at / "data").read_bytes()
-    check_layout(height, width, encoding, step, bigendian, len(data))
-    decode_raw(data, height, width, encoding, step, bigendian)
-
-
-def compressed_images() -> list[Files]:
-    picture = cv2.GaussianBlur(np.random.default_rng(0).integers(0, 255, (48, 64, 3), np.uint8), (0, 0), 3)
-    sorts = ((".jpg", picture), (".png", picture), (".png", picture.astype(np.uint16) * 200))
-    return [{"image": cv2.imencode(suffix, pixels)[1].tobytes()} for suffix, pixels in sorts]
-
-
-def read_parameters(at: Path) -> None:
-    try:
-        values = json.loads((at / "values").read_bytes())
-    except (ValueError, RecursionError):
-        return
-    known = {p.name for p in PARAMETERS}
-    if isinstance(values, dict):
-        check_values({name: value for name, value in values.items() if name in known})
-
-
-def last_pose(folder: Path) -> Files:
-    save_last_pose(folder / "last.json", LastPose("site.pixmap", 10**18, *(torch.eye(n, dtype=torch.float64) for n in (4, 6))))
-    return {"last.json": (folder / "last.json").read_bytes()}
-
-
-def run_folder(folder: Path) -> Files:
-    """Twelve images, two without a pose."""
-    truth = Trajectory.from_poses((n * 10**8, torch.eye(4, dtype=torch.float64)) for n in range(12))
-    covariance = torch.eye(6, dtype=torch.float64)
-    records = [
-        FrameRecord(n * 10**8, TrackState.TRACKING, truth.map_from_body[n], covariance, {"total": 10.0}, 0.8, "")
-        for n in range(10)
-    ]
-    records += [FrameRecord(n * 10**8, TrackState.LOST, None, None, {"total": 10.0}, 0.1, "lost") for n in (10, 11)]
-    write_run(folder / "scene" / "run", BagRun(records, truth, truth, findings={"way_ratio": 1.0, "way_ratio_std": 0.1}))
-    return {path.name: path.read_bytes() for path in (folder / "scene" / "run").iterdir()}
-
-
-def bag_folder(drive: Path) -> Files:
-    return {path.name: path.read_bytes() for path in drive.iterdir()}
-
-
-def read_bag(at: Path) -> None:
-    """All that a tracker would ask of it."""
-    with BagReader(at) as bag:
-        bag.truth()
-        for _ in bag.events():
-            pass
-
-
-def training_config() -> bytes:
-    return (Path(__file__).resolve().parents[1] / "config" / "training" / "compact.json").read_bytes()
+NUMBER = re.compile(rb"-?\d+(\.\d+)?")
 
 
 # ---- changes
 
 
-def changed(seeds: list[Files], random: np.random.Generator) -> Files:
-    """A valid input with one to four changes."""
+def changed(seeds: list[Files], seed: int, number: int) -> Files:
+    """A valid input with one to four changes, always the same for a seed and a number."""
+    random = np.random.default_rng((seed, number))
     files = dict(seeds[random.integers(len(seeds))])
     for _ in range(random.integers(1, 5)):
         name = sorted(files)[random.integers(len(files))]
@@ -246,8 +63,8 @@ def change(data: bytes, other: bytes, random: np.random.Generator) -> bytes:
     def place(length: int) -> int:
         return int(length * random.random() ** (4 if random.random() < 0.5 else 1))
 
-    at = place(len(data))
-    kind = random.integers(8)
+    at, kind = place(len(data)), random.integers(8)
+    end = at + int(random.integers(1, 64))
     if kind == 0:
         return data[:at] + bytes([data[at] ^ (1 << random.integers(8))]) + data[at + 1 :]
     if kind == 1:
@@ -256,28 +73,26 @@ def change(data: bytes, other: bytes, random: np.random.Generator) -> bytes:
         width = int(2 ** random.integers(4))
         number = NUMBERS[random.integers(len(NUMBERS))] % 2 ** (8 * width)
         return data[:at] + number.to_bytes(width, "little") + data[at + width :]
-    if kind == 3:
-        end = at + int(random.integers(1, 64))
-        return data[:at] + data[end:]
-    if kind == 4:
-        end = at + int(random.integers(1, 64))
-        return data[:end] + data[at:]
+    if kind in (3, 4):
+        return data[:at] + data[end:] if kind == 3 else data[:end] + data[at:]
     if kind == 5:
         start = place(len(other)) if other else 0
         return data[:at] + other[start : start + int(random.integers(1, 256))] + data[at:]
-    words = list(re.finditer(rb"-?\d+(\.\d+)?", data[at : at + 400])) or list(re.finditer(rb"-?\d+", data[:400]))
+    words = list(NUMBER.finditer(data, at, at + 400)) or list(NUMBER.finditer(data, 0, 400))
     if not words:
         return data[:at] + WORDS[random.integers(len(WORDS))] + data[at:]
     word = words[random.integers(len(words))]
-    offset = at if word.string is not data[:400] and data[at : at + 400] == word.string else 0
-    new = WORDS[random.integers(len(WORDS))] if random.random() < 0.5 else str(NUMBERS[random.integers(len(NUMBERS))]).encode()
-    return data[: offset + word.start()] + new + data[offset + word.end() :]
+    new = WORDS[random.integers(len(WORDS))] if random.random() < 0.5 else b"%d" % NUMBERS[random.integers(len(NUMBERS))]
+    return data[: word.start()] + new + data[word.end() :]
 
 
 # ---- running
 
 
 def put(files: Files, folder: Path) -> None:
+    """Writes an input to a folder, which then holds nothing else."""
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
     for name, data in files.items():
         (folder / name).write_bytes(data)
 
@@ -307,9 +122,7 @@ def run_batch(parser: Parser, seed: int, numbers: range, folder: Path, results: 
     attempt(parser, folder)
     before = peak_mb()
     for number in numbers:
-        for path in folder.iterdir():
-            path.unlink()
-        put(changed(parser.seeds, np.random.default_rng((seed, number))), folder)
+        put(changed(parser.seeds, seed, number), folder)
         results.put((number, None))
         problem = attempt(parser, folder)
         if not problem and peak_mb() - before > MEMORY_BOUND_MB:
@@ -351,31 +164,23 @@ def fuzz(parser: Parser, seed: int, inputs: int, batch: int = 500) -> Iterator[t
 
 
 def next_result(child: multiprocessing.Process, results: multiprocessing.Queue) -> tuple:
-    """The child's next word. Raises queue.Empty where it has died, or computes for too long without one."""
-    used = cpu_seconds(child.pid)
+    """The child's next message. Raises queue.Empty if it has died, or computes for too long without one."""
+    meter = UsageMeter(child.pid)
     while True:
         alive = child.is_alive()
         try:
             return results.get(timeout=0.2)
         except queue.Empty:
-            if not alive or cpu_seconds(child.pid) - used > 2 * TIME_BOUND_S:
+            # Processor time: time by the clock says nothing on a busy machine.
+            if not alive or (meter.read().cpu_s or 0.0) > 2 * TIME_BOUND_S:
                 raise
-
-
-def cpu_seconds(process_id: int) -> float:
-    """CPU time of a process: time by the clock says nothing on a busy machine."""
-    try:
-        fields = Path(f"/proc/{process_id}/stat").read_text().rsplit(")", 1)[1].split()
-    except OSError:
-        return 0.0
-    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 def main() -> int:
     split = argparse.RawDescriptionHelpFormatter
     arguments = argparse.ArgumentParser(description=__doc__, formatter_class=split)
     arguments.add_argument("--inputs", type=int, default=10_000, help="inputs per parser")
-    arguments.add_argument("--parser", action="append", help="only this one; may be given again")
+    arguments.add_argument("--parser", action="append", help="only this one; may be repeated")
     arguments.add_argument("--seed", type=int, default=0)
     arguments.add_argument("--out", type=Path, default=Path("out/fuzz"), help="where inputs that fail are kept")
     arguments.add_argument("--reproduce", type=int, help="run only the input of this number, in this process")
@@ -390,24 +195,21 @@ def main() -> int:
             arguments.error(f"no parser {', '.join(sorted(unknown))}: give one of {', '.join(parsers)}")
         print(f"{'parser':18} {'inputs':>7} {'failures':>8} {'memory':>8} {'time':>7}")
         for name in given.parser or parsers:
+            parser = parsers[name]
             if given.reproduce is not None:
                 at = given.out / name / str(given.reproduce)
-                shutil.rmtree(at, ignore_errors=True)
-                at.mkdir(parents=True)
-                put(changed(parsers[name].seeds, np.random.default_rng((given.seed, given.reproduce))), at)
-                print(attempt(parsers[name], at) or "nothing wrong", f"\ninput: {at}")
+                put(changed(parser.seeds, given.seed, given.reproduce), at)
+                print(attempt(parser, at) or "nothing wrong", f"\ninput: {at}")
                 continue
             began, count, memory = time.monotonic(), 0, 0.0
-            for finding in fuzz(parsers[name], given.seed, given.inputs):
+            for finding in fuzz(parser, given.seed, given.inputs):
                 if isinstance(finding, float):
                     memory = max(memory, finding)
                     continue
                 number, problem = finding
                 count += 1
                 at = given.out / name / str(number)
-                at.mkdir(parents=True, exist_ok=True)
-                put(changed(parsers[name].seeds, np.random.default_rng((given.seed, number))), at)
-                (at / "problem.txt").write_text(problem, encoding="utf-8")
+                put(changed(parser.seeds, given.seed, number) | {"problem.txt": problem.encode()}, at)
                 if count <= 5:
                     print(f"  {name} {number}: {problem.strip().splitlines()[-1]} (kept in {at})", file=sys.stderr)
             failures += count
