@@ -9,13 +9,13 @@ import numpy as np
 import pytest
 import torch
 from mapping_helpers import FakeExtractor, look_at, pinhole, plane_view, texture
+from scenes import plane_map
 
 from pixloc_ros.cli import main as cli
 from pixloc_ros.errors import InputError
 from pixloc_ros.evaluation.basin import BasinOptions, BasinQuery, format_basin, measure_basin, median_depth, read_basin
 from pixloc_ros.geometry import se3
 from pixloc_ros.io.trajectory import write_benchmark_poses
-from pixloc_ros.mapping.build.building import PosedImages, build_map
 from pixloc_ros.report.curves import plot_basins
 from pixloc_ros.tracking.frame_aligner import FrameAligner
 from pixloc_ros.tracking.types import FrameAlignment
@@ -55,9 +55,7 @@ def test_a_basin_of_known_size():
     basin = measure_basin(localizer, [query()], BasinOptions(40.0, 0.5, 8))
     assert localizer.prepared == 1 and len(localizer.starts) == 3 * 9
     turned, shifted, both = (basin.curves[kind] for kind in ("rotation", "translation", "together"))
-    assert turned.success.tolist() == [1, 1, 1, 1, 0, 0, 0, 0, 0]
-    assert shifted.success.tolist() == [1, 1, 1, 1, 0, 0, 0, 0, 0]
-    assert both.success.tolist() == [1, 1, 1, 1, 0, 0, 0, 0, 0]
+    assert all(curve.success.tolist() == [1, 1, 1, 1, 0, 0, 0, 0, 0] for curve in (turned, shifted, both))
     assert turned.final_deg[3, 0] == pytest.approx(0.1) and turned.final_deg[4, 0] == pytest.approx(20.0)
     assert shifted.final_depth[5, 0] == pytest.approx(5 / 16)
     # From 1 at step 3 to 0 at step 4.
@@ -90,11 +88,12 @@ def test_directions_are_fixed_by_seed_and_name():
 
 
 def test_no_pose_counts_as_failure_and_leaves_no_median():
-    basin = measure_basin(KnownBasin(finds=False), [query()], BasinOptions(steps=4)).to_json()
+    basin = measure_basin(KnownBasin(finds=False), [query()], BasinOptions(steps=4), "x").to_json()
     last = basin["curves"]["rotation"]["steps"][-1]
     assert last["success"] == 0 and last["median_deg"] is None
     assert json.loads(json.dumps(basin, allow_nan=False)) == basin
     assert "–" in format_basin(basin)
+    assert plot_basins([basin] * 9).startswith(b"\x89PNG")
 
 
 def test_a_curve_that_never_falls_and_one_that_starts_low():
@@ -105,56 +104,29 @@ def test_a_curve_that_never_falls_and_one_that_starts_low():
     assert none["deg"] == pytest.approx(10.0) and not none["reached_end"]
 
 
-@pytest.mark.parametrize(
-    "wrong",
-    [{"rotation_deg": 0}, {"rotation_deg": 181}, {"translation": 0}, {"translation": math.inf}, {"steps": 0}, {"directions": 0}],
-)
-def test_bad_options_are_refused(wrong):
-    with pytest.raises(InputError, match="basin"):
-        BasinOptions(**wrong)
-
-
-def test_no_query_is_refused():
+def test_bad_options_and_no_query_are_refused():
+    for name, values in (("rotation_deg", (0, 181)), ("translation", (0, math.inf)), ("steps", (0,)), ("directions", (0,))):
+        for value in values:
+            with pytest.raises(InputError, match="basin"):
+                BasinOptions(**{name: value})
     with pytest.raises(InputError, match="at least one"):
         measure_basin(KnownBasin(), [])
+
+
+class FakeExtractorWithStrides(FakeExtractor):
+    def with_strides(self, strides):
+        return self
 
 
 @pytest.fixture(scope="module")
 def plane(tmp_path_factory):
     """Map of a textured plane, images around it and two queries: folder with map, images, cameras.txt, truth.txt."""
-    folder = tmp_path_factory.mktemp("plane")
-    picture, places = texture(), [(0.6 * k - 0.9, -1.2, 2.0) for k in range(4)]
-    poses = torch.stack([look_at(place, (place[0], 0.0, 0.0)) for place in places])
-    xyz, images, points = [], [], []
-    for k, pose in enumerate(poses):
-        image, depth = plane_view(pose, CAMERA, picture)
-        cv2.imwrite(str(folder / f"{k}.png"), image)
-        corners = cv2.goodFeaturesToTrack(image, 150, 0.01, 4)[:, 0]
-        rays, _ = CAMERA.unproject(torch.from_numpy(corners.astype(float)))
-        rays = rays / rays[:, 2:]
-        there = depth[corners[:, 1].astype(int), corners[:, 0].astype(int)]
-        hit = se3.transform(pose, rays * torch.from_numpy(there)[:, None]).numpy()
-        hit[:, 2] = 0.0
-        points += list(range(len(np.concatenate(xyz)) if xyz else 0, (len(np.concatenate(xyz)) if xyz else 0) + len(hit)))
-        images += [k] * len(hit)
-        xyz.append(hit)
-    source = PosedImages(
-        "plane",
-        [folder / f"{k}.png" for k in range(4)],
-        [f"{k}.png" for k in range(4)],
-        [CAMERA] * 4,
-        poses,
-        np.full(4, -1),
-        np.concatenate(xyz),
-        np.array(images),
-        np.array(points),
-    )
-    map_, _ = build_map(source, FakeExtractorWithStrides())
-    truth = {}
+    folder, truth = tmp_path_factory.mktemp("plane"), {}
+    poses = torch.stack([look_at((x, -1.2, 2.0), (x, 0.0, 0.0)) for x in (-0.9, -0.3, 0.3, 0.9)])
+    map_ = plane_map(folder, FakeExtractorWithStrides(), CAMERA, poses, 150)
     for k, x in enumerate((-0.5, 0.4)):
         pose = look_at((x, -1.1, 2.0), (x, 0.05, 0.0))
-        image, _ = plane_view(pose, CAMERA, picture)
-        cv2.imwrite(str(folder / f"query{k}.png"), image)
+        cv2.imwrite(str(folder / f"query{k}.png"), plane_view(pose, CAMERA, texture())[0])
         truth[f"query{k}.png"] = se3.inverse(pose)
     write_benchmark_poses(folder / "truth.txt", truth)
     numbers = CAMERA.params.clone()
@@ -165,19 +137,13 @@ def plane(tmp_path_factory):
     return folder, map_, truth
 
 
-class FakeExtractorWithStrides(FakeExtractor):
-    def with_strides(self, strides):
-        return self
-
-
 def test_the_real_alignment_converges_near_and_not_far(plane):
     folder, map_, truth = plane
     localizer = FrameAligner(map_, FakeExtractorWithStrides())
+    poses = {name: se3.inverse(pose) for name, pose in truth.items()}
     queries = [
-        BasinQuery(
-            name, cv2.imread(str(folder / name), 0), CAMERA, se3.inverse(pose), median_depth(map_, se3.inverse(pose), CAMERA)
-        )
-        for name, pose in truth.items()
+        BasinQuery(name, cv2.imread(str(folder / name), 0), CAMERA, pose, median_depth(map_, pose, CAMERA))
+        for name, pose in poses.items()
     ]
     assert queries[0].depth == pytest.approx(2.28, abs=0.3)
     basin = measure_basin(localizer, queries, BasinOptions(60.0, 1.0, 12))
@@ -197,36 +163,20 @@ def test_poses_of_another_map_are_refused(plane):
 def test_the_command_writes_figures_and_a_plot(plane, tmp_path, monkeypatch, capsys):
     folder, _, _ = plane
     monkeypatch.setattr("pixloc_ros.localization.load_extractor", lambda *_: FakeExtractorWithStrides())
-    call = [
-        "basin",
-        "--map",
-        folder / "plane.pixmap",
-        "--images",
-        folder,
-        "--cameras",
-        folder / "cameras.txt",
-        "--truth",
-        folder / "truth.txt",
-        "-o",
-        tmp_path / "one",
-        "--steps",
-        "2",
-        "--max-images",
-        "1",
-    ]
-    assert cli.main([str(a) for a in call]) == 0
+    options = {"map": "plane.pixmap", "images": "", "cameras": "cameras.txt", "truth": "truth.txt"}
+    inputs = [word for name, file in options.items() for word in (f"--{name}", str(folder / file))]
+
+    def basin_of(output, *more) -> int:
+        call = ["basin", *inputs, "-o", tmp_path / output, "--steps", "2", "--max-images", "1", *more]
+        return cli.main([str(word) for word in call])
+
+    assert basin_of("one") == 0
     assert "90% succeed up to" in capsys.readouterr().out
     basin = read_basin(tmp_path / "one" / "basin.json")
     assert basin["queries"] == 1 and len(basin["curves"]["rotation"]["steps"]) == 3
-    call[10] = tmp_path / "two"
-    assert cli.main([str(a) for a in [*call, "--strategy", "paper", "--beside", tmp_path / "one" / "basin.json"]]) == 0
+    assert basin_of("two", "--strategy", "paper", "--beside", tmp_path / "one" / "basin.json") == 0
     assert (tmp_path / "two" / "basin.png").read_bytes().startswith(b"\x89PNG")
     capsys.readouterr()
     (tmp_path / "broken.json").write_text("{}")
-    assert cli.main([str(a) for a in [*call, "--beside", tmp_path / "broken.json"]]) == 2
+    assert basin_of("two", "--beside", tmp_path / "broken.json") == 2
     assert "pixloc basin" in capsys.readouterr().err
-
-
-def test_plot_with_gaps():
-    basin = measure_basin(KnownBasin(finds=False), [query()], BasinOptions(steps=4), "x").to_json()
-    assert plot_basins([basin] * 9).startswith(b"\x89PNG")

@@ -76,10 +76,6 @@ def test_images_change_after_the_first_second_and_nothing_else_does(condition):
         assert not np.array_equal(found[20], images(condition, seed=1)[20])
 
 
-def test_every_fourth_image_is_left():
-    assert len(images("every fourth image")) == 20
-
-
 def test_blank_images_come_in_bursts():
     blank = [abs(i.astype(float).mean() - 128) < 1 and i.std() < 5 for i in images("blank bursts")]
     assert blank[10:18] == [True] * 8 and blank[18:35] == [False] * 17 and blank[35:43] == [True] * 8

@@ -13,6 +13,7 @@ from pixloc_ros.errors import InputError
 from pixloc_ros.evaluation.metrics import evaluate
 from pixloc_ros.evaluation.run_inputs import RunInputs, read_runs
 from pixloc_ros.evaluation.runs import BagRun, FrameRecord, read_run, write_run
+from pixloc_ros.evaluation.tables import format_summary
 from pixloc_ros.evaluation.usage import Usage, UsageMeter
 from pixloc_ros.geometry import se3
 from pixloc_ros.io.trajectory import Trajectory, read_kitti, read_stamps, write_benchmark_poses, write_tum
@@ -45,18 +46,10 @@ def run_with(states: str, metres=0.02, **changes) -> BagRun:
     """A record for each letter: T, D with a pose; L, R, I without; t: TRACKING without a pose (dropped)."""
     names = {"T": "TRACKING", "D": "DEGRADED", "L": "LOST", "R": "RELOCALIZING", "I": "INITIALIZING", "t": "TRACKING"}
     track = walk(len(states))
-    records = [
-        FrameRecord(
-            stamp,
-            TrackState[names[letter]],
-            pose if letter in "TD" else None,
-            torch.eye(6, dtype=torch.float64) * 1e-4 if letter in "TD" else None,
-            {"total": 20.0, "alignment": 5.0},
-            0.9,
-            "",
-        )
-        for letter, stamp, pose in zip(states, track.stamps_ns.tolist(), off(track, metres).map_from_body)
-    ]
+    covariance, times, records = torch.eye(6, dtype=torch.float64) * 1e-4, {"total": 20.0, "alignment": 5.0}, []
+    for letter, stamp, pose in zip(states, track.stamps_ns.tolist(), off(track, metres).map_from_body):
+        given = (pose, covariance) if letter in "TD" else (None, None)
+        records.append(FrameRecord(stamp, TrackState[names[letter]], *given, times, 0.9))
     return BagRun(records, track, track, **changes)
 
 
@@ -152,7 +145,7 @@ def test_run_folder_round_trip(tmp_path):
 
 def test_run_without_truth_or_poses(tmp_path):
     write_run(tmp_path, run_with("TTT"))
-    run = BagRun([FrameRecord(BAG_T0, TrackState.LOST, None, None, {}, float("nan"), "")], NONE, NONE)
+    run = BagRun([FrameRecord(BAG_T0, TrackState.LOST)], NONE, NONE)
     write_run(tmp_path, run)
     assert {p.name for p in tmp_path.iterdir()} == {"run.json", "poses.tum"}  # those of the run before are gone
     back = read_run(tmp_path)
@@ -237,6 +230,8 @@ def test_folders_and_files_side_by_side(tmp_path):
     assert theirs["translation_error_median_m"] == pytest.approx(0.3)
     runs, _ = read_runs([str(tmp_path / "ours"), f"rival={tmp_path / 'theirs.txt'}"], RunInputs())
     assert [run.name for run in runs] == ["ours", "rival"]
+    text = format_summary(["ours", "rival"], [ours, theirs])  # of one run the covariances are not known
+    assert "inside the 95 % ellipsoid (%)" in text and "NEES, mean (6 is right)" in text
     (tmp_path / "other").mkdir()
     write_tum(tmp_path / "other" / "theirs.txt", walk(10))
     twice = [str(tmp_path / "theirs.txt"), str(tmp_path / "other" / "theirs.txt")]
@@ -315,15 +310,8 @@ def test_truth_of_a_bag(tmp_path, images):
     track = walk(30)
     bag = write_bag(tmp_path / "bag", images)
     write_tum(tmp_path / "run.tum", off(some(track, range(20))))
-    marker = np.eye(4)
-    marker[:3, 3] = 0.1, 0.2, 0.3
-    for topic, error in (
-        (None, 0.02),
-        ("/mocap/pose", 0.02),
-        ("/other/pose", 0.98),
-        ("tf:map:base_link", 0.02),
-        ("tf:/map:marker", 0.02),
-    ):
+    errors = {None: 0.02, "/mocap/pose": 0.02, "/other/pose": 0.98, "tf:map:base_link": 0.02, "tf:/map:marker": 0.02}
+    for topic, error in errors.items():
         (figures,), _ = figures_of([tmp_path / "run.tum"], truth=bag, truth_topic=topic)
         assert figures["frames"] == 30 and figures["completion"] == pytest.approx(2 / 3), topic
         assert figures["translation_error_max_m"] == pytest.approx(error, abs=1e-9), topic

@@ -5,7 +5,7 @@ import cv2
 import numpy as np
 import pytest
 import torch
-from suite_helpers import simulated_scene
+from scenes import simulated_scene
 
 from pixloc_ros.errors import InputError
 from pixloc_ros.evaluation import rivals

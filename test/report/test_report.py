@@ -3,6 +3,7 @@
 
 import json
 import re
+from dataclasses import replace
 from types import SimpleNamespace
 
 import cv2
@@ -101,21 +102,9 @@ def test_nobody_can_know_what_is_beyond_the_last_odometry():
 def test_dropped_and_lost_frames_are_in_the_figures():
     heard = recording()
     del heard.poses[4:]
-    heard.statuses[4:] = [
-        StatusRecord(
-            s.stamp_ns,
-            TrackState.LOST,
-            "lost: look",
-            float("nan"),
-            float("nan"),
-            float("nan"),
-            float("nan"),
-            1,
-            s.received_s,
-            26.0,
-        )
-        for s in heard.statuses[4:]
-    ]
+    unknown = dict.fromkeys(("inlier_fraction", "frame_ms", "feature_ms", "alignment_ms"), float("nan"))
+    lost = {"state": TrackState.LOST, "message": "lost: look", "dropped": 1, "age_ms": 26.0, **unknown}
+    heard.statuses[4:] = [replace(s, **lost) for s in heard.statuses[4:]]
     stats = figures(heard)
     assert stats["tracked_fraction"] == 0.5 and stats["losses"] == 1 and stats["dropped_frames"] == 1
     assert stats["messages"] == {"lost: look": 4} and stats["problems"] == []
@@ -130,15 +119,8 @@ def test_recording_is_json_lines(tmp_path):
 
 
 def test_texts():
-    assert [format_number(v) for v in (None, 0.0, 3, 0.001234, 12345.6, 1e-6, 999.9)] == [
-        "–",
-        "0",
-        "3",
-        "0.00123",
-        "12346",
-        "0.000001",
-        "1000",
-    ]
+    numbers = (None, 0.0, 3, 0.001234, 12345.6, 1e-6, 999.9)
+    assert [format_number(v) for v in numbers] == ["–", "0", "3", "0.00123", "12346", "0.000001", "1000"]
     assert format_table([("a", "b"), ("long", "1")]).splitlines() == ["a     b", "───────", "long  1"]
     lines = [line.split() for line in format_run(figures(recording())).splitlines()]
     assert ["state", "TRACKING", "8", "(100.0", "%)"] in lines and ["translation,", "median", "(cm)", "2"] in lines
@@ -169,18 +151,11 @@ def evaluated(name="pixloc", fails=(), **changes):
     records = []
     for i, (stamp, pose) in enumerate(zip(track.stamps_ns.tolist(), track.map_from_body)):
         noisy = pose @ se3.se3_exp(torch.randn(6, dtype=torch.float64, generator=generator) * 0.02)
-        lost = i in fails
-        records.append(
-            FrameRecord(
-                stamp,
-                TrackState.LOST if lost else TrackState.TRACKING,
-                None if lost else noisy,
-                None if lost else torch.eye(6, dtype=torch.float64) * 4e-4,
-                {"total": 20.0 + i, "alignment": 5.0},
-                0.5,
-                "lost: look" if lost else "",
-            )
-        )
+        state, given = TrackState.TRACKING, (noisy, torch.eye(6, dtype=torch.float64) * 4e-4)
+        if i in fails:
+            state, given = TrackState.LOST, (None, None)
+        times, message = {"total": 20.0 + i, "alignment": 5.0}, "lost: look" if i in fails else ""
+        records.append(FrameRecord(stamp, state, *given, times, 0.5, message))
     return evaluate(BagRun(records, track, track, name=name, **changes))
 
 

@@ -4,18 +4,19 @@
 import json
 import re
 import sys
-from dataclasses import replace
 
 import cv2
 import numpy as np
 import pytest
 import torch
 from PIL import Image
+from scenes import simulated_scene
 
 from pixloc_ros.cli.main import main
+from pixloc_ros.evaluation.altered_bag import AlteredBag, Change
 from pixloc_ros.geometry import se3
 from pixloc_ros.io.bags import BagReader
-from pixloc_ros.io.frames import CameraFrame, OdometryMessage
+from pixloc_ros.io.trajectory import Trajectory
 from pixloc_ros.localization import Localizer
 from pixloc_ros.report.aligned_image import align_image, moved_off
 from pixloc_ros.report.feature_maps import KeyframeImages
@@ -24,51 +25,33 @@ from pixloc_ros.report.frame_evidence import FrameChoice, examine, track_to
 from pixloc_ros.report.frame_report import frame_report
 from pixloc_ros.report.optimization import moments
 from pixloc_ros.tracking.types import TrackState
-from pixloc_sim.recordings import SimulationOptions, simulate
-
-RATE = 6.0
-
-
-def show(*arguments) -> int:
-    return main(["show", *(str(argument) for argument in arguments)])
 
 
 @pytest.fixture(scope="module")
 def scene(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("show") / "scene"
-    simulate(folder, SimulationOptions(seconds=2.0, rate_hz=RATE, width=320, height=240, texel=0.02))
-    assert (
-        main(
-            [
-                "map",
-                "colmap",
-                "--model",
-                str(folder / "map"),
-                "--images",
-                str(folder / "images"),
-                "-o",
-                str(folder.parent / "site.pixmap"),
-            ]
-        )
-        == 0
-    )
-    return folder
+    return simulated_scene(tmp_path_factory)
 
 
 @pytest.fixture(scope="module")
-def site(scene):
-    return scene.parent / "site.pixmap"
+def show(scene):
+    """Calls `pixloc show KIND` on the scene's map; further arguments follow."""
+
+    def call(kind, *arguments, option="--map") -> int:
+        words = ["show", kind, *([option] if option else []), scene.map, *arguments]
+        return main([str(word) for word in words])
+
+    return call
 
 
 @pytest.fixture(scope="module")
-def localizer(site):
-    return Localizer.open(site)
+def localizer(scene):
+    return Localizer.open(scene.map)
 
 
 @pytest.fixture(scope="module")
 def aligned(scene, localizer):
     """Image 4 of the drive, started far enough off that points are chosen again."""
-    with BagReader(scene / "drive") as bag:
+    with BagReader(scene.drive) as bag:
         tracked = track_to(localizer, bag, FrameChoice(4))
     prepared = localizer.aligner.prepare(tracked.frame.image, tracked.frame.camera)
     start = moved_off(tracked.camera_truth, 4.0, 0.2, seed=2)
@@ -130,77 +113,44 @@ def test_moments_begin_and_end_at_rest():
 
 
 @pytest.mark.parametrize(("colour", "suffix"), [("residual", "png"), ("inliers", "jpg"), ("weight", "webp")])
-def test_reprojections(scene, site, tmp_path, capsys, colour, suffix):
+def test_reprojections(scene, show, tmp_path, capsys, colour, suffix):
     output = tmp_path / "new" / f"a.{suffix}"
-    assert show("reprojections", "--map", site, scene / "drive", "--frame", "4", "--colour", colour, "-o", output) == 0
+    assert show("reprojections", scene.drive, "--frame", "4", "--colour", colour, "-o", output) == 0
     picture(output)
     assert re.search(r"image 4 of drive \(0\.67 s\), converged, .* points agree, .* off the truth", capsys.readouterr().out)
     assert [file.name for file in output.parent.iterdir()] == [output.name]
 
 
-def test_an_image_file_with_and_without_a_prior(scene, site, tmp_path, capsys):
-    lines = [line.split() for line in (scene / "map" / "images.txt").read_text().splitlines() if not line.startswith("#")]
+def test_an_image_file_with_and_without_a_prior(scene, show, tmp_path, capsys):
+    lines = [line.split() for line in (scene.folder / "map" / "images.txt").read_text().splitlines() if not line.startswith("#")]
     poses = {words[9]: " ".join(words[1:8]) for words in lines[::2]}
     name = sorted(poses)[2]
-    camera = json.loads((scene / "simulation.json").read_text())["camera"]
+    camera = json.loads((scene.folder / "simulation.json").read_text())["camera"]
     (tmp_path / "cameras.txt").write_text(f"{name} {camera}\n")
     (tmp_path / "poses.txt").write_text(f"{name} {poses[name]}\n")
-    image = scene / "images" / name
-    assert (
-        show(
-            "reprojections",
-            "--map",
-            site,
-            image,
-            "--cameras",
-            tmp_path / "cameras.txt",
-            "--prior",
-            tmp_path / "poses.txt",
-            "--truth",
-            tmp_path / "poses.txt",
-            "--start-off",
-            "3",
-            "5",
-            "-o",
-            tmp_path / "a.png",
-        )
-        == 0
-    )
+    image = scene.images / name
+    cameras, poses = tmp_path / "cameras.txt", tmp_path / "poses.txt"
+    files = ("--cameras", cameras, "--prior", poses, "--truth", poses)
+    assert show("reprojections", image, *files, "--start-off", 3, 5, "-o", tmp_path / "a.png") == 0
     assert "off the truth" in capsys.readouterr().out
-    assert show("reprojections", "--map", site, image, "--camera", camera, "--level", "0", "-o", tmp_path / "b.png") == 0
+    assert show("reprojections", image, "--camera", camera, "--level", "0", "-o", tmp_path / "b.png") == 0
     assert f"from keyframe {name}" in capsys.readouterr().out
     picture(tmp_path / "a.png")
     picture(tmp_path / "b.png")
 
 
-def test_features_beside_the_map(scene, site, tmp_path):
-    call = ("features", "--map", site, scene / "drive", "--at", "0.5")
+def test_features_beside_the_map(scene, show, tmp_path):
+    call = ("features", scene.drive, "--at", "0.5")
     assert show(*call, "-o", tmp_path / "points.png") == 0
-    assert show(*call, "--map-images", scene / "images", "-o", tmp_path / "images.png") == 0
+    assert show(*call, "--map-images", scene.images, "-o", tmp_path / "images.png") == 0
     points, images = picture(tmp_path / "points.png"), picture(tmp_path / "images.png")
     assert points.shape == images.shape and (points != images).any(2).mean() > 0.05
 
 
-def test_optimization_as_animation_and_still(scene, site, aligned, tmp_path):
+def test_optimization_as_animation_and_still(scene, show, aligned, tmp_path):
     output = tmp_path / "way.gif"
-    assert (
-        show(
-            "optimization",
-            "--map",
-            site,
-            scene / "drive",
-            "--frame",
-            "4",
-            "--start-off",
-            "1",
-            "1",
-            "--width",
-            "400",
-            "-o",
-            output,
-        )
-        == 0
-    )
+    size = ("--start-off", 1, 1, "--width", 400)
+    assert show("optimization", scene.drive, "--frame", 4, *size, "-o", output) == 0
     picture(tmp_path / "way.png")
     with Image.open(output) as animation:
         assert animation.size[0] == 400 and animation.n_frames > 10
@@ -212,20 +162,18 @@ def test_optimization_as_animation_and_still(scene, site, aligned, tmp_path):
     assert sorted(file.name for file in tmp_path.iterdir()) == ["way.gif", "way.png"]
 
 
-def test_map(site, tmp_path, capsys):
-    assert show("map", site, "-o", tmp_path / "map.png") == 0
+def test_map(show, tmp_path, capsys):
+    assert show("map", "-o", tmp_path / "map.png", option="") == 0
     picture(tmp_path / "map.png")
     assert "weak keyframes" in capsys.readouterr().out
 
 
-def test_page_about_a_frame(scene, site, tmp_path, capsys):
+def test_page_about_a_frame(scene, show, tmp_path, capsys):
     output = tmp_path / "why.html"
-    with BagReader(scene / "drive") as bag:
+    with BagReader(scene.drive) as bag:
         stamp = sorted(bag.image_stamps())[3]
-    assert (
-        show("frame", "--map", site, scene / "drive", "--stamp", stamp + 10**6, "--map-images", scene / "images", "-o", output)
-        == 0
-    )
+    which = ("--stamp", stamp + 10**6, "--map-images", scene.images)
+    assert show("frame", scene.drive, *which, "-o", output) == 0
     said, text = capsys.readouterr().out, output.read_text()
     assert "Nothing failed" in said and "Nothing failed" in text and "What happened here?" in text
     assert self_contained(text) and "<table" in text and text.count("data:image/png") == 5
@@ -233,38 +181,20 @@ def test_page_about_a_frame(scene, site, tmp_path, capsys):
         assert part in text, part
 
 
-class ChangedBag:
-    """A bag with its images changed from the fourth on, or its odometry."""
-
-    def __init__(self, bag, image=lambda image: image, odometry=lambda pose, count: pose, truth=True):
-        self._bag, self._image, self._odometry, self._truth = bag, image, odometry, truth
-
-    def __getattr__(self, name):
-        return getattr(self._bag, name)
-
-    def truth(self):
-        truth = self._bag.truth()
-        return truth if self._truth else type(truth).from_poses([])
-
-    def events(self):
-        count = 0
-        for event in self._bag.events():
-            if isinstance(event, CameraFrame):
-                count += 1
-                if count > 3:
-                    event = replace(event, image=self._image(event.image))
-            elif isinstance(event, OdometryMessage):
-                event = replace(event, odom_from_base=self._odometry(event.odom_from_base, count))
-            yield event
-
-
-def examined(scene, localizer, index=4, initial_pose=None, **changes):
-    """The tracked frame, its evidence and the findings."""
-    with BagReader(scene / "drive") as bag:
-        changed = ChangedBag(bag, **changes)
+def examined(scene, localizer, change, index=4, initial_pose=None, truth=None):
+    """The tracked frame, the evidence and the findings of a drive with a change."""
+    with BagReader(scene.drive) as bag:
+        changed = AlteredBag(bag, change, truth)
         tracked = track_to(localizer, changed, FrameChoice(index), initial_pose)
         evidence = examine(localizer, changed, tracked, KeyframeImages(localizer.map))
     return tracked, evidence, diagnose(evidence)
+
+
+def from_the_fourth_on(scene, change):
+    """A `Change` of the images."""
+    with BagReader(scene.drive) as bag:
+        begin = sorted(bag.image_stamps())[3]
+    return Change(image=lambda image, stamp_ns: change(image) if stamp_ns >= begin else image)
 
 
 def page_of(localizer, evidence, findings):
@@ -286,7 +216,7 @@ def noise(image):
     ],
 )
 def test_bad_images_are_told_apart(scene, localizer, image, cause):
-    tracked, _, findings = examined(scene, localizer, image=image)
+    tracked, _, findings = examined(scene, localizer, from_the_fourth_on(scene, image))
     assert tracked.result.state is TrackState.DEGRADED and findings.failed
     assert "Not believed, degraded" in findings.verdict and "The tracker said: " in findings.verdict
     assert cause in " ".join((findings.verdict, *findings.causes)), findings
@@ -301,7 +231,7 @@ def test_a_frozen_camera(scene, localizer):
         kept.append(image)
         return kept[0]
 
-    tracked, evidence, findings = examined(scene, localizer, index=6, image=freeze)
+    tracked, evidence, findings = examined(scene, localizer, from_the_fourth_on(scene, freeze), 6)
     page = page_of(localizer, evidence, findings)
     assert "the one before it, to the bit" in findings.verdict and "camera repeats" in findings.verdict
     assert gates_of(tracked) == [] and "Gates" not in page and "Why did it fail?" in page
@@ -309,15 +239,22 @@ def test_a_frozen_camera(scene, localizer):
 
 def test_slipping_odometry(scene, localizer):
     """Between the images 3 and 4 the wheels report 0.8 m too much: the image is right, and contradicts them."""
+    with BagReader(scene.drive) as bag:
+        begin = sorted(bag.image_stamps())[3]
     slip = torch.eye(4, dtype=torch.float64)
     slip[0, 3] = 0.8
-    ramp = [0]
 
-    def slipping(pose, count):
-        ramp[0] += count >= 4
-        return pose @ se3.interpolate(torch.eye(4, dtype=torch.float64), slip, min(ramp[0] / 5, 1.0))
+    def slipping():
+        count = 0
 
-    tracked, _, findings = examined(scene, localizer, odometry=slipping)
+        def moved(stamp_ns, pose):
+            nonlocal count
+            count += stamp_ns > begin
+            return pose @ se3.interpolate(torch.eye(4, dtype=torch.float64), slip, min(count / 5, 1.0))
+
+        return moved
+
+    tracked, _, findings = examined(scene, localizer, Change(odometry=slipping))
     result = tracked.result
     away = innovation(result.prior, result.alignment, tracked.base_from_camera)
     said = re.search(r"contradicts the odometry prior \(([\d.]+) standard deviations\)", result.message)
@@ -327,23 +264,23 @@ def test_slipping_odometry(scene, localizer):
 
 
 def test_without_truth_a_search_stands_in(scene, localizer):
-    with BagReader(scene / "drive") as bag:
+    with BagReader(scene.drive) as bag:
         begin = bag.truth().map_from_body[0]
-    _, evidence, findings = examined(scene, localizer, index=0, initial_pose=begin, truth=False)
+    _, evidence, findings = examined(scene, localizer, None, 0, begin, Trajectory.from_poses([]))
     assert evidence.reference_name == "the pose that a search in the whole map finds"
     assert se3.pose_difference(evidence.reference, evidence.from_reference.map_from_camera)[0] < 0.01
     assert not findings.failed and "off the truth" not in findings.verdict
 
 
-def test_recording_needs_rerun(scene, site, tmp_path, capsys, monkeypatch):
+def test_recording_needs_rerun(scene, show, tmp_path, capsys, monkeypatch):
     monkeypatch.setitem(sys.modules, "rerun", None)
-    assert show("run", "--map", site, scene / "drive", "-o", tmp_path / "run.rrd") == 2
+    assert show("run", scene.drive, "-o", tmp_path / "run.rrd") == 2
     assert "python -m pip install rerun-sdk" in capsys.readouterr().err and not list(tmp_path.iterdir())
 
 
-def test_recording_of_a_run(scene, site, tmp_path, capsys):
+def test_recording_of_a_run(scene, show, tmp_path, capsys):
     pytest.importorskip("rerun", reason="rerun-sdk is not installed")
-    assert show("run", "--map", site, scene / "drive", "-o", tmp_path / "run.rrd") == 0
+    assert show("run", scene.drive, "-o", tmp_path / "run.rrd") == 0
     assert "open it with: rerun" in capsys.readouterr().out
     data = (tmp_path / "run.rrd").read_bytes()
     assert data[:3] == b"RRF" and len(data) > 100_000 and len(list(tmp_path.iterdir())) == 1
@@ -357,7 +294,7 @@ def test_recording_of_a_run(scene, site, tmp_path, capsys):
     [
         (("reprojections", "DRIVE", "-o", "a.png"), "one of --frame, --at and --stamp"),
         (("reprojections", "DRIVE", "--frame", "1", "--at", "1", "-o", "a.png"), "one of --frame, --at and --stamp"),
-        (("reprojections", "DRIVE", "--frame", "99", "-o", "a.png"), "has 11 images"),
+        (("reprojections", "DRIVE", "--frame", "99", "-o", "a.png"), "has 15 images"),
         (("reprojections", "DRIVE", "--frame", "-1", "-o", "a.png"), "give 0 or more"),
         (("reprojections", "DRIVE", "--at", "nan", "-o", "a.png"), "give 0 or more"),
         (("reprojections", "DRIVE", "--at", "60", "-o", "a.png"), "not in the bag"),
@@ -375,17 +312,17 @@ def test_recording_of_a_run(scene, site, tmp_path, capsys):
         (("frame", "DRIVE", "--frame", "1", "--cold-start", "--initial-pose", *"0000001", "-o", "a.html"), "contradict"),
     ],
 )
-def test_bad_input_is_told_in_a_line(scene, site, tmp_path, capsys, monkeypatch, arguments, says):
+def test_bad_input_is_told_in_a_line(scene, show, tmp_path, capsys, monkeypatch, arguments, says):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "empty").mkdir()
     (tmp_path / "other.txt").write_text("other.jpg PINHOLE 320 240 200 200 160 120\n")
     places = {
-        "DRIVE": scene / "drive",
-        "IMAGE": next((scene / "images").glob("*.jpg")),
+        "DRIVE": scene.drive,
+        "IMAGE": next((scene.images).glob("*.jpg")),
         "EMPTY": tmp_path / "empty",
         "OTHER": tmp_path / "other.txt",
     }
-    assert show(arguments[0], "--map", site, *(places.get(a, a) for a in arguments[1:])) == 2
+    assert show(arguments[0], *(places.get(a, a) for a in arguments[1:])) == 2
     error = capsys.readouterr().err
     assert says in error and error.count("\n") == 1, error
     assert sorted(file.name for file in tmp_path.iterdir()) == ["empty", "other.txt"]

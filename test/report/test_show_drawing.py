@@ -5,7 +5,8 @@ import cv2
 import numpy as np
 import pytest
 import torch
-from mapping_helpers import look_at, numbers_map, pinhole, texture
+from mapping_helpers import look_at, numbers_map, pinhole, plane_view, texture
+from scenes import plane_map
 
 from pixloc_ros.alignment.damping import LearnedDamping
 from pixloc_ros.cli.main import main
@@ -14,7 +15,6 @@ from pixloc_ros.features import load_extractor
 from pixloc_ros.features.vgg import VggNetwork
 from pixloc_ros.features.weights import Weights
 from pixloc_ros.io.files import write_bytes
-from pixloc_ros.mapping.build.building import PosedImages, build_map
 from pixloc_ros.report.aligned_image import align_image, length_text, moved_off
 from pixloc_ros.report.alignment_pictures import plot_reprojections
 from pixloc_ros.report.curves import plot_constant_damping
@@ -174,8 +174,6 @@ def test_ground_plan_lies_flat_whatever_the_maps_axes():
 @pytest.fixture(scope="module")
 def vgg(tmp_path_factory):
     """Weights of random numbers, and an image aligned with a map of two views of a textured plane."""
-    from mapping_helpers import plane_view
-
     folder = tmp_path_factory.mktemp("vgg")
     torch.manual_seed(0)
     state = {name: value.clone() for name, value in VggNetwork(16).state_dict().items()}
@@ -183,29 +181,7 @@ def vgg(tmp_path_factory):
     Weights(state, {"architecture": "vgg16", "training_data": "none", "licence": "none"}).save(folder / "vgg.safetensors")
     extractor, camera, picture = load_extractor(folder / "vgg.safetensors"), pinhole(128, 96, 100.0), texture()
     poses = torch.stack([look_at((x, -1.0, 2.0), (x, 0.0, 0.0)) for x in (-0.2, 0.1)])
-    xyz, images, points = [], [], []
-    for k, pose in enumerate(poses):
-        image, depth = plane_view(pose, camera, picture)
-        cv2.imwrite(str(folder / f"{k}.png"), image)
-        corners = cv2.goodFeaturesToTrack(image, 80, 0.01, 4)[:, 0]
-        rays, _ = camera.unproject(torch.from_numpy(corners.astype(float)))
-        there = torch.from_numpy(depth[corners[:, 1].astype(int), corners[:, 0].astype(int)])
-        seen = (rays / rays[:, 2:] * there[:, None]) @ pose[:3, :3].T + pose[:3, 3]
-        points += list(range(sum(map(len, xyz)), sum(map(len, xyz)) + len(seen)))
-        images += [k] * len(seen)
-        xyz.append(seen.numpy())
-    source = PosedImages(
-        "plane",
-        [folder / f"{k}.png" for k in range(2)],
-        ["0.png", "1.png"],
-        [camera] * 2,
-        poses,
-        np.full(2, -1),
-        np.concatenate(xyz),
-        np.array(images),
-        np.array(points),
-    )
-    map_, _ = build_map(source, extractor)
+    map_ = plane_map(folder, extractor, camera, poses, 80)
     localizer = FrameAligner(map_, extractor)
     truth = look_at((0.0, -1.0, 2.0), (0.0, 0.0, 0.0))
     image, _ = plane_view(truth, camera, picture)
