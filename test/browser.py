@@ -55,23 +55,11 @@ def look(page: Path, width: int) -> dict[str, object]:
     probed.write_text(text.replace("<head>", f"<head>{_PROBE}"))
     frame = page.with_name(f"frame_{width}.html")
     frame.write_text(_FRAME.format(page=probed.name, width=width))
-    profile = page.parent / "profile"
-    command = [
-        chromium,
-        "--headless",
-        "--disable-gpu",
-        "--no-first-run",
-        "--disable-background-networking",
-        "--dump-dom",
-        "--disable-dev-shm-usage",
-        "--host-resolver-rules=MAP * ~NOTFOUND",
-        "--enable-logging=stderr",
-        f"--user-data-dir={profile}",
-        f"--window-size={max(width, 500)},900",
-        "--virtual-time-budget=10000",
-        *(["--no-sandbox"] if os.getuid() == 0 else []),
-        f"file://{frame}",
-    ]
+    options = "--headless --disable-gpu --no-first-run --disable-background-networking --dump-dom --disable-dev-shm-usage"
+    options += f" --enable-logging=stderr --window-size={max(width, 500)},900 --virtual-time-budget=10000"
+    options += " --no-sandbox" if os.getuid() == 0 else ""
+    places = ["--host-resolver-rules=MAP * ~NOTFOUND", f"--user-data-dir={page.parent / 'profile'}", f"file://{frame}"]
+    command = [chromium, *options.split(), *places]
     done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode == 0, done.stderr[-2000:]
     found = re.search(r'<pre id="probe">(.*?)</pre>', done.stdout, re.DOTALL)

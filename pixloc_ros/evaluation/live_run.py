@@ -64,10 +64,16 @@ class LookupRecord:
 
 @dataclass
 class Recording:
-    """What was sent and what came back. sent_s: image stamp to the time (monotonic clock, seconds) it was published.
+    """What was sent and what came back.
 
-    chain: image stamp to map_from_camera [4, 4] along TF, looked up when all was over; None where tf2 refused.
-    last_odometry_ns: the last stamp at which odom → base is known to TF. usage: of the node's process while the bag was played.
+    Attributes:
+        sent_s: Image stamp to the time (monotonic clock, seconds) it was published.
+        statuses: What the node said of each image.
+        poses: What it published.
+        lookups: What a listener asked.
+        chain: Image stamp to map_from_camera [4, 4] along TF, looked up when all was over; None where tf2 refused.
+        last_odometry_ns: The last stamp at which odom → base is known to TF.
+        usage: Of the node's process while the bag was played.
     """
 
     sent_s: dict[int, float] = field(default_factory=dict)
@@ -81,23 +87,19 @@ class Recording:
     def write(self, path: Path) -> None:
         """As JSON lines, in the order of stamps."""
         rows: list[dict[str, object]] = [{"kind": "sent", "stamp_ns": k, "at_s": v} for k, v in self.sent_s.items()]
-        rows += [{"kind": "status", **vars(r), "state": r.state.name} for r in self.statuses]
-        rows += [
-            {
-                "kind": "pose",
-                "stamp_ns": r.stamp_ns,
-                "received_s": r.received_s,
-                "map_from_base": r.map_from_base.tolist(),
-                "covariance": r.covariance.tolist(),
-            }
-            for r in self.poses
-        ]
-        rows += [{"kind": "lookup", **vars(r)} for r in self.lookups]
-        rows += [
-            {"kind": "chain", "stamp_ns": k, "map_from_camera": None if v is None else v.tolist()} for k, v in self.chain.items()
-        ]
+        for kind, records in (("status", self.statuses), ("pose", self.poses), ("lookup", self.lookups)):
+            rows += [{"kind": kind, **_row(record)} for record in records]
+        rows += [{"kind": "chain", "stamp_ns": k, "map_from_camera": v} for k, v in self.chain.items()]
         rows.sort(key=lambda row: row["stamp_ns"])
-        write_text(path, "".join(json.dumps(row) + "\n" for row in rows))
+        write_text(path, "".join(json.dumps(row, default=torch.Tensor.tolist) + "\n" for row in rows))
+
+    def knows_odometry(self, stamp_ns: int) -> bool:
+        """Whether odom → base is known at a stamp; beyond the last odometry nobody can know."""
+        return self.last_odometry_ns is None or stamp_ns <= self.last_odometry_ns
+
+
+def _row(record: StatusRecord | PoseRecord | LookupRecord) -> dict[str, object]:
+    return {key: value.name if isinstance(value, TrackState) else value for key, value in vars(record).items()}
 
 
 def as_run(recording: Recording, truth: Trajectory, odometry: Trajectory) -> BagRun:
@@ -121,8 +123,7 @@ def as_run(recording: Recording, truth: Trajectory, odometry: Trajectory) -> Bag
             FrameRecord(
                 stamp_ns,
                 state,
-                pose.map_from_base if pose else None,
-                pose.covariance if pose else None,
+                *((pose.map_from_base, pose.covariance) if pose else (None, None)),
                 timings,
                 status.inlier_fraction if status else math.nan,
                 status.message if status else "not reported",
@@ -144,9 +145,8 @@ def live_figures(recording: Recording, figures: Mapping[str, object], base_from_
     statuses = Counter(r.stamp_ns for r in recording.statuses)
     translation, rotation, missing = chain_errors(recording, base_from_camera)
     posed = {r.stamp_ns for r in recording.poses}
-    failed = [r for r in recording.lookups if r.error and r.stamp_ns in posed]
-    beyond = [r for r in failed if recording.last_odometry_ns is not None and r.stamp_ns > recording.last_odometry_ns]
-    failed = [r for r in failed if r not in beyond]
+    failures = [r for r in recording.lookups if r.error and r.stamp_ns in posed]
+    failed = [r for r in failures if recording.knows_odometry(r.stamp_ns)]
     stats = {
         **figures,
         "unreported_frames": sum(stamp not in statuses for stamp in recording.sent_s),
@@ -158,7 +158,7 @@ def live_figures(recording: Recording, figures: Mapping[str, object], base_from_
         "tf_lookups": sum(r.stamp_ns in posed for r in recording.lookups),
         "tf_errors": len(failed),
         "tf_error_messages": dict(Counter(f"{r.error}: {r.text}" for r in failed).most_common(5)),
-        "tf_beyond_odometry": len(beyond),
+        "tf_beyond_odometry": len(failures) - len(failed),
         **metrics.percentiles("tf_wait_p{}_ms", [r.waited_ms for r in recording.lookups if not r.error]),
     }
     stats["problems"] = problems(stats)
@@ -167,22 +167,21 @@ def live_figures(recording: Recording, figures: Mapping[str, object], base_from_
 
 def problems(stats: dict[str, object]) -> list[str]:
     """What a node must never do, in words; empty where all is well."""
-    found = []
-    if not stats["published_frames"]:
-        found.append("no pose was published")
-    if stats["unreported_frames"]:
-        found.append(f"{stats['unreported_frames']} images were neither tracked nor reported")
-    if stats["repeated_statuses"]:
-        found.append(f"{stats['repeated_statuses']} images were reported more than once")
-    if max(stats["chain_error_m"], stats["chain_error_rad"]) > CHAIN_TOLERANCE:
-        found.append(
-            f"the TF chain differs from the published pose by {stats['chain_error_m']:.2g} m, {stats['chain_error_rad']:.2g} rad"
-        )
-    if stats["chain_missing"]:
-        found.append(f"TF gives no pose of the camera at {stats['chain_missing']} images with a published pose")
-    if stats["tf_errors"]:
-        found.append(f"{stats['tf_errors']} lookups at image stamps failed: {next(iter(stats['tf_error_messages']))}")
-    return found
+    metres, radians = stats["chain_error_m"], stats["chain_error_rad"]
+    unreported, repeated, missing = (stats[key] for key in ("unreported_frames", "repeated_statuses", "chain_missing"))
+    refusals = next(iter(stats["tf_error_messages"]), "")
+    checks = (
+        (not stats["published_frames"], "no pose was published"),
+        (unreported, f"{unreported} images were neither tracked nor reported"),
+        (repeated, f"{repeated} images were reported more than once"),
+        (
+            max(metres, radians) > CHAIN_TOLERANCE,
+            f"the TF chain differs from the published pose by {metres:.2g} m, {radians:.2g} rad",
+        ),
+        (missing, f"TF gives no pose of the camera at {missing} images with a published pose"),
+        (stats["tf_errors"], f"{stats['tf_errors']} lookups at image stamps failed: {refusals}"),
+    )
+    return [text for wrong, text in checks if wrong]
 
 
 def chain_errors(recording: Recording, base_from_camera: torch.Tensor) -> tuple[list[float], list[float], int]:
@@ -192,7 +191,7 @@ def chain_errors(recording: Recording, base_from_camera: torch.Tensor) -> tuple[
     """
     translation, rotation, missing = [], [], 0
     for pose in recording.poses:
-        if recording.last_odometry_ns is not None and pose.stamp_ns > recording.last_odometry_ns:
+        if not recording.knows_odometry(pose.stamp_ns):
             continue
         found = recording.chain.get(pose.stamp_ns)
         if found is None:

@@ -27,7 +27,14 @@ _DENSER = 0.7
 
 @dataclass(frozen=True)
 class RunInputs:
-    """What goes with the runs; the options of `pixloc evaluate`. tolerance_s: between a pose's stamp and its image's."""
+    """What goes with the runs; the options of `pixloc evaluate`.
+
+    Attributes:
+        truth: A file of poses, a bag or the folder of a run.
+        truth_topic: Of a bag.
+        times: When the images were taken: a text file or a bag.
+        tolerance_s: Between a pose's stamp and its image's.
+    """
 
     truth: Path | None = None
     truth_topic: str | None = None
@@ -37,29 +44,47 @@ class RunInputs:
 
 @dataclass(frozen=True)
 class _Poses:
-    """A file of poses. trajectory: of a TUM file. matrices: map_from_body [N, 4, 4] of a KITTI file. named: of a benchmark file,
-    map_from_camera by name."""
+    """A file of poses [N, 4, 4]: map_from_body; in a benchmark file, of cameras.
+
+    Attributes:
+        path: The file.
+        kind: "tum" with stamps, "kitti" with none, "benchmark" with names.
+        poses: float64 [N, 4, 4].
+        stamps_ns: int64 [N] or None.
+        names: Of the images, or None.
+    """
 
     path: Path
     kind: str
-    trajectory: Trajectory | None = None
-    matrices: torch.Tensor | None = None
-    named: dict[str, torch.Tensor] | None = None
+    poses: torch.Tensor
+    stamps_ns: np.ndarray | None = None
+    names: list[str] | None = None
+
+    @classmethod
+    def read(cls, path: Path) -> _Poses:
+        kind = pose_format(path)
+        if kind == "tum":
+            track = read_tum(path)
+            return cls(path, kind, track.map_from_body, track.stamps_ns)
+        if kind == "kitti":
+            return cls(path, kind, read_kitti(path))
+        named = read_benchmark_poses(path)
+        return cls(path, kind, se3.inverse(torch.stack(list(named.values()))), names=list(named))
 
     def timed(self, times: np.ndarray | None) -> Trajectory:
         """With stamps: those of the images for a KITTI file. Raises InputError where there are none, or not as many."""
-        if self.trajectory is not None:
-            return self.trajectory
-        if self.matrices is None:
+        if self.names is not None:
             raise InputError(f"{self.path} names images, the others say times: compare poses by name only with poses by name")
+        if self.stamps_ns is not None:
+            return Trajectory(self.stamps_ns, self.poses)
         if times is None:
             raise InputError(f"{self.path} says no times, as KITTI files do not: give those of the images with --times")
-        if len(times) != len(self.matrices):
+        if len(times) != len(self.poses):
             raise InputError(
-                f"{self.path} has {len(self.matrices)} poses, but there are {len(times)} images: a KITTI file has a "
+                f"{self.path} has {len(self.poses)} poses, but there are {len(times)} images: a KITTI file has a "
                 "line for each of them"
             )
-        return Trajectory(times, self.matrices)
+        return Trajectory(times, self.poses)
 
 
 def parse_step(text: str | None) -> Step | None:
@@ -81,25 +106,26 @@ def read_runs(arguments: Sequence[str], inputs: RunInputs) -> tuple[list[BagRun]
     if not inputs.tolerance_s >= 0:
         raise InputError("--tolerance must not be negative")
     named = _named_paths(arguments)
-    folders = {name: replace(read_run(path), name=name) for name, path in named.items() if path.is_dir()}
-    files = {name: _read_poses(path) for name, path in named.items() if name not in folders}
-    truth, times = _truth_and_times(inputs, folders)
-    if isinstance(truth, _Poses) and (truth.named is not None or (truth.matrices is not None and times is None)):
-        if folders:
-            raise InputError(f"{truth.path} says no times, but {next(iter(folders))} does: give the truth in TUM format")
+    runs = {name: replace(read_run(path), name=name) for name, path in named.items() if path.is_dir()}
+    files = {name: _Poses.read(path) for name, path in named.items() if name not in runs}
+    truth, times = _truth_and_times(inputs, runs)
+    if isinstance(truth, _Poses) and truth.stamps_ns is None and (truth.names is not None or times is None):
+        if runs:
+            raise InputError(f"{truth.path} says no times, but {next(iter(runs))} does: give the truth in TUM format")
         return _without_times(truth, files), []
     if isinstance(truth, _Poses):
         truth = truth.timed(times)
-    runs, notes = {}, []
-    for name, run in folders.items():
-        runs[name] = run if truth is None else replace(run, truth=truth)
-        if not len(runs[name].truth):
-            raise InputError(f"nothing tells the truth of {named[name]}: give --truth, a file or a bag")
+    if truth is not None:
+        runs = {name: replace(run, truth=truth) for name, run in runs.items()}
+    for name, run in runs.items():
+        if not len(run.truth):
+            raise InputError(f"nothing says the truth of {named[name]}: give --truth, a file or a bag")
+    notes = []
     if files:
-        found = {name: file.timed(times) for name, file in files.items()}
-        timed_runs, notes = _with_times(
-            found, truth if truth is not None else next(iter(runs.values())).truth, times, inputs.tolerance_s
-        )
+        tracks = {name: file.timed(times) for name, file in files.items()}
+        if truth is None:
+            truth = next(iter(runs.values())).truth
+        timed_runs, notes = _with_times(tracks, truth, times, inputs.tolerance_s)
         runs.update(timed_runs)
     return [runs[name] for name in named], notes
 
@@ -126,15 +152,6 @@ def _short_name(path: Path, depth: int) -> str:
     return "/".join(parts[-depth:])
 
 
-def _read_poses(path: Path) -> _Poses:
-    kind = pose_format(path)
-    if kind == "tum":
-        return _Poses(path, kind, trajectory=read_tum(path))
-    if kind == "kitti":
-        return _Poses(path, kind, matrices=read_kitti(path))
-    return _Poses(path, kind, named={name: se3.inverse(pose) for name, pose in read_benchmark_poses(path).items()})
-
-
 def _truth_and_times(inputs: RunInputs, folders: dict[str, BagRun]) -> tuple[Trajectory | _Poses | None, np.ndarray | None]:
     """The truth, None where each folder has its own, and the images' stamps int64 [N], None where they are not known."""
     truth, times = None, None
@@ -150,9 +167,9 @@ def _truth_and_times(inputs: RunInputs, folders: dict[str, BagRun]) -> tuple[Tra
             raise InputError(f"{inputs.truth} is neither a bag nor a file of poses: give one of them")
         truth = read_run(inputs.truth).truth
     elif inputs.truth is not None:
-        truth = _read_poses(inputs.truth)
+        truth = _Poses.read(inputs.truth)
     elif not folders:
-        raise InputError("nothing tells the truth: give --truth, a file of poses or a bag")
+        raise InputError("nothing says the truth: give --truth, a file of poses or a bag")
     if times is None and folders:
         times = next(iter(folders.values())).stamps_ns
     return truth, times
@@ -160,28 +177,23 @@ def _truth_and_times(inputs: RunInputs, folders: dict[str, BagRun]) -> tuple[Tra
 
 def _without_times(truth: _Poses, files: dict[str, _Poses]) -> list[BagRun]:
     """Poses by name or in order, counted one after the other."""
-    runs = []
+    stamps = np.arange(len(truth.poses), dtype=np.int64) * _COUNT_NS
+    order, runs = dict(zip(truth.names or (), stamps.tolist())), []
     for name, file in files.items():
         if file.kind != truth.kind:
             raise InputError(
                 f"{file.path} is a {file.kind} file and {truth.path} a {truth.kind} file: "
                 "give both in one format, or the images' --times"
             )
-        if truth.named is not None:
-            order = {image: number for number, image in enumerate(truth.named)}
-            if not order.keys() & file.named.keys():
-                raise InputError(f"{file.path} names none of the images of {truth.path}: names must be the same")
-            poses = Trajectory.from_poses(
-                (order[image] * _COUNT_NS, pose) for image, pose in file.named.items() if image in order
-            )
-            true_poses = torch.stack(list(truth.named.values()))
+        if file.names is not None and not order.keys() & set(file.names):
+            raise InputError(f"{file.path} names none of the images of {truth.path}: names must be the same")
+        if file.names is not None:
+            poses = Trajectory.from_poses((order[image], pose) for image, pose in zip(file.names, file.poses) if image in order)
         else:
-            stamps = np.arange(len(truth.matrices), dtype=np.int64) * _COUNT_NS
-            poses, true_poses = file.timed(stamps), truth.matrices
-        stamps = np.arange(len(true_poses), dtype=np.int64) * _COUNT_NS
+            poses = file.timed(stamps)
         matches = associate(stamps, poses.stamps_ns, 0)
-        run = run_of_poses(name, stamps, matches, poses, Trajectory(stamps, true_poses), timed=False)
-        runs.append(replace(run, ordered=truth.named is None))
+        run = run_of_poses(name, stamps, matches, poses, Trajectory(stamps, truth.poses), timed=False)
+        runs.append(replace(run, ordered=truth.names is None))
     return runs
 
 

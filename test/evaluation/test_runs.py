@@ -150,7 +150,7 @@ def test_run_without_truth_or_poses(tmp_path):
     assert {p.name for p in tmp_path.iterdir()} == {"run.json", "poses.tum"}  # those of the run before are gone
     back = read_run(tmp_path)
     assert len(back.records) == 1 and len(back.truth) == 0 and evaluate(back).figures["completion"] == 0
-    with pytest.raises(InputError, match="nothing tells the truth"):
+    with pytest.raises(InputError, match="nothing says the truth"):
         read_runs([str(tmp_path)], RunInputs())
 
 
