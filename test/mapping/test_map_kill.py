@@ -16,7 +16,7 @@ from pathlib import Path
 import cv2
 import pytest
 from mapping_helpers import FakeExtractor, write_sequence
-from test_map_bag import write_bag
+from posed_bag_writing import write_bag
 
 from pixloc_ros import features
 from pixloc_ros.cli.main import main

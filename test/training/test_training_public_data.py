@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 import torch
 from mapping_helpers import look_at, plane_view, texture
+from posed_bag_writing import write_bag
 from scipy.spatial.transform import Rotation
-from test_map_bag import write_bag
 from training_scene import SMALL
 
 from pixloc_ros.errors import InputError
