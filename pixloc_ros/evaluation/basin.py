@@ -33,8 +33,15 @@ RADIUS_SHARES = (0.9, 0.5)
 
 @dataclass(frozen=True)
 class BasinOptions:
-    """rotation_deg, translation: the largest initial errors, the latter as a share of the depth; "together" takes both at the
-    same step. steps: equal steps from zero to there. directions: starts per query and step. seed: of the directions."""
+    """Which starts are tried.
+
+    Attributes:
+        rotation_deg: The largest initial turn.
+        translation: The largest initial shift, as a share of the depth; "together" takes both at the same step.
+        steps: Equal steps from zero to there.
+        directions: Starts per query and step.
+        seed: Of the directions.
+    """
 
     rotation_deg: float = 40.0
     translation: float = 0.5
@@ -52,17 +59,20 @@ class BasinOptions:
     def sizes(self, kind: str) -> tuple[np.ndarray, np.ndarray]:
         """Degrees and shares of the depth [steps + 1] of each step of a kind of start."""
         ramp = np.linspace(0, 1, self.steps + 1)
-        still = np.zeros_like(ramp)
-        return (
-            still if kind == "translation" else ramp * self.rotation_deg,
-            still if kind == "rotation" else ramp * self.translation,
-        )
+        return ramp * self.rotation_deg * (kind != "translation"), ramp * self.translation * (kind != "rotation")
 
 
 @dataclass(frozen=True)
 class BasinQuery:
-    """An image of known pose. image: uint8 [H, W(, 3)], or what loads it. map_from_camera: float64 [4, 4]. depth: what
-    translations are shares of, in the map's unit."""
+    """An image of known pose.
+
+    Attributes:
+        name: Decides the directions of the starts.
+        image: uint8 [H, W] or [H, W, 3], or what loads it.
+        camera: Its calibration.
+        map_from_camera: float64 [4, 4].
+        depth: What translations are shares of, in the map's unit.
+    """
 
     name: str
     image: np.ndarray | Callable[[], np.ndarray]
@@ -75,8 +85,11 @@ class BasinQuery:
 class BasinCurve:
     """What became of one kind of starts.
 
-    rotation_deg, translation: float64 [S], of the start. final_deg, final_depth: float64 [S, starts], errors of the poses
-    found, the latter as a share of the depth; infinite where none was.
+    Attributes:
+        rotation_deg: Of the start, float64 [S].
+        translation: Of the start, as a share of the depth, float64 [S].
+        final_deg: Errors of the poses found, float64 [S, starts]; infinite where none was.
+        final_depth: Likewise, as a share of the depth.
     """
 
     rotation_deg: np.ndarray
@@ -94,37 +107,25 @@ class BasinCurve:
         below, else where the line between two steps crosses; 0 where it lies below from the start."""
         success = self.success
         below = np.flatnonzero(success < share)
-        if len(below) == 0:
-            return 1.0
-        k = int(below[0])
-        if k == 0:
-            return 0.0
+        k = int(below[0]) if len(below) else len(success)
+        if k in (0, len(success)):
+            return float(k > 0)
         crossing = (success[k - 1] - share) / (success[k - 1] - success[k])
         return float((k - 1 + crossing) / (len(success) - 1))
 
     def to_json(self) -> dict[str, object]:
         """One entry per step; medians are None where half of the starts or more found no pose."""
+        medians = (np.median(errors, 1) for errors in (self.final_deg, self.final_depth))
+        starts = self.final_deg.shape[1]
         steps = [
-            {
-                "initial_deg": float(deg),
-                "initial_depth": float(depth),
-                "starts": self.final_deg.shape[1],
-                "success": float(success),
-                "median_deg": _finite(np.median(final_deg)),
-                "median_depth": _finite(np.median(final_depth)),
-            }
-            for deg, depth, success, final_deg, final_depth in zip(
-                self.rotation_deg, self.translation, self.success, self.final_deg, self.final_depth
-            )
+            {"initial_deg": float(degrees), "initial_depth": float(depth), "starts": starts, "success": float(success)}
+            | {key: float(v) if np.isfinite(v) else None for key, v in zip(("median_deg", "median_depth"), ends)}
+            for degrees, depth, success, *ends in zip(self.rotation_deg, self.translation, self.success, *medians)
         ]
-        radii = {
-            f"{share:.0%}": {
-                "deg": self.radius(share) * float(self.rotation_deg[-1]),
-                "depth": self.radius(share) * float(self.translation[-1]),
-                "reached_end": self.radius(share) == 1.0,
-            }
-            for share in RADIUS_SHARES
-        }
+        radii = {}
+        for share in RADIUS_SHARES:
+            reached, ends = self.radius(share), {"deg": self.rotation_deg[-1], "depth": self.translation[-1]}
+            radii[f"{share:.0%}"] = {**{key: reached * float(end) for key, end in ends.items()}, "reached_end": reached == 1.0}
         return {"steps": steps, "radius": radii}
 
 
@@ -209,15 +210,8 @@ def format_basin(basin: Mapping[str, object]) -> str:
         rows = [(kind, "% of depth", "successes", "median deg", "median % of depth")]
         for step in curve["steps"]:
             depth = None if step["median_depth"] is None else 100 * step["median_depth"]
-            rows.append(
-                (
-                    f"{step['initial_deg']:.1f}°",
-                    f"{100 * step['initial_depth']:.1f}",
-                    f"{100 * step['success']:.0f} %",
-                    format_number(step["median_deg"]),
-                    format_number(depth),
-                )
-            )
+            start = (f"{step['initial_deg']:.1f}°", f"{100 * step['initial_depth']:.1f}", f"{100 * step['success']:.0f} %")
+            rows.append((*start, format_number(step["median_deg"]), format_number(depth)))
         radii = [f"{name} succeed up to {format_radius(radius, kind)}" for name, radius in curve["radius"].items()]
         blocks += [format_table(rows), "; ".join(radii), ""]
     return "\n".join(blocks)
@@ -235,7 +229,3 @@ def _directions(seed: int, name: str, number: int) -> tuple[torch.Tensor, torch.
     rng = np.random.default_rng((seed, zlib.crc32(name.encode()), number))
     axis, way = torch.from_numpy(rng.standard_normal((2, 3)))
     return axis / axis.norm(), way / way.norm()
-
-
-def _finite(value: float) -> float | None:
-    return float(value) if np.isfinite(value) else None

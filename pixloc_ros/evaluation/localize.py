@@ -32,8 +32,16 @@ class Query:
 
 @dataclass(frozen=True)
 class QueryResult:
-    """alignment: None where the image could not be used at all, or nothing like it was found. reason: empty where a pose was
-    found. doubtful: why it may be wrong all the same."""
+    """What became of one image.
+
+    Attributes:
+        name: Of the query.
+        alignment: None where the image could not be used at all, or nothing like it was found.
+        prior: Where it came from, "given" or "retrieval".
+        total_ms: What it took.
+        reason: Empty where a pose was found.
+        doubtful: Why it may be wrong all the same.
+    """
 
     name: str
     alignment: FrameAlignment | None
@@ -51,9 +59,13 @@ class QueryResult:
 def read_queries(images: Path, cameras: Path) -> list[Query]:
     """What to localize, in the order of the input.
 
-    cameras: lines ``NAME MODEL WIDTH HEIGHT PARAMS...`` (COLMAP's models and pixel convention). images: the folder that the
-    names are relative to: all images of `cameras` are taken; or a text file with one name a line, relative to its folder.
-    Raises `InputError` for malformed lines, unknown names and missing files.
+    Args:
+        images: The folder that the names are relative to: all images of `cameras` are taken; or a text file with one name a
+            line, relative to its folder.
+        cameras: Lines ``NAME MODEL WIDTH HEIGHT PARAMS...`` (COLMAP's models and pixel convention).
+
+    Raises:
+        InputError: A line is malformed, a name is unknown or a file is missing.
     """
     known = read_cameras(cameras)
     if Path(images).is_dir():
@@ -113,20 +125,9 @@ def query_figures(results: Sequence[QueryResult]) -> dict[str, object]:
 
 
 def _entry(result: QueryResult) -> dict[str, object]:
-    entry: dict[str, object] = {
-        "name": result.name,
-        "prior": result.prior,
-        "reason": result.reason,
-        "doubtful": result.doubtful,
-        "ms": result.total_ms,
-    }
+    entry: dict[str, object] = {key: getattr(result, key) for key in ("name", "prior", "reason", "doubtful")}
+    entry["ms"] = result.total_ms
     if result.alignment is not None and result.alignment.points_used:
-        a = result.alignment
-        entry.update(
-            inlier_fraction=a.inlier_fraction,
-            visible_fraction=a.visible_fraction,
-            points=a.points_used,
-            iterations=a.iterations,
-            cost=a.cost,
-        )
+        keys = ("inlier_fraction", "visible_fraction", "points_used", "iterations", "cost")
+        entry |= {key.removesuffix("_used"): getattr(result.alignment, key) for key in keys}
     return entry

@@ -1,9 +1,9 @@
 # Copyright the pixloc_ros authors. SPDX-License-Identifier: Apache-2.0
-"""Two plain ways to find a camera in the same map, to stand beside ours: ORB + PnP and KLT + PnP, both OpenCV's.
+"""Two plain ways to find a camera in the same map, to compare ours with: ORB + PnP and KLT + PnP, both OpenCV's.
 
 They take the place of `FrameAligner` in the same tracker: same start, odometry, prediction, dead reckoning and search around a
 lost pose; the same map's points and keyframes, chosen by the same selector. Only how an image becomes a pose differs. What
-the map does not hold, its images, they need besides. They never run on a robot; docs/evidence/robustness.md.
+the map does not hold, its images, they need as well. They never run on a robot; docs/evidence/robustness.md.
 
 - `OrbPnp`: ORB features of the image matched with those of the keyframes; a keyframe's feature has the depth of the map point
   nearest to it in that image.
@@ -52,8 +52,15 @@ _KLT_RETURN_PX = 1.0
 
 @dataclass(frozen=True)
 class _Image:
-    """A query or keyframe at the map's scale: grey uint8 [H, W], equalised where the rival wants it, and its camera. pixels
-    float [n, 2] and descriptors [n, 32] of its ORB features."""
+    """A query or keyframe at the map's scale.
+
+    Attributes:
+        grey: uint8 [H, W], equalised where the rival wants it.
+        camera: Of that size.
+        timings_ms: What it took.
+        pixels: Of its ORB features, float [n, 2].
+        descriptors: Of the same, [n, 32].
+    """
 
     grey: np.ndarray
     camera: Camera
@@ -75,15 +82,8 @@ class _Keyframe:
 def rival_options() -> TrackerOptions:
     """The tracker's, without the gates on the share of points that agree, which mean features as ours has them: a rival's pose
     passes where PnP found it from enough points, and it is where the prior says within the gate for sure poses."""
-    return TrackerOptions(
-        gates=QualityGates(
-            min_visible_fraction=0.0,
-            min_visible_points=_LEAST_INLIERS,
-            min_inlier_fraction=0.0,
-            min_inlier_fraction_search=0.0,
-            sure_inlier_fraction=0.0,
-        )
-    )
+    least = {"min_visible_fraction": 0.0, "min_inlier_fraction": 0.0, "min_inlier_fraction_search": 0.0}
+    return TrackerOptions(gates=QualityGates(min_visible_points=_LEAST_INLIERS, sure_inlier_fraction=0.0, **least))
 
 
 class Rival:
@@ -97,7 +97,7 @@ class Rival:
                 f"{len(missing)} of the map's {len(map_.keyframe_names)} images are not in {images}, the first is "
                 f"{missing[0]}: give the folder that the map was made of with --images"
             )
-        # How alike a point's descriptors are is our network's knowledge: without it, a rival depends on no network.
+        # How similar a point's descriptors are is our network's knowledge: without it, a rival depends on no network.
         self.map = dataclasses.replace(map_, quality=np.full_like(map_.quality, _EQUAL_QUALITY))
         self._max_points, self._images = max_points, Path(images)
         self._selector = LocalPointSelector(self.map)
@@ -109,16 +109,9 @@ class Rival:
         """Of all of the map that its poses depend on."""
         map_ = self.map
         digest = hashlib.sha256(repr((type(self).__name__, self._max_points, map_.working_side, map_.keyframe_names)).encode())
-        for array in (
-            map_.xyz,
-            map_.observation_offsets,
-            map_.observation_point,
-            map_.map_from_keyframe.numpy(),
-            map_.keyframe_camera,
-            map_.keyframe_depth,
-            map_.track_length,
-            *(c.params.numpy() for c in map_.cameras),
-        ):
+        names = ("xyz", "observation_offsets", "observation_point", "map_from_keyframe", "keyframe_camera", "keyframe_depth")
+        arrays = [getattr(map_, name) for name in (*names, "track_length")]
+        for array in (*arrays, *(camera.params for camera in map_.cameras)):
             digest.update(np.ascontiguousarray(array).tobytes())
         return digest.hexdigest()
 
@@ -142,18 +135,8 @@ class Rival:
         found = self._pose(prepared, keyframes, local.point_ids.numpy(), map_from_camera)
         timings = {**prepared.timings_ms, "alignment": (time.perf_counter() - began) * 1e3}
         if found is None:
-            return FrameAlignment(
-                map_from_camera,
-                torch.full((6, 6), torch.inf, dtype=torch.float64),
-                False,
-                "too few points were found again",
-                math.inf,
-                0.0,
-                0.0,
-                len(local.point_ids),
-                0,
-                timings,
-            )
+            unknown, why = torch.full((6, 6), torch.inf, dtype=torch.float64), "too few points were found again"
+            return FrameAlignment(map_from_camera, unknown, False, why, math.inf, 0.0, 0.0, len(local.point_ids), 0, timings)
         pose, covariance, inliers, matches = found
         return FrameAlignment(pose, covariance, True, "converged", 0.0, inliers / matches, 1.0, matches, 0, timings)
 
@@ -220,13 +203,8 @@ class OrbPnp(Rival):
     def _described(self, grey: np.ndarray, camera: Camera, began: float) -> _Image:
         features, descriptors = cv2.ORB_create(_ORB_FEATURES, fastThreshold=10).detectAndCompute(grey, None)
         pixels = np.array([feature.pt for feature in features], float).reshape(-1, 2)
-        return _Image(
-            grey,
-            camera,
-            {"features": (time.perf_counter() - began) * 1e3},
-            pixels,
-            np.empty((0, 32), np.uint8) if descriptors is None else descriptors,
-        )
+        descriptors = np.empty((0, 32), np.uint8) if descriptors is None else descriptors
+        return _Image(grey, camera, {"features": (time.perf_counter() - began) * 1e3}, pixels, descriptors)
 
     def _with_points(self, image: _Image, map_from_keyframe: torch.Tensor, ids: np.ndarray) -> _Keyframe:
         points = super()._with_points(image, map_from_keyframe, ids)
@@ -249,14 +227,8 @@ class OrbPnp(Rival):
             if len(keyframe.xyz) < 2 or len(query.pixels) < 2:
                 continue
             known = keyframe.image.descriptors
-            pairs = np.array(
-                [
-                    (a.trainIdx, a.queryIdx)
-                    for a, b in matcher.knnMatch(known, query.descriptors, 2)
-                    if a.distance < _ORB_RATIO * b.distance
-                ],
-                np.int64,
-            ).reshape(-1, 2)
+            matches = (m for m in matcher.knnMatch(known, query.descriptors, 2) if m[0].distance < _ORB_RATIO * m[1].distance)
+            pairs = np.array([(best.trainIdx, best.queryIdx) for best, _ in matches], np.int64).reshape(-1, 2)
             back = [match.trainIdx for match in matcher.match(query.descriptors[pairs[:, 0]], known)] if len(pairs) else []
             pairs = pairs[pairs[:, 1] == back]
             expected, seen = _project(query.camera, prior, keyframe.xyz[pairs[:, 1]])
@@ -274,12 +246,19 @@ RIVALS: dict[str, tuple[str, Callable[..., Rival]]] = {"klt": ("KLT + PnP", KltP
 def solve_pnp(
     pixels: np.ndarray, xyz: np.ndarray, camera: Camera, prior: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor, int, int] | None:
-    """Pose of a camera from pixels float [n, 2] of points float [n, 3] in the map → (map_from_camera [4, 4], covariance [6, 6] of
-    a right perturbation, inliers, points), None with too few.
+    """Pose of a camera from pixels of known points.
 
     OpenCV's RANSAC over three points, then Levenberg-Marquardt over those that agree, in the end within half the distance. Works
-    on rays, so with every lens; distances are pixels in the middle of the image. prior: near the pose; only its place is used,
-    so that numbers stay small.
+    on rays, so with every lens; distances are pixels in the middle of the image.
+
+    Args:
+        pixels: float [n, 2].
+        xyz: The points in the map, float [n, 3].
+        camera: Its calibration.
+        prior: A pose nearby; only its place is used, so that numbers stay small.
+
+    Returns:
+        map_from_camera [4, 4], covariance [6, 6] of a right perturbation, inliers, points; None with too few.
     """
     rays, valid = camera.unproject(torch.from_numpy(np.ascontiguousarray(pixels, float)))
     valid = (valid & (rays[:, 2] > 0.1)).numpy()
@@ -290,16 +269,8 @@ def solve_pnp(
     focal_px = float(camera.params[:2].mean())
     cv2.setRNGSeed(0)
     try:
-        done, turn, shift, inliers = cv2.solvePnPRansac(
-            points,
-            plane,
-            np.eye(3),
-            None,
-            iterationsCount=500,
-            confidence=0.999,
-            reprojectionError=_RANSAC_PX / focal_px,
-            flags=cv2.SOLVEPNP_AP3P,
-        )
+        limits = {"iterationsCount": 500, "confidence": 0.999, "reprojectionError": _RANSAC_PX / focal_px}
+        done, turn, shift, inliers = cv2.solvePnPRansac(points, plane, np.eye(3), None, flags=cv2.SOLVEPNP_AP3P, **limits)
         chosen = inliers[:, 0] if done and inliers is not None else np.empty(0, np.int64)
         for limit_px in _INLIER_PX:
             if len(chosen) < _LEAST_INLIERS:

@@ -29,6 +29,7 @@ from .altered_bag import AlteredBag
 from .degradation import CLEAR_S, KINDS, Degradation, degraded
 from .metrics import absolute_errors, associate, error_figures, recall_name
 from .offline import run_bag
+from .pages import markdown_table
 from .rivals import Rival, rival_options
 from .runs import odometry_in_map, sampled
 from .tables import format_number
@@ -376,7 +377,8 @@ def format_cell(cell: Mapping[str, object]) -> str:
 def markdown(results: Results) -> str:
     """Both tables and how to read them."""
     scored = max((cell["frames"] for cell in results.cells), default=0)
-    return f"{_table(summary_rows(results))}\n{how_to_read(scored)}\n\n{_table(cell_rows(results))}\n{HOW_TO_READ_CELLS}\n"
+    summary, cells = (markdown_table(" | ".join(rows[0]), rows[1:]) for rows in (summary_rows(results), cell_rows(results)))
+    return f"{summary}\n{how_to_read(scored)}\n\n{cells}\n{HOW_TO_READ_CELLS}\n"
 
 
 def how_to_read(scored: int) -> str:
@@ -391,8 +393,3 @@ HOW_TO_READ_CELLS = (
     "Cells: images right in % / tracked in % / median errors of the poses given; false: images with a pose "
     "given as tracked that is more than 0.5 m or 5° off."
 )
-
-
-def _table(rows: Sequence[Sequence[str]]) -> str:
-    lines = ["| " + " | ".join(row) + " |" for row in rows]
-    return "\n".join([lines[0], "|---" * len(rows[0]) + "|", *lines[1:]]) + "\n"

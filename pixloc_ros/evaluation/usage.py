@@ -12,8 +12,13 @@ from pathlib import Path
 
 @dataclass(frozen=True)
 class Usage:
-    """wall_s: from begin to end. cpu_s: processor time of all threads in between. peak_mib: largest resident memory of the
-    process so far, mapped files included. None where the system does not tell."""
+    """What a process cost; None where the system does not say.
+
+    Attributes:
+        wall_s: From begin to end.
+        cpu_s: Processor time of all threads in between.
+        peak_mib: Largest resident memory of the process so far, mapped files included.
+    """
 
     wall_s: float
     cpu_s: float | None

@@ -115,19 +115,10 @@ class RunRecording:
         rr, stream, map_ = self._rerun, self._stream, self._map
         stream.log("/", rr.ViewCoordinates.RIGHT_HAND_Z_UP, static=True)
         stream.log("map/points", rr.Points3D(map_.xyz, colors=(150, 156, 166), radii=rr.Radius.ui_points(1.0)), static=True)
-        stream.log(
-            "map/keyframes",
-            rr.LineStrips3D(
-                [
-                    line
-                    for k, pose in enumerate(map_.map_from_keyframe)
-                    for line in self._pyramid(pose, map_.cameras[int(map_.keyframe_camera[k])], 0.5)
-                ],
-                colors=_KEYFRAME,
-                radii=rr.Radius.ui_points(0.5),
-            ),
-            static=True,
-        )
+        cameras = [map_.cameras[int(k)] for k in map_.keyframe_camera]
+        lines = [line for pose, camera in zip(map_.map_from_keyframe, cameras) for line in self._pyramid(pose, camera, 0.5)]
+        thin = rr.Radius.ui_points(0.5)
+        stream.log("map/keyframes", rr.LineStrips3D(lines, colors=_KEYFRAME, radii=thin), static=True)
         for name, track, colour in (("truth", self._truth, _TRUTH), ("odometry_alone", self._odometry, _ODOMETRY)):
             if len(track):
                 line = (track.map_from_body @ self._base_from_camera)[:, :3, 3].numpy()
