@@ -25,7 +25,6 @@ from pathlib import Path
 
 import common
 
-from pixloc_ros.cli.map_common import ProgressLine
 from pixloc_ros.cli.progress import show_progress
 from pixloc_ros.datasets.cambridge import open_cambridge
 from pixloc_ros.datasets.hloc import open_aachen, open_cmu, open_robotcar
@@ -82,7 +81,7 @@ class Run:
     def localize(self, source: ImageSet, folder: Path) -> list[QueryResult]:
         """The poses of a set's queries; the folder is made unless it is there."""
         if not made_already(folder, source):
-            with ProgressLine() as progress:
+            with show_progress("map") as progress:
                 make_queries(folder, source, load_extractor(self.weights), self.working_side, self.weights, progress, print)
         localizer = Localizer.open(folder / "map.pixmap", self.weights, self.preset)
         with show_progress(f"{source.name} {source.scene}") as progress:

@@ -1,5 +1,17 @@
 # Copyright the pixloc_ros authors. SPDX-License-Identifier: Apache-2.0
-"""`pixloc basin`: from how far away the alignment still finds the pose."""
+"""`pixloc basin`: convergence basin: share of successes and error against the initial error.
+
+Starts the alignment of images of known pose further and further away: turned, shifted, and both at once, in fixed random
+directions. A start succeeds where the pose ends within 0.5 degrees and 1 % of the depth. Prints a table and writes basin.json and
+basin.png.
+
+examples:
+  pixloc basin --map fox.pixmap --images fox/images --cameras fox/queries/cameras.txt --truth fox/queries/truth.txt -o out/basin
+  pixloc basin --map fox.pixmap --images fox/images --cameras fox/queries/cameras.txt --truth fox/queries/truth.txt \\
+      -o out/paper --strategy paper --label paper --beside out/basin/basin.json
+
+Files are those of 'pixloc localize': cameras.txt one camera an image, truth.txt 'name qw qx qy qz tx ty tz', camera_from_map.
+"""
 
 from __future__ import annotations
 
@@ -7,60 +19,28 @@ import argparse
 import json
 from pathlib import Path
 
-from .help_format import HelpFormatter
+from .arguments import add_images, add_map, add_verb, option, path
 from .progress import show_progress
 
 
 def add_parser(subparsers) -> None:
-    parser = subparsers.add_parser(
-        "basin",
-        help="convergence basin: share of successes and error against the initial error",
-        description="Starts the alignment of images of known pose further and further away: turned, shifted, and both at once, "
-        "in fixed random directions. A start succeeds where the pose ends within 0.5 degrees and 1 % of the depth. "
-        "Prints a table and writes basin.json and basin.png.",
-        epilog="examples:\n"
-        "  pixloc basin --map fox.pixmap --images fox/images --cameras fox/queries/cameras.txt "
-        "--truth fox/queries/truth.txt -o out/basin\n"
-        "  pixloc basin --map fox.pixmap --images fox/images --cameras fox/queries/cameras.txt "
-        "--truth fox/queries/truth.txt -o out/paper --strategy paper --label paper --beside out/basin/basin.json\n\n"
-        "Files are those of 'pixloc localize': cameras.txt one camera an image, truth.txt 'name qw qx qy qz tx ty tz', "
-        "camera_from_map.",
-        formatter_class=HelpFormatter,
-    )
-    parser.add_argument("--map", type=Path, required=True, metavar="FILE", help="made by 'pixloc map'")
-    parser.add_argument(
-        "--images",
-        type=Path,
-        required=True,
-        metavar="DIR|LIST",
-        help="folder of the images that --cameras names, or a text file with some of their names",
-    )
-    parser.add_argument("--cameras", type=Path, required=True, metavar="FILE", help="one camera an image")
-    parser.add_argument("--truth", type=Path, required=True, metavar="FILE", help="true poses; images without one are left out")
-    parser.add_argument("-o", "--output", type=Path, required=True, metavar="DIR", help="folder of basin.json and basin.png")
-    parser.add_argument("--rotation", type=float, default=40.0, metavar="DEG", help="largest initial rotation error (default 40)")
-    parser.add_argument(
-        "--translation",
-        type=float,
-        default=50.0,
-        metavar="PERCENT",
-        help="largest initial distance, in per cent of the median depth in view (default 50)",
-    )
-    parser.add_argument("--steps", type=int, default=8, metavar="N", help="steps from zero to the largest (default 8)")
-    parser.add_argument("--starts", type=int, default=1, metavar="N", help="starts per image and step (default 1)")
-    parser.add_argument("--seed", type=int, default=0, metavar="N", help="of the directions (default 0)")
-    parser.add_argument("--max-images", type=int, default=0, metavar="N", help="so many, evenly spaced (default: all)")
-    parser.add_argument(
-        "--weights", default="compact", metavar="NAME|FILE", help="the network that made the map (default compact)"
-    )
-    parser.add_argument(
-        "--strategy", choices=("adaptive", "paper"), default="adaptive", help="of the optimizer (default adaptive)"
-    )
-    parser.add_argument("--label", default="", help="name of this run in the plot")
-    parser.add_argument(
-        "--beside", type=Path, nargs="+", default=[], metavar="FILE", help="basin.json of other runs, drawn in the same plot"
-    )
-    parser.set_defaults(run=run)
+    parser = add_verb(subparsers, "basin", run, __doc__)
+    add_map(parser, preset=False)
+    add_images(parser)
+    path(parser, "--truth", "FILE", "true poses; images without one are left out")
+    path(parser, "-o --output", "DIR", "folder of basin.json and basin.png")
+    option(parser, "--rotation", "DEG", "largest initial rotation error (default 40)", 40.0)
+    distance = "largest initial distance, in per cent of the median depth in view (default 50)"
+    option(parser, "--translation", "PERCENT", distance, 50.0)
+    option(parser, "--steps", "N", "steps from zero to the largest (default 8)", 8)
+    option(parser, "--starts", "N", "starts per image and step (default 1)", 1)
+    option(parser, "--seed", "N", "of the directions (default 0)", 0)
+    option(parser, "--max-images", "N", "so many, evenly spaced (default: all)", 0)
+    strategy = "of the optimizer (default adaptive)"
+    parser.add_argument("--strategy", choices=("adaptive", "paper"), default="adaptive", help=strategy)
+    option(parser, "--label", "NAME", "of this run in the plot", "")
+    others = "basin.json of other runs, drawn in the same plot"
+    option(parser, "--beside", "FILE", others, type=Path, nargs="+", default=[])
 
 
 def run(args: argparse.Namespace) -> int:
@@ -86,23 +66,15 @@ def run(args: argparse.Namespace) -> int:
         raise InputError("--max-images must not be negative")
     if args.max_images:
         queries = evenly_spaced(queries, args.max_images)
-    localizer = Localizer.open(
-        args.map, args.weights, LocalizerOptions(alignment=AlignmentOptions(strategy=args.strategy))
-    ).aligner
+    alignment = AlignmentOptions(strategy=args.strategy)
+    aligner = Localizer.open(args.map, args.weights, LocalizerOptions(alignment=alignment)).aligner
     known = []
     for query in queries:
         pose = se3.inverse(truth[query.name])
-        known.append(
-            BasinQuery(
-                query.name,
-                lambda path=query.path: load_image(path),
-                query.camera,
-                pose,
-                median_depth(localizer.map, pose, query.camera),
-            )
-        )
+        depth = median_depth(aligner.map, pose, query.camera)
+        known.append(BasinQuery(query.name, lambda path=query.path: load_image(path), query.camera, pose, depth))
     with show_progress("basin") as progress:
-        basin = measure_basin(localizer, known, options, args.label or args.map.stem, progress).to_json()
+        basin = measure_basin(aligner, known, options, args.label or args.map.stem, progress).to_json()
     write_text(args.output / "basin.json", json.dumps(basin, indent=2) + "\n")
     write_bytes(args.output / "basin.png", plot_basins([basin, *others]))
     print(format_basin(basin))

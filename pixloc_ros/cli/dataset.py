@@ -1,178 +1,112 @@
 # Copyright the pixloc_ros authors. SPDX-License-Identifier: Apache-2.0
-"""`pixloc dataset`: public data sets, in the layouts they come in, as a map and a drive or a list of queries."""
+"""`pixloc dataset`: make a map and a drive, or a map and queries, of a public data set that you have.
+
+Reads public data sets in their own formats. Sets recorded over time become a map and a rosbag with ground truth; sets of single
+images become a map and a list of queries. Nothing is downloaded. A command that was killed goes on when it is given again.
+
+examples:
+  pixloc dataset tum rgbd_dataset_freiburg2_desk -o out/fr2_desk
+  pixloc dataset euroc V1_02_medium --map-sequence V1_01_easy -o out/v102
+  pixloc dataset openloris office1-2 --map-sequence office1-1 -o out/office
+  pixloc dataset cambridge ShopFacade -o out/shop --localize
+
+docs/evidence/datasets.md has a section on each set.
+"""
 
 from __future__ import annotations
 
 import argparse
 from pathlib import Path
 
-from .help_format import HelpFormatter
-from .map_common import ProgressLine
+from .arguments import add_network, add_preset, add_verb, check_working_side, flag, option, path
+from .progress import show_progress
+
+_DRIVE = "Makes map.pixmap, a rosbag2 in drive/, truth.tum and a README that says what was made of what."
+_QUERIES = "Makes map.pixmap, queries.txt, priors and truth where they are known, and a README that says what was made of what."
 
 
 def add_parser(subparsers) -> None:
-    parser = subparsers.add_parser(
-        "dataset",
-        help="make a map and a drive, or a map and queries, of a public data set that you have",
-        description="Reads public data sets in their own formats. Sets recorded over time become a map and a rosbag with ground "
-        "truth; sets of single images become a map and a list of queries. Nothing is downloaded. A command that was "
-        "killed goes on when it is given again.",
-        epilog="examples:\n"
-        "  pixloc dataset tum rgbd_dataset_freiburg2_desk -o out/fr2_desk\n"
-        "  pixloc dataset euroc V1_02_medium --map-sequence V1_01_easy -o out/v102\n"
-        "  pixloc dataset openloris office1-2 --map-sequence office1-1 -o out/office\n"
-        "  pixloc dataset cambridge ShopFacade -o out/shop --localize\n\n"
-        "docs/evidence/datasets.md has a section on each set.",
-        formatter_class=HelpFormatter,
-    )
-    sets = parser.add_subparsers(title="data sets", metavar="SET", required=True)
-    _add_sequences(sets)
-    _add_images(sets)
+    sets = add_verb(subparsers, "dataset", None, __doc__).add_subparsers(title="data sets", metavar="SET", required=True)
 
+    def add(name: str, run, what: str, root: str, example: str) -> argparse.ArgumentParser:
+        makes = _QUERIES if run is _run_images else _DRIVE
+        text = f"{name}: {what}.\n\n{what}. {makes}\n\nexample:\n  pixloc dataset {name} {example}"
+        parser = add_verb(sets, name, run, text)
+        path(parser, "root", "ROOT", root)
+        path(parser, "-o --output", "DIR", "made; must not exist")
+        parser.set_defaults(set=name)
+        return parser
 
-def _add_sequences(sets) -> None:
-    tum = _add(sets, "tum", "TUM RGB-D benchmark, a sequence", "a sequence: rgb.txt, depth.txt, groundtruth.txt", _run_tum)
+    files = "a sequence: rgb.txt, depth.txt, groundtruth.txt"
+    example = "rgbd_dataset_freiburg2_desk -o out/fr2_desk"
+    tum = add("tum", _run_tum, "TUM RGB-D benchmark, a sequence", files, example)
     _add_map_sequence(tum)
-    tum.add_argument(
-        "--camera",
-        metavar="LINE",
-        help='"MODEL WIDTH HEIGHT PARAMS..." as in COLMAP, instead of camera.txt or the calibration of freiburg1, 2, 3',
-    )
-    tum.add_argument("--depth-scale", type=float, metavar="N", help="units of the depth images per metre (default 5000)")
+    camera = '"MODEL WIDTH HEIGHT PARAMS..." as in COLMAP, instead of camera.txt or the calibration of freiburg1, 2, 3'
+    option(tum, "--camera", "LINE", camera)
+    option(tum, "--depth-scale", "N", "units of the depth images per metre (default 5000)", type=float)
     _add_common(tum)
 
-    scenes = _add(sets, "7scenes", "7-Scenes, a scene", "a scene: TrainSplit.txt, TestSplit.txt, seq-01", _run_seven_scenes)
-    scenes.add_argument("--sequence", metavar="seq-NN", help="the test sequence for the drive (default: the first)")
-    scenes.add_argument(
-        "--poses",
-        default="calibrated",
-        metavar="KIND",
-        help="calibrated: moved to the colour camera (default); original: as written, which are the depth "
-        "camera's; then depth is not used",
-    )
+    files = "a scene: TrainSplit.txt, TestSplit.txt, seq-01"
+    scenes = add("7scenes", _run_seven_scenes, "7-Scenes, a scene", files, "7scenes/chess -o out/chess")
+    option(scenes, "--sequence", "seq-NN", "the test sequence for the drive (default: the first)")
+    poses = "calibrated: moved to the colour camera (default); original: as written, the depth camera's; then depth is not used"
+    option(scenes, "--poses", "KIND", poses, "calibrated")
     _add_model(scenes)
     _add_common(scenes, keyframe_shift=0.1)
 
-    euroc = _add(sets, "euroc", "EuRoC MAV, a sequence in the ASL layout", "a sequence: mav0", _run_euroc)
+    example = "V1_02_medium --map-sequence V1_01_easy -o out/v102"
+    euroc = add("euroc", _run_euroc, "EuRoC MAV, a sequence in the ASL layout", "a sequence: mav0", example)
     _add_map_sequence(euroc)
     _add_common(euroc, depth=False)
 
-    kitti = _add(sets, "kitti", "KITTI odometry, a sequence", "the benchmark's folder: sequences, poses", _run_kitti)
-    kitti.add_argument("--sequence", required=True, metavar="NN", help="00 to 10")
-    kitti.add_argument("--camera-name", default="image_0", metavar="NAME", help="image_0 (left, grey; default) to image_3")
-    kitti.add_argument(
-        "--map-every",
-        type=int,
-        default=3,
-        metavar="N",
-        help="each N-th image is for the map, the others for the drive (default 3)",
-    )
+    files, example = "the benchmark's folder: sequences, poses", "kitti/dataset --sequence 07 -o out/kitti07"
+    kitti = add("kitti", _run_kitti, "KITTI odometry, a sequence", files, example)
+    option(kitti, "--sequence", "NN", "00 to 10", required=True)
+    option(kitti, "--camera-name", "NAME", "image_0 (left, grey; default) to image_3", "image_0")
+    option(kitti, "--map-every", "N", "each N-th image is for the map, the others for the drive (default 3)", 3)
     _add_common(kitti, depth=False)
 
-    openloris = _add(
-        sets,
-        "openloris",
-        "OpenLORIS-Scene, a recording as folder or bag",
-        "a recording: office1-1 or office1-1.bag",
-        _run_openloris,
-    )
+    files, example = "a recording: office1-1 or office1-1.bag", "office1-2 --map-sequence office1-1 -o out/office"
+    openloris = add("openloris", _run_openloris, "OpenLORIS-Scene, a recording as folder or bag", files, example)
     _add_map_sequence(openloris)
     _add_common(openloris)
 
-
-def _add_images(sets) -> None:
-    for name, help_, root in (
-        ("cambridge", "Cambridge Landmarks, a scene", "a scene: dataset_train.txt, reconstruction.nvm, seq1"),
-        ("aachen", "Aachen Day-Night 1.0 or 1.1", "images_upright, queries, 3D-models"),
-        ("cmu", "Extended CMU Seasons, a slice", "a slice: database, query, sparse"),
-        ("robotcar", "RobotCar Seasons", "images, intrinsics, 3D-models"),
+    for name, what, root, example in (
+        ("cambridge", "Cambridge Landmarks, a scene", "a scene: dataset_train.txt, reconstruction.nvm, seq1", "ShopFacade"),
+        ("aachen", "Aachen Day-Night 1.0 or 1.1", "images_upright, queries, 3D-models", "aachen_v1.1 --pairs netvlad50.txt"),
+        ("cmu", "Extended CMU Seasons, a slice", "a slice: database, query, sparse", "cmu_extended/slice2"),
+        ("robotcar", "RobotCar Seasons", "images, intrinsics, 3D-models", "robotcar --pairs pairs.txt"),
     ):
-        parser = _add(sets, name, help_, root, _run_images)
+        parser = add(name, _run_images, what, root, f"{example} -o out/{name} --localize")
         _add_model(parser)
-        parser.add_argument(
-            "--localize",
-            action="store_true",
-            help="find the queries' poses as well, also of an output made before: poses.txt, and submission.txt "
-            "as the benchmark wants it",
-        )
-        parser.add_argument("--preset", default="balanced", metavar="NAME", help="fast, balanced (default) or accurate")
-        _add_network(parser)
-
-
-def _add(sets, name: str, help_: str, root: str, run) -> argparse.ArgumentParser:
-    parser = sets.add_parser(
-        name,
-        help=help_,
-        description=f"{help_}. {_WHAT[run is _run_images]}",
-        epilog=f"example:\n  {_EXAMPLES[name]}",
-        formatter_class=HelpFormatter,
-    )
-    parser.add_argument("root", type=Path, metavar="ROOT", help=root)
-    parser.add_argument("-o", "--output", type=Path, required=True, metavar="DIR", help="made; must not exist")
-    parser.set_defaults(run=run, set=name)
-    return parser
-
-
-_WHAT = (
-    "Makes map.pixmap, a rosbag2 in drive/, truth.tum and a README that says what was made of what.",
-    "Makes map.pixmap, queries.txt, priors and truth where they are known, and a README that says what was made of what.",
-)
-_EXAMPLES = {
-    "tum": "pixloc dataset tum rgbd_dataset_freiburg2_desk -o out/fr2_desk",
-    "7scenes": "pixloc dataset 7scenes 7scenes/chess -o out/chess",
-    "euroc": "pixloc dataset euroc V1_02_medium --map-sequence V1_01_easy -o out/v102",
-    "kitti": "pixloc dataset kitti kitti/dataset --sequence 07 -o out/kitti07",
-    "openloris": "pixloc dataset openloris office1-2 --map-sequence office1-1 -o out/office",
-    "cambridge": "pixloc dataset cambridge ShopFacade -o out/shop --localize",
-    "aachen": "pixloc dataset aachen aachen_v1.1 --pairs pairs-query-netvlad50.txt -o out/aachen --localize",
-    "cmu": "pixloc dataset cmu cmu_extended/slice2 -o out/slice2 --localize",
-    "robotcar": "pixloc dataset robotcar robotcar --pairs pairs.txt -o out/robotcar --localize",
-}
+        poses = "find the queries' poses as well, also of an output made before: poses.txt, and submission.txt for the benchmark"
+        flag(parser, "--localize", poses)
+        add_preset(parser)
+        add_network(parser)
 
 
 def _add_map_sequence(parser) -> None:
-    parser.add_argument(
-        "--map-sequence",
-        type=Path,
-        action="append",
-        default=[],
-        metavar="DIR",
-        help="make the map of this one, which shares the ground truth's frame; may be repeated",
-    )
-    parser.add_argument(
-        "--map-every",
-        type=int,
-        default=3,
-        metavar="N",
-        help="without --map-sequence: each N-th image is for the map, the others for the drive (default 3)",
-    )
+    other = "make the map of this one, which shares the ground truth's frame; may be repeated"
+    option(parser, "--map-sequence", "DIR", other, action="append", type=Path, default=[])
+    every = "without --map-sequence: each N-th image is for the map, the others for the drive (default 3)"
+    option(parser, "--map-every", "N", every, 3)
 
 
 def _add_model(parser) -> None:
     group = parser.add_argument_group("from hloc")
-    group.add_argument("--model", type=Path, metavar="DIR", help="COLMAP model to make the map of, instead of the set's own")
-    group.add_argument("--pairs", type=Path, metavar="FILE", help="where to begin: retrieval's lines 'QUERY DATABASE_IMAGE'")
-    group.add_argument("--queries", type=Path, metavar="FILE", help="queries with intrinsics, instead of the set's own")
+    option(group, "--model", "DIR", "COLMAP model to make the map of, instead of the set's own", type=Path)
+    option(group, "--pairs", "FILE", "where to begin: retrieval's lines 'QUERY DATABASE_IMAGE'", type=Path)
+    option(group, "--queries", "FILE", "queries with intrinsics, instead of the set's own", type=Path)
 
 
 def _add_common(parser, depth: bool = True, keyframe_shift: float = 0.05) -> None:
-    parser.add_argument("--every", type=int, default=1, metavar="N", help="look at each N-th image for the map (default 1)")
-    parser.add_argument(
-        "--keyframe-shift",
-        type=float,
-        default=keyframe_shift,
-        metavar="SHARE",
-        help=f"a keyframe wherever the picture has shifted by this share of its width (default {keyframe_shift:g})",
-    )
+    option(parser, "--every", "N", "look at each N-th image for the map (default 1)", 1)
+    shift = f"a keyframe wherever the picture has shifted by this share of its width (default {keyframe_shift:g})"
+    option(parser, "--keyframe-shift", "SHARE", shift, keyframe_shift)
     if depth:
-        parser.add_argument("--no-depth", action="store_true", help="triangulate the map's points instead of taking depth")
-    parser.add_argument("--seed", type=int, default=0, help="of odometry made from the ground truth (default 0)")
-    _add_network(parser)
-
-
-def _add_network(parser) -> None:
-    parser.add_argument("--weights", default="compact", metavar="NAME|FILE", help="network (default compact)")
-    parser.add_argument("--working-side", type=int, metavar="PX", help="longer side of the network's images (default: its own)")
+        flag(parser, "--no-depth", "triangulate the map's points instead of taking depth")
+    option(parser, "--seed", "N", "of odometry made from the ground truth (default 0)", 0)
+    add_network(parser)
 
 
 # ---- sets recorded over time
@@ -270,9 +204,9 @@ def _make_drive(args: argparse.Namespace, source) -> int:
     from ..datasets.drives import SequenceOptions, make_drive
     from ..features import load_extractor
 
-    _check(args)
+    check_working_side(args)
     options = SequenceOptions(args.every, args.keyframe_shift, not getattr(args, "no_depth", True), args.working_side, args.seed)
-    with ProgressLine() as progress:
+    with show_progress(args.set) as progress:
         make_drive(args.output, source, load_extractor(args.weights), options, args.weights, progress, print)
     _say_where(args.output)
     return 0
@@ -299,18 +233,17 @@ def _make_queries(args: argparse.Namespace, source) -> int:
     from ..features import load_extractor
     from ..localization import Localizer
     from ..tracking.presets import preset_options
-    from .progress import show_progress
 
-    _check(args)
-    chosen = preset_options(getattr(args, "preset", "balanced"))
+    check_working_side(args)
+    preset = preset_options(getattr(args, "preset", "balanced"))
     wanted = getattr(args, "localize", False)
     if not (wanted and made_already(args.output, source)):
-        with ProgressLine() as progress:
+        with show_progress(args.set) as progress:
             make_queries(args.output, source, load_extractor(args.weights), args.working_side, args.weights, progress, print)
         _say_where(args.output)
     if not wanted:
         return 0
-    localizer = Localizer.open(args.output / "map.pixmap", args.weights, chosen)
+    localizer = Localizer.open(args.output / "map.pixmap", args.weights, preset)
     with show_progress("localize") as progress:
         results = localize_set(args.output, source, localizer, progress)
     found = sum(not result.reason for result in results)
@@ -326,13 +259,6 @@ def _make_queries(args: argparse.Namespace, source) -> int:
 
 
 # ---- what both share
-
-
-def _check(args: argparse.Namespace) -> None:
-    from ..errors import InputError
-
-    if args.working_side is not None and args.working_side < 64:
-        raise InputError(f"--working-side {args.working_side}: give at least 64 pixels")
 
 
 def _say_licence(name: str) -> None:

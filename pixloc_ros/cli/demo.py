@@ -1,5 +1,16 @@
 # Copyright the pixloc_ros authors. SPDX-License-Identifier: Apache-2.0
-"""`pixloc demo`: a drive tracked through the live node, from nothing."""
+"""`pixloc demo`: simulate a drive, map it, track another drive through the live ROS 2 node, report.
+
+Drives a robot twice through a small textured world. The first drive becomes a map; the second one (other path, light and speed,
+wheel odometry that slips) is played to localization_node over DDS, in real time. Ends with a table; index.html shows the path,
+the errors and what the camera saw. With --data, a recorded scene takes the place of the simulation. The world and the map are
+kept for the next run.
+
+examples:
+  pixloc demo
+  pixloc demo --seconds 10
+  pixloc demo --data ../shared/data/kitti07
+"""
 
 from __future__ import annotations
 
@@ -7,77 +18,44 @@ import argparse
 import json
 from pathlib import Path
 
-from .help_format import HelpFormatter
+from .arguments import add_verb, option, path
 from .progress import show_progress
+from .replay import add_pace, check_pace, replay_and_report
 
 
 def add_parser(subparsers) -> None:
-    parser = subparsers.add_parser(
-        "demo",
-        help="simulate a drive, map it, track another drive through the live ROS 2 node, report",
-        description="Drives a robot twice through a small textured world. The first drive becomes a map; the second one (other "
-        "path, light and speed, wheel odometry that slips) is played to localization_node over DDS, in real time. "
-        "Ends with a table; index.html shows the path, the errors and what the camera saw. With --data, a "
-        "recorded scene takes the place of the simulation. The world and the map are kept for the next run.",
-        epilog="examples:\n  pixloc demo\n  pixloc demo --seconds 10\n  pixloc demo --data ../shared/data/kitti07",
-        formatter_class=HelpFormatter,
-    )
-    parser.add_argument(
-        "--data",
-        type=Path,
-        metavar="SCENE",
-        help="a folder with map/ (COLMAP), images/ and drive/ (bag), instead of the simulation",
-    )
-    parser.add_argument("-o", "--output", type=Path, default=Path("out/demo"), metavar="DIR", help="default out/demo")
-    parser.add_argument("--seconds", type=float, default=25.0, metavar="S", help="length of the simulated drive (default 25)")
-    parser.add_argument("--rate", type=float, default=1.0, metavar="R", help="speed of the clock (default 1: real time)")
-    parser.add_argument(
-        "--all-frames",
-        action="store_true",
-        help="the node works through every image in order; default: it drops those it has no time for",
-    )
-    parser.set_defaults(run=run)
+    parser = add_verb(subparsers, "demo", run, __doc__)
+    scene = "a folder with map/ (COLMAP), images/ and drive/ (bag), instead of the simulation"
+    option(parser, "--data", "SCENE", scene, type=Path)
+    path(parser, "-o --output", "DIR", "default out/demo", default=Path("out/demo"), required=False)
+    option(parser, "--seconds", "S", "length of the simulated drive (default 25)", 25.0)
+    add_pace(parser)
 
 
 def run(args: argparse.Namespace) -> int:
-    from ..errors import InputError
     from ..evaluation.tables import format_demo
     from ..io.bags import BagReader
     from ..rig.replay import ReplayOptions
-    from .replaying import replay_and_report
 
-    if not args.rate > 0:
-        raise InputError("--rate must be positive: 1 is real time")
+    check_pace(args)
     if args.data is None:
         print("1/3 world: two drives through a simulated workshop", flush=True)
         scene = _simulated_world(args.output / "world", args.seconds)
-        name = "a simulated drive"
+        name, mapped = "a simulated drive", "made from another drive's images."
     else:
         print(f"1/3 scene: {args.data}", flush=True)
         scene, name = _checked_scene(args.data), f"the drive of {args.data.name}"
+        mapped = "of the same place. Images that the map was made of are not scored."
     print("2/3 map: features of the mapping drive's images", flush=True)
     map_path = _cached_map(scene, args.output / f"{scene.name}.pixmap")
     print("3/3 replay: the other drive, played to the live node over DDS", flush=True)
-    with BagReader(scene / "drive") as bag, show_progress("replay") as progress:
+    with BagReader(scene / "drive") as bag:
         lead = (
-            f"Tracking {name} with the live ROS 2 node at {args.rate:g} times real time: {bag.image_count} images, each "
-            "aligned with a map made from another drive's images."
-            if args.data is None
-            else f"Tracking {name} with the live ROS 2 node at {args.rate:g} times real time: {bag.image_count} images, each "
-            "aligned with a map. Images that the map was made of are not scored."
+            f"Tracking {name} with the live ROS 2 node at {args.rate:g} times real time: {bag.image_count} images, each aligned "
+            f"with a map {mapped}"
         )
-        stats = replay_and_report(
-            map_path,
-            bag,
-            None,
-            args.output,
-            ReplayOptions(args.rate, args.all_frames),
-            _map_stride(scene),
-            progress,
-            "index.html",
-            "pixloc demo",
-            lead,
-        )
+        options, page = ReplayOptions(args.rate, args.all_frames), ("index.html", "pixloc demo", lead)
+        stats = replay_and_report(map_path, bag, None, args.output, options, _map_stride(scene), page)
     print("\n" + format_demo(stats))
     print(f"\nfigures: {args.output / 'summary.json'}    page: {args.output / 'index.html'}")
     return 1 if stats["problems"] else 0

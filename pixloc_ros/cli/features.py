@@ -1,38 +1,28 @@
 # Copyright the pixloc_ros authors. SPDX-License-Identifier: Apache-2.0
-"""`pixloc features`: what a network makes of an image, level by level, as a NumPy file."""
+"""`pixloc features`: write an image's features and confidences of every level.
+
+Writes, per level k from coarse to fine, features_k float32 [C, H, W] (unit length over C) and confidence_k float32 [H, W] (ones
+where the network has none), with strides [levels], image_size and original_size (width, height). Pixel p of the image of
+image_size is at (p + 0.5) / stride - 0.5 on a level.
+
+example:
+  pixloc features photo.jpg --weights vgg.safetensors -o features.npz
+"""
 
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
+
+from .arguments import add_verb, add_weights, option, path
 
 
 def add_parser(subparsers) -> None:
-    parser = subparsers.add_parser(
-        "features",
-        help="write an image's features and confidences of every level",
-        description="Writes, per level k from coarse to fine, features_k float32 [C, H, W] (unit length over C) and "
-        "confidence_k float32 [H, W] (ones where the network has none), with strides [levels], image_size "
-        "and original_size (width, height). Pixel p of the image of image_size is at "
-        "(p + 0.5) / stride - 0.5 on a level.",
-        epilog="example:\n  pixloc features photo.jpg --weights vgg.safetensors -o features.npz",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("image", type=Path, metavar="IMAGE")
-    parser.add_argument(
-        "--weights",
-        default="compact",
-        metavar="W",
-        help="a .safetensors file, or the name of a shipped network (default compact)",
-    )
-    parser.add_argument("-o", "--output", type=Path, required=True, metavar="FILE.npz")
-    parser.add_argument(
-        "--max-side",
-        type=int,
-        metavar="PX",
-        help="shrink the image to this longer side first (default: what the network works at)",
-    )
-    parser.set_defaults(run=run)
+    parser = add_verb(subparsers, "features", run, __doc__)
+    path(parser, "image", "IMAGE")
+    add_weights(parser, "a .safetensors file, or the name of a shipped network")
+    path(parser, "-o --output", "FILE.npz")
+    side = "shrink the image to this longer side first (default: what the network works at)"
+    option(parser, "--max-side", "PX", side, type=int)
 
 
 def run(args: argparse.Namespace) -> int:

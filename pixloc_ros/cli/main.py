@@ -1,5 +1,5 @@
 # Copyright the pixloc_ros authors. SPDX-License-Identifier: Apache-2.0
-"""The command `pixloc`. Each verb is a module beside this one with `add_parser(subparsers)` and `run(args)`.
+"""The command `pixloc`. Each verb is a module of its name with `add_parser(subparsers)` and `run(args)`.
 
 The modules import what is heavy inside `run`, so that help and usage errors come at once.
 """
@@ -13,24 +13,10 @@ import sys
 
 from .. import __version__
 from ..errors import InputError
-from .help_format import HelpFormatter
+from .arguments import HelpFormatter
 
-VERBS = (
-    "map",
-    "localize",
-    "track",
-    "replay",
-    "evaluate",
-    "basin",
-    "show",
-    "demo",
-    "simulate",
-    "dataset",
-    "weights",
-    "features",
-    "train",
-)
-
+VERBS = ("map", "localize", "track", "replay", "evaluate", "suite", "basin", "show", "demo", "simulate")
+VERBS += ("dataset", "weights", "features", "train")
 EXIT_INPUT_ERROR = 2
 EXIT_INTERRUPTED = 130
 
@@ -55,7 +41,10 @@ def build_parser() -> argparse.ArgumentParser:
 
 def main(argv: list[str] | None = None) -> int:
     """Run one command → its exit code: 0 done, 1 done but the result is bad, 2 the input is at fault, 130 interrupted."""
-    args = build_parser().parse_args(argv)
+    words = sys.argv[1:] if argv is None else argv
+    if words[:1] == ["evaluate"] and "--suite" in words:  # its former name
+        words = ["suite", *(word for word in words[1:] if word != "--suite")]
+    args = build_parser().parse_args(words)
     try:
         return args.run(args) or 0
     except InputError as error:

@@ -1,157 +1,191 @@
 # Copyright the pixloc_ros authors. SPDX-License-Identifier: Apache-2.0
-"""`pixloc map`: make maps, look into them, care for them."""
+"""`pixloc map`: make a map from a rosbag, a COLMAP model or a posed RGB-D sequence, look into one, repair one.
+
+A map (*.pixmap) holds the points of a place and the features that its images had there; the images themselves are not needed
+afterwards.
+
+examples:
+  pixloc map bag drive_bag -o site.pixmap
+  pixloc map colmap --model sparse/0 --images images -o site.pixmap
+  pixloc map rgbd --sequence rgbd_dataset_freiburg1_desk -o desk.pixmap
+  pixloc map info site.pixmap
+"""
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import time
 from pathlib import Path
 
-from . import map_bag, map_care, map_georeference
-from .map_common import ProgressLine, add_common, check_common, contents, describe, save, size
+from . import map_care
+from .arguments import add_map_making, add_topics, add_verb, check_map_making, option, parse_poses, path
+from .map_care import finish
+from .progress import show_progress
 
 
 def add_parser(subparsers) -> None:
-    parser = subparsers.add_parser(
-        "map",
-        help="make a map from a rosbag, a COLMAP model or a posed RGB-D sequence, look into one, mend one",
-        description="A map (*.pixmap) holds the points of a place and the features that its images had there; the "
-        "images themselves are not needed afterwards.",
-        epilog="examples:\n  pixloc map bag drive_bag -o site.pixmap\n"
-        "  pixloc map colmap --model sparse/0 --images images -o site.pixmap\n"
-        "  pixloc map rgbd --sequence rgbd_dataset_freiburg1_desk -o desk.pixmap\n  pixloc map info site.pixmap",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+    sources = add_verb(subparsers, "map", None, __doc__).add_subparsers(title="what to do", metavar="ACTION", required=True)
+    _add_bag(sources)
+    parser = add_verb(sources, "colmap", _run_colmap, _run_colmap.__doc__)
+    path(parser, "--model", "DIR", "cameras, images, points3D as .bin or .txt")
+    path(parser, "--images", "DIR", "what the model's image names are relative to")
+    option(parser, "--min-track-length", "N", "use points that at least N images see (default 2)", 2)
+    far = "leave out observations farther than this from their point's projection (default 4)"
+    option(parser, "--max-error", "PX", far, 4.0)
+    add_map_making(parser)
+
+    parser = add_verb(sources, "rgbd", _run_rgbd, _run_rgbd.__doc__)
+    path(parser, "--sequence", "DIR")
+    option(parser, "--camera", "LINE", '"MODEL WIDTH HEIGHT PARAMS...", instead of camera.txt')
+    scale = (
+        "units of the depth images per metre, 5000 for TUM's, 1000 for millimetres (default: whichever makes the images agree)"
     )
-    sources = parser.add_subparsers(title="what to do", metavar="ACTION", required=True)
-    map_bag.add_parser(sources)
-    _add_colmap(sources)
-    _add_rgbd(sources)
-    _add_info(sources)
-    map_georeference.add_parser(sources)
+    option(parser, "--depth-scale", "N", scale, type=float)
+    add_map_making(parser)
     map_care.add_parsers(sources)
 
 
-def _add_colmap(sources) -> None:
-    parser = sources.add_parser(
-        "colmap",
-        help="make a map from a COLMAP model and its images",
-        description="Reads text and binary models of all COLMAP versions, with and without rigs. The map frame is the "
-        "model's; it should be metric (colmap model_aligner).",
-        epilog="example:\n  pixloc map colmap --model sparse/0 --images images -o site.pixmap",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("--model", type=Path, required=True, metavar="DIR", help="cameras, images, points3D as .bin or .txt")
-    parser.add_argument("--images", type=Path, required=True, metavar="DIR", help="what the model's image names are relative to")
-    parser.add_argument(
-        "--min-track-length", type=int, default=2, metavar="N", help="use points that at least N images see (default 2)"
-    )
-    parser.add_argument(
-        "--max-error",
-        type=float,
-        default=4.0,
-        metavar="PX",
-        help="leave out observations farther than this from their point's projection (default 4)",
-    )
-    add_common(parser)
-    parser.set_defaults(run=_run_colmap)
-
-
-def _add_rgbd(sources) -> None:
-    parser = sources.add_parser(
-        "rgbd",
-        help="make a map from a posed RGB-D sequence in TUM format",
-        description="The folder holds rgb.txt, depth.txt, groundtruth.txt (camera poses in the map), camera.txt (one "
-        "line: MODEL WIDTH HEIGHT PARAMS..., as in COLMAP's cameras.txt; or give --camera).",
-        epilog="examples:\n  pixloc map rgbd --sequence recording -o room.pixmap\n"
-        "  pixloc map rgbd --sequence rgbd_dataset_freiburg1_desk -o desk.pixmap \\\n"
-        '      --camera "OPENCV 640 480 517.3 516.5 319.1 255.8 0.2624 -0.9531 -0.0054 0.0026" --depth-scale 5000',
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("--sequence", type=Path, required=True, metavar="DIR")
-    parser.add_argument("--camera", metavar="LINE", help='"MODEL WIDTH HEIGHT PARAMS...", instead of camera.txt')
-    parser.add_argument(
-        "--depth-scale",
-        type=float,
-        metavar="N",
-        help="units of the depth images per metre, 5000 for TUM's, 1000 for millimetres (default: whichever of "
-        "the two makes the images agree)",
-    )
-    add_common(parser)
-    parser.set_defaults(run=_run_rgbd)
-
-
-def _add_info(sources) -> None:
-    parser = sources.add_parser(
-        "info",
-        help="what a map holds",
-        description="What a map holds.",
-        epilog="example:\n  pixloc map info site.pixmap",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("map", type=Path, metavar="FILE")
-    parser.add_argument("--json", action="store_true", help="print JSON")
-    parser.set_defaults(run=_run_info)
+def _add_bag(sources) -> None:
+    parser = add_verb(sources, "bag", _run_bag, _run_bag.__doc__)
+    path(parser, "bag", "BAG", "rosbag2 folder, .mcap or .db3 file, or ROS 1 .bag")
+    add_map_making(parser)
+    option(parser, "--report", "FILE", "write the report as JSON", type=Path)
+    option(parser, "--keep-images", "DIR", "keep the keyframes' images, for 'map re-encode'", type=Path)
+    mask = "white where points may be: one for all images, or STAMP_NS.png each"
+    option(parser, "--mask", "FILE|DIR", mask, type=Path)
+    option(parser, "--every", "N", "use each N-th image only, from the first on", 1)
+    shift = "a keyframe wherever the picture has shifted by this share of its width (default 0.03)"
+    option(parser, "--keyframe-shift", "SHARE", shift, 0.03)
+    option(parser, "--min-angle", "DEG", "least angle under which a point is seen (default 1)", 1.0)
+    option(parser, "--max-error", "PX", "largest reprojection error at 640 px (default 3)", 3.0)
+    surest = "triangulated points stay that are among the N surest of a keyframe, spread over its image (default 200; 0: all)"
+    option(parser, "--surest", "N", surest, 200)
+    topics = add_topics(parser, "whose pose the topic tells (default: as it says, or base_link)")
+    option(topics, "--pose-topic", "NAME", "poses in the map; 'tf': the transforms from --map-frame")
+    option(topics, "--map-frame", "NAME", "for poses from TF (default map)", "map")
+    option(topics, "--depth-topic", "NAME", "depth aligned with the images; 'none': triangulate")
+    option(topics, "--max-pose-gap", "S", "interpolate over gaps up to this (default 0.25)", 0.25)
 
 
 def _run_colmap(args: argparse.Namespace) -> int:
+    """`pixloc map colmap`: make a map from a COLMAP model and its images.
+
+    Reads text and binary models of all COLMAP versions, with and without rigs. The map frame is the model's; it should be metric
+    (colmap model_aligner).
+
+    example:
+      pixloc map colmap --model sparse/0 --images images -o site.pixmap
+    """
     from ..features import load_extractor
     from ..mapping.build import build_map_from_colmap
 
-    check_common(args)
-    begin = time.monotonic()
-    with ProgressLine() as progress:
-        map_, report = build_map_from_colmap(
-            args.model,
-            args.images,
-            load_extractor(args.weights),
-            args.min_track_length,
-            args.max_error,
-            args.working_side,
-            args.output.stem,
-            progress,
-        )
-    save(map_, report, args.output, begin)
-    return 0
+    check_map_making(args)
+    begin, limits = time.monotonic(), (args.min_track_length, args.max_error, args.working_side, args.output.stem)
+    with show_progress("map") as progress:
+        map_, report = build_map_from_colmap(args.model, args.images, load_extractor(args.weights), *limits, progress)
+    return finish(map_, report, args.output, begin)
 
 
 def _run_rgbd(args: argparse.Namespace) -> int:
+    """`pixloc map rgbd`: make a map from a posed RGB-D sequence in TUM format.
+
+    The folder holds rgb.txt, depth.txt, groundtruth.txt (camera poses in the map), camera.txt (one line: MODEL WIDTH HEIGHT
+    PARAMS..., as in COLMAP's cameras.txt; or give --camera).
+
+    examples:
+      pixloc map rgbd --sequence recording -o room.pixmap
+      pixloc map rgbd --sequence rgbd_dataset_freiburg1_desk -o desk.pixmap \\
+          --camera "OPENCV 640 480 517.3 516.5 319.1 255.8 0.2624 -0.9531 -0.0054 0.0026" --depth-scale 5000
+    """
     from ..features import load_extractor
     from ..geometry.cameras import Camera
     from ..mapping.build import build_map_from_rgbd
 
-    check_common(args)
-    begin = time.monotonic()
+    check_map_making(args)
+    begin, extractor = time.monotonic(), load_extractor(args.weights)
     camera = Camera.parse_colmap_line(args.camera) if args.camera else None
-    with ProgressLine() as progress:
-        map_, report, scale = build_map_from_rgbd(
-            args.sequence, load_extractor(args.weights), camera, args.depth_scale, args.working_side, args.output.stem, progress
-        )
+    how = (camera, args.depth_scale, args.working_side, args.output.stem)
+    with show_progress("map") as progress:
+        map_, report, scale = build_map_from_rgbd(args.sequence, extractor, *how, progress)
     print(f"depth scale {scale.value:g} units per metre, {scale.reason}")
-    save(map_, report, args.output, begin)
+    return finish(map_, report, args.output, begin)
+
+
+def _run_bag(args: argparse.Namespace) -> int:
+    """`pixloc map bag`: make a map from a rosbag with images and poses.
+
+    Takes images, calibration and poses (a topic of a LiDAR SLAM or of ground truth, or TF) from a rosbag2 (sqlite3, MCAP) or a
+    ROS 1 bag. Points are triangulated with the poses as they are, or come from a depth topic. Work that was stopped or killed
+    goes on when the same command is given again.
+
+    examples:
+      pixloc map bag drive_bag -o site.pixmap
+      pixloc map bag drive.mcap -o site.pixmap --pose-topic /lio/odometry --base-frame imu_link
+      pixloc map bag drive.bag -o site.pixmap --pose-topic tf --map-frame map --depth-topic none
+    """
+    from ..errors import InputError
+    from ..features import load_extractor
+    from ..io.files import write_text
+    from ..io.work_folder import WorkFolder
+    from ..mapping.build.keyframes import KeyframeOptions
+    from ..mapping.build.posed_bag import PosedBag, PosedBagOptions, bag_identity
+    from ..mapping.build.posed_frames import PosedMapOptions, build_map_from_posed_frames
+    from ..mapping.build.triangulation import TriangulationOptions
+
+    check_map_making(args)
+    begin, extractor = time.monotonic(), load_extractor(args.weights)
+    (mount,) = parse_poses(args, "base_from_camera")
+    where = (args.image_topic, args.camera_info_topic, args.pose_topic, args.map_frame, args.base_frame, mount, args.depth_topic)
+    source = PosedBagOptions(*where, args.every, round(args.max_pose_gap * 1e9))
+    triangulation = TriangulationOptions(min_angle_deg=args.min_angle, max_error_px=args.max_error, surest=args.surest)
+    options = PosedMapOptions(args.mask, KeyframeOptions(shift=args.keyframe_shift), triangulation)
+    if args.keep_images is not None and args.keep_images.exists() and any(args.keep_images.iterdir()):
+        raise InputError(f"{args.keep_images} is not empty: give a new folder for the images")
+    with PosedBag(args.bag, source) as frames:
+        key = {
+            "bag": bag_identity(args.bag),
+            "frames": {name: value.tolist() if hasattr(value, "tolist") else value for name, value in vars(source).items()},
+            "options": options.to_json(),
+            "network": extractor.fingerprint,
+            "working_side": args.working_side,
+        }
+        work = WorkFolder(args.output.with_name(f"{args.output.name}.work"), key)
+        if work.resumed:
+            print(f"going on with what is in {work.folder}")
+        points = f"depth from {frames.depth_topic}" if frames.depth_topic else "points by triangulation"
+        print(f"poses from {frames.pose_source}; {points}")
+        with show_progress("map") as progress:
+            how = (work, options, args.working_side, args.output.stem, progress)
+            map_, report = build_map_from_posed_frames(frames, extractor, *how)
+    finish(map_, report.build, args.output, begin)
+    summary = report.to_json() | {"images_left_out": dict(frames.skipped), "bytes": args.output.stat().st_size}
+    summary["seconds"] = round(time.monotonic() - begin, 1)
+    _print_drive(summary)
+    if args.report is not None:
+        write_text(args.report, json.dumps(summary, indent=2) + "\n")
+    if args.keep_images is not None:
+        with contextlib.suppress(FileNotFoundError):
+            args.keep_images.rmdir()
+        args.keep_images.parent.mkdir(parents=True, exist_ok=True)
+        work.path("images").rename(args.keep_images)
+    work.remove()
     return 0
 
 
-def _run_info(args: argparse.Namespace) -> int:
-    from ..mapping import Map
-
-    map_ = Map.open(args.map)
-    info = describe(map_, args.map)
-    if args.json:
-        print(json.dumps(info, indent=2))
-        return 0
-    print(f"map '{map_.name}', {size(info['bytes'])}")
-    print(f"  {contents(info)}")
+def _print_drive(summary: dict) -> None:
+    low, median = summary["points_per_keyframe"]
+    error = summary["reprojection_px"]
     print(
-        f"  points per keyframe: median {info['observations_per_keyframe_median']:.0f}; "
-        f"keyframes per point: mean {info['track_length_mean']:.1f}; scene depth: median {info['depth_median']:.3g}"
+        f"  {summary['images']} images with a pose over {summary['length_m']:.1f} m gave {summary['keyframes']} keyframes\n"
+        f"  points per keyframe: median {median:.0f}, 5 % have fewer than {low:.0f}; they cover {100 * summary['coverage']:.0f} %"
+        " of an image\n"
+        + (f"  reprojection error: median {error[0]:.2f} px, 95 % below {error[1]:.2f} px\n" if error else "")
+        + f"  descriptor consistency: median cosine {summary['descriptor_consistency']:.2f}"
     )
-    print(f"  keyframes span {' x '.join(f'{side:.3g}' for side in info['extent'])} (x, y, z of the map frame)")
-    for camera in info["cameras"]:
-        print(f"  camera {camera['model']} {camera['width']}x{camera['height']}, focal {camera['params'][0]:.1f} px")
-    network = info["extractor"]
-    print(
-        f"  network '{network['name']}' ({network['fingerprint']}), strides {', '.join(map(str, network['strides']))}, "
-        f"channels {', '.join(map(str, network['channels']))}, images of at most {network['working_side']} px"
-    )
-    return 0
+    for what in ("rejected", "images_left_out"):
+        for reason, count in summary[what].items():
+            print(f"  left out {count}: {reason}")
+    if summary["poor_keyframes"]:
+        print(f"  {len(summary['poor_keyframes'])} keyframes see fewer than 50 points: the camera may get lost there")

@@ -1,135 +1,162 @@
 # Copyright the pixloc_ros authors. SPDX-License-Identifier: Apache-2.0
-"""`pixloc map merge | prune | check | export | re-encode`: care of maps."""
+"""`pixloc map info | merge | prune | check | export | re-encode | georeference`: what is done with maps that are there."""
 
 from __future__ import annotations
 
 import argparse
+import json
 import time
+from dataclasses import replace
 from pathlib import Path
 
-from .map_common import ProgressLine, add_common, check_common, contents, describe, save, size
+from .arguments import POSE, add_map_making, add_verb, check_map_making, flag, option, parse_poses, path
+from .progress import show_progress
 
 
 def add_parsers(sources) -> None:
-    _add_merge(sources)
-    _add_prune(sources)
-    _add_check(sources)
-    _add_export(sources)
-    _add_re_encode(sources)
+    def action(name: str, run, *arguments: str) -> argparse.ArgumentParser:
+        parser = add_verb(sources, name, run, run.__doc__)
+        for argument in arguments:
+            path(parser, argument, "FILE")
+        return parser
 
+    flag(action("info", _run_info, "map"), "--json", "print JSON")
 
-def _parser(sources, name: str, help_: str, description: str, examples: str, run) -> argparse.ArgumentParser:
-    parser = sources.add_parser(
-        name,
-        help=help_,
-        description=description,
-        epilog=f"examples:\n  {examples}",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.set_defaults(run=run)
-    return parser
+    parser = action("georeference", _run_georeference, "map")
+    path(parser, "--fixes", "FILE", "places and their fixes")
+    upright = "the map's z axis points up: only its heading is searched for, for which a straight road is enough"
+    flag(parser, "--upright", upright)
+    option(parser, "-o --output", "FILE", "another file than the map itself", type=Path)
 
-
-def _output(parser) -> None:
-    parser.add_argument("-o", "--output", type=Path, required=True, metavar="FILE.pixmap")
-
-
-def _add_merge(sources) -> None:
-    parser = _parser(
-        sources,
-        "merge",
-        "put several maps together: sessions of one place, or places beside each other",
-        "Points that two maps share become one, with what they looked like in both. The maps must be in one frame, or "
-        "--second-pose says how the second lies in the first.",
-        "pixloc map merge morning.pixmap evening.pixmap -o site.pixmap",
-        _run_merge,
-    )
+    parser = action("merge", _run_merge)
     parser.add_argument("maps", type=Path, nargs="+", metavar="FILE")
-    parser.add_argument(
-        "--second-pose",
-        nargs=7,
-        metavar=("X", "Y", "Z", "QX", "QY", "QZ", "QW"),
-        help="pose of the second map's frame in the first's, for two maps",
+    option(parser, "--second-pose", POSE, "pose of the second map's frame in the first's, for two maps", nargs=7)
+    path(parser, "-o --output", "FILE.pixmap")
+
+    parser = action("prune", _run_prune, "map")
+    path(parser, "-o --output", "FILE.pixmap")
+    option(parser, "--points-per-keyframe", "N", "at most so many, spread over the image", type=int)
+    spacing = "leave out keyframes nearer to another than this share of the scene's depth, if turned by less than 8 degrees"
+    option(parser, "--keyframe-spacing", "SHARE", spacing, 0.0)
+    option(parser, "--min-track-length", "N", "points that at least N keyframes see", 0)
+    option(parser, "--min-quality", "Q", "points whose descriptors agree at least so well, 0 to 1", 0.0)
+    flag(parser, "--int8", "descriptors in eight bits, half the size")
+
+    action("check", _run_check, "map")
+
+    parser = action("export", _run_export, "map")
+    option(parser, "--colmap", "DIR", "write cameras.txt, images.txt, points3D.txt", type=Path)
+    option(parser, "--ply", "FILE", "write points (grey: quality) and keyframes (red)", type=Path)
+
+    parser = action("re-encode", _run_re_encode, "map")
+    path(parser, "--images", "DIR", "what the keyframes' names are relative to")
+    add_map_making(parser)
+
+
+def _run_info(args: argparse.Namespace) -> int:
+    """`pixloc map info`: what a map holds.
+
+    example:
+      pixloc map info site.pixmap
+    """
+    from ..mapping import Map
+
+    map_ = Map.open(args.map)
+    info = describe(map_, args.map)
+    if args.json:
+        print(json.dumps(info, indent=2))
+        return 0
+    print(f"map '{map_.name}', {size(info['bytes'])}")
+    print(f"  {contents(info)}")
+    print(
+        f"  points per keyframe: median {info['observations_per_keyframe_median']:.0f}; "
+        f"keyframes per point: mean {info['track_length_mean']:.1f}; scene depth: median {info['depth_median']:.3g}"
     )
-    _output(parser)
-
-
-def _add_prune(sources) -> None:
-    parser = _parser(
-        sources,
-        "prune",
-        "make a map smaller",
-        "Leaves out keyframes and points, and stores descriptors in fewer bits. docs/evidence/maps.md: what each costs.",
-        "pixloc map prune site.pixmap -o small.pixmap --points-per-keyframe 300 --int8",
-        _run_prune,
+    print(f"  keyframes span {' x '.join(f'{side:.3g}' for side in info['extent'])} (x, y, z of the map frame)")
+    for camera in info["cameras"]:
+        print(f"  camera {camera['model']} {camera['width']}x{camera['height']}, focal {camera['params'][0]:.1f} px")
+    network = info["extractor"]
+    print(
+        f"  network '{network['name']}' ({network['fingerprint']}), strides {', '.join(map(str, network['strides']))}, "
+        f"channels {', '.join(map(str, network['channels']))}, images of at most {network['working_side']} px"
     )
-    parser.add_argument("map", type=Path, metavar="FILE")
-    _output(parser)
-    parser.add_argument("--points-per-keyframe", type=int, metavar="N", help="at most so many, spread over the image")
-    parser.add_argument(
-        "--keyframe-spacing",
-        type=float,
-        default=0.0,
-        metavar="SHARE",
-        help="leave out keyframes nearer to another than this share of the scene's depth, if turned by less than 8 degrees",
-    )
-    parser.add_argument("--min-track-length", type=int, default=0, metavar="N", help="points that at least N keyframes see")
-    parser.add_argument("--min-quality", type=float, default=0.0, metavar="Q", help="points at least so alike, 0 to 1")
-    parser.add_argument("--int8", action="store_true", help="descriptors in eight bits, half the size")
+    return 0
 
 
-def _add_check(sources) -> None:
-    parser = _parser(
-        sources,
-        "check",
-        "is a map whole and sound",
-        "Compares the whole content with its checksums and looks for what does not fit together. Exit code 1 where the map "
-        "should not be used so.",
-        "pixloc map check site.pixmap",
-        _run_check,
-    )
-    parser.add_argument("map", type=Path, metavar="FILE")
+def _run_georeference(args: argparse.Namespace) -> int:
+    """`pixloc map georeference`: say where a map lies on the earth, so that satellite fixes tell where to look for the robot.
+
+    Fits the map's places to satellite fixes (WGS 84, altitude above the ellipsoid, as in NavSatFix) and keeps the result in the
+    map. Fixes that are far off the others count little.
+
+    examples:
+      pixloc map georeference site.pixmap --fixes gps.txt
+      pixloc map georeference site.pixmap --fixes gps.txt --upright -o placed.pixmap
+
+    gps.txt: a line per place, a keyframe's file name or x y z in the map, then latitude longitude altitude:
+      0001.jpg 48.13741 11.57549 519.3
+      12.5 -3.1 0.0 48.13752 11.57561 519.2
+    """
+    import numpy as np
+
+    from ..mapping import Map
+    from ..mapping.georeference import fit_georeference
+
+    map_ = Map.open(args.map)
+    xyz, fixes, names = read_fixes(args.fixes, dict(zip(map_.keyframe_names, map_.map_from_keyframe[:, :3, 3].numpy())))
+    georeference, errors = fit_georeference(xyz, fixes, args.upright)
+    output = args.output or args.map
+    replace(map_, georeference=georeference).save(output)
+    worst = int(np.argmax(errors))
+    errors = f"{np.median(errors):.2f} m in the median, at worst {errors[worst]:.2f} m ({names[worst]})"
+    print(f"{output}: {len(xyz)} fixes fit with {errors}")
+    return 0
 
 
-def _add_export(sources) -> None:
-    parser = _parser(
-        sources,
-        "export",
-        "write a map for other programs",
-        "COLMAP's text format (poses, cameras of the shrunk images, points and where they project) or a point cloud.",
-        "pixloc map export site.pixmap --colmap model\n  pixloc map export site.pixmap --ply points.ply",
-        _run_export,
-    )
-    parser.add_argument("map", type=Path, metavar="FILE")
-    parser.add_argument("--colmap", type=Path, metavar="DIR", help="write cameras.txt, images.txt, points3D.txt")
-    parser.add_argument("--ply", type=Path, metavar="FILE", help="write points (grey: quality) and keyframes (red)")
+def read_fixes(path: Path, keyframes: dict) -> tuple:
+    """Places float64 [N, 3] in the map, fixes [N, 3], and what each is called. Raises InputError for what cannot be read."""
+    import numpy as np
 
+    from ..errors import InputError
+    from ..io.text import read_lines
 
-def _add_re_encode(sources) -> None:
-    parser = _parser(
-        sources,
-        "re-encode",
-        "make a map anew with another network, from its images",
-        "Keyframes and points stay; their features are those of --weights.",
-        "pixloc map re-encode site.pixmap --images images --weights vgg.safetensors -o site_vgg.pixmap",
-        _run_re_encode,
-    )
-    parser.add_argument("map", type=Path, metavar="FILE")
-    parser.add_argument("--images", type=Path, required=True, metavar="DIR", help="what the keyframes' names are relative to")
-    add_common(parser)
+    xyz, fixes, names = [], [], []
+    for where, line in read_lines(path):
+        words = line.split()
+        place = " ".join(words[:-3])
+        try:
+            fix = [float(word) for word in words[-3:]]
+            position = keyframes[place] if place in keyframes else [float(word) for word in words[:-3]]
+        except ValueError:
+            position = fix = []
+        if len(fix) != 3 or len(position) != 3:
+            expected = "'KEYFRAME LAT LON ALT' with a keyframe of the map nor 'X Y Z LAT LON ALT'"
+            raise InputError(f"{where}: '{line}' is neither {expected}")
+        xyz.append(position)
+        fixes.append(fix)
+        names.append(place)
+    return np.array(xyz, float).reshape(-1, 3), np.array(fixes, float).reshape(-1, 3), names
 
 
 def _run_merge(args: argparse.Namespace) -> int:
+    """`pixloc map merge`: put several maps together: sessions of one place, or places next to each other.
+
+    Points that two maps share become one, with what they looked like in both. The maps must be in one frame, or --second-pose
+    says how the second lies in the first.
+
+    example:
+      pixloc map merge morning.pixmap evening.pixmap -o site.pixmap
+    """
     from ..errors import InputError
-    from ..io.trajectory import parse_pose
     from ..mapping import Map
     from ..mapping.build.care import merge, moved
 
     maps = [Map.open(path) for path in args.maps]
-    if args.second_pose:
+    (second,) = parse_poses(args, "second_pose")
+    if second is not None:
         if len(maps) != 2:
             raise InputError("--second-pose goes with two maps: merge the others afterwards")
-        maps[1] = moved(maps[1], parse_pose(args.second_pose, "--second-pose"))
+        maps[1] = moved(maps[1], second)
     merged, report = merge(maps, [path.stem for path in args.maps])
     merged.save(args.output)
     print(f"{args.output}: {contents(describe(merged, args.output))}; {report.fused} points were in more than one map")
@@ -139,6 +166,13 @@ def _run_merge(args: argparse.Namespace) -> int:
 
 
 def _run_prune(args: argparse.Namespace) -> int:
+    """`pixloc map prune`: make a map smaller.
+
+    Leaves out keyframes and points, and stores descriptors in fewer bits. docs/evidence/maps.md: what each costs.
+
+    example:
+      pixloc map prune site.pixmap -o small.pixmap --points-per-keyframe 300 --int8
+    """
     from ..mapping import Map
     from ..mapping.build.care import PruneOptions, prune
 
@@ -151,6 +185,14 @@ def _run_prune(args: argparse.Namespace) -> int:
 
 
 def _run_check(args: argparse.Namespace) -> int:
+    """`pixloc map check`: is a map whole and sound.
+
+    Compares the whole content with its checksums and looks for what does not fit together. Exit code 1 where the map should not
+    be used so.
+
+    example:
+      pixloc map check site.pixmap
+    """
     from ..mapping import Map
     from ..mapping.build.care import check
 
@@ -163,6 +205,14 @@ def _run_check(args: argparse.Namespace) -> int:
 
 
 def _run_export(args: argparse.Namespace) -> int:
+    """`pixloc map export`: write a map for other programs.
+
+    COLMAP's text format (poses, cameras of the shrunk images, points and where they project) or a point cloud.
+
+    examples:
+      pixloc map export site.pixmap --colmap model
+      pixloc map export site.pixmap --ply points.ply
+    """
     from ..errors import InputError
     from ..mapping import Map
     from ..mapping.build.export import export_colmap, export_ply
@@ -180,13 +230,78 @@ def _run_export(args: argparse.Namespace) -> int:
 
 
 def _run_re_encode(args: argparse.Namespace) -> int:
+    """`pixloc map re-encode`: make a map anew with another network, from its images.
+
+    Keyframes and points stay; their features are those of --weights.
+
+    example:
+      pixloc map re-encode site.pixmap --images images --weights vgg.safetensors -o site_vgg.pixmap
+    """
     from ..features import load_extractor
     from ..mapping import Map
     from ..mapping.build.care import re_encode
 
-    check_common(args)
-    begin = time.monotonic()
-    with ProgressLine() as progress:
-        map_, report = re_encode(Map.open(args.map), args.images, load_extractor(args.weights), args.working_side, progress)
-    save(map_, report, args.output, begin)
+    check_map_making(args)
+    begin, extractor = time.monotonic(), load_extractor(args.weights)
+    with show_progress("map") as progress:
+        map_, report = re_encode(Map.open(args.map), args.images, extractor, args.working_side, progress)
+    return finish(map_, report, args.output, begin)
+
+
+# ---- what a map holds
+
+
+def finish(map_, report, output: Path, begin: float) -> int:
+    """Write a map that was made of images and say what it holds. begin: of the work, seconds of the monotonic clock."""
+    map_.save(output)
+    if report.missing:
+        print(f"left out {_some(report.missing)}: not found or not readable")
+    if report.empty:
+        print(f"left out {_some(report.empty)}: no point to see there")
+    info = describe(map_, output)
+    print(f"{output}: {contents(info)}, {size(info['bytes'])}, made in {time.monotonic() - begin:.1f} s")
     return 0
+
+
+def describe(map_, path: Path) -> dict:
+    """What a map holds, for JSON."""
+    import numpy as np
+
+    from ..mapping.map_file import describe_camera
+
+    centres = map_.map_from_keyframe[:, :3, 3].numpy()
+    return {
+        "name": map_.name,
+        "bytes": path.stat().st_size,
+        "keyframes": len(map_.keyframe_names),
+        "points": len(map_.xyz),
+        "observations": len(map_.observation_point),
+        "observations_per_keyframe_median": float(np.median(np.diff(map_.observation_offsets))),
+        "track_length_mean": len(map_.observation_point) / max(len(map_.xyz), 1),
+        "depth_median": float(np.median(map_.keyframe_depth)),
+        "extent": (centres.max(0) - centres.min(0)).tolist(),
+        "cameras": [describe_camera(camera) for camera in map_.cameras],
+        "extractor": {
+            "name": map_.extractor_name,
+            "fingerprint": map_.extractor_fingerprint,
+            "strides": list(map_.strides),
+            "channels": list(map_.channels),
+            "working_side": map_.working_side,
+        },
+    }
+
+
+def contents(info: dict) -> str:
+    """The counts of a description, for people."""
+    return f"{info['keyframes']} keyframes, {info['points']} points, {info['observations']} observations"
+
+
+def size(count: int) -> str:
+    """Bytes for people."""
+    return f"{count / 1e6:.1f} MB" if count >= 1e5 else f"{count / 1e3:.1f} kB"
+
+
+def _some(names: tuple[str, ...]) -> str:
+    """How many images, and the names of some."""
+    shown = ", ".join(names[:3])
+    return f"{len(names)} image{'s' if len(names) > 1 else ''} ({shown}{', ...' if len(names) > 3 else ''})"

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import contextlib
+import shutil
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -12,9 +13,6 @@ from collections.abc import Callable, Iterator
 @contextlib.contextmanager
 def show_progress(what: str) -> Iterator[Callable[..., None]]:
     """A function (done, of, note="") that keeps one line on stderr up to date; silent where that is no terminal."""
-    if not sys.stderr.isatty():
-        yield lambda done, of, note="": None
-        return
     shown = 0.0
 
     def report(done: int, of: int, note: str = "") -> None:
@@ -22,11 +20,12 @@ def show_progress(what: str) -> Iterator[Callable[..., None]]:
         if time.monotonic() - shown < 0.1 and done < of:
             return
         shown = time.monotonic()
-        sys.stderr.write(f"\r\033[K{what} {done}/{of} {note}"[:100])
-        sys.stderr.flush()
+        line = f"{what} {done}/{of} {note}"[: shutil.get_terminal_size().columns - 1]
+        print(f"\r\033[K{line}", end="", file=sys.stderr, flush=True)
 
+    terminal = sys.stderr.isatty()
     try:
-        yield report
+        yield report if terminal else lambda done, of, note="": None
     finally:
-        sys.stderr.write("\r\033[K")
-        sys.stderr.flush()
+        if terminal:
+            print("\r\033[K", end="", file=sys.stderr, flush=True)

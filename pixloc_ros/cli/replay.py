@@ -1,54 +1,102 @@
 # Copyright the pixloc_ros authors. SPDX-License-Identifier: Apache-2.0
-"""`pixloc replay`: a recorded drive through the live ROS 2 node."""
+"""`pixloc replay`: play a bag to the live ROS 2 node over DDS and score what it publishes.
+
+Starts localization_node, plays the bag with /clock, records poses, status and TF, and writes the run (run.json, poses.tum;
+'pixloc evaluate' compares runs), summary.json, report.html, recording.jsonl and node.log. Ends with 1 if the node did what it
+must never do (an image neither tracked nor reported, a TF chain that differs from the pose, a failed TF lookup).
+
+examples:
+  pixloc replay --map site.pixmap drive_bag -o out/replay
+  pixloc replay --map site.pixmap drive_bag --rate 0.5 --all-frames -o out/replay
+"""
 
 from __future__ import annotations
 
 import argparse
+import json
+from dataclasses import replace
 from pathlib import Path
 
-from .bag_arguments import add_bag_arguments, bag_options, initial_pose
-from .help_format import HelpFormatter
+from .arguments import add_bag, add_verb, bag_options, flag, initial_pose, option, path
 from .progress import show_progress
 
 
 def add_parser(subparsers) -> None:
-    parser = subparsers.add_parser(
-        "replay",
-        help="play a bag to the live ROS 2 node over DDS and score what it publishes",
-        description="Starts localization_node, plays the bag with /clock, records poses, status and TF, and writes the run "
-        "(run.json, poses.tum; 'pixloc evaluate' compares runs), summary.json, report.html, recording.jsonl and "
-        "node.log. Ends with 1 if the node did what it must never "
-        "do (an image neither tracked nor reported, a TF chain that differs from the pose, a failed TF lookup).",
-        epilog="examples:\n  pixloc replay --map site.pixmap drive_bag -o out/replay\n"
-        "  pixloc replay --map site.pixmap drive_bag --rate 0.5 --all-frames -o out/replay",
-        formatter_class=HelpFormatter,
-    )
-    add_bag_arguments(parser)
-    parser.add_argument("-o", "--output", type=Path, required=True, metavar="DIR")
-    parser.add_argument("--rate", type=float, default=1.0, metavar="R", help="speed of the clock (default 1)")
-    parser.add_argument(
-        "--all-frames",
-        action="store_true",
-        help="the node works through every image in order; default: it drops those it has no time for",
-    )
-    parser.set_defaults(run=run)
+    parser = add_verb(subparsers, "replay", run, __doc__)
+    add_bag(parser)
+    path(parser, "-o --output", "DIR")
+    add_pace(parser)
 
 
-def run(args: argparse.Namespace) -> int:
+def add_pace(parser) -> None:
+    option(parser, "--rate", "R", "speed of the clock (default 1: real time)", 1.0)
+    flag(parser, "--all-frames", "the node works through every image in order; default: it drops those it has no time for")
+
+
+def check_pace(args: argparse.Namespace) -> None:
     from ..errors import InputError
-    from ..evaluation.tables import format_run
-    from ..io.bags import BagReader
-    from ..rig.replay import ReplayOptions
-    from .replaying import replay_and_report
 
     if not args.rate > 0:
         raise InputError("--rate must be positive: 1 is real time")
+
+
+def run(args: argparse.Namespace) -> int:
+    from ..evaluation.tables import format_run
+    from ..io.bags import BagReader
+    from ..rig.replay import ReplayOptions
+
+    check_pace(args)
     options, start = bag_options(args), initial_pose(args)
-    with BagReader(args.bag, options) as bag, show_progress("replay") as progress:
+    with BagReader(args.bag, options) as bag:
         replaying = ReplayOptions(args.rate, args.all_frames, args.weights, args.preset)
-        stats = replay_and_report(args.map, bag, start, args.output, replaying, args.skip_map_frames, progress)
+        stats = replay_and_report(args.map, bag, start, args.output, replaying, args.skip_map_frames)
     print(format_run(stats))
     for problem in stats["problems"]:
         print(f"PROBLEM: {problem}")
     print(f"report: {args.output / 'report.html'}")
     return 1 if stats["problems"] else 0
+
+
+def replay_and_report(
+    map_path: Path, bag, start, output: Path, options, skip_map_frames: int, page=("report.html", "pixloc replay", "")
+) -> dict[str, object]:
+    """Replays a bag and writes the run, summary.json, recording.jsonl, node.log and the page to a folder.
+
+    Args:
+        map_path: The map.
+        bag: An open `BagReader`.
+        start: map_from_base, None for the truth's.
+        output: The folder.
+        options: `ReplayOptions`.
+        skip_map_frames: Every so many images are in the map, and not scored.
+        page: File, title and lead of the page; by default the lead says what was played and how.
+
+    Returns:
+        The summary.
+    """
+    from ..evaluation import live_run, offline
+    from ..evaluation.metrics import evaluate
+    from ..evaluation.runs import write_run
+    from ..io.files import write_text
+    from ..localization import Localizer
+    from ..report.run_report import run_report, scene_of
+    from ..rig.replay import replay
+    from .track import about_run
+
+    localizer = Localizer.open(map_path, options.weights, options.preset)  # first: a bad map is told in one line
+    truth, odometry = bag.truth(), bag.odometry()
+    start_ns, start = offline.first_pose(bag, truth, start)
+    with show_progress("replay") as progress:
+        recording = replay(map_path, bag, start_ns, start, output / "node.log", options, progress)
+    played = f"at {options.rate:g} times real time to the live node{', every image' if options.all_frames else ''}"
+    about = about_run(bag, map_path, options.weights, options.preset, played)
+    run = replace(live_run.as_run(recording, truth, odometry), skip_map_frames=skip_map_frames, about=about)
+    result = evaluate(run)
+    stats = live_run.live_figures(recording, result.figures, bag.base_from_camera)
+    recording.write(output / "recording.jsonl")
+    write_run(output, run)
+    write_text(output / "summary.json", json.dumps(stats, indent=2, allow_nan=False) + "\n")
+    name, title, lead = page
+    lead = lead or f"{bag.path}, map {map_path.name}, played {played}."
+    write_text(output / name, run_report(title, lead, [result], scene_of(result, localizer, bag), problems=stats["problems"]))
+    return stats

@@ -1,120 +1,120 @@
 # Copyright the pixloc_ros authors. SPDX-License-Identifier: Apache-2.0
-"""`pixloc show`: pictures of what happens, and why."""
+"""`pixloc show`: pictures: reprojections, features, the way of the optimisation, map coverage, why an image failed.
+
+Draws what the alignment does, for one image or a whole drive. docs/evaluation.md explains the pictures.
+
+examples:
+  pixloc show reprojections --map site.pixmap drive_bag --frame 120 -o reprojections.png
+  pixloc show frame --map site.pixmap drive_bag --at 12.5 -o why.html
+  pixloc show map site.pixmap -o coverage.png
+
+Elsewhere: 'pixloc basin' measures and draws the convergence basin, 'pixloc weights plot' the learned damping and prior,
+'pixloc track' writes a page of a whole drive; RViz shows overlay and points live (config/localization.rviz).
+"""
 
 from __future__ import annotations
 
 import argparse
 from pathlib import Path
 
-from .bag_arguments import add_bag_arguments, bag_options, initial_pose
-from .help_format import HelpFormatter
+from .arguments import add_bag, add_cold_start, add_verb, bag_options, initial_pose, open_localizer, option, path
 from .progress import show_progress
-from .show_arguments import add_frame_arguments, add_source_arguments, aligned_image, frame_choice, open_localizer
 
-_SOURCE = "BAG may be an image file instead, with --camera or --cameras."
+IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp")
 
 
 def add_parser(subparsers) -> None:
-    parser = subparsers.add_parser(
-        "show",
-        help="pictures: reprojections, features, the way of the optimisation, map coverage, why an image failed",
-        description="Draws what the alignment does, for one image or a whole drive. docs/evaluation.md explains the pictures.",
-        epilog="examples:\n"
-        "  pixloc show reprojections --map site.pixmap drive_bag --frame 120 -o reprojections.png\n"
-        "  pixloc show frame --map site.pixmap drive_bag --at 12.5 -o why.html\n"
-        "  pixloc show map site.pixmap -o coverage.png\n\n"
-        "Elsewhere: 'pixloc basin' measures and draws the convergence basin, 'pixloc weights plot' the learned damping "
-        "and prior, 'pixloc track --report' a whole drive; RViz shows overlay and points live (config/localization.rviz).",
-        formatter_class=HelpFormatter,
+    kinds = add_verb(subparsers, "show", None, __doc__).add_subparsers(title="pictures", metavar="PICTURE", required=True)
+
+    def picture(name: str, run, output: str = "FILE", suffixes: str = ".png, .jpg or .webp") -> argparse.ArgumentParser:
+        parser = add_verb(kinds, name, run, run.__doc__)
+        path(parser, "-o --output", output, suffixes)
+        return parser
+
+    parser = picture("reprojections", _run_reprojections)
+    _add_source(parser)
+    colour = "residual (distance of the features, default), inliers, confidence, or weight after the robust loss"
+    option(parser, "--colour", "WHAT", colour, "residual")
+    option(parser, "--level", "K", "of the features: 0 is the coarsest (default: the finest)", -1)
+
+    parser = picture("features", _run_features)
+    _add_source(parser)
+    _add_map_images(parser)
+
+    parser = picture(
+        "optimization", _run_optimization, "FILE", ".gif or .webp: an animation and FILE.png; .png or .jpg: the still"
     )
-    kinds = parser.add_subparsers(title="pictures", metavar="PICTURE", required=True)
-    _add_reprojections(kinds)
-    _add_features(kinds)
-    _add_optimization(kinds)
-    _add_map(kinds)
-    _add_frame(kinds)
-    _add_run(kinds)
+    _add_source(parser)
+    option(parser, "--width", "PX", "of the animation (default 840)", 840)
+
+    path(picture("map", _run_map), "map", "FILE.pixmap")
+
+    parser = picture("frame", _run_frame, "FILE.html", "")
+    add_bag(parser)
+    _add_frame(parser)
+    add_cold_start(parser)
+    _add_map_images(parser)
+
+    parser = picture("run", _run_run, "FILE.rrd", "")
+    add_bag(parser)
+    add_cold_start(parser)
 
 
-def _kind(kinds, name: str, help_: str, description: str, example: str, run) -> argparse.ArgumentParser:
-    parser = kinds.add_parser(
-        name,
-        help=help_,
-        description=description,
-        epilog=f"example:\n  pixloc show {name} {example}",
-        formatter_class=HelpFormatter,
-    )
-    parser.set_defaults(run=run)
-    return parser
+def _add_map_images(parser) -> None:
+    help_ = "the images that the map was made of, to show them too (the map holds none)"
+    option(parser, "--map-images", "DIR", help_, type=Path)
 
 
-def _output(parser: argparse.ArgumentParser, metavar: str, help_: str = "") -> None:
-    parser.add_argument("-o", "--output", type=Path, required=True, metavar=metavar, help=help_)
+def _add_frame(parser) -> None:
+    choice = parser.add_argument_group("which image of the bag (one of)")
+    option(choice, "--frame", "N", "its number, from 0, in the order of stamps", type=int)
+    option(choice, "--at", "S", "the one nearest to so many seconds after the first", type=float)
+    option(choice, "--stamp", "NS", "the one nearest to this stamp, nanoseconds", type=int)
 
 
-def _map_images(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--map-images",
-        type=Path,
-        metavar="DIR",
-        help="the images that the map was made of, to show them too (the map holds none)",
-    )
+def _add_source(parser) -> None:
+    """An image file or a bag, and where the alignment starts."""
+    add_bag(parser)
+    _add_frame(parser)
+    single = parser.add_argument_group("for an image file in place of the bag")
+    camera = "as in COLMAP's cameras.txt: 'PINHOLE 640 480 520 520 320 240'"
+    option(single, "--camera", "'MODEL W H P...'", camera)
+    option(single, "--cameras", "FILE", "instead: one camera an image, as for 'pixloc localize'", type=Path)
+    prior = "poses 'name qw qx qy qz tx ty tz', camera_from_map (default: of the most similar keyframe)"
+    option(single, "--prior", "FILE", prior, type=Path)
+    option(single, "--truth", "FILE", "true poses in the same format", type=Path)
+    off = "start further away: turned by DEG degrees, shifted by PERCENT of the depth"
+    option(parser, "--start-off", ("DEG", "PERCENT"), off, nargs=2, type=float)
+    option(parser, "--seed", "N", "of the direction of --start-off (default 0)", 0)
 
 
 # ---- one image
 
 
-def _add_reprojections(kinds) -> None:
-    parser = _kind(
-        kinds,
-        "reprojections",
-        "the map's points over the image, before and after the alignment",
-        "The points where the prior puts them and where the found pose does, coloured by how well they agree with the "
-        f"map, with the way of each. {_SOURCE}",
-        "--map site.pixmap drive_bag --frame 120 --colour inliers -o reprojections.png",
-        _run_reprojections,
-    )
-    add_source_arguments(parser)
-    parser.add_argument(
-        "--colour",
-        default="residual",
-        metavar="WHAT",
-        help="residual (distance of the features, default), inliers, confidence, or weight after the robust loss",
-    )
-    parser.add_argument(
-        "--level", type=int, default=-1, metavar="K", help="of the features: 0 is the coarsest (default: the finest)"
-    )
-    _output(parser, "FILE", ".png, .jpg or .webp")
-
-
 def _run_reprojections(args: argparse.Namespace) -> int:
-    from ..report.alignment_pictures import plot_reprojections
-    from ..report.style import check_suffix
+    """`pixloc show reprojections`: the map's points over the image, before and after the alignment.
 
-    check_suffix(args.output)
+    The points where the prior puts them and where the found pose does, coloured by how well they agree with the map, with the way
+    of each. BAG may be an image file instead, with --camera or --cameras.
+
+    example:
+      pixloc show reprojections --map site.pixmap drive_bag --frame 120 --colour inliers -o reprojections.png
+    """
+    from ..report.alignment_pictures import plot_reprojections
+
     return _draw(args, lambda aligned: plot_reprojections(aligned, args.colour, args.level, args.output.suffix.lower()))
 
 
-def _add_features(kinds) -> None:
-    parser = _kind(
-        kinds,
-        "features",
-        "features and confidences of every level, beside those of the map",
-        "Features as colours (three principal components, the same for map and image) and confidences; where the "
-        f"network has none, the weights of the map's points. {_SOURCE}",
-        "--map site.pixmap drive_bag --frame 120 --map-images site/images -o features.png",
-        _run_features,
-    )
-    add_source_arguments(parser)
-    _map_images(parser)
-    _output(parser, "FILE", ".png, .jpg or .webp")
-
-
 def _run_features(args: argparse.Namespace) -> int:
-    from ..report.feature_maps import KeyframeImages, plot_feature_maps
-    from ..report.style import check_suffix
+    """`pixloc show features`: features and confidences of every level, next to those of the map.
 
-    check_suffix(args.output)
+    Features as colours (three principal components, the same for map and image) and confidences; where the network has none, the
+    weights of the map's points. BAG may be an image file instead, with --camera or --cameras.
+
+    example:
+      pixloc show features --map site.pixmap drive_bag --frame 120 --map-images site/images -o features.png
+    """
+    from ..report.feature_maps import KeyframeImages, plot_feature_maps
 
     def draw(aligned) -> bytes:
         keyframes = KeyframeImages(aligned.localizer.map, args.map_images)
@@ -124,22 +124,15 @@ def _run_features(args: argparse.Namespace) -> int:
     return _draw(args, draw)
 
 
-def _add_optimization(kinds) -> None:
-    parser = _kind(
-        kinds,
-        "optimization",
-        "the way of the optimisation, as an animation and a still",
-        "The points on their way over the image, the camera on its way in the scene, the cost of every step of every "
-        f"level. A still of the same name is written beside the animation. {_SOURCE}",
-        "--map site.pixmap drive_bag --frame 120 --start-off 6 15 -o way.webp",
-        _run_optimization,
-    )
-    add_source_arguments(parser)
-    parser.add_argument("--width", type=int, default=840, metavar="PX", help="of the animation (default 840)")
-    _output(parser, "FILE", ".gif or .webp: an animation and FILE.png; .png or .jpg: the still alone")
-
-
 def _run_optimization(args: argparse.Namespace) -> int:
+    """`pixloc show optimization`: the way of the optimisation, as an animation and a still.
+
+    The points on their way over the image, the camera on its way in the scene, the cost of every step of every level. A still of
+    the same name is written next to the animation. BAG may be an image file instead, with --camera or --cameras.
+
+    example:
+      pixloc show optimization --map site.pixmap drive_bag --frame 120 --start-off 6 15 -o way.webp
+    """
     from ..errors import InputError
     from ..io.files import write_bytes
     from ..report.optimization import ANIMATIONS, animate_optimization, plot_optimization
@@ -149,56 +142,130 @@ def _run_optimization(args: argparse.Namespace) -> int:
     check_suffix(args.output, (*ANIMATIONS, *SUFFIXES))
     if not 320 <= args.width <= 2000:
         raise InputError("--width must lie between 320 and 2000 pixels")
-    aligned = aligned_image(args, open_localizer(args))
+    aligned = _aligned_image(args)
     still = args.output.with_suffix(".png") if animated else args.output
     write_bytes(still, plot_optimization(aligned, still.suffix.lower()))
     if animated:
         with show_progress("animation") as progress:
             animate_optimization(aligned, args.output, args.width, progress)
         print(f"{args.output} ({args.output.stat().st_size / 1e6:.1f} MB)")
-    print(_told(aligned, still))
+    print(_summary(aligned, still))
     return 0
 
 
 def _draw(args: argparse.Namespace, draw) -> int:
     """Align the image, draw it and write the picture."""
     from ..io.files import write_bytes
+    from ..report.style import check_suffix
 
-    aligned = aligned_image(args, open_localizer(args))
+    check_suffix(args.output)
+    aligned = _aligned_image(args)
     write_bytes(args.output, draw(aligned))
-    print(_told(aligned, args.output))
+    print(_summary(aligned, args.output))
     return 0
 
 
-def _told(aligned, output: Path) -> str:
+def _summary(aligned, output: Path) -> str:
     from ..report.aligned_image import difference_text
 
     answer = aligned.answer
     off = "" if aligned.truth is None else f", {difference_text(aligned.truth, answer.map_from_camera)} off the truth"
-    return (
-        f"{output}: {aligned.title}, {answer.reason}, moved by {difference_text(aligned.prior, answer.map_from_camera)}, "
-        f"{answer.inlier_fraction:.0%} of the points agree{off}"
+    moved = difference_text(aligned.prior, answer.map_from_camera)
+    agree = f"{answer.inlier_fraction:.0%} of the points agree"
+    return f"{output}: {aligned.title}, {answer.reason}, moved by {moved}, {agree}{off}"
+
+
+def _aligned_image(args: argparse.Namespace):
+    """`AlignedImage` of the arguments. Raises InputError for arguments that name no image, and images that cannot be used."""
+    localizer = open_localizer(args)
+    return _of_file(args, localizer) if args.bag.suffix.lower() in IMAGE_SUFFIXES else _of_bag(args, localizer)
+
+
+def _of_bag(args: argparse.Namespace, localizer):
+    from ..errors import InputError
+    from ..io.bags import BagReader
+    from ..io.frames import UnusableFrame
+    from ..report.aligned_image import align_image
+    from ..report.frame_evidence import FrameChoice, track_to
+
+    if args.camera or args.cameras or args.prior or args.truth:
+        raise InputError(f"--camera, --cameras, --prior and --truth are for an image file, and {args.bag} is taken for a bag")
+    choice = FrameChoice(args.frame, args.at, args.stamp)
+    with BagReader(args.bag, bag_options(args)) as bag, show_progress("track") as progress:
+        tracked = track_to(localizer, bag, choice, initial_pose(args), progress=progress)
+    title = f"image {tracked.index} of {args.bag.name} ({tracked.seconds:.2f} s)"
+    if isinstance(tracked.frame, UnusableFrame):
+        raise InputError(f"{title} cannot be used: {tracked.frame.reason}")
+    start, covariance = (tracked.camera_truth, None) if tracked.prior is None else (tracked.prior, tracked.prior_covariance)
+    if start is None:
+        raise InputError(f"{title}: the tracker has no prior there: choose an image after it was found, or give --initial-pose")
+    prepared = localizer.aligner.prepare(tracked.frame.image, tracked.frame.camera)
+    if args.start_off:
+        start, covariance = _started_off(args, localizer, prepared.camera, start), None
+    return align_image(localizer.aligner, title, tracked.frame.image, prepared, start, covariance, tracked.camera_truth)
+
+
+def _of_file(args: argparse.Namespace, localizer):
+    from ..errors import InputError
+    from ..geometry import se3
+    from ..geometry.cameras import Camera
+    from ..io.camera_files import read_cameras
+    from ..io.images import load_image
+    from ..io.trajectory import read_benchmark_poses
+    from ..mapping.retrieval import KeyframeIndex
+    from ..report.aligned_image import align_image
+
+    if (args.frame, args.at, args.stamp) != (None, None, None):
+        raise InputError(f"--frame, --at and --stamp choose an image of a bag, and {args.bag} is an image")
+    if bool(args.camera) == bool(args.cameras):
+        raise InputError("an image file needs its calibration: give one of --camera and --cameras")
+
+    def of_image(values: dict, source: Path):
+        """The entry of the image: of its whole path as written, or of the part of it that the file knows."""
+        for first in range(len(args.bag.parts)):
+            name = "/".join(args.bag.parts[first:])
+            if name in values:
+                return values[name]
+        raise InputError(f"{source} has no line for {args.bag.name}: add it")
+
+    camera = Camera.parse_colmap_line(args.camera) if args.camera else of_image(read_cameras(args.cameras), args.cameras)
+    image, title, map_ = load_image(args.bag), args.bag.name, localizer.map
+    prepared = localizer.aligner.prepare(image, camera)
+    truth, start = (
+        None if file is None else se3.inverse(of_image(read_benchmark_poses(file), file)) for file in (args.truth, args.prior)
     )
+    if start is None:
+        index = KeyframeIndex(map_)
+        keyframe = int(index.most_similar(index.descriptor.describe(image, prepared.pyramid), 1)[0])
+        start, title = map_.map_from_keyframe[keyframe], f"{title}, from keyframe {map_.keyframe_names[keyframe]}"
+    if args.start_off:
+        start = _started_off(args, localizer, prepared.camera, start)
+    return align_image(localizer.aligner, title, image, prepared, start, truth=truth)
 
 
-# ---- a map
+def _started_off(args: argparse.Namespace, localizer, camera, map_from_camera):
+    from ..errors import InputError
+    from ..evaluation.basin import median_depth
+    from ..report.aligned_image import moved_off
+
+    degrees, percent = args.start_off
+    if not (0 <= degrees <= 180 and 0 <= percent <= 1000):
+        raise InputError("--start-off: give 0 to 180 degrees and 0 to 1000 per cent of the depth")
+    return moved_off(map_from_camera, degrees, percent / 100 * median_depth(localizer.map, map_from_camera, camera), args.seed)
 
 
-def _add_map(kinds) -> None:
-    parser = _kind(
-        kinds,
-        "map",
-        "what a map covers: keyframes and points from above, and where it is thin",
-        "Keyframes and points from above, how many keyframes see each place, points per keyframe. Weak and lonely "
-        "keyframes and gaps are marked, and printed.",
-        "site.pixmap -o coverage.png",
-        _run_map,
-    )
-    parser.add_argument("map", type=Path, metavar="FILE.pixmap")
-    _output(parser, "FILE", ".png, .jpg or .webp")
+# ---- a map, a drive
 
 
 def _run_map(args: argparse.Namespace) -> int:
+    """`pixloc show map`: what a map covers: keyframes and points from above, and where it is thin.
+
+    Keyframes and points from above, how many keyframes see each place, points per keyframe. Weak and lonely keyframes and gaps
+    are marked, and printed.
+
+    example:
+      pixloc show map site.pixmap -o coverage.png
+    """
     from ..io.files import write_bytes
     from ..mapping import Map
     from ..report.map_coverage import measure_coverage, plot_coverage
@@ -213,38 +280,26 @@ def _run_map(args: argparse.Namespace) -> int:
     return 0
 
 
-# ---- a drive
-
-
-def _add_frame(kinds) -> None:
-    parser = _kind(
-        kinds,
-        "frame",
-        "why was this image of a drive refused, or believed? one page",
-        "Runs the tracker up to the image, as 'pixloc track' does, and writes a page: the verdict in words, every "
-        "gate with its limit, prior, found pose and truth, the image's brightness and sharpness, reprojections, "
-        "features, levels, and the cost around the pose. The page holds everything it shows.",
-        "--map site.pixmap drive_bag --at 12.5 --map-images site/images -o why.html",
-        _run_frame,
-    )
-    add_bag_arguments(parser)
-    add_frame_arguments(parser)
-    _cold_start(parser)
-    _map_images(parser)
-    _output(parser, "FILE.html")
-
-
 def _run_frame(args: argparse.Namespace) -> int:
+    """`pixloc show frame`: why was this image of a drive refused, or believed? one page.
+
+    Runs the tracker up to the image, as 'pixloc track' does, and writes a page: the verdict in words, every gate with its limit,
+    prior, found pose and truth, the image's brightness and sharpness, reprojections, features, levels, and the cost around the
+    pose. The page holds everything it shows.
+
+    example:
+      pixloc show frame --map site.pixmap drive_bag --at 12.5 --map-images site/images -o why.html
+    """
     from ..io.bags import BagReader
     from ..io.files import write_bytes
     from ..report.feature_maps import KeyframeImages
     from ..report.frame_diagnosis import diagnose
-    from ..report.frame_evidence import examine, track_to
+    from ..report.frame_evidence import FrameChoice, examine, track_to
     from ..report.frame_report import frame_report
     from ..report.style import check_suffix
 
     check_suffix(args.output, (".html",))
-    choice, start = frame_choice(args), _start(args)
+    choice, start = FrameChoice(args.frame, args.at, args.stamp), initial_pose(args)
     localizer = open_localizer(args)
     keyframes = KeyframeImages(localizer.map, args.map_images)
     with BagReader(args.bag, bag_options(args)) as bag, show_progress("frame") as progress:
@@ -260,22 +315,16 @@ def _run_frame(args: argparse.Namespace) -> int:
     return 0
 
 
-def _add_run(kinds) -> None:
-    parser = _kind(
-        kinds,
-        "run",
-        "a whole drive as a recording for the Rerun viewer",
-        "Tracks the bag as 'pixloc track' does and records map, path, images with the map's points on them, state and "
-        "errors for the 3D viewer Rerun (python -m pip install rerun-sdk).",
-        "--map site.pixmap drive_bag -o run.rrd\n  rerun run.rrd",
-        _run_run,
-    )
-    add_bag_arguments(parser)
-    _cold_start(parser)
-    _output(parser, "FILE.rrd")
-
-
 def _run_run(args: argparse.Namespace) -> int:
+    """`pixloc show run`: a whole drive as a recording for the Rerun viewer.
+
+    Tracks the bag as 'pixloc track' does and records map, path, images with the map's points on them, state and errors for the 3D
+    viewer Rerun (python -m pip install rerun-sdk).
+
+    examples:
+      pixloc show run --map site.pixmap drive_bag -o run.rrd
+      rerun run.rrd
+    """
     from ..io.bags import BagReader
     from ..report.run_recording import record_run, viewer
     from ..report.style import check_suffix
@@ -283,25 +332,10 @@ def _run_run(args: argparse.Namespace) -> int:
 
     check_suffix(args.output, (".rrd",))
     viewer()
-    start = _start(args)
-    localizer = open_localizer(args)
+    start, localizer = initial_pose(args), open_localizer(args)
     with BagReader(args.bag, bag_options(args)) as bag, show_progress("record") as progress:
         run = record_run(args.output, localizer, bag, initial_pose=start, cold_start=args.cold_start, progress=progress)
     tracked = sum(record.state is TrackState.TRACKING for record in run.records)
     print(f"{tracked} of {len(run.records)} images tracked")
     print(f"{args.output} ({args.output.stat().st_size / 1e6:.1f} MB); open it with: rerun {args.output}")
     return 0
-
-
-def _cold_start(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--cold-start", action="store_true", help="begin without a pose: it is looked for in the whole map")
-
-
-def _start(args: argparse.Namespace):
-    """The initial pose. Raises InputError where there is one and --cold-start too."""
-    from ..errors import InputError
-
-    start = initial_pose(args)
-    if args.cold_start and start is not None:
-        raise InputError("--cold-start and --initial-pose contradict each other: give one")
-    return start

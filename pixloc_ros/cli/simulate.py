@@ -1,48 +1,38 @@
 # Copyright the pixloc_ros authors. SPDX-License-Identifier: Apache-2.0
-"""`pixloc simulate`: a mapping drive and a test drive through a small textured world."""
+"""`pixloc simulate`: make a data set to try things on: a map's images and model, and a drive as a rosbag2.
+
+Drives a wheeled robot twice through a small textured workshop. The first drive becomes a COLMAP model with its images, the
+second one (other path, light and speed; wheel odometry that slips) a rosbag2 with ground truth. Nothing is downloaded; the same
+seed gives the same data.
+
+example:
+  pixloc simulate -o sim
+  pixloc map colmap --model sim/map --images sim/images -o sim.pixmap
+  pixloc track --map sim.pixmap sim/drive -o out/drive
+  pixloc evaluate out/drive
+"""
 
 from __future__ import annotations
 
 import argparse
 import sys
-from pathlib import Path
+
+from .arguments import add_verb, flag, option, path
 
 
 def add_parser(subparsers) -> None:
-    parser = subparsers.add_parser(
-        "simulate",
-        help="make a data set to try things on: a map's images and model, and a drive as a rosbag2",
-        description="Drives a wheeled robot twice through a small textured workshop. The first drive becomes a COLMAP "
-        "model with its images, the second one (other path, light and speed; wheel odometry that slips) a rosbag2 with "
-        "ground truth. Nothing is downloaded; the same seed gives the same data.",
-        epilog="example:\n"
-        "  pixloc simulate -o sim\n"
-        "  pixloc map colmap --model sim/map --images sim/images -o sim.pixmap\n"
-        "  pixloc track --map sim.pixmap sim/drive -o out/drive\n"
-        "  pixloc evaluate out/drive",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("-o", "--output", type=Path, required=True, metavar="DIR", help="made, or replaced if it is a simulation")
-    parser.add_argument("--seed", type=int, default=0, help="another seed is another place (default 0)")
-    parser.add_argument("--seconds", type=float, default=25.0, metavar="S", help="length of the test drive (default 25)")
-    parser.add_argument("--rate", type=float, default=10.0, metavar="HZ", help="images a second (default 10)")
-    parser.add_argument("--size", default="640x480", metavar="WxH", help="image size (default 640x480)")
-    parser.add_argument(
-        "--camera",
-        metavar="'MODEL W H P...'",
-        help="a camera as in COLMAP's cameras.txt, instead of --size (default: a pinhole that sees 80 degrees)",
-    )
-    parser.add_argument(
-        "--encoding",
-        default="jpeg",
-        metavar="NAME",
-        help="images of the bag: jpeg, png, rgb8, bgr8, mono8, mono16, bayer_rggb8, yuv422, yuv422_yuy2 (default jpeg)",
-    )
-    parser.add_argument(
-        "--texel", type=float, default=0.004, metavar="M", help="detail of the textures; 0.01 is rough and quick (default 0.004)"
-    )
-    parser.add_argument("--rgbd", action="store_true", help="write the mapping drive in TUM RGB-D format too")
-    parser.set_defaults(run=run)
+    parser = add_verb(subparsers, "simulate", run, __doc__)
+    path(parser, "-o --output", "DIR", "made, or replaced if it is a simulation")
+    option(parser, "--seed", "N", "another seed is another place (default 0)", 0)
+    option(parser, "--seconds", "S", "length of the test drive (default 25)", 25.0)
+    option(parser, "--rate", "HZ", "images a second (default 10)", 10.0)
+    option(parser, "--size", "WxH", "image size (default 640x480)", "640x480")
+    camera = "a camera as in COLMAP's cameras.txt, instead of --size (default: a pinhole that sees 80 degrees)"
+    option(parser, "--camera", "'MODEL W H P...'", camera)
+    encoding = "images of the bag: jpeg, png, rgb8, bgr8, mono8, mono16, bayer_rggb8, yuv422, yuv422_yuy2 (default jpeg)"
+    option(parser, "--encoding", "NAME", encoding, "jpeg")
+    option(parser, "--texel", "M", "detail of the textures; 0.01 is rough and quick (default 0.004)", 0.004)
+    flag(parser, "--rgbd", "write the mapping drive in TUM RGB-D format too")
 
 
 def run(args: argparse.Namespace) -> int:

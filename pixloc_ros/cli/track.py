@@ -1,50 +1,36 @@
 # Copyright the pixloc_ros authors. SPDX-License-Identifier: Apache-2.0
-"""`pixloc track`: a recorded drive against a map, offline."""
+"""`pixloc track`: track the camera of a bag against a map, offline and deterministic.
+
+Runs the tracker over a bag in the order of the messages' stamps, without ROS and as fast as the machine can. Writes the poses of
+the base in the map, figures, and a page with plots and pictures. Where the bag holds ground truth, it gives the start and the
+errors.
+
+examples:
+  pixloc track --map site.pixmap drive_bag -o out/drive
+  pixloc track --map site.pixmap drive.mcap -o out/drive --initial-pose 1.2 0.5 0 0 0 0.38 0.92
+  pixloc track --map site.pixmap drive_bag -o out/drive --time-offset -0.08
+
+'pixloc evaluate out/drive out/other' compares runs.
+"""
 
 from __future__ import annotations
 
 import argparse
 import json
 from dataclasses import replace
-from pathlib import Path
 
-from .bag_arguments import about_time_offset, add_bag_arguments, bag_options, initial_pose
-from .execution_arguments import add_execution_arguments, execution
-from .help_format import HelpFormatter
+from .arguments import add_bag, add_cold_start, add_execution, add_verb, bag_options, flag, initial_pose, open_localizer, path
 from .progress import show_progress
 
 
 def add_parser(subparsers) -> None:
-    parser = subparsers.add_parser(
-        "track",
-        help="track the camera of a bag against a map, offline and deterministic",
-        description="Runs the tracker over a bag in the order of the messages' stamps, without ROS and as fast as the machine "
-        "can. Writes the poses of the base in the map, figures, and a page with plots and pictures. Where the bag "
-        "holds ground truth, it gives the start and the errors.",
-        epilog="examples:\n"
-        "  pixloc track --map site.pixmap drive_bag -o out/drive\n"
-        "  pixloc track --map site.pixmap drive.mcap -o out/drive --initial-pose 1.2 0.5 0 0 0 0.38 0.92\n"
-        "  pixloc track --map site.pixmap drive_bag -o out/drive --time-offset -0.08\n\n"
-        "'pixloc evaluate out/drive out/other' compares runs.",
-        formatter_class=HelpFormatter,
-    )
-    add_bag_arguments(parser)
-    parser.add_argument(
-        "--cold-start",
-        action="store_true",
-        help="begin without a pose: it is looked for in the whole map, as it is whenever it was lost",
-    )
-    parser.add_argument(
-        "-o",
-        "--output",
-        type=Path,
-        required=True,
-        metavar="DIR",
-        help="folder of poses.tum (stamp tx ty tz qx qy qz qw), run.json, summary.json and report.html",
-    )
-    parser.add_argument("--no-report", action="store_true", help="leave report.html out, which takes some seconds")
-    add_execution_arguments(parser)
-    parser.set_defaults(run=run)
+    parser = add_verb(subparsers, "track", run, __doc__)
+    add_bag(parser)
+    add_cold_start(parser)
+    help_ = "folder of poses.tum (stamp tx ty tz qx qy qz qw), run.json, summary.json and report.html"
+    path(parser, "-o --output", "DIR", help_)
+    flag(parser, "--no-report", "leave report.html out, which takes some seconds")
+    add_execution(parser)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -53,29 +39,19 @@ def run(args: argparse.Namespace) -> int:
     from ..evaluation.metrics import evaluate
     from ..evaluation.runs import write_run
     from ..evaluation.tables import format_run
-    from ..evaluation.usage import UsageMeter, machine_name
+    from ..evaluation.usage import UsageMeter
     from ..io.bags import BagReader
     from ..io.files import write_text
-    from ..localization import Localizer
 
     options, start = bag_options(args), initial_pose(args)
-    if args.cold_start and start is not None:
-        raise InputError("--cold-start and --initial-pose contradict each other: give one")
     if args.output.is_file() or args.output.suffix in (".tum", ".txt", ".json", ".html"):
         raise InputError(f"-o {args.output}: give a folder; the poses go to poses.tum in it")
-    localizer = Localizer.open(args.map, args.weights, args.preset, execution=execution(args))
-    about = {
-        "bag": str(args.bag),
-        "map": str(args.map),
-        "weights": args.weights,
-        "preset": args.preset,
-        "played": "offline, image by image",
-        "machine": machine_name(),
-        **about_time_offset(args.time_offset),
-    }
+    localizer = open_localizer(args)
     with BagReader(args.bag, options) as bag, show_progress("track") as progress:
         meter = UsageMeter()
-        result = offline.run_bag(localizer.tracker(), bag, start, cold_start=args.cold_start, progress=progress, ahead=True)
+        tracker = localizer.tracker()
+        result = offline.run_bag(tracker, bag, start, cold_start=args.cold_start, progress=progress, ahead=True)
+        about = about_run(bag, args.map, args.weights, args.preset, "offline, image by image")
         result = replace(result, usage=meter.read(), skip_map_frames=args.skip_map_frames, about=about)
         evaluation = evaluate(result)
         write_run(args.output, result)
@@ -83,15 +59,18 @@ def run(args: argparse.Namespace) -> int:
         if not args.no_report:
             from ..report.run_report import run_report, scene_of
 
-            write_text(
-                args.output / "report.html",
-                run_report(
-                    "pixloc track",
-                    f"{args.bag}, map {args.map.name}, offline.",
-                    [evaluation],
-                    scene_of(evaluation, localizer, bag),
-                ),
-            )
+            lead = f"{args.bag}, map {args.map.name}, offline."
+            page = run_report("pixloc track", lead, [evaluation], scene_of(evaluation, localizer, bag))
+            write_text(args.output / "report.html", page)
     print(format_run(evaluation.figures))
     print(f"run: {args.output}" + ("" if args.no_report else f"    report: {args.output / 'report.html'}"))
     return 0 if evaluation.figures["published_frames"] else 1
+
+
+def about_run(bag, map_path, weights: str, preset: str, played: str) -> dict[str, str]:
+    """What a run's page tells of how it was made."""
+    from ..evaluation.usage import machine_name
+
+    about = {"bag": str(bag.path), "map": str(map_path), "weights": weights, "preset": preset, "played": played}
+    offset_s = bag.options.time_offset_s
+    return about | {"machine": machine_name()} | ({"time offset": f"{offset_s:+g} s on the images' stamps"} if offset_s else {})

@@ -1,12 +1,21 @@
 # Copyright the pixloc_ros authors. SPDX-License-Identifier: Apache-2.0
-"""`pixloc weights`: import the PixLoc authors' checkpoints, and look into weights files."""
+"""`pixloc weights`: import published weights, or look into a weights file.
+
+Weights files are safetensors with a card: architecture, data, licence.
+
+examples:
+  pixloc weights import checkpoint_best.tar -o vgg.safetensors
+  pixloc weights show vgg.safetensors
+  pixloc weights plot compact -o prior.png
+"""
 
 from __future__ import annotations
 
 import argparse
 import json
 import sys
-from pathlib import Path
+
+from .arguments import add_verb, flag, path
 
 DEGREES_OF_FREEDOM = ("t_x", "t_y", "t_z", "R_x", "R_y", "R_z")
 BASE_DEGREES_OF_FREEDOM = ("forward", "left", "up", "roll", "pitch", "yaw")
@@ -14,55 +23,28 @@ BASE_DEGREES_OF_FREEDOM = ("forward", "left", "up", "roll", "pitch", "yaw")
 
 
 def add_parser(subparsers) -> None:
-    parser = subparsers.add_parser(
-        "weights",
-        help="import published weights, or look into a weights file",
-        description="Weights files are safetensors with a card: architecture, data, licence.",
-        epilog="examples:\n  pixloc weights import checkpoint_best.tar -o vgg.safetensors\n"
-        "  pixloc weights show vgg.safetensors\n"
-        "  pixloc weights plot compact -o prior.png",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    actions = parser.add_subparsers(title="actions", metavar="ACTION", required=True)
-
-    importing = actions.add_parser(
-        "import",
-        help="a checkpoint of the PixLoc authors to a weights file",
-        description="Reads what the authors' training saved, checks every tensor and setting, and writes the network "
-        "and its damping as one file. The published weights carry no licence: they are for you to fetch, "
-        "not for us to ship.",
-    )
-    importing.add_argument("checkpoint", type=Path, metavar="FILE.tar", help="checkpoint_best.tar as published")
-    importing.add_argument("-o", "--output", type=Path, required=True, metavar="FILE.safetensors")
-    importing.add_argument(
-        "--trust", action="store_true", help="read the file even if it holds Python objects; this runs any code hidden in it"
-    )
-    importing.set_defaults(run=run_import)
-
-    showing = actions.add_parser(
-        "show",
-        help="card, parameters and damping of a weights file",
-        description="Prints the card, the number of parameters, and the optimizer's learned damping per level and "
-        "degree of freedom (of the query camera: t along, R about its axes; of a temporal prior: of the "
-        "robot's base, at a typical motion, with the trust in the prior factor). Large values hold a motion back.",
-    )
-    showing.add_argument("weights", metavar="FILE", help="a .safetensors file, or the name of a shipped network")
-    showing.add_argument("--json", action="store_true", help="print JSON instead of a table")
-    showing.set_defaults(run=run_show)
-
-    plotting = actions.add_parser(
-        "plot",
-        help="the learned damping and prior as a picture",
-        description="Draws the learned damping per level and degree of freedom of the camera. Of a temporal prior: damping and "
-        "trust in the prior factor, per degree of freedom of the robot's base, against the distance moved since "
-        "the last frame, the turn, and the prior's uncertainty.",
-    )
-    plotting.add_argument("weights", metavar="FILE", help="a .safetensors file with a learned damping, or a shipped name")
-    plotting.add_argument("-o", "--output", type=Path, required=True, metavar="FILE.png")
-    plotting.set_defaults(run=run_plot)
+    actions = add_verb(subparsers, "weights", None, __doc__).add_subparsers(title="actions", metavar="ACTION", required=True)
+    parser = add_verb(actions, "import", run_import, run_import.__doc__)
+    path(parser, "checkpoint", "FILE.tar", "checkpoint_best.tar as published")
+    path(parser, "-o --output", "FILE.safetensors")
+    flag(parser, "--trust", "read the file even if it holds Python objects; this runs any code hidden in it")
+    parser = add_verb(actions, "show", run_show, run_show.__doc__)
+    parser.add_argument("weights", metavar="FILE", help="a .safetensors file, or the name of a shipped network")
+    flag(parser, "--json", "print JSON instead of a table")
+    parser = add_verb(actions, "plot", run_plot, run_plot.__doc__)
+    parser.add_argument("weights", metavar="FILE", help="a .safetensors file with a learned damping, or a shipped name")
+    path(parser, "-o --output", "FILE.png")
 
 
 def run_import(args: argparse.Namespace) -> int:
+    """`pixloc weights import`: a checkpoint of the PixLoc authors to a weights file.
+
+    Reads what the authors' training saved, checks every tensor and setting, and writes the network and its damping as one file.
+    The published weights carry no licence: they are for you to fetch, not for us to ship.
+
+    example:
+      pixloc weights import checkpoint_best.tar -o vgg.safetensors
+    """
     from ..errors import InputError
     from ..features.checkpoint_import import import_checkpoint
 
@@ -78,12 +60,30 @@ def run_import(args: argparse.Namespace) -> int:
 
 
 def run_show(args: argparse.Namespace) -> int:
+    """`pixloc weights show`: card, parameters and damping of a weights file.
+
+    Prints the card, the number of parameters, and the optimizer's learned damping per level and degree of freedom (of the query
+    camera: t along, R about its axes; of a temporal prior: of the robot's base, at a typical motion, with the trust in the prior
+    factor). Large values hold a motion back.
+
+    example:
+      pixloc weights show compact
+    """
     summary = _summary(args.weights)
     print(json.dumps(summary, indent=2) if args.json else _table(summary))
     return 0
 
 
 def run_plot(args: argparse.Namespace) -> int:
+    """`pixloc weights plot`: the learned damping and prior as a picture.
+
+    Draws the learned damping per level and degree of freedom of the camera. Of a temporal prior: damping and trust in the prior
+    factor, per degree of freedom of the robot's base, against the distance moved since the last frame, the turn, and the prior's
+    uncertainty.
+
+    example:
+      pixloc weights plot compact -o prior.png
+    """
     from ..alignment import TemporalPrior, damping_of
     from ..errors import InputError
     from ..features import load_extractor

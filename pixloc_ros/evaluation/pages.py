@@ -10,18 +10,22 @@ from ..errors import InputError
 from ..io.files import write_text
 
 
-def write_section(page: Path, name: str, text: str) -> None:
-    """Replace what stands between the lines `<!-- NAME: begin -->` and `<!-- NAME: end -->` of a page.
-
-    Raises InputError where the page cannot be read or lacks one of the two lines; it is unchanged then.
-    """
+def around_section(page: Path, name: str) -> tuple[str, str]:
+    """What stands before and after the section between the lines `<!-- NAME: begin -->` and `<!-- NAME: end -->` of a page, these
+    lines included. Raises InputError where the page cannot be read or lacks one of the two lines."""
     begin, end = f"<!-- {name}: begin -->\n", f"<!-- {name}: end -->"
     try:
         before, rest = page.read_text(encoding="utf-8").split(begin)
         _, after = rest.split(end)
     except (OSError, ValueError):
         raise InputError(f"{page} has no section between {begin.strip()} and {end}: put these two lines into it") from None
-    write_text(page, f"{before}{begin}{text.strip()}\n{end}{after}")
+    return before + begin, end + after
+
+
+def write_section(page: Path, name: str, text: str) -> None:
+    """Replace a section of a page (`around_section`); it is unchanged where that raises."""
+    before, after = around_section(page, name)
+    write_text(page, f"{before}{text.strip()}\n{after}")
 
 
 def markdown_table(head: str, rows: Iterable[Iterable[object]]) -> str:

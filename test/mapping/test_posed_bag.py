@@ -44,7 +44,7 @@ def test_what_cannot_be_guessed_is_asked_for(tmp_path):
     with pytest.raises(InputError, match="no poses on /nothing"):
         PosedBag(slam, PosedBagOptions(poses="/nothing"))
     loose = write_bag(tmp_path / "loose", 2, static=False)
-    with pytest.raises(InputError, match="--body-frame"):
+    with pytest.raises(InputError, match="--base-frame"):
         PosedBag(loose)
     with PosedBag(loose, PosedBagOptions(body_from_camera=torch.from_numpy(BASE_FROM_CAMERA))) as frames:
         assert len(list(frames())) == 2

@@ -232,7 +232,7 @@ class PosedBag:
             try:
                 mount = self.bag.static_transform(body, self.bag.camera_frame)
             except InputError as error:
-                raise InputError(f"{error}; --body-frame names the frame whose pose {topic} gives") from None
+                raise InputError(f"{error}; --base-frame names the frame whose pose {topic} gives") from None
         return TransformChain([(Trajectory.from_poses(poses.items()), False), mount]), topic
 
 

@@ -1,0 +1,212 @@
+# Copyright the pixloc_ros authors. SPDX-License-Identifier: Apache-2.0
+"""How verbs say what they take: the same option for the same thing in every verb, and help from docstrings."""
+
+from __future__ import annotations
+
+import argparse
+import inspect
+from collections.abc import Callable
+from pathlib import Path
+
+POSE = ("X", "Y", "Z", "QX", "QY", "QZ", "QW")
+
+
+class HelpFormatter(argparse.HelpFormatter):
+    """Wraps descriptions, and leaves what has line breaks of its own (examples) as it is."""
+
+    def _fill_text(self, text: str, width: int, indent: str) -> str:
+        if "\n" not in text:
+            return super()._fill_text(text, width, indent)
+        return "".join(indent + line for line in text.splitlines(keepends=True))
+
+
+def add_verb(subparsers, name: str, run: Callable[[argparse.Namespace], int] | None, text: str | None) -> argparse.ArgumentParser:
+    """A verb, or an action of one.
+
+    Args:
+        subparsers: Where it is added.
+        name: As it is typed.
+        run: What it does; None where its actions do.
+        text: A docstring: "NAME: what it does." for the list of verbs, paragraphs that describe it, and what begins with the word
+            "example", which is shown as it is.
+    """
+    head, _, rest = inspect.cleandoc(text or "").partition("\n\n")
+    description, _, examples = rest.partition("\n\nexample")
+    help_ = " ".join(head.partition(": ")[2].split()).removesuffix(".")
+    parser = subparsers.add_parser(
+        name,
+        help=help_.replace("%", "%%"),
+        description=" ".join(description.split()) or help_,
+        epilog=f"example{examples}",
+        formatter_class=HelpFormatter,
+    )
+    if run is not None:
+        parser.set_defaults(run=run)
+    return parser
+
+
+def option(parser, names: str, metavar: str | tuple = "", help_: str = "", default=None, **more) -> None:
+    """An option with a value, of the default's type unless `type` says which. names: all of them, with spaces."""
+    if default is not None:
+        more = {"type": type(default), "default": default, **more}
+    parser.add_argument(*names.split(), metavar=metavar or None, help=help_, **more)
+
+
+def path(parser, names: str, metavar: str, help_: str = "", **more) -> None:
+    """A file or folder that must be given: an option, or an argument without dashes."""
+    required = {"required": True} if names.startswith("-") else {}
+    parser.add_argument(*names.split(), type=Path, metavar=metavar, help=help_, **{**required, **more})
+
+
+def flag(parser, name: str, help_: str) -> None:
+    """An option without a value."""
+    parser.add_argument(name, action="store_true", help=help_)
+
+
+# ---- map and network
+
+
+def add_weights(parser, help_: str = "network: a shipped name or a .safetensors file; localize with the same") -> None:
+    option(parser, "--weights", "NAME|FILE", f"{help_} (default compact)", "compact")
+
+
+def add_map(parser, preset: bool = True) -> None:
+    """A map and what localizes in it."""
+    path(parser, "--map", "FILE", "made by 'pixloc map'")
+    add_weights(parser, "the network that made the map")
+    if preset:
+        add_preset(parser)
+
+
+def add_preset(parser) -> None:
+    option(parser, "--preset", "NAME", "fast, balanced (default) or accurate: how much is spent on an image", "balanced")
+
+
+def add_execution(parser) -> None:
+    group = parser.add_argument_group("what runs the network")
+    option(
+        group, "--backend", "NAME", "torch, onnxruntime, openvino, or auto (default): ONNX Runtime where it can be used", "auto"
+    )
+    option(group, "--device", "NAME", "cpu (default) or cuda; of the optimizer, too", "cpu")
+    option(group, "--precision", "NAME", "float32 (default), bfloat16 or float16", "float32")
+
+
+def open_localizer(args: argparse.Namespace):
+    """`Localizer` of the arguments. Raises InputError for what cannot be used, or what this machine cannot do."""
+    from ..features import Execution
+    from ..localization import Localizer
+
+    execution = Execution(args.backend, args.device, args.precision) if hasattr(args, "backend") else None
+    return Localizer.open(args.map, args.weights, args.preset, execution=execution)
+
+
+def add_map_making(parser) -> None:
+    """What all that makes a map of images takes."""
+    path(parser, "-o --output", "FILE.pixmap")
+    add_network(parser)
+
+
+def add_network(parser) -> None:
+    """The network that maps are made with."""
+    add_weights(parser)
+    option(parser, "--working-side", "PX", "shrink images to this longer side (default: the network's, 640)", type=int)
+
+
+def check_working_side(args: argparse.Namespace) -> None:
+    from ..errors import InputError
+
+    if args.working_side is not None and args.working_side < 64:
+        raise InputError(f"--working-side {args.working_side}: give at least 64 pixels")
+
+
+def check_map_making(args: argparse.Namespace) -> None:
+    """What would otherwise come out only after the work. Raises InputError."""
+    from ..errors import InputError
+
+    check_working_side(args)
+    if getattr(args, "min_track_length", 1) < 1 or not getattr(args, "max_error", 1.0) > 0:
+        raise InputError("--min-track-length must be at least 1 and --max-error above 0")
+    if args.output.is_dir():
+        raise InputError(f"{args.output} is a folder: name the map's file, for example {args.output / 'site.pixmap'}")
+
+
+# ---- images and bags
+
+
+def add_images(parser) -> None:
+    """Images with their cameras."""
+    help_ = "folder of the images that --cameras names, or a text file with some of their names"
+    path(parser, "--images", "DIR|LIST", help_)
+    path(parser, "--cameras", "FILE", "one camera an image")
+
+
+def add_topics(parser, base: str):
+    """The group of what cannot be found in a bag by itself; --body-... are former names."""
+    topics = parser.add_argument_group("what cannot be found in the bag by itself")
+    option(topics, "--image-topic", "NAME")
+    option(topics, "--camera-info-topic", "NAME")
+    option(topics, "--base-frame", "NAME", base)
+    mount = "where the camera (optical axes) sits, if the bag has no static transforms"
+    option(topics, "--base-from-camera", POSE, mount, nargs=7)
+    hidden = {"help_": argparse.SUPPRESS, "default": argparse.SUPPRESS, "type": None}
+    option(topics, "--body-frame", dest="base_frame", **hidden)
+    option(topics, "--body-from-camera", dest="base_from_camera", nargs=7, **hidden)
+    return topics
+
+
+def add_bag(parser) -> None:
+    """A drive to track in a map."""
+    path(parser, "bag", "BAG", "rosbag2 folder, .mcap or .db3 file, or ROS 1 .bag")
+    add_map(parser)
+    start = "of the base in the map at the first image (default: from the bag's ground truth)"
+    option(parser, "--initial-pose", POSE, start, nargs=7)
+    skip = "leave every N-th image, from the first on, out of the errors: those the map was made of"
+    option(parser, "--skip-map-frames", "N", skip, 0)
+    offset = (
+        "seconds added to the images' stamps, as by the node's parameter time_offset: negative where the "
+        "camera's driver stamped late (default 0)"
+    )
+    option(parser, "--time-offset", "S", offset, 0.0)
+    topics = add_topics(parser, "default: the child frame of the odometry, or base_link")
+    option(topics, "--odometry-topic", "NAME", "'tf': the transform odom -> base; 'none': there is none")
+    option(topics, "--truth-topic", "NAME", "'tf:PARENT:CHILD': that transform; 'none': there is none")
+    option(topics, "--odom-frame", "NAME", "for odometry from TF (default odom)", "odom")
+
+
+def add_cold_start(parser) -> None:
+    flag(parser, "--cold-start", "begin without a pose: it is searched for in the whole map, as whenever it is lost")
+
+
+def parse_poses(args: argparse.Namespace, *names: str) -> list:
+    """float64 [4, 4] of options of seven numbers, None where one is not given. Raises InputError for numbers that are no pose."""
+    from ..io.trajectory import parse_pose
+
+    given = [(getattr(args, name), f"--{name.replace('_', '-')}") for name in names]
+    return [parse_pose(numbers, option) if numbers else None for numbers, option in given]
+
+
+def bag_options(args: argparse.Namespace):
+    """`BagOptions` of the arguments. Raises InputError for numbers that make no pose, and for a time offset the node would
+    refuse."""
+    from ..errors import InputError
+    from ..io.bags import BagOptions
+    from ..node.parameters import BY_NAME
+
+    if args.skip_map_frames < 0 or args.skip_map_frames == 1:
+        raise InputError("--skip-map-frames takes 2 or more (every second, third, ... image), or 0 for none")
+    least, most = BY_NAME["time_offset"].bounds
+    if not least <= args.time_offset <= most:
+        raise InputError(f"--time-offset {args.time_offset:g}: give seconds from {least:g} to {most:g}")
+    topics = (args.image_topic, args.camera_info_topic, args.odometry_topic, args.truth_topic)
+    (mount,) = parse_poses(args, "base_from_camera")
+    return BagOptions(*topics, args.odom_frame, args.base_frame, mount, args.time_offset)
+
+
+def initial_pose(args: argparse.Namespace):
+    """The pose to start from, None for the truth's or, with --cold-start, none. Raises InputError where both are given."""
+    from ..errors import InputError
+
+    (pose,) = parse_poses(args, "initial_pose")
+    if getattr(args, "cold_start", False) and pose is not None:
+        raise InputError("--cold-start and --initial-pose contradict each other: give one")
+    return pose

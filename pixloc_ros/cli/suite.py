@@ -1,0 +1,142 @@
+# Copyright the pixloc_ros authors. SPDX-License-Identifier: Apache-2.0
+"""`pixloc suite`: robustness: accuracy against how bad images, odometry, calibration and stamps are.
+
+Applies graded blur, darkness, noise, compression, occlusion, frame drops, odometry noise, calibration error and time offset to
+a bag as it is read, tracks each, plots accuracy over severity. Results are kept as they come: run the same command again to go
+on after an interruption. docs/evidence/robustness.md explains kinds and severities.
+
+examples:
+  pixloc suite --map site.pixmap drive_bag -o out/suite
+  pixloc suite --map site.pixmap drive_bag --images site/images -o out/suite     # with rivals
+  pixloc suite --map site.pixmap drive_bag --kinds blur --severities 10 20 40 -o out/blur
+  pixloc suite --map site.pixmap drive_bag --export out/bags                     # for other systems
+  pixloc suite --map site.pixmap drive_bag --external other=out/poses -o out/suite
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from .arguments import add_bag, add_execution, add_verb, bag_options, initial_pose, open_localizer, option
+
+RIVALS = ("klt", "orb")
+
+
+def add_parser(subparsers) -> None:
+    parser = add_verb(subparsers, "suite", run, __doc__)
+    add_bag(parser)
+    option(parser, "-o --output", "DIR", "folder of suite.json, suite.md and suite.html", type=Path)
+    kinds = "blur dark noise compression occlusion drops odometry calibration time (default: all)"
+    option(parser, "--kinds", "KIND", kinds, nargs="+")
+    option(parser, "--severities", "X", "of the one kind given, instead of the usual ones", nargs="+", type=float)
+    truth = "true poses: a TUM file or another bag (default: a topic of this bag)"
+    option(parser, "--truth", "FILE|BAG", truth, type=Path)
+    option(parser, "--seed", "N", "of all that is random (default 0)", 0)
+    clear = "images of the first seconds stay as recorded and are not scored (default 1)"
+    option(parser, "--clear-start", "S", clear, 1.0)
+    option(parser, "--name", "NAME", "of the drive in tables (default: the bag's)")
+    page = (
+        "also put the tables into a Markdown page, between <!-- suite NAME: begin --> and <!-- suite NAME: end -->, and the plot "
+        "into images/ next to it"
+    )
+    option(parser, "--write", "FILE", page, type=Path)
+    methods = parser.add_argument_group("other methods")
+    images = "the images that the map was made of; the rivals need them: KLT + PnP and ORB + PnP (OpenCV)"
+    option(methods, "--images", "DIR", images, type=Path)
+    option(methods, "--rivals", "NAME", "klt, orb (default: both, given --images)", nargs="*", choices=RIVALS)
+    external = "trajectories of another system, DIR/CELL.tum, scored too; may be repeated"
+    option(methods, "--external", "NAME=DIR", external, action="append", type=str, default=[])
+    export = "write the degraded bags, DIR/CELL, for other systems to run on, and stop"
+    option(methods, "--export", "DIR", export, type=Path)
+    add_execution(parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    from ..errors import InputError
+    from ..evaluation import suite
+    from ..evaluation.pages import around_section, write_section
+    from ..evaluation.suite_export import export_bag
+    from ..evaluation.tables import format_table
+    from ..io.bags import BagReader
+    from ..io.files import write_bytes, write_text
+    from ..report.suite import plot_overview, suite_page
+
+    cells = suite.plan(args.kinds, args.severities)
+    if not 0 <= args.clear_start < float("inf") or args.seed < 0:
+        raise InputError("--clear-start and --seed must not be negative")
+    if args.output is None and args.export is None:
+        raise InputError("give -o, the folder of the results, or --export")
+    name = args.name or args.bag.stem
+    if args.write:
+        around_section(args.write, f"suite {name}")  # before the work, not after
+    with BagReader(args.bag, bag_options(args)) as bag:
+        experiment = _experiment(args, bag)
+        if args.export:
+            for number, degradation in enumerate(cells, 1):
+                path = args.export / suite.cell_name(degradation)
+                export_bag(path, experiment.degraded(degradation))
+                print(f"{number}/{len(cells)}  {degradation}: {path}", flush=True)
+            print(f"{len(cells)} bags: {args.export}; score poses of theirs with --external NAME=DIR, DIR/CELL.tum")
+            return 0
+        methods, notes = _methods(args, suite)
+        about = {"name": name, "bag": args.bag.name, "map": args.map.name, "seed": args.seed}
+        about |= {"clear_start_s": args.clear_start, "right": suite.RIGHT}
+        results = suite.Results.open(args.output / "suite.json", about)
+
+        def say(done: int, of: int, degradation, cell: dict) -> None:
+            print(f"{done}/{of}  {degradation}, {cell['method']}: {suite.format_cell(cell)}", flush=True)
+
+        suite.run(experiment, methods, cells, results, say)
+    text = suite.markdown(results)
+    write_text(args.output / "suite.md", f"# {name}\n\n{text}")
+    write_text(args.output / "suite.html", suite_page(results, notes))
+    if args.write:
+        picture = args.write.parent / "images" / f"suite_{name}.png"
+        write_bytes(picture, plot_overview(results))
+        plot = f"![right poses against severity, {name}](images/{picture.name})"
+        write_section(args.write, f"suite {name}", f"{plot}\n\n{text}")
+    print("\n" + format_table(suite.summary_rows(results)))
+    print("".join(f"note: {note}\n" for note in notes) + f"page: {args.output / 'suite.html'}    figures: {results.path}")
+    return 0
+
+
+def _experiment(args: argparse.Namespace, bag):
+    from ..evaluation.suite import Experiment
+    from ..io.bag_truth import is_bag, read_bag_truth
+    from ..io.trajectory import read_tum
+    from ..mapping.build.posed_bag import bag_identity
+
+    if args.truth is None:
+        truth = bag.truth()
+    else:
+        truth = read_bag_truth(args.truth, args.truth_topic)[0] if is_bag(args.truth) else read_tum(args.truth)
+    identity = [bag_identity(args.bag), repr(bag.options), bag_identity(args.truth) if args.truth else None]
+    identity += [args.time_offset] if args.time_offset else []  # results of before there was such a thing stay good
+    return Experiment(bag, truth, initial_pose(args), args.skip_map_frames, args.seed, args.clear_start, identity)
+
+
+def _methods(args: argparse.Namespace, suite) -> tuple[list, list[str]]:
+    """What is measured, and what the reader should know of what is not."""
+    from .. import __version__
+    from ..errors import InputError
+    from ..evaluation.rivals import RIVALS as KNOWN
+    from ..mapping.build.posed_bag import bag_identity
+
+    start, localizer = initial_pose(args), open_localizer(args)
+    settings = [__version__, bag_identity(args.map), repr(localizer.aligner.options), repr(localizer.extractor.execution)]
+    methods = [suite.tracker_method(suite.OURS, localizer, start, settings)]
+    wanted = args.rivals if args.rivals is not None else list(RIVALS) if args.images else []
+    if wanted and args.images is None:
+        raise InputError("the rivals need the images that the map was made of: give --images")
+    for name in wanted:
+        title, make = KNOWN[name]
+        rival = make(localizer.map, args.images)
+        methods.append(suite.tracker_method(title, rival, start, [__version__, rival.fingerprint]))
+    for given in args.external:
+        name, equals, folder = given.partition("=")
+        if not (name and equals and folder) or name in [method.name for method in methods] or name == suite.ODOMETRY:
+            raise InputError(f"--external {given}: write NAME=DIR, with a name of its own")
+        methods.append(suite.external_method(name, Path(folder)))
+    notes = [] if args.images else ["without --images, the folder of the map's images, no rival is measured"]
+    return [*methods, suite.odometry_method()], notes
