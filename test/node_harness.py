@@ -11,11 +11,8 @@ import contextlib
 import gc
 import math
 import os
-import threading
 import time
-from array import array
 
-import cv2
 import numpy as np
 import rclpy
 import torch
@@ -24,16 +21,17 @@ from diagnostic_msgs.msg import DiagnosticArray
 from geometry_msgs.msg import PoseWithCovarianceStamped
 from nav_msgs.msg import Odometry
 from pixloc_ros.msg import LocalizationStatus
-from rclpy.executors import SingleThreadedExecutor
 from rclpy.parameter import Parameter
-from rclpy.qos import DurabilityPolicy, QoSProfile
-from sensor_msgs.msg import CameraInfo, CompressedImage, Image
+from sensor_msgs.msg import CameraInfo, Image
 from tf2_msgs.msg import TFMessage
-from tf2_ros import Buffer, StaticTransformBroadcaster, TransformBroadcaster, TransformListener
+from tf2_ros import Buffer, TransformBroadcaster, TransformListener
 
 from pixloc_ros.geometry import se3
+from pixloc_ros.geometry.cameras import Camera
 from pixloc_ros.node import conversions
 from pixloc_ros.node.localization_node import LocalizationNode
+from pixloc_ros.rig import robot
+from pixloc_ros.rig.node_process import spinning_node
 from pixloc_ros.tracking.tracker import Tracker
 from pixloc_ros.tracking.types import FrameAlignment, PreparedImage
 
@@ -48,8 +46,7 @@ BROKEN = 250
 
 
 def isolate() -> None:
-    """Own DDS domain, this machine only, unless the environment has chosen."""
-    os.environ.setdefault("ROS_AUTOMATIC_DISCOVERY_RANGE", "LOCALHOST")
+    """Own DDS domain, unless the environment has chosen one."""
     os.environ.setdefault("ROS_DOMAIN_ID", str(10 + os.getpid() % 80))
 
 
@@ -79,16 +76,9 @@ def pose_of(number: int) -> torch.Tensor:
 
 def start_pose() -> dict:
     """Parameters that start the node at image 0."""
-    pose = pose_of(0)
-    return {
-        "set_initial_pose": True,
-        "initial_pose__x": float(pose[0, 3]),
-        "initial_pose__y": float(pose[1, 3]),
-        "initial_pose__z": float(pose[2, 3]),
-        "initial_pose__roll": 0.02,
-        "initial_pose__pitch": -0.1,
-        "initial_pose__yaw": 0.7,
-    }
+    x, y, z = pose_of(0)[:3, 3].tolist()
+    values = {"x": x, "y": y, "z": z, "roll": 0.02, "pitch": -0.1, "yaw": 0.7}
+    return {"set_initial_pose": True, **{f"initial_pose__{name}": value for name, value in values.items()}}
 
 
 class FakeAligner:
@@ -148,61 +138,37 @@ def encoded(grey: np.ndarray, encoding: str) -> tuple[np.ndarray, int]:
 def image_message(number: int | None, stamp_ns: int, encoding: str = "mono8", frame: str = "camera_optical") -> Image:
     """sensor_msgs/Image of `grey_image`."""
     rows, pixel_bytes = encoded(grey_image(number), encoding)
-    message = Image(height=HEIGHT, width=WIDTH, encoding=encoding, step=WIDTH * pixel_bytes)
-    message.header.frame_id, message.header.stamp = frame, conversions.stamp_from_ns(stamp_ns)
-    data = array("B")
-    data.frombytes(np.ascontiguousarray(rows).tobytes())
-    message.data = data
-    return message
-
-
-def compressed_message(number: int | None, stamp_ns: int) -> CompressedImage:
-    """The same as JPEG."""
-    message = CompressedImage(format="jpeg")
-    message.header.frame_id, message.header.stamp = "camera_optical", conversions.stamp_from_ns(stamp_ns)
-    message.data = array("B", cv2.imencode(".jpg", grey_image(number))[1].tobytes())
+    message = robot.image_message(rows, stamp_ns, frame)
+    message.width, message.encoding, message.step = WIDTH, encoding, WIDTH * pixel_bytes
     return message
 
 
 def camera_info() -> CameraInfo:
-    return CameraInfo(
-        width=WIDTH, height=HEIGHT, distortion_model="plumb_bob", d=[0.0] * 5,
-        k=[60.0, 0.0, 31.5, 0.0, 60.0, 23.5, 0.0, 0.0, 1.0],
-    )  # fmt: skip
+    lens = torch.tensor([60.0, 60.0, 31.5, 23.5], dtype=torch.float64)
+    return robot.camera_info_message(Camera("pinhole", WIDTH, HEIGHT, lens))
 
 
 def odometry_message(stamp_ns: int) -> Odometry:
-    message = Odometry(child_frame_id="base_link")
-    message.header.frame_id, message.header.stamp = "odom", conversions.stamp_from_ns(stamp_ns)
-    message.pose.pose = conversions.matrix_to_pose(odometry_pose((stamp_ns - START_NS) * 1e-9))
+    message = robot.odometry_message(stamp_ns, odometry_pose((stamp_ns - START_NS) * 1e-9))
     message.twist.twist.linear.x = 1.2
     return message
 
 
 def initial_pose_message(number: int, stamp_ns: int | None = None) -> PoseWithCovarianceStamped:
-    message = PoseWithCovarianceStamped()
-    message.header.frame_id = "map"
+    message = robot.initial_pose_message(pose_of(number), torch.zeros(6, 6, dtype=torch.float64))
     message.header.stamp = Time() if stamp_ns is None else conversions.stamp_from_ns(stamp_ns)
-    message.pose.pose = conversions.matrix_to_pose(pose_of(number))
     message.pose.covariance[0] = message.pose.covariance[7] = 0.04
     message.pose.covariance[35] = 0.01
     return message
 
 
-class Robot:
-    """Publishes what a robot does, and keeps all that the node says."""
+class Robot(robot.RobotTopics):
+    """Publishes what a robot does, and keeps all that the node publishes."""
 
-    def __init__(self, node: rclpy.node.Node, transport: str) -> None:
-        self.node = node
-        self.transport = transport
-        latched = QoSProfile(depth=1, durability=DurabilityPolicy.TRANSIENT_LOCAL)
-        self.raw = node.create_publisher(Image, "camera/image_raw", 50)
-        self.compressed = node.create_publisher(CompressedImage, "camera/image_raw/compressed", 50)
-        self.info = node.create_publisher(CameraInfo, "camera/camera_info", latched)
-        self.odometry = node.create_publisher(Odometry, "odom", 50)
-        self.initial_pose = node.create_publisher(PoseWithCovarianceStamped, "initialpose", 1)
+    def __init__(self, node: rclpy.node.Node, compressed: bool) -> None:
+        super().__init__(node, compressed)
+        self.node, self.is_compressed = node, compressed
         self.tf = TransformBroadcaster(node)
-        self.static_tf = StaticTransformBroadcaster(node)
         self.statuses: list[LocalizationStatus] = []
         self.poses: list[PoseWithCovarianceStamped] = []
         self.odometries: list[Odometry] = []
@@ -212,22 +178,22 @@ class Robot:
         self.texts: list[str] = []
         self.buffer = Buffer(node=node)
         self.listener = TransformListener(self.buffer, node)
-        name = "localization_node"
-        node.create_subscription(LocalizationStatus, f"{name}/status", self.statuses.append, 500)
-        node.create_subscription(PoseWithCovarianceStamped, f"{name}/pose", self.poses.append, 500)
-        node.create_subscription(Odometry, f"{name}/odometry", self.odometries.append, 500)
+        self.odometry_ns = START_NS - 40_000_000
+        kept = {"status": (LocalizationStatus, self.statuses), "odometry": (Odometry, self.odometries)}
+        for name, (kind, messages) in (kept | {"pose": (PoseWithCovarianceStamped, self.poses)}).items():
+            node.create_subscription(kind, f"localization_node/{name}", messages.append, 500)
         node.create_subscription(TFMessage, "/tf", self._on_tf, 500)
         node.create_subscription(DiagnosticArray, "/diagnostics", self._on_diagnostics, 50)
-        self.odometry_ns = START_NS - 40_000_000
 
     def _on_tf(self, message: TFMessage) -> None:
         self.transforms += [t for t in message.transforms if t.header.frame_id == "map"]
 
     def _on_diagnostics(self, message: DiagnosticArray) -> None:
         for status in message.status:
-            self.levels[status.name.split(": ")[1]] = status.level
-            self.values[status.name.split(": ")[1]] = {pair.key: pair.value for pair in status.values}
-            self.texts.append(f"{status.name.split(': ')[1]}: {status.message}")
+            component = status.name.split(": ")[1]
+            self.levels[component] = status.level
+            self.values[component] = {pair.key: pair.value for pair in status.values}
+            self.texts.append(f"{component}: {status.message}")
 
     # ---- what it publishes
 
@@ -239,18 +205,14 @@ class Robot:
         """Odometry and its TF at 50 Hz up to one sample at or after a stamp."""
         while self.odometry_ns < stamp_ns:
             self.odometry_ns += 20_000_000
-            message = odometry_message(self.odometry_ns)
-            self.odometry.publish(message)
+            self.odometry.publish(odometry_message(self.odometry_ns))
             pose = odometry_pose((self.odometry_ns - START_NS) * 1e-9)
             self.tf.sendTransform(conversions.transform_stamped("odom", "base_link", self.odometry_ns, pose))
 
     def see(self, number: int | None, stamp_ns: int | None = None) -> None:
         """Publishes image `number`."""
         stamp_ns = stamp_of(number) if stamp_ns is None else stamp_ns
-        if self.transport == "compressed":
-            self.compressed.publish(compressed_message(number, stamp_ns))
-        else:
-            self.raw.publish(image_message(number, stamp_ns))
+        self.image.publish(robot.image_message(grey_image(number), stamp_ns, compressed=self.is_compressed))
 
     def step(self, number: int, image: int | None = -1) -> LocalizationStatus:
         """One image with its odometry (`image`: another picture than its own); the node's answer."""
@@ -261,17 +223,15 @@ class Robot:
     # ---- what it waits for
 
     def connect(self, node: LocalizationNode, describe: bool = True) -> None:
-        """Waits until the node hears everything and, where it is described, knows the camera."""
-        images = self.compressed if self.transport == "compressed" else self.raw
-        publishers = [images, self.info, self.initial_pose]
+        """Waits until the node hears everything and, if the camera is described, knows it."""
+        publishers = [self.image, self.info, self.initial_pose]
         if node.get_parameter("odom_source").value == "topic":
             publishers.append(self.odometry)
         self.wait(lambda: all(p.get_subscription_count() for p in publishers))
         self.wait(lambda: self.node.count_publishers("localization_node/status") and "map" in self.levels)
-        if not describe:
-            return
-        self.describe_camera()
-        self.wait(lambda: node._worker.inputs._camera is not None)
+        if describe:
+            self.describe_camera()
+            self.wait(lambda: node._worker.inputs._camera is not None)
 
     def wait(self, condition, seconds: float = 20.0):
         """The first true value of the condition."""
@@ -281,14 +241,10 @@ class Robot:
             time.sleep(0.002)
         return value
 
-    def status_of(self, stamp_ns: int, number: int = 1) -> LocalizationStatus:
-        """The `number`-th status with this stamp."""
-
-        def found():
-            same = [s for s in self.statuses if conversions.stamp_to_ns(s.header.stamp) == stamp_ns]
-            return same[number - 1] if len(same) >= number else None
-
-        return self.wait(found)
+    def status_of(self, stamp_ns: int) -> LocalizationStatus:
+        """The status with this stamp."""
+        stamp = conversions.stamp_from_ns(stamp_ns)
+        return self.wait(lambda: next((s for s in self.statuses if s.header.stamp == stamp), None))
 
     def diagnosed(self, text: str) -> str:
         """Waits for a diagnostic message that contains the text."""
@@ -300,29 +256,14 @@ def running(transport: str = "raw", open_localizer=FakeLocalizer, ready: bool = 
     """(node, robot): both spinning and connected, the node started with these parameters ('__' stands for a dot)."""
     isolate()
     gc.collect()  # objects of earlier nodes refer to each other, and until the last is gone the graph shows those nodes too
-    context = rclpy.Context()
-    rclpy.init(context=context)
     values = {"image_transport": transport, "map": "fake.pixmap", **parameters}
     overrides = [Parameter(name.replace("__", "."), value=value) for name, value in values.items()]
-    node = LocalizationNode(open_localizer, context=context, parameter_overrides=overrides)
-    robot_node = rclpy.create_node("robot", context=context)
-    robot = Robot(robot_node, transport)
-    executors = []
-    for member in (node, robot_node):
-        executor = SingleThreadedExecutor(context=context)
-        executor.add_node(member)
-        thread = threading.Thread(target=executor.spin, daemon=True)
-        thread.start()
-        executors.append((executor, thread))
-    try:
+
+    def make(context: rclpy.Context) -> LocalizationNode:
+        return LocalizationNode(open_localizer, context=context, parameter_overrides=overrides)
+
+    with spinning_node(make) as node, spinning_node("robot") as robot_node:
+        fed = Robot(robot_node, transport == "compressed")
         if connect:
-            robot.connect(node, describe=ready)
-        yield node, robot
-    finally:
-        node.close()
-        for executor, thread in executors:
-            executor.shutdown()
-            thread.join()
-        node.destroy_node()
-        robot_node.destroy_node()
-        context.try_shutdown()
+            fed.connect(node, describe=ready)
+        yield node, fed

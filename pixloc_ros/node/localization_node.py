@@ -78,11 +78,15 @@ class LocalizationNode(LifecycleNode):
                 if self._refusal is not None:
                     raise self._refusal
             except BaseException:  # also a signal to stop that comes meanwhile: the worker must not outlive the node
-                self.close()
+                self._close()
                 raise
 
-    def close(self) -> None:
-        """Ends the worker; the node can be destroyed then."""
+    def destroy_node(self) -> None:
+        """Ends the worker and destroys the node. Nobody may spin it any more."""
+        self._close()
+        super().destroy_node()
+
+    def _close(self) -> None:
         if self._worker is not None:
             self._worker.close()
             self._worker = None
@@ -127,7 +131,7 @@ class LocalizationNode(LifecycleNode):
         """Back to the beginning: all parameters can be set then."""
         for service in self._own_services:
             self.destroy_service(service)
-        self.close()
+        self._close()
         self._board.clear_all()
         return super().on_cleanup(state)
 
@@ -135,7 +139,7 @@ class LocalizationNode(LifecycleNode):
         """Ends all that runs."""
         if self._active:
             self._stop_listening()
-        self.close()
+        self._close()
         return super().on_shutdown(state)
 
     def explain(self, error: Exception) -> None:
@@ -265,7 +269,6 @@ def main(arguments: list[str] | None = None) -> int:
         # The signal to stop came while rclpy was publishing, making or taking something: then it cannot convert the message.
     finally:
         if node is not None:
-            node.close()
             node.destroy_node()
         rclpy.try_shutdown()
     if node is not None and node.failure is not None:

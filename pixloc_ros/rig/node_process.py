@@ -109,12 +109,12 @@ class NodeProcess:
 
 
 @contextlib.contextmanager
-def spinning_node(name: str) -> Iterator[Node]:
-    """A node in a ROS context of its own, spun by a thread until the block ends."""
+def spinning_node(make: str | Callable[[rclpy.Context], Node]) -> Iterator[Node]:
+    """A node in a ROS context of its own, spun by a thread until the block ends. make: its name, or what makes it."""
     _stay_on_this_machine()
     context = rclpy.Context()
     rclpy.init(context=context, args=[])
-    node = rclpy.create_node(name, context=context)
+    node = rclpy.create_node(make, context=context) if isinstance(make, str) else make(context)
     executor = SingleThreadedExecutor(context=context)
     executor.add_node(node)
 
@@ -122,7 +122,7 @@ def spinning_node(name: str) -> Iterator[Node]:
         with contextlib.suppress(ExternalShutdownException):
             executor.spin()
 
-    thread = threading.Thread(target=spin, name=name)
+    thread = threading.Thread(target=spin)
     thread.start()
     try:
         yield node

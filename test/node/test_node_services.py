@@ -56,7 +56,7 @@ def test_life_cycle():
         assert node.set_parameters([Parameter("odom_frame_id", value="wheels")])[0].successful
         assert node.set_parameters([Parameter("odom_frame_id", value="odom")])[0].successful
         assert change_state(robot, Transition.TRANSITION_CONFIGURE)
-        assert not robot.raw.get_subscription_count() and not node.count_publishers("camera/image_raw/none")
+        assert not robot.image.get_subscription_count()
         refused = node.set_parameters([Parameter("odom_frame_id", value="wheels")])[0]
         assert not refused.successful and "clean up first" in refused.reason
         assert not call(robot, Trigger, "pause").success, "paused, although it does not run"
@@ -69,7 +69,7 @@ def test_life_cycle():
             robot.buffer.clear()
             assert robot.step(0).state == TRACKING and robot.step(1).state == TRACKING
             assert change_state(robot, Transition.TRANSITION_DEACTIVATE)
-            robot.wait(lambda: not robot.raw.get_subscription_count())
+            robot.wait(lambda: not robot.image.get_subscription_count())
             transforms = len(robot.transforms)
             time.sleep(0.2)
             assert len(robot.transforms) == transforms
@@ -77,7 +77,7 @@ def test_life_cycle():
         assert node.set_parameters([Parameter("image_transport", value="compressed")])[0].successful
         assert change_state(robot, Transition.TRANSITION_CONFIGURE)
         assert change_state(robot, Transition.TRANSITION_ACTIVATE)
-        robot.wait(lambda: robot.compressed.get_subscription_count() and not robot.raw.get_subscription_count())
+        robot.wait(lambda: node.count_subscribers("camera/image_raw/compressed") and not robot.image.get_subscription_count())
         assert change_state(robot, Transition.TRANSITION_ACTIVE_SHUTDOWN)
         assert state(robot) == State.PRIMARY_STATE_FINALIZED
 
