@@ -47,7 +47,7 @@ from pixloc_ros.geometry import se3
 from pixloc_ros.io.files import write_bytes, write_text
 from pixloc_ros.mapping import Map
 from pixloc_ros.report.curves import plot_basins
-from pixloc_ros.tracking.frame_aligner import FrameAligner, LocalizerOptions
+from pixloc_ros.tracking.frame_aligner import AlignerOptions, FrameAligner
 
 SCENES = ("kitti07", "kitti01", "fox")
 """Validation scenes. tum_fr1_rpy is training data: name it to have it too, and say so next to its figures."""
@@ -84,7 +84,7 @@ class Row:
     name: str
     title: str
     features: str
-    options: LocalizerOptions = LocalizerOptions()
+    options: AlignerOptions = AlignerOptions()
     levels: int = 0
     confidences: bool = True
     damping: bool = True
@@ -93,11 +93,11 @@ class Row:
     prior_factor: bool = False
 
 
-def _alignment(**changes: object) -> LocalizerOptions:
-    return LocalizerOptions(alignment=AlignmentOptions(**changes))
+def _alignment(**changes: object) -> AlignerOptions:
+    return AlignerOptions(alignment=AlignmentOptions(**changes))
 
 
-def _loss(kind: str, scale: float) -> LocalizerOptions:
+def _loss(kind: str, scale: float) -> AlignerOptions:
     return _alignment(loss=RobustLoss(kind, scale))
 
 
@@ -121,8 +121,8 @@ GROUPS = {
         Row("no_rim", "half a cell along the query's border not used", "shipped", _alignment(border_cells=0.5)),
         Row("stop_0.005", "levels end ten times later (0.005 cells)", "shipped", _alignment(stop_cells=0.005)),
         Row("finest_always", "the finest level's pose is always used", "shipped", _alignment(finest_share=0.0)),
-        Row("chosen_once", "points are chosen once", "shipped", LocalizerOptions(reselect_share=math.inf)),
-        Row("points_512", "512 points instead of 1024", "shipped", LocalizerOptions(max_points=512)),
+        Row("chosen_once", "points are chosen once", "shipped", AlignerOptions(reselect_share=math.inf)),
+        Row("points_512", "512 points instead of 1024", "shipped", AlignerOptions(max_points=512)),
         Row("full_size", "robust levels from the full image", "shipped", full_size=True),
         Row("own_size", "queries at their own focal length", "shipped", own_size=True),
         Row("prior_factor", "prior as a factor", "shipped", prior_factor=True),

@@ -33,7 +33,7 @@ from pixloc_ros.io.bags import BagReader
 from pixloc_ros.io.frames import CameraFrame, Event
 from pixloc_ros.localization import Localizer
 from pixloc_ros.mapping import Map
-from pixloc_ros.tracking.frame_aligner import LocalizerOptions
+from pixloc_ros.tracking.frame_aligner import AlignerOptions
 from pixloc_ros.tracking.types import PreparedFrame
 
 SCENES = (*common.VALIDATION_DRIVES, "tum_fr1_rpy")
@@ -123,7 +123,7 @@ def main() -> int:
 def localizer_of(variant: Variant, map_: Map, learned: dict[str, Extractor]) -> Localizer:
     """The running system with that variant."""
     source = learned["conditional" if variant.damping == "conditional" else "constant"]
-    localizer = Localizer(map_, source, LocalizerOptions(use_prior_factor=variant.factor != "none"))
+    localizer = Localizer(map_, source, AlignerOptions(use_prior_factor=variant.factor != "none"))
     fixed = variant.damping == "fixed" and variant.factor != "learned"
     mixed = Mixed(localizer.aligner.damping, variant.damping != "fixed", variant.factor == "learned")
     localizer.aligner.damping = None if fixed else mixed

@@ -22,7 +22,7 @@ from .mapping.georeference import Georeference
 from .mapping.map_file import Map
 from .tracking.checks.calibration import CalibrationCheck
 from .tracking.covariances import isotropic
-from .tracking.frame_aligner import FrameAligner, LocalizerOptions
+from .tracking.frame_aligner import AlignerOptions, FrameAligner
 from .tracking.judge import QualityGates
 from .tracking.options import TrackerOptions
 from .tracking.presets import DEFAULT, preset_options
@@ -89,7 +89,7 @@ class Localizer:
     """
 
     def __init__(
-        self, map_: Map, extractor: Extractor | None = None, options: LocalizerOptions | None = None, map_name: str = ""
+        self, map_: Map, extractor: Extractor | None = None, options: AlignerOptions | None = None, map_name: str = ""
     ) -> None:
         """From parts; `Localizer.open` makes them.
 
@@ -110,7 +110,7 @@ class Localizer:
         cls,
         map_path: str | Path,
         weights: str | Path = "compact",
-        preset: str | LocalizerOptions = DEFAULT,
+        preset: str | AlignerOptions = DEFAULT,
         max_points: int = 0,
         execution: Execution | None = None,
     ) -> Localizer:

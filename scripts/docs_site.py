@@ -26,7 +26,7 @@ ROOT_SOURCES = {page: source for source, page in ROOT_PAGES.items()}
 BEHIND_THE_DOOR = [
     "tracking.types.TrackResult",
     "tracking.tracker.TrackerOptions",
-    "tracking.frame_aligner.LocalizerOptions",
+    "tracking.frame_aligner.AlignerOptions",
     "alignment.AlignmentOptions",
     "geometry.se3",
     "io.bags.BagReader",

@@ -54,7 +54,7 @@ def run(args: argparse.Namespace) -> int:
     from ..io.trajectory import read_benchmark_poses
     from ..localization import Localizer
     from ..report.curves import plot_basins
-    from ..tracking.frame_aligner import LocalizerOptions
+    from ..tracking.frame_aligner import AlignerOptions
 
     options = BasinOptions(args.rotation, args.translation / 100, args.steps, args.starts, args.seed)
     others = [read_basin(path) for path in args.beside]
@@ -67,7 +67,7 @@ def run(args: argparse.Namespace) -> int:
     if args.max_images:
         queries = evenly_spaced(queries, args.max_images)
     alignment = AlignmentOptions(strategy=args.strategy)
-    aligner = Localizer.open(args.map, args.weights, LocalizerOptions(alignment=alignment)).aligner
+    aligner = Localizer.open(args.map, args.weights, AlignerOptions(alignment=alignment)).aligner
     known = []
     for query in queries:
         pose = se3.inverse(truth[query.name])

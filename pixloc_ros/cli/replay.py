@@ -83,7 +83,7 @@ def replay_and_report(
     from ..rig.replay import replay
     from .track import about_run
 
-    localizer = Localizer.open(map_path, options.weights, options.preset)  # first: a bad map is told in one line
+    localizer = Localizer.open(map_path, options.weights, options.preset)  # first: a bad map is reported in one line
     truth, odometry = bag.truth(), bag.odometry()
     start_ns, start = offline.first_pose(bag, truth, start)
     with show_progress("replay") as progress:

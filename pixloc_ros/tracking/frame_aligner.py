@@ -33,11 +33,17 @@ MAX_PASSES = 2
 
 
 @dataclass(frozen=True)
-class LocalizerOptions:
-    """alignment: of the optimizer. max_points: map points used per frame. reselect_share: where the points moved by more than
-    this share of the image, they are chosen again for the view that was found (infinity: never). use_prior_factor: let a
-    prior covariance, where one is given, take part in the optimisation. image_scale: size at which the network sees images, as
-    a share of that of the map's."""
+class AlignerOptions:
+    """How a frame is aligned.
+
+    Attributes:
+        alignment: Of the optimizer.
+        max_points: Map points used per frame.
+        reselect_share: Where the points moved by more than this share of the image, they are chosen again for the view that was
+            found (infinity: never).
+        use_prior_factor: Whether a prior covariance, where one is given, takes part in the optimisation.
+        image_scale: Size at which the network sees images, as a share of that of the map's.
+    """
 
     alignment: AlignmentOptions = field(default_factory=AlignmentOptions)
     max_points: int = 1024
@@ -47,9 +53,17 @@ class LocalizerOptions:
 
 
 class FrameAligner:
-    """Aligns images with a map. Holds no state between frames except caches: the same input gives the same pose."""
+    """Aligns images with a map. Holds no state between frames except caches: the same input gives the same pose.
 
-    def __init__(self, map_: Map, extractor: Extractor, options: LocalizerOptions = LocalizerOptions()) -> None:
+    Attributes:
+        map: The map.
+        extractor: The network, with the map's levels.
+        damping: Learned, None where the weights hold none.
+        options: How frames are aligned.
+        focal_px: To which images are scaled; None: images are only shrunk.
+    """
+
+    def __init__(self, map_: Map, extractor: Extractor, options: AlignerOptions = AlignerOptions()) -> None:
         """Raises InputError where the map was made with another network."""
         map_.require_extractor(extractor)
         self.map, self.extractor, self.options = map_, extractor.with_strides(map_.strides), options
@@ -61,7 +75,12 @@ class FrameAligner:
     def prepare(self, image: np.ndarray, camera: Camera) -> PreparedImage:
         """All that can be done before the prior is known: resizing and the network.
 
-        image: uint8 [H, W] or [H, W, 3] RGB. camera: of that size (InputError otherwise).
+        Args:
+            image: uint8 [H, W] or [H, W, 3] RGB.
+            camera: Of that size.
+
+        Raises:
+            InputError: The sizes differ, or the image is too small.
         """
         clock = _Stopwatch()
         focal_px = None if self.focal_px is None else self.options.image_scale * self.focal_px
@@ -87,8 +106,12 @@ class FrameAligner:
     ) -> FrameAlignment:
         """Pose of a prepared image that was taken near `map_from_camera`.
 
-        map_from_camera: float64 [4, 4], the start. prior_covariance: float64 [6, 6] (translation, rotation), camera frame,
-        right perturbation. motion: how the robot came there; only weights with a temporal prior make use of it.
+        Args:
+            prepared: The image.
+            map_from_camera: The start, float64 [4, 4].
+            prior_covariance: float64 [6, 6] (translation, rotation), camera frame, right perturbation; None: nothing holds
+                the pose.
+            motion: How the robot came there; only weights with a temporal prior use it.
         """
         clock = _Stopwatch(prepared.timings_ms)
         pyramid, camera = prepared.pyramid, prepared.camera
@@ -97,7 +120,7 @@ class FrameAligner:
             local = self._selector.select(start, camera, self.options.max_points)
             clock.lap("gather")
             if len(local.points) < self.options.alignment.min_points:
-                return _failure(map_from_camera, "no map points near the prior", len(local.points), clock.laps)
+                return FrameAlignment.failed(map_from_camera, "no map points near the prior", len(local.points), clock.laps)
             result, map_from_local = self._align(pyramid, camera, local, start, map_from_camera, prior_covariance, motion)
             moved = _moved_px(result, local.points, camera, se3.inverse(start) @ map_from_local)
             clock.lap("alignment")
@@ -213,21 +236,6 @@ def _moved_px(result: AlignmentResult, points: ReferencePoints, camera: Camera, 
         pose,
         result.pixels.double().cpu().numpy(),
         result.visible.cpu().numpy(),
-    )
-
-
-def _failure(map_from_camera: torch.Tensor, reason: str, points: int, timings_ms: dict[str, float]) -> FrameAlignment:
-    return FrameAlignment(
-        map_from_camera,
-        torch.full((6, 6), torch.inf, dtype=torch.float64),
-        False,
-        reason,
-        float("inf"),
-        0.0,
-        0.0,
-        points,
-        0,
-        timings_ms,
     )
 
 

@@ -21,8 +21,14 @@ MOVED_STD = (0.5, 0.3)
 
 @dataclass(frozen=True)
 class LastPose:
-    """map: of which map (its file's name). stamp_ns: when. map_from_base: float64 [4, 4]. covariance: float64 [6, 6], base
-    frame, body perturbation."""
+    """Where the robot was last.
+
+    Attributes:
+        map: File name of the map.
+        stamp_ns: When.
+        map_from_base: float64 [4, 4].
+        covariance: float64 [6, 6], base frame, body perturbation.
+    """
 
     map: str
     stamp_ns: int

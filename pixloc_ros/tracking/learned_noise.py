@@ -15,10 +15,17 @@ from .odometry import OdometryBuffer, OdometryUnavailable
 
 @dataclass(frozen=True)
 class LearnedNoiseOptions:
-    """surprise: squared distance, in three degrees of freedom, beyond which an image's motion surprises (6.25: one in ten honest
-    ones does). rise, fall: what the standard deviations' factor is multiplied by with an image that does and one that does not:
-    where one in eight does, the factor stays. most: the largest factor. smooth: distance, in six degrees of freedom, from where
-    the velocity of the last two images led, within which an image tells anything: where they scatter it is they who are wrong."""
+    """How fast trust is lost and won back.
+
+    Attributes:
+        surprise: Squared distance, in three degrees of freedom, beyond which an image's motion surprises (6.25: one in ten honest
+            ones does).
+        rise: What the standard deviations' factor is multiplied by with an image that surprises.
+        fall: The same with one that does not: where one in eight does, the factor stays.
+        most: The largest factor.
+        smooth: Distance, in six degrees of freedom, from where the velocity of the last two images led, within which an image
+            tells anything: where images scatter, they are wrong, not the odometry.
+    """
 
     surprise: float = 6.25
     rise: float = 1.19
@@ -29,7 +36,7 @@ class LearnedNoiseOptions:
 
 class LearnedNoise:
     """Compares the motion between two images with the odometry's, and sets `OdometryBuffer.noise_factors`: 1 as long as the
-    odometry is as good as it is taken for, never less. Translation and rotation have each their own."""
+    odometry is as good as it is taken for, never less. Translation and rotation each have their own factor."""
 
     def __init__(self, odometry: OdometryBuffer, motion: MotionOptions, options: LearnedNoiseOptions | None = None) -> None:
         self.options = options or LearnedNoiseOptions()

@@ -17,9 +17,13 @@ from .types import MotionPrior
 class MotionOptions:
     """What is believed of a robot without odometry.
 
-    acceleration (m/s²), angular_acceleration (rad/s²): standard deviation of a change of velocity. speed (m/s),
-    turn_rate (rad/s): standard deviation of an unknown velocity. max_velocity_s: a velocity measured longer ago, or
-    over a longer step, says nothing; the robot is not moved further than this by it.
+    Attributes:
+        acceleration: Standard deviation of a change of velocity, m/s².
+        angular_acceleration: The same for turning, rad/s².
+        speed: Standard deviation of an unknown velocity, m/s.
+        turn_rate: The same for turning, rad/s.
+        max_velocity_s: A velocity measured longer ago, or over a longer step, says nothing; the robot is not moved for longer
+            than this by it.
     """
 
     acceleration: float = 3.0
@@ -31,9 +35,16 @@ class MotionOptions:
 
 @dataclass(frozen=True)
 class KnownPose:
-    """A pose the prediction can start from: covariance float64 [6, 6], base frame, body perturbation; odometry at the
-    same time where there is any. published: covariance as it is told to others, where that is another one. depth: of what the
-    camera saw (m)."""
+    """A pose the prediction can start from.
+
+    Attributes:
+        stamp_ns: When.
+        map_from_base: float64 [4, 4].
+        covariance: float64 [6, 6], base frame, body perturbation.
+        odometry: At the same time, where there is any.
+        published: The covariance that others get, where that is another one.
+        depth: Of what the camera saw, m.
+    """
 
     stamp_ns: int
     map_from_base: torch.Tensor
@@ -51,9 +62,15 @@ def predict(
     buffer: OdometryBuffer,
     options: MotionOptions,
 ) -> MotionPrior:
-    """Prior of the pose at stamp_ns.
+    """Prior of the pose at a time.
 
-    known: the last pose. before: the one before it, for the velocity. odometry: at stamp_ns, None where there is none.
+    Args:
+        known: The last pose.
+        before: The one before it, for the velocity.
+        stamp_ns: The time.
+        odometry: At that time, None where there is none.
+        buffer: Where it comes from.
+        options: What is believed without it.
     """
     seconds = (stamp_ns - known.stamp_ns) * 1e-9
     if odometry is not None and known.odometry is not None:

@@ -34,11 +34,17 @@ class OdometryNoise:
     acceleration: float = 3.0
     """m/s² the robot may change its velocity by while odometry is extrapolated."""
     angular_acceleration: float = 6.0
-    """rad/s², likewise."""
+    """rad/s², the same for turning."""
 
     def variances(self, distance: float, turn: float, seconds: float, guess2: float = 0.0) -> np.ndarray:
-        """Variances float64 [6], base axes, of a motion measured: along a path (m), turning (rad), in a time, of which the
-        last part was extrapolated: guess2 is half that part squared, squared again (s⁴)."""
+        """Variances float64 [6], base axes, of a motion.
+
+        Args:
+            distance: Length of the path, m.
+            turn: Turning along it, rad.
+            seconds: The time it took.
+            guess2: Of the part of that time that was extrapolated: half its square, squared (s⁴).
+        """
         rotation = (
             (self.rotation_per_radian * turn) ** 2
             + (self.rotation_per_metre * distance) ** 2
@@ -57,10 +63,17 @@ class OdometryNoise:
 
 @dataclass(frozen=True)
 class OdometryOptions:
-    """window_s: how long samples are kept. max_extrapolation_s: how far beyond the newest sample a pose is guessed with
-    constant velocity. max_gap_s: the widest hole between samples that is bridged. jump_back_s: stamps older than the
-    newest by more are a jump of the clock (a bag played again), by less late messages. max_speed (m/s), max_turn_rate
-    (rad/s): faster steps mean that the odometry was reset."""
+    """How odometry is kept.
+
+    Attributes:
+        window_s: How long samples are kept.
+        max_extrapolation_s: How far beyond the newest sample a pose is guessed with constant velocity.
+        max_gap_s: The widest hole between samples that is bridged.
+        jump_back_s: Stamps older than the newest by more are a jump of the clock (a bag played again), by less late messages.
+        max_speed: m/s; faster steps mean that the odometry was reset.
+        max_turn_rate: rad/s; the same for turning.
+        noise: How far it errs.
+    """
 
     window_s: float = 10.0
     max_extrapolation_s: float = 0.1
@@ -73,11 +86,16 @@ class OdometryOptions:
 
 @dataclass(frozen=True)
 class OdometrySample:
-    """Odometry at one time. odom_from_base: float64 [4, 4]. distance_m, turn_rad: path and turning since the buffer
-    began.
+    """Odometry at one time.
 
-    twist_variance: float64 [6] reported variance of the velocity (base frame; 0 where unknown). extrapolated_s: how
-    much of it is a guess. epoch: samples of different epochs (before and after a reset) have nothing in common.
+    Attributes:
+        stamp_ns: The time.
+        odom_from_base: float64 [4, 4].
+        distance_m: Path since the buffer began.
+        turn_rad: Turning since the buffer began.
+        twist_variance: Reported variance of the velocity, float64 [6] (base frame; 0 where unknown).
+        epoch: Samples of different epochs (before and after a reset) have nothing in common.
+        extrapolated_s: How much of it is a guess.
     """
 
     stamp_ns: int
@@ -103,12 +121,16 @@ class OdometryUnavailable(LookupError):
 
 
 class OdometryBuffer:
-    """Time-ordered odometry of one robot. Safe to fill from one thread and read from another."""
+    """Time-ordered odometry of one robot. Safe to fill from one thread and read from another.
+
+    Attributes:
+        options: How it is kept.
+        noise_factors: On the standard deviations of translation and rotation that the noise has; `LearnedNoise` sets them.
+    """
 
     def __init__(self, options: OdometryOptions | None = None) -> None:
         self.options = options or OdometryOptions()
         self.noise_factors = (1.0, 1.0)
-        """On the standard deviations of translation and rotation that the noise has; `LearnedNoise` sets them."""
         self._samples: list[OdometrySample] = []
         self._epoch = 0
         self._lock = threading.Lock()
@@ -134,12 +156,14 @@ class OdometryBuffer:
 
     @torch.no_grad()
     def add(self, stamp_ns: int, odom_from_base: torch.Tensor, twist_covariance: torch.Tensor | None = None) -> OdometryReport:
-        """Append the pose of the base in the odometry frame, float64 [4, 4].
+        """Append the pose of the base in the odometry frame.
 
-        twist_covariance: [6, 6] of nav_msgs/Odometry.twist (base axes), used as far as it is meaningful. The covariance
-        of the pose is not asked for: it is about the place where odometry began, and most drivers fill in a constant.
-        Bad, late and repeated samples are refused; a clock that goes back or a pose that jumps empties the buffer
-        first.
+        Bad, late and repeated samples are refused; a clock that goes back or a pose that jumps empties the buffer first.
+
+        Args:
+            stamp_ns: When. odom_from_base: float64 [4, 4]. twist_covariance: [6, 6] of nav_msgs/Odometry.twist (base axes),
+            used as far as it is meaningful. The covariance of the
+                pose is not asked for: it is about the place where odometry began, and most drivers fill in a constant.
         """
         try:
             se3.check_pose(odom_from_base, "odometry pose")

@@ -7,18 +7,18 @@ import dataclasses
 
 from ..alignment import AlignmentOptions
 from ..errors import InputError
-from .frame_aligner import LocalizerOptions
+from .frame_aligner import AlignerOptions
 
 DEFAULT = "balanced"
-PRESETS: dict[str, LocalizerOptions] = {
+PRESETS: dict[str, AlignerOptions] = {
     # The network costs most: three quarters of the size halve it, and double the error.
-    "fast": LocalizerOptions(max_points=512, image_scale=0.75, reselect_share=0.05),
-    DEFAULT: LocalizerOptions(),
-    "accurate": LocalizerOptions(AlignmentOptions(stop_cells=0.02, iterations=40), max_points=2048, reselect_share=0.01),
+    "fast": AlignerOptions(max_points=512, image_scale=0.75, reselect_share=0.05),
+    DEFAULT: AlignerOptions(),
+    "accurate": AlignerOptions(AlignmentOptions(stop_cells=0.02, iterations=40), max_points=2048, reselect_share=0.01),
 }
 
 
-def preset_options(name: str = DEFAULT, max_points: int = 0) -> LocalizerOptions:
+def preset_options(name: str = DEFAULT, max_points: int = 0) -> AlignerOptions:
     """The options of that name, with another number of points unless 0. Raises InputError for another name."""
     if name not in PRESETS:
         raise InputError(f"preset '{name}' is unknown: choose one of {', '.join(PRESETS)}")

@@ -1,5 +1,5 @@
 # Copyright the pixloc_ros authors. SPDX-License-Identifier: Apache-2.0
-"""Where an image may have been taken when next to nothing is known: hypotheses from alike keyframes and from a vague prior,
+"""Where an image may have been taken when next to nothing is known: hypotheses from similar keyframes and from a vague prior,
 aligned together at the coarse levels, the best of them to the end.
 
 The work for one image is bounded, whatever the map's size: what an image does not find, the next image looks for further down
@@ -38,9 +38,16 @@ _SAME_DEPTHS = 0.1
 
 @dataclass(frozen=True)
 class RelocalizationOptions:
-    """Work per image. hypotheses: poses aligned at the coarse levels. pool: alike keyframes that they are taken from, over
-    successive images. seeds: of the hypotheses, those spread over a prior's covariance, where there is a prior.
-    levels, points: what the coarse alignment uses. finalists: poses aligned to the end."""
+    """Work per image.
+
+    Attributes:
+        hypotheses: Poses aligned at the coarse levels.
+        pool: Similar keyframes that they are taken from, over successive images.
+        seeds: Of the hypotheses, those spread over a prior's covariance, where there is a prior.
+        levels: Of the features, used by the coarse alignment.
+        points: Map points used by it.
+        finalists: Poses aligned to the end.
+    """
 
     hypotheses: int = 10
     pool: int = 30
@@ -78,10 +85,13 @@ class Relocalizer:
     ) -> list[FrameAlignment]:
         """Poses at which the image agrees best with the map, each found from a hypothesis of its own, best first.
 
-        frame: with its features (`prepared`). turn: 0 for the first image of a search, then counting up: later ones look at
-        other hypotheses. prior: of the base, where there is one: keyframes near it come first, and seeds are spread over its
-        covariance. known: map_from_camera poses that are already followed: hypotheses that lead there are dropped.
-        finalists: fewer or more than the options say.
+        Args:
+            frame: The image with its features.
+            base_from_camera: float64 [4, 4].
+            turn: 0 for the first image of a search, then counting up: later ones try other hypotheses.
+            prior: Of the base, where there is one: keyframes near it come first, and seeds are spread over its covariance.
+            known: map_from_camera poses that are already followed: hypotheses that lead there are dropped.
+            finalists: Fewer or more than the options say.
         """
         prepared = frame.prepared
         starts = self._hypotheses(frame, base_from_camera, turn, prior)

@@ -3,7 +3,7 @@
 
 States (numbers in `TrackState`); a pose is given only in TRACKING and DEGRADED::
 
-    INITIALIZING  no pose yet: images are aligned around an initial pose, and looked for in the whole map
+    INITIALIZING  no pose yet: images are aligned around an initial pose, and searched for in the whole map
       → TRACKING      an image agreed well with the map near the initial pose, or `confirm_frames` images elsewhere
     TRACKING      → DEGRADED  an image failed a gate: the pose is dead reckoning, its covariance grows
     DEGRADED      → TRACKING  an image passed again
@@ -33,8 +33,8 @@ from ..geometry import se3
 from ..io.frames import CameraFrame
 from .candidates import Candidates
 from .checks.calibration import CalibrationCheck, CalibrationReport
+from .checks.clocks import OdometryCheck, OdometryFindings
 from .checks.frozen_camera import FrozenCamera
-from .checks.odometry import OdometryCheck, OdometryFindings
 from .covariances import isotropic, not_worse_than
 from .judge import Judge, Look, View, distance
 from .learned_noise import LearnedNoise
@@ -312,7 +312,7 @@ class Tracker:
         return self._judge.look(view, self.aligner.localize_prepared(view.frame.prepared, start, covariance, motion), free)
 
     def _look_elsewhere(self, view: View) -> list[Look]:
-        """Where the candidates should be by now, and what the search finds besides: a bounded number of alignments."""
+        """Where the candidates should be by now, and what else the search finds: a bounded number of alignments."""
         expected = self._candidates.expected(view)
         # What was found around the prior is found there again.
         looks = [self._align(view, pose.map_from_base) for one, pose in expected if self._searching or one.searched]

@@ -124,6 +124,12 @@ class FrameAlignment:
     points: LocalPoints | None = None
     depth: float = float("inf")
 
+    @classmethod
+    def failed(cls, start: torch.Tensor, reason: str, points_used: int, timings_ms: dict[str, float]) -> FrameAlignment:
+        """No pose was found from a start."""
+        unknown = torch.full((6, 6), torch.inf, dtype=torch.float64)
+        return cls(start, unknown, False, reason, float("inf"), 0.0, 0.0, points_used, 0, timings_ms)
+
 
 @dataclass(frozen=True)
 class TrackResult:

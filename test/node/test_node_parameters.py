@@ -13,7 +13,7 @@ import yaml
 from pixloc_ros.errors import InputError
 from pixloc_ros.node import parameters
 from pixloc_ros.node.parameters import BY_NAME, PARAMETERS, check_values, image_subscription_topic
-from pixloc_ros.tracking.frame_aligner import LocalizerOptions
+from pixloc_ros.tracking.frame_aligner import AlignerOptions
 from pixloc_ros.tracking.presets import DEFAULT, PRESETS, preset_options
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -47,7 +47,7 @@ def test_bad_values_are_refused(name, value, text):
 
 
 def test_presets():
-    assert preset_options() == LocalizerOptions() and preset_options("fast", 100) == replace(PRESETS["fast"], max_points=100)
+    assert preset_options() == AlignerOptions() and preset_options("fast", 100) == replace(PRESETS["fast"], max_points=100)
     with pytest.raises(InputError, match="preset 'exact' is unknown: choose one of fast, balanced, accurate"):
         preset_options("exact")
 

@@ -25,12 +25,23 @@ Estimate = Callable[[PreparedImage, FrameAlignment], FocalLength | None]
 
 @dataclass(frozen=True)
 class CalibrationCheckOptions:
-    """every_s: no more than one image in so many seconds is looked at, but for the first_images. min_moved_depths,
-    min_turned_rad: and only from elsewhere: a share of the depth, or a turn, since the last. images: the newest that count,
-    least_images: and how many there must be. usual_scatter: by how many of its own standard deviations an image is usually off,
-    which counts like so many (usual_images) of them. least_error: a smaller error than this share is left alone, sigmas: and one
-    that is not so many standard errors from none. most_error: a larger one is reported but not corrected. far_off: more than
-    this in a single image speaks against its pose. max_std: an image that tells the focal length less well does not count."""
+    """When images are looked at, and what counts as wrong.
+
+    Attributes:
+        every_s: No more than one image in so many seconds is looked at,
+        first_images: except for these.
+        min_moved_depths: An image counts only from elsewhere: moved by this share of the depth since the last,
+        min_turned_rad: or turned by this.
+        images: The newest that count.
+        least_images: How many there must be.
+        usual_scatter: By how many of its own standard deviations an image is usually off,
+        usual_images: which counts like so many images.
+        least_error: A smaller error than this share is left alone,
+        sigmas: and one that is not so many standard errors from none.
+        far_off: More than this in a single image speaks against its pose.
+        most_error: A larger one is reported but not corrected.
+        max_std: An image that tells the focal length less well does not count.
+    """
 
     every_s: float = 1.0
     first_images: int = 8
@@ -49,8 +60,15 @@ class CalibrationCheckOptions:
 
 @dataclass(frozen=True)
 class CalibrationReport:
-    """focal_ratio: right focal length over the one given, by so many images; std: its standard error. wrong: whether that differs
-    from 1 surely and enough. corrected: whether images are aligned with the right one meanwhile."""
+    """What the images say of the focal length.
+
+    Attributes:
+        focal_ratio: The right focal length over the one given.
+        std: Its standard error.
+        images: How many told it.
+        wrong: Whether the ratio differs from 1 surely and enough.
+        corrected: Whether images are aligned with the right one meanwhile.
+    """
 
     focal_ratio: float
     std: float
@@ -72,7 +90,7 @@ class CalibrationReport:
         meanwhile = "is corrected here meanwhile" if self.corrected else "is too much to be corrected here, so poses are wrong"
         return (
             f"the calibration's focal length is some {error:.1%} too {side} for the map and {meanwhile}: calibrate the "
-            "camera, tell of its distortion, or publish rectified images"
+            "camera with its distortion, or publish rectified images"
         )
 
 

@@ -1,8 +1,8 @@
 # Copyright the pixloc_ros authors. SPDX-License-Identifier: Apache-2.0
-"""Odometry judged by what the camera sees: are both on one clock, and do they measure way and turning alike?
+"""Odometry judged by what the camera sees: are both on one clock, and do both measure the same distances and turns?
 
 The motion between two poses of the camera some tenths of a second apart is compared with that of the odometry between the same
-two times, all shifted by an offset from a grid. Where turning or speed change, only the right offset makes the two alike. A wrong
+two times, all shifted by an offset from a grid. Where turning or speed change, only the right offset makes the two agree. A wrong
 scale must not look like an offset: for each offset the best scale is taken out (what is minimized is 1 - correlation²), and so is
 turning in proportion to the way, which wheels of unequal size read. Slipping wheels are outliers, taken out by weights.
 
@@ -27,14 +27,23 @@ WARNINGS = ("clocks", "way", "turning")
 
 @dataclass(frozen=True)
 class OdometryCheckOptions:
-    """step_s: time between poses that are compared; more than max_step_s is a gap. max_offset_s, grid_s: offsets that are tried.
-    pairs: how many are remembered; least_pairs: needed before anything is said; pairs_a_fit: new ones until it is looked at
-    again. least_motion: metres or radians; less is no motion.
+    """What is compared, and what counts as wrong (chosen on kitti07, tum_fr1_rpy and simulated wheels).
 
-    known_offset_std_s, known_ratio_std: figures that are less sure are not known. wrong_offset_s, wrong_ratio: what is worth a
-    warning, if it is also more than `sigmas` standard deviations, `confirm_fits` times in a row (chosen on kitti07, tum_fr1_rpy
-    and simulated wheels; drivers that stamp the beginning of the exposure are off by less than wrong_offset_s, worn wheels by
-    less than wrong_ratio).
+    Attributes:
+        step_s: Time between poses that are compared.
+        max_step_s: More is a gap.
+        max_offset_s: Largest offset that is tried.
+        grid_s: Step between those that are tried.
+        pairs: Motions that are remembered.
+        least_pairs: Needed before anything is said.
+        pairs_a_fit: New ones until the next fit.
+        least_motion: Metres or radians; less is no motion.
+        known_offset_std_s: An offset that is less sure is not known.
+        known_ratio_std: The same for ratios.
+        wrong_offset_s: An offset worth a warning; drivers that stamp the beginning of the exposure are off by less.
+        wrong_ratio: A ratio's distance from 1 worth a warning; worn wheels are off by less.
+        sigmas: Standard deviations that it must also be off by,
+        confirm_fits: so many times in a row.
     """
 
     step_s: float = 0.3
@@ -55,11 +64,18 @@ class OdometryCheckOptions:
 
 @dataclass(frozen=True)
 class OdometryFindings:
-    """What the camera says of the odometry; None: not known, since the drive has not shown it yet.
+    """What the camera says of the odometry, each figure with its standard deviation; None: the drive has not shown it yet.
 
-    time_offset_s: what must be added to the stamps of the images (as they were given to the tracker) to be on the odometry's
-    clock. way_ratio, turn_ratio: the odometry's way and turning per the camera's. Each with its standard deviation.
-    pairs: motions compared. wrong: of `WARNINGS`, those that were found several times in a row.
+    Attributes:
+        pairs: Motions compared.
+        time_offset_s: What must be added to the stamps of the images (as they were given to the tracker) to be on the odometry's
+            clock.
+        time_offset_std_s: Its standard deviation.
+        way_ratio: The odometry's way per the camera's.
+        way_ratio_std: Its standard deviation.
+        turn_ratio: The odometry's turning per the camera's.
+        turn_ratio_std: Its standard deviation.
+        wrong: Of `WARNINGS`, those that were found several times in a row.
     """
 
     pairs: int = 0
@@ -80,7 +96,7 @@ class OdometryFindings:
             known = f", time_offset {time_offset_s:g} included" if time_offset_s else ""
             found["clocks"] = (
                 f"images are stamped {abs(offset):.3f} s (± {std:.3f}) {than} than the odometry{known}: set time_offset to "
-                f"{time_offset_s + offset:.3f}, or mend the driver"
+                f"{time_offset_s + offset:.3f}, or fix the driver"
             )
         if "way" in self.wrong:
             found["way"] = (
