@@ -40,13 +40,8 @@ _TENSORS = (
     ("observation.point", "observation_point", np.int32, ("M",)),
 )
 """Name in the file, field of `Map`, dtype and shape, where letters are lengths that must agree."""
-_EXTRACTOR = {
-    "name": "extractor_name",
-    "fingerprint": "extractor_fingerprint",
-    "strides": "strides",
-    "channels": "channels",
-    "working_side": "working_side",
-}
+_EXTRACTOR = {"name": "extractor_name", "fingerprint": "extractor_fingerprint"}
+_EXTRACTOR |= {key: key for key in ("strides", "channels", "working_side")}
 """Key in the file's description, and field of `Map`."""
 
 

@@ -14,7 +14,7 @@ from ...io.colmap import ColmapModel, read_colmap_model
 from ...io.work_folder import WorkFolder
 from ..map_file import Map
 from .building import BuildReport, PosedImages, Progress, build_map
-from .observations import reprojection_errors
+from .observations import Observations, reprojection_errors
 
 
 def build_map_from_colmap(
@@ -68,11 +68,12 @@ def build_map_from_colmap(
     return build_map(source, extractor, working_side, progress, work)
 
 
-def _good_observations(model: ColmapModel, cameras: list, min_track_length: int, max_error_px: float) -> np.ndarray:
+def _good_observations(
+    model: ColmapModel, cameras: list, min_track_length: int, max_error_px: float
+) -> tuple[np.ndarray, np.ndarray]:
     """Image and point of each observation to use, each pair once."""
-    image, point = model.observation_image, model.observation_point
-    error = reprojection_errors(model.xyz, cameras, model.camera_from_map, image, point, model.observation_px)
-    good = error <= max_error_px
-    point, image = np.unique(np.stack((point[good], image[good])), axis=1)
+    seen = Observations(model.observation_image, model.observation_point, model.observation_px)
+    good = seen.only(reprojection_errors(model.xyz, cameras, model.camera_from_map, seen) <= max_error_px)
+    point, image = np.unique(np.stack((good.point, good.image)), axis=1)
     enough = np.bincount(point, minlength=len(model.xyz))[point] >= min_track_length
     return image[enough], point[enough]

@@ -12,7 +12,7 @@ import torch
 from ...geometry import se3
 from ...geometry.cameras import Camera
 from ...io.depth import EDGE_STEP
-from .observations import project
+from .observations import Observations, Views, project
 from .patch_tracks import SurfacePatches, cut_patches, neighbours, patch_pixels, refine_points, track_patches
 
 _CORNERS, _CORNER_DISTANCE_PX, _CORNER_QUALITY = 700, 7.0, 0.01
@@ -66,9 +66,8 @@ def find_points(keyframes: list[DepthKeyframe], camera: Camera) -> tuple[np.ndar
         points.append(candidates[tracked])
         observed.append(pixels[tracked])
         images.append(np.full(int(tracked.sum()), k, np.int64))
-    image, point = np.concatenate(images), np.concatenate(points)
-    xyz = refine_points(patches.xyz, poses, [camera] * len(poses), image, point, np.concatenate(observed), _DEPTH_SIGMA)
-    return xyz, image, point
+    seen = Observations(*map(np.concatenate, (images, points, observed)))
+    return refine_points(patches.xyz, Views([camera] * len(poses), poses), seen, _DEPTH_SIGMA), seen.image, seen.point
 
 
 def _corners(keyframe: DepthKeyframe, camera: Camera, mask: np.ndarray, count: int) -> SurfacePatches:

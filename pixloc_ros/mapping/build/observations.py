@@ -4,12 +4,32 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 import torch
 
 from ...geometry import se3
 from ...geometry.cameras import Camera
+
+
+class Views(NamedTuple):
+    """K images: their cameras, and map_from_camera float64 [K, 4, 4]."""
+
+    cameras: Sequence[Camera]
+    map_from_camera: torch.Tensor
+
+
+class Observations(NamedTuple):
+    """M pairs of an image and a point: indices int64 [M] of both, and where the image shows the point, float64 [M, 2]."""
+
+    image: np.ndarray
+    point: np.ndarray
+    pixel: np.ndarray | None = None
+
+    def only(self, rows: np.ndarray) -> Observations:
+        """Some of them, by index or bool [M]."""
+        return Observations(self.image[rows], self.point[rows], None if self.pixel is None else self.pixel[rows])
 
 
 def rows_by_image(image: np.ndarray, count: int) -> list[np.ndarray]:
@@ -26,29 +46,12 @@ def project(camera: Camera, camera_from_map: torch.Tensor, xyz: np.ndarray) -> t
 
 
 def reprojection_errors(
-    xyz: np.ndarray,
-    cameras: Sequence[Camera],
-    camera_from_map: Sequence[torch.Tensor],
-    image: np.ndarray,
-    point: np.ndarray,
-    observed: np.ndarray,
+    xyz: np.ndarray, cameras: Sequence[Camera], camera_from_map: Sequence[torch.Tensor], seen: Observations
 ) -> np.ndarray:
-    """How far observations are from where their points project.
-
-    Args:
-        xyz: float64 [P, 3].
-        cameras: Per image.
-        camera_from_map: float64 [4, 4] per image.
-        image: int64 [M].
-        point: int64 [M].
-        observed: float64 [M, 2].
-
-    Returns:
-        Pixels float64 [M], infinite where the point does not project.
-    """
-    error = np.full(len(point), np.inf)
-    for camera, pose, rows in zip(cameras, camera_from_map, rows_by_image(image, len(cameras))):
-        pixels, valid, _ = project(camera, pose, xyz[point[rows]])
-        distance = np.linalg.norm(pixels - observed[rows], axis=1)
+    """How far observations are from where their points [P, 3] project: pixels float64 [M], infinite where a point does not."""
+    error = np.full(len(seen.point), np.inf)
+    for camera, pose, rows in zip(cameras, camera_from_map, rows_by_image(seen.image, len(cameras))):
+        pixels, valid, _ = project(camera, pose, xyz[seen.point[rows]])
+        distance = np.linalg.norm(pixels - seen.pixel[rows], axis=1)
         error[rows] = np.where(valid & np.isfinite(distance), distance, np.inf)
     return error

@@ -14,7 +14,7 @@ from scipy.spatial import cKDTree
 from ...geometry import se3
 from ...geometry.cameras import Camera
 from ...io.depth import lift
-from .observations import rows_by_image
+from .observations import Observations, Views, rows_by_image
 
 PATCH_PX = 6
 """A patch is a square of twice this and one pixel: S of them along each side."""
@@ -145,41 +145,31 @@ def _values(image: np.ndarray, where: np.ndarray) -> np.ndarray:
     return values
 
 
-def refine_points(
-    xyz: np.ndarray,
-    poses: torch.Tensor,
-    cameras: list[Camera],
-    image: np.ndarray,
-    point: np.ndarray,
-    observed: np.ndarray,
-    depth_sigma: float,
-) -> np.ndarray:
+def refine_points(xyz: np.ndarray, views: Views, seen: Observations, depth_sigma: float) -> np.ndarray:
     """Points moved to where they reproject best: Gauss-Newton per point, poses fixed, weakly held where they were.
 
     Args:
         xyz: float64 [P, 3].
-        poses: float64 [K, 4, 4], map_from_camera.
-        cameras: [K].
-        image: int64 [M], of the observations; an image sees a point once.
-        point: int64 [M].
-        observed: float64 [M, 2] pixels.
+        views: Of the images.
+        seen: Observations; an image sees a point once.
         depth_sigma: How well `xyz` is known, as a share of its distance.
 
     Returns:
         float64 [P, 3].
     """
+    image, point, poses = seen.image, seen.point, views.map_from_camera
     result = xyz.copy()
     centres = poses[:, :3, 3].numpy()
     distance = np.full(len(xyz), np.inf)
     np.minimum.at(distance, point, np.linalg.norm(xyz[point] - centres[image], axis=1))
     hold = (_PIXEL_SIGMA_PX / (depth_sigma * np.where(np.isfinite(distance), distance, 1.0))) ** 2
-    observed_pixels, camera_from_map = torch.from_numpy(observed), se3.inverse(poses)
+    observed_pixels, camera_from_map = torch.from_numpy(seen.pixel), se3.inverse(poses)
     by_image = rows_by_image(image, len(poses))
     for _ in range(_REFINE_ITERATIONS):
         normal, gradient = np.zeros((len(xyz), 3, 3)), np.zeros((len(xyz), 3))
         for k, rows in enumerate(by_image):
             inside = se3.transform(camera_from_map[k], torch.from_numpy(result[point[rows]]))
-            pixels, valid, jacobian = cameras[k].project_with_jacobian(inside)
+            pixels, valid, jacobian = views.cameras[k].project_with_jacobian(inside)
             jacobian = (jacobian @ camera_from_map[k, :3, :3]).numpy()
             error = (pixels - observed_pixels[rows]).numpy()
             weight = valid.numpy() / (1 + (error**2).sum(1))  # Cauchy, one pixel

@@ -21,7 +21,7 @@ from ...io.work_folder import WorkFolder
 from .building import Progress
 from .keyframes import KeyframeFiles
 from .matching import Matcher, MatchingOptions, colmap_tracks, pixel_scale, require_pycolmap
-from .observations import project, reprojection_errors, rows_by_image
+from .observations import Observations, Views, project, reprojection_errors, rows_by_image
 from .patch_tracks import SurfacePatches, cut_patches, neighbours, patch_pixels, refine_points, track_patches
 from .point_uncertainty import expected_error, surest_points
 
@@ -113,18 +113,6 @@ def _no_points() -> InputError:
     )
 
 
-@dataclass(frozen=True, eq=False)
-class _Found:
-    """Where patches were found: image, point [M] and pixel [M, 2]. expected: image and point [V] of every pair in which the point
-    should be seen. times [P]: in how many of those it was found or matched."""
-
-    image: np.ndarray
-    point: np.ndarray
-    pixel: np.ndarray
-    expected: tuple[np.ndarray, np.ndarray]
-    times: np.ndarray
-
-
 def _search(tracks, images: KeyframeFiles, depth: float, options: TriangulationOptions, progress) -> Triangulation:
     """Search for every point in the keyframes that should see it, refine it, and leave out what does not hold.
 
@@ -152,8 +140,8 @@ def _search(tracks, images: KeyframeFiles, depth: float, options: TriangulationO
         points.append(candidates[tracked])
         pixels.append(pixel[tracked])
     image, view = (np.repeat(np.arange(count), [len(v) for v in lists]) for lists in (points, expected))
-    found = _Found(image, np.concatenate(points), np.concatenate(pixels), (view, np.concatenate(expected)), times)
-    return _filter(patches.xyz, found, cameras, poses, options)
+    found = Observations(image, np.concatenate(points), np.concatenate(pixels))
+    return _filter(patches.xyz, Views(cameras, poses), found, Observations(view, np.concatenate(expected)), times, options)
 
 
 def _patches_at_home(tracks, images: KeyframeFiles) -> tuple[SurfacePatches, np.ndarray, np.ndarray]:
@@ -216,21 +204,31 @@ def _should_see(xyz: np.ndarray, home_centres: np.ndarray, camera: Camera, map_f
 
 
 def _filter(
-    xyz: np.ndarray, found: _Found, cameras: list[Camera], poses: torch.Tensor, options: TriangulationOptions
+    xyz: np.ndarray, views: Views, found: Observations, expected: Observations, times: np.ndarray, options: TriangulationOptions
 ) -> Triangulation:
-    image, point, pixel, count = found.image, found.point, found.pixel, len(xyz)
-    expected = np.bincount(found.expected[1], minlength=count)
+    """Refine points and leave out what does not hold.
+
+    Args:
+        xyz: float64 [P, 3].
+        views: Of the keyframes.
+        found: Where patches were found.
+        expected: Every pair in which the point should be seen.
+        times: int64 [P], in how many of those it was found or matched.
+        options: See there.
+    """
+    point, count = found.point, len(xyz)
     # Any two views of a moving thing may agree on a place; three hardly do.
-    moved = (found.times <= options.min_seen * np.where(found.times < 3, 2, 1) * expected) & (options.min_seen > 0)
+    limit = options.min_seen * np.where(times < 3, 2, 1) * np.bincount(expected.point, minlength=count)
+    moved = (times <= limit) & (options.min_seen > 0)
     good = ~moved[point]
-    xyz = refine_points(xyz, poses, cameras, image[good], point[good], pixel[good], _POINT_DEPTH_SIGMA)
+    xyz = refine_points(xyz, views, found.only(good), _POINT_DEPTH_SIGMA)
     error = np.full(len(point), np.inf)
-    camera_from_map = [se3.inverse(pose) for pose in poses]
-    error[good] = reprojection_errors(xyz, cameras, camera_from_map, image[good], point[good], pixel[good])
-    error /= np.array([pixel_scale(camera) for camera in cameras])[image]
+    camera_from_map = [se3.inverse(pose) for pose in views.map_from_camera]
+    error[good] = reprojection_errors(xyz, views.cameras, camera_from_map, found.only(good))
+    error /= np.array([pixel_scale(camera) for camera in views.cameras])[found.image]
     good &= error <= options.max_error_px
     few = ~moved & (np.bincount(point[good], minlength=count) < 2)
-    narrow = ~moved & ~few & (_largest_angle(xyz, image[good], point[good], poses) < np.radians(options.min_angle_deg))
+    narrow = ~moved & ~few & (_largest_angle(xyz, views, found.only(good)) < np.radians(options.min_angle_deg))
     rejected = {
         "moved or hidden: few keyframes that should see it do": int(moved.sum()),
         "found in fewer than two keyframes within the largest reprojection error": int(few.sum()),
@@ -238,22 +236,23 @@ def _filter(
     }
     good &= ~(moved | few | narrow)[point]
     if options.surest and good.any():
-        seen = image[good], point[good]
-        pairs = np.union1d(found.expected[0] * count + found.expected[1], seen[0] * count + seen[1])
-        unsure = expected_error(xyz, cameras, poses, *seen, error[good], pairs // count, pairs % count)
-        surplus = np.bincount(seen[1], minlength=count) > 0
-        surplus &= ~surest_points(xyz, cameras, poses, *seen, unsure, options.surest)
+        seen = found.only(good)
+        pairs = np.union1d(expected.image * count + expected.point, seen.image * count + seen.point)
+        unsure = expected_error(xyz, views, seen, error[good], Observations(pairs // count, pairs % count))
+        surplus = np.bincount(seen.point, minlength=count) > 0
+        surplus &= ~surest_points(xyz, views, seen, unsure, options.surest)
         rejected["less sure than enough others around"] = int(surplus.sum())
         good &= ~surplus[point]
     if not good.any():
         raise _no_points()
     used, renumbered = np.unique(point[good], return_inverse=True)
-    return Triangulation(xyz[used], image[good], renumbered, error[good], rejected)
+    return Triangulation(xyz[used], found.image[good], renumbered, error[good], rejected)
 
 
-def _largest_angle(xyz: np.ndarray, image: np.ndarray, point: np.ndarray, poses: torch.Tensor) -> np.ndarray:
+def _largest_angle(xyz: np.ndarray, views: Views, seen: Observations) -> np.ndarray:
     """Radians [P]: the largest angle of an observation's ray with the mean ray of its point, times two."""
-    rays = xyz[point] - poses[:, :3, 3].numpy()[image]
+    point = seen.point
+    rays = xyz[point] - views.map_from_camera[:, :3, 3].numpy()[seen.image]
     rays /= np.maximum(np.linalg.norm(rays, axis=1, keepdims=True), 1e-12)
     mean = np.stack([np.bincount(point, rays[:, axis], len(xyz)) for axis in range(3)], 1)
     mean /= np.maximum(np.linalg.norm(mean, axis=1, keepdims=True), 1e-12)
