@@ -3,8 +3,8 @@
 or stamps wrong. docs/evidence/robustness.md says what each kind and its severity mean.
 
 Severity 0 is the bag itself, and more is worse. What happens to a message depends on its stamp, the severity and the seed alone;
-the dice are the same at every severity: a streak of blur gets longer, not another direction. 15 pixels of blur, darkness 2 and
-30 % covered are what the single-image tables of docs/evidence/results.md use.
+the random numbers are the same at every severity: a streak of blur gets longer but keeps its direction. 15 pixels of blur,
+darkness 2 and 30 % covered are what the single-image tables of docs/evidence/results.md use.
 """
 
 from __future__ import annotations
@@ -82,7 +82,7 @@ def degraded(
     Args:
         bag: As recorded.
         condition: One of `CONDITIONS`, or a kind and severity.
-        seed: Of the dice.
+        seed: Of the random numbers.
         clear_s: Images and frame drops begin so much after the first image; odometry, calibration and stamps are wrong from
             the start.
         truth: Replaces the bag's.

@@ -145,7 +145,16 @@ def run_event(event: str, localizer: Localizer, bag: BagReader, begin: float, af
 
 
 def outcome_of(event: str, part: Part, records: list[FrameRecord], truth: Trajectory, event_ns: int, zero_ns: int) -> Outcome:
-    """How a drive went on after an event. event_ns: its stamp as played. zero_ns: first stamp of the bag."""
+    """How a drive went on after an event.
+
+    Args:
+        event: One of `EVENTS`.
+        part: What was played.
+        records: What became of the images.
+        truth: Of the bag, map_from_base.
+        event_ns: The event's stamp as played.
+        zero_ns: First stamp of the bag.
+    """
     after = [r for r in records if r.stamp_ns >= (part.black[0] if part.black else event_ns)]
     poses, known = truth.at(np.array([part.recorded_ns(r.stamp_ns) for r in after], np.int64), TRUTH_GAP_NS)
     seconds, wrong, times = None, {TrackState.TRACKING: 0, TrackState.DEGRADED: 0}, []

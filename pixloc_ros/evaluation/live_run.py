@@ -138,9 +138,10 @@ def as_run(recording: Recording, truth: Trajectory, odometry: Trajectory) -> Bag
 def live_figures(recording: Recording, figures: Mapping[str, object], base_from_camera: torch.Tensor) -> dict[str, object]:
     """The figures of the run (`metrics.evaluate`), and what only a live run can tell: JSON-ready.
 
-    unreported_frames: images without a status. chain_error_m, _rad: largest difference between TF's map → camera and the
-    published pose. tf_errors: failed lookups at image stamps that have a pose. tf_beyond_odometry: of images newer than the last
-    odometry, for which nobody could know; not counted as errors. problems: what is not as it must be, in words.
+    Returns:
+        The figures, and besides others: unreported_frames, images without a status; chain_error_m and _rad, the largest
+        difference between TF's map → camera and the published pose; tf_errors, failed lookups at image stamps that have a pose;
+        tf_beyond_odometry, those of images newer than the last odometry, which are no errors; problems, in words.
     """
     statuses = Counter(r.stamp_ns for r in recording.statuses)
     translation, rotation, missing = chain_errors(recording, base_from_camera)

@@ -90,7 +90,16 @@ class Rival:
     """What both share: the choice of points, the keyframes' images, PnP. Takes the place of a `FrameAligner`."""
 
     def __init__(self, map_: Map, images: Path, max_points: int = _MAX_POINTS) -> None:
-        """images: the folder that the map's images are in. max_points: used per image. Raises InputError where one is missing."""
+        """Look for the map's images.
+
+        Args:
+            map_: The map.
+            images: The folder that its images are in.
+            max_points: Used per image.
+
+        Raises:
+            InputError: An image is missing.
+        """
         missing = [name for name in map_.keyframe_names if not (Path(images) / name).is_file()]
         if missing:
             raise InputError(

@@ -1,8 +1,8 @@
 # Copyright the pixloc_ros authors. SPDX-License-Identifier: Apache-2.0
 """A run: what became of each image of a drive, and the folder in which `pixloc track` and `pixloc replay` keep it.
 
-The folder holds `run.json` (states, covariances, times, cost) beside `poses.tum`, `truth.tum` and `odometry.tum`, which any other
-tool reads as well; truth and odometry are those at the images' stamps.
+The folder holds `run.json` (states, covariances, times, cost) next to `poses.tum`, `truth.tum` and `odometry.tum`, which other
+tools read as well; truth and odometry are those at the images' stamps.
 """
 
 from __future__ import annotations

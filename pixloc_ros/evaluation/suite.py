@@ -190,8 +190,8 @@ def plan(kinds: Iterable[str] | None = None, severities: Sequence[float] | None 
 def measure(experiment: Experiment, method: Method, degradation: Degradation) -> dict[str, object] | None:
     """One cell, JSON-ready; None where the method has nothing for it.
 
-    In it, tracked_fraction is of the scored images those whose own pose was believed, false_tracked_frames of these those further
-    off than `metrics.FALSE_TRACK`, and at_exposure holds, with wrong stamps, the errors at the true time of the images.
+    Its tracked_fraction is the share of the scored images whose own pose was believed, and false_tracked_frames counts those of
+    them that are further off than `metrics.FALSE_TRACK`. With wrong stamps, at_exposure holds the errors at the true times.
     """
     began = time.monotonic()
     drive = experiment.degraded(degradation)

@@ -34,7 +34,7 @@ class ReferenceView:
         map: That holds it.
         keyframe: Its number.
         image: uint8, None where its file is not at hand.
-        pyramid: Its features, likewise.
+        pyramid: Its features, None in the same case.
     """
 
     map: Map
@@ -93,7 +93,7 @@ class KeyframeImages:
 
 def principal_colours(features: Sequence[np.ndarray]) -> list[np.ndarray]:
     """Colours in [0, 1] of feature vectors [n, C], n x 3 each: the first three principal components of all of them together, so
-    that alike features have alike colours on both sides."""
+    that similar features have similar colours on both sides."""
     rows = np.concatenate([side[:: max(1, len(side) // _ROWS)] for side in features]).astype(np.float64)
     mean = rows.mean(0)
     _, axes = np.linalg.eigh(np.cov((rows - mean).T))

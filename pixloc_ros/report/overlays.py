@@ -33,7 +33,10 @@ def draw_overlay(localizer: FrameAligner, frame: CameraFrame, map_from_camera: t
 def draw_alignment(image: np.ndarray, working: Camera, result: AlignmentResult) -> np.ndarray:
     """What an alignment says of the image it used → uint8 [H, W, 3] RGB, 960 pixels wide.
 
-    image: uint8 [H, W] or [H, W, 3] RGB. working: the camera of the size at which it was aligned.
+    Args:
+        image: uint8 [H, W] or [H, W, 3] RGB.
+        working: The camera of the size at which it was aligned.
+        result: The alignment.
     """
     scale = _WIDTH / image.shape[1]
     canvas = _canvas(image, scale)

@@ -22,7 +22,13 @@ Colour = tuple[int, int, int] | str
 
 @dataclass(frozen=True)
 class Picture:
-    """A plot or photo. image: a PNG file, or uint8 RGB [H, W, 3], which is packed as JPEG. caption: how to read it."""
+    """A plot or photo.
+
+    Attributes:
+        image: A PNG file, or uint8 RGB [H, W, 3], which is packed as JPEG.
+        title: Above it.
+        caption: How to read it.
+    """
 
     image: bytes | np.ndarray
     title: str = ""

@@ -36,7 +36,7 @@ def plot_paths(
     Args:
         runs: What is compared.
         points: Of the map [P, 3], where it is at hand.
-        keyframes: Places of the map's images [K, 3], likewise.
+        keyframes: Places of the map's images [K, 3], where they are at hand.
         inches: Width of the plot.
     """
     truth = next((e.run.truth for e in runs if len(e.run.truth)), Trajectory.from_poses([]))
