@@ -1,19 +1,15 @@
 # Copyright the pixloc_ros authors. SPDX-License-Identifier: Apache-2.0
 import struct
-from pathlib import Path
 
-import cv2
 import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from mapping_helpers import FakeExtractor, look_at, pinhole, plane_view, texture
 
 from pixloc_ros.errors import InputError
 from pixloc_ros.geometry import se3
 from pixloc_ros.io.colmap import read_colmap_model
-from pixloc_ros.mapping.build import build_map_from_colmap
 
 CAMERAS = """# Camera list
 1 PINHOLE 100 80 90 91 50 40
@@ -279,70 +275,3 @@ def test_a_rig_written_by_pycolmap(tmp_path, kind):
         xyz = se3.transform(ours.camera_from_map[k], torch.from_numpy(ours.xyz[ours.observation_point[rows]]))
         pixels, valid = ours.cameras[int(ours.camera_ids[k])].project(xyz)
         assert bool(valid.all()) and np.abs(pixels.numpy() - ours.observation_px[rows]).max() < 1e-6
-
-
-# ---- maps
-
-
-@pytest.fixture(scope="module")
-def plane_model(tmp_path_factory):
-    """A plane: four views, 200 points. The first point's first observation is 10 pixels off, the last
-    point is seen once."""
-    folder = tmp_path_factory.mktemp("plane")
-    camera, picture = pinhole(), texture()
-    poses = [look_at((0.3 * k - 0.5, -1.0, 2.5), (0, 0, 0)) for k in range(4)]
-    xyz = np.random.default_rng(0).uniform((-0.5, -0.4, 0), (0.5, 0.4, 0), (200, 3))
-    (folder / "images").mkdir()
-    focal, (x, y) = float(camera.params[0]), (camera.params[2:] + 0.5).tolist()
-    images, points = "", [f"{p} {a!r} {b!r} {c!r} 0 0 0 0.1" for p, (a, b, c) in enumerate(xyz.tolist())]
-    for k, pose in enumerate(poses):
-        cv2.imwrite(str(folder / "images" / f"{k}.png"), plane_view(pose, camera, picture)[0])
-        inverse = se3.inverse(pose)
-        q = se3.quaternion_from_rotation(inverse[:3, :3]).tolist()
-        images += " ".join(map(repr, [k + 1, q[3], *q[:3], *inverse[:3, 3].tolist(), 1])) + f" {k}.png\n"
-        pixels = camera.project(se3.transform(inverse, torch.from_numpy(xyz)))[0] + 0.5
-        pixels[0, 0] += 10.0 if k == 0 else 0.0
-        images += " ".join(f"{u!r} {v!r} {p}" for p, (u, v) in enumerate(pixels.tolist())) + "\n"
-        for p in range(200 if k == 0 else 199):
-            points[p] += f" {k + 1} {p}"
-    (folder / "cameras.txt").write_text(f"1 SIMPLE_PINHOLE 160 120 {focal} {x} {y}\n")
-    (folder / "images.txt").write_text(images)
-    (folder / "points3D.txt").write_text("\n".join(points))
-    return folder
-
-
-def test_map_of_a_model(plane_model):
-    map_, report = build_map_from_colmap(plane_model, plane_model / "images", FakeExtractor(), name="plane")
-    assert (report.missing, report.empty, report.outside, map_.name) == ((), (), 0, "plane")
-    assert len(map_.xyz) == 199 and map_.keyframe_stamp_ns.tolist() == [-1] * 4
-    assert map_.track_length[0] == 3 and (map_.track_length[1:] == 4).all()
-    assert map_.quality.mean() > 0.8, "the same place looks the same in all views"
-
-
-def test_track_length_and_error_limits(plane_model):
-    map_, _ = build_map_from_colmap(plane_model, plane_model / "images", FakeExtractor(), min_track_length=1, max_error_px=20)
-    assert len(map_.xyz) == 200 and map_.track_length[0] == 4
-    with pytest.raises(InputError, match="no point that 5 images see"):
-        build_map_from_colmap(plane_model, plane_model / "images", FakeExtractor(), min_track_length=5)
-    with pytest.raises(InputError, match="no folder"):
-        build_map_from_colmap(plane_model, plane_model / "pictures", FakeExtractor())
-
-
-def test_command_line(plane_model, tmp_path, capsys, monkeypatch):
-    from pixloc_ros.cli.main import main
-
-    monkeypatch.setattr("pixloc_ros.features.load_extractor", lambda weights: FakeExtractor())
-    out = tmp_path / "plane.pixmap"
-    command = ["map", "colmap", "--model", str(plane_model), "--images"]
-    assert main([*command, str(plane_model / "images"), "-o", str(out)]) == 0
-    assert "4 keyframes, 199 points, 795 observations" in capsys.readouterr().out
-    assert main(["map", "info", str(out), "--json"]) == 0
-    assert '"keyframes": 4' in capsys.readouterr().out
-    assert main([*command, str(tmp_path), "-o", str(tmp_path / "none.pixmap")]) == 2
-    assert "none of the 4 images could be read" in capsys.readouterr().err
-    assert not (tmp_path / "none.pixmap").exists()
-    out.write_bytes(out.read_bytes()[:-1])
-    assert main(["map", "info", str(out)]) == 2
-    error = capsys.readouterr().err
-    assert "cut short" in error and error.count("\n") == 1
-    assert Path(out).exists()

@@ -90,7 +90,7 @@ def test_a_camera_rolled_over_prefers_keyframes_that_are_rolled_too():
     assert selector.select(look_at((0.05, -4, 0), (0, 0, 0), up=(1, 0, 0)), CAMERA).keyframe_ids.tolist() == [1]
 
 
-def test_the_observation_from_most_alike_is_used():
+def test_the_observation_of_the_most_similar_view_is_used():
     """Two keyframes see the same points, one as the camera does and one from twice as near and from the side."""
     poses = torch.stack((look_at((1.5, -1.5, 0), (0, 0, 0)), look_at((0, -4, 0), (0, 0, 0))))
     xyz = np.random.default_rng(0).uniform((-0.2, -0.2, -0.2), (0.2, 0.2, 0.2), (60, 3))

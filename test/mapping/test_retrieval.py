@@ -3,10 +3,11 @@
 
 from dataclasses import replace
 
+import cv2
 import numpy as np
 import pytest
 import torch
-from mapping_helpers import look_at, numbers_map, pinhole, plane_view, texture
+from mapping_helpers import look_at, numbers_map, pinhole, plane_view, texture, visible
 
 from pixloc_ros.errors import InputError
 from pixloc_ros.features import load_extractor
@@ -24,45 +25,35 @@ SHIFT = np.array([100.0, 0, 0])
 """Between one textured square and the next."""
 
 
+def picture(room: int, x: float) -> int:
+    """Seed of the texture: the first square and the last look the same where x is negative."""
+    return 0 if room == 2 and x < 0 else room
+
+
 def view(room: int, x: float, y: float = 0.0, height: float = 3.0, seed: int | None = None):
     """Image and pose of a camera above a square."""
     pose = look_at((x, y - 0.6, height), (x, y, 0.0))
-    image, depth = plane_view(pose, CAMERA, texture(seed=room if seed is None else seed))
-    pose = pose.clone()
+    image, _ = plane_view(pose, CAMERA, texture(seed=room if seed is None else seed))
     pose[:3, 3] += torch.from_numpy(room * SHIFT)
-    return image, depth, pose
+    return image, pose
 
 
 @pytest.fixture(scope="module")
 def scene(tmp_path_factory):
-    """A map of three squares, of which the first and the last look the same where x is negative."""
-    import cv2
-
+    """A map of three squares."""
     folder = tmp_path_factory.mktemp("squares")
-    points = np.random.default_rng(3).uniform((-2.4, -1.8), (2.4, 1.8), (700, 2))
-    paths, poses, xyz, image_of, point_of = [], [], [], [], []
-    for room in range(3):
-        first = len(xyz)
-        xyz += [np.array([x, y, 0.0]) + room * SHIFT for x, y in points]
-        for x in (-1.0, -0.5, 0.0, 0.5, 1.0):
-            image, _, pose = view(room, x, seed=picture(room, x))
-            paths.append(folder / f"{room}_{x}.png")
-            cv2.imwrite(str(paths[-1]), image)
-            inside = se3.transform(se3.inverse(pose), torch.from_numpy(np.array(xyz[first:])))
-            pixels, valid = CAMERA.project(inside)
-            seen = np.flatnonzero((valid & CAMERA.in_image(pixels)).numpy()) + first
-            image_of += [len(poses)] * len(seen)
-            point_of += seen.tolist()
-            poses.append(pose)
-    source = PosedImages(
-        "squares", paths, [p.name for p in paths], [CAMERA] * len(paths), torch.stack(poses),
-        np.full(len(paths), -1, np.int64), np.array(xyz), np.array(image_of), np.array(point_of),
-    )  # fmt: skip
+    points = np.pad(np.random.default_rng(3).uniform((-2.4, -1.8), (2.4, 1.8), (700, 2)), ((0, 0), (0, 1)))
+    xyz = np.concatenate([points + room * SHIFT for room in range(3)])
+    places = [(room, x) for room in range(3) for x in (-1.0, -0.5, 0.0, 0.5, 1.0)]
+    images, poses = zip(*(view(room, x, seed=picture(room, x)) for room, x in places))
+    paths = [folder / f"{room}_{x}.png" for room, x in places]
+    for path, image in zip(paths, images):
+        cv2.imwrite(str(path), image)
+    of_room = np.repeat(np.arange(3), 700)
+    sees = [visible(CAMERA, pose, xyz)[1] & (of_room == room) for pose, (room, _) in zip(poses, places)]
+    names, cameras, stamps = [path.name for path in paths], [CAMERA] * len(paths), np.full(len(paths), -1, np.int64)
+    source = PosedImages("squares", paths, names, cameras, torch.stack(poses), stamps, xyz, *np.nonzero(sees))
     return FrameAligner(build_map(source, load_extractor())[0], load_extractor())
-
-
-def picture(room: int, x: float) -> int:
-    return 0 if room == 2 and x < 0 else room
 
 
 def frame(localizer, image) -> CameraFrame:
@@ -72,14 +63,14 @@ def frame(localizer, image) -> CameraFrame:
 def test_pose_is_found_without_a_prior(scene):
     search = Relocalizer(scene)
     for room, x in ((0, 0.75), (1, -0.3), (1, 0.8), (2, 0.6)):
-        image, _, pose = view(room, x, y=0.1, height=2.8)
+        image, pose = view(room, x, y=0.1, height=2.8)
         best = search.search(frame(scene, image), EYE)[0]
         away, turned = se3.pose_difference(pose, best.map_from_camera)
         assert float(away) < 0.05 and float(turned) < 0.02 and best.inlier_fraction > 0.4, (room, x)
 
 
-def test_places_that_look_alike_are_both_found(scene):
-    image, _, _ = view(0, -0.8)
+def test_places_that_look_the_same_are_both_found(scene):
+    image, _ = view(0, -0.8)
     found = Relocalizer(scene).search(frame(scene, image), EYE)
     rooms = {round(float(a.map_from_camera[0, 3]) / SHIFT[0]) for a in found if a.inlier_fraction > 0.4}
     assert rooms == {0, 2}
@@ -89,7 +80,7 @@ def test_places_that_look_alike_are_both_found(scene):
 
 
 def test_a_vague_prior_says_where_to_look(scene):
-    image, _, pose = view(2, -0.8, seed=0)
+    image, pose = view(2, -0.8, seed=0)
     std = torch.tensor([3.0, 3.0, 0.5, 0.2, 0.2, 2.0], dtype=torch.float64)
     prior = MotionPrior(pose @ se3.se3_exp(0.7 * std), torch.diag(std**2), "initial pose", 0.0)
     search = Relocalizer(scene, RelocalizationOptions(hypotheses=4, seeds=1, finalists=1))
@@ -99,13 +90,13 @@ def test_a_vague_prior_says_where_to_look(scene):
 
 def test_an_image_of_nowhere_is_not_found(scene):
     for seed in (11, 12, 13):
-        image, _, _ = view(0, 0.0, seed=seed)
+        image, _ = view(0, 0.0, seed=seed)
         nowhere, search = frame(scene, image), Relocalizer(scene)
         assert all(a.inlier_fraction < 0.2 for turn in range(2) for a in search.search(nowhere, EYE, turn))
 
 
 def test_same_input_same_poses(scene):
-    image, _, _ = view(1, 0.3)
+    image, _ = view(1, 0.3)
     one, other = (Relocalizer(scene).search(frame(scene, image), EYE) for _ in range(2))
     assert [a.map_from_camera.tolist() for a in one] == [a.map_from_camera.tolist() for a in other]
 
@@ -116,7 +107,7 @@ def index_map(descriptors: np.ndarray, **changes):
     return replace(numbers_map(poses, xyz, pinhole()), global_descriptors=descriptors.astype(np.float16), **changes)
 
 
-def test_most_alike_is_sorted_and_may_be_restricted():
+def test_most_similar_is_sorted_and_may_be_restricted():
     rng = np.random.default_rng(0)
     descriptors = rng.normal(size=(40, 8))
     descriptors /= np.linalg.norm(descriptors, axis=1, keepdims=True)
