@@ -1,7 +1,7 @@
 # Copyright the pixloc_ros authors. SPDX-License-Identifier: Apache-2.0
 """MkDocs hook (mkdocs.yml): adds to the site what is not in docs/.
 
-These are the pages of the repository's root, the files of the repository that pages link to, and three generated pages: commands,
+These are pages of the repository outside of docs/, the files of the repository that pages link to, and three generated pages: commands,
 messages and services, and API. Links in the pages are relative to the repository, so that they work wherever it is browsed. The
 hook turns them into links of the site.
 """
@@ -19,7 +19,7 @@ from unittest import mock
 from mkdocs.structure.files import File, Files
 
 ROOT = Path(__file__).resolve().parents[1]
-ROOT_PAGES = {"README.md": "index.md"} | {
+ROOT_PAGES = {"README.md": "index.md", "experiments/README.md": "experiments.md"} | {
     f"{name}.md": f"{name.lower()}.md" for name in ("CONTRIBUTING", "QUALITY_DECLARATION", "SECURITY", "CHANGELOG")
 }
 ROOT_SOURCES = {page: source for source, page in ROOT_PAGES.items()}
