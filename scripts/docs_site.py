@@ -1,9 +1,9 @@
 # Copyright the pixloc_ros authors. SPDX-License-Identifier: Apache-2.0
 """MkDocs hook (mkdocs.yml): adds to the site what is not in docs/.
 
-These are pages of the repository outside of docs/, the files of the repository that pages link to, and three generated pages: commands,
-messages and services, and API. Links in the pages are relative to the repository, so that they work wherever it is browsed. The
-hook turns them into links of the site.
+These are pages of the repository outside of docs/, the files of the repository that pages link to, and three generated pages:
+commands, messages and services, and API. Links in the pages are relative to the repository, so that they work wherever it is
+browsed. The hook turns them into links of the site.
 """
 
 from __future__ import annotations
