@@ -9,8 +9,6 @@ On a frame of a simulated drive (made once, kept in out/benchmarks), from starts
 
 from __future__ import annotations
 
-import argparse
-import sys
 import time
 from pathlib import Path
 
@@ -18,8 +16,8 @@ import measuring
 import numpy as np
 import torch
 
-from pixloc_ros.alignment import AlignmentOptions, AlignmentResult, ReferencePoints, align
-from pixloc_ros.errors import InputError
+from pixloc_ros.alignment import AlignmentOptions, ReferencePoints, align
+from pixloc_ros.cli.scripts import run_script
 from pixloc_ros.evaluation import offline
 from pixloc_ros.evaluation.tables import format_number
 from pixloc_ros.features import FeaturePyramid, load_extractor
@@ -27,7 +25,7 @@ from pixloc_ros.geometry import se3
 from pixloc_ros.geometry.cameras import Camera
 from pixloc_ros.io.bags import BagReader
 from pixloc_ros.io.frames import CameraFrame
-from pixloc_ros.mapping import LocalPointSelector
+from pixloc_ros.mapping import LocalPointSelector, Map
 
 BACKENDS = ("torch", "compiled")
 POINTS = (64, 128, 256, 512, 1024, 2048)
@@ -45,7 +43,7 @@ class Problem:
     def __init__(self, data: Path, weights: str) -> None:
         drive = measuring.simulated_drive(640, 480, data)
         extractor = load_extractor(weights)
-        map_ = measuring.resident_map(measuring.map_of_drive(drive, extractor))
+        map_ = Map.open(measuring.map_of_drive(drive, extractor), verify=True)  # all of it read: files are not measured
         with BagReader(drive / "drive") as bag:
             truth = bag.truth()
             frames = [event for event in bag.events() if isinstance(event, CameraFrame)]
@@ -80,26 +78,19 @@ class Problem:
         """Milliseconds of the clock and of the processor, and iterations of all levels."""
         reference, poses = self.points(points), self.starts(starts)
         options = AlignmentOptions(backend=backend)
-        result = align(self.pyramid, self.camera, reference, poses, options)
+        iterations = sum(level.iterations for level in align(self.pyramid, self.camera, reference, poses, options).trace)
         walls, cpus, began = [], [], time.perf_counter()
         while len(walls) < LEAST_ROUNDS or time.perf_counter() - began < SECONDS:
             cpu, wall = time.process_time(), time.perf_counter()
             align(self.pyramid, self.camera, reference, poses, options)
             walls.append(1e3 * (time.perf_counter() - wall))
             cpus.append(1e3 * (time.process_time() - cpu))
-        return {"ms": float(np.median(walls)), "cpu_ms": float(np.median(cpus)), "iterations": _iterations(result)}
-
-
-def _iterations(result: AlignmentResult) -> int:
-    return sum(level.iterations for level in result.trace)
+        return {"ms": float(np.median(walls)), "cpu_ms": float(np.median(cpus)), "iterations": iterations}
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = measuring.parser(__doc__)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="of the tensor code")
-    parser.add_argument("--weights", default="compact")
-    parser.add_argument("--data", type=Path, default=measuring.DATA, help="where the simulated drive is kept")
-    measuring.add_figures_arguments(parser)
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     problem = Problem(args.data, args.weights)
@@ -111,19 +102,10 @@ def main() -> int:
         run = {backend: problem.time(backend, points, starts) for backend in BACKENDS}
         figures["runs"][name] = run
         before = old.get(name, {})
-        cells = [
-            measuring.against(run[backend][key], before.get(backend, {}).get(key))
-            for backend in BACKENDS
-            for key in ("ms", "cpu_ms")
-        ]
+        cells = [c for b in BACKENDS for c in measuring.compared(run[b], before.get(b, {}), "ms", "cpu_ms")]
         table.append((name, *cells, format_number(run["compiled"]["ms"] / starts), str(run["compiled"]["iterations"])))
-    measuring.report(figures, args, table)
-    return 0
+    return measuring.report(figures, args, table)
 
 
 if __name__ == "__main__":
-    try:
-        sys.exit(main())
-    except InputError as error:
-        print(f"alignment: error: {error}", file=sys.stderr)
-        sys.exit(2)
+    run_script(main)

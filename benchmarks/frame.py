@@ -17,9 +17,6 @@ network included.
 
 from __future__ import annotations
 
-import argparse
-import multiprocessing
-import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,9 +26,10 @@ import measuring
 import numpy as np
 import torch
 
-from pixloc_ros.errors import InputError
+from pixloc_ros.cli.scripts import run_script
 from pixloc_ros.evaluation import offline
 from pixloc_ros.evaluation.tables import format_number
+from pixloc_ros.evaluation.usage import Load, peak_mib
 from pixloc_ros.features import load_extractor
 from pixloc_ros.geometry.cameras import Camera
 from pixloc_ros.io.bags import BagReader
@@ -45,8 +43,15 @@ JPEG_QUALITY = 90
 
 
 @dataclass(frozen=True)
-class Drive:
-    """A bag in memory. frames: stamp_ns, camera, JPEG. start: stamp_ns, map_from_base [4, 4]."""
+class Recording:
+    """A bag in memory.
+
+    Attributes:
+        frames: stamp_ns, camera, JPEG.
+        odometry: All of it.
+        base_from_camera: float64 [4, 4].
+        start: stamp_ns, map_from_base [4, 4].
+    """
 
     frames: list[tuple[int, Camera, np.ndarray]]
     odometry: list[OdometryMessage]
@@ -55,16 +60,13 @@ class Drive:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = measuring.parser(__doc__)
     parser.add_argument("--sizes", nargs="+", default=SIZES, metavar="WxH", help="of the simulated images")
     parser.add_argument("--map", type=Path, help="with --bag: time this map and drive instead")
     parser.add_argument("--bag", type=Path)
     parser.add_argument("--preset", nargs="+", default=["balanced"], help="fast, balanced (default), accurate")
     parser.add_argument("--frames", type=int, default=200, help="how many to time at each size (default 200)")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="of the network (default: all)")
-    parser.add_argument("--weights", default="compact")
-    parser.add_argument("--data", type=Path, default=measuring.DATA, help="where simulated drives are kept")
-    measuring.add_figures_arguments(parser)
     args = parser.parse_args()
     if (args.map is None) != (args.bag is None):
         parser.error("--map and --bag go together")
@@ -73,42 +75,37 @@ def main() -> int:
     if args.bag:
         cases = {args.bag.resolve().parent.name: (args.map, args.bag)}
     else:
-        cases = {}
-        for size in args.sizes:
-            drive = measuring.simulated_drive(*(int(side) for side in size.split("x")), args.data)
-            cases[size] = (measuring.map_of_drive(drive, load_extractor(args.weights)), drive / "drive")
+        drives = {size: measuring.simulated_drive(*map(int, size.split("x")), args.data) for size in args.sizes}
+        extractor = load_extractor(args.weights)
+        cases = {size: (measuring.map_of_drive(drive, extractor), drive / "drive") for size, drive in drives.items()}
     for name, (map_path, bag) in cases.items():
-        for preset_name in args.preset:
-            with multiprocessing.get_context("spawn").Pool(1) as pool:
-                run = pool.apply(time_drive, (map_path, bag, args.weights, preset_name, args.frames, args.threads))
-            figures["sizes"][name if len(args.preset) == 1 else f"{name} {preset_name}"] = run
-    old = measuring.earlier(args).get("sizes", {})
-    measuring.report(figures, args, rows(figures["sizes"], old))
-    return 0
+        for preset in args.preset:
+            run = measuring.in_process(time_drive, map_path, bag, args.weights, preset, args.frames, args.threads)
+            figures["sizes"][name if len(args.preset) == 1 else f"{name} {preset}"] = run
+    return measuring.report(figures, args, rows(figures["sizes"], measuring.earlier(args).get("sizes", {})))
 
 
-def time_drive(map_path: Path, bag: Path, weights: str, preset_name: str, frames: int, threads: int) -> dict[str, object]:
+def time_drive(map_path: Path, bag: Path, weights: str, preset: str, frames: int, threads: int) -> dict[str, object]:
     """Track the drive until so many frames are timed."""
     torch.set_num_threads(threads)
-    drive = read_drive(bag)
-    localizer = Localizer.open(map_path, weights, preset_name)
-    _track(localizer, drive)  # caches, compiled code
+    recording, localizer = read_bag(bag), Localizer.open(map_path, weights, preset)
+    track(localizer, recording)  # caches, compiled code
     laps: list[dict[str, float]] = []
-    outside, cpu, wall = measuring.busy_s(), time.process_time(), time.perf_counter()
+    load = Load()
     while len(laps) < frames:
-        laps += _track(localizer, drive)
-    wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
+        laps += track(localizer, recording)
+    _, cpu, others = load.read()
     return {
         "frames": len(laps),
         "tracked": float(np.mean([lap["tracked"] for lap in laps])),
         "stages": {stage: measuring.percentiles([lap[stage] for lap in laps]) for stage in STAGES},
         "cpu_ms": 1e3 * cpu / len(laps),
-        "others_cores": (measuring.busy_s() - outside - cpu) / wall,
-        "peak_mib": measuring.peak_mib(),
+        "others_cores": others,
+        "peak_mib": peak_mib(),
     }
 
 
-def read_drive(bag: Path) -> Drive:
+def read_bag(bag: Path) -> Recording:
     """The bag with its images as JPEG, whatever they were."""
     frames, odometry = [], []
     with BagReader(bag) as reader:
@@ -120,10 +117,10 @@ def read_drive(bag: Path) -> Drive:
                 pixels = event.image if event.image.ndim == 2 else cv2.cvtColor(event.image, cv2.COLOR_RGB2BGR)
                 jpeg = cv2.imencode(".jpg", pixels, (cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY))[1]
                 frames.append((event.stamp_ns, event.camera, jpeg))
-        return Drive(frames, odometry, reader.base_from_camera, start)
+        return Recording(frames, odometry, reader.base_from_camera, start)
 
 
-def _track(localizer: Localizer, drive: Drive) -> list[dict[str, float]]:
+def track(localizer: Localizer, drive: Recording) -> list[dict[str, float]]:
     """Milliseconds per stage of every frame of one pass."""
     tracker = localizer.tracker(relocalization=False)
     tracker.initialize(drive.start[1], offline.initial_covariance(), drive.start[0])
@@ -138,14 +135,10 @@ def _track(localizer: Localizer, drive: Drive) -> list[dict[str, float]]:
         result = tracker.track(CameraFrame(stamp_ns, image, camera), drive.base_from_camera)
         ended = time.perf_counter()
         stages = result.alignment.timings_ms if result.alignment is not None else {}
-        lap = {stage: stages.get(stage, 0.0) for stage in STAGES}
-        lap.update(
-            decode=1e3 * (decoded - began),
-            tracker=1e3 * (ended - decoded) - sum(stages.values()),
-            total=1e3 * (ended - began),
-            tracked=float(result.state.name == "TRACKING"),
-        )
-        laps.append(lap)
+        times = {"decode": decoded - began, "tracker": ended - decoded, "total": ended - began}
+        lap = {stage: stages.get(stage, 0.0) for stage in STAGES} | {name: 1e3 * value for name, value in times.items()}
+        lap["tracker"] -= sum(stages.values())
+        laps.append(lap | {"tracked": float(result.state.name == "TRACKING")})
     return laps
 
 
@@ -154,23 +147,15 @@ def rows(sizes: dict[str, dict], old: dict[str, dict]) -> list[tuple[str, ...]]:
     for size, entry in sizes.items():
         before = old.get(size, {})
         for name in ("p50", "p95", "p99"):
-            compared = before.get("stages", {}) if name == "p50" else {}
-            cells = [measuring.against(entry["stages"][stage][name], compared.get(stage, {}).get(name)) for stage in STAGES]
-            rest = ["", "", "", ""]
+            past = before.get("stages", {}) if name == "p50" else {}
+            cells = [measuring.against(entry["stages"][stage][name], past.get(stage, {}).get(name)) for stage in STAGES]
+            rest = [""] * 4
             if name == "p50":
-                rest = [
-                    measuring.against(entry["cpu_ms"], before.get("cpu_ms")),
-                    measuring.against(entry["peak_mib"], before.get("peak_mib")),
-                    f"{100 * entry['tracked']:.1f}",
-                    format_number(entry["others_cores"]),
-                ]
+                rest = [f"{100 * entry['tracked']:.1f}", format_number(entry["others_cores"])]
+                rest = [*measuring.compared(entry, before, "cpu_ms", "peak_mib"), *rest]
             table.append((f"{size} {name}", *cells, *rest))
     return table
 
 
 if __name__ == "__main__":
-    try:
-        sys.exit(main())
-    except InputError as error:
-        print(f"frame: error: {error}", file=sys.stderr)
-        sys.exit(2)
+    run_script(main)

@@ -15,11 +15,8 @@ Memory is what using the map added to the process: "own", and "file" pages, whic
 
 from __future__ import annotations
 
-import argparse
-import sys
 import time
 from dataclasses import replace
-from multiprocessing import get_context
 from pathlib import Path
 
 import measuring
@@ -27,8 +24,9 @@ import numpy as np
 import scaling
 import torch
 
-from pixloc_ros.errors import InputError
+from pixloc_ros.cli.scripts import run_script
 from pixloc_ros.evaluation.tables import format_number
+from pixloc_ros.evaluation.usage import memory_mib
 from pixloc_ros.features import load_extractor
 from pixloc_ros.geometry import se3
 from pixloc_ros.mapping import LocalPointSelector, Map
@@ -43,13 +41,11 @@ TURNS = 3
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = measuring.parser(__doc__, compare=False)
     parser.add_argument("--copies", type=int, default=COPIES, help="of 10 keyframes each")
     parser.add_argument("--visits", type=int, default=300, help="keyframes driven past, in real time")
-    parser.add_argument("--data", type=Path, default=measuring.DATA, help="where drive and map are kept (2 GB)")
-    measuring.add_output_arguments(parser)
     args = parser.parse_args()
-    extractor = load_extractor()
+    extractor = load_extractor(args.weights)
     drive = measuring.simulated_drive(640, 480, args.data)
     base = Map.open(measuring.map_of_drive(drive, extractor))
     path = args.data / f"district_{base.extractor_fingerprint}_{args.copies}.pixmap"
@@ -59,13 +55,11 @@ def main() -> int:
     figures: dict[str, object] = {"machine": measuring.describe_machine()}
     for name, work in (("search", search), ("drive", drive_through)):
         scaling.drop_from_cache(path)
-        with get_context("spawn").Pool(1) as pool:
-            figures[name] = run = pool.apply(work, (path, drive, args.copies // 2, args.visits))
+        figures[name] = run = measuring.in_process(work, path, drive, args.weights, args.copies // 2, args.visits)
         for what, (times, note) in run.items():
             cells = (format_number(float(v)) for v in (np.median(times), np.percentile(times, 99), max(times)))
             table.append((what, *cells, note))
-    measuring.report(figures, args, table)
-    return 0
+    return measuring.report(figures, args, table)
 
 
 def district(map_: Map, copies: int) -> Map:
@@ -89,26 +83,26 @@ def district(map_: Map, copies: int) -> Map:
     return replace(big, global_descriptors=others.astype(np.float16), descriptors=tuple(levels))
 
 
-def search(path: Path, drive: Path, middle: int, visits: int) -> dict[str, tuple[list[float], str]]:
+def search(path: Path, drive: Path, weights: str, middle: int, visits: int) -> dict[str, tuple[list[float], str]]:
     """Images of the drive in the whole district, in a fresh process."""
     torch.set_num_threads(1)
-    extractor = load_extractor()
-    frames, poses, camera = scaling._frames(drive, scaling.SPACING_M * middle)
-    scaling._warm_up(drive, extractor, frames[0], poses[0], camera)
+    extractor = load_extractor(weights)
+    frames, poses, camera = scaling.frames_of(drive, scaling.SPACING_M * middle)
+    scaling.warm_up(drive, extractor, frames[0], poses[0], camera)
     base = FrameAligner(Map.open(measuring.map_of_drive(drive, extractor)), extractor)
     eye = torch.eye(4, dtype=torch.float64)
     Relocalizer(base).search(PreparedFrame(0, frames[0], camera, base.prepare(frames[0], camera)), eye)
-    before = measuring.memory_mib()
-    opening = _timed(lambda: Map.open(path))
+    before = memory_mib()
+    opening = measuring.timed_ms(lambda: Map.open(path))
     map_ = Map.open(path)
     localizer = FrameAligner(map_, extractor)
-    ready = _timed(lambda: Relocalizer(localizer))
+    ready = measuring.timed_ms(lambda: Relocalizer(localizer))
     relocalizer = Relocalizer(localizer)
-    index, alike, turns, found = KeyframeIndex(map_), [], [], []
+    index, similar, turns, found = KeyframeIndex(map_), [], [], []
     for image, pose in zip(frames, poses):
         frame = PreparedFrame(0, image, camera, localizer.prepare(image, camera))
         description = index.descriptor.describe(image, frame.prepared.pyramid)
-        alike.append(_timed(lambda d=description: index.by_place(index.most_similar(d, relocalizer.options.pool))))
+        similar.append(measuring.timed_ms(lambda d=description: index.by_place(index.most_similar(d, relocalizer.options.pool))))
         needed = np.nan
         for turn in range(TURNS):
             began = time.perf_counter()
@@ -121,7 +115,7 @@ def search(path: Path, drive: Path, middle: int, visits: int) -> dict[str, tuple
                 break
         found.append(needed)
     found = np.array(found)
-    memory = {name: value - before[name] for name, value in measuring.memory_mib().items()}
+    memory = {name: value - before[name] for name, value in memory_mib().items()}
     note = (
         f"{np.mean(found > 0):.0%} of {len(found)} images found, {np.mean(found == 1):.0%} at once, "
         f"{np.sum(found < 0)} wrong; memory own {memory['own']:.0f} MiB, file {memory['file']:.0f} MiB"
@@ -130,42 +124,32 @@ def search(path: Path, drive: Path, middle: int, visits: int) -> dict[str, tuple
     return {
         "open the map, not cached": ([opening], size),
         "index the keyframes": ([ready], ""),
-        "similar keyframes by place": (alike, ""),
+        "similar keyframes by place": (similar, ""),
         "search, one image": (turns, note),
     }
 
 
-def drive_through(path: Path, drive: Path, middle: int, visits: int) -> dict[str, tuple[list[float], str]]:
+def drive_through(path: Path, drive: Path, weights: str, middle: int, visits: int) -> dict[str, tuple[list[float], str]]:
     """Choosing points along keyframes never seen before, at the pace of a camera, in a fresh process."""
     torch.set_num_threads(1)
-    extractor = load_extractor()
-    frames, poses, camera = scaling._frames(drive, 0.0)
-    scaling._warm_up(drive, extractor, frames[0], poses[0], camera)
+    extractor = load_extractor(weights)
+    frames, poses, camera = scaling.frames_of(drive, 0.0)
+    scaling.warm_up(drive, extractor, frames[0], poses[0], camera)
     map_ = Map.open(path)
     selector = LocalPointSelector(map_)
-    before = measuring.memory_mib()
+    before = memory_mib()
     first, again = [], []
-    for k in range(0, visits):
+    for k in range(visits):
         pose = map_.map_from_keyframe[(middle + 5) * 10 + k]
         began = time.perf_counter()
         selector.select(pose, camera, 1024)
         first.append(1e3 * (time.perf_counter() - began))
-        again.append(_timed(lambda p=pose: selector.select(p, camera, 1024)))
+        again.append(measuring.timed_ms(lambda p=pose: selector.select(p, camera, 1024)))
         time.sleep(max(0.0, IMAGE_PERIOD_S - (time.perf_counter() - began)))
-    memory = {name: value - before[name] for name, value in measuring.memory_mib().items()}
+    memory = {name: value - before[name] for name, value in memory_mib().items()}
     note = f"memory own {memory['own']:.0f} MiB, file {memory['file']:.0f} MiB after {visits} keyframes"
     return {"points of a keyframe never seen, from disk": (first, note), "the same again": (again, "")}
 
 
-def _timed(call) -> float:
-    began = time.perf_counter()
-    call()
-    return 1e3 * (time.perf_counter() - began)
-
-
 if __name__ == "__main__":
-    try:
-        sys.exit(main())
-    except InputError as error:
-        print(f"large_map: error: {error}", file=sys.stderr)
-        sys.exit(2)
+    run_script(main)

@@ -40,6 +40,7 @@ from sensor_msgs.msg import CameraInfo, CompressedImage, Image
 from pixloc_ros.errors import InputError
 from pixloc_ros.evaluation import offline
 from pixloc_ros.evaluation.tables import format_number
+from pixloc_ros.evaluation.usage import busy_s, memory_mib
 from pixloc_ros.features import load_extractor
 from pixloc_ros.geometry import se3
 from pixloc_ros.io.bags import BagReader
@@ -101,7 +102,7 @@ class Usage:
     def sample(self, pid: int) -> None:
         fields = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()
         self.cpu_s.append((int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK"))
-        memory = measuring.memory_mib(pid)
+        memory = memory_mib(pid)
         self.own_mib.append(memory["own"])
         self.file_mib.append(memory["file"])
 
@@ -214,12 +215,12 @@ class Robot:
                 if measuring_began is None:
                     for measured in (self._statuses, self._heard_ms, late_ms):
                         measured.clear()
-                    measuring_began, outside, first = time.monotonic(), measuring.busy_s(), sent
+                    measuring_began, outside, first = time.monotonic(), busy_s(), sent
             due[what] += step[what]
         time.sleep(0.5)
         wall = time.monotonic() - measuring_began
         usage.sample(self._process.pid)
-        return self._figures(usage, late_ms, sent - first, wall, measuring.busy_s() - outside)
+        return self._figures(usage, late_ms, sent - first, wall, busy_s() - outside)
 
     def _send_image(self, image: int) -> None:
         message = self._drive.images[self._drive.index(image)]

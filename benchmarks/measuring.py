@@ -6,6 +6,7 @@ from __future__ import annotations
 import argparse
 import io
 import json
+import multiprocessing
 import os
 import platform
 import shutil
@@ -13,36 +14,37 @@ import subprocess
 import sys
 import tarfile
 import tempfile
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 import torch
 
 from pixloc_ros.cli.progress import show_progress
 from pixloc_ros.errors import InputError
-from pixloc_ros.evaluation.pages import write_section
+from pixloc_ros.evaluation.pages import markdown_table, write_section
 from pixloc_ros.evaluation.tables import format_number, format_table
+from pixloc_ros.evaluation.usage import machine_name
 from pixloc_ros.features import Extractor
 from pixloc_ros.io.files import write_text
-from pixloc_ros.mapping import Map
 from pixloc_ros.mapping.build import build_map_from_colmap
 from pixloc_sim.recordings import SUMMARY, SimulationOptions, simulate
 
 DATA = Path("out") / "benchmarks"
 """Where simulated drives and their maps are kept between runs."""
 DRIVE_SECONDS = 6.0
+Figures = TypeVar("Figures")
 
 
 def describe_machine() -> dict[str, object]:
-    """Processor, cores, versions, commit and load: what figures are worth nothing without."""
-    names = [line.split(":", 1)[1].strip() for line in _lines("/proc/cpuinfo") if line.startswith("model name")]
+    """Processor and cores, versions, commit and load: what figures are worth nothing without."""
     commit = subprocess.run(
         ["git", "describe", "--always", "--dirty"], capture_output=True, text=True, cwd=Path(__file__).parent, check=False
     ).stdout.strip()
     return {
-        "processor": names[0] if names else platform.machine(),
-        "cores": len(os.sched_getaffinity(0)),
+        "processor": machine_name(),
         "threads": torch.get_num_threads(),
         "instructions": torch.backends.cpu.get_cpu_capability(),
         "torch": torch.__version__,
@@ -50,33 +52,6 @@ def describe_machine() -> dict[str, object]:
         "commit": commit or "unknown",
         "load": round(os.getloadavg()[0], 1),
     }
-
-
-def busy_s() -> float:
-    """Seconds of processor time that the whole machine has spent, stolen time included; 0 where that is not known."""
-    lines = _lines("/proc/stat")
-    if not lines:
-        return 0.0
-    ticks = [int(word) for word in lines[0].split()[1:9]]
-    return (sum(ticks) - ticks[3] - ticks[4]) / os.sysconf("SC_CLK_TCK")
-
-
-def memory_mib(process: int | str = "self") -> dict[str, float]:
-    """Resident memory of a process now: its own, and pages of mapped files, which the system can drop."""
-    fields = dict(line.split(":", 1) for line in _lines(f"/proc/{process}/status") if ":" in line)
-    return {name: int(fields.get(key, "0").split()[0]) / 1024 for name, key in (("own", "RssAnon"), ("file", "RssFile"))}
-
-
-def peak_mib() -> float:
-    """Largest resident memory of this process so far. Not `getrusage`, which counts what the parent held when it forked."""
-    return max((int(line.split()[1]) / 1024 for line in _lines("/proc/self/status") if line.startswith("VmHWM")), default=0.0)
-
-
-def _lines(path: str) -> list[str]:
-    try:
-        return Path(path).read_text().splitlines()
-    except OSError:
-        return []
 
 
 def percentiles(values: Sequence[float]) -> dict[str, float]:
@@ -102,35 +77,49 @@ def map_of_drive(drive: Path, extractor: Extractor) -> Path:
     return path
 
 
-def resident_map(path: Path) -> Map:
-    """A map with all its pages read, so that reading the file is no part of what is measured."""
-    return Map.open(path, verify=True)
+def parser(doc: str, compare: bool = True) -> argparse.ArgumentParser:
+    """The arguments that all benchmarks take.
+
+    Args:
+        doc: Description of the script.
+        compare: Whether it takes `--compare` and `--against`, for `earlier`.
+    """
+    result = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
+    result.add_argument("--weights", default="compact", metavar="NAME|FILE", help="network (default compact)")
+    result.add_argument("--data", type=Path, default=DATA, help="where simulated drives and maps are kept (up to 2 GB)")
+    add_figures_arguments(result) if compare else add_output_arguments(result)
+    return result
 
 
-def report(figures: dict[str, object], args: argparse.Namespace, *tables: Sequence[tuple[str, ...]]) -> None:
-    """Print machine and tables; keep figures and tables where asked."""
+def in_process(work: Callable[..., Figures], *arguments: object) -> Figures:
+    """The result of a call in a fresh process, whose memory, threads and caches are its own."""
+    with multiprocessing.get_context("spawn").Pool(1) as pool:
+        return pool.apply(work, arguments)
+
+
+def timed_ms(call: Callable[[], object]) -> float:
+    began = time.perf_counter()
+    call()
+    return 1e3 * (time.perf_counter() - began)
+
+
+def report(figures: dict[str, object], args: argparse.Namespace, *tables: Sequence[tuple[str, ...]]) -> int:
+    """Print machine and tables; keep figures and tables where asked. The first row of a table is its head."""
     machine = ", ".join(f"{key} {value}" for key, value in figures["machine"].items())
     print("\n\n".join((machine, *map(format_table, tables))))
     if args.json is not None:
         write_text(args.json, json.dumps(figures, indent=2) + "\n")
     if args.docs is not None:
-        write_section(args.docs, f"benchmark {args.section}", "\n".join((*map(_markdown, tables), f"({machine})")))
-
-
-def _markdown(rows: Sequence[tuple[str, ...]]) -> str:
-    head, *rest = ("| " + " | ".join(row) + " |" for row in rows)
-    return "\n".join((head, "|---" * len(rows[0]) + "|", *rest, ""))
+        pages = (markdown_table(" | ".join(head), rows) for head, *rows in tables)
+        write_section(args.docs, f"benchmark {args.section}", "\n".join((*pages, f"({machine})")))
+    return 0
 
 
 def add_output_arguments(parser: argparse.ArgumentParser) -> None:
     """--json, --docs and --section, for `report`."""
     parser.add_argument("--json", type=Path, help="write the figures here")
-    parser.add_argument(
-        "--docs",
-        type=Path,
-        metavar="PAGE",
-        help="put the tables into this page, between <!-- benchmark SECTION: begin --> and ... end -->",
-    )
+    markers = "<!-- benchmark SECTION: begin --> and ... end -->"
+    parser.add_argument("--docs", type=Path, metavar="PAGE", help=f"put the tables into this page, between {markers}")
     parser.add_argument("--section", default=Path(sys.argv[0]).stem, help="of the page (default: the benchmark's name)")
 
 
@@ -192,6 +181,11 @@ def _without(words: list[str], *options: str) -> list[str]:
             kept.append(word)
         skip = not skip and word in options
     return kept
+
+
+def compared(new: dict[str, float], old: dict[str, float], *keys: str) -> list[str]:
+    """Some figures, and how they compare with earlier ones."""
+    return [against(new[key], old.get(key)) for key in keys]
 
 
 def against(new: float, old: float | None) -> str:

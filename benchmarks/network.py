@@ -11,13 +11,8 @@ processor time of all threads per image, "difference" the largest one of any des
 
 from __future__ import annotations
 
-import argparse
-import json
-import multiprocessing
-import sys
 import time
 from collections.abc import Callable
-from pathlib import Path
 
 import cv2
 import measuring
@@ -26,6 +21,7 @@ import torch
 from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
+from pixloc_ros.cli.scripts import run_script
 from pixloc_ros.errors import InputError
 from pixloc_ros.evaluation.tables import format_number
 from pixloc_ros.features import Execution, Extractor, FeaturePyramid, load_extractor
@@ -39,50 +35,26 @@ BURST = 5
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = measuring.parser(__doc__)
     parser.add_argument("--sizes", nargs="+", default=SIZES, metavar="WxH", help="of the images that the network is given")
     parser.add_argument("--threads", nargs="+", type=int, default=[1, 2])
-    parser.add_argument("--weights", default="compact")
     parser.add_argument("--seconds", type=float, default=6.0, help="for each size and number of threads (default 6)")
-    measuring.add_output_arguments(parser)
-    parser.add_argument("--compare", type=Path, metavar="OLD.json", help="figures of an earlier run to compare with")
     args = parser.parse_args()
     figures: dict[str, object] = {"machine": measuring.describe_machine(), "runs": {}}
-    old = json.loads(args.compare.read_text())["runs"] if args.compare else {}
-    table = [("image, threads", "", "floor ms", "p50 ms", "CPU ms", "of peak", "difference")]
+    old = measuring.earlier(args).get("runs", {})
+    table = [("image, threads", "way", "floor ms", "p50 ms", "CPU ms", "of peak", "difference")]
     for threads in args.threads:
         for size in args.sizes:
-            # A process of its own: threads of one run must not spin in the next.
-            with multiprocessing.get_context("spawn").Pool(1) as pool:
-                run = pool.apply(time_network, (args.weights, *(int(side) for side in size.split("x")), threads, args.seconds))
+            run = measuring.in_process(time_network, args.weights, *map(int, size.split("x")), threads, args.seconds)
             name = f"{size}, {threads}"
             figures["runs"][name] = run
-            table.append(
-                (
-                    name,
-                    f"{run['multiply_adds'] / 1e9:.2f} G at {run['peak_gflops']:.0f} GFLOP/s",
-                    format_number(run["floor_ms"]),
-                    "",
-                    "",
-                    "",
-                    "",
-                )
-            )
+            work = f"{run['multiply_adds'] / 1e9:.2f} G at {run['peak_gflops']:.0f} GFLOP/s"
+            table.append((name, work, format_number(run["floor_ms"]), *[""] * 4))
             for way, times in run["ways"].items():
-                before = old.get(name, {}).get("ways", {}).get(way, {})
-                table.append(
-                    (
-                        "",
-                        way,
-                        "",
-                        measuring.against(times["ms"], before.get("ms")),
-                        measuring.against(times["cpu_ms"], before.get("cpu_ms")),
-                        f"{100 * run['floor_ms'] / times['ms']:.0f} %",
-                        f"{times['difference']:.0e}",
-                    )
-                )
-    measuring.report(figures, args, table)
-    return 0
+                cells = measuring.compared(times, old.get(name, {}).get("ways", {}).get(way, {}), "ms", "cpu_ms")
+                share = f"{100 * run['floor_ms'] / times['ms']:.0f} %"
+                table.append(("", way, "", *cells, share, f"{times['difference']:.0e}"))
+    return measuring.report(figures, args, table)
 
 
 @torch.inference_mode()
@@ -145,30 +117,20 @@ def time_in_turn(ways: dict[str, Callable[[], object]], seconds: float) -> dict[
 
 
 def peak_gflops() -> float:
-    """Float32 operations a second: the best of many products of large matrices and of many wide convolutions, of which torch
-    multiplies one with a library that does not know every processor, and the other with kernels made for this one."""
+    """The most that the machine is seen to do a second: a large product of matrices, or a convolution."""
     a, b = torch.rand(SIDE, SIDE), torch.rand(SIDE, SIDE)
-    image, weight = (
-        torch.rand(shape).to(memory_format=torch.channels_last)
-        for shape in ((1, CHANNELS, CHANNELS, CHANNELS), (CHANNELS, CHANNELS, 3, 3))
-    )
-    return (
-        max(2 * SIDE**3 / _quickest(lambda: a @ b), 2 * 9 * CHANNELS**4 / _quickest(lambda: F.conv2d(image, weight, padding=1)))
-        / 1e9
-    )
+    shapes = (1, CHANNELS, CHANNELS, CHANNELS), (CHANNELS, CHANNELS, 3, 3)
+    image, weight = (torch.rand(shape).to(memory_format=torch.channels_last) for shape in shapes)
+    product = 2 * SIDE**3 / quickest_s(lambda: a @ b)
+    return max(product, 2 * 9 * CHANNELS**4 / quickest_s(lambda: F.conv2d(image, weight, padding=1))) / 1e9
 
 
-def _quickest(run: Callable[[], object]) -> float:
+def quickest_s(run: Callable[[], object]) -> float:
     best, began = np.inf, time.perf_counter()
-    while (last := time.perf_counter()) - began < PEAK_SECONDS:
-        run()
-        best = min(best, time.perf_counter() - last)
+    while time.perf_counter() - began < PEAK_SECONDS:
+        best = min(best, 1e-3 * measuring.timed_ms(run))
     return best
 
 
 if __name__ == "__main__":
-    try:
-        sys.exit(main())
-    except InputError as error:
-        print(f"network: error: {error}", file=sys.stderr)
-        sys.exit(2)
+    run_script(main)

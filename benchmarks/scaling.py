@@ -14,10 +14,7 @@ when it needs them.
 
 from __future__ import annotations
 
-import argparse
-import multiprocessing
 import os
-import sys
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -26,8 +23,9 @@ import measuring
 import numpy as np
 import torch
 
-from pixloc_ros.errors import InputError
+from pixloc_ros.cli.scripts import run_script
 from pixloc_ros.evaluation.tables import format_number
+from pixloc_ros.evaluation.usage import Load, memory_mib
 from pixloc_ros.features import load_extractor
 from pixloc_ros.geometry import se3
 from pixloc_ros.io.bags import BagReader
@@ -43,75 +41,44 @@ START_STD = (0.03, 0.01)
 """Standard deviations of the priors: metres, radians."""
 
 
+COLUMNS = {
+    "open_ms": "open ms",
+    "open_own_mib": "own MiB",
+    "open_file_mib": "file MiB",
+    "ready_ms": "ready ms",
+    "used_own_mib": "own, in use",
+    "used_file_mib": "file, in use",
+    "select_p50_ms": "select p50 ms",
+    "select_p99_ms": "select p99",
+    "frame_p50_ms": "frame p50 ms",
+    "frame_p99_ms": "frame p99",
+    "points_used": "points used",
+    "found": "found",
+    "others_cores": "others",
+}
+
+
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = measuring.parser(__doc__)
     parser.add_argument("--copies", nargs="+", type=int, default=COPIES, help="sizes, in copies of 1000 points")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="of the network (default: all)")
-    parser.add_argument("--weights", default="compact")
-    parser.add_argument("--data", type=Path, default=measuring.DATA, help="where drive and maps are kept (2 GB)")
-    measuring.add_figures_arguments(parser)
     args = parser.parse_args()
     drive = measuring.simulated_drive(640, 480, args.data)
     base = Map.open(measuring.map_of_drive(drive, load_extractor(args.weights)))
     figures: dict[str, object] = {"machine": measuring.describe_machine(), "maps": {}}
     old = measuring.earlier(args).get("maps", {})
-    table = [
-        (
-            "points / keyframes",
-            "file MiB",
-            "open ms",
-            "own MiB",
-            "file MiB",
-            "ready ms",
-            "own, in use",
-            "file, in use",
-            "select p50 ms",
-            "select p99",
-            "frame p50 ms",
-            "frame p99",
-            "points used",
-            "found %",
-            "others",
-        )
-    ]
+    table = [("points / keyframes", "file on disk, MiB", *COLUMNS.values())]
     for copies in args.copies:
         path = args.data / f"scaling_{base.extractor_fingerprint}_{copies}.pixmap"
         if not path.is_file():
             repeated(thinned(base, COPY_POINTS, COPY_KEYFRAMES), copies).save(path)
-        offset_m = SPACING_M * (copies // 2)
         drop_from_cache(path)
-        with multiprocessing.get_context("spawn").Pool(1) as pool:
-            run = pool.apply(time_map, (path, offset_m, drive, args.weights, args.threads))
+        run = measuring.in_process(time_map, path, SPACING_M * (copies // 2), drive, args.weights, args.threads)
         name = f"{run['points']} / {run['keyframes']}"
         figures["maps"][name] = run
-        before = old.get(name, {})
-        cells = [
-            measuring.against(run[key], before.get(key))
-            for key in (
-                "open_ms",
-                "open_own_mib",
-                "open_file_mib",
-                "ready_ms",
-                "used_own_mib",
-                "used_file_mib",
-                "select_p50_ms",
-                "select_p99_ms",
-                "frame_p50_ms",
-                "frame_p99_ms",
-            )
-        ]
-        table.append(
-            (
-                name,
-                format_number(path.stat().st_size / 2**20),
-                *cells,
-                format_number(run["points_used"]),
-                format_number(100 * run["found"]),
-                format_number(run["others_cores"]),
-            )
-        )
-    measuring.report(figures, args, table)
-    return 0
+        cells = measuring.compared(run, old.get(name, {}), *COLUMNS)
+        table.append((name, format_number(path.stat().st_size / 2**20), *cells))
+    return measuring.report(figures, args, table)
 
 
 def thinned(map_: Map, points: int, keyframes: int) -> Map:
@@ -181,20 +148,20 @@ def time_map(path: Path, offset_m: float, drive: Path, weights: str, threads: in
     """Open, choose points, localize, in a fresh process."""
     torch.set_num_threads(threads)
     extractor = load_extractor(weights)
-    frames, poses, camera = _frames(drive, offset_m)
-    _warm_up(drive, extractor, frames[0], poses[0], camera)
-    before = measuring.memory_mib()
+    frames, poses, camera = frames_of(drive, offset_m)
+    warm_up(drive, extractor, frames[0], poses[0], camera)
+    before = memory_mib()
 
-    def added(name: str) -> float:
-        return max(0.0, measuring.memory_mib()[name] - before[name])
+    def added(prefix: str) -> dict[str, float]:
+        return {f"{prefix}_{name}_mib": max(0.0, value - before[name]) for name, value in memory_mib().items()}
 
     began = time.perf_counter()
     map_ = Map.open(path)
-    run = {"open_ms": 1e3 * (time.perf_counter() - began), "open_own_mib": added("own"), "open_file_mib": added("file")}
+    run = {"open_ms": 1e3 * (time.perf_counter() - began), **added("open")}
     localizer = FrameAligner(map_, extractor)
     run["ready_ms"] = 1e3 * (time.perf_counter() - began)
     selector = LocalPointSelector(map_)
-    outside, cpu, wall = measuring.busy_s(), time.process_time(), time.perf_counter()
+    load = Load()
     select_ms, frame_ms, used = [], [], []
     for round_ in range(ROUNDS + 1):
         for image, pose in zip(frames, poses):
@@ -206,22 +173,14 @@ def time_map(path: Path, offset_m: float, drive: Path, weights: str, threads: in
                 select_ms.append(1e3 * (selected - began))
                 frame_ms.append(1e3 * (time.perf_counter() - selected))
                 used.append(result.points_used if result.success else np.nan)
-    wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
+    others = load.read()[2]
     run.update({f"select_{name}_ms": value for name, value in measuring.percentiles(select_ms).items()})
     run.update({f"frame_{name}_ms": value for name, value in measuring.percentiles(frame_ms).items()})
-    run.update(
-        used_own_mib=added("own"),
-        used_file_mib=added("file"),
-        points=len(map_.xyz),
-        keyframes=len(map_.keyframe_names),
-        points_used=float(np.nanmedian(used)),
-        found=float(np.mean(np.isfinite(used))),
-        others_cores=(measuring.busy_s() - outside - cpu) / wall,
-    )
-    return run
+    found = {"points_used": float(np.nanmedian(used)), "found": float(np.mean(np.isfinite(used))), "others_cores": others}
+    return {**run, **added("used"), "points": len(map_.xyz), "keyframes": len(map_.keyframe_names), **found}
 
 
-def _frames(drive: Path, offset_m: float):
+def frames_of(drive: Path, offset_m: float):
     """Images of the drive's start, priors around their poses in the copy at `offset_m`, and their camera."""
     with BagReader(drive / "drive") as bag:
         truth = bag.truth()
@@ -235,7 +194,7 @@ def _frames(drive: Path, offset_m: float):
         return [frames[k].image for k in chosen], list(priors), frames[0].camera
 
 
-def _warm_up(drive: Path, extractor, image: np.ndarray, prior: torch.Tensor, camera) -> None:
+def warm_up(drive: Path, extractor, image: np.ndarray, prior: torch.Tensor, camera) -> None:
     """Compile and allocate with another map, so that it is not counted as this one's."""
     other = Map.open(measuring.map_of_drive(drive, extractor))
     for _ in range(3):
@@ -243,8 +202,4 @@ def _warm_up(drive: Path, extractor, image: np.ndarray, prior: torch.Tensor, cam
 
 
 if __name__ == "__main__":
-    try:
-        sys.exit(main())
-    except InputError as error:
-        print(f"scaling: error: {error}", file=sys.stderr)
-        sys.exit(2)
+    run_script(main)

@@ -38,6 +38,7 @@ from harness import LEVELS, RUNS, Export, Harness
 from pixloc_ros.alignment import AlignmentOptions, RobustLoss, damping_of
 from pixloc_ros.cli.basin import evenly_spaced
 from pixloc_ros.cli.progress import show_progress
+from pixloc_ros.cli.scripts import run_script
 from pixloc_ros.errors import InputError
 from pixloc_ros.evaluation.basin import BasinOptions, BasinQuery, format_radius, measure_basin
 from pixloc_ros.evaluation.pages import markdown_table
@@ -398,4 +399,4 @@ def errors_of(column: dict, metric: bool) -> str:
 
 
 if __name__ == "__main__":
-    common.end(main)
+    run_script(main)

@@ -25,6 +25,7 @@ import numpy as np
 import torch
 from scipy.stats import beta
 
+from pixloc_ros.cli.scripts import run_script
 from pixloc_ros.evaluation.localize import Query, QueryResult, localize_queries
 from pixloc_ros.evaluation.pages import markdown_table
 from pixloc_ros.geometry.cameras import Camera
@@ -175,4 +176,4 @@ def largest_share(count: int, of: int) -> float:
 
 
 if __name__ == "__main__":
-    common.end(main)
+    run_script(main)

@@ -9,7 +9,7 @@ import math
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -202,15 +202,6 @@ def finish(args: argparse.Namespace, tables: Mapping[str, str]) -> int:
         if args.docs and name:
             write_section(args.docs, name, table)
     return 0
-
-
-def end(main: Callable[[], int]) -> None:
-    """Run a script to its end; an `InputError` becomes one line and exit code 2."""
-    try:
-        sys.exit(main())
-    except InputError as error:
-        print(f"{Path(sys.argv[0]).stem}: error: {error}", file=sys.stderr)
-        sys.exit(2)
 
 
 # ---- rivals

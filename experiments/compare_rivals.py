@@ -31,9 +31,10 @@ from harness import LEVELS, RUNS, VARIANTS, Export, Harness
 
 from pixloc_ros.alignment import AlignmentOptions, ReferencePoints, RobustLoss, align
 from pixloc_ros.cli.progress import show_progress
+from pixloc_ros.cli.scripts import run_script
 from pixloc_ros.errors import InputError
 from pixloc_ros.evaluation.pages import markdown_table
-from pixloc_ros.evaluation.usage import busy_s, peak_mib
+from pixloc_ros.evaluation.usage import Load, peak_mib
 from pixloc_ros.features import Extractor, load_extractor
 from pixloc_ros.features.sampling import sample_level
 from pixloc_ros.features.vgg import VggNetwork
@@ -195,10 +196,10 @@ def timing(work: Callable[[], list[tuple[float, ...]]], count: int) -> dict[str,
     torch.set_num_threads(2)
     rounds = []
     for _ in range(count + 1):
-        outside, cpu, wall = busy_s(), time.process_time(), time.perf_counter()
+        load = Load()
         stages = work()
-        wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
-        rounds.append(((busy_s() - outside - cpu) / wall, 1e3 * cpu / len(stages), 1e3 * wall / len(stages), stages))
+        wall, cpu, others = load.read()
+        rounds.append((others, 1e3 * cpu / len(stages), 1e3 * wall / len(stages), stages))
     quietest = sorted(rounds[1:], key=lambda r: r[0])[:QUIETEST]  # the first one warms up
     stages = np.median([stage for r in quietest for stage in r[3]], 0).tolist()
     outside, cpu, total = (float(np.median([r[k] for r in quietest])) for k in range(3))
@@ -252,4 +253,4 @@ def costs(peer: str, entry: dict, ours: dict) -> list[str]:
 
 
 if __name__ == "__main__":
-    common.end(main)
+    run_script(main)

@@ -16,6 +16,7 @@ import numpy as np
 from scipy.stats import chi2
 
 from pixloc_ros.cli.progress import show_progress
+from pixloc_ros.cli.scripts import run_script
 from pixloc_ros.evaluation import offline
 from pixloc_ros.evaluation.degradation import CONDITIONS, degraded
 from pixloc_ros.evaluation.pages import markdown_table
@@ -62,4 +63,4 @@ def report(rows: list[dict]) -> str:
 
 
 if __name__ == "__main__":
-    common.end(main)
+    run_script(main)

@@ -16,6 +16,7 @@ import common
 import numpy as np
 
 from pixloc_ros.cli.progress import show_progress
+from pixloc_ros.cli.scripts import run_script
 from pixloc_ros.evaluation import offline
 from pixloc_ros.evaluation.metrics import run_figures
 from pixloc_ros.evaluation.pages import markdown_table
@@ -98,4 +99,4 @@ def tables(results: dict[str, dict]) -> dict[str, str]:
 
 
 if __name__ == "__main__":
-    common.end(main)
+    run_script(main)

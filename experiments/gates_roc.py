@@ -23,6 +23,7 @@ import numpy as np
 import torch
 
 from pixloc_ros.cli.progress import show_progress
+from pixloc_ros.cli.scripts import run_script
 from pixloc_ros.evaluation.altered_bag import AlteredBag
 from pixloc_ros.evaluation.degradation import CONDITIONS, degraded
 from pixloc_ros.evaluation.pages import markdown_table
@@ -273,4 +274,4 @@ def draw(samples: Sequence[Sample]) -> bytes:
 
 
 if __name__ == "__main__":
-    common.end(main)
+    run_script(main)

@@ -17,6 +17,7 @@ import common
 import torch
 
 from pixloc_ros.cli.progress import show_progress
+from pixloc_ros.cli.scripts import run_script
 from pixloc_ros.evaluation import offline
 from pixloc_ros.evaluation.altered_bag import AlteredBag, Change, OdometryChange
 from pixloc_ros.evaluation.metrics import run_figures
@@ -142,4 +143,4 @@ def report(results: dict[str, list[dict]]) -> str:
 
 
 if __name__ == "__main__":
-    common.end(main)
+    run_script(main)

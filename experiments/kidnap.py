@@ -18,6 +18,7 @@ import dataclasses
 import common
 import numpy as np
 
+from pixloc_ros.cli.scripts import run_script
 from pixloc_ros.evaluation import kidnap
 from pixloc_ros.evaluation.pages import markdown_table
 from pixloc_ros.io.bags import BagReader
@@ -67,4 +68,4 @@ def report(results: dict[str, list[dict]]) -> str:
 
 
 if __name__ == "__main__":
-    common.end(main)
+    run_script(main)

@@ -17,6 +17,7 @@ import time
 
 import common
 
+from pixloc_ros.cli.scripts import run_script
 from pixloc_ros.evaluation.pages import markdown_table
 from pixloc_ros.evaluation.tables import format_number
 from pixloc_ros.features import Extractor, load_extractor
@@ -114,4 +115,4 @@ def report(results: dict[str, dict[str, dict]]) -> str:
 
 
 if __name__ == "__main__":
-    common.end(main)
+    run_script(main)

@@ -27,6 +27,7 @@ import common
 import numpy as np
 
 from pixloc_ros.cli.progress import show_progress
+from pixloc_ros.cli.scripts import run_script
 from pixloc_ros.errors import InputError
 from pixloc_ros.evaluation.pages import markdown_table
 from pixloc_ros.features import Extractor, load_extractor
@@ -168,4 +169,4 @@ def report(results: dict[str, dict[str, dict]]) -> str:
 
 
 if __name__ == "__main__":
-    common.end(main)
+    run_script(main)

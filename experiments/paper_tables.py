@@ -23,9 +23,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-import common
-
 from pixloc_ros.cli.progress import show_progress
+from pixloc_ros.cli.scripts import run_script
 from pixloc_ros.datasets.cambridge import open_cambridge
 from pixloc_ros.datasets.hloc import open_aachen, open_cmu, open_robotcar
 from pixloc_ros.datasets.image_set import ImageSet
@@ -183,4 +182,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    common.end(main)
+    run_script(main)

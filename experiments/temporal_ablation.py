@@ -22,6 +22,7 @@ import torch
 
 from pixloc_ros.alignment import TemporalPrior, damping_of
 from pixloc_ros.cli.progress import show_progress
+from pixloc_ros.cli.scripts import run_script
 from pixloc_ros.errors import InputError
 from pixloc_ros.evaluation import offline
 from pixloc_ros.evaluation.altered_bag import AlteredBag
@@ -167,4 +168,4 @@ def report(results: dict[str, dict], conditions: list[str]) -> str:
 
 
 if __name__ == "__main__":
-    common.end(main)
+    run_script(main)

@@ -9,34 +9,17 @@ import numpy as np
 import torch
 from scipy.interpolate import CubicSpline
 
-from pixloc_ros.datasets.odometry import OdometryErrors
+from pixloc_ros.datasets.odometry import OdometryErrors, with_covariances
 from pixloc_ros.geometry import se3
 from pixloc_ros.io.frames import Odometry
 
 START_NS = 1_700_000_000_000_000_000
 """Stamp at which drives begin; any fixed time in the past does."""
 
-# A figure of eight around the two islands of the workshop, through the opening between its rooms (map frame, m).
-WAYPOINTS = np.array(
-    [
-        (0.0, 0.0),
-        (1.45, -1.55),
-        (3.0, -2.2),
-        (4.5, -1.55),
-        (4.75, 0.1),
-        (4.35, 1.75),
-        (3.0, 2.35),
-        (1.5, 1.55),
-        (0.0, 0.0),
-        (-1.45, -1.55),
-        (-3.0, -2.2),
-        (-4.5, -1.5),
-        (-4.8, 0.0),
-        (-4.45, 1.6),
-        (-3.0, 2.3),
-        (-1.5, 1.6),
-    ]
-)
+_EAST = ((0.0, 0.0), (1.45, -1.55), (3.0, -2.2), (4.5, -1.55), (4.75, 0.1), (4.35, 1.75), (3.0, 2.35), (1.5, 1.55))
+_WEST = ((0.0, 0.0), (-1.45, -1.55), (-3.0, -2.2), (-4.5, -1.5), (-4.8, 0.0), (-4.45, 1.6), (-3.0, 2.3), (-1.5, 1.6))
+WAYPOINTS = np.array(_EAST + _WEST)
+"""A figure of eight around the two islands of the workshop, through the opening between its rooms (map frame, m)."""
 _OPTICAL_FROM_BASE = np.array([[0.0, -1.0, 0.0], [0.0, 0.0, -1.0], [1.0, 0.0, 0.0]])
 _STEP_S = 0.002
 
@@ -44,7 +27,10 @@ _STEP_S = 0.002
 def camera_mount(forward: float = 0.22, up: float = 0.62, pitch_up: float = 0.05) -> torch.Tensor:
     """base_from_camera, float64 [4, 4]: base axes as in REP-103, optical camera axes as in REP-103's suffix rule.
 
-    forward, up: place of the camera on the base (m). pitch_up: radians above the horizontal.
+    Args:
+        forward: Place of the camera on the base (m).
+        up: As `forward`.
+        pitch_up: Radians above the horizontal.
     """
     tilt = se3.so3_exp(torch.tensor([0.0, -pitch_up, 0.0], dtype=torch.float64))
     rotation = tilt @ torch.from_numpy(_OPTICAL_FROM_BASE.T.copy())
@@ -55,9 +41,16 @@ def camera_mount(forward: float = 0.22, up: float = 0.62, pitch_up: float = 0.05
 class DriveOptions:
     """How a drive goes.
 
-    duration_s: None for one round. speed (m/s), turn_rate (rad/s), acceleration (m/s²): limits. wander: how far the way
-    points are moved at random (m). start: where on the path it begins (m). shake: standard deviation of the body's
-    pitch and roll (rad), as wheels and floor cause it; its height moves by a third of a metre per radian of that.
+    Attributes:
+        duration_s: None for one round.
+        speed: Limit (m/s).
+        turn_rate: Limit (rad/s).
+        acceleration: Limit (m/s²).
+        wander: How far the way points are moved at random (m).
+        start: Where on the path it begins (m).
+        shake: Standard deviation of the body's pitch and roll (rad), as wheels and floor cause it; its height moves by a third of
+            a metre per radian of that.
+        seed: Of all chance.
     """
 
     duration_s: float | None = None
@@ -70,10 +63,12 @@ class DriveOptions:
     seed: int = 0
 
 
-class Drive:
+class SimulatedDrive:
     """A drive along a closed smooth path: the base never moves sideways, its axes follow the path's tangent.
 
-    duration_s, length: of the whole drive (s, m).
+    Attributes:
+        duration_s: Of the whole drive.
+        length: Of the whole drive (m).
     """
 
     def __init__(self, options: DriveOptions) -> None:
@@ -102,10 +97,9 @@ class Drive:
         # Speed from rest, limited by acceleration forwards and by braking backwards.
         squared = np.minimum(allowed, options.speed) ** 2
         squared[0] = 0.04**2
-        for i in range(1, len(squared)):
-            squared[i] = min(squared[i], squared[i - 1] + 2 * options.acceleration * spacing)
-        for i in range(len(squared) - 2, -1, -1):
-            squared[i] = min(squared[i], squared[i + 1] + 2 * options.acceleration * spacing)
+        gain = 2 * options.acceleration * station
+        squared = np.minimum.accumulate(squared - gain) + gain
+        squared = np.minimum.accumulate((squared + gain)[::-1])[::-1] - gain
         speed = np.sqrt(squared)
         time = np.concatenate(([0.0], np.cumsum(2 * spacing / (speed[1:] + speed[:-1]))))
         self.duration_s = float(time[-1]) if options.duration_s is None else float(options.duration_s)
@@ -141,8 +135,10 @@ def _sway(rng: np.random.Generator, time: np.ndarray, deviation: float) -> np.nd
     return deviation / np.sqrt(3.0) * np.sin(2 * np.pi * frequency * time[:, None] + phase).sum(1)
 
 
-def wheel_odometry(drive: Drive, errors: OdometryErrors, seed: int, start_ns: int = START_NS, rate_hz: float = 50.0) -> Odometry:
-    """Dead reckoning from the wheels of a drive: planar, from the identity. The covariance grows as an honest driver's would."""
+def wheel_odometry(
+    drive: SimulatedDrive, errors: OdometryErrors, seed: int, start_ns: int = START_NS, rate_hz: float = 50.0
+) -> Odometry:
+    """Dead reckoning from the wheels of a drive: planar, from the identity."""
     rng = np.random.default_rng([seed, 23])
     period_ns = round(1e9 / rate_hz)
     offsets_ns = np.arange(int(drive.duration_s * 1e9) // period_ns + 1, dtype=np.int64) * period_ns
@@ -155,33 +151,14 @@ def wheel_odometry(drive: Drive, errors: OdometryErrors, seed: int, start_ns: in
     turned = step[:, 2] * errors.yaw_scale + distance * (errors.yaw_per_metre + slip_yaw)
     turned += rng.normal(size=len(step)) * errors.noise * np.sqrt(np.abs(step[:, 2]))
 
-    period = period_ns * 1e-9
-    pose, covariance = np.zeros(3), np.diag([1e-8, 1e-8, 1e-8])
-    poses, covariances = [pose.copy()], [covariance]
-    for forward, turn in zip(read, turned):
-        heading = pose[2] + turn / 2
-        c, s = np.cos(heading), np.sin(heading)
-        pose = pose + np.array([forward * c, forward * s, turn])
-        motion = np.array([[1, 0, -forward * s], [0, 1, forward * c], [0, 0, 1]])
-        effect = np.array([[c, -s, 0], [s, c, 0], [0, 0, 1]])
-        noise = np.diag([0.05**2, 0.02**2, 0.05**2]) * abs(forward) + np.diag([0.0, 0.0, 0.03**2]) * abs(turn) + 1e-10 * np.eye(3)
-        covariance = motion @ covariance @ motion.T + effect @ noise @ effect.T
-        poses.append(pose)
-        covariances.append(covariance)
-    poses = np.array(poses)
-    zero = np.zeros(len(poses))
-    rotation = se3.so3_exp(torch.from_numpy(np.stack((zero, zero, poses[:, 2]), -1)))
-    odom_from_base = se3.from_rotation_translation(rotation, torch.from_numpy(np.stack((poses[:, 0], poses[:, 1], zero), -1)))
-    pose_covariance = np.zeros((len(poses), 6, 6))
-    planar = np.ix_(range(len(poses)), (0, 1, 5), (0, 1, 5))
-    pose_covariance[planar] = np.array(covariances)
-    pose_covariance[:, (2, 3, 4), (2, 3, 4)] = 1e-4  # what the wheels cannot see, on a flat floor
-    twist = np.zeros((len(poses), 6))
-    twist[1:, 0], twist[1:, 5] = read / period, turned / period
-    twist_covariance = np.tile(np.diag([1e-4, 1e-4, 1e-4, 1e-4, 1e-4, 1e-4]), (len(poses), 1, 1))
-    twist_covariance[:, 0, 0] += (0.04 * twist[:, 0]) ** 2
-    twist_covariance[:, 5, 5] += (0.04 * twist[:, 5]) ** 2 + (0.03 * twist[:, 0]) ** 2
-    return Odometry(start_ns + offsets_ns, odom_from_base, pose_covariance, twist, twist_covariance)
+    yaw = np.concatenate(([0.0], np.cumsum(turned)))
+    heading = yaw[:-1] + turned / 2
+    place = np.zeros((len(yaw), 3))
+    place[1:, :2] = np.cumsum(read[:, None] * np.stack((np.cos(heading), np.sin(heading)), 1), 0)
+    rotation = se3.so3_exp(torch.from_numpy(yaw[:, None] * (0.0, 0.0, 1.0)))
+    twist = np.zeros((len(yaw), 6))
+    twist[1:, 0], twist[1:, 5] = read * rate_hz, turned * rate_hz
+    return with_covariances(start_ns + offsets_ns, se3.from_rotation_translation(rotation, torch.from_numpy(place)), twist)
 
 
 def _slip_bursts(rng: np.random.Generator, count: int, rate_hz: float, errors: OdometryErrors) -> tuple[np.ndarray, np.ndarray]:

@@ -19,8 +19,12 @@ _OPEN_DISTANCE = 1.3
 class Lighting:
     """How bright it is.
 
-    lamps: power of the ceiling lamps, in order, repeated as needed; 0 switches one off. daylight: power of the windows.
-    ambient: light from everywhere, weakened in corners. spacing: distance of the light's samples on a surface (m).
+    Attributes:
+        lamps: Power of the ceiling lamps, in order, repeated as needed; 0 switches one off.
+        daylight: Power of the windows.
+        ambient: Light from everywhere, weakened in corners.
+        spacing: Distance of the light's samples on a surface (m).
+        seed: Of their scatter.
     """
 
     lamps: tuple[float, ...] = (1.0,)
@@ -121,12 +125,9 @@ def bake(world: World, lighting: Lighting | None) -> list[np.ndarray]:
     normals = np.ascontiguousarray(np.concatenate(normals).T, np.float32)
     rng = np.random.default_rng(lighting.seed)
     light = lighting.ambient * _openness(points, normals, world, rng)[:, None] * np.ones((1, 3), np.float32)
-    for index, lamp in enumerate(world.lamps):
-        power = lighting.lamps[index % len(lighting.lamps)]
+    powers = [lighting.lamps[index % len(lighting.lamps)] for index in range(len(world.lamps))]
+    for lamp, power in zip(world.lamps + world.daylight, powers + [lighting.daylight] * len(world.daylight)):
         if power > 0:
             light += power * _lamp_light(points, normals, world, lamp, rng)[:, None] * lamp.colour.astype(np.float32)
-    for lamp in world.daylight:
-        if lighting.daylight > 0:
-            light += lighting.daylight * _lamp_light(points, normals, world, lamp, rng)[:, None] * lamp.colour.astype(np.float32)
     ends = np.cumsum([rows * columns for rows, columns in sizes])
     return [part.reshape(*size, 3).astype(np.float32) for part, size in zip(np.split(light, ends[:-1]), sizes)]

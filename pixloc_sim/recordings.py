@@ -32,8 +32,9 @@ from pixloc_ros.geometry import se3
 from pixloc_ros.geometry.cameras import Camera
 from pixloc_ros.io.bag_writer import ENCODINGS, RecordedDrive, encode_image, write_drive_bag
 from pixloc_ros.io.files import replacing_folder
+from pixloc_ros.io.trajectory import Trajectory, write_tum
 
-from .drives import START_NS, Drive, DriveOptions, OdometryErrors, camera_mount, wheel_odometry
+from .drives import START_NS, DriveOptions, OdometryErrors, SimulatedDrive, camera_mount, wheel_odometry
 from .lighting import Lighting
 from .rendering import Renderer, TextureSheet
 from .sensor import Sensor
@@ -58,11 +59,21 @@ Progress = Callable[[str, int, int], None]
 class SimulationOptions:
     """What to simulate.
 
-    seed: the place, the paths, all noise. seconds, rate_hz: length and image rate of the test drive; the mapping drive
-    is as long as that needs. width, height, field_of_view_deg (horizontal): the camera, a pinhole unless `camera` is
-    given. texel: detail of the textures (m); shadows are as rough as these. encoding: images of the bag, one of
-    `bag_writer.ENCODINGS`. rgbd: write rgbd/ too.
-    workers: threads. Raises `InputError` for values that make no data set.
+    Attributes:
+        seed: Of the place, the paths and all noise.
+        seconds: Length of the test drive; the mapping drive is as long as that needs.
+        rate_hz: Images a second of the test drive.
+        width: Of the images.
+        height: Of the images.
+        field_of_view_deg: Horizontal, of a pinhole camera.
+        texel: Detail of the textures (m); shadows are as rough as these.
+        encoding: Images of the bag, one of `bag_writer.ENCODINGS`.
+        rgbd: Whether rgbd/ is written, too.
+        workers: Threads.
+        camera: Replaces the pinhole.
+
+    Raises:
+        InputError: The values make no data set.
     """
 
     seed: int = 0
@@ -132,7 +143,7 @@ def _simulate(folder: Path, options: SimulationOptions, progress: Progress) -> d
     test_renderer = Renderer(sheet, dataclasses.replace(TEST_LIGHT, spacing=spacing))
     progress("building the world", 3, 3)
 
-    test = Drive(
+    test = SimulatedDrive(
         DriveOptions(
             duration_s=options.seconds, speed=_TEST_SPEED, wander=_TEST_WANDER_M, start=_TEST_START_M, seed=options.seed + 1
         )
@@ -154,7 +165,7 @@ def _simulate(folder: Path, options: SimulationOptions, progress: Progress) -> d
     odometry = wheel_odometry(test, OdometryErrors(), options.seed, start_ns)
     images = _test_images(options, test_renderer, camera, mount, test, stamps_ns, start_ns, progress)
     write_drive_bag(folder / "drive", images, RecordedDrive(options.encoding, camera, mount, odometry, truth))
-    _write_tum(folder / "drive_truth.tum", stamps_ns, truth)
+    write_tum(folder / "drive_truth.tum", Trajectory(stamps_ns, truth))
 
     nearest = np.searchsorted(odometry.stamps_ns, stamps_ns).clip(0, len(odometry.stamps_ns) - 1)
     dead_reckoned = truth[0] @ se3.inverse(odometry.odom_from_base[nearest[0]]) @ odometry.odom_from_base[nearest]
@@ -180,7 +191,7 @@ def _mapping_drive(
     options: SimulationOptions, renderer: Renderer, camera: Camera, mount: torch.Tensor, length: float, progress: Progress
 ) -> list[Keyframe]:
     """Sharp keyframes every 0.4 m or 18 degrees, over the whole round or as much of it as the test drive sees."""
-    drive = Drive(DriveOptions(speed=_MAPPING_SPEED, seed=options.seed))
+    drive = SimulatedDrive(DriveOptions(speed=_MAPPING_SPEED, seed=options.seed))
     needed = _TEST_START_M + length + 1.5
     time = np.arange(0.0, drive.duration_s, 0.02)
     planar = drive.planar(time)
@@ -217,7 +228,7 @@ def _test_images(
     renderer: Renderer,
     camera: Camera,
     mount: torch.Tensor,
-    drive: Drive,
+    drive: SimulatedDrive,
     stamps_ns: np.ndarray,
     start_ns: int,
     progress: Progress,
@@ -245,11 +256,3 @@ def _in_order(make: Callable, count: int, workers: int, what: str, progress: Pro
                 waiting.append(pool.submit(make, number + 2 * workers))
             progress(what, number + 1, count)
             yield result
-
-
-def _write_tum(path: Path, stamps_ns: np.ndarray, poses: torch.Tensor) -> None:
-    quaternions = se3.quaternion_from_rotation(poses[:, :3, :3])
-    with open(path, "w") as file:
-        for stamp, pose, quaternion in zip(stamps_ns.tolist(), poses, quaternions.tolist()):
-            numbers = " ".join(f"{v:.12g}" for v in (*pose[:3, 3].tolist(), *quaternion))
-            file.write(f"{stamp // 10**9}.{stamp % 10**9:09d} {numbers}\n")

@@ -25,11 +25,13 @@ _GREY = 0.20
 class Sensor:
     """How the camera sees.
 
-    exposure_s: time over which motion blurs; the image's stamp is its middle. gain: exposure on top of the automatic
-    one.
-    automatic: 0 keeps the gain as it is, 1 brings every image to the same mean brightness.
-    read_noise, shot_noise: standard deviation of the linear signal (white = 1), constant and times its square root.
-    vignetting: share of the light that is lost in the corners.
+    Attributes:
+        exposure_s: Time over which motion blurs; the image's stamp is its middle.
+        gain: Exposure on top of the automatic one.
+        automatic: 0 keeps the gain as it is, 1 brings every image to the same mean brightness.
+        read_noise: Standard deviation of the linear signal (white = 1).
+        shot_noise: Likewise, times the square root of the signal.
+        vignetting: Share of the light that is lost in the corners.
     """
 
     exposure_s: float = 0.004

@@ -21,6 +21,7 @@ import torch
 from pixloc_ros.geometry import se3
 from pixloc_ros.geometry.cameras import Camera
 from pixloc_ros.io.colmap import ColmapModel, write_colmap_model
+from pixloc_ros.io.trajectory import Trajectory, write_tum
 
 _CORNERS_PER_IMAGE = 500
 _CORNER_SPACING_PX = 6
@@ -34,7 +35,15 @@ _MIN_PARALLAX_COSINE = np.cos(np.deg2rad(1.5))
 
 @dataclass(frozen=True)
 class Keyframe:
-    """One posed image. image: uint8 [H, W, 3] RGB. depth: float32 [H, W] m, exact. map_from_camera: float64 [4, 4]."""
+    """One posed image.
+
+    Attributes:
+        name: Of its file.
+        stamp_ns: When it was taken.
+        image: uint8 [H, W, 3] RGB.
+        depth: float32 [H, W], metres, exact.
+        map_from_camera: float64 [4, 4].
+    """
 
     name: str
     stamp_ns: int
@@ -47,8 +56,13 @@ class Keyframe:
 class SparseModel:
     """Points and who sees them.
 
-    xyz: float64 [P, 3] map frame. rgb: uint8 [P, 3]. error: float64 [P] mean reprojection error (px).
-    point, keyframe: int64 [M] of each observation. pixel: float64 [M, 2], pixel centres at integers.
+    Attributes:
+        xyz: float64 [P, 3], map frame.
+        rgb: uint8 [P, 3].
+        error: Mean reprojection error, float64 [P] (px).
+        point: Of each observation, int64 [M].
+        keyframe: Of each observation, int64 [M].
+        pixel: Of each observation, float64 [M, 2], pixel centres at integers.
     """
 
     xyz: np.ndarray
@@ -203,21 +217,22 @@ def write_colmap_text(folder: Path, model: SparseModel, keyframes: Sequence[Keyf
 def write_tum_rgbd(folder: Path, keyframes: Sequence[Keyframe], camera: Camera, images: str) -> None:
     """The keyframes in TUM RGB-D format: rgb.txt, depth.txt, groundtruth.txt (camera poses), camera.txt, depth/.
 
-    images: where the images lie, relative to folder. Depth PNGs hold millimetres.
+    Args:
+        folder: Made here.
+        keyframes: Their depth is written as PNG files, in millimetres.
+        camera: Of all keyframes.
+        images: Where the images are, relative to the folder.
     """
     (folder / "depth").mkdir(parents=True)
-    rows: dict[str, list[str]] = {"rgb": [], "depth": [], "groundtruth": []}
+    rows: dict[str, list[str]] = {"rgb": [], "depth": []}
     for frame in keyframes:
         stamp = f"{frame.stamp_ns // 10**9}.{frame.stamp_ns % 10**9:09d}"
-        file = f"depth/{Path(frame.name).stem}.png"
-        cv2.imwrite(str(folder / file), np.rint(frame.depth * 1000.0).astype(np.uint16))
-        quaternion = se3.quaternion_from_rotation(frame.map_from_camera[:3, :3])
-        pose = " ".join(f"{v:.12g}" for v in (*frame.map_from_camera[:3, 3].tolist(), *quaternion.tolist()))
+        depth = f"depth/{Path(frame.name).stem}.png"
+        cv2.imwrite(str(folder / depth), np.rint(frame.depth * 1000.0).astype(np.uint16))
         rows["rgb"].append(f"{stamp} {images}/{frame.name}\n")
-        rows["depth"].append(f"{stamp} {file}\n")
-        rows["groundtruth"].append(f"{stamp} {pose}\n")
+        rows["depth"].append(f"{stamp} {depth}\n")
     for key, lines in rows.items():
-        header = "timestamp tx ty tz qx qy qz qw" if key == "groundtruth" else "timestamp filename"
-        (folder / f"{key}.txt").write_text(f"# {header}\n" + "".join(lines))
+        (folder / f"{key}.txt").write_text("# timestamp filename\n" + "".join(lines))
+    write_tum(folder / "groundtruth.txt", Trajectory.from_poses((frame.stamp_ns, frame.map_from_camera) for frame in keyframes))
     name, params = camera.to_colmap()
-    (folder / "camera.txt").write_text(f"{name} {camera.width} {camera.height} " + " ".join(f"{v:.12g}" for v in params) + "\n")
+    (folder / "camera.txt").write_text(f"{name} {camera.width} {camera.height} {' '.join(f'{v:.12g}' for v in params)}\n")

@@ -1,60 +1,43 @@
 # Copyright the pixloc_ros authors. SPDX-License-Identifier: Apache-2.0
 """Procedural textures with the statistics of photographs.
 
-Every function takes a random generator, the size in texels and the size of a texel in metres (so that a brick is as
-large as a brick at any resolution) and returns uint8 [H, W, 3], RGB, gamma encoded. Surfaces are built on
-`fractal_noise`, whose
-octaves carry equal energy: the 1/f amplitude spectrum of natural images, which gives an aligner gradients at every
-scale.
+A texture is painted on a `Canvas`, whose size is in texels and whose lengths are in metres, so that a brick is as large as a
+brick at any resolution. Surfaces are built on `fractal_noise`, whose octaves carry equal energy: the 1/f amplitude spectrum of
+natural images, which gives an aligner gradients at every scale. Colours are RGB in 0..1, gamma encoded.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import cv2
 import numpy as np
 
-Colour = tuple[float, float, float]
+Colour = Sequence[float]
 
-_WORDS = (
-    "EXIT",
-    "DANGER",
-    "STORE 3",
-    "LOADING",
-    "GATE",
-    "PUMP",
-    "NORTH",
-    "KEEP CLEAR",
-    "FRAGILE",
-    "THIS SIDE UP",
-    "NOTICE",
-    "MAP",
-    "CONCERT",
-    "HARBOUR",
-    "SUMMER",
-    "VOLT",
-    "LAB",
-    "SAFETY FIRST",
-    "ROBOTS",
-    "COFFEE",
-    "OPEN DAY",
-    "PLAN B",
-    "WORKSHOP",
-    "ARCHIVE",
+WORDS = (
+    *("EXIT", "DANGER", "STORE", "LOADING", "GATE", "PUMP", "NORTH", "FRAGILE", "NOTICE"),
+    *("MAP", "CONCERT", "HARBOUR", "SUMMER", "VOLT", "LAB", "ROBOTS", "COFFEE", "PLAN"),
 )
-_FONTS = (cv2.FONT_HERSHEY_DUPLEX, cv2.FONT_HERSHEY_TRIPLEX, cv2.FONT_HERSHEY_COMPLEX, cv2.FONT_HERSHEY_SIMPLEX)
+FONTS = (cv2.FONT_HERSHEY_DUPLEX, cv2.FONT_HERSHEY_TRIPLEX, cv2.FONT_HERSHEY_COMPLEX, cv2.FONT_HERSHEY_SIMPLEX)
+DARK, LIGHT = (0.09, 0.09, 0.11), (0.92, 0.91, 0.88)
 
 
 def fractal_noise(
-    rng: np.random.Generator, height: int, width: int, texel: float, largest: float = 2.0, persistence: float = 1.0
+    rng: np.random.Generator, shape: tuple[int, int], texel: float, largest: float = 2.0, persistence: float = 1.0
 ) -> np.ndarray:
-    """Sum of octaves from wavelength `largest` (m) down to a texel: float32 [H, W], zero mean, unit variance.
+    """Sum of octaves of noise: float32 [H, W], zero mean, unit variance.
 
-    persistence: amplitude of an octave relative to the next larger one; 1 gives the 1/f amplitude spectrum of
-    photographs (equal energy per octave), smaller values are smoother.
+    Args:
+        rng: Source of the noise.
+        shape: Rows and columns.
+        texel: Size of a texel (m).
+        largest: Longest wavelength (m); the shortest is a texel.
+        persistence: Amplitude of an octave relative to the next larger one; 1 gives the 1/f amplitude spectrum of photographs
+            (equal energy per octave), smaller values are smoother.
     """
-    # From the coarsest grid to the finest, each enlarged to the next: an octave costs as much as all coarser ones
-    # together.
-    sizes = [(height, width)]
+    # From the coarsest grid to the finest, each enlarged to the next: an octave costs as much as all coarser ones together.
+    sizes = [shape]
     while 2 * texel * 2 ** (len(sizes) - 1) < largest and max(sizes[-1]) > 2 or len(sizes) == 1:
         sizes.append(((sizes[-1][0] + 1) // 2, (sizes[-1][1] + 1) // 2))
     total = rng.standard_normal(sizes[-1], np.float32)
@@ -66,465 +49,357 @@ def fractal_noise(
     return total / max(float(total.std()), 1e-6)
 
 
-def _broad_noise(rng: np.random.Generator, height: int, width: int, texel: float, largest: float = 3.0) -> np.ndarray:
-    """Noise without fine detail, made small and enlarged: where the eye wants only a slow change."""
-    small = fractal_noise(rng, height // 8 + 2, width // 8 + 2, texel * 8, largest, 0.7)
-    return cv2.resize(small, (width, height), interpolation=cv2.INTER_LINEAR)
-
-
-def _tint(shade: np.ndarray, colour: Colour, other: Colour | None = None, mix: np.ndarray | None = None) -> np.ndarray:
-    """Colour (0..1) times shade [H, W], maybe mixed with another by `mix` [H, W] in 0..1: uint8 [H, W, 3]."""
-    out = np.empty((*shade.shape, 3), np.uint8)
-    for channel in range(3):
-        value = colour[channel] if mix is None else colour[channel] + (other[channel] - colour[channel]) * mix
-        out[..., channel] = np.clip(value * shade * 255.0 + 0.5, 0, 255)
-    return out
-
-
 def _sigmoid(values: np.ndarray) -> np.ndarray:
     return 1.0 / (1.0 + np.exp(-values))
 
 
-def _px(metres: float, texel: float) -> int:
-    return max(1, int(round(metres / texel)))
+class Canvas:
+    """A texture while it is painted.
+
+    Places are shares of its width and height, from the upper left corner; thicknesses are metres.
+
+    Attributes:
+        image: uint8 [H, W, 3].
+        rng: Source of all chance.
+        texel: Size of a texel (m).
+    """
+
+    def __init__(self, rng: np.random.Generator, rows: int, columns: int, texel: float) -> None:
+        self.rng, self.texel, self.shape = rng, texel, (rows, columns)
+        self.image = np.zeros((rows, columns, 3), np.uint8)
+
+    @property
+    def area(self) -> float:
+        """Square metres."""
+        return self.shape[0] * self.shape[1] * self.texel**2
+
+    def px(self, metres: float) -> int:
+        return max(1, int(round(metres / self.texel)))
+
+    def grid(self) -> tuple[np.ndarray, np.ndarray]:
+        """Metres from the upper edge [H, 1] and from the left one [1, W], float32."""
+        rows, columns = self.shape
+        return np.arange(rows, dtype=np.float32)[:, None] * self.texel, np.arange(columns, dtype=np.float32)[None] * self.texel
+
+    def noise(self, largest: float = 2.0, persistence: float = 1.0) -> np.ndarray:
+        return fractal_noise(self.rng, self.shape, self.texel, largest, persistence)
+
+    def colour(self, low: float = 0.2, high: float = 0.9) -> np.ndarray:
+        """A random colour of a random brightness."""
+        return self.rng.uniform(low, high) * self.rng.uniform(0.45, 1.0, 3)
+
+    def paint(
+        self, shade: np.ndarray, colour: Colour, other: Colour | None = None, mix: np.ndarray | None = None, cover=None
+    ) -> None:
+        """Paint everything.
+
+        Args:
+            shade: Brightness [H, W].
+            colour: At brightness 1, or [H, W, 3].
+            other: A second colour, mixed in by `mix` [H, W] in 0..1.
+            mix: See `other`.
+            cover: How much of what was there is covered, [H, W] in 0..1; None: all.
+        """
+        colour = np.asarray(colour, np.float32)
+        if mix is not None:
+            colour = colour + (np.asarray(other, np.float32) - colour) * mix.astype(np.float32)[..., None]
+        painted = colour * (255.0 * shade.astype(np.float32))[..., None]
+        if cover is not None:
+            painted = self.image + (painted - self.image) * np.asarray(cover, np.float32)[..., None]
+        self.image[:] = np.clip(painted + 0.5, 0, 255)
+
+    def darken(self, by: np.ndarray) -> None:
+        """Take away shares [H, W] of the brightness."""
+        self.paint(1.0 - by, self.image / np.float32(255.0))
+
+    def cracks(self, per_square_metre: float, colour: Colour) -> None:
+        """Random walks drawn as thin lines: cracks and scratches."""
+        for _ in range(self.rng.poisson(per_square_metre * self.area)):
+            count = int(self.rng.integers(4, 28))
+            heading = self.rng.uniform(0, 2 * np.pi) + np.cumsum(self.rng.normal(size=count)) * 0.45
+            steps = self.rng.uniform(0.01, 0.05, count) / self.texel * np.array((np.cos(heading), np.sin(heading)))
+            points = self.rng.uniform(0, self.shape[::-1]) + np.cumsum(steps, 1).T
+            tone, thickness = 255 * self.rng.uniform(0.6, 1.2) * np.array(colour), self.px(self.rng.uniform(0.001, 0.005))
+            cv2.polylines(self.image, [(points * 16).astype(np.int32)], False, tone.tolist(), thickness, cv2.LINE_AA, 4)
+
+    def stains(self, per_square_metre: float, strength: float = 0.25) -> None:
+        """Soft blotches that darken or lighten, with ragged rims."""
+        rows, columns = self.shape
+        for _ in range(int(self.area * per_square_metre) + 1):
+            size, x, y = self.px(self.rng.uniform(0.08, 0.6)), int(self.rng.integers(columns)), int(self.rng.integers(rows))
+            part = slice(max(0, y - size), min(rows, y + size)), slice(max(0, x - size), min(columns, x + size))
+            v, u = np.mgrid[part].astype(np.float32)
+            if min(v.shape) < 4:
+                continue
+            radius = np.hypot(u - x, v - y) / size
+            radius += 0.12 * fractal_noise(self.rng, v.shape, self.texel, size * self.texel)
+            weight = _sigmoid((0.62 - radius) * 14.0)[..., None] * self.rng.uniform(-1.0, 0.5) * strength
+            self.image[part] = np.clip(self.image[part] * (1.0 + weight), 0, 255)
+
+    def box(self, x: float, y: float, width: float, height: float, colour: Colour, line: float = 0.0) -> None:
+        """A rectangle: filled, or its outline of a thickness."""
+        rows, columns = self.shape
+        corners = (int(x * columns), int(y * rows)), (int((x + width) * columns) - 1, int((y + height) * rows) - 1)
+        cv2.rectangle(self.image, *corners, (255 * np.asarray(colour)).tolist(), self.px(line) if line else -1)
+
+    def word(self, x: float, y: float, width: float, height: float, ink: Colour) -> None:
+        """A random word that fills a rectangle."""
+        text, font = str(self.rng.choice(WORDS)), int(self.rng.choice(FONTS))
+        rows, columns = self.shape
+        (w, h), _ = cv2.getTextSize(text, font, 1.0, 2)
+        scale = min(width * columns / w, height * rows / (h * 1.1))
+        if scale * h >= 3:
+            place = int(x * columns), int((y + height / 2) * rows + h * scale / 2)
+            ink, thickness = (255 * np.asarray(ink)).tolist(), max(1, int(round(scale * 2.5)))
+            cv2.putText(self.image, text, place, font, scale, ink, thickness, cv2.LINE_AA)
+
+    def print_lines(self, x: float, y: float, width: float, height: float, count: int, ink: Colour) -> None:
+        """Rows of dashes that read as text from afar."""
+        for line in range(count):
+            at, end, tall = x, x + width * self.rng.uniform(0.5, 1.0), 0.5 * height / count
+            while at < end:
+                dash = self.rng.uniform(1.5, 6.0) * tall
+                self.box(at, y + 2 * tall * line, min(dash, end - at), tall, ink)
+                at += dash + tall
+
+    def shape_at_random(self, colour: Colour) -> None:
+        """A disc, a polygon or a line."""
+        rows, columns = self.shape
+        x, y = int(self.rng.uniform(0.05, 0.95) * columns), int(self.rng.uniform(0.1, 0.9) * rows)
+        size, colour = max(2, int(min(self.shape) * self.rng.uniform(0.04, 0.24))), (255 * np.asarray(colour)).tolist()
+        kind = int(self.rng.integers(3))
+        if kind == 0:
+            cv2.circle(self.image, (x, y), size, colour, -1 if self.rng.random() < 0.7 else max(2, size // 5), cv2.LINE_AA)
+        elif kind == 1:
+            corners = np.array([x, y]) + self.rng.uniform(-1.2, 1.2, (int(self.rng.integers(3, 7)), 2)) * size
+            cv2.fillPoly(self.image, [corners.astype(np.int32)], colour, cv2.LINE_AA)
+        else:
+            end = self.rng.uniform((0, 0), (columns, rows)).astype(int).tolist()
+            cv2.line(self.image, (x, y), end, colour, max(1, size // 6), cv2.LINE_AA)
 
 
-def _draw_cracks(rng: np.random.Generator, image: np.ndarray, texel: float, per_square_metre: float, colour: Colour) -> None:
-    """Random walks drawn as thin dark lines: cracks and scratches."""
-    height, width = image.shape[:2]
-    count = rng.poisson(per_square_metre * height * width * texel * texel)
-    for _ in range(count):
-        point = rng.uniform((0, 0), (width, height))
-        heading, points = rng.uniform(0, 2 * np.pi), []
-        for _ in range(int(rng.integers(4, 28))):
-            points.append(point.copy())
-            heading += rng.normal() * 0.45
-            point += np.array([np.cos(heading), np.sin(heading)]) * rng.uniform(0.01, 0.05) / texel
-        line = (np.array(points) * 16).astype(np.int32)
-        strength = 255 * rng.uniform(0.6, 1.2)
-        tone = tuple(strength * c for c in colour)
-        cv2.polylines(image, [line], False, tone, max(1, _px(rng.uniform(0.001, 0.005), texel)), cv2.LINE_AA, 4)
+# ---- surfaces
 
 
-def _draw_stains(rng: np.random.Generator, image: np.ndarray, texel: float, count: int, strength: float = 0.25) -> None:
-    """Soft blotches that darken or lighten, with ragged rims."""
-    height, width = image.shape[:2]
-    for _ in range(count):
-        size = _px(rng.uniform(0.08, 0.6), texel)
-        x, y = int(rng.integers(0, width)), int(rng.integers(0, height))
-        x0, x1, y0, y1 = max(0, x - size), min(width, x + size), max(0, y - size), min(height, y + size)
-        if x1 - x0 < 4 or y1 - y0 < 4:
-            continue
-        v, u = np.mgrid[y0:y1, x0:x1].astype(np.float32)
-        radius = np.hypot((u - x) / size, (v - y) / size)
-        radius += 0.12 * fractal_noise(rng, y1 - y0, x1 - x0, texel, size * texel)
-        weight = _sigmoid((0.62 - radius) * 14.0)[..., None] * rng.uniform(-1.0, 0.5) * strength
-        image[y0:y1, x0:x1] = np.clip(image[y0:y1, x0:x1] * (1.0 + weight), 0, 255)
-
-
-def concrete(rng: np.random.Generator, height: int, width: int, texel: float, colour: Colour = (0.52, 0.51, 0.49)) -> np.ndarray:
+def concrete(c: Canvas, colour: Colour = (0.52, 0.51, 0.49)) -> None:
     """Rough cast concrete with stains, pores and cracks."""
-    noise = fractal_noise(rng, height, width, texel, 2.5)
-    tone = _broad_noise(rng, height, width, texel)
-    image = _tint(1.0 + 0.12 * noise, colour, (colour[0] * 1.12, colour[1] * 1.02, colour[2] * 0.86), _sigmoid(tone))
-    _draw_stains(rng, image, texel, int(height * width * texel**2 * 0.7) + 2)
-    _draw_cracks(rng, image, texel, 0.8, (0.20, 0.19, 0.18))
-    return image
+    warm = np.array(colour) * (1.12, 1.02, 0.86)
+    c.paint(1.0 + 0.12 * c.noise(2.5), colour, warm, _sigmoid(c.noise(3.0, 0.7)))
+    c.stains(0.7)
+    c.cracks(0.8, (0.20, 0.19, 0.18))
 
 
-def plaster(
-    rng: np.random.Generator, height: int, width: int, texel: float, colour: Colour = (0.78, 0.77, 0.72), contrast: float = 0.035
-) -> np.ndarray:
-    """Painted plaster: nearly blank, with the faint mottling and the few marks that real walls have."""
-    noise = fractal_noise(rng, height, width, texel, 3.0, 0.9)
-    image = _tint(1.0 + contrast * noise, colour)
-    _draw_stains(rng, image, texel, int(height * width * texel**2 * 0.25) + 1, 0.10)
-    _draw_cracks(rng, image, texel, 0.25, (0.45, 0.44, 0.42))
-    return image
+def plaster(c: Canvas, colour: Colour = (0.78, 0.77, 0.72), lower: Colour | None = None, edge: float = 1.1) -> None:
+    """Painted plaster: nearly blank, with the faint mottling and the few marks that real walls have.
+
+    Args:
+        c: The canvas.
+        colour: Of the wall.
+        lower: Of its lower part, up to a stripe; it is worn near the floor.
+        edge: Height of the stripe (m).
+    """
+    c.paint(1.0 + (0.05 if lower else 0.035) * c.noise(3.0, 0.9), colour)
+    c.stains(0.25, 0.10)
+    c.cracks(0.25, (0.45, 0.44, 0.42))
+    if lower:
+        wear, height = c.noise(1.5), c.shape[0] * c.texel - c.grid()[0]
+        bare = _sigmoid((wear - 1.0 - height / 0.35) * 4.0)
+        c.paint(1.0 + 0.07 * wear, lower, (0.59, 0.59, 0.59), bare, height < edge + 0 * wear)
+        c.paint(np.ones_like(wear), (0.16, 0.16, 0.16), cover=np.abs(height - edge) < 0.02 + 0 * wear)
 
 
-def dado(
-    rng: np.random.Generator, height: int, width: int, texel: float, lower: Colour, upper: Colour, edge: float = 1.1
-) -> np.ndarray:
-    """A wall painted in two colours with a stripe between, worn near the floor. Row 0 is the top."""
-    image = plaster(rng, height, width, texel, upper, 0.05)
-    wobble = fractal_noise(rng, 1, width, texel, 1.0)[0] * 0.002 / texel
-    level = height - edge / texel + wobble
-    row = np.arange(height, dtype=np.float32)[:, None]
-    wear = fractal_noise(rng, height, width, texel, 1.5)
-    painted = _tint(1.0 + 0.07 * wear, lower)
-    bare = _sigmoid((wear - 1.0 - (height - row) * texel / 0.35) * 4.0)
-    painted = (painted * (1 - bare[..., None]) + 150 * bare[..., None]).astype(np.uint8)
-    np.copyto(image, painted, where=(row > level)[..., None])
-    stripe = np.abs(row - level) < 0.02 / texel
-    np.copyto(image, np.uint8(40), where=stripe[..., None])
-    return image
-
-
-def bricks(
-    rng: np.random.Generator,
-    height: int,
-    width: int,
-    texel: float,
-    colour: Colour = (0.56, 0.30, 0.22),
-    length: float = 0.24,
-    course: float = 0.075,
-    mortar: float = 0.011,
-) -> np.ndarray:
+def bricks(c: Canvas, colour: Colour = (0.56, 0.30, 0.22), length: float = 0.24, course: float = 0.075) -> None:
     """Running bond with uneven bricks: repetitive, told apart only by each brick's own tone and dirt."""
-    noise = fractal_noise(rng, height, width, texel, 2.0)
-    wobble = fractal_noise(rng, height, width, texel, 0.3, 0.6)
-    v, u = np.mgrid[0:height, 0:width].astype(np.float32)
-    y = v * np.float32(texel) + wobble * 0.0016
-    x = u * np.float32(texel) + wobble[::-1] * 0.0016
+    noise, wobble, (y, x) = c.noise(), 0.0016 * c.noise(0.3, 0.6), c.grid()
+    y, x = y + wobble, x + wobble[::-1]
     row = np.floor(y / course)
     x = x + (row % 2) * np.float32(length / 2)
     column = np.floor(x / length)
     inside = np.minimum.reduce([y - row * course, (row + 1) * course - y, x - column * length, (column + 1) * length - x])
-    body = _sigmoid((inside - mortar / 2) * (2.0 / max(texel, 0.002)))
-    rows, columns = int(row.max()) + 2, int(column.max()) + 2
-    index = np.clip(row, 0, None).astype(np.int32) * columns + np.clip(column, 0, None).astype(np.int32)
-    shade = rng.normal(1.0, 0.16, rows * columns).astype(np.float32)[index]
-    hue = rng.uniform(0, 1, rows * columns).astype(np.float32)[index]
-    brick = _tint(shade * (1.0 + 0.15 * noise), colour, (colour[0] * 0.82, colour[1] * 1.15, colour[2] * 1.35), hue)
-    joint = _tint(1.0 + 0.16 * noise, (0.60, 0.58, 0.54))
-    image = (brick * body[..., None] + joint * (1 - body[..., None])).astype(np.uint8)
-    _draw_stains(rng, image, texel, int(height * width * texel**2 * 0.5) + 1, 0.3)
-    return image
+    row, column = (np.clip(index, 0, None).astype(np.int32) for index in (row, column))
+    tones = c.rng.normal(1.0, 0.16, (row.max() + 1, column.max() + 1)), c.rng.random((row.max() + 1, column.max() + 1))
+    shade, hue = (values.astype(np.float32)[row, column] for values in tones)
+    c.paint(1.0 + 0.16 * noise, (0.60, 0.58, 0.54))
+    body = _sigmoid((inside - 0.0055) * (2.0 / max(c.texel, 0.002)))
+    c.paint(shade * (1.0 + 0.15 * noise), colour, np.array(colour) * (0.82, 1.15, 1.35), hue, body)
+    c.stains(0.5, 0.3)
 
 
 def tiles(
-    rng: np.random.Generator,
-    height: int,
-    width: int,
-    texel: float,
-    size: float = 0.3,
-    joint: float = 0.006,
-    colours: tuple[Colour, ...] = ((0.62, 0.60, 0.56),),
-    spread: float = 0.05,
-    grain: float = 0.11,
-) -> np.ndarray:
+    c: Canvas, size: float = 0.3, colours: Sequence[Colour] = ((0.62, 0.60, 0.56),), spread: float = 0.05, grain: float = 0.11
+) -> None:
     """Square tiles, chequered when two colours are given, with dirt that ignores the joints."""
-    noise = fractal_noise(rng, height, width, texel, 2.5)
-    row = np.arange(height, dtype=np.float32) * texel
-    column = np.arange(width, dtype=np.float32) * texel
-    i, j = np.floor(row / size).astype(np.int32), np.floor(column / size).astype(np.int32)
-    shade = rng.normal(1.0, spread, (i.max() + 1, j.max() + 1)).astype(np.float32)
-    palette = np.array(colours, np.float32)[(i[:, None] + j[None, :]) % len(colours)]
-    mottle = 1.0 + np.float32(grain) * noise
-    image = np.clip(palette * (shade[i][:, j] * mottle)[..., None] * 255, 0, 255).astype(np.uint8)
-    row_gap = np.minimum(row - i * size, (i + 1) * size - row)
-    column_gap = np.minimum(column - j * size, (j + 1) * size - column)
-    line = np.clip(1.2 - np.minimum(row_gap[:, None], column_gap[None, :]) / (joint / 2), 0, 1)
-    image = (image * (1 - 0.62 * line[..., None])).astype(np.uint8)
-    _draw_stains(rng, image, texel, int(height * width * texel**2 * 0.5) + 1)
-    _draw_cracks(rng, image, texel, 0.4, (0.25, 0.24, 0.22))
-    return image
+    y, x = c.grid()
+    i, j = (np.floor(at / size).astype(np.int32) for at in (y, x))
+    shade = c.rng.normal(1.0, spread, (i.max() + 1, j.max() + 1)).astype(np.float32)[i, j]
+    c.paint(shade * (1.0 + grain * c.noise(2.5)), np.array(colours, np.float32)[(i + j) % len(colours)])
+    gap = np.minimum(*(np.minimum(at - index * size, (index + 1) * size - at) for at, index in ((y, i), (x, j))))
+    c.darken(0.62 * np.clip(1.2 - gap / (0.01 * size), 0, 1))
+    c.stains(0.5)
+    c.cracks(0.4, (0.25, 0.24, 0.22))
 
 
-def planks(
-    rng: np.random.Generator,
-    height: int,
-    width: int,
-    texel: float,
-    board: float = 0.12,
-    colour: Colour = (0.55, 0.40, 0.25),
-    along_rows: bool = True,
-) -> np.ndarray:
-    """Wooden boards with grain and knots, running along the rows (or the columns)."""
-    if not along_rows:
-        return np.ascontiguousarray(np.rot90(planks(rng, width, height, texel, board, colour)))
-    grain = cv2.resize(
-        fractal_noise(rng, height, max(8, width // 12), texel, 0.25, 0.95), (width, height), interpolation=cv2.INTER_LINEAR
-    )
-    noise = fractal_noise(rng, height, width, texel, 1.5)
-    index = (np.arange(height) * texel / board).astype(np.int32)
-    offset = (np.arange(height, dtype=np.float32) * texel) - index * board
-    tone = rng.normal(1.0, 0.13, index.max() + 1).astype(np.float32)[index][:, None]
+def planks(c: Canvas, board: float = 0.12, colour: Colour = (0.55, 0.40, 0.25)) -> None:
+    """Wooden boards along the rows, with grain and knots."""
+    rows, columns = c.shape
+    y = c.grid()[0][:, 0]
+    index = (y / board).astype(np.int32)
+    offset = y - index * board
+    grain = fractal_noise(c.rng, (rows, max(8, columns // 12)), c.texel, 0.25, 0.95)
+    grain = cv2.resize(grain, (columns, rows), interpolation=cv2.INTER_LINEAR)
     # Each board takes its grain from elsewhere, else the pattern would run across the joints.
-    grain = np.take_along_axis(grain, (np.arange(width)[None, :] + (index * 7919 % width)[:, None]) % width, axis=1)
+    grain = np.take_along_axis(grain, (np.arange(columns) + (index * 7919 % columns)[:, None]) % columns, axis=1)
+    tone = c.rng.normal(1.0, 0.13, index.max() + 1)[index][:, None]
     gap = np.clip(1.2 - np.minimum(offset, board - offset) / 0.003, 0, 1)[:, None]
-    shade = tone * (1.0 + 0.13 * grain + 0.08 * noise) * (1 - 0.7 * gap)
-    image = _tint(shade, colour, (colour[0] * 1.05, colour[1] * 0.92, colour[2] * 0.72), _sigmoid(grain))
-    for _ in range(int(height * width * texel**2 * 2) + 1):
-        centre = (int(rng.integers(0, width)), int(rng.integers(0, height)))
-        radius = _px(rng.uniform(0.006, 0.016), texel)
+    shade = tone * (1.0 + 0.13 * grain + 0.08 * c.noise(1.5)) * (1 - 0.7 * gap)
+    c.paint(shade, colour, np.array(colour) * (1.05, 0.92, 0.72), _sigmoid(grain))
+    for _ in range(int(c.area * 2) + 1):
+        centre, radius = c.rng.integers(0, (columns, rows)).tolist(), c.px(c.rng.uniform(0.006, 0.016))
         for ring, darkness in ((2.0, 0.75), (1.3, 0.5), (0.8, 0.3)):
-            cv2.ellipse(
-                image,
-                centre,
-                (int(radius * ring * 1.6) + 1, int(radius * ring) + 1),
-                0,
-                0,
-                360,
-                tuple(255 * c * darkness for c in colour),
-                max(1, radius // 3),
-                cv2.LINE_AA,
-            )
-    return image
+            axes, tone = (int(radius * ring * 1.6) + 1, int(radius * ring) + 1), (255 * darkness * np.array(colour)).tolist()
+            cv2.ellipse(c.image, centre, axes, 0, 0, 360, tone, max(1, radius // 3), cv2.LINE_AA)
 
 
-def crate_side(rng: np.random.Generator, height: int, width: int, texel: float) -> np.ndarray:
-    """The side of a wooden crate: slats, a frame, a diagonal, nails and a stencilled mark."""
-    colour = (rng.uniform(0.50, 0.68), rng.uniform(0.40, 0.50), rng.uniform(0.28, 0.38))
-    image = planks(rng, height, width, texel, rng.uniform(0.09, 0.14), colour, bool(rng.integers(2)))
-    rim = _px(0.07, texel)
-    frame = planks(rng, height, width, texel, 0.07, tuple(c * 1.12 for c in colour))
-    mask = np.zeros((height, width), np.uint8)
-    if rng.random() < 0.6:
-        cv2.line(mask, (0, height), (width, 0), 255, rim)
-    cv2.rectangle(mask, (0, 0), (width - 1, height - 1), 255, 2 * rim)
-    edge = cv2.GaussianBlur(
-        cv2.dilate(mask, np.ones((3, 3), np.uint8), iterations=_px(0.006, texel)), (0, 0), 0.008 / texel + 0.3
-    )
-    image = (image * (1 - 0.55 * (edge[..., None] / 255.0))).astype(np.uint8)
-    np.copyto(image, frame, where=mask[..., None] > 0)
-    for corner in (
-        (rim // 2, rim // 2),
-        (width - rim // 2, rim // 2),
-        (rim // 2, height - rim // 2),
-        (width - rim // 2, height - rim // 2),
-    ):
-        cv2.circle(image, corner, _px(0.007, texel), (45, 42, 40), -1, cv2.LINE_AA)
-    _write(rng, image, (width * 0.2, height * 0.35, width * 0.8, height * 0.62), (50, 40, 35))
-    return image
-
-
-def cardboard(rng: np.random.Generator, height: int, width: int, texel: float) -> np.ndarray:
-    """The side of a cardboard box: tape, a label with lines and bars, marks."""
-    base = (rng.uniform(0.60, 0.72), rng.uniform(0.47, 0.56), rng.uniform(0.32, 0.40))
-    image = _tint(1.0 + 0.06 * fractal_noise(rng, height, width, texel, 0.6), base)
-    _draw_stains(rng, image, texel, 2, 0.2)
-    centre, half = height // 2 if rng.random() < 0.3 else _px(0.03, texel), _px(0.025, texel)
-    band = slice(max(0, centre - half), min(height, centre + half))
-    image[band] = (image[band] * 0.6 + np.array([90, 80, 55]) * rng.uniform(0.6, 1.0)).clip(0, 255).astype(np.uint8)
-    w, h = width * rng.uniform(0.25, 0.45), height * rng.uniform(0.25, 0.4)
-    x, y = rng.uniform(0.05, 0.9) * (width - w), rng.uniform(0.2, 0.9) * (height - h)
-    cv2.rectangle(image, (int(x), int(y)), (int(x + w), int(y + h)), (232, 230, 222), -1)
-    _write(rng, image, (x + w * 0.08, y + h * 0.08, x + w * 0.9, y + h * 0.45), (25, 25, 30))
-    _bars(rng, image, x + w * 0.1, y + h * 0.55, w * 0.75, h * 0.35)
-    if rng.random() < 0.6:
-        _write(rng, image, (width * 0.1, height * 0.72, width * 0.9, height * 0.95), (120, 30, 25))
-    return image
-
-
-def metal(
-    rng: np.random.Generator, height: int, width: int, texel: float, colour: Colour = (0.45, 0.50, 0.55), pitch: float = 0.0
-) -> np.ndarray:
+def metal(c: Canvas, colour: Colour = (0.45, 0.50, 0.55), pitch: float = 0.0) -> None:
     """Painted sheet metal with scratches and rust; corrugated along the rows when pitch (m) is given."""
-    noise = fractal_noise(rng, height, width, texel, 1.5)
+    noise = c.noise(1.5)
     shade = 1.0 + 0.07 * noise
     if pitch:
-        shade = shade * (0.82 + 0.26 * np.sin(np.arange(height, dtype=np.float32) * (2 * np.pi * texel / pitch)))[:, None]
-    rust = _sigmoid((noise + 0.5 * fractal_noise(rng, height, width, texel, 0.8) - 1.9) * 4.0)
-    image = _tint(shade, colour, (0.42, 0.25, 0.14), rust)
-    _draw_cracks(rng, image, texel, 2.5, (0.68, 0.67, 0.65))
-    return image
+        shade = shade * (0.82 + 0.26 * np.sin(c.grid()[0] * (2 * np.pi / pitch)))
+    c.paint(shade, colour, (0.42, 0.25, 0.14), _sigmoid((noise + 0.5 * c.noise(0.8) - 1.9) * 4.0))
+    c.cracks(2.5, (0.68, 0.67, 0.65))
 
 
-def poster(rng: np.random.Generator, height: int, width: int, texel: float) -> np.ndarray:
-    """A printed poster: a photo-like gradient with shapes, a headline, small print."""
-    first, second = (rng.uniform(0.35, 0.95) * (0.5 + 0.5 * rng.uniform(0, 1, 3)) for _ in range(2))
-    slope = np.linspace(0, 1, height, dtype=np.float32)[:, None] * np.ones((1, width), np.float32)
-    mix = np.clip(slope + 0.25 * fractal_noise(rng, height, width, texel, max(height, width) * texel * 0.7), 0, 1)
-    image = _tint(1.0 + 0.10 * fractal_noise(rng, height, width, texel, 0.4), tuple(first), tuple(second), mix)
-    for _ in range(int(rng.integers(4, 12))):
-        colour = tuple(float(c) for c in rng.uniform(20, 245) * (0.4 + 0.6 * rng.uniform(0, 1, 3)))
-        x, y = int(rng.uniform(0.05, 0.95) * width), int(rng.uniform(0.1, 0.9) * height)
-        size = max(2, int(min(height, width) * rng.uniform(0.04, 0.24)))
-        kind = int(rng.integers(4))
-        if kind == 0:
-            cv2.circle(image, (x, y), size, colour, -1 if rng.random() < 0.7 else max(2, size // 5), cv2.LINE_AA)
-        elif kind == 1:
-            cv2.rectangle(image, (x, y), (x + size, y + int(size * rng.uniform(0.5, 2))), colour, -1)
-        elif kind == 2:
-            corners = np.array([x, y]) + rng.uniform(-1.2, 1.2, (int(rng.integers(3, 7)), 2)) * size
-            cv2.fillPoly(image, [corners.astype(np.int32)], colour, cv2.LINE_AA)
-        else:
-            cv2.line(
-                image, (x, y), tuple(int(c) for c in rng.uniform((0, 0), (width, height))), colour, max(1, size // 6), cv2.LINE_AA
-            )
-    ink = (20, 20, 25) if rng.random() < 0.6 else (240, 238, 230)
-    _write(rng, image, (width * 0.06, height * 0.03, width * 0.94, height * 0.2), ink)
-    for line in range(int(rng.integers(2, 6))):
-        y = height * (0.78 + 0.035 * line)
-        _small_print(rng, image, width * 0.08, y, width * rng.uniform(0.5, 0.85), height * 0.02, ink)
-    cv2.rectangle(
-        image, (0, 0), (width - 1, height - 1), (235, 233, 226) if rng.random() < 0.7 else (30, 30, 32), _px(0.012, texel)
-    )
-    return image
+# ---- things
 
 
-def notice_board(rng: np.random.Generator, height: int, width: int, texel: float) -> np.ndarray:
-    """A cork board full of papers."""
-    image = _tint(1.0 + 0.14 * fractal_noise(rng, height, width, texel, 0.05), (0.56, 0.44, 0.31))
-    for _ in range(int(width * height * texel**2 * 9) + 3):
-        w, h = sorted((_px(rng.uniform(0.12, 0.22), texel), _px(rng.uniform(0.16, 0.3), texel)))
-        x, y = int(rng.uniform(0, max(1, width - w))), int(rng.uniform(0, max(1, height - h)))
-        paper = tuple(float(c) for c in (rng.uniform(190, 250, 3) if rng.random() < 0.6 else rng.uniform(90, 250, 3)))
-        cv2.rectangle(image, (x + 2, y + 2), (x + w + 2, y + h + 2), (55, 42, 30), -1)
-        cv2.rectangle(image, (x, y), (x + w, y + h), paper, -1)
-        _write(rng, image, (x + w * 0.1, y + h * 0.05, x + w * 0.9, y + h * 0.22), (30, 30, 40))
-        for line in range(int(rng.integers(3, 10))):
-            _small_print(rng, image, x + w * 0.1, y + h * (0.3 + 0.065 * line), w * rng.uniform(0.4, 0.8), h * 0.03, (60, 60, 70))
-        cv2.circle(
-            image, (x + w // 2, y + 4), _px(0.006, texel), tuple(float(c) for c in rng.uniform(30, 230, 3)), -1, cv2.LINE_AA
-        )
-    cv2.rectangle(image, (0, 0), (width - 1, height - 1), (95, 70, 45), _px(0.03, texel))
-    return image
+def crate(c: Canvas) -> None:
+    """The side of a wooden crate: slats, a frame, a diagonal and a stencilled mark."""
+    colour = c.rng.uniform((0.50, 0.40, 0.28), (0.68, 0.50, 0.38))
+    planks(c, c.rng.uniform(0.09, 0.14), colour)
+    slats, (rows, columns), rim = c.image.copy(), c.shape, c.px(0.07)
+    mask = np.zeros(c.shape, np.uint8)
+    if c.rng.random() < 0.6:
+        cv2.line(mask, (0, rows), (columns, 0), 255, rim)
+    cv2.rectangle(mask, (0, 0), (columns - 1, rows - 1), 255, 2 * rim)
+    planks(c, 0.07, colour * 1.12)
+    shadow = cv2.GaussianBlur(mask, (0, 0), 0.012 / c.texel + 0.3) / np.float32(255)
+    np.copyto(c.image, (slats * (1 - 0.55 * shadow[..., None])).astype(np.uint8), where=mask[..., None] == 0)
+    c.word(0.2, 0.35, 0.6, 0.27, (0.2, 0.16, 0.14))
 
 
-def door(rng: np.random.Generator, height: int, width: int, texel: float) -> np.ndarray:
-    """A panelled door with handle, kick plate and sign."""
-    colour = tuple(rng.uniform(0.25, 0.6, 3))
-    image = _tint(1.0 + 0.05 * fractal_noise(rng, height, width, texel, 1.0), colour)
-    for top, bottom in ((0.08, 0.42), (0.5, 0.86)):
-        a, b = (int(width * 0.16), int(height * top)), (int(width * 0.84), int(height * bottom))
-        cv2.rectangle(image, a, b, tuple(255 * c * 0.55 for c in colour), _px(0.015, texel))
-        cv2.rectangle(
-            image, (a[0] + 3, a[1] + 3), (b[0] + 3, b[1] + 3), tuple(255 * min(1, c * 1.4) for c in colour), _px(0.006, texel)
-        )
-    cv2.rectangle(image, (0, int(height * 0.91)), (width, height), (150, 152, 155), -1)
-    cv2.circle(image, (int(width * 0.9), int(height * 0.5)), _px(0.03, texel), (205, 200, 185), -1, cv2.LINE_AA)
-    cv2.rectangle(image, (int(width * 0.3), int(height * 0.2)), (int(width * 0.7), int(height * 0.27)), (235, 235, 228), -1)
-    _write(rng, image, (width * 0.32, height * 0.205, width * 0.68, height * 0.265), (30, 40, 80))
-    cv2.rectangle(image, (0, 0), (width - 1, height - 1), (70, 66, 60), _px(0.05, texel))
-    return image
+def cardboard(c: Canvas) -> None:
+    """The side of a cardboard box: tape, a label with print and bars, marks."""
+    c.paint(1.0 + 0.06 * c.noise(0.6), c.rng.uniform((0.60, 0.47, 0.32), (0.72, 0.56, 0.40)))
+    c.stains(1.0, 0.2)
+    c.box(0, 0.4 if c.rng.random() < 0.3 else 0.0, 1, 0.12, np.array((0.66, 0.55, 0.4)) * c.rng.uniform(0.7, 1.1))
+    width, height = c.rng.uniform((0.25, 0.25), (0.45, 0.4))
+    x, y = c.rng.uniform((0.05, 0.2), (0.9 - width, 0.9 - height))
+    c.box(x, y, width, height, LIGHT)
+    c.word(x + width * 0.08, y + height * 0.08, width * 0.8, height * 0.35, DARK)
+    for at in x + width * c.rng.uniform(0.1, 0.85, 22):
+        c.box(at, y + 0.55 * height, width * c.rng.uniform(0.01, 0.04), 0.35 * height, DARK)
+    if c.rng.random() < 0.6:
+        c.word(0.1, 0.72, 0.8, 0.23, (0.47, 0.12, 0.1))
 
 
-def window(rng: np.random.Generator, height: int, width: int, texel: float) -> np.ndarray:
-    """A window on a bright yard: sky, trees, roofs, glazing bars."""
-    v = np.linspace(0, 1, height, dtype=np.float32)[:, None] * np.ones((1, width), np.float32)
-    clouds = fractal_noise(rng, height, width, texel, 0.9)
-    image = _tint(1.0 + 0.05 * clouds, (0.72, 0.84, 0.98), (0.95, 0.96, 0.97), np.clip(v + 0.2 * clouds, 0, 1))
-    skyline = 0.55 + 0.06 * fractal_noise(rng, 1, width, texel, 0.8, 0.7)[0]
-    trees = _tint(1.0 + 0.25 * fractal_noise(rng, height, width, texel, 0.4), (0.30, 0.38, 0.24))
-    np.copyto(image, trees, where=(v > skyline[None, :])[..., None])
-    for _ in range(3):
-        x, w = int(rng.uniform(0, width)), int(rng.uniform(0.15, 0.3) * width)
-        top = int(height * rng.uniform(0.4, 0.65))
-        cv2.rectangle(
-            image, (x, top), (x + w, height), tuple(float(c) for c in rng.uniform(100, 190) + rng.uniform(-20, 20, 3)), -1
-        )
-        for k in range(3):
-            cv2.rectangle(
-                image,
-                (x + int(w * (0.12 + 0.3 * k)), top + int(height * 0.06)),
-                (x + int(w * (0.27 + 0.3 * k)), top + int(height * 0.14)),
-                (60, 70, 85),
-                -1,
-            )
-    bar = _px(0.04, texel)
-    for k in range(4):
-        cv2.line(image, (int(width * k / 3), 0), (int(width * k / 3), height), (225, 224, 218), bar)
-    for k in range(3):
-        cv2.line(image, (0, int(height * k / 2)), (width, int(height * k / 2)), (225, 224, 218), bar)
-    return image
-
-
-def goods(rng: np.random.Generator, height: int, width: int, texel: float) -> np.ndarray:
-    """Fronts of small things on a shelf: binders, tins, packets."""
-    image = _tint(
-        1.0 + 0.06 * fractal_noise(rng, height, width, texel, 0.3),
-        tuple(rng.uniform(0.2, 0.9) * (0.5 + 0.5 * rng.uniform(0, 1, 3))),
-    )
-    if rng.random() < 0.5:
-        edges = np.unique(np.concatenate([[0, width], rng.integers(0, width, max(2, int(width * texel / 0.06)))]))
-        for left, right in zip(edges[:-1], edges[1:]):
-            tone = rng.uniform(40, 235) * (0.45 + 0.55 * rng.uniform(0, 1, 3))
-            shade = (0.7 + 0.3 * np.sin(np.linspace(0.3, np.pi - 0.3, right - left)))[None, :, None]
-            image[:, left:right] = np.clip(image[:, left:right] * 0.35 + tone * shade * 0.65, 0, 255)
-            cv2.rectangle(
-                image,
-                (int(left) + 2, int(height * 0.2)),
-                (int(right) - 3, int(height * rng.uniform(0.35, 0.6))),
-                tuple(float(c) for c in rng.uniform(200, 245, 3)),
-                -1,
-            )
+def goods(c: Canvas) -> None:
+    """Fronts of small things on a shelf: binders or packets."""
+    c.paint(1.0 + 0.06 * c.noise(0.3), c.colour())
+    if c.rng.random() < 0.5:
+        edges = np.unique([0, 1, *c.rng.random(max(2, int(c.shape[1] * c.texel / 0.06)))])
+        for left, width in zip(edges, np.diff(edges)):
+            c.box(left, 0, width, 1, c.colour())
+            c.box(left, 0, width, 1, DARK, 0.002)
+            c.box(left + 0.2 * width, 0.2, 0.6 * width, c.rng.uniform(0.15, 0.4), c.rng.uniform(0.8, 0.95, 3))
     else:
-        cv2.rectangle(
-            image, (0, int(height * 0.3)), (width, int(height * 0.7)), tuple(float(c) for c in rng.uniform(20, 250, 3)), -1
+        c.box(0, 0.3, 1, 0.4, c.rng.uniform(0.1, 1, 3))
+        c.word(0.05, 0.36, 0.9, 0.28, c.rng.uniform(0, 1, 3))
+
+
+def poster(c: Canvas) -> None:
+    """A printed poster: a photo-like gradient with shapes, a headline, small print."""
+    slope = c.grid()[0] / (c.shape[0] * c.texel)
+    mix = np.clip(slope + 0.25 * c.noise(0.7 * max(c.shape) * c.texel), 0, 1)
+    c.paint(1.0 + 0.10 * c.noise(0.4), c.colour(0.4, 1.0), c.colour(0.4, 1.0), mix)
+    for _ in range(int(c.rng.integers(4, 12))):
+        c.shape_at_random(c.colour(0.1, 1.0))
+    ink = DARK if c.rng.random() < 0.6 else LIGHT
+    c.word(0.06, 0.03, 0.88, 0.17, ink)
+    c.print_lines(0.08, 0.78, 0.8, 0.18, int(c.rng.integers(2, 6)), ink)
+    c.box(0, 0, 1, 1, LIGHT if c.rng.random() < 0.7 else DARK, 0.012)
+
+
+def notice_board(c: Canvas) -> None:
+    """A cork board full of papers."""
+    c.paint(1.0 + 0.14 * c.noise(0.05), (0.56, 0.44, 0.31))
+    rows, columns = np.array(c.shape) * c.texel
+    for _ in range(int(c.area * 9) + 3):
+        width, height = c.rng.uniform((0.12, 0.2), (0.2, 0.3)) / (columns, rows)
+        x, y = c.rng.uniform(0, (1 - width, 1 - height))
+        c.box(x + 0.006, y + 0.006, width, height, (0.2, 0.16, 0.12))
+        c.box(x, y, width, height, c.rng.uniform(0.75 if c.rng.random() < 0.6 else 0.35, 0.98, 3))
+        c.word(x + 0.1 * width, y + 0.05 * height, 0.8 * width, 0.17 * height, DARK)
+        c.print_lines(
+            x + 0.1 * width, y + 0.3 * height, 0.8 * width, 0.6 * height, int(c.rng.integers(3, 10)), (0.24, 0.24, 0.27)
         )
-        _write(
-            rng,
-            image,
-            (width * 0.05, height * 0.36, width * 0.95, height * 0.64),
-            tuple(float(c) for c in rng.uniform(0, 255, 3)),
-        )
-    return image
+        c.box(x + 0.46 * width, y + 0.01, 0.08 * width, 0.04 * height, c.colour())
+    c.box(0, 0, 1, 1, (0.37, 0.27, 0.18), 0.03)
 
 
-def hazard_stripes(image: np.ndarray, texel: float, top: float, bottom: float) -> None:
-    """Paint yellow and black diagonals between two heights above the image's lower edge (m), in place."""
-    height, width = image.shape[:2]
-    rows = slice(max(0, height - _px(top, texel)), max(1, height - _px(bottom, texel)))
-    v, u = np.mgrid[rows, 0:width]
-    stripe = ((u + v) * texel / 0.1).astype(np.int32) % 2 == 0
-    paint = np.where(stripe[..., None], np.array([222, 180, 30]), np.array([30, 29, 27]))
-    image[rows] = (paint * (0.8 + 0.2 * image[rows].mean(-1, keepdims=True) / 128.0)).clip(0, 255).astype(np.uint8)
+def door(c: Canvas) -> None:
+    """A panelled door with handle, kick plate and sign."""
+    colour = c.rng.uniform(0.25, 0.6, 3)
+    c.paint(1.0 + 0.05 * c.noise(1.0), colour)
+    for top in (0.08, 0.5):
+        c.box(0.16, top, 0.68, 0.35, 0.55 * colour, 0.015)
+        c.box(0.175, top + 0.008, 0.65, 0.335, np.minimum(1.4 * colour, 1), 0.006)
+    c.box(0, 0.91, 1, 0.09, (0.59, 0.6, 0.61))
+    c.box(0.87, 0.48, 0.06, 0.04, (0.8, 0.78, 0.72))
+    c.box(0.3, 0.2, 0.4, 0.07, LIGHT)
+    c.word(0.32, 0.205, 0.36, 0.06, (0.12, 0.16, 0.31))
+    c.box(0, 0, 1, 1, (0.27, 0.26, 0.24), 0.05)
 
 
-def floor_marks(rng: np.random.Generator, image: np.ndarray, texel: float) -> None:
-    """Worn paint lines, arrows, numbers and tyre marks on a floor, in place."""
-    height, width = image.shape[:2]
-    layer = np.zeros((height, width), np.uint8)
-    for y in (0.18, 0.82):
-        cv2.line(layer, (0, int(height * y)), (width, int(height * y)), 255, _px(0.08, texel))
-    for _ in range(6):
-        x, y = int(rng.uniform(0.1, 0.9) * width), int(rng.uniform(0.25, 0.75) * height)
-        length = _px(0.5, texel)
-        cv2.arrowedLine(layer, (x, y), (x + int(rng.choice((-1, 1))) * length, y), 255, _px(0.06, texel), cv2.LINE_AA, 0, 0.4)
-    for _ in range(7):
-        cv2.putText(
-            layer,
-            str(int(rng.integers(1, 60))),
-            (int(rng.uniform(0, 0.9) * width), int(rng.uniform(0.1, 0.95) * height)),
-            _FONTS[0],
-            0.012 / texel,
-            255,
-            _px(0.05, texel),
-            cv2.LINE_AA,
-        )
-    worn = layer.astype(np.float32) / 255.0 * _sigmoid(2.5 * fractal_noise(rng, height, width, texel, 1.0) + 1.5)
-    for channel, paint in enumerate((215.0, 190.0, 70.0)):
-        image[..., channel] = image[..., channel] * (1 - 0.8 * worn) + paint * 0.8 * worn
+def window(c: Canvas) -> None:
+    """A window on a bright yard: sky, trees, houses, glazing bars."""
+    clouds, below = c.noise(0.9), c.grid()[0] / (c.shape[0] * c.texel)
+    c.paint(1.0 + 0.05 * clouds, (0.72, 0.84, 0.98), (0.95, 0.96, 0.97), np.clip(below + 0.2 * clouds, 0, 1))
+    c.paint(1.0 + 0.25 * c.noise(0.4), (0.30, 0.38, 0.24), cover=below > 0.55 + 0.06 * c.noise(0.8, 0.7)[:1])
+    for _ in range(3):
+        x, top, width = c.rng.uniform((0, 0.4, 0.15), (1, 0.65, 0.3))
+        c.box(x, top, width, 1 - top, c.rng.uniform(0.4, 0.75, 3))
+        for k in range(3):
+            c.box(x + width * (0.12 + 0.3 * k), top + 0.06, 0.15 * width, 0.08, (0.24, 0.27, 0.33))
+    for k in range(3):
+        c.box(k / 3, 0, 1 / 3, 0.5, LIGHT, 0.03)
+        c.box(k / 3, 0.5, 1 / 3, 0.5, LIGHT, 0.03)
+
+
+def hazard_stripes(c: Canvas, top: float, bottom: float) -> None:
+    """Paint yellow and black diagonals between two heights above the lower edge (m)."""
+    y, x = c.grid()
+    height, stripe = c.shape[0] * c.texel - y, ((x + y) / 0.1).astype(int) % 2
+    shade = 0.8 + 0.2 * c.image.mean(-1) / 128.0
+    c.paint(shade, (0.87, 0.7, 0.12), (0.12, 0.11, 0.1), stripe, (height < top) & (height >= bottom) & (x >= 0))
+
+
+def floor_marks(c: Canvas) -> None:
+    """Worn paint lines, arrows, numbers and tyre marks on a floor."""
+    rows, columns = c.shape
+    layer, rng = np.zeros(c.shape, np.uint8), c.rng
+    for y in (int(0.18 * rows), int(0.82 * rows)):
+        cv2.line(layer, (0, y), (columns, y), 255, c.px(0.08))
+    for x, y in rng.uniform((0.1, 0.25), (0.9, 0.75), (6, 2)) * (columns, rows):
+        end = int(x) + int(rng.choice((-1, 1))) * c.px(0.5), int(y)
+        cv2.arrowedLine(layer, (int(x), int(y)), end, 255, c.px(0.06), cv2.LINE_AA, 0, 0.4)
+    for x, y in rng.uniform((0, 0.1), (0.9, 0.95), (7, 2)) * (columns, rows):
+        place, text = (int(x), int(y)), str(int(rng.integers(1, 60)))
+        cv2.putText(layer, text, place, FONTS[0], 0.012 / c.texel, 255, c.px(0.05), cv2.LINE_AA)
+    worn = layer / np.float32(255) * _sigmoid(2.5 * c.noise(1.0) + 1.5)
+    c.paint(np.ones_like(worn), (0.84, 0.75, 0.27), cover=0.8 * worn)
     layer[:] = 0
-    for _ in range(14):
-        centre = tuple(int(c) for c in rng.uniform((0, 0), (width, height)))
-        radius = _px(rng.uniform(0.5, 2.5), texel)
-        start = rng.uniform(0, 360)
-        cv2.ellipse(layer, centre, (radius, radius), 0, start, start + rng.uniform(15, 70), 255, _px(0.04, texel), cv2.LINE_AA)
-    tyre = layer.astype(np.float32) / 255.0 * 0.35 * _sigmoid(2 * fractal_noise(rng, height, width, texel, 0.5))
-    image[:] = (image * (1 - tyre[..., None])).astype(np.uint8)
-
-
-def _write(rng: np.random.Generator, image: np.ndarray, box: tuple[float, float, float, float], ink: tuple) -> None:
-    """A random word that fills the box (x0, y0, x1, y1)."""
-    word, font = str(rng.choice(_WORDS)), int(rng.choice(_FONTS))
-    x0, y0, x1, y1 = box
-    (w, h), _ = cv2.getTextSize(word, font, 1.0, 2)
-    scale = min((x1 - x0) / w, (y1 - y0) / (h * 1.1))
-    if scale * h < 3:
-        return
-    thickness = max(1, int(round(scale * 2.5)))
-    cv2.putText(image, word, (int(x0), int(y0 + (y1 - y0 + h * scale) / 2)), font, scale, tuple(ink), thickness, cv2.LINE_AA)
-
-
-def _small_print(
-    rng: np.random.Generator, image: np.ndarray, x: float, y: float, width: float, height: float, ink: tuple
-) -> None:
-    """A row of dashes that reads as text from afar."""
-    end, thickness = x + width, max(1, int(height))
-    while x < end:
-        step = rng.uniform(1.5, 6.0) * height
-        cv2.line(image, (int(x), int(y)), (int(min(x + step, end)), int(y)), tuple(ink), thickness)
-        x += step + height
-
-
-def _bars(rng: np.random.Generator, image: np.ndarray, x: float, y: float, width: float, height: float) -> None:
-    """A bar code."""
-    end, step = x + width, max(1.0, width / 60)
-    while x < end:
-        thick = step * int(rng.integers(1, 4))
-        cv2.rectangle(image, (int(x), int(y)), (int(x + thick) - 1, int(y + height)), (20, 20, 20), -1)
-        x += thick + step * int(rng.integers(1, 4))
+    for x, y in rng.uniform((0, 0), (columns, rows), (14, 2)).astype(int).tolist():
+        radius, start, turn = c.px(rng.uniform(0.5, 2.5)), rng.uniform(0, 360), rng.uniform(15, 70)
+        cv2.ellipse(layer, (x, y), (radius, radius), 0, start, start + turn, 255, c.px(0.04), cv2.LINE_AA)
+    c.darken(layer / np.float32(255) * 0.35 * _sigmoid(2 * c.noise(0.5)))

@@ -19,7 +19,7 @@ from scipy.spatial.transform import Rotation
 from pixloc_ros.cli.main import main
 from pixloc_ros.geometry import se3
 from pixloc_ros.geometry.cameras import Camera
-from pixloc_sim.drives import Drive, DriveOptions, camera_mount
+from pixloc_sim.drives import DriveOptions, SimulatedDrive, camera_mount
 from pixloc_sim.lighting import Lighting
 from pixloc_sim.recordings import MAPPING_SENSOR
 from pixloc_sim.rendering import Renderer
@@ -63,7 +63,7 @@ class Studio:
         turn = np.eye(4)
         turn[:3, :3] = Rotation.from_euler("zyx", [0.9, 0.05, 0.12]).as_matrix()
         self._mount = turn @ camera_mount().numpy()
-        self._drive = Drive(DriveOptions(speed=0.5, seed=5))
+        self._drive = SimulatedDrive(DriveOptions(speed=0.5, seed=5))
 
     def pose(self, seconds: float) -> np.ndarray:
         """map_from_camera."""

@@ -38,6 +38,18 @@ class UsageMeter:
         return Usage(time.monotonic() - self._began_s, cpu_s, peak_mib(self._pid))
 
 
+class Load:
+    """Measures this process and all others from its making until `read`."""
+
+    def __init__(self) -> None:
+        self._began = busy_s(), time.process_time(), time.perf_counter()
+
+    def read(self) -> tuple[float, float, float]:
+        """Seconds by the clock, processor seconds of this process, and how many cores others took."""
+        busy, cpu, wall = (now - then for now, then in zip((busy_s(), time.process_time(), time.perf_counter()), self._began))
+        return wall, cpu, (busy - cpu) / wall
+
+
 def machine_name() -> str:
     """The processor's name, and how many of its cores this process may use."""
     names = [line.split(":", 1)[1].strip() for line in _lines("/proc/cpuinfo") if line.startswith("model name")]

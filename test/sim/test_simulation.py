@@ -204,7 +204,7 @@ def test_sensor_blurs_along_the_motion_only_and_keeps_the_middle():
 
 
 def test_base_never_moves_sideways_and_keeps_its_limits():
-    drive = drives.Drive(drives.DriveOptions(duration_s=20.0, speed=0.8, turn_rate=0.9, wander=0.2, seed=3))
+    drive = drives.SimulatedDrive(drives.DriveOptions(duration_s=20.0, speed=0.8, turn_rate=0.9, wander=0.2, seed=3))
     time = np.arange(0.0, 20.0, 0.02)
     planar = drive.planar(time)
     step = np.diff(planar, axis=0)
@@ -218,7 +218,7 @@ def test_base_never_moves_sideways_and_keeps_its_limits():
 
 
 def test_odometry_without_errors_is_the_truth_and_with_them_drifts_within_bounds():
-    drive = drives.Drive(drives.DriveOptions(duration_s=20.0, shake=0.0))
+    drive = drives.SimulatedDrive(drives.DriveOptions(duration_s=20.0, shake=0.0))
     perfect = drives.OdometryErrors(scale=1.0, yaw_scale=1.0, yaw_per_metre=0.0, noise=0.0, slips_per_minute=0.0)
     for errors, low, high in ((perfect, 0.0, 0.002), (drives.OdometryErrors(), 0.1, 0.15 * drive.length)):
         odometry = drives.wheel_odometry(drive, errors, seed=2)
@@ -259,7 +259,8 @@ def test_points_project_into_the_keyframes_of_the_written_model(dataset):
 
 def test_rgbd_sequence_matches_the_model(dataset):
     folder, summary = dataset
-    rows = [(folder / "rgbd" / f"{name}.txt").read_text().splitlines()[1:] for name in ("rgb", "depth", "groundtruth")]
+    lists = [(folder / "rgbd" / f"{name}.txt").read_text().splitlines() for name in ("rgb", "depth", "groundtruth")]
+    rows = [[line for line in lines if not line.startswith("#")] for lines in lists]
     assert [len(r) for r in rows] == [summary["keyframes"]] * 3
     depth = cv2.imread(str(folder / "rgbd" / rows[1][0].split()[1]), cv2.IMREAD_UNCHANGED)
     assert depth.dtype == np.uint16 and 300 < np.median(depth) < 9000

@@ -20,7 +20,7 @@ from pixloc_ros.tracking.checks.clocks import OdometryCheck, OdometryFindings
 from pixloc_ros.tracking.odometry import OdometryBuffer
 from pixloc_ros.tracking.tracker import Tracker
 from pixloc_ros.tracking.types import FrameAlignment
-from pixloc_sim.drives import Drive, DriveOptions, OdometryErrors, wheel_odometry
+from pixloc_sim.drives import DriveOptions, OdometryErrors, SimulatedDrive, wheel_odometry
 
 START_NS = 1_700_000_000_000_000_000
 SECONDS = 35.0
@@ -28,8 +28,8 @@ MAP_FROM_START = se3.se3_exp(torch.tensor([30.0, -4.0, 1.0, 0.1, 0.05, 2.0], dty
 
 
 @cache
-def drive(seed: int = 0) -> Drive:
-    return Drive(DriveOptions(duration_s=SECONDS, speed=0.9, wander=0.25, seed=seed))
+def drive(seed: int = 0) -> SimulatedDrive:
+    return SimulatedDrive(DriveOptions(duration_s=SECONDS, speed=0.9, wander=0.25, seed=seed))
 
 
 def stamps_of(rate_hz: float, seconds: float = SECONDS) -> np.ndarray:
