@@ -31,7 +31,7 @@ def _project(views, k, xyz):
 
 @pytest.mark.parametrize("width", [0.1, 0.4, 1.5])
 def test_it_is_what_noise_makes_of_triangulated_points(width):
-    """One point, triangulated anew 3000 times; how far off it projects beside the baseline, within it, and nearer."""
+    """One point, triangulated 3000 times; how far off it projects next to the baseline, within it, and nearer."""
     line = ((x, -4.0, 0.3) for x in np.linspace(-width, width, 6))
     views = _views(*line, (2 * width, -4.0, 0.0), (0.0, -4.0, 0.0), (0.1, -2.0, 0.0))
     count, rng = 3000, np.random.default_rng(1)
@@ -48,7 +48,7 @@ def test_it_is_what_noise_makes_of_triangulated_points(width):
 
 
 def test_few_rays_and_narrow_ones_are_unsure_though_they_agree():
-    """A pair of rays a degree apart that agree perfectly, ten that span 40 degrees with errors as usual, seen from beside."""
+    """A pair of rays a degree apart that agree perfectly, ten that span 40 degrees with errors as usual, seen from the side."""
     views = _views((-0.03, -4.0, 0.0), (0.03, -4.0, 0.0), *((x, -4.0, 0.0) for x in np.linspace(-1.5, 1.5, 8)), (1.0, -4.0, 0.0))
     seen = Observations(np.array([0, 1, *range(10)]), np.array([0, 0, *[1] * 10]))
     error, wanted = np.array([0.0, 0.0, *[0.5] * 10]), Observations(np.array([10, 10]), np.arange(2))

@@ -280,6 +280,6 @@ def _poses_of(message, topic: str) -> Iterator[tuple[int, torch.Tensor]]:
 
 
 def bag_identity(path: Path) -> list:
-    """What tells a bag from another, or from itself recorded again, as JSON can hold it."""
+    """What distinguishes a bag from another, or from itself recorded again, as JSON can hold it."""
     files = sorted(path.rglob("*")) if path.is_dir() else [path]
     return [[str(file.resolve()), file.stat().st_size, file.stat().st_mtime_ns] for file in files if file.is_file()]

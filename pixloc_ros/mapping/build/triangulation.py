@@ -3,7 +3,7 @@
 
 SIFT features are matched where the poses allow it, pycolmap (COLMAP's own code; an optional dependency) makes points of the
 matches, and every point is then searched for as a patch in all keyframes that should see it. That gives positions to a fraction
-of a pixel and more observations, and tells what stands still: a thing that moves is found where it should be by few keyframes.
+of a pixel and more observations, and shows what stands still: a thing that moves is found where it should be by few keyframes.
 """
 
 from __future__ import annotations
