@@ -28,7 +28,7 @@ from .tracking.options import TrackerOptions
 from .tracking.presets import DEFAULT, preset_options
 from .tracking.relocalization import Relocalizer, agreement
 from .tracking.tracker import Tracker
-from .tracking.types import FrameAlignment, FrameMotion, PreparedFrame, PreparedImage
+from .tracking.types import FrameAlignment, PreparedFrame, PreparedImage
 
 SEARCH_TURNS = 3
 """Without a prior, further hypotheses are tried so many times until one is sure."""
@@ -258,24 +258,10 @@ class _Rehearsal:
         self.prepare = aligner.prepare
         self._found: FrameAlignment | None = None
 
-    def localize_prepared(
-        self,
-        prepared: PreparedImage,
-        map_from_camera: torch.Tensor,
-        prior_covariance: torch.Tensor | None = None,
-        motion: FrameMotion | None = None,
-    ) -> FrameAlignment:
-        alignment = self._aligner.localize_prepared(prepared, map_from_camera, prior_covariance, motion)
-        self._found = replace(
-            alignment,
-            map_from_camera=map_from_camera,
-            covariance=isotropic(0.01, 0.01),
-            success=True,
-            cost=0.0,
-            inlier_fraction=1.0,
-            visible_fraction=1.0,
-            points_used=1000,
-        )
+    def localize_prepared(self, prepared: PreparedImage, map_from_camera: torch.Tensor, *prior) -> FrameAlignment:
+        found = self._aligner.localize_prepared(prepared, map_from_camera, *prior)
+        good = {"success": True, "cost": 0.0, "inlier_fraction": 1.0, "visible_fraction": 1.0, "points_used": 1000}
+        self._found = replace(found, map_from_camera=map_from_camera, covariance=isotropic(0.01, 0.01), **good)
         return self._found
 
     def search(self, *arguments) -> list[FrameAlignment]:

@@ -31,7 +31,7 @@ def add_verb(subparsers, name: str, run: Callable[[argparse.Namespace], int] | N
             "example", which is shown as it is.
     """
     head, _, rest = inspect.cleandoc(text or "").partition("\n\n")
-    description, _, examples = rest.partition("\n\nexample")
+    description, _, examples = f"\n\n{rest}".partition("\n\nexample")
     help_ = " ".join(head.partition(": ")[2].split()).removesuffix(".")
     parser = subparsers.add_parser(
         name,

@@ -1,4 +1,5 @@
 # Copyright the pixloc_ros authors. SPDX-License-Identifier: Apache-2.0
+import argparse
 import json
 import subprocess
 import sys
@@ -14,12 +15,23 @@ from pixloc_ros.io.trajectory import Trajectory, write_tum
 
 
 def call(capsys, *arguments) -> tuple[int, str, str]:
+    """Exit code, stdout and stderr. arguments: text is split at spaces."""
+    words = [word for argument in arguments for word in (argument.split() if isinstance(argument, str) else [str(argument)])]
     try:
-        code = cli.main([str(a) for a in arguments])
+        code = cli.main(words)
     except SystemExit as stop:
         code = stop.code
     captured = capsys.readouterr()
     return code, captured.out, captured.err
+
+
+def leaves(parser: argparse.ArgumentParser):
+    """The parsers of all verbs and their actions."""
+    for action in parser._actions:
+        if isinstance(action, argparse._SubParsersAction):
+            for child in action.choices.values():
+                yield child
+                yield from leaves(child)
 
 
 @pytest.fixture
@@ -34,13 +46,32 @@ def tracks(tmp_path):
     return tmp_path
 
 
-def test_help_of_every_verb_has_an_example(capsys):
+def test_help_of_every_verb_and_action_has_an_example(capsys):
     code, out, _ = call(capsys, "--help")
-    assert code == 0
-    for verb in cli.VERBS:
-        assert verb in out
-        code, text, _ = call(capsys, verb, "--help")
-        assert code == 0 and f"pixloc {verb}" in text and "example" in text, verb
+    assert code == 0 and all(verb in out for verb in cli.VERBS)
+    parsers = list(leaves(cli.build_parser()))
+    assert len(parsers) > 30
+    for parser in parsers:
+        assert parser.prog in parser.epilog and parser.epilog.startswith("example") and parser.description, parser.prog
+        assert parser.format_help()
+
+
+def test_the_same_thing_has_the_same_option_everywhere(capsys):
+    texts = [parser.format_help() for parser in leaves(cli.build_parser())]
+    assert not any(former in text for text in texts for former in ("--body-frame", "--body-from-camera", "--suite"))
+    for option, verbs in (
+        ("--base-frame NAME", 8),
+        ("--base-from-camera X Y", 8),
+        ("--preset NAME", 12),
+        ("--weights NAME|FILE", 20),
+    ):
+        assert sum(option in text for text in texts) >= verbs, option
+    # Former names still work.
+    words = "map bag drive -o a.pixmap --body-frame imu --body-from-camera"
+    args = cli.build_parser().parse_args([*words.split(), *"0000001"])
+    assert args.base_frame == "imu" and args.base_from_camera == list("0000001")
+    code, out, _ = call(capsys, "evaluate --suite --help")
+    assert code == 0 and "pixloc suite" in out
 
 
 def test_version(capsys):
@@ -68,19 +99,10 @@ def test_usage_errors(capsys):
 
 
 def test_evaluate(capsys, tracks):
-    code, out, _ = call(capsys, "evaluate", "--truth", tracks / "a.tum", tracks / "b.tum")
+    code, out, _ = call(capsys, "evaluate --truth", tracks / "a.tum", tracks / "b.tum")
     assert code == 0 and "4 (80.0 %)" in out
-    code, out, _ = call(
-        capsys,
-        "evaluate",
-        "--truth",
-        tracks / "a.tum",
-        tracks / "b.tum",
-        f"perfect={tracks / 'a.tum'}",
-        "--json",
-        "-o",
-        tracks / "out",
-    )
+    runs = (tracks / "b.tum", f"perfect={tracks / 'a.tum'}")
+    code, out, _ = call(capsys, "evaluate --truth", tracks / "a.tum", *runs, "--json -o", tracks / "out")
     content = json.loads(out)
     first, second = content["runs"]
     assert (first["name"], second["name"]) == ("b", "perfect") and content["notes"] == []
@@ -103,7 +125,7 @@ def test_input_errors_are_one_line_and_code_2(capsys, tracks):
         ((tracks / "b.tum", "--truth-topic", "/gt"), "--truth-topic is of a bag"),
         ((f"x={tracks / 'a.tum'}", f"x={tracks / 'b.tum'}"), "two runs are called 'x'"),
     ):
-        code, out, err = call(capsys, "evaluate", "--truth", tracks / "a.tum", *arguments)
+        code, out, err = call(capsys, "evaluate --truth", tracks / "a.tum", *arguments)
         assert code == 2 and out == "", arguments
         assert err.startswith("pixloc: error: ") and err.count("\n") == 1 and text in err
     code, _, err = call(capsys, "evaluate", tracks / "a.tum")
@@ -112,17 +134,7 @@ def test_input_errors_are_one_line_and_code_2(capsys, tracks):
 
 def test_bad_input_of_localize(capsys, tmp_path):
     (tmp_path / "cameras.txt").write_text("a.jpg PINHOLE 64 64 50 50 32 32\n")
-    arguments = [
-        "localize",
-        "--map",
-        tmp_path / "m.pixmap",
-        "--images",
-        tmp_path,
-        "--cameras",
-        tmp_path / "cameras.txt",
-        "-o",
-        tmp_path / "out.txt",
-    ]
+    arguments = [f"localize --map {tmp_path}/m.pixmap --images {tmp_path} --cameras {tmp_path}/cameras.txt -o {tmp_path}/out.txt"]
     code, _, err = call(capsys, *arguments)
     assert code == 2 and "1 of 1 images are not in" in err
     (tmp_path / "a.jpg").write_bytes(b"x")
