@@ -118,9 +118,9 @@ class FrameAssembly:
             self.tracker.add_odometry(stamp_ns, self._inputs.transforms.odom_from_base(stamp_ns, deadline))
         if source != "topic":
             return
-        for message in self._inputs.take_odometry(stamp_ns, deadline):
+        for message, twist in self._inputs.take_odometry(stamp_ns, deadline):
+            self.twist = twist
             report = self.tracker.add_odometry(message.stamp_ns, message.odom_from_base, message.twist_covariance)
-            self.twist = message.twist
             if report.message:
                 self._board.report_once("odometry", "tracker", WARN, report.message)
         newest_ns = self.tracker.odometry.newest_stamp_ns
@@ -162,6 +162,6 @@ class FrameAssembly:
         fix = None if self._georeference is None else self._inputs.take_fix()
         if fix is not None:
             try:
-                self.tracker.initialize(*self._georeference.prior(fix.place, fix.enu_covariance), image_ns)
+                self.tracker.initialize(*self._georeference.prior(*fix), image_ns)
             except InputError as error:
                 self._board.report("initial pose", "fix", WARN, f"{error}; it is ignored")

@@ -9,19 +9,22 @@ import time
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from geometry_msgs.msg import PoseWithCovarianceStamped, TransformStamped, TwistWithCovariance
 from nav_msgs.msg import Odometry
 from rclpy.node import Node
-from rclpy.qos import HistoryPolicy, QoSProfile, ReliabilityPolicy, qos_profile_sensor_data
+from rclpy.qos import QoSProfile, ReliabilityPolicy, qos_profile_sensor_data
 from rclpy.qos_overriding_options import QoSOverridingOptions
 from rclpy.subscription import Subscription
 from sensor_msgs.msg import CameraInfo, CompressedImage, Image, NavSatFix, NavSatStatus
 
 from ..errors import InputError
 from ..geometry.cameras import Camera
+from ..io.frames import OdometryMessage
+from ..tracking.covariances import isotropic
 from . import conversions
 from .conversions import NS_PER_S, stamp_to_ns
 from .diagnostics import ERROR, WARN, DiagnosticBoard
@@ -39,22 +42,6 @@ _ODOMETRY_LIMIT = 20_000
 
 
 @dataclass(frozen=True)
-class OdometryMessage:
-    """One checked odometry message: odom_from_base float64 [4, 4]; twist is None if not all its numbers are finite."""
-
-    stamp_ns: int
-    odom_from_base: torch.Tensor
-    twist: TwistWithCovariance | None
-
-    @property
-    def twist_covariance(self) -> torch.Tensor | None:
-        """float64 [6, 6] in base axes."""
-        if self.twist is None:
-            return None
-        return torch.from_numpy(np.array(self.twist.covariance, np.float64).reshape(6, 6))
-
-
-@dataclass(frozen=True)
 class InitialPose:
     """map_from_base float64 [4, 4] and its covariance [6, 6] in base axes; stamp_ns None: at the next image."""
 
@@ -63,12 +50,11 @@ class InitialPose:
     stamp_ns: int | None = None
 
 
-@dataclass(frozen=True)
-class Fix:
-    """A satellite fix: float64 [3] latitude, longitude (degrees), altitude (m); enu_covariance float64 [3, 3] m²."""
+class ReceivedOdometry(NamedTuple):
+    """One checked message, and its velocity; None if not all numbers of that are finite."""
 
-    place: np.ndarray
-    enu_covariance: np.ndarray
+    message: OdometryMessage
+    twist: TwistWithCovariance | None
 
 
 class Inputs:
@@ -108,11 +94,11 @@ class Inputs:
         self._lock = threading.Lock()  # guards the following
         self._camera: Camera | None = None
         self._camera_info_key: tuple | None = None
-        self._odometry: deque[OdometryMessage] = deque(maxlen=_ODOMETRY_LIMIT)
+        self._odometry: deque[ReceivedOdometry] = deque(maxlen=_ODOMETRY_LIMIT)
         self._newest_odometry_ns: int | None = None
         self._newest_image_ns: int | None = None
         self._initial_pose: InitialPose | None = None
-        self._fix: Fix | None = None
+        self._fix: tuple[np.ndarray, np.ndarray] | None = None
 
     def subscribe(self) -> None:
         """Begins to listen. Images come last: whoever waits for that subscription knows that the node is ready."""
@@ -131,15 +117,11 @@ class Inputs:
             qos = QoSProfile(depth=200, reliability=ReliabilityPolicy.BEST_EFFORT)
             listen(Odometry, setting("odom_topic"), self._on_odometry, qos)
         reliable = setting("image_reliability") == "reliable"
-        qos = QoSProfile(
-            history=HistoryPolicy.KEEP_LAST,
-            depth=FRAME_QUEUE_LIMIT if setting("process_all_frames") else 5,
-            reliability=ReliabilityPolicy.RELIABLE if reliable else ReliabilityPolicy.BEST_EFFORT,
-        )
+        reliability = ReliabilityPolicy.RELIABLE if reliable else ReliabilityPolicy.BEST_EFFORT
+        qos = QoSProfile(depth=FRAME_QUEUE_LIMIT if setting("process_all_frames") else 5, reliability=reliability)
         transport = setting("image_transport")
         topic = image_subscription_topic(setting("image_topic"), transport)
-        message_type = CompressedImage if transport == "compressed" else Image
-        listen(message_type, topic, self._on_image, qos)
+        listen(CompressedImage if transport == "compressed" else Image, topic, self._on_image, qos)
         self._image_topic = self._subscriptions[-1].topic_name
 
     def unsubscribe(self) -> None:
@@ -227,7 +209,7 @@ class Inputs:
             return
         board.clear("odometry", "order")
         with self._lock:
-            self._odometry.append(OdometryMessage(stamp_ns, odom_from_base, _finite_twist(message.twist)))
+            self._odometry.append(_received(stamp_ns, odom_from_base, message.twist))
             self._newest_odometry_ns = stamp_ns
         self._arrived.set()
 
@@ -247,12 +229,9 @@ class Inputs:
         covariance = conversions.covariance_from_message(message.pose.covariance, map_from_base, what)
         self._board.clear("initial pose", "invalid")
         default = self._default_covariance()
-        if covariance is None:
-            covariance = default
-        else:
-            # RViz leaves z, roll and pitch zero: that means unknown here, not exact.
-            unknown = covariance.diagonal() < 1e-9
-            covariance = covariance + torch.diag(torch.where(unknown, default.diagonal(), 0.0))
+        # RViz leaves z, roll and pitch zero: that means unknown here, not exact.
+        covariance = torch.zeros_like(default) if covariance is None else covariance
+        covariance = covariance + torch.diag(torch.where(covariance.diagonal() < 1e-9, default.diagonal(), 0.0))
         with self._lock:
             self._initial_pose = InitialPose(map_from_base, covariance, stamp_to_ns(message.header.stamp) or None)
         self._node.get_logger().info("initial pose received")
@@ -269,7 +248,7 @@ class Inputs:
             return
         self._board.clear("initial pose", "fix")
         with self._lock:
-            self._fix = Fix(place, covariance)
+            self._fix = place, covariance
 
     # ---- start and time jumps
 
@@ -282,15 +261,13 @@ class Inputs:
             )
             self._board.report("initial pose", "missing", WARN, text)
             return
-        names = ("x", "y", "z", "roll", "pitch", "yaw")
-        x, y, z, roll, pitch, yaw = (self._setting(f"initial_pose.{name}") for name in names)
-        pose = InitialPose(conversions.matrix_from_euler((x, y, z), roll, pitch, yaw), self._default_covariance())
+        x, y, z, *angles = (self._setting(f"initial_pose.{name}") for name in ("x", "y", "z", "roll", "pitch", "yaw"))
+        pose = InitialPose(conversions.matrix_from_euler((x, y, z), *angles), self._default_covariance())
         with self._lock:
             self._initial_pose = self._initial_pose or pose
 
     def _default_covariance(self) -> torch.Tensor:
-        translation, rotation = (self._setting(f"initial_pose.{name}_stddev") for name in ("position", "rotation"))
-        return torch.diag(torch.tensor([translation**2] * 3 + [rotation**2] * 3, dtype=torch.float64))
+        return isotropic(*(self._setting(f"initial_pose.{name}_stddev") for name in ("position", "rotation")))
 
     def forget(self) -> None:
         """Drops all that belongs to the time before a jump."""
@@ -313,13 +290,14 @@ class Inputs:
             pose, self._initial_pose = self._initial_pose, None
         return pose
 
-    def take_fix(self) -> Fix | None:
-        """The newest fix that came since the last call."""
+    def take_fix(self) -> tuple[np.ndarray, np.ndarray] | None:
+        """The newest satellite fix since the last call: float64 [3] latitude, longitude (degrees), altitude (m), and its
+        covariance [3, 3] in east, north, up (m²)."""
         with self._lock:
             fix, self._fix = self._fix, None
         return fix
 
-    def take_odometry(self, stamp_ns: int, deadline: float) -> list[OdometryMessage]:
+    def take_odometry(self, stamp_ns: int, deadline: float) -> list[ReceivedOdometry]:
         """Waits for odometry at or after a stamp; returns the new messages up to and including the first such message.
 
         Later ones stay: the pose of an image must not depend on how much came in meanwhile.
@@ -331,7 +309,7 @@ class Inputs:
         with self._lock:
             while self._odometry:
                 taken.append(self._odometry.popleft())
-                if taken[-1].stamp_ns >= stamp_ns:
+                if taken[-1].message.stamp_ns >= stamp_ns:
                     break
         return taken
 
@@ -391,7 +369,10 @@ class Inputs:
         return "it has a publisher: check that it publishes"
 
 
-def _finite_twist(twist: TwistWithCovariance) -> TwistWithCovariance | None:
+def _received(stamp_ns: int, odom_from_base: torch.Tensor, twist: TwistWithCovariance) -> ReceivedOdometry:
     linear, angular = twist.twist.linear, twist.twist.angular
-    numbers = (linear.x, linear.y, linear.z, angular.x, angular.y, angular.z)
-    return twist if all(map(math.isfinite, numbers)) and np.isfinite(twist.covariance).all() else None
+    numbers = (linear.x, linear.y, linear.z, angular.x, angular.y, angular.z, *twist.covariance)
+    if not all(map(math.isfinite, numbers)):
+        return ReceivedOdometry(OdometryMessage(stamp_ns, odom_from_base), None)
+    covariance = torch.from_numpy(np.array(twist.covariance, np.float64).reshape(6, 6))
+    return ReceivedOdometry(OdometryMessage(stamp_ns, odom_from_base, covariance), twist)

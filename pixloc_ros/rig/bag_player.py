@@ -51,7 +51,6 @@ class BagPlayer:
         self._topics = [bag.image_topic, bag.camera_info_topic, *odometry, *self._moving]
         self._adds_transform = bool(odometry) and not bag.tf_has_odometry()
         self._publishers: dict[str, Publisher] = {}
-        self._types: dict[str, type] = {}
         latched = QoSProfile(depth=_DEPTH, durability=DurabilityPolicy.TRANSIENT_LOCAL)
         self._clock = node.create_publisher(Clock, "/clock", 10)
         self._start = node.create_publisher(PoseWithCovarianceStamped, "/initialpose", 10)
@@ -129,7 +128,6 @@ class BagPlayer:
             name = self.image_topic if message.topic == self._bag.image_topic else message.topic
             package, _, type_name = message.type_name.split("/")
             type_ = getattr(importlib.import_module(f"{package}.msg"), type_name)
-            self._types[message.topic] = type_
             self._publishers[message.topic] = self._node.create_publisher(type_, name, _DEPTH)
         return self._publishers[message.topic]
 
@@ -145,7 +143,7 @@ class BagPlayer:
     def _follow_odometry(self, message: RawMessage) -> None:
         if not self._adds_transform:
             return
-        odometry = deserialize_message(message.cdr, self._types[message.topic])
+        odometry = deserialize_message(message.cdr, self._publishers[message.topic].msg_type)
         stamp_ns = stamp_to_ns(odometry.header.stamp)
         pose = conversions.pose_to_matrix(odometry.pose.pose, "odometry")
         transform = conversions.transform_stamped(self._bag.odom_frame, self._bag.base_frame, stamp_ns, pose)
