@@ -136,7 +136,7 @@ class Fault:
         topics: whose messages are changed.
         change: gives what is sent instead of a message: an event, several, or None.
         until_s: when in the drive the changes end.
-        extra: gives (time, topic, message) of what is sent besides.
+        extra: gives (time, topic, message) of what is sent in addition.
         act: called when the fault begins.
         missing: topics that are silent from the start until `extra` sends them.
         ends_node: it ends the node or starts another one.

@@ -34,7 +34,7 @@ from pixloc_ros.errors import InputError
 from pixloc_ros.evaluation.usage import UsageMeter
 
 MEMORY_BOUND_MB = 300
-"""A parser may take so much more memory than before its first input, whatever the input says."""
+"""A parser may take at most this much more memory than before its first input."""
 TIME_BOUND_S = 10.0
 NUMBERS = (0, 1, -1, 2**7, 2**8 - 1, 2**15, 2**16 - 1, 2**31 - 1, 2**31, 2**32 - 1, 2**63 - 1, 2**64 - 1)
 WORDS = (b"nan", b"inf", b"-inf", b"1e308", b"-0", b"", b"99999999999999999999", b"4294967296", b"-1", b"\x00", b"\xff")

@@ -168,10 +168,10 @@ def covariance_from_message(numbers, header_from_child: torch.Tensor, what: str)
     if not fixed.any():
         return None
     if not np.isfinite(fixed).all():
-        raise InputError(f"{what} has a covariance with NaN or infinite numbers: publish zeros where it is unknown")
+        raise InputError(f"{what} has a covariance with NaN or infinite numbers: publish zeros if it is unknown")
     scale = np.abs(fixed).max()
     if np.abs(fixed - fixed.T).max() > 1e-6 * scale or np.linalg.eigvalsh(fixed).min() < -1e-6 * scale:
-        raise InputError(f"{what} has a covariance that is not symmetric and positive: publish zeros where it is unknown")
+        raise InputError(f"{what} has a covariance that is not symmetric and positive: publish zeros if it is unknown")
     return torch.from_numpy(_turned(fixed, header_from_child.numpy()[:3, :3].T))
 
 

@@ -145,13 +145,13 @@ class Inputs:
         with self._lock:
             back_ns = 0 if self._newest_image_ns is None else self._newest_image_ns - stamp_ns
             newest_odometry_ns = self._newest_odometry_ns or 0
-        # A recording may be played without simulated time: then the odometry tells the time, as long as it comes.
+        # A recording may be played without simulated time: then the odometry gives the time, as long as it comes.
         alive = newest_odometry_ns and time.monotonic() - self._heard_at["odometry"] < _ODOMETRY_ALIVE_S
         now_ns = newest_odometry_ns if alive else self._node.get_clock().now().nanoseconds
         if now_ns and stamp_ns - now_ns > FUTURE_NS:  # 0: simulated time has not begun
             text = (
                 f"an image is dated {(stamp_ns - now_ns) / NS_PER_S:.3f} s ahead of the {'odometry' if alive else 'clock'}: it "
-                "is not used; synchronise the camera's clock, or set use_sim_time where a recording is played"
+                "is not used; synchronise the camera's clock, or set use_sim_time if a recording is played"
             )
             self._on_image_checked(message, stamp_ns, Rejected("image", "future", text))
             return
@@ -358,7 +358,7 @@ class Inputs:
             parameters = {
                 "image": "image_topic and image_transport",
                 "calibration": "camera_info_topic",
-                "odometry": "odom_topic, or odom_source to none where the robot has no odometry",
+                "odometry": "odom_topic, or odom_source to none if the robot has no odometry",
             }
             return f"it has no publisher: start it, or set {parameters[component]}"
         if component == "image":

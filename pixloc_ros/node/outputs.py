@@ -29,7 +29,7 @@ _TIMES = tuple(name for name in LocalizationStatus.get_fields_and_field_types() 
 _TRACKER_STAGES = {"feature_ms": "features", "gather_ms": "gather", "alignment_ms": "alignment"}
 _SENT_REMEMBERED = 256
 _LONGEST_STEP_NS = NS_PER_S
-"""Longest time between two poses whose difference still tells the velocity."""
+"""Longest time between two poses whose difference still gives a velocity."""
 
 
 class Outputs:

@@ -5,7 +5,6 @@ import time
 from xml.etree import ElementTree
 
 import numpy as np
-import pytest
 import torch
 from lifecycle_msgs.msg import State, Transition
 from lifecycle_msgs.srv import ChangeState, GetState
@@ -22,7 +21,6 @@ from pixloc_ros.alignment.types import AlignmentResult, ReferencePoints
 from pixloc_ros.errors import InputError
 from pixloc_ros.mapping.local_points import LocalPoints
 from pixloc_ros.node import conversions
-from pixloc_ros.node.localization_node import LocalizationNode
 from pixloc_ros.node.parameters import PARAMETERS
 from pixloc_ros.tracking.types import FrameAlignment
 
@@ -133,14 +131,14 @@ def test_load_map():
         assert robot.step(0).map_name == "a.pixmap"
         answer = call(robot, LoadMap, "load_map", LoadMap.Request(map="broken.pixmap"))
         assert not answer.success and "copy it again" in answer.message
-        assert robot.step(1).state == TRACKING, "the old map does not serve any more"
+        assert robot.step(1).state == TRACKING, "the old map is no longer in use"
         assert call(robot, LoadMap, "load_map", LoadMap.Request(map="b.pixmap")).success
         robot.odometry_ns = stamp_of(2) - 40_000_000
         status = robot.step(2)
         assert status.map_name == "b.pixmap" and status.prior_source == "initial_pose"
 
 
-def test_load_map_mends_a_start_without_one():
+def test_load_map_after_a_start_without_one():
     with running(open_localizer=TwoMaps, map="broken.pixmap", **start_pose()) as (_, robot):
         assert "no map is loaded" in robot.step(0).message
         assert not call(robot, Trigger, "relocalize").success
@@ -171,7 +169,7 @@ class Drawing(FakeLocalizer):
         return super().tracker()
 
 
-def test_pictures_for_those_who_look():
+def test_pictures_for_subscribers():
     with running(open_localizer=Drawing, **start_pose()) as (_, robot):
         heard = {"overlay": [], "points": [], "path": []}
         assert robot.step(0).state == TRACKING
@@ -193,20 +191,8 @@ def test_pictures_for_those_who_look():
         assert np.frombuffer(overlay.data, np.uint8).size == overlay.width * overlay.height * 3
 
 
-@pytest.mark.parametrize("name", ["load_map", "set_pose", "relocalize", "pause", "resume"])
-def test_services_are_documented(name, request):
-    page = (request.config.rootpath / "docs" / "robot.md").read_text(encoding="utf-8")
-    assert f"`~/{name}`" in page
-
-
-def test_parameters_are_declared_as_in_the_table():
-    with running() as (node, _):
-        assert isinstance(node, LocalizationNode)
-        assert {p.name for p in PARAMETERS} <= set(node.list_parameters([], 3).names)
-
-
-def test_security_policy_names_all_that_the_node_uses(request):
-    """config/sros2_policy.xml against the running node's own topics and services."""
+def test_the_interface_is_what_page_table_and_policy_say(request):
+    """docs/robot.md, the parameters' table and config/sros2_policy.xml against the running node."""
     policy = ElementTree.parse(request.config.rootpath / "config" / "sros2_policy.xml")
 
     def allowed(kind: str, right: str) -> set[str]:
@@ -214,8 +200,11 @@ def test_security_policy_names_all_that_the_node_uses(request):
         names = [entry.text for group in groups for entry in group.iter(kind)]
         return {"/" + name.replace("~", "localization_node") for name in names}
 
+    page = (request.config.rootpath / "docs" / "robot.md").read_text(encoding="utf-8")
+    assert all(f"`~/{name}`" in page for name in ("load_map", "set_pose", "relocalize", "pause", "resume"))
     own = {"/localization_node/" + name for name in ("pose", "odometry", "status", "path", "overlay", "points")}
     with running() as (node, robot):
+        assert {p.name for p in PARAMETERS} <= set(node.list_parameters([], 3).names)
         where = node.get_name(), node.get_namespace()
         # The graph takes a moment to be complete.
         robot.wait(lambda: own <= {topic for topic, _ in node.get_publisher_names_and_types_by_node(*where)})
@@ -229,12 +218,12 @@ def test_security_policy_names_all_that_the_node_uses(request):
 
 
 def test_quality_of_service_can_be_overridden():
-    """ROS's own parameters for it, also when the subscription is made a second time."""
+    """By ROS's own parameters, also when the subscription is made a second time."""
     name = "qos_overrides./camera/image_raw.subscription.reliability"
     with running(**{name: "reliable"}, **start_pose()) as (node, robot):
-        (mine,) = node.get_subscriptions_info_by_topic("/camera/image_raw")
-        assert mine.qos_profile.reliability.name == "RELIABLE"
-        assert change_state(robot, Transition.TRANSITION_DEACTIVATE) and change_state(robot, Transition.TRANSITION_ACTIVATE)
-        robot.wait(lambda: node.get_subscriptions_info_by_topic("/camera/image_raw"))
-        (mine,) = node.get_subscriptions_info_by_topic("/camera/image_raw")
-        assert mine.qos_profile.reliability.name == "RELIABLE"
+        for _ in range(2):
+            (mine,) = robot.wait(lambda: node.get_subscriptions_info_by_topic("/camera/image_raw"))
+            assert mine.qos_profile.reliability.name == "RELIABLE"
+            assert change_state(robot, Transition.TRANSITION_DEACTIVATE)
+            robot.wait(lambda: not node.get_subscriptions_info_by_topic("/camera/image_raw"))
+            assert change_state(robot, Transition.TRANSITION_ACTIVATE)
