@@ -25,11 +25,13 @@ from pathlib import Path
 
 from pixloc_ros.cli.progress import show_progress
 from pixloc_ros.cli.scripts import run_script
+from pixloc_ros.datasets.aachen import open_aachen
 from pixloc_ros.datasets.cambridge import open_cambridge
-from pixloc_ros.datasets.hloc import open_aachen, open_cmu, open_robotcar
+from pixloc_ros.datasets.cmu import open_cmu
 from pixloc_ros.datasets.image_set import ImageSet
 from pixloc_ros.datasets.licences import licence_note
 from pixloc_ros.datasets.queries import localize_set, made_already, make_queries, query_errors, write_submission
+from pixloc_ros.datasets.robotcar import open_robotcar
 from pixloc_ros.datasets.seven_scenes import open_seven_scenes
 from pixloc_ros.evaluation.localize import QueryResult
 from pixloc_ros.evaluation.pages import markdown_table

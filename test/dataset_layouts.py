@@ -32,7 +32,8 @@ START_S = 1_300_000_000
 
 
 def pixloc(*arguments) -> int:
-    return main([str(argument) for argument in arguments])
+    """The command; texts may hold several words."""
+    return main([word for a in arguments for word in (a.split() if isinstance(a, str) else [str(a)])])
 
 
 @dataclass

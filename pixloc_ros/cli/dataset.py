@@ -216,15 +216,14 @@ def _make_drive(args: argparse.Namespace, source) -> int:
 
 
 def _run_images(args: argparse.Namespace) -> int:
-    from ..datasets import cambridge, hloc
+    from ..datasets.aachen import open_aachen
+    from ..datasets.cambridge import open_cambridge
+    from ..datasets.cmu import open_cmu
+    from ..datasets.robotcar import open_robotcar
 
     _say_licence(args.set)
-    open_ = {
-        "cambridge": cambridge.open_cambridge,
-        "aachen": hloc.open_aachen,
-        "cmu": hloc.open_cmu,
-        "robotcar": hloc.open_robotcar,
-    }[args.set]
+    openers = {"cambridge": open_cambridge, "aachen": open_aachen, "cmu": open_cmu, "robotcar": open_robotcar}
+    open_ = openers[args.set]
     return _make_queries(args, open_(args.root, args.model, args.pairs, args.queries))
 
 

@@ -2,13 +2,13 @@
 """A map and a drive as a rosbag, from recordings of a public data set.
 
 The map is made as `pixloc map bag` makes it: keyframes by motion, points from depth where there is some, else by triangulation
-against the poses given. The bag has what a robot with one camera has: `simulation.bag_writer`.
+against the poses given. The bag has what a robot with one camera has (`io.bag_writer`).
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -22,6 +22,7 @@ from ..geometry.cameras import Camera
 from ..io.bag_writer import RecordedDrive, write_drive_bag
 from ..io.camera_files import write_cameras
 from ..io.files import write_text
+from ..io.frames import Odometry
 from ..io.image_format import decode_compressed
 from ..io.trajectory import Trajectory, write_benchmark_poses, write_tum
 from ..mapping.build.building import Progress
@@ -37,8 +38,15 @@ _ODOMETRY_MARGIN_NS = 500_000_000
 
 @dataclass(frozen=True)
 class SequenceOptions:
-    """every: look at each N-th image for the map. keyframe_shift: as `KeyframeOptions.shift`. depth: use it for points where
-    there is some. working_side: of the network's images, None for its own. seed: of the odometry made from the truth."""
+    """How a map and a drive are made.
+
+    Attributes:
+        every: Look at each N-th image for the map.
+        keyframe_shift: As `KeyframeOptions.shift`.
+        depth: Use it for points where there is some.
+        working_side: Of the network's images; None for its own.
+        seed: Of the odometry made from the truth.
+    """
 
     every: int = 1
     keyframe_shift: float = 0.05
@@ -53,9 +61,16 @@ class SequenceOptions:
 
 @dataclass(frozen=True, eq=False)
 class SequenceSet:
-    """name: of the set, as in `licences`. mapping: recordings for the map, which end up in one frame. drive: for the bag.
-    queries: single images with truth, by name: (camera, camera_from_map). queries_folder: what their names are relative to.
-    notes: for people, on frames and poses."""
+    """What to make a map and a drive of.
+
+    Attributes:
+        name: Of the set, as in `licences`.
+        mapping: Recordings for the map, which end up in one frame.
+        drive: For the bag.
+        notes: For people, on frames and poses.
+        queries: Single images with truth, by name: (camera, camera_from_map).
+        queries_folder: What their names are relative to.
+    """
 
     name: str
     mapping: list[Recording]
@@ -63,6 +78,11 @@ class SequenceSet:
     notes: tuple[str, ...] = ()
     queries: Mapping[str, tuple[Camera, torch.Tensor]] = field(default_factory=dict)
     queries_folder: Path | None = None
+
+    @property
+    def mapped(self) -> str:
+        """Names of the recordings for the map, for people."""
+        return ", ".join(recording.name for recording in self.mapping)
 
 
 def make_drive(
@@ -74,72 +94,94 @@ def make_drive(
     progress: Progress | None = None,
     say: Callable[[str], None] = lambda text: None,
 ) -> dict:
-    """Make the folder `output` of a set → what its dataset.json holds.
+    """Make a map and a drive of a set.
 
-    weights: the network's name, for the commands in the README. say: told what is done. Raises InputError where the output
-    exists, recordings overlap in time, or no map comes out.
+    Args:
+        output: The folder to make.
+        source: The set.
+        extractor: The network.
+        options: How they are made.
+        weights: The network's name, for the commands in the README.
+        progress: Called while it works.
+        say: Called with a line for people.
+
+    Returns:
+        What its dataset.json holds.
+
+    Raises:
+        InputError: The output exists, recordings overlap in time, or no map comes out.
     """
-    recordings = [*source.mapping, source.drive]
+    drive, mapped, notes = source.drive, source.mapped, list(source.notes)
+    recordings = [*source.mapping, drive]
+    frames = frames_for_map(source.mapping, options.depth, options.every)
     key = {
         "set": source.name,
         "recordings": [[r.name, identity(r.files), len(r.stamps_ns)] for r in recordings],
         "options": vars(options),
         "network": extractor.fingerprint,
-        "poses": list(source.notes),
+        "poses": notes,
     }
-    frames = frames_for_map(source.mapping, options.depth, options.every)
-    out = OutputFolder(output, key)
-    if out.resumed:
-        say(f"going on with what is in {out.work.folder}")
-    map_path, notes = out.path("map.pixmap"), list(source.notes)
+    out = OutputFolder(output, key, say)
+    map_path = out.path("map.pixmap")
     if not map_path.is_file():
-        drive_options = PosedMapOptions(keyframes=KeyframeOptions(shift=options.keyframe_shift))
-        map_, report = build_map_from_posed_frames(
-            frames, extractor, out.work, drive_options, options.working_side, f"{source.name} {source.mapping[0].name}", progress
-        )
+        map_options = PosedMapOptions(keyframes=KeyframeOptions(shift=options.keyframe_shift))
+        name = f"{source.name} {source.mapping[0].name}"
+        map_, report = build_map_from_posed_frames(frames, extractor, out.work, map_options, options.working_side, name, progress)
         write_text(out.path("map_report.json"), json.dumps(report.to_json(), indent=2) + "\n")
         map_.save(map_path)
     map_ = Map.open(map_path)
-    say(f"map of {_names(source.mapping)}: {len(map_.keyframe_names)} keyframes, {len(map_.xyz)} points")
+    say(f"map of {mapped}: {len(map_.keyframe_names)} keyframes, {len(map_.xyz)} points")
 
-    stamps, map_from_base = source.drive.posed()
-    odometry, topic = source.drive.odometry, "/odom"
-    first, last = int(stamps[0]) - _ODOMETRY_MARGIN_NS, int(stamps[-1]) + _ODOMETRY_MARGIN_NS
-    if odometry is None:
-        odometry, topic = odometry_from_truth(source.drive.map_from_base, first, last, options.seed), SIMULATED_TOPIC
-        notes.append(
-            f"The set has no odometry: `{topic}` is made from the ground truth with errors (seed {options.seed}): "
-            f"{errors_in_words()}. What it helps says little about a real robot's."
-        )
-    else:
-        odometry = between(odometry, first, last)
-        notes.append(f"`{topic}` is the robot's own wheel odometry as recorded.")
+    stamps, map_from_base = drive.posed()
+    length = float(se3.pose_difference(map_from_base[:-1], map_from_base[1:])[0].sum()) if len(stamps) > 1 else 0.0
+    odometry, topic, note = _odometry(drive, stamps, options.seed)
+    notes.append(note)
     if not out.path("drive").is_dir():
-        drive = source.drive
-        recorded = RecordedDrive(drive.encoding, drive.camera, drive.base_from_camera, odometry, map_from_base, topic)
+        recorded = RecordedDrive(drive.pictures.encoding, drive.camera, drive.base_from_camera, odometry, map_from_base, topic)
         write_drive_bag(out.path("drive"), _images(drive, set(stamps.tolist()), progress), recorded)
     write_tum(out.path("truth.tum"), Trajectory(stamps, map_from_base))
-    say(f"drive of {source.drive.name}: {len(stamps)} images over {_length(map_from_base):.1f} m, odometry {topic}")
-    summary = _summary(source, options, map_, stamps, map_from_base, topic)
+    say(f"drive of {drive.name}: {len(stamps)} images over {length:.1f} m, odometry {topic}")
+    unusable = {recording.name: recording.unusable() for recording in recordings}
+    notes += [f"Left out of {name}: {n} ({reason})." for name, reasons in unusable.items() for reason, n in reasons.items()]
     table, commands = _files_and_commands(output, source, weights)
     if source.queries:
-        _write_queries(out, source.queries)
-    notes += [
-        f"Left out of {recording.name}: {count} ({reason})."
-        for recording in _unique(recordings)
-        for reason, count in recording.unusable().items()
-    ]
-    out.finish(
-        summary,
-        readme_text(
-            source.name, f"{source.name}: map of {_names(source.mapping)}, drive of {source.drive.name}", table, notes, commands
-        ),
-    )
+        write_cameras(out.path("queries.txt"), {name: camera for name, (camera, _) in source.queries.items()})
+        write_benchmark_poses(out.path("queries_truth.txt"), {name: pose for name, (_, pose) in source.queries.items()})
+    model, params = drive.camera.to_colmap()
+    summary = {
+        "set": source.name,
+        "map_of": [recording.name for recording in source.mapping],
+        "drive_of": drive.name,
+        "options": vars(options),
+        "camera": f"{model} {drive.camera.width} {drive.camera.height} " + " ".join(f"{value:.10g}" for value in params),
+        "base_from_camera": drive.base_from_camera.tolist(),
+        "keyframes": len(map_.keyframe_names),
+        "points": len(map_.xyz),
+        "images": len(stamps),
+        "length_m": round(length, 3),
+        "odometry": topic,
+        "queries": len(source.queries),
+        "left_out": unusable,
+    }
+    title = f"{source.name}: map of {mapped}, drive of {drive.name}"
+    out.finish(summary, readme_text(source.name, title, table, notes, commands))
     return summary
 
 
+def _odometry(drive: Recording, stamps: np.ndarray, seed: int) -> tuple[Odometry, str, str]:
+    """Odometry around the images of these stamps, its topic, and a note on it."""
+    first, last = int(stamps[0]) - _ODOMETRY_MARGIN_NS, int(stamps[-1]) + _ODOMETRY_MARGIN_NS
+    if drive.odometry is not None:
+        return between(drive.odometry, first, last), "/odom", "`/odom` is the robot's own wheel odometry as recorded."
+    note = (
+        f"The set has no odometry: `{SIMULATED_TOPIC}` is made from the ground truth with errors (seed {seed}): "
+        f"{errors_in_words()}. What it helps says little about a real robot's."
+    )
+    return odometry_from_truth(drive.map_from_base, first, last, seed), SIMULATED_TOPIC, note
+
+
 def _images(drive: Recording, stamps: set[int], progress: Progress | None) -> Iterator[tuple[int, np.ndarray]]:
-    for done, picture in enumerate(drive.pictures(stamps.__contains__)):
+    for done, picture in enumerate(drive.pictures.read(stamps.__contains__)):
         if done == 0:
             check_size(drive, decode_compressed(picture.encoded))
         if progress:
@@ -147,15 +189,10 @@ def _images(drive: Recording, stamps: set[int], progress: Progress | None) -> It
         yield picture.stamp_ns, picture.encoded
 
 
-def _write_queries(out: OutputFolder, queries: Mapping[str, tuple[Camera, torch.Tensor]]) -> None:
-    write_cameras(out.path("queries.txt"), {name: camera for name, (camera, _) in queries.items()})
-    write_benchmark_poses(out.path("queries_truth.txt"), {name: pose for name, (_, pose) in queries.items()})
-
-
 def _files_and_commands(output: Path, source: SequenceSet, weights: str) -> tuple[list[tuple[str, str]], list[str]]:
     network = "" if weights == "compact" else f" --weights {weights}"
     table = [
-        ("map.pixmap", f"the map, made of {_names(source.mapping)}"),
+        ("map.pixmap", f"the map, made of {source.mapped}"),
         ("map_report.json", "how good it is"),
         ("drive/", f"rosbag2 (MCAP): {source.drive.name}, the images that the map was not made of"),
         ("truth.tum", "map_from_base at the drive's images"),
@@ -173,36 +210,3 @@ def _files_and_commands(output: Path, source: SequenceSet, weights: str) -> tupl
             f"pixloc evaluate --truth {output}/queries_truth.txt {output}/queries_poses.txt",
         ]
     return table, commands
-
-
-def _summary(
-    source: SequenceSet, options: SequenceOptions, map_: Map, stamps: np.ndarray, map_from_base: torch.Tensor, topic: str
-) -> dict:
-    model, params = source.drive.camera.to_colmap()
-    return {
-        "set": source.name,
-        "map_of": [r.name for r in source.mapping],
-        "drive_of": source.drive.name,
-        "options": vars(options),
-        "camera": f"{model} {source.drive.camera.width} {source.drive.camera.height} " + " ".join(f"{v:.10g}" for v in params),
-        "base_from_camera": source.drive.base_from_camera.tolist(),
-        "keyframes": len(map_.keyframe_names),
-        "points": len(map_.xyz),
-        "images": len(stamps),
-        "length_m": round(_length(map_from_base), 3),
-        "odometry": topic,
-        "queries": len(source.queries),
-        "left_out": {r.name: r.unusable() for r in _unique([*source.mapping, source.drive])},
-    }
-
-
-def _unique(recordings: Iterable[Recording]) -> list[Recording]:
-    return list({recording.name: recording for recording in recordings}.values())
-
-
-def _names(recordings: Iterable[Recording]) -> str:
-    return ", ".join(recording.name for recording in recordings)
-
-
-def _length(poses: torch.Tensor) -> float:
-    return float(se3.pose_difference(poses[:-1], poses[1:])[0].sum()) if len(poses) > 1 else 0.0

@@ -8,7 +8,6 @@ tangential distortion k1 k2 p1 p2), `cam0/data.csv` (`stamp [ns], file`), `cam0/
 
 from __future__ import annotations
 
-import csv
 from pathlib import Path
 
 import numpy as np
@@ -17,72 +16,59 @@ from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
 from ..errors import InputError
-from ..geometry import se3
 from ..geometry.cameras import Camera
-from ..io.trajectory import Trajectory
+from ..io.text import read_lines, read_text
+from ..io.trajectory import Trajectory, parse_pose
 from .recording import Recording, need_folder, picture_files, rigid
+
+_REMEDY = "EuRoC's sequences in the ASL layout have it"
+_MODELS = {"radial-tangential": "plumb_bob", "equidistant": "equidistant"}
 
 
 def read_euroc_sequence(folder: Path, camera_name: str = "cam0") -> Recording:
-    """A sequence; its base is the body of the set (the IMU's axes). Raises InputError where files are missing or malformed."""
+    """A sequence; its base is the body of the set (the IMU's axes). Raises `InputError` where files are missing or malformed."""
     folder = need_folder(folder, "a sequence of EuRoC MAV in the ASL layout, with mav0/cam0 and state_groundtruth_estimate0")
     mav = folder / "mav0" if (folder / "mav0").is_dir() else folder
-    camera, body_from_camera = _read_sensor(mav / camera_name / "sensor.yaml")
-    images = {stamp: mav / camera_name / "data" / row[0] for stamp, row in _read_csv(mav / camera_name / "data.csv", 1)}
-    truth_file = mav / "state_groundtruth_estimate0" / "data.csv"
-    truth = Trajectory.from_poses((stamp, _pose(row, truth_file, stamp)) for stamp, row in _read_csv(truth_file, 7))
-    stamps_ns, encoding, pictures, left_out = picture_files(folder.name, images)
-    files = (mav / camera_name / "data.csv", mav / camera_name / "sensor.yaml", truth_file)
-    return Recording(
-        folder.resolve().name, camera, stamps_ns, encoding, truth, body_from_camera, pictures, None, False, files, left_out
+    sensor, images, truth = files = (
+        mav / camera_name / "sensor.yaml",
+        mav / camera_name / "data.csv",
+        mav / "state_groundtruth_estimate0" / "data.csv",
     )
+    camera, body_from_camera = _read_sensor(sensor)
+    paths = {stamp: mav / camera_name / "data" / row[0] for stamp, row in _read_csv(images, 1)}
+    poses = Trajectory.from_poses(
+        (stamp, parse_pose([*row[:3], *row[4:7], row[3]], f"{truth}: the row of {stamp}")) for stamp, row in _read_csv(truth, 7)
+    )
+    return Recording(folder.resolve().name, camera, picture_files(folder.name, paths), poses, body_from_camera, files=files)
 
 
 def _read_sensor(path: Path) -> tuple[Camera, torch.Tensor]:
+    # Some copies begin with OpenCV's %YAML:1.0, which is no YAML.
+    text = "\n".join(line for line in read_text(path, _REMEDY).splitlines() if not line.startswith("%YAML"))
     try:
-        # Some copies begin with OpenCV's %YAML:1.0, which is no YAML.
-        text = "\n".join(line for line in path.read_text(encoding="utf-8").splitlines() if not line.startswith("%YAML"))
         sensor = YAML(typ="safe", pure=True).load(text)
         width, height = (int(value) for value in sensor["resolution"])
-        intrinsics = [float(value) for value in sensor["intrinsics"]]
+        fx, fy, cx, cy = (float(value) for value in sensor["intrinsics"])
         distortion = [float(value) for value in sensor["distortion_coefficients"]]
         models = sensor["camera_model"], sensor["distortion_model"]
         pose = np.array(sensor["T_BS"]["data"], np.float64)
-    except OSError as error:
-        raise InputError(f"cannot read {path} ({error.strerror}): EuRoC's sequences in the ASL layout have it") from None
-    except (YAMLError, UnicodeDecodeError, KeyError, TypeError, ValueError) as error:
-        raise InputError(f"{path} is not a camera's sensor.yaml of EuRoC ({type(error).__name__}: {error})") from None
-    names = {"radial-tangential": "plumb_bob", "equidistant": "equidistant"}
-    if models[0] != "pinhole" or models[1] not in names:
+    except (YAMLError, KeyError, TypeError, ValueError) as error:
+        raise InputError(f"{path} is not a camera's sensor.yaml of EuRoC ({type(error).__name__}: {error}): {_REMEDY}") from None
+    if models[0] != "pinhole" or models[1] not in _MODELS:
         raise InputError(f"{path}: camera model {models[0]} with {models[1]} distortion is not supported: undistort the images")
-    k = [intrinsics[0], 0, intrinsics[2], 0, intrinsics[1], intrinsics[3], 0, 0, 1]
-    return Camera.from_camera_info(names[models[1]], width, height, k, distortion), rigid(pose, f"{path}: T_BS")
+    camera = Camera.from_camera_info(_MODELS[models[1]], width, height, [fx, 0, cx, 0, fy, cy, 0, 0, 1], distortion)
+    return camera, rigid(pose, f"{path}: T_BS")
 
 
 def _read_csv(path: Path, values: int) -> list[tuple[int, list[str]]]:
-    """(stamp_ns, words after it) of the rows; each has at least `values` of them. Raises InputError."""
-    try:
-        with open(path, newline="", encoding="utf-8") as file:
-            rows = [[word.strip() for word in row] for row in csv.reader(file) if row and not row[0].lstrip().startswith("#")]
-    except OSError as error:
-        raise InputError(f"cannot read {path} ({error.strerror}): EuRoC's sequences in the ASL layout have it") from None
-    except (UnicodeDecodeError, csv.Error) as error:
-        raise InputError(f"{path} is not a CSV file: {error}") from None
-    try:
-        stamped = [(int(np.int64(int(row[0]))), row[1:]) for row in rows]
-    except (ValueError, OverflowError):
-        raise InputError(f"{path}: every row must begin with a stamp in nanoseconds") from None
-    if not stamped or min(len(row) for _, row in stamped) < values:
+    """(stamp_ns, words after it) of the rows; each has at least `values` of them. Raises `InputError`."""
+    rows = []
+    for where, line in read_lines(path, _REMEDY):
+        stamp, *words = (word.strip() for word in line.split(","))
+        try:
+            rows.append((int(np.int64(int(stamp))), words))
+        except (ValueError, OverflowError):
+            raise InputError(f"{where}: every row must begin with a stamp in nanoseconds: copy the file again") from None
+    if not rows or min(len(words) for _, words in rows) < values:
         raise InputError(f"{path} needs rows of a stamp and {values} values: copy the file again")
-    return stamped
-
-
-def _pose(row: list[str], path: Path, stamp_ns: int) -> torch.Tensor:
-    try:
-        values = torch.tensor([float(word) for word in row[:7]], dtype=torch.float64)
-    except ValueError:
-        values = torch.full((7,), float("nan"), dtype=torch.float64)
-    length = values[3:].norm()
-    if not bool(torch.isfinite(values).all()) or abs(float(length) - 1) > 0.01:
-        raise InputError(f"{path}: the row of {stamp_ns} is no pose: write x y z and a unit quaternion w x y z")
-    return se3.from_rotation_translation(se3.rotation_from_quaternion(values[[4, 5, 6, 3]] / length), values[:3])
+    return rows

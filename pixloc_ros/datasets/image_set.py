@@ -5,7 +5,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
+from functools import partial
+from pathlib import Path, PurePosixPath
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -17,32 +19,49 @@ from ..geometry import se3
 from ..geometry.cameras import Camera
 from ..io.camera_files import read_cameras
 from ..io.colmap import read_colmap_model
+from ..io.files import find_file
+from ..io.text import read_rows
+from ..io.trajectory import parse_pose
 from ..io.work_folder import WorkFolder
 from ..mapping import Map
 from ..mapping.build import build_map_from_colmap
 from ..mapping.build.building import BuildReport, PosedImages, Progress, build_map
-from .nvm import NvmModel
+from .nvm import NvmModel, read_nvm
 
 MapBuilder = Callable[[Extractor, int | None, WorkFolder, Progress | None], tuple[Map, BuildReport]]
 """Called with the network, the longer side of its images or None, the work folder and what to tell progress to."""
+
+
+class MapSource(NamedTuple):
+    """What makes the map, what it is made from (for people), and the file or folder with the model."""
+
+    build: MapBuilder
+    made_from: str
+    model: Path
 
 
 @dataclass(frozen=True, eq=False)
 class ImageSet:
     """A set of single images.
 
-    name: of the set, as in `licences`. scene: what of it. build: makes the map. images: the folder that the queries' names are
-    relative to. truth: camera_from_map [4, 4] by name, empty where the benchmark keeps it. pairs: names of map images that look
-    alike, best first, by query. submission_name: what the benchmark wants a query called. made_from: for people.
+    Attributes:
+        name: Of the set, as in `licences`.
+        scene: What of it.
+        images: The folder that the queries' names are relative to.
+        queries: What to localize.
+        source: Of the map.
+        submission_name: What the benchmark wants a query called.
+        truth: camera_from_map [4, 4] by name; empty where the benchmark keeps it.
+        pairs: Names of map images that look similar, best first, by query.
+        files: What the set was read from, to recognize it.
     """
 
     name: str
     scene: str
-    build: MapBuilder
     images: Path
     queries: list[Query]
+    source: MapSource
     submission_name: Callable[[str], str]
-    made_from: str
     truth: Mapping[str, torch.Tensor] = field(default_factory=dict)
     pairs: Mapping[str, list[str]] = field(default_factory=dict)
     files: tuple[Path, ...] = ()
@@ -50,35 +69,43 @@ class ImageSet:
     def priors(self, map_: Map) -> dict[str, torch.Tensor]:
         """camera_from_map of the first image in the map that looks like a query, by query; those without one are left out."""
         place = {name: k for k, name in enumerate(map_.keyframe_names)}
-        first = {
-            query.name: next((place[name] for name in self.pairs.get(query.name, ()) if name in place), None)
-            for query in self.queries
-        }
+        first = {q.name: next((place[name] for name in self.pairs.get(q.name, ()) if name in place), None) for q in self.queries}
         return {name: se3.inverse(map_.map_from_keyframe[k]) for name, k in first.items() if k is not None}
 
 
-def read_pairs(path: Path) -> dict[str, list[str]]:
-    """Lines `query database-image`, as hloc writes the results of retrieval → database images by query, in the file's order.
-    Raises InputError."""
+def existing(*paths: Path | None) -> tuple[Path, ...]:
+    """The paths that are given."""
+    return tuple(path for path in paths if path is not None)
+
+
+# ---- lists
+
+
+def read_pairs(path: Path | None) -> dict[str, list[str]]:
+    """Lines `query database-image`, as hloc writes the results of retrieval → database images by query, in the file's order;
+    nothing for None. Raises `InputError`."""
     pairs: dict[str, list[str]] = {}
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"cannot read {path}: {getattr(error, 'strerror', None) or 'it is no text file'}") from None
-    for number, line in enumerate(lines, 1):
-        words = line.split()
-        if words and len(words) != 2:
-            raise InputError(f"{path}:{number}: {len(words)} words instead of 2: write 'QUERY DATABASE_IMAGE'")
-        if words:
-            pairs.setdefault(words[0], []).append(words[1])
-    if not pairs:
+    for where, words in [] if path is None else read_rows(path):
+        if len(words) != 2:
+            raise InputError(f"{where}: {len(words)} words instead of 2: write 'QUERY DATABASE_IMAGE'")
+        pairs.setdefault(words[0], []).append(words[1])
+    if path is not None and not pairs:
         raise InputError(f"{path} names no pair: write lines 'QUERY DATABASE_IMAGE'")
     return pairs
 
 
+def query_lists(root: Path, given: Path | None) -> list[Path]:
+    """hloc's lists of queries with intrinsics: the one given, or those of the set."""
+    lists = (sorted(folder.glob("*queries_with_intrinsics.txt")) for folder in (root / "queries", root))
+    return [given] if given else next((found for found in lists if found), [])
+
+
 def read_query_lists(lists: list[Path], images: Path) -> list[Query]:
-    """Queries of hloc's lists `*_queries_with_intrinsics.txt` (`NAME MODEL WIDTH HEIGHT PARAMS...`). Raises InputError where a
-    line is malformed, a name comes twice or images are missing."""
+    """Queries of hloc's lists (`NAME MODEL WIDTH HEIGHT PARAMS...`).
+
+    Raises:
+        InputError: A line is malformed, a name comes twice, or images are missing.
+    """
     cameras: dict[str, Camera] = {}
     for path in lists:
         here = read_cameras(path)
@@ -90,29 +117,100 @@ def read_query_lists(lists: list[Path], images: Path) -> list[Query]:
 
 
 def queries_of(cameras: Mapping[str, Camera], images: Path) -> list[Query]:
-    """Raises InputError where images are missing."""
-    missing = [name for name in cameras if not (images / name).is_file()]
+    """Queries by the name of the image. Raises `InputError` where images are missing."""
+    queries = [Query(name, find_file(images, name), camera) for name, camera in cameras.items()]
+    missing = [query.name for query in queries if not query.path.is_file()]
     if missing:
-        raise InputError(
-            f"{len(missing)} of {len(cameras)} query images are not in {images}, the first is {missing[0]}: unpack "
-            "all of the set's images"
-        )
-    return [Query(name, images / name, camera) for name, camera in cameras.items()]
+        count = f"{len(missing)} of {len(cameras)} query images"
+        raise InputError(f"{count} are not in {images}, the first is {missing[0]}: unpack all of the set's images")
+    return queries
 
 
-def colmap_builder(model: Path, images: Path, queries: list[Query], name: str) -> MapBuilder:
-    """The map of a COLMAP model. Raises InputError, when it is called, where the model holds a query."""
+def read_centred_poses(path: Path, remedy: str, centre_first: bool = False, skip: int = 0) -> dict[str, torch.Tensor]:
+    """Poses written as the camera's CENTRE and the rotation of camera_from_map.
 
-    def build(
-        extractor: Extractor, working_side: int | None, work: WorkFolder, progress: Progress | None
-    ) -> tuple[Map, BuildReport]:
+    Args:
+        path: Lines `name qw qx qy qz cx cy cz`.
+        remedy: What to do where it cannot be read.
+        centre_first: Lines are `name cx cy cz qw qx qy qz`.
+        skip: Lines of heading.
+
+    Returns:
+        camera_from_map [4, 4] by name.
+
+    Raises:
+        InputError: The file cannot be read or is malformed.
+    """
+    poses = {}
+    for where, (name, *words) in read_rows(path, remedy, skip):
+        if len(words) != 7:
+            order = "X Y Z W P Q R" if centre_first else "qw qx qy qz cx cy cz"
+            raise InputError(f"{where} is no pose: lines are 'NAME {order}' with a unit quaternion")
+        centre, (w, *xyz) = (words[:3], words[3:]) if centre_first else (words[4:], words[:4])
+        turned = parse_pose([*centre, *xyz, w], where)
+        poses[name] = se3.from_rotation_translation(turned[:3, :3], -turned[:3, :3] @ turned[:3, 3])
+    return poses
+
+
+# ---- maps
+
+
+def model_source(
+    root: Path,
+    images: Path,
+    queries: list[Query],
+    name: str,
+    model: Path | None,
+    folders: tuple[str, ...],
+    nvm: str = "",
+    cameras: Callable[[], dict[str, Camera]] = dict,
+) -> MapSource:
+    """The map of the COLMAP model given, or of the first folder that holds one; else of VisualSFM's.
+
+    Args:
+        root: Of the set.
+        images: What the model's names are relative to.
+        queries: Which the model must not hold.
+        name: Of the map.
+        model: The one given.
+        folders: Where COLMAP models may be.
+        nvm: VisualSFM's file.
+        cameras: Gives the intrinsics that go with it, by image or by the name of the folder that an image lies in.
+
+    Raises:
+        InputError: There is no model, or no image of it.
+    """
+    there = (root / f for f in folders if any((root / f / f"images{suffix}").is_file() for suffix in (".bin", ".txt")))
+    model = model or next(there, None)
+    if model is not None:
+        return colmap_source(model, images, queries, name)
+    path = root / nvm
+    if not nvm or not path.is_file():
+        raise InputError(f"{root} has no model ({', '.join((*folders, *([nvm] if nvm else [])))}): give --model")
+    reconstruction, known, chosen = read_nvm(path), cameras(), {}
+    for k, image in enumerate(reconstruction.names):
+        names = image, str(PurePosixPath(image).with_suffix(".jpg"))
+        file = next((one for one in names if find_file(images, one).is_file()), None)
+        camera = known.get(image) or known.get(PurePosixPath(image).parent.name)
+        if file is not None and camera is not None:
+            chosen[k] = find_file(images, file), file, camera
+    if not chosen:
+        example = f"no image of {path} is in {images} with known intrinsics, for example {reconstruction.names[0]}"
+        raise InputError(f"{example}: unpack the reference images")
+    return MapSource(nvm_builder(reconstruction, chosen, name), f"the model {path}", path)
+
+
+def colmap_source(model: Path, images: Path, queries: list[Query], name: str) -> MapSource:
+    """The map of a COLMAP model. Raises `InputError`, when it is made, where the model holds a query."""
+
+    def build(extractor: Extractor, side: int | None, work: WorkFolder, progress: Progress | None) -> tuple[Map, BuildReport]:
         asked = {query.path for query in queries}
         shown = next((image for image in read_colmap_model(model).names if images / image in asked), None)
         if shown:
             raise InputError(f"{model} holds the query {shown}: give the model of the training images alone")
-        return build_map_from_colmap(model, images, extractor, working_side=working_side, name=name, progress=progress, work=work)
+        return build_map_from_colmap(model, images, extractor, working_side=side, name=name, progress=progress, work=work)
 
-    return build
+    return MapSource(build, f"the model {model}", model)
 
 
 def nvm_builder(model: NvmModel, chosen: Mapping[int, tuple[Path, str, Camera]], name: str) -> MapBuilder:
@@ -123,32 +221,16 @@ def nvm_builder(model: NvmModel, chosen: Mapping[int, tuple[Path, str, Camera]],
     image, point = place[model.observation_image], model.observation_point
     here = image >= 0
     here &= np.bincount(point[here], minlength=len(model.xyz))[point] >= 2
-
-    def build(
-        extractor: Extractor, working_side: int | None, work: WorkFolder, progress: Progress | None
-    ) -> tuple[Map, BuildReport]:
-        paths, names, cameras = zip(*(chosen[k] for k in images))
-        source = PosedImages(
-            name,
-            list(paths),
-            list(names),
-            list(cameras),
-            se3.inverse(model.camera_from_map[images]),
-            np.full(len(images), -1, np.int64),
-            model.xyz,
-            image[here],
-            point[here],
-        )
-        return build_map(source, extractor, working_side, progress, work)
-
-    return build
+    paths, names, cameras = (list(values) for values in zip(*(chosen[k] for k in images)))
+    poses, stamps = se3.inverse(model.camera_from_map[images]), np.full(len(images), -1, np.int64)
+    source = PosedImages(name, paths, names, cameras, poses, stamps, model.xyz, image[here], point[here])
+    return lambda extractor, side, work, progress: build_map(source, extractor, side, progress, work)
 
 
-def base_name(name: str) -> str:
-    """`query/day/milestone/a.jpg` → `a.jpg`."""
-    return name.rpartition("/")[2]
+def base_name(name: str, folders: int = 0) -> str:
+    """`query/day/milestone/a.jpg` → `a.jpg`, with so many folders before it."""
+    return "/".join(name.split("/")[-1 - folders :])
 
 
-def camera_and_base_name(name: str) -> str:
-    """`night/rear/1.jpg` → `rear/1.jpg`."""
-    return "/".join(name.split("/")[-2:])
+camera_and_base_name = partial(base_name, folders=1)
+"""`night/rear/1.jpg` → `rear/1.jpg`."""

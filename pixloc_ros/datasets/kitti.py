@@ -19,55 +19,49 @@ from ..errors import InputError
 from ..geometry import se3
 from ..geometry.cameras import Camera
 from ..io.images import load_image
+from ..io.text import read_lines, read_table
 from ..io.trajectory import Trajectory
 from .recording import BASE_FROM_OPTICAL, EPOCH_NS, Recording, need_folder, picture_files, rigid
 
 CAMERAS = ("image_0", "image_1", "image_2", "image_3")
+_REMEDY = "the KITTI odometry benchmark has it"
 
 
 def read_kitti_sequence(root: Path, number: str, camera_name: str = "image_0") -> Recording:
-    """Recording `number` ("07"); its base is camera 0 in the axes of REP-103. Raises InputError where something is missing,
-    malformed, or has no ground truth (11 to 21)."""
+    """A sequence; its base is camera 0 in the axes of REP-103.
+
+    Args:
+        root: The benchmark's folder.
+        number: "07".
+        camera_name: One of `CAMERAS`.
+
+    Raises:
+        InputError: Something is missing, malformed, or has no ground truth (11 to 21).
+    """
     root = need_folder(root, "the KITTI odometry benchmark's folder, with sequences/ and poses/")
     folder = need_folder(root / "sequences" / number, "one of the sequences, for example --sequence 07")
     if camera_name not in CAMERAS:
         raise InputError(f"no camera {camera_name}: use one of {', '.join(CAMERAS)}")
-    times_file, poses_file = folder / "times.txt", root / "poses" / f"{number}.txt"
+    times_file, poses_file, calibration = files = folder / "times.txt", root / "poses" / f"{number}.txt", folder / "calib.txt"
     if not poses_file.is_file():
         raise InputError(f"no {poses_file}: only sequences 00 to 10 come with ground truth")
-    times = _numbers(times_file, 1)[:, 0]
-    rows = _numbers(poses_file, 12)
-    if len(times) != len(rows):
+    times, rows = read_table(times_file, 1, _REMEDY)[:, 0], read_table(poses_file, 12, _REMEDY)
+    if len(times) != len(rows) or not len(times):
         raise InputError(f"{times_file} has {len(times)} lines but {poses_file} has {len(rows)}: they are of different sequences")
     stamps = [EPOCH_NS + round(time * 1e9) for time in times.tolist()]
-    up_from_start = BASE_FROM_OPTICAL
+    optical_from_base = se3.inverse(BASE_FROM_OPTICAL)
     truth = Trajectory.from_poses(
-        (stamp, up_from_start @ rigid(row, poses_file) @ se3.inverse(BASE_FROM_OPTICAL)) for stamp, row in zip(stamps, rows)
+        (stamp, BASE_FROM_OPTICAL @ rigid(row, poses_file) @ optical_from_base) for stamp, row in zip(stamps, rows)
     )
     images = {stamp: folder / camera_name / f"{k:06d}.png" for k, stamp in enumerate(stamps)}
-    stamps_ns, encoding, pictures, left_out = picture_files(f"{root.name} {number}", images)
-    camera, camera0_from_camera = _calibration(folder / "calib.txt", CAMERAS.index(camera_name), images[int(stamps_ns[0])])
-    return Recording(
-        f"{number}",
-        camera,
-        stamps_ns,
-        encoding,
-        truth,
-        BASE_FROM_OPTICAL @ camera0_from_camera,
-        pictures,
-        None,
-        False,
-        (times_file, poses_file, folder / "calib.txt"),
-        left_out,
-    )
+    pictures = picture_files(f"{root.name} {number}", images)
+    camera, camera0_from_camera = _calibration(calibration, CAMERAS.index(camera_name), images[int(pictures.stamps_ns[0])])
+    return Recording(number, camera, pictures, truth, BASE_FROM_OPTICAL @ camera0_from_camera, files=files)
 
 
 def _calibration(path: Path, index: int, image: Path) -> tuple[Camera, torch.Tensor]:
     """The camera, of the image's size, and camera0_from_camera."""
-    rows = {}
-    for line in _text(path).splitlines():
-        key, _, values = line.partition(":")
-        rows[key.strip()] = values
+    rows = dict(line.split(":", 1) for _, line in read_lines(path, _REMEDY) if ":" in line)
     try:
         projection = np.array([float(word) for word in rows[f"P{index}"].split()]).reshape(3, 4)
     except (KeyError, ValueError):
@@ -78,24 +72,3 @@ def _calibration(path: Path, index: int, image: Path) -> tuple[Camera, torch.Ten
     camera0_from_camera = torch.eye(4, dtype=torch.float64)
     camera0_from_camera[:3, 3] = -torch.from_numpy(offset)
     return Camera.from_camera_info("", width, height, projection[:, :3].ravel().tolist(), []), camera0_from_camera
-
-
-def _numbers(path: Path, columns: int) -> np.ndarray:
-    """float64 [N, columns]. Raises InputError."""
-    lines = [line.split() for line in _text(path).splitlines() if line.strip()]
-    try:
-        values = np.array([[float(word) for word in line] for line in lines], np.float64)
-    except ValueError:
-        values = np.empty((0, 0))
-    if values.ndim != 2 or values.shape[1] != columns or not len(values) or not np.isfinite(values).all():
-        raise InputError(f"{path} must hold {columns} numbers in every line: copy the file again")
-    return values
-
-
-def _text(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(
-            f"cannot read {path} ({getattr(error, 'strerror', None) or 'not a text file'}): the KITTI odometry benchmark has it"
-        ) from None

@@ -24,8 +24,17 @@ from ..geometry.cameras import Camera
 
 @dataclass(frozen=True, eq=False)
 class NvmModel:
-    """names: as written, without a leading "./". focal_px, radial: float64 [K]. camera_from_map: float64 [K, 4, 4]. xyz: float64
-    [P, 3]. observation_image, observation_point: int64 [M], each pair once."""
+    """A model.
+
+    Attributes:
+        names: With slashes, without a leading "./".
+        focal_px: float64 [K].
+        radial: float64 [K].
+        camera_from_map: float64 [K, 4, 4].
+        xyz: float64 [P, 3].
+        observation_image: int64 [M].
+        observation_point: int64 [M], each pair once.
+    """
 
     names: list[str]
     focal_px: np.ndarray
@@ -42,7 +51,8 @@ def read_nvm(path: Path) -> NvmModel:
         with open(path, encoding="utf-8") as file:
             names, values, xyz, image, point = _read(path, (line for line in file if line.strip()))
     except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"cannot read {path}: {getattr(error, 'strerror', None) or 'it is no text file'}") from None
+        reason = getattr(error, "strerror", None) or "it is not a text file"
+        raise InputError(f"cannot read {path} ({reason}): unpack the set again") from None
     if not len(values) or not len(image) or image.min() < 0 or image.max() >= len(values):
         raise InputError(f"{path} holds no image, no point, or points seen by images that it lacks: unpack it again")
     quaternion = torch.from_numpy(values[:, [2, 3, 4, 1]].copy())
@@ -52,15 +62,8 @@ def read_nvm(path: Path) -> NvmModel:
     rotation = se3.rotation_from_quaternion(quaternion / norm)
     centre = torch.from_numpy(values[:, 5:8].copy())
     pairs = np.unique(np.stack((point, image)), axis=1)
-    return NvmModel(
-        names,
-        values[:, 0].copy(),
-        values[:, 8].copy(),
-        se3.from_rotation_translation(rotation, -(rotation @ centre.unsqueeze(-1)).squeeze(-1)),
-        xyz,
-        pairs[1],
-        pairs[0],
-    )
+    camera_from_map = se3.from_rotation_translation(rotation, -(rotation @ centre.unsqueeze(-1)).squeeze(-1))
+    return NvmModel(names, values[:, 0].copy(), values[:, 8].copy(), camera_from_map, xyz, pairs[1], pairs[0])
 
 
 def _read(path: Path, lines: Iterator[str]) -> tuple[list[str], np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
@@ -71,8 +74,9 @@ def _read(path: Path, lines: Iterator[str]) -> tuple[list[str], np.ndarray, np.n
     names, values, xyz, seen_by, counts = [], array("d"), array("d"), array("q"), array("q")
     try:
         for _ in range(int(next(lines))):
-            name, *numbers = next(lines).split()
-            names.append(name.removeprefix("./"))
+            line = next(lines)
+            name, *numbers = line.rsplit(maxsplit=10) if len(line.split()) > 11 else line.split()  # names may hold blanks
+            names.append(name.replace("\\", "/").removeprefix("./"))
             values.extend([float(word) for word in numbers[:9]])
         for _ in range(int(next(lines))):
             words = next(lines).split()

@@ -12,7 +12,6 @@ TFMessage with base_link's pose), /tf_static from base_link to d400_color.
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
@@ -27,14 +26,27 @@ from ..geometry.cameras import Camera
 from ..io.bags import BagOptions, BagReader
 from ..io.depth import decode_depth, move_depth, with_depth
 from ..io.frames import CameraFrame, Odometry
-from ..io.image_format import decode_raw
-from ..io.messages import IMAGE, matrix, message_stamp
+from ..io.messages import IMAGE, image_of, matrix, message_stamp
+from ..io.text import read_text
 from ..io.trajectory import Trajectory
+from ..io.transforms import TransformTree
 from ..io.tum import read_stamped_list, read_stamped_poses
 from .odometry import with_covariances
-from .recording import MAX_POSE_GAP_NS, Picture, Recording, aligned_depth_files, encode_png, need_folder, picture_files, rigid
+from .recording import (
+    MAX_POSE_GAP_NS,
+    Picture,
+    Pictures,
+    Recording,
+    aligned_depth_files,
+    encode_png,
+    need_folder,
+    picture_files,
+    rigid,
+    stamped_files,
+)
 
 DEPTH_SCALE = 1000.0
+_FILES = ("color.txt", "aligned_depth.txt", "groundtruth.txt", "odom.txt", "sensors.yaml", "trans_matrix.yaml")
 _CAMERA = "d400_color_optical_frame"
 _IMAGES, _DEPTH, _ODOMETRY, _TRUTH = ("/d400/color/image_raw", "/d400/aligned_depth_to_color/image_raw", "/odom", "/gt")
 
@@ -54,34 +66,12 @@ def _from_folder(folder: Path) -> Recording:
     camera = _camera(folder / "sensors.yaml")
     base_from_camera = _mount(folder / "trans_matrix.yaml")
     truth = read_stamped_poses(folder / "groundtruth.txt")
-    images, depths = (_files(folder, name) for name in ("color.txt", "aligned_depth.txt"))
+    lists = tuple(folder / name for name in _FILES)
+    images, depths = (stamped_files(path) if path.is_file() or path is lists[0] else {} for path in lists[:2])
     depth = aligned_depth_files(images, depths, truth, base_from_camera, camera, DEPTH_SCALE)
-    stamps_ns, encoding, pictures, left_out = picture_files(folder.name, images, depth)
+    pictures = picture_files(folder.name, images, depth)
     odometry = _odometry(folder / "odom.txt")
-    lists = tuple(
-        folder / name
-        for name in ("color.txt", "aligned_depth.txt", "groundtruth.txt", "odom.txt", "sensors.yaml", "trans_matrix.yaml")
-    )
-    return Recording(
-        folder.resolve().name,
-        camera,
-        stamps_ns,
-        encoding,
-        truth,
-        base_from_camera,
-        pictures,
-        odometry,
-        bool(depth),
-        lists,
-        left_out,
-    )
-
-
-def _files(folder: Path, name: str) -> dict[int, Path]:
-    if name != "color.txt" and not (folder / name).is_file():
-        return {}
-    stamps, rest = read_stamped_list(folder / name, 2)
-    return {stamp: folder / words[0] for stamp, words in zip(stamps.tolist(), rest)}
+    return Recording(folder.resolve().name, camera, pictures, truth, base_from_camera, odometry, lists)
 
 
 def _odometry(path: Path) -> Odometry:
@@ -98,61 +88,40 @@ def _odometry(path: Path) -> Odometry:
 
 
 def _camera(path: Path) -> Camera:
-    with _opencv_file(path) as file:
-        node = file.getNode(_CAMERA)
-        intrinsics, distortion = (_matrix(node, name) for name in ("intrinsics", "distortion_coefficients"))
-        width, height = (0 if node.empty() else int(node.getNode(name).real()) for name in ("width", "height"))
-        model = "" if node.empty() else node.getNode("distortion_model").string()
+    file = _opencv_file(path)
+    node = file.getNode(_CAMERA)
+    intrinsics, distortion = (_matrix(node, name) for name in ("intrinsics", "distortion_coefficients"))
+    width, height = (0 if node.empty() else int(node.getNode(name).real()) for name in ("width", "height"))
+    model = "" if node.empty() else node.getNode("distortion_model").string()
     if intrinsics is None or intrinsics.size != 4 or not width or not height:
         raise InputError(f"{path} has no {_CAMERA} with width, height and 4 intrinsics: use the recording's own sensors.yaml")
     fx, cx, fy, cy = intrinsics.ravel().tolist()
     numbers = [] if distortion is None else distortion.ravel().tolist()
     if any(numbers) and model not in ("", "radial-tangential"):
-        raise InputError(f"{path}: distortion model {model} of {_CAMERA} is not known")
+        raise InputError(f"{path}: distortion model {model} of {_CAMERA} is not known: undistort the images")
     return Camera.from_camera_info("plumb_bob" if any(numbers) else "", width, height, [fx, 0, cx, 0, fy, cy, 0, 0, 1], numbers)
 
 
 def _mount(path: Path) -> torch.Tensor:
     """base_from_camera, along the transforms of the file."""
-    links: dict[str, dict[str, torch.Tensor]] = {}
-    with _opencv_file(path) as file:
-        rows = file.getNode("trans_matrix")
-        for k in range(rows.size() if rows.isSeq() else 0):
-            row = rows.at(k)
-            parent, child = row.getNode("parent_frame").string(), row.getNode("child_frame").string()
-            values = _matrix(row, "matrix")
-            parent_from_child = rigid(np.zeros(0) if values is None else values.ravel(), f"{path}: {parent} to {child}")
-            links.setdefault(parent, {})[child] = parent_from_child
-            links.setdefault(child, {})[parent] = se3.inverse(parent_from_child)
-    found, queue = {"base_link": torch.eye(4, dtype=torch.float64)}, deque(["base_link"])
-    while queue and _CAMERA not in found:
-        frame = queue.popleft()
-        for other, frame_from_other in links.get(frame, {}).items():
-            if other not in found:
-                found[other] = found[frame] @ frame_from_other
-                queue.append(other)
-    if _CAMERA not in found:
+    file = _opencv_file(path)  # nodes are gone with it
+    rows, edges = file.getNode("trans_matrix"), []
+    for row in (rows.at(k) for k in range(rows.size() if rows.isSeq() else 0)):
+        parent, child = row.getNode("parent_frame").string(), row.getNode("child_frame").string()
+        values = _matrix(row, "matrix")
+        edges.append((parent, child, rigid(np.zeros(0) if values is None else values.ravel(), f"{path}: {parent} to {child}")))
+    mount = TransformTree(edges).static("base_link", _CAMERA)
+    if mount is None:
         raise InputError(f"{path} has no way from base_link to {_CAMERA}: use the recording's own trans_matrix.yaml")
-    return found[_CAMERA]
+    return mount
 
 
-class _opencv_file:
-    """An OpenCV YAML file, open for a while."""
-
-    def __init__(self, path: Path) -> None:
-        self._path = path
-
-    def __enter__(self) -> cv2.FileStorage:
-        try:
-            text = self._path.read_text(encoding="utf-8")
-            self._file = cv2.FileStorage(text, cv2.FILE_STORAGE_READ | cv2.FILE_STORAGE_MEMORY | cv2.FILE_STORAGE_FORMAT_YAML)
-        except (OSError, UnicodeDecodeError, cv2.error) as error:
-            reason = getattr(error, "strerror", None) or "it is no OpenCV YAML file"
-            raise InputError(f"cannot read {self._path} ({reason}): OpenLORIS-Scene's recordings have it") from None
-        return self._file
-
-    def __exit__(self, *_: object) -> None:
-        self._file.release()
+def _opencv_file(path: Path) -> cv2.FileStorage:
+    remedy = "OpenLORIS-Scene's recordings have it"
+    try:
+        return cv2.FileStorage(read_text(path, remedy), cv2.FILE_STORAGE_MEMORY | cv2.FILE_STORAGE_FORMAT_YAML)
+    except cv2.error:
+        raise InputError(f"{path} is not an OpenCV YAML file: {remedy}") from None
 
 
 def _matrix(node: cv2.FileNode, name: str) -> np.ndarray | None:
@@ -184,15 +153,9 @@ def _from_bag(path: Path) -> Recording:
             if topic == _DEPTH:
                 yield stamp, message
             elif wanted(stamp):
-                yield CameraFrame(
-                    stamp,
-                    decode_raw(
-                        message.data, message.height, message.width, message.encoding, message.step, bool(message.is_bigendian)
-                    ),
-                    camera,
-                )
+                yield CameraFrame(stamp, image_of(message), camera)
 
-    def pictures(wanted: Callable[[int], bool]) -> Iterator[Picture]:
+    def read(wanted: Callable[[int], bool]) -> Iterator[Picture]:
         with BagReader(path, options) as bag:
             for frame, depth in with_depth(frames(bag, wanted)):
                 load = None if depth is None else partial(depth_at, frame.stamp_ns, *depth)
@@ -205,7 +168,8 @@ def _from_bag(path: Path) -> Recording:
             return np.zeros_like(metres)
         return move_depth(metres, se3.inverse(now @ base_from_camera) @ then @ base_from_camera, camera)
 
-    return Recording(path.stem, camera, stamps, "png", truth, base_from_camera, pictures, odometry, _DEPTH in topics, (path,))
+    pictures = Pictures(stamps, "png", read, _DEPTH in topics)
+    return Recording(path.stem, camera, pictures, truth, base_from_camera, odometry, (path,))
 
 
 def _recorded_camera(bag: BagReader) -> Camera:

@@ -1,11 +1,11 @@
 # Copyright the pixloc_ros authors. SPDX-License-Identifier: Apache-2.0
-"""The folder that a data set becomes: made beside its place, put there when it is complete."""
+"""The folder that a data set becomes: made next to its place, put there when it is complete."""
 
 from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from ..errors import InputError
@@ -19,21 +19,23 @@ SUMMARY = "dataset.json"
 class OutputFolder:
     """`folder` under way in `folder.work/`: what is done stays there, so that the same command goes on after a kill.
 
-    key: what the result depends on, as JSON can hold it. Raises InputError where the folder exists already, or the work cannot be
-    written.
+    Args:
+        folder: The one to make.
+        key: What the result depends on, as JSON can hold it.
+        say: Called with a line for people where earlier work goes on.
+
+    Raises:
+        InputError: The folder exists already, or the work cannot be written.
     """
 
-    def __init__(self, folder: Path, key: dict) -> None:
+    def __init__(self, folder: Path, key: dict, say: Callable[[str], None]) -> None:
         self.folder = Path(folder)
         if self.folder.exists() and (not self.folder.is_dir() or any(self.folder.iterdir())):
             raise InputError(f"{self.folder} exists: give another folder, or remove it to make it again")
         self.work = WorkFolder(self.folder.with_name(f"{self.folder.name}.work"), key)
         self.work.path("result").mkdir(exist_ok=True)
-
-    @property
-    def resumed(self) -> bool:
-        """Whether earlier work goes on."""
-        return self.work.resumed
+        if self.work.resumed:
+            say(f"going on with what is in {self.work.folder}")
 
     def path(self, name: str) -> Path:
         """Where a file of the result is or will be."""
@@ -50,7 +52,7 @@ class OutputFolder:
 
 
 def identity(paths: Iterable[Path]) -> list:
-    """What tells files from others, or from themselves changed; of a folder, its entries' number and its own time."""
+    """What distinguishes files from others, or from themselves changed; of a folder, its entries' number and its own time."""
     return [
         [str(path.resolve()), path.stat().st_mtime_ns, sum(1 for _ in path.iterdir()) if path.is_dir() else path.stat().st_size]
         for path in paths

@@ -25,7 +25,12 @@ from .output import SUMMARY, OutputFolder, identity, readme_text
 
 @dataclass(frozen=True)
 class QueryErrors:
-    """Per query with truth, float64 [N]: translation_m, rotation_deg; infinite where no pose was found."""
+    """Per query with truth; infinite where no pose was found.
+
+    Attributes:
+        translation_m: float64 [N].
+        rotation_deg: float64 [N].
+    """
 
     translation_m: np.ndarray
     rotation_deg: np.ndarray
@@ -57,22 +62,20 @@ def make_queries(
         "queries": len(source.queries),
         "network": extractor.fingerprint,
         "working_side": working_side,
-        "made_from": source.made_from,
+        "made_from": source.source.made_from,
     }
-    out = OutputFolder(output, key)
-    if out.resumed:
-        say(f"going on with what is in {out.work.folder}")
+    out = OutputFolder(output, key, say)
     map_path, notes = out.path("map.pixmap"), []
     if not map_path.is_file():
-        map_, report = source.build(extractor, working_side, out.work, progress)
+        map_, report = source.source.build(extractor, working_side, out.work, progress)
         map_.save(map_path)
         if report.missing:
             notes.append(f"{len(report.missing)} images of the map are missing or not readable, such as {report.missing[0]}.")
     map_ = Map.open(map_path)
-    say(f"map of {source.made_from}: {len(map_.keyframe_names)} keyframes, {len(map_.xyz)} points")
+    say(f"map of {source.source.made_from}: {len(map_.keyframe_names)} keyframes, {len(map_.xyz)} points")
     priors = source.priors(map_)
     write_cameras(out.path("queries.txt"), {query.name: query.camera for query in source.queries})
-    table = [("map.pixmap", f"the map, made of {source.made_from}"), ("queries.txt", "the queries with their camera")]
+    table = [("map.pixmap", f"the map, made of {source.source.made_from}"), ("queries.txt", "the queries with their camera")]
     if priors:
         write_benchmark_poses(out.path("priors.txt"), priors)
         table.append(("priors.txt", "where to begin: the pose of the map image that retrieval put first"))
@@ -86,7 +89,7 @@ def make_queries(
     summary = {
         "set": source.name,
         "scene": source.scene,
-        "made_from": source.made_from,
+        "made_from": source.source.made_from,
         "keyframes": len(map_.keyframe_names),
         "points": len(map_.xyz),
         "queries": len(source.queries),
@@ -108,18 +111,15 @@ def made_already(folder: Path, source: ImageSet) -> bool:
     """Whether the folder was made of this set before. Raises InputError where it was made of something else."""
     if not (folder / SUMMARY).is_file():
         return False
+    made_from = source.source.made_from
     try:
         made = json.loads((folder / SUMMARY).read_text(encoding="utf-8"))
-        same = [made[key] for key in ("set", "scene", "made_from", "queries")] == [
-            source.name,
-            source.scene,
-            source.made_from,
-            len(source.queries),
-        ]
+        wanted = {"set": source.name, "scene": source.scene, "made_from": made_from, "queries": len(source.queries)}
+        same = all(made[key] == value for key, value in wanted.items())
     except (OSError, ValueError, KeyError, TypeError):
         same = False
     if not same:
-        raise InputError(f"{folder} was not made of {source.made_from}: give another output, or remove it")
+        raise InputError(f"{folder} was not made of {made_from}: give another output, or remove it")
     return True
 
 
@@ -143,9 +143,8 @@ def write_submission(path: Path, source: ImageSet, results: list[QueryResult]) -
         other = named.setdefault(source.submission_name(result.name), result.name)
         if other != result.name:
             raise InputError(f"{other} and {result.name} would have one name in the submission: hand them in apart")
-    write_benchmark_poses(
-        path, {source.submission_name(result.name): result.camera_from_map for result in results if not result.reason}
-    )
+    found = [result for result in results if not result.reason]
+    write_benchmark_poses(path, {source.submission_name(result.name): result.camera_from_map for result in found})
 
 
 def query_errors(source: ImageSet, results: list[QueryResult]) -> QueryErrors:

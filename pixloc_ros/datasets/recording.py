@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 
 import cv2
@@ -14,23 +15,22 @@ import torch
 from ..errors import InputError
 from ..geometry import se3
 from ..geometry.cameras import Camera
+from ..io.depth import MAX_DEPTH_OFFSET_NS
+from ..io.files import find_file
 from ..io.frames import Odometry
 from ..io.image_format import decode_compressed
 from ..io.trajectory import Trajectory
-from ..io.tum import RgbdFrame, load_depth, nearest_stamp
+from ..io.tum import SAME_INSTANT_NS, RgbdFrame, load_depth, nearest_stamp, read_stamped_list
 from ..mapping.build.keyframes import PosedFrame
 from ..mapping.build.posed_frames import FrameSource
 
 MAX_POSE_GAP_NS = 250_000_000
 """Poses are interpolated to the images' stamps between neighbours no further apart."""
-MAX_DEPTH_OFFSET_NS = 20_000_000
-"""A depth image belongs to a colour image no further away in time."""
 EPOCH_NS = 1_000_000_000_000_000_000
 """Added to the stamps of sets whose clock starts at zero: a stamp of 0 means "unset" in ROS."""
 BASE_FROM_OPTICAL = torch.tensor([[0, 0, 1, 0], [-1, 0, 0, 0], [0, -1, 0, 0], [0, 0, 0, 1]], dtype=torch.float64)
 """Of a base that is the camera itself in the axes of REP-103: x forward, y left, z up."""
 _ENCODINGS = {".png": "png", ".jpg": "jpeg", ".jpeg": "jpeg"}
-_SAME_INSTANT_NS = 1_000_000
 
 
 @dataclass(frozen=True, eq=False)
@@ -43,30 +43,51 @@ class Picture:
     depth: Callable[[], np.ndarray] | None = None
 
 
-PictureSource = Callable[[Callable[[int], bool]], Iterator[Picture]]
-"""Called with what says which stamps are wanted; gives those pictures in the order of time."""
+@dataclass(frozen=True, eq=False)
+class Pictures:
+    """The images of a recording.
+
+    Attributes:
+        stamps_ns: int64 [N], rising.
+        encoding: "png" or "jpeg".
+        read: Called with what says which stamps are wanted; gives those pictures in the order of time.
+        has_depth: Whether depth images come with them.
+        left_out: Images that cannot be used, by reason.
+    """
+
+    stamps_ns: np.ndarray
+    encoding: str
+    read: Callable[[Callable[[int], bool]], Iterator[Picture]]
+    has_depth: bool = False
+    left_out: Mapping[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, eq=False)
 class Recording:
     """A recording.
 
-    stamps_ns: int64 [N], rising, of its images. encoding: of the pictures, "png" or "jpeg". map_from_base: the ground truth.
-    odometry: what the set has recorded, None where it has none. has_depth: whether depth images come with it. files: what it was
-    read from, to tell it from another. left_out: images that cannot be used, by reason.
+    Attributes:
+        name: Of the recording.
+        camera: Its calibration.
+        pictures: Its images.
+        map_from_base: The ground truth.
+        base_from_camera: float64 [4, 4].
+        odometry: What the set has recorded, None where it has none.
+        files: What it was read from, to recognize it.
     """
 
     name: str
     camera: Camera
-    stamps_ns: np.ndarray
-    encoding: str
+    pictures: Pictures
     map_from_base: Trajectory
     base_from_camera: torch.Tensor
-    pictures: PictureSource
     odometry: Odometry | None = None
-    has_depth: bool = False
     files: tuple[Path, ...] = ()
-    left_out: Mapping[str, int] = field(default_factory=dict)
+
+    @property
+    def stamps_ns(self) -> np.ndarray:
+        """Of the images, int64 [N]."""
+        return self.pictures.stamps_ns
 
     def posed(self) -> tuple[np.ndarray, torch.Tensor]:
         """Stamps of the images whose pose is known, int64 [M], and map_from_base float64 [M, 4, 4]. Raises InputError: none."""
@@ -78,18 +99,19 @@ class Recording:
     def unusable(self) -> dict[str, int]:
         """Images left out, by reason, with those that have no pose."""
         unposed = len(self.stamps_ns) - len(self.posed()[0])
-        return {**self.left_out, **({"no ground truth at its time": unposed} if unposed else {})}
+        return {**self.pictures.left_out, **({"no ground truth at its time": unposed} if unposed else {})}
 
     def only(self, chosen: np.ndarray) -> Recording:
         """The same with the chosen images only; bool [N]."""
-        return replace(self, stamps_ns=self.stamps_ns[chosen])
+        return replace(self, pictures=replace(self.pictures, stamps_ns=self.stamps_ns[chosen]))
 
 
 def split_every(sequence: Recording, every: int) -> tuple[Recording, Recording]:
     """Each `every`-th image of known pose for the map, and the others for the drive. Raises InputError: every below 2."""
     if every < 2:
         raise InputError(f"--map-every {every}: give 2 or more, so that images are left for the drive")
-    posed = replace(sequence.only(np.isin(sequence.stamps_ns, sequence.posed()[0])), left_out=sequence.unusable())
+    posed = sequence.only(np.isin(sequence.stamps_ns, sequence.posed()[0]))
+    posed = replace(posed, pictures=replace(posed.pictures, left_out=sequence.unusable()))
     mapped = np.arange(len(posed.stamps_ns)) % every == 0
     return posed.only(mapped), posed.only(~mapped)
 
@@ -107,8 +129,8 @@ def frames_for_map(sequences: Sequence[Recording], with_depth: bool, every: int 
         for sequence in ordered:
             stamps, map_from_base = sequence.posed()
             poses = dict(zip(stamps[::every].tolist(), map_from_base[::every] @ sequence.base_from_camera))
-            for picture in sequence.pictures(lambda stamp_ns, poses=poses: stamp_ns in poses and wanted(stamp_ns)):
-                if with_depth and sequence.has_depth and picture.depth is None:
+            for picture in sequence.pictures.read(lambda stamp_ns, poses=poses: stamp_ns in poses and wanted(stamp_ns)):
+                if with_depth and sequence.pictures.has_depth and picture.depth is None:
                     continue
                 image = decode_compressed(picture.encoded)
                 check_size(sequence, image)
@@ -128,31 +150,34 @@ def check_size(sequence: Recording, image: np.ndarray) -> None:
         )
 
 
-def picture_files(
-    name: str, paths: Mapping[int, Path], depth: Mapping[int, Callable[[], np.ndarray]] | None = None
-) -> tuple[np.ndarray, str, PictureSource, dict[str, int]]:
-    """Pictures from files by stamp → (stamps_ns, encoding, pictures, left_out) as `Recording` wants them.
+def picture_files(name: str, paths: Mapping[int, Path], depth: Mapping[int, Callable[[], np.ndarray]] | None = None) -> Pictures:
+    """Pictures from files by stamp, with what loads their depth. Files that are missing are left out and counted.
 
-    Files that are missing are left out and counted. Raises InputError where none is there, or they are of no known kind.
+    Raises:
+        InputError: None is there, or they are of no known kind.
     """
     present = {stamp: path for stamp, path in sorted(paths.items()) if path.is_file()}
     if not present:
-        example = next(iter(paths.values()), None)
-        raise InputError(
-            f"{name}: none of its {len(paths)} images is there"
-            f"{f', for example {example}' if example else ''}: unpack the images where the set has them"
-        )
+        example = next((f", for example {path}" for path in paths.values()), "")
+        raise InputError(f"{name}: none of its {len(paths)} images is there{example}: unpack the images where the set has them")
     kinds = {_ENCODINGS.get(path.suffix.lower()) for path in present.values()}
     if len(kinds) != 1 or None in kinds:
         raise InputError(f"{name}: images must be all PNG or all JPEG, for example {next(iter(present.values()))}")
 
-    def pictures(wanted: Callable[[int], bool]) -> Iterator[Picture]:
+    def read(wanted: Callable[[int], bool]) -> Iterator[Picture]:
         for stamp, path in present.items():
             if wanted(stamp):
                 yield Picture(stamp, np.fromfile(path, np.uint8), depth.get(stamp) if depth else None)
 
     missing = len(paths) - len(present)
-    return (np.array(list(present), np.int64), kinds.pop(), pictures, {"image file missing": missing} if missing else {})
+    left_out = {"image file missing": missing} if missing else {}
+    return Pictures(np.array(list(present), np.int64), kinds.pop(), read, bool(depth), left_out)
+
+
+def stamped_files(path: Path) -> dict[int, Path]:
+    """Files by stamp, from a list of lines `stamp file` whose names are relative to its folder. Raises `InputError`."""
+    stamps, rest = read_stamped_list(path, 2)
+    return {stamp: find_file(path.parent, words[0]) for stamp, words in zip(stamps.tolist(), rest)}
 
 
 def aligned_depth_files(
@@ -165,7 +190,13 @@ def aligned_depth_files(
 ) -> dict[int, Callable[[], np.ndarray]]:
     """For each image stamp that has one: what loads the depth image nearest in time, moved to the image's instant.
 
-    depths: files by stamp, in the colour camera's pixels, `scale` units per metre.
+    Args:
+        images: Files by stamp.
+        depths: Files by stamp, in the colour camera's pixels.
+        map_from_base: The ground truth.
+        base_from_camera: float64 [4, 4].
+        camera: The colour camera.
+        scale: Units of the depth images per metre.
     """
     there = np.array(sorted(stamp for stamp, path in depths.items() if path.is_file()), np.int64)
     if not len(there):
@@ -177,15 +208,9 @@ def aligned_depth_files(
     loaders = {}
     for k in np.flatnonzero(usable).tolist():
         stamp, depth_stamp = int(wanted[k]), int(nearest[k])
-        frame = RgbdFrame(
-            stamp,
-            images[stamp],
-            depths[depth_stamp],
-            at_image[k] @ base_from_camera,
-            at_depth[k] @ base_from_camera,
-            abs(depth_stamp - stamp) < _SAME_INSTANT_NS,
-        )
-        loaders[stamp] = lambda frame=frame: load_depth(frame, camera, scale)
+        poses = at_image[k] @ base_from_camera, at_depth[k] @ base_from_camera
+        same = abs(depth_stamp - stamp) < SAME_INSTANT_NS
+        loaders[stamp] = partial(load_depth, RgbdFrame(stamp, images[stamp], depths[depth_stamp], *poses, same), camera, scale)
     return loaders
 
 

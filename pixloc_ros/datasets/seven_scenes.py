@@ -4,7 +4,7 @@
 A folder per scene: `TrainSplit.txt`, `TestSplit.txt` (lines `sequence1`), `seq-01/` with `frame-000000.color.png`, `.depth.png`
 (640x480, 16-bit millimetres, 65535 or 0 unknown) and `.pose.txt` (4x4, camera to world). Recorded at 30 Hz, without stamps.
 
-The poses are those of the depth camera (focal length 585), the images those of the colour camera of the same Kinect beside it
+The poses are those of the depth camera (focal length 585), the images those of the colour camera next to it
 (focal length taken as 525), and depth is not aligned with colour. `calibrated`: the colour camera's pose and depth as it would
 see it, with the offset between the two of a Kinect calibrated at LIRIS, as scene coordinate networks use it. `original`: the
 written poses are taken for the colour camera's, as the published tables of feature-based methods do; depth is then not used.
@@ -12,6 +12,7 @@ written poses are taken for the colour camera's, as the published tables of feat
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -24,13 +25,24 @@ from ..features import Extractor
 from ..geometry import se3
 from ..geometry.cameras import Camera
 from ..io.depth import move_depth
+from ..io.text import read_rows, read_text
 from ..io.trajectory import Trajectory
 from ..io.work_folder import WorkFolder
 from ..mapping.build.building import BuildReport, Progress
 from ..mapping.build.keyframes import KeyframeOptions
 from ..mapping.build.posed_frames import PosedMapOptions, build_map_from_posed_frames
 from ..mapping.map_file import Map
-from .image_set import ImageSet, MapBuilder, camera_and_base_name, colmap_builder, queries_of, read_pairs, read_query_lists
+from .image_set import (
+    ImageSet,
+    MapBuilder,
+    MapSource,
+    camera_and_base_name,
+    colmap_source,
+    existing,
+    queries_of,
+    read_pairs,
+    read_query_lists,
+)
 from .recording import BASE_FROM_OPTICAL, EPOCH_NS, Recording, frames_for_map, need_folder, picture_files, rigid
 
 POSES = ("calibrated", "original")
@@ -57,15 +69,13 @@ COLOUR_FROM_DEPTH = rigid(
 def read_split(scene: Path, which: str) -> list[str]:
     """Folders of the sequences for training ("Train") or testing ("Test"). Raises InputError."""
     path = need_folder(scene, "a scene of 7-Scenes, with TrainSplit.txt and seq-01") / f"{which}Split.txt"
+    words = [word for _, row in read_rows(path, "every scene of 7-Scenes has it") for word in row]
     try:
-        words = path.read_text(encoding="utf-8").split()
         names = [f"seq-{int(word.lower().removeprefix('sequence')):02d}" for word in words]
-    except OSError as error:
-        raise InputError(f"cannot read {path} ({error.strerror}): every scene of 7-Scenes has it") from None
-    except (ValueError, UnicodeDecodeError):
-        raise InputError(f"{path} must hold lines like 'sequence1'") from None
+    except ValueError:
+        raise InputError(f"{path} must hold lines like 'sequence1': unpack the scene again") from None
     if not names:
-        raise InputError(f"{path} names no sequence")
+        raise InputError(f"{path} names no sequence: unpack the scene again")
     return names
 
 
@@ -95,31 +105,28 @@ def read_seven_scenes_sequence(scene: Path, name: str, poses: str = "calibrated"
         map_from_base[stamp] = map_from_colour @ se3.inverse(BASE_FROM_OPTICAL)
     if not images:
         raise InputError(f"{folder} holds no frame-NNNNNN.pose.txt with a pose: unpack the whole sequence")
-    stamps_ns, encoding, pictures, left_out = picture_files(f"{scene.name} {name}", images, loaders)
+    pictures = picture_files(f"{scene.name} {name}", images, loaders)
     if broken:
-        left_out["no usable pose"] = broken
-    return Recording(
-        name,
-        COLOUR,
-        stamps_ns,
-        encoding,
-        Trajectory.from_poses(map_from_base.items()),
-        BASE_FROM_OPTICAL,
-        pictures,
-        None,
-        bool(loaders),
-        (folder,),
-        left_out,
-    )
+        pictures = replace(pictures, left_out={**pictures.left_out, "no usable pose": broken})
+    truth = Trajectory.from_poses(map_from_base.items())
+    return Recording(name, COLOUR, pictures, truth, BASE_FROM_OPTICAL, files=(folder,))
 
 
 def open_seven_scenes(
     scene: Path, model: Path | None = None, pairs: Path | None = None, queries: Path | None = None, every: int = 1
 ) -> ImageSet:
-    """All test images of a scene as single queries. The map is made of the training sequences with their depth, or of a COLMAP
-    model of the training images (whose poses are the original ones); then `queries` must give the intrinsics that go with it.
+    """All test images of a scene as single queries.
 
-    pairs: retrieval results. every: look at each N-th training image. Raises InputError where files are missing or malformed.
+    Args:
+        scene: The folder.
+        model: A COLMAP model of the training images (whose poses are the original ones), to make the map of instead of the
+            training sequences with their depth.
+        pairs: Retrieval results.
+        queries: The intrinsics that go with the model.
+        every: Look at each N-th training image.
+
+    Raises:
+        InputError: Files are missing or malformed.
     """
     if (model is None) != (queries is None):
         raise InputError("--model and --queries go together: a COLMAP model, and the list of queries with its intrinsics")
@@ -132,24 +139,20 @@ def open_seven_scenes(
     if model is None:
         asked = queries_of(cameras, scene)
         training = [read_seven_scenes_sequence(scene, sequence) for sequence in read_split(scene, "Train")]
-        build, made_from = _training_map(training, every, name), "the training sequences' images and depth"
+        source = MapSource(_training_map(training, every, name), "the training sequences' images and depth", scene)
     else:
         asked = read_query_lists([queries], scene)
         truth = {query.name: truth[query.name] for query in asked if query.name in truth}
-        build, made_from = colmap_builder(model, scene, asked, name), f"the COLMAP model {model}"
-    files = tuple(path for path in (scene / "TrainSplit.txt", scene / "TestSplit.txt", model, pairs, queries) if path)
-    return ImageSet(
-        "7scenes", name, build, scene, asked, camera_and_base_name, made_from, truth, read_pairs(pairs) if pairs else {}, files
-    )
+        source = colmap_source(model, scene, asked, name)
+    files = existing(scene / "TrainSplit.txt", scene / "TestSplit.txt", model, pairs, queries)
+    return ImageSet("7scenes", name, scene, asked, source, camera_and_base_name, truth, read_pairs(pairs), files)
 
 
 def _training_map(training: list[Recording], every: int, name: str) -> MapBuilder:
-    def build(
-        extractor: Extractor, working_side: int | None, work: WorkFolder, progress: Progress | None
-    ) -> tuple[Map, BuildReport]:
+    def build(extractor: Extractor, side: int | None, work: WorkFolder, progress: Progress | None) -> tuple[Map, BuildReport]:
         options = PosedMapOptions(keyframes=KeyframeOptions(shift=KEYFRAME_SHIFT))
         frames = frames_for_map(training, True, every)
-        map_, report = build_map_from_posed_frames(frames, extractor, work, options, working_side, f"7scenes {name}", progress)
+        map_, report = build_map_from_posed_frames(frames, extractor, work, options, side, f"7scenes {name}", progress)
         return map_, report.build
 
     return build
@@ -172,8 +175,8 @@ def frame_name(sequence: str, stamp_ns: int) -> str:
 
 def _pose(path: Path) -> torch.Tensor | None:
     try:
-        return rigid(np.array([float(word) for word in path.read_text(encoding="utf-8").split()]), path)
-    except (OSError, ValueError, InputError):
+        return rigid(np.array([float(word) for word in read_text(path).split()]), path)
+    except ValueError:  # InputError is one
         return None
 
 

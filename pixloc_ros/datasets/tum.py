@@ -1,9 +1,8 @@
 # Copyright the pixloc_ros authors. SPDX-License-Identifier: Apache-2.0
 """TUM RGB-D benchmark (Sturm et al., IROS 2012).
 
-A folder per sequence: `rgb.txt`, `depth.txt` (`stamp file`), `groundtruth.txt` (`stamp tx ty tz qx qy qz qw`, the colour
-camera's pose in the world of the motion capture), `rgb/`, `depth/` (16-bit PNG, 5000 units per metre, 0 unknown, aligned with
-the colour images). Calibration comes with the name: freiburg1, 2, 3 (the last is rectified).
+A folder per sequence in the layout of `io.tum`; poses are the colour camera's in the world of the motion capture, depth has 5000
+units per metre. Calibration comes with the name: freiburg1, 2, 3 (the last is rectified).
 """
 
 from __future__ import annotations
@@ -17,8 +16,8 @@ from ..errors import InputError
 from ..geometry import se3
 from ..geometry.cameras import Camera
 from ..io.trajectory import Trajectory
-from ..io.tum import read_camera, read_stamped_list, read_stamped_poses
-from .recording import BASE_FROM_OPTICAL, Recording, aligned_depth_files, need_folder, picture_files
+from ..io.tum import read_camera, read_stamped_poses
+from .recording import BASE_FROM_OPTICAL, Recording, aligned_depth_files, need_folder, picture_files, stamped_files
 
 DEPTH_SCALE = 5000.0
 _CALIBRATION = {
@@ -30,25 +29,29 @@ _CALIBRATION = {
 
 
 def read_tum_sequence(folder: Path, camera: Camera | None = None, depth_scale: float = DEPTH_SCALE) -> Recording:
-    """A sequence; its base is the colour camera. camera: by default that of `camera.txt` in the folder, or of its name.
+    """A sequence; its base is the colour camera.
 
-    Raises InputError where lists are missing or malformed, nothing fits together, or the camera is not known.
+    Args:
+        folder: With rgb.txt, depth.txt and groundtruth.txt.
+        camera: By default that of `camera.txt` in the folder, or of its name.
+        depth_scale: Units per metre.
+
+    Raises:
+        InputError: Lists are missing or malformed, nothing fits together, or the camera is not known.
     """
     folder = need_folder(folder, "a sequence of the TUM RGB-D benchmark, with rgb.txt, depth.txt and groundtruth.txt")
     camera = camera or tum_camera(folder)
-    truth = read_stamped_poses(folder / "groundtruth.txt")
+    images_list, depth_list, poses = lists = tuple(folder / f"{name}.txt" for name in ("rgb", "depth", "groundtruth"))
+    truth = read_stamped_poses(poses)
     truth = Trajectory(truth.stamps_ns, truth.map_from_body @ se3.inverse(BASE_FROM_OPTICAL))
-    images = _files(folder, "rgb.txt")
-    depth = aligned_depth_files(images, _files(folder, "depth.txt"), truth, BASE_FROM_OPTICAL, camera, depth_scale)
-    stamps_ns, encoding, pictures, left_out = picture_files(folder.name, images, depth)
-    lists = tuple(folder / name for name in ("rgb.txt", "depth.txt", "groundtruth.txt"))
-    return Recording(
-        folder.resolve().name, camera, stamps_ns, encoding, truth, BASE_FROM_OPTICAL, pictures, None, bool(depth), lists, left_out
-    )
+    images, depths = stamped_files(images_list), stamped_files(depth_list)
+    depth = aligned_depth_files(images, depths, truth, BASE_FROM_OPTICAL, camera, depth_scale)
+    pictures = picture_files(folder.name, images, depth)
+    return Recording(folder.resolve().name, camera, pictures, truth, BASE_FROM_OPTICAL, files=lists)
 
 
 def tum_camera(folder: Path) -> Camera:
-    """The camera of a sequence, from `camera.txt` or from the folder's name. Raises InputError: neither says."""
+    """The camera of a sequence, from `camera.txt` or from the folder's name. Raises `InputError`: neither says."""
     if (folder / "camera.txt").is_file():
         return read_camera(folder)
     found = re.search(r"(?:freiburg|fr)([123])", folder.resolve().name)
@@ -56,8 +59,3 @@ def tum_camera(folder: Path) -> Camera:
         raise InputError(f'{folder}: the name says none of freiburg1, 2, 3: give --camera "MODEL WIDTH HEIGHT PARAMS..."')
     params = _CALIBRATION[int(found.group(1))]
     return Camera("plumb_bob" if len(params) > 4 else "pinhole", 640, 480, torch.tensor(params, dtype=torch.float64))
-
-
-def _files(folder: Path, name: str) -> dict[int, Path]:
-    stamps, rest = read_stamped_list(folder / name, 2)
-    return {stamp: folder / words[0] for stamp, words in zip(stamps.tolist(), rest)}

@@ -57,6 +57,16 @@ def read_rows(path: str | Path, remedy: str = "check the path", skip: int = 0) -
     return ((where, _COMMENT.sub("", line).split()) for where, line in read_lines(path, remedy, skip))
 
 
+def read_table(path: str | Path, columns: int, remedy: str = "check the path") -> np.ndarray:
+    """Lines of so many numbers, float64 [N, columns]. Raises `InputError`: the file cannot be read or is malformed."""
+    rows = []
+    for where, words in read_rows(path, remedy):
+        if len(words) != columns:
+            raise InputError(f"{where}: {len(words)} words instead of {columns} numbers: copy the file again")
+        rows.append(parse_numbers(where, words))
+    return np.array(rows, np.float64).reshape(-1, columns)
+
+
 def parse_numbers(where: str, words: Iterable[str]) -> list[float]:
     """The numbers that words say. Raises `InputError` naming `where`: they are not numbers or not finite."""
     words = list(words)

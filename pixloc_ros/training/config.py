@@ -17,6 +17,7 @@ from ..alignment.damping import LOG10_RANGE, damping_from
 from ..errors import InputError
 from ..features.extractor import NETWORKS
 from ..features.weights import Weights
+from ..io.text import read_text
 from .augmentation import AugmentationOptions
 from .loss import LossOptions
 from .pair_mixture import Curriculum, PairMixture
@@ -24,7 +25,7 @@ from .pairs import PairSource, View
 from .photos import MotionRange, PhotoPairs, list_photos
 from .public_data import BagPairs, CmuPairs, MegaDepthPairs
 from .scenes import ColmapPairs, RgbdPairs
-from .sequences import OdometryErrors, with_odometry
+from .sequences import OdometryDisturbance, with_odometry
 
 CONFIDENCE_HEADS = "confidence."
 """What the names of the weights of confidence heads begin with."""
@@ -156,7 +157,7 @@ class TrainingConfig:
     loss: LossOptions = LossOptions()
     initial_error: Curriculum = Curriculum()
     augmentation: AugmentationOptions = AugmentationOptions()
-    odometry: OdometryErrors = OdometryErrors()
+    odometry: OdometryDisturbance = OdometryDisturbance()
     run: RunSection = RunSection()
     card: dict = field(default_factory=dict)
     folder: str = "."
@@ -169,11 +170,9 @@ class TrainingConfig:
 def read_config(path: Path) -> TrainingConfig:
     """Raises InputError where the file is missing, not JSON, or holds what is unknown or out of range."""
     try:
-        values = json.loads(Path(path).read_text(encoding="utf-8"))
-    except OSError as error:
-        raise InputError(f"cannot read {path} ({error.strerror}): give a training configuration") from None
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise InputError(f"{path} is not JSON ({error}): mend it there") from None
+        values = json.loads(read_text(path, "give a training configuration"))
+    except json.JSONDecodeError as error:
+        raise InputError(f"{path} is not JSON ({error}): fix it there") from None
     if not isinstance(values, dict) or "folder" in values or not values.get("data"):
         raise InputError(f"{path} must be a JSON object with at least the section 'data'")
     try:
@@ -192,11 +191,9 @@ def _build(kind: type, values: typing.Any, where: str) -> typing.Any:
         unknown = sorted(set(values) - set(hints))
         if unknown:
             raise InputError(f"unknown key '{'.'.join(filter(None, (where, unknown[0])))}': known here are {', '.join(hints)}")
-        required = [
-            f.name
-            for f in dataclasses.fields(kind)
-            if f.default is f.default_factory is dataclasses.MISSING and f.name not in values
-        ]
+        missing = dataclasses.MISSING
+        optional = {f.name for f in dataclasses.fields(kind) if not f.default is f.default_factory is missing}
+        required = [name for name in hints if name not in values and name not in optional]
         if required:
             raise InputError(f"'{where}' lacks '{required[0]}'")
         return kind(**{name: _build(hints[name], value, ".".join(filter(None, (where, name)))) for name, value in values.items()})
@@ -205,7 +202,7 @@ def _build(kind: type, values: typing.Any, where: str) -> typing.Any:
         if not isinstance(values, list) or len(kinds) != len(values):
             raise InputError(f"'{where}' must be a list" + ("" if arguments[-1] is Ellipsis else f" of {len(arguments)}"))
         return tuple(_build(k, value, f"{where}[{n}]") for n, (k, value) in enumerate(zip(kinds, values)))
-    allowed = tuple(k for k in (arguments or (kind,)))
+    allowed = arguments or (kind,)
     if float in allowed and isinstance(values, int) and not isinstance(values, bool):
         return float(values)
     if not isinstance(values, allowed) or isinstance(values, bool) and bool not in allowed:
@@ -221,14 +218,8 @@ def build_mixture(config: TrainingConfig, held_out: bool, augmented: bool) -> Pa
     weights = [section.weight for section in config.data]
     if min(weights) < 0 or sum(weights) == 0:
         raise InputError("data: weights must not be negative, and one above 0")
-    return PairMixture(
-        sources,
-        weights,
-        config.view.points,
-        config.run.seed,
-        config.augmentation if augmented else None,
-        config.initial_error.exponent,
-    )
+    augmentation, exponent = config.augmentation if augmented else None, config.initial_error.exponent
+    return PairMixture(sources, weights, config.view.points, config.run.seed, augmentation, exponent)
 
 
 def _build_source(section: DataSection, folder: Path, view: View, held_out: bool) -> PairSource:

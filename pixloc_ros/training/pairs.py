@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from typing import Protocol
 
 import cv2
@@ -154,17 +154,11 @@ def collate(pairs: Sequence[Pair], initial: Sequence[torch.Tensor], points: int,
 def _stack_steps(steps: Sequence[Step | None]) -> StepBatch | None:
     if any(step is None for step in steps):
         return None
-    together = [
-        torch.stack([getattr(step, name) for step in steps])
-        for name in ("previous_from_reference", "previous_start", "previous_covariance", "odometry", "covariance")
-    ]
-    return StepBatch(
-        _stack_images([step.previous for step in steps]),
-        stack_cameras([step.previous_camera for step in steps]),
-        *together,
-        torch.tensor([step.seconds for step in steps], dtype=torch.float64),
-        torch.stack([step.base_from_camera for step in steps]),
-    )
+    columns = {field.name: [getattr(step, field.name) for step in steps] for field in fields(Step)}
+    together = {name: torch.stack(values) for name, values in columns.items() if isinstance(values[0], torch.Tensor)}
+    seconds = torch.tensor(columns["seconds"], dtype=torch.float64)
+    images, cameras = _stack_images(columns["previous"]), stack_cameras(columns["previous_camera"])
+    return StepBatch(previous=images, previous_camera=cameras, seconds=seconds, **together)
 
 
 def _stack_images(images: Sequence[np.ndarray]) -> torch.Tensor:

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import zlib
 from pathlib import Path
+from typing import NamedTuple
 
 import cv2
 import numpy as np
@@ -31,37 +32,62 @@ _LARGEST_TURN_RAD = np.radians(25.0)
 _LARGEST_SHIFT = 0.4  # of the depth
 
 
+class SceneImages(NamedTuple):
+    """Posed images of one scene.
+
+    Attributes:
+        folder: Where they are from.
+        paths: Of the images [K].
+        cameras: [K].
+        camera_from_map: float64 [K, 4, 4].
+    """
+
+    folder: Path
+    paths: list[Path]
+    cameras: list[Camera]
+    camera_from_map: torch.Tensor
+
+
+class SharedPoints(NamedTuple):
+    """Which points images see.
+
+    Attributes:
+        xyz: float64 [P, 3], map frame.
+        observation_image: int64 [M].
+        observation_point: int64 [M].
+    """
+
+    xyz: np.ndarray
+    observation_image: np.ndarray
+    observation_point: np.ndarray
+
+
 class ScenePairs:
     """Draws pairs of images of one scene. Candidates are fixed at the start; points are found when a pair is drawn.
 
-    paths: of the images. camera_from_map [K, 4, 4]. near: bool [K, K], which images (rows) may be references of which
-    queries (columns). held_out: draw only pairs whose query is kept for validation, else only those of which neither image
-    is. Raises InputError where no pair is left or images are missing.
+    Args:
+        images: Of the scene.
+        near: bool [K, K], which images (rows) may be references of which queries (columns).
+        view: What the network sees.
+        held_out: Draw only pairs whose query is kept for validation, else only those of which neither image is.
+
+    Raises:
+        InputError: No pair is left, or images are missing.
     """
 
-    def __init__(
-        self,
-        folder: Path,
-        paths: list[Path],
-        cameras: list[Camera],
-        camera_from_map: torch.Tensor,
-        near: np.ndarray,
-        view: View,
-        held_out: bool,
-    ) -> None:
+    def __init__(self, images: SceneImages, near: np.ndarray, view: View, held_out: bool) -> None:
+        folder, paths, self.cameras, self.camera_from_map = images
         missing = [path for path in paths if not path.is_file()]
         if missing:
-            raise InputError(
-                f"{folder}: {len(missing)} of {len(paths)} images are missing, for example {missing[0]}: check the folder"
-            )
-        self.name, self.paths, self.cameras = folder.resolve().parent.name, paths, cameras
-        self.camera_from_map, self.view = camera_from_map, view
+            count = f"{len(missing)} of {len(paths)} images are missing"
+            raise InputError(f"{folder}: {count}, for example {missing[0]}: check the folder")
+        self.name, self.paths, self.view = folder.resolve().parent.name, paths, view
         kept_back = np.array([zlib.crc32(path.name.encode()) % HELD_OUT_SHARE == 0 for path in paths])
         usable = near & ~np.eye(len(near), dtype=bool) & ~kept_back[:, None]
         usable &= (kept_back if held_out else ~kept_back)[None]
         self.candidates = np.argwhere(usable)
         if len(self.candidates) == 0:
-            raise InputError(f"{folder}: no two images share enough to train on: take it off the training configuration")
+            raise InputError(f"{folder}: no two images share enough to train on: remove it from the training configuration")
 
     def points(self, image: int, rng: np.random.Generator) -> torch.Tensor:
         """Points [n, 3], in its camera's frame, that an image sees."""
@@ -89,47 +115,37 @@ class ScenePairs:
         pixels, valid = query_camera.project(se3.transform(query_from_reference, xyz))
         if int((valid & query_camera.in_image(pixels)).sum()) < _LEAST_OVERLAP * len(xyz):
             raise BadSample("little overlap")
-        return Pair(
-            reference,
-            query,
-            reference_camera,
-            query_camera,
-            xyz,
-            query_from_reference,
-            f"{self.name}/{self.paths[a].name}-{self.paths[b].name}",
-        )
+        name = f"{self.name}/{self.paths[a].name}-{self.paths[b].name}"
+        return Pair(reference, query, reference_camera, query_camera, xyz, query_from_reference, name)
 
 
 class SharedPointPairs(ScenePairs):
     """Pairs of images that share at least a quarter of the reference's points.
 
-    xyz: float64 [P, 3] map frame. observation_image, observation_point: int64 [M]. near: more pairs than those, bool [K, K];
-    references among them must see points. Raises InputError as `ScenePairs` does.
+    Args:
+        images: Of the scene.
+        points: That they see.
+        view: What the network sees.
+        held_out: As `ScenePairs` takes it.
+        near: More pairs than those, bool [K, K]; references among them must see points.
+
+    Raises:
+        InputError: As `ScenePairs` does.
     """
 
     def __init__(
-        self,
-        folder: Path,
-        paths: list[Path],
-        cameras: list[Camera],
-        camera_from_map: torch.Tensor,
-        xyz: np.ndarray,
-        observation_image: np.ndarray,
-        observation_point: np.ndarray,
-        view: View,
-        held_out: bool,
-        near: np.ndarray | None = None,
+        self, images: SceneImages, points: SharedPoints, view: View, held_out: bool, near: np.ndarray | None = None
     ) -> None:
-        self.sees = scipy.sparse.csr_matrix(
-            (np.ones(len(observation_point)), (observation_image, observation_point)), (len(paths), len(xyz))
-        )
+        entries = points.observation_image, points.observation_point
+        size = len(images.paths), len(points.xyz)
+        self.sees = scipy.sparse.csr_matrix((np.ones(len(points.observation_point)), entries), size)
         self.sees.data[:] = 1  # a point may be observed twice in an image
-        self.xyz = torch.from_numpy(xyz)
+        self.xyz = torch.from_numpy(points.xyz)
         shared = (self.sees @ self.sees.T).toarray()
         enough = shared >= np.maximum(_LEAST_POINTS, _LEAST_SHARED * shared.diagonal()[:, None])
         if near is not None:
             enough |= near & (shared.diagonal() >= _LEAST_POINTS)[:, None]
-        super().__init__(folder, paths, cameras, camera_from_map, enough, view, held_out)
+        super().__init__(images, enough, view, held_out)
 
     def points(self, image: int, rng: np.random.Generator) -> torch.Tensor:
         observed = torch.from_numpy(self.sees[[image]].indices.astype(np.int64))
@@ -141,17 +157,9 @@ class ColmapPairs(SharedPointPairs):
 
     def __init__(self, model: Path, images: Path, view: View, held_out: bool) -> None:
         scene = read_colmap_model(model)
-        super().__init__(
-            model,
-            [images / name for name in scene.names],
-            [scene.cameras[k] for k in scene.camera_ids.tolist()],
-            scene.camera_from_map,
-            scene.xyz,
-            scene.observation_image,
-            scene.observation_point,
-            view,
-            held_out,
-        )
+        paths, cameras = [images / name for name in scene.names], [scene.cameras[k] for k in scene.camera_ids.tolist()]
+        points = SharedPoints(scene.xyz, scene.observation_image, scene.observation_point)
+        super().__init__(SceneImages(model, paths, cameras, scene.camera_from_map), points, view, held_out)
 
 
 class RgbdPairs(ScenePairs):
@@ -168,15 +176,8 @@ class RgbdPairs(ScenePairs):
         depth = float(np.median([np.median(image[image > 0]) for image in some if (image > 0).any()]))
         distance, angle = se3.pose_difference(poses[:, None], poses[None])
         near = ((distance < _LARGEST_SHIFT * depth) & (angle < _LARGEST_TURN_RAD)).numpy()
-        super().__init__(
-            sequence,
-            [frame.image for frame in self.frames],
-            [self.camera] * len(self.frames),
-            se3.inverse(poses),
-            near,
-            view,
-            held_out,
-        )
+        paths, cameras = [frame.image for frame in self.frames], [self.camera] * len(self.frames)
+        super().__init__(SceneImages(sequence, paths, cameras, se3.inverse(poses)), near, view, held_out)
 
     def points(self, image: int, rng: np.random.Generator) -> torch.Tensor:
         sound = without_edges(load_depth(self.frames[image], self.camera, self.depth_scale))

@@ -10,12 +10,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import numpy as np
 import torch
 
 from ..errors import InputError
 from ..geometry import se3
+from ..geometry.cameras import Camera
 from ..tracking.odometry import OdometryNoise
 from .pairs import BadSample, Pair, Step, random_rotation_vector
 from .photos import PhotoPairs, random_camera, random_motion, random_scale, render_views
@@ -26,14 +28,28 @@ _LARGEST_SKIP = 3
 _LARGEST_STEP_TURN = np.radians(20.0)
 
 
+class Previous(NamedTuple):
+    """The frame before a query, its pose [4, 4] from the reference, and the camera's place on the base [4, 4]."""
+
+    image: np.ndarray
+    camera: Camera
+    previous_from_reference: torch.Tensor
+    base_from_camera: torch.Tensor
+
+
 @dataclass(frozen=True)
-class OdometryErrors:
+class OdometryDisturbance:
     """How wrong odometry is, per sample.
 
-    spread: the true size of errors is the claimed one times exp(N(0, spread)). slips: share of samples in which the wheels
-    slip, by up to `slip` of the distance driven and `slip_yaw` radians per metre. reported: share of samples whose driver
-    reports larger errors, up to `largest_report` times, and makes them. previous_rotation_deg, previous_translation: largest
-    error of what was known of the frame before, before it was seen (translation as a share of the depth).
+    Attributes:
+        spread: The true size of errors is the claimed one times exp(N(0, spread)).
+        slips: Share of samples in which the wheels slip.
+        slip: They do so by up to this share of the distance driven.
+        slip_yaw: And by up to so many radians per metre.
+        reported: Share of samples whose driver reports larger errors, and makes them.
+        largest_report: Up to so many times.
+        previous_rotation_deg: Largest error of what was known of the frame before, before it was seen.
+        previous_translation: Likewise, as a share of the depth.
     """
 
     spread: float = 0.5
@@ -66,20 +82,28 @@ class OdometryErrors:
             error[5] += rng.uniform(-1, 1) * self.slip_yaw * distance
         return motion @ se3.se3_exp(torch.from_numpy(error)), torch.diag(torch.from_numpy(std**2))
 
-    def before(
-        self, previous_from_reference: torch.Tensor, base_from_camera: torch.Tensor, depth: float, rng: np.random.Generator
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """What was known of the frame before → previous_start [4, 4], its covariance [6, 6] in base axes."""
+    def step(self, previous: Previous, moved: torch.Tensor, seconds: float, depth: float, rng: np.random.Generator) -> Step:
+        """What is measured of a motion of the base, and was known of the frame before.
+
+        Args:
+            previous: That frame.
+            moved: The motion since then, previous base from base [4, 4].
+            seconds: Since then.
+            depth: Of the points, metres.
+            rng: Randomness.
+        """
+        odometry, covariance = self.measure(moved, seconds, rng)
         std = np.repeat((self.previous_translation * depth, np.radians(self.previous_rotation_deg)), 3) * rng.uniform(0.1, 0.6)
         error = se3.se3_exp(torch.from_numpy(std * rng.normal(size=6)))
-        camera_error = se3.inverse(base_from_camera) @ error @ base_from_camera
-        return camera_error @ previous_from_reference, torch.diag(torch.from_numpy(std**2))
+        start = se3.inverse(previous.base_from_camera) @ error @ previous.base_from_camera @ previous.previous_from_reference
+        known = previous.image, previous.camera, previous.previous_from_reference, start, torch.diag(torch.from_numpy(std**2))
+        return Step(*known, odometry, covariance, seconds, previous.base_from_camera)
 
 
 class PhotoSequences:
     """Photos (see `PhotoPairs`) seen by a robot that drives or a camera that is carried."""
 
-    def __init__(self, photos: PhotoPairs, errors: OdometryErrors) -> None:
+    def __init__(self, photos: PhotoPairs, errors: OdometryDisturbance) -> None:
         self.photos, self.errors = photos, errors
 
     def draw(self, rng: np.random.Generator) -> Pair:
@@ -96,11 +120,8 @@ class PhotoSequences:
         for pose in (base_from_camera, moved, *poses):
             pose[:3, 3] *= metres
         seconds = float(np.exp(rng.uniform(np.log(0.03), np.log(1.0))))
-        odometry, covariance = self.errors.measure(moved, seconds, rng)
-        start, start_covariance = self.errors.before(previous_from_reference, base_from_camera, metres, rng)
-        step = Step(
-            previous, camera, previous_from_reference, start, start_covariance, odometry, covariance, seconds, base_from_camera
-        )
+        before = Previous(previous, camera, previous_from_reference, base_from_camera)
+        step = self.errors.step(before, moved, seconds, metres, rng)
         return Pair(reference, query, camera, camera, xyz * metres, query_from_reference, name, step)
 
 
@@ -131,7 +152,7 @@ def random_robot(rng: np.random.Generator) -> tuple[torch.Tensor, torch.Tensor]:
 class SceneSequences:
     """Frames of a scene in the order of their names, a camera carried by hand: base axes at the camera."""
 
-    def __init__(self, scene: ScenePairs, rate_hz: float, errors: OdometryErrors) -> None:
+    def __init__(self, scene: ScenePairs, rate_hz: float, errors: OdometryDisturbance) -> None:
         """rate_hz: of the frames. Raises InputError where no pair's query follows another frame."""
         self.scene, self.rate_hz, self.errors = scene, rate_hz, errors
         order = sorted(range(len(scene.paths)), key=lambda k: scene.paths[k].name)
@@ -144,40 +165,25 @@ class SceneSequences:
         """Raises BadSample where the frame before is too far, and as `ScenePairs.draw` does."""
         a, b = self.candidates[rng.integers(len(self.candidates))]
         skip = int(rng.integers(1, min(_LARGEST_SKIP, self.place[b]) + 1))
-        before = self.order[self.place[b] - skip]
+        last = self.order[self.place[b] - skip]
         poses = self.scene.camera_from_map
         base_from_camera = se3.from_rotation_translation(OPTICAL_FROM_BASE.mT, torch.zeros(3, dtype=torch.float64))
-        moved = base_from_camera @ poses[before] @ se3.inverse(poses[b]) @ se3.inverse(base_from_camera)
+        moved = base_from_camera @ poses[last] @ se3.inverse(poses[b]) @ se3.inverse(base_from_camera)
         if float(se3.rotation_angle(moved[:3, :3])) > _LARGEST_STEP_TURN:
             raise BadSample("turned too far")
         pair = self.scene.pair(a, b, rng)
-        previous, camera = self.scene.cut_out(before, rng)
-        previous_from_reference = poses[before] @ se3.inverse(poses[a])
+        previous, camera = self.scene.cut_out(last, rng)
+        previous_from_reference = poses[last] @ se3.inverse(poses[a])
         depth = float(se3.transform(pair.query_from_reference, pair.xyz)[:, 2].median())
-        seconds = skip / self.rate_hz
-        odometry, covariance = self.errors.measure(moved, seconds, rng)
-        start, start_covariance = self.errors.before(previous_from_reference, base_from_camera, abs(depth), rng)
-        return replace(
-            pair,
-            step=Step(
-                previous,
-                camera,
-                previous_from_reference,
-                start,
-                start_covariance,
-                odometry,
-                covariance,
-                seconds,
-                base_from_camera,
-            ),
-        )
+        before = Previous(previous, camera, previous_from_reference, base_from_camera)
+        return replace(pair, step=self.errors.step(before, moved, skip / self.rate_hz, abs(depth), rng))
 
 
 Sequences = PhotoSequences | SceneSequences
 
 
 def with_odometry(
-    sources: Sequence[PhotoPairs | ScenePairs], rate_hz: Sequence[float], errors: OdometryErrors
+    sources: Sequence[PhotoPairs | ScenePairs], rate_hz: Sequence[float], errors: OdometryDisturbance
 ) -> list[Sequences]:
     """The sources' images as consecutive frames. Raises InputError where a scene's frame rate is missing."""
     result: list[Sequences] = []

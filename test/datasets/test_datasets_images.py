@@ -31,7 +31,7 @@ from pixloc_ros.geometry.cameras import Camera
 from pixloc_ros.io.trajectory import read_benchmark_poses
 from pixloc_sim.sparse_model import build_sparse_model, write_colmap_text
 
-SCRIPTS = Path(__file__).resolve().parents[2] / "scripts"
+EXPERIMENTS = Path(__file__).resolve().parents[2] / "experiments"
 FOCAL = 525.0
 
 
@@ -76,26 +76,22 @@ def test_cambridge(shots, model, tmp_path, capsys):
     nearest = [f"{query} {names[k - 1]}\n{query} {names[0]}" for k, query in enumerate(names) if k % 2]
     (tmp_path / "pairs.txt").write_text("\n".join(nearest) + "\n")
     out = tmp_path / "out"
-    assert (
-        pixloc("dataset", "cambridge", tmp_path / "ShopFacade", "--pairs", tmp_path / "pairs.txt", "-o", out, "--localize") == 0
-    )
+    assert pixloc(f"dataset cambridge {tmp_path}/ShopFacade --pairs {tmp_path}/pairs.txt -o {out} --localize") == 0
     said = capsys.readouterr().out
     assert "8 queries, 8 with a prior, 8 with truth" in said and "median error over all queries" in said
     truth = {name: shot for name, shot in zip(names[1::2], shots[1::2])}
     check_poses(out / "truth.txt", truth)
     check_poses(out / "poses.txt", truth)
     check_poses(out / "submission.txt", truth)  # as the benchmark names them: folder and file
-    (out / "submission.txt").unlink()
-    assert (
-        pixloc("dataset", "cambridge", tmp_path / "ShopFacade", "--pairs", tmp_path / "pairs.txt", "-o", out, "--localize") == 0
-    )  # what is there is localized again, not made again
+    (out / "submission.txt").unlink()  # what is there is localized again, not made again
+    assert pixloc(f"dataset cambridge {tmp_path}/ShopFacade --pairs {tmp_path}/pairs.txt -o {out} --localize") == 0
     check_poses(out / "submission.txt", truth)
     priors = read_benchmark_poses(out / "priors.txt")
     for k in range(1, len(names), 2):
         torch.testing.assert_close(priors[names[k]], inverse(shots[k - 1].pose), atol=1e-6, rtol=0)
     # Points of the map are those that training images see.
     source = open_cambridge(tmp_path / "ShopFacade")
-    assert len(source.queries) == 8 and "8 training images" in source.made_from
+    assert len(source.queries) == 8 and "8 training images" in source.source.made_from
 
 
 def test_seven_scenes_from_a_colmap_model(studio, shots, model, tmp_path, capsys):
@@ -108,38 +104,10 @@ def test_seven_scenes_from_a_colmap_model(studio, shots, model, tmp_path, capsys
     (tmp_path / "queries.txt").write_text("".join(f"{name} {colmap_line(KINECT)}\n" for name in queries))
     (tmp_path / "pairs.txt").write_text("".join(f"{name} seq-01/frame-{k:06d}.color.png\n" for k, name in enumerate(queries)))
     out = tmp_path / "out"
-    assert (
-        pixloc(
-            "dataset",
-            "7scenes",
-            scene,
-            "--model",
-            tmp_path / "sfm",
-            "--queries",
-            tmp_path / "queries.txt",
-            "--pairs",
-            tmp_path / "pairs.txt",
-            "-o",
-            out,
-        )
-        == 0
-    )
-    assert (
-        pixloc(
-            "localize",
-            "--map",
-            out / "map.pixmap",
-            "--images",
-            scene,
-            "--cameras",
-            out / "queries.txt",
-            "--prior",
-            out / "priors.txt",
-            "-o",
-            out / "poses.txt",
-        )
-        == 0
-    )
+    lists = f"--queries {tmp_path}/queries.txt --pairs {tmp_path}/pairs.txt"
+    assert pixloc(f"dataset 7scenes {scene} --model {tmp_path}/sfm {lists} -o {out}") == 0
+    given = f"--cameras {out}/queries.txt --prior {out}/priors.txt"
+    assert pixloc(f"localize --map {out}/map.pixmap --images {scene} {given} -o {out}/poses.txt") == 0
     truth = dict(zip(queries, shots[1::2]))
     check_poses(out / "truth.txt", truth)
     check_poses(out / "poses.txt", truth)
@@ -147,20 +115,7 @@ def test_seven_scenes_from_a_colmap_model(studio, shots, model, tmp_path, capsys
     leaking = keyframes(shots[1::2], queries)
     write_colmap_text(tmp_path / "leak", build_sparse_model(leaking, KINECT, np.random.default_rng(0)), leaking, KINECT)
     capsys.readouterr()
-    assert (
-        pixloc(
-            "dataset",
-            "7scenes",
-            scene,
-            "--model",
-            tmp_path / "leak",
-            "--queries",
-            tmp_path / "queries.txt",
-            "-o",
-            tmp_path / "leaked",
-        )
-        == 2
-    )
+    assert pixloc(f"dataset 7scenes {scene} --model {tmp_path}/leak --queries {tmp_path}/queries.txt -o {tmp_path}/leaked") == 2
     assert "holds the query" in capsys.readouterr().err
 
 
@@ -234,7 +189,7 @@ def write_robotcar(root, shots, model):
 def test_benchmark_sets(name, folder, write, shots, model, tmp_path, capsys):
     (tmp_path / folder).mkdir()
     truth = write(tmp_path / folder, shots, model)
-    assert pixloc("dataset", name, tmp_path / folder, "-o", tmp_path / "out", "--localize") == 0
+    assert pixloc(f"dataset {name} {tmp_path}/{folder} -o {tmp_path}/out --localize") == 0
     assert "submission.txt: 8 of 8 queries localized" in capsys.readouterr().out
     check_poses(tmp_path / "out" / "submission.txt", truth)
     assert not (tmp_path / "out" / "truth.txt").exists()
@@ -247,7 +202,7 @@ def test_cmu_training_slices_have_truth(shots, model, tmp_path, capsys):
     (tmp_path / "slice7" / "camera-poses" / "slice-7-01-Sep-2010.txt").write_text(
         "".join(f"{name} {' '.join(map(str, [*shot.inverse_wxyz, *shot.pose[:3, 3]]))}\n" for name, shot in truth.items())
     )
-    assert pixloc("dataset", "cmu", tmp_path / "slice7", "-o", tmp_path / "out", "--localize") == 0
+    assert pixloc(f"dataset cmu {tmp_path}/slice7 -o {tmp_path}/out --localize") == 0
     assert "within 5 cm and 5 deg: 100.0 %" in capsys.readouterr().out
     check_poses(tmp_path / "out" / "truth.txt", truth)
 
@@ -257,7 +212,7 @@ def test_two_queries_never_share_a_name_in_the_submission(shots, model, tmp_path
     path = tmp_path / "aachen" / "queries" / "night_time_queries_with_intrinsics.txt"
     save(tmp_path / "aachen" / "images_upright" / "query/night/nexus5x/1.jpg", shots[1].image)
     path.write_text(f"query/night/nexus5x/1.jpg {colmap_line(KINECT)}\n")
-    assert pixloc("dataset", "aachen", tmp_path / "aachen", "-o", tmp_path / "out", "--localize") == 2
+    assert pixloc(f"dataset aachen {tmp_path}/aachen -o {tmp_path}/out --localize") == 2
     assert "one name in the submission" in capsys.readouterr().err
 
 
@@ -284,7 +239,13 @@ def test_bad_files_are_told(shots, model, tmp_path):
     )
     text = (tmp_path / "a.nvm").read_text()
     assert len(read_nvm(tmp_path / "a.nvm").names) == 2
-    for old, new in ((text, "NVM_V2\n"), (text, text[:2000]), ("\n2\n", "\n9999999\n"), ("b.jpg", "b.jpg nan"), (text, "")):
+    for old, new in (
+        (text, "NVM_V2\n"),
+        (text, text[:2000]),
+        ("\n2\n", "\n9999999\n"),
+        (f"b.jpg\t{FOCAL:.9g}", "b.jpg\tnan"),
+        (text, ""),
+    ):
         (tmp_path / "a.nvm").write_text(text.replace(old, new, 1))
         with pytest.raises(InputError):
             read_nvm(tmp_path / "a.nvm")
@@ -311,7 +272,7 @@ def test_paper_tables(studio, shots, model, tmp_path, capsys, monkeypatch):
         sys, "argv", ["paper_tables.py", *(word for option, name in options for word in (option, str(tmp_path / name)))]
     )
     with pytest.raises(SystemExit) as ended:
-        runpy.run_path(str(SCRIPTS / "paper_tables.py"), run_name="__main__")
+        runpy.run_path(str(EXPERIMENTS / "paper_tables.py"), run_name="__main__")
     assert ended.value.code == 0
     said = capsys.readouterr().out
     rows = {

@@ -18,7 +18,7 @@ from pixloc_ros.training.config import build_mixture, read_config
 from pixloc_ros.training.pairs import View
 from pixloc_ros.training.photos import PhotoPairs, list_photos
 from pixloc_ros.training.scenes import ColmapPairs
-from pixloc_ros.training.sequences import OdometryErrors, PhotoSequences, SceneSequences, random_robot
+from pixloc_ros.training.sequences import OdometryDisturbance, PhotoSequences, SceneSequences, random_robot
 from pixloc_ros.training.trainer import Trainer
 
 VIEW = View(**SMALL)
@@ -33,7 +33,7 @@ def one_thread():
 
 
 @dataclasses.dataclass(frozen=True)
-class NoErrors(OdometryErrors):
+class NoErrors(OdometryDisturbance):
     """Odometry that measures the truth."""
 
     def measure(self, motion, seconds, rng):
@@ -113,9 +113,9 @@ def test_odometry_claims_its_errors_where_nothing_slips():
             values.append(float(error @ torch.linalg.solve(covariance, error)))
         return np.mean(values)
 
-    honest = nees(OdometryErrors(spread=0.0, slips=0.0))
+    honest = nees(OdometryDisturbance(spread=0.0, slips=0.0))
     assert abs(honest - 6) < 5 * np.sqrt(12 / len(motions))
-    assert nees(OdometryErrors(spread=0.0, slips=1.0)) > 2 * honest
+    assert nees(OdometryDisturbance(spread=0.0, slips=1.0)) > 2 * honest
 
 
 def test_wheels_drive_forwards_and_turn_left_or_right():
@@ -185,6 +185,6 @@ def test_scenes_need_a_frame_rate(tmp_path):
         name = "office"
 
     with pytest.raises(InputError, match="rate_hz"):
-        with_odometry([Scene()], [0.0], OdometryErrors())
+        with_odometry([Scene()], [0.0], OdometryDisturbance())
     with pytest.raises(InputError, match="shares"):
-        OdometryErrors(slips=2.0)
+        OdometryDisturbance(slips=2.0)
