@@ -49,7 +49,7 @@ class ImageSet:
         scene: What of it.
         images: The folder that the queries' names are relative to.
         queries: What to localize.
-        source: Of the map.
+        map_source: What the map is made of.
         submission_name: What the benchmark wants a query called.
         truth: camera_from_map [4, 4] by name; empty where the benchmark keeps it.
         pairs: Names of map images that look similar, best first, by query.
@@ -60,11 +60,16 @@ class ImageSet:
     scene: str
     images: Path
     queries: list[Query]
-    source: MapSource
+    map_source: MapSource
     submission_name: Callable[[str], str]
     truth: Mapping[str, torch.Tensor] = field(default_factory=dict)
     pairs: Mapping[str, list[str]] = field(default_factory=dict)
     files: tuple[Path, ...] = ()
+
+    @property
+    def made_from(self) -> str:
+        """What the map is made from, for people."""
+        return self.map_source.made_from
 
     def priors(self, map_: Map) -> dict[str, torch.Tensor]:
         """camera_from_map of the first image in the map that looks like a query, by query; those without one are left out."""

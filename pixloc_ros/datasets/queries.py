@@ -62,20 +62,20 @@ def make_queries(
         "queries": len(source.queries),
         "network": extractor.fingerprint,
         "working_side": working_side,
-        "made_from": source.source.made_from,
+        "made_from": source.made_from,
     }
     out = OutputFolder(output, key, say)
     map_path, notes = out.path("map.pixmap"), []
     if not map_path.is_file():
-        map_, report = source.source.build(extractor, working_side, out.work, progress)
+        map_, report = source.map_source.build(extractor, working_side, out.work, progress)
         map_.save(map_path)
         if report.missing:
             notes.append(f"{len(report.missing)} images of the map are missing or not readable, such as {report.missing[0]}.")
     map_ = Map.open(map_path)
-    say(f"map of {source.source.made_from}: {len(map_.keyframe_names)} keyframes, {len(map_.xyz)} points")
+    say(f"map of {source.made_from}: {len(map_.keyframe_names)} keyframes, {len(map_.xyz)} points")
     priors = source.priors(map_)
     write_cameras(out.path("queries.txt"), {query.name: query.camera for query in source.queries})
-    table = [("map.pixmap", f"the map, made of {source.source.made_from}"), ("queries.txt", "the queries with their camera")]
+    table = [("map.pixmap", f"the map, made of {source.made_from}"), ("queries.txt", "the queries with their camera")]
     if priors:
         write_benchmark_poses(out.path("priors.txt"), priors)
         table.append(("priors.txt", "where to begin: the pose of the map image that retrieval put first"))
@@ -89,7 +89,7 @@ def make_queries(
     summary = {
         "set": source.name,
         "scene": source.scene,
-        "made_from": source.source.made_from,
+        "made_from": source.made_from,
         "keyframes": len(map_.keyframe_names),
         "points": len(map_.xyz),
         "queries": len(source.queries),
@@ -111,7 +111,7 @@ def made_already(folder: Path, source: ImageSet) -> bool:
     """Whether the folder was made of this set before. Raises InputError where it was made of something else."""
     if not (folder / SUMMARY).is_file():
         return False
-    made_from = source.source.made_from
+    made_from = source.made_from
     try:
         made = json.loads((folder / SUMMARY).read_text(encoding="utf-8"))
         wanted = {"set": source.name, "scene": source.scene, "made_from": made_from, "queries": len(source.queries)}

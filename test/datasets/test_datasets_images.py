@@ -91,7 +91,7 @@ def test_cambridge(shots, model, tmp_path, capsys):
         torch.testing.assert_close(priors[names[k]], inverse(shots[k - 1].pose), atol=1e-6, rtol=0)
     # Points of the map are those that training images see.
     source = open_cambridge(tmp_path / "ShopFacade")
-    assert len(source.queries) == 8 and "8 training images" in source.source.made_from
+    assert len(source.queries) == 8 and "8 training images" in source.made_from
 
 
 def test_seven_scenes_from_a_colmap_model(studio, shots, model, tmp_path, capsys):
