@@ -16,6 +16,7 @@ from pixloc_ros.errors import InputError
 from pixloc_ros.features.weights import Weights
 from pixloc_ros.geometry import se3
 from pixloc_ros.io.trajectory import Trajectory, write_benchmark_poses, write_tum
+from pixloc_sim.sparse_model import Keyframe, build_sparse_model, write_colmap_text
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "experiments"))
 import ablations  # noqa: E402  (a script, not a module of the package)
@@ -28,36 +29,22 @@ def data(tmp_path):
     """A scene of a textured plane as the shared data has it, and what the harness would export of it."""
     scene, picture = tmp_path / "data" / "plane", texture()
     export = tmp_path / "out" / "export" / "plane"
-    for folder in (scene / "images", scene / "map", scene / "queries", *(export / v for v in ("clean", "blur"))):
+    for folder in (scene / "images", scene / "queries", *(export / v for v in ("clean", "blur"))):
         folder.mkdir(parents=True)
-    line = f"PINHOLE 320 240 {' '.join(f'{v:.6f}' for v in (260, 260, 160, 120))}"
-    poses = [look_at((x, -1.2, 2.0), (x, 0.0, 0.0)) for x in (-0.6, 0.0, 0.6)]
-    views = [plane_view(pose, CAMERA, picture) for pose in poses]
-    corners = cv2.goodFeaturesToTrack(views[1][0], 200, 0.01, 8)[:, 0].astype(float)
-    rays, _ = CAMERA.unproject(torch.from_numpy(corners))
-    depth = torch.from_numpy(views[1][1][corners[:, 1].astype(int), corners[:, 0].astype(int)])
-    xyz = se3.transform(poses[1], rays / rays[:, 2:] * depth[:, None])
-    tracks, images = [""] * len(xyz), ""
-    for k, (pose, (image, _)) in enumerate(zip(poses, views)):
+    frames = []
+    for k, x in enumerate((-0.6, 0.0, 0.6)):
+        pose = look_at((x, -1.2, 2.0), (x, 0.0, 0.0))
+        image, depth = plane_view(pose, CAMERA, picture)
         cv2.imwrite(str(scene / "images" / f"{k}.png"), image)
-        pixels, valid = CAMERA.project(se3.transform(se3.inverse(pose), xyz))
-        seen = torch.nonzero(valid & CAMERA.in_image(pixels))[:, 0].tolist()
-        for j, point in enumerate(seen):
-            tracks[point] += f" {k + 1} {j}"
-        images += f"{k + 1} {_quaternion(se3.inverse(pose))} 1 {k}.png\n"
-        images += " ".join(f"{float(pixels[p, 0]) + 0.5} {float(pixels[p, 1]) + 0.5} {p + 1}" for p in seen) + "\n"
-    (scene / "map" / "cameras.txt").write_text(f"1 {line}\n")
-    (scene / "map" / "images.txt").write_text(images)
-    (scene / "map" / "points3D.txt").write_text(
-        "".join(f"{n} {x} {y} {z} 0 0 0 0.1{track}\n" for n, ((x, y, z), track) in enumerate(zip(xyz.tolist(), tracks), 1))
-    )
+        frames.append(Keyframe(f"{k}.png", 0, np.stack([image] * 3, -1), depth.astype(np.float32), pose))
+    write_colmap_text(scene / "map", build_sparse_model(frames, CAMERA, np.random.default_rng(0), 0.1), frames, CAMERA)
     truth = [look_at((x, -1.15, 2.0), (x, 0.02, 0.0)) for x in (-0.3, 0.35)]
     for k, pose in enumerate(truth):
         image, _ = plane_view(pose, CAMERA, picture)
         cv2.imwrite(str(export / "clean" / f"q{k}.png"), image)
         cv2.imwrite(str(export / "blur" / f"q{k}.png"), cv2.blur(image, (5, 5)))
     for variant in ("clean", "blur"):
-        (export / variant / "camera.txt").write_text(line + "\n")
+        (export / variant / "camera.txt").write_text("PINHOLE 320 240 260 260 160 120\n")
     (export / "lists.json").write_text(json.dumps({"queries": [{"name": f"q{k}.jpg"} for k in range(2)]}))
     write_tum(export / "truth.txt", Trajectory.from_poses(list(enumerate(truth))))
     for level, size in enumerate((0.02, 0.05, 0.1)):
@@ -67,11 +54,6 @@ def data(tmp_path):
     (scene / "queries" / "scale.json").write_text(json.dumps({"q0.jpg": 2.3, "q1.jpg": 2.3}))
     (scene / "scene.json").write_text(json.dumps({"metric": True}))
     return tmp_path
-
-
-def _quaternion(camera_from_map):
-    x, y, z, w = se3.quaternion_from_rotation(camera_from_map[:3, :3]).tolist()
-    return " ".join(f"{v:.12g}" for v in (w, x, y, z, *camera_from_map[:3, 3].tolist()))
 
 
 def run(data, monkeypatch, capsys, *arguments):

@@ -13,6 +13,7 @@ from pixloc_ros.errors import InputError
 from pixloc_ros.geometry import se3
 from pixloc_ros.geometry.cameras import Camera
 from pixloc_ros.io import bag_writer
+from pixloc_ros.io.colmap import read_colmap_model
 from pixloc_sim import drives
 from pixloc_sim import recordings as datasets
 from pixloc_sim.lighting import Lighting
@@ -232,27 +233,14 @@ def test_odometry_without_errors_is_the_truth_and_with_them_drifts_within_bounds
 
 def test_points_project_into_the_keyframes_of_the_written_model(dataset):
     folder, summary = dataset
-    lens = Camera.parse_colmap_line((folder / "map" / "cameras.txt").read_text().splitlines()[1].split(" ", 1)[1])
-    lines = (folder / "map" / "images.txt").read_text().splitlines()[2:]
-    points = {
-        int(row[0]): [float(v) for v in row[1:4]]
-        for row in (line.split() for line in (folder / "map" / "points3D.txt").read_text().splitlines()[1:])
-    }
-    assert len(lines) // 2 == summary["keyframes"] and len(points) == summary["points"] > 150
-    errors = []
-    for header, body in zip(lines[0::2], lines[1::2]):
-        words = header.split()
-        assert (folder / "images" / words[9]).is_file()
-        w, x, y, z, *translation = (float(v) for v in words[1:8])
-        rotation = se3.rotation_from_quaternion(torch.tensor([x, y, z, w], dtype=torch.float64))
-        camera_from_map = se3.from_rotation_translation(rotation, torch.tensor(translation, dtype=torch.float64))
-        rows = np.array(body.split(), float).reshape(-1, 3)
-        xyz = torch.tensor([points[int(p)] for p in rows[:, 2]], dtype=torch.float64)
-        pixels, valid = lens.project(se3.transform(camera_from_map, xyz))
-        assert bool(valid.all())
-        errors.append(pixels.numpy() + 0.5 - rows[:, :2])  # COLMAP's corner convention in the file
-    errors = np.concatenate(errors)
-    assert len(errors) == summary["observations"]
+    model = read_colmap_model(folder / "map")
+    assert len(model.names) == summary["keyframes"] and len(model.xyz) == summary["points"] > 150
+    assert all((folder / "images" / name).is_file() for name in model.names)
+    xyz = torch.from_numpy(model.xyz)[model.observation_point].unsqueeze(-2)
+    local = se3.transform(model.camera_from_map[model.observation_image], xyz).squeeze(-2)
+    pixels, valid = model.cameras[1].project(local)
+    errors = pixels.numpy() - model.observation_px
+    assert bool(valid.all()) and len(errors) == summary["observations"]
     assert np.abs(errors.mean(0)).max() < 0.05, "no half pixel is lost"
     assert 0.2 < errors.std() < 0.6, "observations are noisy by half a pixel, points follow some of it"
 
@@ -292,16 +280,10 @@ def stamp_of(message) -> int:
 def test_bag_is_consistent(dataset, rough_options):
     folder, summary = dataset
     messages, qos = read_bag(folder / "drive")
-    assert set(messages) == {
-        "/camera/image_raw/compressed",
-        "/camera/camera_info",
-        "/odom",
-        "/tf",
-        "/tf_static",
-        "/ground_truth/pose",
-    }
+    camera_topics = ("/camera/image_raw/compressed", "/camera/camera_info")
+    assert set(messages) == {*camera_topics, "/odom", "/tf", "/tf_static", "/ground_truth/pose"}
     assert [q.durability.name for q in qos["/tf_static"]] == ["TRANSIENT_LOCAL"]
-    images, infos, truths = (messages[t] for t in ("/camera/image_raw/compressed", "/camera/camera_info", "/ground_truth/pose"))
+    images, infos, truths = (messages[topic] for topic in (*camera_topics, "/ground_truth/pose"))
     assert len(images) == len(infos) == len(truths) == summary["frames"]
     for (when, image), (_, info), (_, truth) in zip(images, infos, truths):
         assert when == stamp_of(image) == stamp_of(info) == stamp_of(truth)
@@ -376,21 +358,8 @@ def test_command_line(tmp_path, capsys):
 
     assert main(["simulate", "-o", str(tmp_path / "x"), "--size", "abc"]) == 2
     assert "640x480" in capsys.readouterr().err
-    arguments = [
-        "simulate",
-        "-o",
-        str(tmp_path / "x"),
-        "--seconds",
-        "1",
-        "--rate",
-        "1.2",
-        "--size",
-        "96x64",
-        "--texel",
-        "0.05",
-        "--encoding",
-        "mono8",
-    ]
+    options = {"--seconds": 1, "--rate": 1.2, "--size": "96x64", "--texel": 0.05, "--encoding": "mono8"}
+    arguments = ["simulate", "-o", str(tmp_path / "x"), *(str(word) for option in options.items() for word in option)]
     (tmp_path / "x").mkdir()
     (tmp_path / "x" / "simulation.json").write_text("{}")
     assert main(arguments) == 0, "an earlier simulation may be replaced"
