@@ -4,7 +4,7 @@
 
 The map of a simulated drive, thinned to 1000 points of 10 keyframes, lies side by side as in scaling.py, but each copy shows
 another place: its features are turned by a random rotation, and its keyframes' global descriptors are drawn with the mean and
-covariance of those of the whole simulated map. Images of the drive are looked for in all of it; then a camera visits every
+covariance of those of the whole simulated map. Images of the drive are searched for in all of it; then a camera visits every
 keyframe of the district at 10 images a second, from a file that is not in the system's cache, and the time to choose the points
 of each image is taken: what loading from disk costs, where it is not hidden.
 

@@ -4,8 +4,8 @@
 
     benchmarks/network.py [--sizes 640x480] [--threads 1 2] [--json new.json] [--compare old.json]
 
-From a uint8 image to unit descriptors, the ways in turn on the same image, so that what else happens on the machine hits all
-alike. The floor: multiply-adds over the most that the machine is seen to do a second. Times are medians by the clock; "CPU" is
+From a uint8 image to unit descriptors, the ways in turn on the same image, so that other work on the machine affects all of
+them. The floor: multiply-adds over the most that the machine is seen to do a second. Times are medians by the clock; "CPU" is
 processor time of all threads per image, "difference" the largest one of any descriptor's value from the plain network's.
 """
 

@@ -2,7 +2,7 @@
 # Copyright the pixloc_ros authors. SPDX-License-Identifier: Apache-2.0
 """Single images found in a map without any prior, and images that the map does not show, as in docs/evidence/results.md.
 
-For each scene: a map of its COLMAP model; every query image looked for in it; and every image of the other scenes (and of
+For each scene: a map of its COLMAP model; every query image searched for in it; and every image of the other scenes (and of
 --photos), which must not be found.
 
 Within 0.1 m and 1°, within 0.25 m and 2° (scenes without a unit: 1 % and 2.5 % of the median scene depth). Confident and
@@ -41,7 +41,7 @@ def main() -> int:
     parser = common.parser(__doc__, "out/cold_start")
     parser.add_argument("--every", type=int, default=1, metavar="N", help="only every N-th query")
     parser.add_argument("--foreign-every", type=int, default=1, metavar="N", help="only every N-th image of other scenes")
-    parser.add_argument("--photos", type=Path, metavar="DIR", help="images of other places, looked for in each map, too")
+    parser.add_argument("--photos", type=Path, metavar="DIR", help="images of other places, searched for in each map, too")
     parser.add_argument("--photos-every", type=int, default=1, metavar="N", help="only every N-th of them")
     common.add_rival_arguments(parser)
     parser.add_argument("--rival-queries", type=int, default=0, metavar="N", help="at most N of a scene, evenly spaced (0: all)")

@@ -4,7 +4,7 @@
 
 Every image of a drive that is not in the map is aligned as recorded and degraded, from a prior as odometry gives it, and from
 wrong priors: another place of the drive, a robot pushed aside by a metre or two, and the right place with the image of another
-drive. Once with the prior's covariance taking part (as in TRACKING), once without (as where a pose is looked for, or
+drive. Once with the prior's covariance taking part (as in TRACKING), once without (as where a pose is searched for, or
 found against the prior). A pose within 0.25 m and 2 degrees of the truth is right. For each measure that a gate could look at:
 the area under its ROC (the chance that a right alignment looks better than a wrong one); for each gate in use: how many wrong
 alignments it lets pass, and how many right ones it refuses.

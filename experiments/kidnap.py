@@ -27,7 +27,7 @@ from pixloc_ros.io.bags import BagReader
 def main() -> int:
     parser = common.parser(__doc__, "out/kidnap", drives=True)
     parser.add_argument("--starts", type=int, default=5, metavar="N", help="places to start from, evenly over the drive")
-    parser.add_argument("--after", type=float, default=4.0, metavar="S", help="seconds that a drive goes on after the event")
+    parser.add_argument("--after", type=float, default=4.0, metavar="S", help="seconds that a drive continues after the event")
     args = parser.parse_args()
     results: dict[str, list[dict]] = {}
     for scene in common.scenes_of(args):

@@ -8,7 +8,7 @@ descriptors need no download: VLAD of the rival's own local features, its words 
 images are matched one by one, PnP takes all matches together.
 
 Writes JSON: what the map holds, takes and took; with --queries also one entry a query image: error against the truth,
-inliers, processor seconds. Queries that the file holds already are kept, the map stays in --cache: what was stopped goes on.
+inliers, processor seconds. Queries that the file holds already are kept, the map stays in --cache: a stopped run continues.
 
     ~/rivals/bin/python experiments/matched_features.py ../shared/tools/peers ../shared/data/fox -o fox.json
     ~/rivals/bin/python experiments/matched_features.py ../shared/tools/peers ../shared/data/fox -o fox.json --queries 0002.jpg

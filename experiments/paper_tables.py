@@ -66,7 +66,7 @@ LARGE_SCALE = {
     "CMU suburban": "79.6/81.1/85.2",
     "CMU park": "61.0/62.5/69.4",
 }
-"""PixLoc from retrieval: per cent within (0.25 m, 2°)/(0.5 m, 5°)/(5 m, 10°), quoted likewise."""
+"""PixLoc from retrieval: per cent within (0.25 m, 2°)/(0.5 m, 5°)/(5 m, 10°), quoted in the same way."""
 TEST_SLICES = (2, 3, 4, 5, 6, 13, 14, 15, 16, 17, 18, 19, 20, 21)
 
 

@@ -98,7 +98,7 @@ def main() -> int:
     parser = common.parser(__doc__, "out/temporal", SCENES, drives=True, weights=False)
     parser.add_argument("--conditions", nargs="+", choices=CONDITIONS, default=list(CONDITIONS))
     parser.add_argument("--conditional", required=True, help="weights with a temporal prior that depends on the motion")
-    parser.add_argument("--constant", required=True, help="likewise, learned constants only")
+    parser.add_argument("--constant", required=True, help="weights with a temporal prior of learned constants")
     args = parser.parse_args()
     learned = {name: load_extractor(getattr(args, name)) for name in ("conditional", "constant")}
     for name, extractor in learned.items():

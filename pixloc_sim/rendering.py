@@ -43,76 +43,69 @@ _SHEET_WIDTH = 8192
 _LINEAR = np.power(np.linspace(0.0, 1.0, 255 * 16 + 1), 2.2).astype(np.float32)
 
 
-class _Sheet:
-    """Images packed into one, so that a single remap call can read from all of them."""
-
-    def __init__(self, sizes: list[tuple[int, int]], dtype, width: int = _SHEET_WIDTH) -> None:
-        width = max([width, *(columns for _, columns in sizes)])
-        self.places = [(0, 0)] * len(sizes)
-        x = y = tallest = 0
-        for index in sorted(range(len(sizes)), key=lambda i: -sizes[i][0]):
-            rows, columns = sizes[index]
-            if x + columns > width:
-                x, y, tallest = 0, y + tallest, 0
-            self.places[index] = (x, y)
-            x, tallest = x + columns, max(tallest, rows)
-        height = y + tallest
-        if max(width, height) >= 32767:
-            raise ValueError("the world's textures are too many for one sheet: use a larger texel")
-        self.image = np.zeros((height, width, 3), dtype)
-
-    def put(self, index: int, image: np.ndarray) -> None:
-        x, y = self.places[index]
-        self.image[y : y + image.shape[0], x : x + image.shape[1]] = image
+def _pack(images: list[np.ndarray], width: int) -> tuple[np.ndarray, np.ndarray]:
+    """Images packed into one sheet, so that a single remap call can read from all of them → the sheet, and places x, y [N, 2]."""
+    width = max([width, *(image.shape[1] for image in images)])
+    places, x, y, tallest = np.zeros((len(images), 2), int), 0, 0, 0
+    for index in sorted(range(len(images)), key=lambda i: -images[i].shape[0]):
+        rows, columns = images[index].shape[:2]
+        if x + columns > width:
+            x, y, tallest = 0, y + tallest, 0
+        places[index] = x, y
+        x, tallest = x + columns, max(tallest, rows)
+    if max(width, y + tallest) >= 32767:
+        raise ValueError("the world's textures are too many for one sheet: use a larger texel")
+    sheet = np.zeros((y + tallest, width, 3), images[0].dtype)
+    for (x, y), image in zip(places.tolist(), images):
+        sheet[y : y + image.shape[0], x : x + image.shape[1]] = image
+    return sheet, places
 
 
 class TextureSheet:
     """All textures of a world with their levels of detail; made once, shared by renderers with different light.
 
-    levels: float32 [6, textures * level_count] = scale x, scale y from texels of level 0, last column, last row, place
-    x, y.
+    Attributes:
+        world: The world.
+        image: All textures at all levels.
+        level_count: Of the largest texture.
+        levels: float32 [6, textures * level_count] = scale x, scale y from texels of level 0, last column, last row, place x, y;
+            the last level of a small texture is repeated.
     """
 
     def __init__(self, world: World) -> None:
         self.world = world
-        pyramids = []
+        images, first, scales = [], [], []
         for texture in world.textures:
-            pyramid = [texture]
-            while max(pyramid[-1].shape[:2]) > 1:
-                rows, columns = pyramid[-1].shape[:2]
-                pyramid.append(cv2.resize(pyramid[-1], (max(1, columns // 2), max(1, rows // 2)), interpolation=cv2.INTER_AREA))
-            pyramids.append(pyramid)
-        self.level_count = max(len(pyramid) for pyramid in pyramids)
-        sheet = _Sheet([image.shape[:2] for pyramid in pyramids for image in pyramid], np.uint8)
-        self.levels = np.zeros((6, len(pyramids) * self.level_count), np.float32)
-        index = 0
-        for number, pyramid in enumerate(pyramids):
-            rows0, columns0 = pyramid[0].shape[:2]
-            for level in range(self.level_count):
-                if level < len(pyramid):
-                    rows, columns = pyramid[level].shape[:2]
-                    sheet.put(index, pyramid[level])
-                    entry = (columns / columns0, rows / rows0, columns - 1, rows - 1, *sheet.places[index])
-                    index += 1
-                self.levels[:, number * self.level_count + level] = entry
-        self.image = sheet.image
+            first.append(len(images))
+            images.append(texture)
+            while max(images[-1].shape[:2]) > 1:
+                rows, columns = images[-1].shape[:2]
+                half = max(1, columns // 2), max(1, rows // 2)
+                images.append(cv2.resize(images[-1], half, interpolation=cv2.INTER_AREA))
+            scales += [np.divide(image.shape[1::-1], texture.shape[1::-1]) for image in images[first[-1] :]]
+        counts = np.diff([*first, len(images)])
+        self.level_count = int(counts.max())
+        self.image, places = _pack(images, _SHEET_WIDTH)
+        entries = np.column_stack((scales, [np.subtract(image.shape[1::-1], 1) for image in images], places))
+        level = np.minimum(np.arange(self.level_count), counts[:, None] - 1)
+        self.levels = np.ascontiguousarray(entries[(np.array(first)[:, None] + level).ravel()].T, np.float32)
 
 
 class Renderer:
-    """Renders a world under one light.
-
-    world or sheet: what to render (a `TextureSheet` saves time when several lights are wanted). lighting: None for even
-    light, in which textures appear as drawn.
-    """
+    """Renders a world under one light."""
 
     def __init__(self, world: World | TextureSheet, lighting: Lighting | None = None) -> None:
+        """Bake the light.
+
+        Args:
+            world: What to render; a `TextureSheet` saves time when several lights are wanted.
+            lighting: None for even light, in which textures appear as drawn.
+        """
         self.sheet = world if isinstance(world, TextureSheet) else TextureSheet(world)
         self.world = self.sheet.world
         quads = self.world.quads
         light = bake(self.world, lighting)
-        self._light = _Sheet([image.shape[:2] for image in light], np.float32, 2048)
-        for index, image in enumerate(light):
-            self._light.put(index, image)
+        self._light, places = _pack(light, 2048)
         light_size = np.array([image.shape[1::-1] for image in light], float)
         self._corners = np.array([[q.origin, q.origin + q.right, q.origin + q.right + q.down, q.origin + q.down] for q in quads])
         self._normals = np.array([q.normal for q in quads])
@@ -122,14 +115,23 @@ class Renderer:
         self._texture_size = np.array([self.world.textures[q.texture].shape[1::-1] for q in quads], np.float32)
         # Texels to places on the sheet of light: scale, place, last sample; and the quad's own light.
         self._light_table = np.column_stack(
-            ((light_size - 1) / self._texture_size, np.array(self._light.places), light_size - 1, [q.emission for q in quads])
+            ((light_size - 1) / self._texture_size, places, light_size - 1, [q.emission for q in quads])
         ).T.astype(np.float32)
 
     def render(self, camera: Camera, map_from_camera: torch.Tensor, gain: float = 1.0) -> tuple[np.ndarray, np.ndarray]:
-        """What an ideal camera sees: image uint8 [H, W, 3] RGB, and depth float32 [H, W] along z in metres.
+        """What an ideal camera sees.
 
-        Depth is that of the nearest surface within the pixel, 0 where there is none. map_from_camera: float64 [4, 4].
-        gain: exposure. Raises `InputError` for a camera of a field of view that is too wide.
+        Args:
+            camera: Any model.
+            map_from_camera: float64 [4, 4].
+            gain: Exposure.
+
+        Returns:
+            Image uint8 [H, W, 3] RGB, and depth float32 [H, W] along z in metres: that of the nearest surface within the pixel, 0
+            where there is none.
+
+        Raises:
+            InputError: The field of view is too wide.
         """
         radiance, depth = self.radiance(camera, map_from_camera)
         return encode(radiance, gain), depth
@@ -206,16 +208,14 @@ class Renderer:
             polygon = _clip_near(points[index])
             pixels = polygon[:, :2] / polygon[:, 2:] * view.focal + view.centre
             _scan_convert(pixels, inverse_depth_rows[index], int(index), view, buffer, ids)
-        if view.lookup is not None:
-            ids = ids[view.lookup]
-        return ids
+        return ids[view.lookup]
 
     def _shade(self, quad: np.ndarray, table: np.ndarray, x: np.ndarray, y: np.ndarray, steps) -> tuple[np.ndarray, np.ndarray]:
         """As `_shade_block`, for any number of rays, a block at a time: blocks that fit the cache are quicker."""
         radiance, depth = np.empty((len(quad), 3), np.float32), np.empty(len(quad), np.float32)
         for start in range(0, len(quad), _BLOCK):
             part = slice(start, start + _BLOCK)
-            local = tuple(step[part] if np.ndim(step) else step for step in steps)
+            local = tuple(step[part] for step in steps)
             radiance[part], depth[part] = self._shade_block(quad[part], table, x[part], y[part], local)
         return radiance, depth
 
@@ -244,7 +244,7 @@ class Renderer:
         scale_x, scale_y, place_x, place_y, last_x, last_y, emission = (np.take(column, quad) for column in self._light_table)
         light_x = np.clip((u + np.float32(0.5)) * scale_x, 0, last_x) + place_x
         light_y = np.clip((v + np.float32(0.5)) * scale_y, 0, last_y) + place_y
-        light = _remap(self._light.image, light_x, light_y)
+        light = _remap(self._light, light_x, light_y)
         light += emission[:, None]
         radiance = np.take(_LINEAR, (colour * 16.0).astype(np.uint16)) * light
         radiance[empty], depth[empty] = 0.0, 0.0
@@ -295,34 +295,18 @@ class _View:
     """What the renderer needs to know of a camera: the rays of its pixels, and the pinhole view of the first pass."""
 
     def __init__(self, camera: Camera) -> None:
-        fx, fy, cx, cy = (float(value) for value in camera.params[:4])
-        height, width = camera.height, camera.width
-        samples = _SUPERSAMPLING
-        self.shape = (height, width)
-        self.focal = np.array([fx, fy]) * samples
-        self.lookup = None
-        if camera.model == "pinhole":
-            self.columns, self.rows = samples * width, samples * height
-            self.centre = (np.array([cx, cy]) + 0.5) * samples - 0.5
-            self._step = (1.0 / fx, 1.0 / fy)
-            x, y = np.meshgrid((np.arange(width) - cx) / fx, (np.arange(height) - cy) / fy)
-            self.valid = np.ones((height, width), bool)
-            self.steps = tuple(np.float32(value) for value in (1.0 / fx, 0.0, 0.0, 1.0 / fy))
-            self._quarter_rays = None
-        else:
-            rays, valid = _ray_grid(camera, samples)
-            low, high = rays[valid].min(0), rays[valid].max(0)
-            self.columns, self.rows = (int(n) + 3 for n in np.ceil((high - low) * self.focal))
-            self.centre = 1.0 - low * self.focal
-            column, row = (
-                np.rint(np.where(valid, rays[..., i], 0.0) * self.focal[i] + self.centre[i]).astype(np.intp) for i in (0, 1)
-            )
-            self.lookup = (np.clip(row, 0, self.rows - 1), np.clip(column, 0, self.columns - 1))
-            self._quarter_rays = rays
-            centre_rays, centre_valid = _ray_grid(camera, 1)
-            self.valid = centre_valid & valid[0::2, 0::2] & valid[0::2, 1::2] & valid[1::2, 0::2] & valid[1::2, 1::2]
-            x, y = np.where(centre_valid[..., None], centre_rays, 0.0).transpose(2, 0, 1)
-            self.steps = tuple(np.gradient(grid, axis=axis).astype(np.float32).ravel() for axis in (1, 0) for grid in (x, y))
+        rays, valid = _ray_grid(camera, _SUPERSAMPLING)
+        self.focal = camera.params[:2].numpy() * float(_SUPERSAMPLING)
+        low, high = rays[valid].min(0), rays[valid].max(0)
+        self.columns, self.rows = (int(n) + 3 for n in np.ceil((high - low) * self.focal))
+        self.centre = 1.0 - low * self.focal
+        column, row = np.rint(np.where(valid[..., None], rays, low) * self.focal + self.centre).astype(np.intp).transpose(2, 0, 1)
+        self.lookup = row, column
+        self._width, self._quarter_rays = camera.width, rays.astype(np.float32)
+        centre_rays, centre_valid = _ray_grid(camera, 1)
+        self.valid = centre_valid & valid.reshape(camera.height, 2, camera.width, 2).all((1, 3))
+        x, y = np.where(centre_valid[..., None], centre_rays, 0.0).transpose(2, 0, 1)
+        self.steps = tuple(np.gradient(grid, axis=axis).astype(np.float32).ravel() for axis in (1, 0) for grid in (x, y))
         self.x, self.y = x.astype(np.float32).ravel(), y.astype(np.float32).ravel()
         # Scan conversion evaluates inverse depth on these.
         self.column_ray = (np.arange(self.columns) - self.centre[0]) / self.focal[0]
@@ -331,18 +315,13 @@ class _View:
 
     def quarter(self, rows: np.ndarray, columns: np.ndarray, dy: int, dx: int) -> tuple:
         """Rays x, y and pixel steps of one quarter of the given pixels."""
-        index = rows * self.shape[1] + columns
-        if self._quarter_rays is not None:
-            ray = self._quarter_rays[2 * rows + dy, 2 * columns + dx].astype(np.float32)
-            return ray[:, 0], ray[:, 1], tuple(0.5 * step[index] for step in self.steps)
-        x = self.x[index] + np.float32((dx - 0.5) * 0.5 * self._step[0])
-        y = self.y[index] + np.float32((dy - 0.5) * 0.5 * self._step[1])
-        return x, y, tuple(np.float32(0.5) * step for step in self.steps)
+        ray = self._quarter_rays[2 * rows + dy, 2 * columns + dx]
+        return ray[:, 0], ray[:, 1], tuple(np.float32(0.5) * step[rows * self._width + columns] for step in self.steps)
 
 
 @functools.lru_cache(maxsize=8)
 def _view(camera: Camera) -> _View:
-    """Views are kept: those of distorted cameras take long to make."""
+    """Views are kept: they take long to make."""
     return _View(camera)
 
 

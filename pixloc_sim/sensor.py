@@ -30,7 +30,7 @@ class Sensor:
         gain: Exposure on top of the automatic one.
         automatic: 0 keeps the gain as it is, 1 brings every image to the same mean brightness.
         read_noise: Standard deviation of the linear signal (white = 1).
-        shot_noise: Likewise, times the square root of the signal.
+        shot_noise: As `read_noise`, per square root of the signal.
         vignetting: Share of the light that is lost in the corners.
     """
 

@@ -209,7 +209,7 @@ def plaster(c: Canvas, colour: Colour = (0.78, 0.77, 0.72), lower: Colour | None
 
 
 def bricks(c: Canvas, colour: Colour = (0.56, 0.30, 0.22), length: float = 0.24, course: float = 0.075) -> None:
-    """Running bond with uneven bricks: repetitive, told apart only by each brick's own tone and dirt."""
+    """Running bond with uneven bricks: repetitive, each brick with its own tone and dirt."""
     noise, wobble, (y, x) = c.noise(), 0.0016 * c.noise(0.3, 0.6), c.grid()
     y, x = y + wobble, x + wobble[::-1]
     row = np.floor(y / course)

@@ -1,7 +1,7 @@
 # Copyright the pixloc_ros authors. SPDX-License-Identifier: Apache-2.0
 """Makes the repository's `.venv` a ROS 2 environment that needs no `source`.
 
-`make setup` copies this module into the environment's site-packages beside a `.pth` line that imports it, so it runs
+`make setup` copies this module into the environment's site-packages next to a `.pth` line that imports it, so it runs
 at every start of that Python. The dynamic linker reads LD_LIBRARY_PATH only when a process starts: where it lacks the
 wheels' libraries, the interpreter is started again, once, in the same process. (The wheels' own hook does the same, but
 knows nothing of the overlay, and trusts a marker that a child of another environment inherits.)

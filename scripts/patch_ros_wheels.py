@@ -1,5 +1,5 @@
 # Copyright the pixloc_ros authors. SPDX-License-Identifier: Apache-2.0
-"""Mend the CMake exports of the ROS wheels in this environment: they name the include folders of the machine they were
+"""Fix the CMake exports of the ROS wheels in this environment: they name the include folders of the machine they were
 built on. Run after every installation of such wheels."""
 
 import re

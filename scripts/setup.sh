@@ -28,7 +28,7 @@ run() {
   "$@" >>"$LOG" 2>&1 </dev/null &
   job=$!
   set +m
-  trap 'kill -- -'"$job"' 2>/dev/null; fail "interrupted: make setup goes on from here"' INT TERM
+  trap 'kill -- -'"$job"' 2>/dev/null; fail "interrupted: make setup continues from here"' INT TERM
   while kill -0 "$job" 2>/dev/null; do
     sleep 0.2
     if (((SECONDS - started) % 15 == 14)); then
@@ -38,7 +38,7 @@ run() {
   done
   if ! wait "$job"; then
     tail -n +"$first" "$LOG" | tail -n 25 >&2
-    fail "'$what' failed. Above: the last lines of ${LOG#"$ROOT"/}. Mend the cause and run 'make setup' again: it goes on from here."
+    fail "'$what' failed. Above: the last lines of ${LOG#"$ROOT"/}. Fix the cause and run 'make setup' again: it continues from here."
   fi
   trap - INT TERM
   say "  done in $((SECONDS - started)) s"
