@@ -100,6 +100,8 @@ def test_links_and_named_files_exist(page):
         r"(?<![\w./-])((?:scripts|benchmarks|experiments|config|launch|test|docs|docker)/[\w./*-]*\w)", text_of(page)
     )
     assert not {name for name in named if not list(ROOT.glob(name))}
+    modules = {span for span in code_spans(page) if re.fullmatch(r"(?:\w+/)+\w+\.py", span)}
+    assert not {name for name in modules if not (ROOT / name).is_file() and not (ROOT / "pixloc_ros" / name).is_file()}
 
 
 @each_page
