@@ -31,6 +31,7 @@ from pixloc_ros.geometry import se3
 from pixloc_ros.io.bags import BagReader
 from pixloc_ros.io.frames import CameraFrame
 from pixloc_ros.mapping import LocalPointSelector, Map
+from pixloc_ros.mapping.build.care import subset
 from pixloc_ros.tracking.frame_aligner import FrameAligner
 
 COPY_POINTS, COPY_KEYFRAMES = 1000, 10
@@ -41,6 +42,8 @@ START_STD = (0.03, 0.01)
 """Standard deviations of the priors: metres, radians."""
 
 
+REPEATED = ("keyframe_camera", "keyframe_stamp_ns", "keyframe_depth", "global_descriptors", "track_length", "quality")
+"""Fields of a map that are the same in each copy."""
 COLUMNS = {
     "open_ms": "open ms",
     "open_own_mib": "own MiB",
@@ -83,56 +86,31 @@ def main() -> int:
 
 def thinned(map_: Map, points: int, keyframes: int) -> Map:
     """At most so many keyframes, from the drive's start, and of what they see so many points."""
-    keyframes = min(keyframes, len(map_.keyframe_names))
-    rows = np.arange(map_.observation_offsets[keyframes])
-    seen = np.unique(map_.observation_point[rows])
-    kept = np.sort(np.random.default_rng(0).permutation(seen)[:points])
-    rows = rows[np.isin(map_.observation_point[rows], kept)]
-    return replace(
-        map_,
-        keyframe_names=map_.keyframe_names[:keyframes],
-        map_from_keyframe=map_.map_from_keyframe[:keyframes],
-        keyframe_camera=map_.keyframe_camera[:keyframes],
-        keyframe_stamp_ns=map_.keyframe_stamp_ns[:keyframes],
-        keyframe_depth=map_.keyframe_depth[:keyframes],
-        global_descriptors=map_.global_descriptors[:keyframes],
-        xyz=map_.xyz[kept],
-        track_length=map_.track_length[kept],
-        quality=map_.quality[kept],
-        observation_offsets=np.searchsorted(rows, map_.observation_offsets[: keyframes + 1]),
-        observation_point=np.searchsorted(kept, map_.observation_point[rows]).astype(np.int32),
-        descriptors=tuple(level[rows] for level in map_.descriptors),
-        confidences=tuple(None if level is None else level[rows] for level in map_.confidences),
-    )
+    early = np.arange(len(map_.observation_point)) < map_.observation_offsets[min(keyframes, len(map_.keyframe_names))]
+    seen = np.unique(map_.observation_point[early])
+    return subset(map_, early & np.isin(map_.observation_point, np.random.default_rng(0).permutation(seen)[:points]))
 
 
 def repeated(map_: Map, copies: int) -> Map:
     """The map side by side so many times, along x."""
     keyframes, points, observations = len(map_.keyframe_names), len(map_.xyz), len(map_.observation_point)
-    which = np.arange(copies)
-    shift = np.array([SPACING_M, 0.0, 0.0])
+    which, shift = np.arange(copies), np.array([SPACING_M, 0.0, 0.0])
     poses = map_.map_from_keyframe.repeat(copies, 1, 1)
     poses[:, :3, 3] += torch.from_numpy(np.repeat(which, keyframes)[:, None] * shift)
 
-    def again(array: np.ndarray) -> np.ndarray:
-        return np.tile(array, (copies,) + (1,) * (array.ndim - 1))
+    def again(array: np.ndarray | None) -> np.ndarray | None:
+        return None if array is None else np.tile(array, (copies,) + (1,) * (array.ndim - 1))
 
-    offsets = (which[:, None] * observations + map_.observation_offsets[:-1]).ravel()
     return replace(
         map_,
+        **{name: again(getattr(map_, name)) for name in REPEATED},
         keyframe_names=[f"{copy}/{name}" for copy in which for name in map_.keyframe_names],
         map_from_keyframe=poses,
-        keyframe_camera=again(map_.keyframe_camera),
-        keyframe_stamp_ns=again(map_.keyframe_stamp_ns),
-        keyframe_depth=again(map_.keyframe_depth),
-        global_descriptors=again(map_.global_descriptors),
         xyz=again(map_.xyz) + np.repeat(which, points)[:, None] * shift,
-        track_length=again(map_.track_length),
-        quality=again(map_.quality),
-        observation_offsets=np.append(offsets, copies * observations),
+        observation_offsets=np.append(which[:, None] * observations + map_.observation_offsets[:-1], copies * observations),
         observation_point=again(map_.observation_point) + np.repeat(which * points, observations).astype(np.int32),
-        descriptors=tuple(again(level) for level in map_.descriptors),
-        confidences=tuple(None if level is None else again(level) for level in map_.confidences),
+        descriptors=tuple(map(again, map_.descriptors)),
+        confidences=tuple(map(again, map_.confidences)),
     )
 
 

@@ -60,8 +60,8 @@ def run_scene(checkout: Path, scene: Path, folder: Path) -> dict[str, Path]:
     for prior in PRIORS:
         start = [] if prior == "none" else ["--prior", scene / "queries" / f"priors_{prior}.txt"]
         poses = files[f"priors {prior}"] = folder / f"poses_{prior}.txt"
-        pixloc(checkout, poses, "localize", "--map", pixmap, "--images", images,
-               "--cameras", scene / "queries" / "cameras.txt", *start, "-o", poses)  # fmt: skip
+        words = ["--map", pixmap, "--images", images, "--cameras", scene / "queries" / "cameras.txt", *start, "-o", poses]
+        pixloc(checkout, poses, "localize", *words)
     if (scene / "tum").is_dir():
         files["RGB-D map"] = folder / "rgbd.pixmap"
         pixloc(checkout, files["RGB-D map"], "map", "rgbd", "--sequence", scene / "tum", "-o", files["RGB-D map"])

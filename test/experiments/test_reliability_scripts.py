@@ -37,8 +37,8 @@ def sample(inliers=0.5, innovation=1.0, error_m=0.01, held=True, prior="honest",
 
 
 def test_gates_are_the_tracker_s_and_are_counted_by_truth():
-    samples = [sample(), sample(inliers=0.1), sample(error_m=3.0), sample(0.01, error_m=9.0, prior="elsewhere"),
-               sample(0.6, usable=False, error_m=9.0), sample(held=False)]  # fmt: skip
+    elsewhere, unusable = sample(0.01, error_m=9.0, prior="elsewhere"), sample(0.6, usable=False, error_m=9.0)
+    samples = [sample(), sample(inliers=0.1), sample(error_m=3.0), elsewhere, unusable, sample(held=False)]
     text = gates_roc.report(samples)
     row = next(line for line in text.splitlines() if line.startswith("| both"))
     assert "33.33 % (1 of 3)" in row and "50.00 % (1 of 2)" in row
