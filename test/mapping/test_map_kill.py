@@ -23,15 +23,19 @@ from pixloc_ros.cli.main import main
 from pixloc_ros.io import tensor_file
 from pixloc_ros.mapping import Map
 
-MOMENTS = ("image", "write", "sync", "rename", "renamed")
-"""At the second image's features (only where there are images), in the middle of the file, before it is on the disk, before it
-gets its name, after that."""
+MOMENTS = ("step", "image", "write", "sync", "rename", "renamed")
+"""At the third file of the work folder (only bags have one), at the second image's features (only where there are images), in the
+middle of the file, before it is on the disk, before it gets its name, after that."""
 BUILDERS, OTHERS = ("bag", "colmap", "rgbd", "re-encode"), ("merge", "prune", "georeference")
+
+
+def moments(name: str) -> tuple[str, ...]:
+    return MOMENTS[0 if name == "bag" else 1 if name in BUILDERS else 2 :]
 
 
 def run_killed(command: list[str], output: str, moment: str) -> None:
     """In a child process: the command, killed at a moment. Never returns."""
-    images = 0
+    images = steps = 0
 
     def die(now: str) -> None:
         if now == moment:
@@ -55,6 +59,10 @@ def run_killed(command: list[str], output: str, moment: str) -> None:
         original(file)
 
     def replace(source, target, original=os.replace):
+        nonlocal steps
+        steps += f"{output}.work" in str(target)
+        if steps == 3:
+            die("step")
         if str(target) == output:
             die("rename")
         original(source, target)
@@ -75,7 +83,7 @@ def run_all(folder: Path) -> None:
     NAME.MOMENT."""
     ended = {}
     for name, (command, output) in json.loads((folder / "commands.json").read_text()).items():
-        for moment in (*MOMENTS[name in OTHERS :], "never"):
+        for moment in (*moments(name), "never"):
             if moment != "never":
                 shutil.copy(folder / "old.pixmap", output)
             child = os.fork()
@@ -135,7 +143,7 @@ def test_the_file_is_the_old_or_the_new_one(killed, name):
     old, new = (killed / "old.pixmap").read_bytes(), (killed / f"{name}.never").read_bytes()
     assert ended[f"{name}.never"] == 0 and old != new
     Map.open(killed / f"{name}.never", verify=True)
-    for moment in MOMENTS[name in OTHERS :]:
+    for moment in moments(name):
         assert ended[f"{name}.{moment}"] == -signal.SIGKILL, moment
         assert (killed / f"{name}.{moment}").read_bytes() == (new if moment == "renamed" else old), moment
 
