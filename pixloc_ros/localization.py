@@ -23,8 +23,7 @@ from .mapping.map_file import Map
 from .tracking.checks.calibration import CalibrationCheck
 from .tracking.covariances import isotropic
 from .tracking.frame_aligner import AlignerOptions, FrameAligner
-from .tracking.judge import QualityGates
-from .tracking.options import TrackerOptions
+from .tracking.options import QualityGates, TrackerOptions
 from .tracking.presets import DEFAULT, preset_options
 from .tracking.relocalization import Relocalizer, agreement
 from .tracking.tracker import Tracker

@@ -32,8 +32,7 @@ from ..geometry.cameras import Camera
 from ..io.images import fit_to_working_size, load_image
 from ..mapping import Map
 from ..mapping.local_points import LocalPointSelector
-from ..tracking.judge import QualityGates
-from ..tracking.options import TrackerOptions
+from ..tracking.options import QualityGates, TrackerOptions
 from ..tracking.types import FrameAlignment, FrameMotion
 
 _LEAST_INLIERS = 12

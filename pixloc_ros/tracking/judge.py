@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,52 +13,8 @@ from .checks.calibration import CalibrationCheck
 from .covariances import isotropic, mahalanobis, not_better_than
 from .motion_prior import KnownPose
 from .odometry import OdometrySample
+from .options import TrackerOptions
 from .types import FrameAlignment, MotionPrior, PreparedFrame, TrackState
-
-
-@dataclass(frozen=True)
-class QualityGates:
-    """What an aligned image must satisfy to be believed.
-
-    On real sequences wrong alignments had at most 0.19 inliers (98 % of them below 0.15), right ones 0.19 and more in blurred
-    images, and 0.4 and more in sharp ones.
-
-    Attributes:
-        min_visible_fraction: Least share of the map points asked for that project into the image.
-        min_visible_points: Least number of them.
-        min_inlier_fraction: Least share of the visible points whose features agree.
-        min_inlier_fraction_search: The same where no prior holds the pose, or against it.
-        max_cost: Largest mean robust cost.
-        max_innovation: Largest Mahalanobis distance to the prior, six degrees of freedom (5.3 is passed by 99.99 % of honest
-            Gaussian errors).
-        sure_inlier_fraction: With so many inliers the image is believed further away,
-        max_innovation_sure: up to here: slipping wheels are more common than a wrong alignment that looks so good.
-        rival_inlier_fraction: Where another place has more than this share of a place's inliers, neither is believed.
-        min_inlier_fraction_untrusted: Least inliers where odometry, which holds the pose less then, was found to err
-        max_trusted_factor: more than this many times as much as usual.
-    """
-
-    min_visible_fraction: float = 0.2
-    min_visible_points: int = 30
-    min_inlier_fraction: float = 0.15
-    min_inlier_fraction_search: float = 0.32
-    max_cost: float = float("inf")
-    max_innovation: float = 5.3
-    sure_inlier_fraction: float = 0.4
-    max_innovation_sure: float = 16.0
-    rival_inlier_fraction: float = 0.6
-    min_inlier_fraction_untrusted: float = 0.2
-    max_trusted_factor: float = 2.0
-
-    def least_inliers(self, free: bool, noise_factor: float) -> float:
-        """Share of the visible points that must agree. free: no prior held the pose; noise_factor: `MotionPrior.noise_factor`."""
-        least = self.min_inlier_fraction_search if free else self.min_inlier_fraction
-        return max(least, self.min_inlier_fraction_untrusted) if noise_factor > self.max_trusted_factor else least
-
-    def innovation_limit(self, sure: bool, noise_factor: float) -> float:
-        """Standard deviations that a pose may be from its prior: further where so many points agree that it is sure. What
-        odometry was found to err by is in the prior already."""
-        return max(self.max_innovation, self.max_innovation_sure / math.sqrt(noise_factor)) if sure else self.max_innovation
 
 
 @dataclass(frozen=True, eq=False)
@@ -121,16 +76,10 @@ class Judge:
         calibration_check: What the images say of the focal length; None: nobody asks.
     """
 
-    def __init__(
-        self,
-        gates: QualityGates,
-        floor: tuple[float, float],
-        prior_floor: tuple[float, float],
-        calibration_check: CalibrationCheck | None = None,
-    ) -> None:
-        """floor, prior_floor: standard deviations (m, rad) as of `TrackerOptions`, published and for the next prior."""
-        self.gates, self.calibration_check = gates, calibration_check
-        self._floor, self._prior_floor = floor, isotropic(*prior_floor)
+    def __init__(self, options: TrackerOptions, calibration_check: CalibrationCheck | None = None) -> None:
+        self.gates, self.calibration_check = options.gates, calibration_check
+        self._floor = options.translation_floor, options.rotation_floor
+        self._prior_floor = isotropic(options.prior_translation_floor, options.prior_rotation_floor)
 
     @property
     def hopeless(self) -> bool:

@@ -79,12 +79,7 @@ class Tracker:
         self.aligner, self.pose_search = aligner, pose_search
         self.options = options = options or TrackerOptions()
         self.odometry = OdometryBuffer(options.odometry)
-        self._judge = Judge(
-            options.gates,
-            (options.translation_floor, options.rotation_floor),
-            (options.prior_translation_floor, options.prior_rotation_floor),
-            calibration_check,
-        )
+        self._judge = Judge(options, calibration_check)
         self._candidates = Candidates(options, self._predict)
         self._calibration_check, self._frozen_camera = calibration_check, FrozenCamera()
         self._odometry_check = OdometryCheck(self.odometry)

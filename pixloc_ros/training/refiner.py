@@ -23,8 +23,7 @@ from ..features.sampling import sample_level
 from ..geometry import se3
 from ..tracking.covariances import isotropic, not_better_than
 from ..tracking.frame_aligner import hessian_covariance
-from ..tracking.judge import QualityGates
-from ..tracking.options import TrackerOptions
+from ..tracking.options import QualityGates, TrackerOptions
 from .loss import LossOptions, PairLoss, pair_loss
 from .pairs import Batch, member_camera
 

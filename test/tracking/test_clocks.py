@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from bag_writing import BASE_FROM_CAMERA, BagWriter
+from test_tracker import NumberedAligner
 
 from pixloc_ros.evaluation import offline
 from pixloc_ros.evaluation.metrics import evaluate
@@ -19,7 +20,6 @@ from pixloc_ros.report.run_report import run_report
 from pixloc_ros.tracking.checks.clocks import OdometryCheck, OdometryFindings
 from pixloc_ros.tracking.odometry import OdometryBuffer
 from pixloc_ros.tracking.tracker import Tracker
-from pixloc_ros.tracking.types import FrameAlignment
 from pixloc_sim.drives import DriveOptions, OdometryErrors, SimulatedDrive, wheel_odometry
 
 START_NS = 1_700_000_000_000_000_000
@@ -208,20 +208,6 @@ def test_odometry_may_come_from_another_thread():
 # ---- through a bag, the tracker and the report
 
 
-class TrueLocalizer:
-    """Reads the number of an image and answers with its true pose."""
-
-    def __init__(self, poses: torch.Tensor) -> None:
-        self.poses = poses
-
-    def prepare(self, image, camera):
-        return image
-
-    def localize_prepared(self, image, map_from_camera, prior_covariance=None, motion=None):
-        pose = self.poses[int(image[0, 0])] @ torch.from_numpy(BASE_FROM_CAMERA)
-        return FrameAlignment(pose, 1e-6 * torch.eye(6, dtype=torch.float64), True, "converged", 0.1, 0.9, 1.0, 200, 5)
-
-
 LATE_NS = 80_000_000
 
 
@@ -246,7 +232,7 @@ def bag_with_late_images(tmp_path_factory):
 def tracked(bag_with_late_images, offset_s: float):
     path, poses = bag_with_late_images
     with BagReader(path, BagOptions(time_offset_s=offset_s)) as bag:
-        return offline.run_bag(Tracker(TrueLocalizer(poses)), bag)
+        return offline.run_bag(Tracker(NumberedAligner(poses @ torch.from_numpy(BASE_FROM_CAMERA))), bag)
 
 
 def test_a_run_tells_of_late_images_in_the_terminal_and_on_the_page(bag_with_late_images, tmp_path):

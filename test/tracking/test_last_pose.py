@@ -39,17 +39,3 @@ def test_a_damaged_last_pose_is_refused(tmp_path, change):
     path.write_text("{")
     with pytest.raises(InputError, match="delete it"):
         load_last_pose(path, "site.pixmap")
-
-
-def test_a_killed_save_leaves_the_old_pose(tmp_path, monkeypatch):
-    path = tmp_path / "pose.json"
-    save_last_pose(path, last_pose())
-    before = path.read_bytes()
-
-    def killed(*_):
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr("os.replace", killed)
-    with pytest.raises(InputError, match="No space"):
-        save_last_pose(path, last_pose())
-    assert path.read_bytes() == before and len(list(tmp_path.iterdir())) == 1

@@ -6,19 +6,18 @@ import math
 import numpy as np
 import pytest
 import torch
+from test_tracker import CAMERA, NumberedAligner
 
 from pixloc_ros.geometry import se3
-from pixloc_ros.geometry.cameras import Camera
 from pixloc_ros.io.frames import CameraFrame
 from pixloc_ros.tracking.learned_noise import LearnedNoise, LearnedNoiseOptions
 from pixloc_ros.tracking.motion_prior import KnownPose, MotionOptions
 from pixloc_ros.tracking.odometry import OdometryBuffer
 from pixloc_ros.tracking.tracker import Tracker
-from pixloc_ros.tracking.types import FrameAlignment, TrackState
+from pixloc_ros.tracking.types import TrackState
 
 START_NS, PERIOD_NS = 1_700_000_000_000_000_000, 100_000_000
 COVARIANCE = torch.diag(torch.tensor([0.005**2] * 3 + [0.001**2] * 3, dtype=torch.float64))
-CAMERA = Camera("pinhole", 8, 6, torch.tensor([5.0, 5.0, 3.5, 2.5], dtype=torch.float64))
 
 
 def truth(images: int) -> torch.Tensor:
@@ -113,27 +112,11 @@ def test_motions_get_the_noise_that_was_learned():
     torch.testing.assert_close(wider.diagonal() / usual.diagonal(), expected)
 
 
-class TrueLocalizer:
-    """Reads the number of an image and answers with its pose, if the start is near enough."""
-
-    def __init__(self, poses: torch.Tensor, inliers: float) -> None:
-        self.poses, self.inliers = poses, inliers
-
-    def prepare(self, image, camera):
-        return image
-
-    def localize_prepared(self, image, map_from_camera, prior_covariance=None, motion=None):
-        pose = self.poses[int(image[0, 0])]
-        found = float(se3.pose_difference(pose, map_from_camera)[0]) < 0.7
-        covariance = 1e-6 * torch.eye(6, dtype=torch.float64)
-        return FrameAlignment(pose if found else map_from_camera, covariance, found, "", 0.1, self.inliers, 1.0, 200, 5)
-
-
 def states(inliers: float, learns: bool, monkeypatch) -> list[TrackState]:
     """Of a drive of which odometry tells next to nothing: it errs by 10 cm and 3° in steps of 8 cm."""
     poses = truth(150)
     odometry = dead_reckoned(poses, 0.1, 0.05)
-    tracker = Tracker(TrueLocalizer(poses, inliers))
+    tracker = Tracker(NumberedAligner(poses, inliers, reach_m=0.7))
     if not learns:
         monkeypatch.setattr(LearnedNoise, "add", lambda self, pose: None)
     tracker.initialize(poses[0], None, START_NS)

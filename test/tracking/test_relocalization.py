@@ -9,13 +9,13 @@ from test_tracker import (
     BASE_FROM_CAMERA,
     CAMERA,
     DEGRADED,
-    EYE6,
     IMAGE,
     INITIALIZING,
     LOST,
     RELOCALIZING,
     TRACKING,
     Robot,
+    alignment,
     check_contract,
     map_from_base,
     shifted,
@@ -27,7 +27,7 @@ from pixloc_ros.geometry import se3
 from pixloc_ros.io.frames import CameraFrame
 from pixloc_ros.tracking.relocalization import spread
 from pixloc_ros.tracking.tracker import Tracker
-from pixloc_ros.tracking.types import FrameAlignment, MotionPrior
+from pixloc_ros.tracking.types import MotionPrior
 
 
 class FakeSearch:
@@ -43,7 +43,7 @@ class FakeSearch:
         self.priors.append(prior)
         poses = [(pose @ base_from_camera, inliers) for pose, inliers in self.places]
         return [
-            FrameAlignment(pose, 1e-6 * EYE6, True, "converged", 0.01, inliers, 0.8, 300, 5)
+            alignment(pose, inliers)
             for pose, inliers in poses
             if all(float(se3.pose_difference(pose, other)[0]) > 0.1 for other in known)
         ][:finalists]
@@ -68,9 +68,8 @@ class LostRobot(Robot):
         start = map_from_camera @ se3.inverse(BASE_FROM_CAMERA)
         for offset, inliers in self.places:
             if float(se3.pose_difference(start, offset @ truth)[0]) < 0.5:
-                pose = offset @ truth @ BASE_FROM_CAMERA
-                return FrameAlignment(pose, 1e-6 * EYE6, True, "converged", 0.01, inliers, 0.8, 300, 5)
-        return FrameAlignment(map_from_camera, 1e-6 * EYE6, True, "converged", 0.5, 0.02, 0.8, 300, 5)
+                return alignment(offset @ truth @ BASE_FROM_CAMERA, inliers)
+        return alignment(map_from_camera, 0.02, cost=0.5)
 
     def drive(self, *places: tuple[torch.Tensor, float], step: float = 0.1):
         """One image later, in which these places are seen (offset of the map, inlier fraction)."""
