@@ -21,11 +21,10 @@ from __future__ import annotations
 import argparse
 import gc
 import math
-import os
 import sys
 import tempfile
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import measuring
@@ -40,7 +39,7 @@ from sensor_msgs.msg import CameraInfo, CompressedImage, Image
 from pixloc_ros.errors import InputError
 from pixloc_ros.evaluation import offline
 from pixloc_ros.evaluation.tables import format_number
-from pixloc_ros.evaluation.usage import busy_s, memory_mib
+from pixloc_ros.evaluation.usage import Usage, UsageMeter, busy_s, memory_mib
 from pixloc_ros.features import load_extractor
 from pixloc_ros.geometry import se3
 from pixloc_ros.io.bags import BagReader
@@ -89,22 +88,6 @@ class Drive:
         after = int(np.clip(np.searchsorted(self.odometry_s, time_s), 1, len(self.odometry_s) - 1))
         first, second = self.odometry_s[after - 1], self.odometry_s[after]
         return se3.interpolate(self.odometry[after - 1], self.odometry[after], float((time_s - first) / (second - first)))
-
-
-@dataclass
-class Usage:
-    """Of the node's process, once per second: processor seconds, own memory and pages of files in MiB."""
-
-    cpu_s: list[float] = field(default_factory=list)
-    own_mib: list[float] = field(default_factory=list)
-    file_mib: list[float] = field(default_factory=list)
-
-    def sample(self, pid: int) -> None:
-        fields = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()
-        self.cpu_s.append((int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK"))
-        memory = memory_mib(pid)
-        self.own_mib.append(memory["own"])
-        self.file_mib.append(memory["file"])
 
 
 def main() -> int:
@@ -189,7 +172,7 @@ class Robot:
         self._topics.initial_pose.publish(initial_pose_message(self._drive.start, offline.initial_covariance()))
         gc.collect()
         gc.freeze()  # or this process would stall now and then, and its images would come all at once
-        usage, late_ms, sent, measuring_began = Usage(), [], 0, None
+        memory, late_ms, sent, meter = [], [], 0, None
         began = time.monotonic() + 0.5
         # Everything in the order of its times: odometry, images, samples of the node's process.
         due = {"odometry": began - 0.1, "image": began, "sample": began + WARM_UP_S}
@@ -211,16 +194,14 @@ class Robot:
                 sent += 1
             else:
                 self._process.check()
-                usage.sample(self._process.pid)
-                if measuring_began is None:
+                memory.append(memory_mib(self._process.pid))
+                if meter is None:
                     for measured in (self._statuses, self._heard_ms, late_ms):
                         measured.clear()
-                    measuring_began, outside, first = time.monotonic(), busy_s(), sent
+                    meter, outside, first = UsageMeter(self._process.pid), busy_s(), sent
             due[what] += step[what]
         time.sleep(0.5)
-        wall = time.monotonic() - measuring_began
-        usage.sample(self._process.pid)
-        return self._figures(usage, late_ms, sent - first, wall, busy_s() - outside)
+        return self._figures(meter.read(), memory, late_ms, sent - first, busy_s() - outside)
 
     def _send_image(self, image: int) -> None:
         message = self._drive.images[self._drive.index(image)]
@@ -228,16 +209,18 @@ class Robot:
         self._topics.info.publish(self._drive.info)
         self._topics.image.publish(message)
 
-    def _figures(self, usage: Usage, late_ms: list[float], sent: int, wall: float, busy_s: float) -> dict[str, object]:
+    def _figures(
+        self, usage: Usage, memory: list[dict[str, float]], late_ms: list[float], sent: int, busy_s: float
+    ) -> dict[str, object]:
         statuses = list(self._statuses)
         aligned = [s for s in statuses if math.isfinite(s.alignment_ms)]
         if not aligned:
             raise InputError("no image was aligned; the last status: " + (statuses[-1].message if statuses else "none"))
-        cpu_s = usage.cpu_s[-1] - usage.cpu_s[0]
-        tenth = max(1, len(usage.own_mib) // 10)
+        tenth = max(1, len(memory) // 10)
+        mib = {f"{name}_mib": [sample[name] for sample in memory] for name in ("own", "file")}
         return {
             "sent": sent,
-            "seconds": wall,
+            "seconds": usage.wall_s,
             "reported": len(statuses),
             "aligned": len(aligned),
             "tracked": sum(s.state == TrackState.TRACKING for s in aligned) / max(sent, 1),
@@ -245,15 +228,12 @@ class Robot:
             "age_ms": measuring.percentiles([s.age_ms for s in aligned]) | {"max": max(s.age_ms for s in aligned)},
             "heard_ms": measuring.percentiles(self._heard_ms),
             "stages_ms": {stage: measuring.percentiles([getattr(s, f"{stage}_ms") for s in aligned]) for stage in STAGES},
-            "cores": cpu_s / wall,
-            "cpu_ms": 1e3 * cpu_s / len(aligned),
-            "own_mib_each_second": [round(value, 1) for value in usage.own_mib],
-            **{
-                name: [float(np.median(values[: tenth + 1])), float(np.median(values[-tenth:]))]
-                for name, values in (("own_mib", usage.own_mib), ("file_mib", usage.file_mib))
-            },
+            "cores": usage.cpu_s / usage.wall_s,
+            "cpu_ms": 1e3 * usage.cpu_s / len(aligned),
+            "own_mib_each_second": [round(value, 1) for value in mib["own_mib"]],
+            **{name: [float(np.median(v[: tenth + 1])), float(np.median(v[-tenth:]))] for name, v in mib.items()},
             "late_p95_ms": float(np.percentile(late_ms, 95)),
-            "others_cores": (busy_s - cpu_s) / wall,
+            "others_cores": (busy_s - usage.cpu_s) / usage.wall_s,
         }
 
 

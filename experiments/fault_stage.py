@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -20,6 +19,7 @@ from pixloc_ros.srv import LoadMap
 from sensor_msgs.msg import CameraInfo
 
 from pixloc_ros.evaluation import offline
+from pixloc_ros.evaluation.usage import memory_mib
 from pixloc_ros.features import load_extractor
 from pixloc_ros.geometry import se3
 from pixloc_ros.io.bags import BagReader
@@ -236,10 +236,7 @@ class Stage:
         return future.result()
 
     def memory_mb(self) -> float:
-        with contextlib.suppress(OSError):
-            pages = int(Path(f"/proc/{self.process.pid}/statm").read_text().split()[1])
-            return pages * os.sysconf("SC_PAGE_SIZE") / 2**20
-        return 0.0
+        return sum(memory_mib(self.process.pid).values())
 
     def play(self, name: str, fault: Fault, shift_s: float = 0.0) -> Run:
         """One drive with a fault. shift_s: added to all stamps. Returns what the node did."""

@@ -21,6 +21,7 @@ from std_msgs.msg import Header
 
 from ..errors import InputError
 from ..geometry.cameras import Camera
+from ..io.messages import camera_of
 from .parameters import Parameter
 
 NS_PER_S = 1_000_000_000
@@ -194,9 +195,10 @@ def camera_from_info(info: CameraInfo) -> Camera:
 
     Raises InputError for a camera that is not calibrated or not supported.
     """
-    region = tuple(getattr(info.roi, name) for name in ("x_offset", "y_offset", "width", "height"))
-    lens = (info.distortion_model, info.width, info.height, list(info.k), list(info.d))
-    return Camera.from_camera_info(*lens, info.binning_x, info.binning_y, region)
+    camera = camera_of(info)
+    if isinstance(camera, InputError):
+        raise camera
+    return camera
 
 
 # ---- parameters

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import threading
 import time
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from geometry_msgs.msg import PoseWithCovarianceStamped
@@ -28,17 +28,9 @@ _PATIENCE_S = 1.0
 _KEEP_S = 86_400
 
 
-@dataclass
-class _Pending:
-    """A lookup that has not worked yet.
+class _Pending(NamedTuple):
+    """A lookup that has not worked yet: time of the first attempt and of the node's status (monotonic clock, seconds)."""
 
-    Attributes:
-        stamp_ns: the image's stamp.
-        began_s: time of the first attempt (monotonic clock).
-        reported_s: time of the node's status for the image.
-    """
-
-    stamp_ns: int
     began_s: float
     reported_s: float | None = None
 
@@ -67,7 +59,7 @@ class Recorder:
         now = time.monotonic()
         with self._lock:
             self.recording.sent_s[stamp_ns] = now
-            self._pending[stamp_ns] = _Pending(stamp_ns, now)
+            self._pending[stamp_ns] = _Pending(now)
 
     def hears_node(self) -> bool:
         """Whether the node's topics are there."""
@@ -80,8 +72,8 @@ class Recorder:
 
     def finish(self, last_odometry_ns: int | None) -> Recording:
         """Looks up the whole chain at each image's stamp. Called when all transforms have come and nobody spins the node."""
-        for pending in list(self._pending.values()):
-            self._give_up(pending, "NoReport", "the node never reported the image")
+        for stamp_ns in list(self._pending):
+            self._settle(stamp_ns, "NoReport", "the node never reported the image")
         self.recording.last_odometry_ns = last_odometry_ns
         for stamp_ns in sorted(self.recording.sent_s):
             try:
@@ -111,22 +103,21 @@ class Recorder:
         with self._lock:
             self._reported.add(stamp_ns)
             if stamp_ns in self._pending:
-                self._pending[stamp_ns].reported_s = now
+                self._pending[stamp_ns] = self._pending[stamp_ns]._replace(reported_s=now)
 
     def _try_lookups(self) -> None:
         with self._lock:
-            pending = list(self._pending.values())
-        for lookup in pending:
+            pending = dict(self._pending)
+        for stamp_ns, (_, reported_s) in pending.items():
             try:
-                self._lookup(self._base_frame, lookup.stamp_ns)
+                self._lookup(self._base_frame, stamp_ns)
             except TransformException as error:
-                if lookup.reported_s is not None and time.monotonic() - lookup.reported_s > _PATIENCE_S:
-                    self._give_up(lookup, type(error).__name__, str(error))
+                if reported_s is not None and time.monotonic() - reported_s > _PATIENCE_S:
+                    self._settle(stamp_ns, type(error).__name__, str(error))
             else:
-                self._give_up(lookup, "", "")
+                self._settle(stamp_ns, "", "")
 
-    def _give_up(self, lookup: _Pending, error: str, text: str) -> None:
-        waited_ms = (time.monotonic() - lookup.began_s) * 1e3
+    def _settle(self, stamp_ns: int, error: str, text: str) -> None:
         with self._lock:
-            del self._pending[lookup.stamp_ns]
-        self.recording.lookups.append(LookupRecord(lookup.stamp_ns, error, text, waited_ms))
+            waited_ms = (time.monotonic() - self._pending.pop(stamp_ns).began_s) * 1e3
+        self.recording.lookups.append(LookupRecord(stamp_ns, error, text, waited_ms))

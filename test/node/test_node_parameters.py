@@ -157,11 +157,7 @@ def test_launch_passes_only_declared_parameters(launch_file):
 def test_launch_arguments_are_nav2s(launch_file):
     node = launch_file()
     assert {"namespace", "params_file", "use_sim_time", "log_level", "use_respawn", "map"} <= set(node.declared)
-    assert all(named["description"] for named in node.declared.values())
+    assert all(named["description"] for named in node.declared.values()) and not node.others
     assert ("/tf", "tf") in node.named["remappings"] and ("/tf_static", "tf_static") in node.named["remappings"]
-
-
-def test_launch_with_rviz(launch_file):
-    assert not launch_file().others
     (rviz,) = launch_file(use_rviz="true").others
     assert rviz.named["package"] == "rviz2" and Path(rviz.named["arguments"][1]).is_file()
