@@ -6,16 +6,20 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
 from pixloc_ros.errors import InputError
 from pixloc_ros.evaluation.pages import write_section
+from pixloc_ros.geometry import se3
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "experiments"))
+import common  # noqa: E402
 import consistency  # noqa: E402  (scripts, not modules of the package)
 import faults  # noqa: E402
 import gates_roc  # noqa: E402
+import input_checks  # noqa: E402
 import soak  # noqa: E402
 
 
@@ -72,6 +76,26 @@ def test_a_soak_counts_faults_and_compares_settled_memory():
     assert made.good()
     made.rounds.append(faults.Run("black images", recovered_s=None))
     assert not made.good() and made.summary()["by_fault"]["black images"]["missed"] == 1
+
+
+def test_wrong_wheels_measure_a_wrong_way_and_a_wrong_turning():
+    motion = se3.se3_exp(torch.tensor([0.5, 0.0, 0.0, 0.0, 0.0, 0.2], dtype=torch.float64))
+    true = [torch.eye(4, dtype=torch.float64)]
+    for _ in range(3):
+        true.append(true[-1] @ motion)
+    measure = input_checks.Fault(way=1.4, turning=0.8).change().odometry()
+    measured = [measure(k, pose) for k, pose in enumerate(true)]
+    for before, after in zip(measured, measured[1:]):
+        distance, angle = se3.pose_difference(before, after)
+        assert float(distance) == pytest.approx(1.4 * float(motion[:3, 3].norm())) and float(angle) == pytest.approx(0.8 * 0.2)
+    assert str(input_checks.Fault(way=1.4)) == "way 1.4" and str(input_checks.Fault()) == "none"
+
+
+def test_what_is_no_scene_is_refused(tmp_path):
+    args = common.parser("doc", "out", drives=True).parse_args([str(tmp_path), "--scenes", "nowhere"])
+    with pytest.raises(InputError, match="nowhere is no scene"):
+        common.scenes_of(args)
+    assert common.scenes_of(common.parser("doc", "out").parse_args([str(tmp_path)])) == []
 
 
 def test_sections_of_a_page_are_replaced_and_nothing_else(tmp_path):
