@@ -20,7 +20,7 @@ from .geometry.cameras import Camera
 from .io.images import load_image
 from .mapping.georeference import Georeference
 from .mapping.map_file import Map
-from .tracking.checks.calibration import CalibrationCheck
+from .tracking.calibration_check import CalibrationCheck
 from .tracking.covariances import isotropic
 from .tracking.frame_aligner import AlignerOptions, FrameAligner
 from .tracking.options import QualityGates, TrackerOptions

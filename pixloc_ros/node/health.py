@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from ..tracking.checks.clocks import FIGURES, WARNINGS
+from ..tracking.odometry_check import FIGURES, WARNINGS
 from ..tracking.tracker import Tracker
 from ..tracking.types import TrackResult, TrackState
 from .conversions import NS_PER_S

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from ..geometry import se3
-from .checks.calibration import CalibrationCheck
+from .calibration_check import CalibrationCheck
 from .covariances import isotropic, mahalanobis, not_better_than
 from .motion_prior import KnownPose
 from .odometry import OdometrySample

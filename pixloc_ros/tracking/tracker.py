@@ -31,15 +31,15 @@ import torch
 from ..errors import InputError
 from ..geometry import se3
 from ..io.frames import CameraFrame
+from .calibration_check import CalibrationCheck, CalibrationReport
 from .candidates import Candidates
-from .checks.calibration import CalibrationCheck, CalibrationReport
-from .checks.clocks import OdometryCheck, OdometryFindings
-from .checks.frozen_camera import FrozenCamera
 from .covariances import isotropic, not_worse_than
+from .frozen_camera import FrozenCamera
 from .judge import Judge, Look, View, distance
 from .learned_noise import LearnedNoise
 from .motion_prior import KnownPose, predict
 from .odometry import OdometryBuffer, OdometryReport, OdometrySample, OdometryUnavailable
+from .odometry_check import OdometryCheck, OdometryFindings
 from .options import TrackerOptions
 from .relocalization import start_around
 from .types import (

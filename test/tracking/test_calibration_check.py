@@ -17,7 +17,7 @@ from pixloc_ros.alignment.focal_length import FocalLength, _system, _with_focal,
 from pixloc_ros.alignment.robust import RobustLoss
 from pixloc_ros.geometry import se3
 from pixloc_ros.geometry.cameras import Camera
-from pixloc_ros.tracking.checks.calibration import CalibrationCheck, CalibrationCheckOptions
+from pixloc_ros.tracking.calibration_check import CalibrationCheck, CalibrationCheckOptions
 from pixloc_ros.tracking.tracker import Tracker
 from pixloc_ros.tracking.types import PreparedImage
 

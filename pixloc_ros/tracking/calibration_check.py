@@ -15,10 +15,10 @@ from dataclasses import dataclass, replace
 import numpy as np
 import torch
 
-from ...alignment.focal_length import FocalLength
-from ...geometry import se3
-from ...geometry.cameras import Camera
-from ..types import FrameAlignment, PreparedImage
+from ..alignment.focal_length import FocalLength
+from ..geometry import se3
+from ..geometry.cameras import Camera
+from .types import FrameAlignment, PreparedImage
 
 Estimate = Callable[[PreparedImage, FrameAlignment], FocalLength | None]
 

@@ -18,8 +18,8 @@ from dataclasses import dataclass, replace
 import numpy as np
 import torch
 
-from ...geometry import se3
-from ..odometry import OdometryBuffer, OdometryUnavailable
+from ..geometry import se3
+from .odometry import OdometryBuffer, OdometryUnavailable
 
 FIGURES = ("time_offset_s", "way_ratio", "turn_ratio")
 WARNINGS = ("clocks", "way", "turning")

@@ -7,7 +7,7 @@ import zlib
 
 import numpy as np
 
-from ..odometry import OdometrySample
+from .odometry import OdometrySample
 
 MOVED_M, MOVED_RAD = 0.02, 0.01
 """A robot that stands still in a simulator gives equal pictures too; one that has moved by this much does not."""

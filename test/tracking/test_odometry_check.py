@@ -17,8 +17,8 @@ from pixloc_ros.evaluation.tables import format_run
 from pixloc_ros.geometry import se3
 from pixloc_ros.io.bags import BagOptions, BagReader
 from pixloc_ros.report.run_report import run_report
-from pixloc_ros.tracking.checks.clocks import OdometryCheck, OdometryFindings
 from pixloc_ros.tracking.odometry import OdometryBuffer
+from pixloc_ros.tracking.odometry_check import OdometryCheck, OdometryFindings
 from pixloc_ros.tracking.tracker import Tracker
 from pixloc_sim.drives import DriveOptions, OdometryErrors, SimulatedDrive, wheel_odometry
 

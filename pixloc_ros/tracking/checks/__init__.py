@@ -1,1 +1,0 @@
-# Copyright the pixloc_ros authors. SPDX-License-Identifier: Apache-2.0
