@@ -39,9 +39,9 @@ from pixloc_ros.mapping import Map
 from pixloc_ros.mapping.build import build_map_from_colmap
 from pixloc_ros.mapping.build.building import PosedImages, build_map
 from pixloc_ros.mapping.build.keyframes import KeyframeOptions
+from pixloc_ros.mapping.build.matching import require_pycolmap
 from pixloc_ros.mapping.build.posed_bag import PosedBag, PosedBagOptions
 from pixloc_ros.mapping.build.posed_frames import PosedMapOptions, points_of_posed_frames
-from pixloc_ros.mapping.build.triangulation import require_pycolmap
 
 MODEL, BAG_ALL = "COLMAP model, points from all images", "bag, points from all images"
 COLMAP, BAG, BAG_CHOSEN = "COLMAP, map images only", "bag, map images only", "bag, map images only, default keyframes"
