@@ -12,7 +12,8 @@ from pathlib import Path
 
 from ..errors import InputError
 from ..io.camera_files import read_cameras
-from .image_set import ImageSet, base_name, existing, model_source, query_lists, read_pairs, read_query_lists
+from . import image_set
+from .image_set import ImageSet
 from .recording import need_folder
 
 _IMAGES = ("images_upright", "images/images_upright", "images")
@@ -25,13 +26,11 @@ def open_aachen(root: Path, model: Path | None = None, pairs: Path | None = None
     images = next((root / folder for folder in _IMAGES if (root / folder).is_dir()), None)
     if images is None:
         raise InputError(f"{root} has none of {', '.join(_IMAGES)}: unpack images_upright/db and query there")
-    lists = query_lists(root, queries)
+    lists = image_set.query_lists(root, queries)
     if not lists:
         raise InputError(f"{root} has no queries/*_queries_with_intrinsics.txt: unpack the set's queries, or give --queries")
-    asked, models = read_query_lists(lists, images), root / "3D-models"
+    asked, intrinsics = image_set.read_query_lists(lists, images), root / "3D-models" / "database_intrinsics.txt"
     nvm = "3D-models/aachen_cvpr2018_db.nvm"
-    source = model_source(
-        root, images, asked, "aachen", model, _MODELS, nvm, lambda: read_cameras(models / "database_intrinsics.txt")
-    )
-    files = existing(source.model, pairs, queries)
-    return ImageSet("aachen", "aachen", images, asked, source, base_name, pairs=read_pairs(pairs), files=files)
+    source = image_set.model_source(root, images, asked, "aachen", model, _MODELS, nvm, lambda: read_cameras(intrinsics))
+    files = image_set.existing(source.model, pairs, queries)
+    return ImageSet("aachen", "aachen", images, asked, source, {}, image_set.read_pairs(pairs), files)

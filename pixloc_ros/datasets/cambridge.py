@@ -15,18 +15,8 @@ import torch
 from ..errors import InputError
 from ..geometry.cameras import Camera
 from ..io.images import load_image
-from .image_set import (
-    ImageSet,
-    MapSource,
-    camera_and_base_name,
-    colmap_source,
-    existing,
-    nvm_builder,
-    queries_of,
-    read_centred_poses,
-    read_pairs,
-    read_query_lists,
-)
+from . import image_set
+from .image_set import ImageSet, MapSource
 from .nvm import NvmModel, nvm_camera, read_nvm
 from .recording import need_folder
 
@@ -50,7 +40,7 @@ def open_cambridge(scene: Path, model: Path | None = None, pairs: Path | None = 
         nvm = read_nvm(path)
         cameras = _cameras(scene, nvm, {*train, *truth})
     if queries is not None:
-        asked = read_query_lists([queries], scene)
+        asked = image_set.read_query_lists([queries], scene)
         unknown = next((query.name for query in asked if query.name not in truth), None)
         if unknown:
             raise InputError(f"{queries} names {unknown}, which {scene / 'dataset_test.txt'} does not: use lists of one scene")
@@ -59,20 +49,20 @@ def open_cambridge(scene: Path, model: Path | None = None, pairs: Path | None = 
         if lacking:
             count = f"{path} lacks {len(lacking)} test images, the first is {lacking[0]}"
             raise InputError(f"{count}: give --queries with their intrinsics")
-        asked = queries_of({image: cameras[image][1] for image in truth}, scene)
+        asked = image_set.queries_of({image: cameras[image][1] for image in truth}, scene)
     if model is not None:
-        source = colmap_source(model, scene, asked, name)
+        source = image_set.colmap_source(model, scene, asked, name)
     else:
         there = [image for image in train if image in cameras and (scene / image).is_file()]
         chosen = {cameras[image][0]: (scene / image, image, cameras[image][1]) for image in there}
         made_from = f"reconstruction.nvm, the {len(chosen)} training images and the points that two of them see"
-        source = MapSource(nvm_builder(nvm, chosen, name), made_from, path)
-    files = existing(scene / "dataset_train.txt", scene / "dataset_test.txt", path, model, pairs, queries)
-    return ImageSet("cambridge", name, scene, asked, source, camera_and_base_name, truth, read_pairs(pairs), files)
+        source = MapSource(image_set.nvm_builder(nvm, chosen, name), made_from, path)
+    files = image_set.existing(scene / "dataset_train.txt", scene / "dataset_test.txt", path, model, pairs, queries)
+    return ImageSet("cambridge", name, scene, asked, source, truth, image_set.read_pairs(pairs), files, folders=1)
 
 
 def _poses(path: Path) -> dict[str, torch.Tensor]:
-    poses = read_centred_poses(path, "every scene of Cambridge Landmarks has it", centre_first=True, skip=3)
+    poses = image_set.read_centred_poses(path, "every scene of Cambridge Landmarks has it", centre_first=True, skip=3)
     if not poses:
         raise InputError(f"{path} holds no pose after its three lines of heading: unpack the scene again")
     return poses

@@ -17,17 +17,8 @@ import torch
 from ..errors import InputError
 from ..geometry.cameras import Camera
 from ..io.camera_files import read_cameras, read_names
-from .image_set import (
-    ImageSet,
-    base_name,
-    existing,
-    model_source,
-    queries_of,
-    query_lists,
-    read_centred_poses,
-    read_pairs,
-    read_query_lists,
-)
+from . import image_set
+from .image_set import ImageSet
 from .recording import need_folder
 
 _MODELS = ("sfm_superpoint+superglue/model", "sfm_superpoint+superglue", "sparse")
@@ -37,19 +28,19 @@ def open_cmu(slice_: Path, model: Path | None = None, pairs: Path | None = None,
     """A slice; training slices come with the truth of their queries. Raises `InputError` where files are missing or malformed."""
     slice_ = need_folder(slice_, "a slice of Extended CMU Seasons, with database, query and sparse")
     name, images, truth = slice_.resolve().name, slice_ / "query", {}
-    listed, lists = slice_ / f"test-images-{name}.txt", query_lists(slice_, queries)
+    listed, lists = slice_ / f"test-images-{name}.txt", image_set.query_lists(slice_, queries)
     if lists:
-        asked = read_query_lists(lists, images)
+        asked = image_set.read_query_lists(lists, images)
     elif listed.is_file():
-        asked = queries_of(cmu_cameras(slice_, read_names(listed)), images)
+        asked = image_set.queries_of(cmu_cameras(slice_, read_names(listed)), images)
     else:
         truth = cmu_poses(slice_)
         if not truth:
             raise InputError(f"{slice_} has neither {listed.name} nor camera-poses of images in query/: unpack the whole slice")
-        asked = queries_of(cmu_cameras(slice_, truth), images)
-    source = model_source(slice_, slice_ / "database", asked, name, model, _MODELS)
-    files = existing(source.model, pairs, queries)
-    return ImageSet("cmu", name, images, asked, source, base_name, truth, read_pairs(pairs), files)
+        asked = image_set.queries_of(cmu_cameras(slice_, truth), images)
+    source = image_set.model_source(slice_, slice_ / "database", asked, name, model, _MODELS)
+    files = image_set.existing(source.model, pairs, queries)
+    return ImageSet("cmu", name, images, asked, source, truth, image_set.read_pairs(pairs), files)
 
 
 def cmu_poses(slice_: Path) -> dict[str, torch.Tensor]:
@@ -57,7 +48,7 @@ def cmu_poses(slice_: Path) -> dict[str, torch.Tensor]:
     `InputError`."""
     poses: dict[str, torch.Tensor] = {}
     for path in sorted((slice_ / "camera-poses").glob("*.txt")):
-        poses |= read_centred_poses(path, "Extended CMU Seasons comes with it")
+        poses |= image_set.read_centred_poses(path, "Extended CMU Seasons comes with it")
     return {name: pose for name, pose in poses.items() if (slice_ / "query" / name).is_file()}
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
@@ -50,10 +49,10 @@ class ImageSet:
         images: The folder that the queries' names are relative to.
         queries: What to localize.
         map_source: What the map is made of.
-        submission_name: What the benchmark wants a query called.
         truth: camera_from_map [4, 4] by name; empty where the benchmark keeps it.
         pairs: Names of map images that look similar, best first, by query.
         files: What the set was read from, to recognize it.
+        folders: How many the benchmark wants before the name of a query's file.
     """
 
     name: str
@@ -61,10 +60,14 @@ class ImageSet:
     images: Path
     queries: list[Query]
     map_source: MapSource
-    submission_name: Callable[[str], str]
     truth: Mapping[str, torch.Tensor] = field(default_factory=dict)
     pairs: Mapping[str, list[str]] = field(default_factory=dict)
     files: tuple[Path, ...] = ()
+    folders: int = 0
+
+    def submission_name(self, name: str) -> str:
+        """What the benchmark wants a query called."""
+        return "/".join(name.split("/")[-1 - self.folders :])
 
     @property
     def made_from(self) -> str:
@@ -230,12 +233,3 @@ def nvm_builder(model: NvmModel, chosen: Mapping[int, tuple[Path, str, Camera]],
     poses, stamps = se3.inverse(model.camera_from_map[images]), np.full(len(images), -1, np.int64)
     source = PosedImages(name, paths, names, cameras, poses, stamps, model.xyz, image[here], point[here])
     return lambda extractor, side, work, progress: build_map(source, extractor, side, progress, work)
-
-
-def base_name(name: str, folders: int = 0) -> str:
-    """`query/day/milestone/a.jpg` → `a.jpg`, with so many folders before it."""
-    return "/".join(name.split("/")[-1 - folders :])
-
-
-camera_and_base_name = partial(base_name, folders=1)
-"""`night/rear/1.jpg` → `rear/1.jpg`."""

@@ -31,19 +31,9 @@ from ..io.text import read_text
 from ..io.trajectory import Trajectory
 from ..io.transforms import TransformTree
 from ..io.tum import read_stamped_list, read_stamped_poses
+from . import recording
 from .odometry import with_covariances
-from .recording import (
-    MAX_POSE_GAP_NS,
-    Picture,
-    Pictures,
-    Recording,
-    aligned_depth_files,
-    encode_png,
-    need_folder,
-    picture_files,
-    rigid,
-    stamped_files,
-)
+from .recording import Picture, Pictures, Recording
 
 DEPTH_SCALE = 1000.0
 _FILES = ("color.txt", "aligned_depth.txt", "groundtruth.txt", "odom.txt", "sensors.yaml", "trans_matrix.yaml")
@@ -62,14 +52,14 @@ def read_openloris_sequence(path: Path) -> Recording:
 
 
 def _from_folder(folder: Path) -> Recording:
-    folder = need_folder(folder, "a recording of OpenLORIS-Scene: a folder like office1-1, or its .bag")
+    folder = recording.need_folder(folder, "a recording of OpenLORIS-Scene: a folder like office1-1, or its .bag")
     camera = _camera(folder / "sensors.yaml")
     base_from_camera = _mount(folder / "trans_matrix.yaml")
     truth = read_stamped_poses(folder / "groundtruth.txt")
     lists = tuple(folder / name for name in _FILES)
-    images, depths = (stamped_files(path) if path.is_file() or path is lists[0] else {} for path in lists[:2])
-    depth = aligned_depth_files(images, depths, truth, base_from_camera, camera, DEPTH_SCALE)
-    pictures = picture_files(folder.name, images, depth)
+    images, depths = (recording.stamped_files(path) if path.is_file() or path is lists[0] else {} for path in lists[:2])
+    depth = recording.aligned_depth_files(images, depths, truth, base_from_camera, camera, DEPTH_SCALE)
+    pictures = recording.picture_files(folder.name, images, depth)
     odometry = _odometry(folder / "odom.txt")
     return Recording(folder.resolve().name, camera, pictures, truth, base_from_camera, odometry, lists)
 
@@ -109,7 +99,8 @@ def _mount(path: Path) -> torch.Tensor:
     for row in (rows.at(k) for k in range(rows.size() if rows.isSeq() else 0)):
         parent, child = row.getNode("parent_frame").string(), row.getNode("child_frame").string()
         values = _matrix(row, "matrix")
-        edges.append((parent, child, rigid(np.zeros(0) if values is None else values.ravel(), f"{path}: {parent} to {child}")))
+        numbers = np.zeros(0) if values is None else values.ravel()
+        edges.append((parent, child, recording.rigid(numbers, f"{path}: {parent} to {child}")))
     mount = TransformTree(edges).static("base_link", _CAMERA)
     if mount is None:
         raise InputError(f"{path} has no way from base_link to {_CAMERA}: use the recording's own trans_matrix.yaml")
@@ -159,10 +150,10 @@ def _from_bag(path: Path) -> Recording:
         with BagReader(path, options) as bag:
             for frame, depth in with_depth(frames(bag, wanted)):
                 load = None if depth is None else partial(depth_at, frame.stamp_ns, *depth)
-                yield Picture(frame.stamp_ns, encode_png(frame.image), load)
+                yield Picture(frame.stamp_ns, recording.encode_png(frame.image), load)
 
     def depth_at(stamp_ns: int, depth_stamp_ns: int, message: object) -> np.ndarray:
-        (now, then), known = truth.at(np.array([stamp_ns, depth_stamp_ns], np.int64), MAX_POSE_GAP_NS)
+        (now, then), known = truth.at(np.array([stamp_ns, depth_stamp_ns], np.int64), recording.MAX_POSE_GAP_NS)
         metres = decode_depth(message)
         if not known.all():
             return np.zeros_like(metres)

@@ -35,8 +35,12 @@ _ENCODINGS = {".png": "png", ".jpg": "jpeg", ".jpeg": "jpeg"}
 
 @dataclass(frozen=True, eq=False)
 class Picture:
-    """One image. encoded: uint8 [N], a PNG or JPEG file. depth: gives float32 [H, W] metres as the camera saw it at this stamp,
-    0 where unknown; None where there is none."""
+    """One image.
+
+    Attributes:
+        encoded: uint8 [N], a PNG or JPEG file.
+        depth: Gives float32 [H, W] metres as the camera saw it at this stamp, 0 where unknown; None where there is none.
+    """
 
     stamp_ns: int
     encoded: np.ndarray

@@ -14,16 +14,8 @@ from ..errors import InputError
 from ..geometry.cameras import Camera
 from ..io.images import load_image
 from ..io.text import parse_numbers, read_rows
-from .image_set import (
-    ImageSet,
-    camera_and_base_name,
-    existing,
-    model_source,
-    queries_of,
-    query_lists,
-    read_pairs,
-    read_query_lists,
-)
+from . import image_set
+from .image_set import ImageSet
 from .recording import need_folder
 
 _SIDES = ("left", "rear", "right")
@@ -34,19 +26,19 @@ def open_robotcar(root: Path, model: Path | None = None, pairs: Path | None = No
     """All conditions whose images are there. Raises `InputError` where files are missing or malformed."""
     root = need_folder(root, "RobotCar Seasons, with images, intrinsics and 3D-models")
     images = need_folder(root / "images", "RobotCar Seasons with its images unpacked")
-    lists = query_lists(root, queries)
+    lists = image_set.query_lists(root, queries)
     sides = {} if lists else _cameras(root, images)
     if lists:
-        asked = read_query_lists(lists, images)
+        asked = image_set.read_query_lists(lists, images)
     else:
         paths = sorted(path for side in sides for path in images.glob(f"*/{side}/*.jpg") if path.parts[-3] != _REFERENCE)
         if not paths:
             raise InputError(f"{images} has no CONDITION/rear/*.jpg: unpack the conditions to localize")
-        asked = queries_of({path.relative_to(images).as_posix(): sides[path.parent.name] for path in paths}, images)
+        asked = image_set.queries_of({path.relative_to(images).as_posix(): sides[path.parent.name] for path in paths}, images)
     folders, nvm = ("sfm_superpoint+superglue",), "3D-models/all-merged/all.nvm"
-    source = model_source(root, images, asked, "robotcar", model, folders, nvm, lambda: sides or _cameras(root, images))
-    files = existing(source.model, pairs, queries)
-    return ImageSet("robotcar", "robotcar", images, asked, source, camera_and_base_name, pairs=read_pairs(pairs), files=files)
+    source = image_set.model_source(root, images, asked, "robotcar", model, folders, nvm, lambda: sides or _cameras(root, images))
+    files = image_set.existing(source.model, pairs, queries)
+    return ImageSet("robotcar", "robotcar", images, asked, source, {}, image_set.read_pairs(pairs), files, folders=1)
 
 
 def _cameras(root: Path, images: Path) -> dict[str, Camera]:

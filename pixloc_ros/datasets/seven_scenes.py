@@ -32,17 +32,8 @@ from ..mapping.build.building import BuildReport, Progress
 from ..mapping.build.keyframes import KeyframeOptions
 from ..mapping.build.posed_frames import PosedMapOptions, build_map_from_posed_frames
 from ..mapping.map_file import Map
-from .image_set import (
-    ImageSet,
-    MapBuilder,
-    MapSource,
-    camera_and_base_name,
-    colmap_source,
-    existing,
-    queries_of,
-    read_pairs,
-    read_query_lists,
-)
+from . import image_set
+from .image_set import ImageSet, MapBuilder, MapSource
 from .recording import BASE_FROM_OPTICAL, EPOCH_NS, Recording, frames_for_map, need_folder, picture_files, rigid
 
 POSES = ("calibrated", "original")
@@ -137,15 +128,15 @@ def open_seven_scenes(
             truth[image], cameras[image] = pose, COLOUR
     name = scene.resolve().name
     if model is None:
-        asked = queries_of(cameras, scene)
+        asked = image_set.queries_of(cameras, scene)
         training = [read_seven_scenes_sequence(scene, sequence) for sequence in read_split(scene, "Train")]
         source = MapSource(_training_map(training, every, name), "the training sequences' images and depth", scene)
     else:
-        asked = read_query_lists([queries], scene)
+        asked = image_set.read_query_lists([queries], scene)
         truth = {query.name: truth[query.name] for query in asked if query.name in truth}
-        source = colmap_source(model, scene, asked, name)
-    files = existing(scene / "TrainSplit.txt", scene / "TestSplit.txt", model, pairs, queries)
-    return ImageSet("7scenes", name, scene, asked, source, camera_and_base_name, truth, read_pairs(pairs), files)
+        source = image_set.colmap_source(model, scene, asked, name)
+    files = image_set.existing(scene / "TrainSplit.txt", scene / "TestSplit.txt", model, pairs, queries)
+    return ImageSet("7scenes", name, scene, asked, source, truth, image_set.read_pairs(pairs), files, folders=1)
 
 
 def _training_map(training: list[Recording], every: int, name: str) -> MapBuilder:

@@ -37,9 +37,17 @@ def is_bag(path: Path) -> bool:
 
 
 def read_bag_truth(path: Path, topic: str | None) -> tuple[Trajectory, np.ndarray | None]:
-    """map_from_base as a bag's topic or transforms know it, and the images' stamps int64 [N], None without a single image topic.
+    """map_from_base as a bag's topic or transforms know it.
 
-    topic: as `BagOptions.truth`; None: the one whose name tells. Raises `InputError` where there is no truth.
+    Args:
+        path: The bag.
+        topic: As `BagOptions.truth`; None: the one whose name says so.
+
+    Returns:
+        The truth, and the images' stamps int64 [N]; None without a single image topic.
+
+    Raises:
+        InputError: There is no truth.
     """
     with _TruthReader(path, BagOptions(truth=topic)) as bag:
         truth = bag.truth()

@@ -152,7 +152,16 @@ class BagWriter:
         return self.make("sensor_msgs/CameraInfo", self.header(stamp_ns, frame), *size[::-1], model, *arrays, 0, 0, region)
 
     def image(self, stamp_ns: int, frame: str, size: tuple[int, int], encoding: str, data: np.ndarray, step: int | None = None):
-        """A CompressedImage where the encoding is one of `COMPRESSED`, else an Image. data: uint8 [N]."""
+        """A CompressedImage where the encoding is one of `COMPRESSED`, else an Image.
+
+        Args:
+            stamp_ns: Of the header.
+            frame: Of the header.
+            size: Width and height.
+            encoding: One of `ENCODINGS`.
+            data: uint8 [N].
+            step: Bytes of a row; without padding by default.
+        """
         header = self.header(stamp_ns, frame)
         if encoding in COMPRESSED:
             return self.make("sensor_msgs/CompressedImage", header, encoding, data)

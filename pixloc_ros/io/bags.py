@@ -20,30 +20,13 @@ from rosbags.typesys import Stores, get_typestore
 from ..errors import InputError
 from ..geometry import se3
 from ..geometry.cameras import Camera
+from . import messages
 from .frames import CameraFrame, Event, OdometryMessage, UnusableFrame
-from .messages import (
-    COMPRESSED,
-    IMAGE,
-    INFO,
-    ODOMETRY,
-    POSE,
-    POSE_COVARIANCE,
-    TF,
-    TRANSFORM,
-    RawMessage,
-    camera_of,
-    frame_name,
-    frames_of,
-    image_of,
-    is_truth_name,
-    matrix,
-    message_stamp,
-    pose_of,
-)
+from .messages import RawMessage
 from .trajectory import Trajectory
 from .transforms import TransformChain, TransformTree
 
-_POSE_TYPES = (POSE, POSE_COVARIANCE, ODOMETRY, TRANSFORM)
+_POSE_TYPES = (messages.POSE, messages.POSE_COVARIANCE, messages.ODOMETRY, messages.TRANSFORM)
 _NOT_PICTURES = ("depth", "disparity", "mask", "theora")
 
 REORDER_NS = 1_000_000_000
@@ -54,12 +37,17 @@ TF_GAP_NS = 1_000_000_000
 
 @dataclass(frozen=True)
 class BagOptions:
-    """What cannot be guessed from a bag. None: detect.
+    """What cannot be guessed from a bag; None is detected.
 
-    image, camera_info, odometry, truth: topics. odometry may be "tf" (odom_frame → base_frame) or "none"; truth may be
-    "tf:PARENT:CHILD", along as many transforms as lead there, or "none".
-    base_from_camera: float64 [4, 4], instead of the static transforms. time_offset_s: added to the stamps of the images and of
-    their calibration, as the node's parameter time_offset does.
+    Attributes:
+        image: Topic.
+        camera_info: Topic.
+        odometry: Topic, "tf" (odom_frame → base_frame) or "none".
+        truth: Topic, "none", or "tf:PARENT:CHILD", along as many transforms as lead there.
+        odom_frame: Name of the frame.
+        base_frame: Name of the frame.
+        base_from_camera: float64 [4, 4], instead of the static transforms.
+        time_offset_s: Added to the stamps of the images and of their calibration, as the node's parameter time_offset does.
     """
 
     image: str | None = None
@@ -80,9 +68,19 @@ class BagOptions:
 class BagReader:
     """An open bag; use it in a `with` statement.
 
-    image_topic, camera_info_topic, odometry_topic ("tf" or None as well), truth_topic (or None), base_frame, odom_frame,
-    camera_frame, image_compressed: what was found. base_from_camera: float64 [4, 4].
-    Raises InputError where something is missing or there are several candidates.
+    Attributes:
+        image_topic: Found or chosen.
+        camera_info_topic: Likewise.
+        odometry_topic: Likewise; "tf", or None where there is none.
+        truth_topic: Likewise; None where there is none.
+        base_frame: Name.
+        odom_frame: Name.
+        camera_frame: Name.
+        image_compressed: Whether the images are CompressedImages.
+        base_from_camera: float64 [4, 4].
+
+    Raises:
+        InputError: Something is missing, or there are several candidates.
     """
 
     def __init__(self, path: Path, options: BagOptions = BagOptions()) -> None:
@@ -122,7 +120,7 @@ class BagReader:
             if kind == _ODOMETRY:
                 yield message
             elif kind == _INFO:
-                camera = camera_of(message)
+                camera = messages.camera_of(message)
             else:
                 yield self._frame(stamp_ns, message, camera)
 
@@ -131,13 +129,14 @@ class BagReader:
     ) -> Iterator[CameraFrame | UnusableFrame | tuple[int, object]]:
         """The images whose stamps are wanted, in the order of stamps; the others are not decoded.
 
-        wanted: asked once for every image. other: a further topic, whose messages come in between as (stamp_ns, message), at
-        equal stamps before the image.
+        Args:
+            wanted: Asked once for every image.
+            other: A further topic, whose messages come in between as (stamp_ns, message), at equal stamps before the image.
         """
         camera = self._first_camera
         for kind, stamp_ns, message in self._sorted_messages(other):
             if kind == _INFO:
-                camera = camera_of(message)
+                camera = messages.camera_of(message)
             elif kind == _OTHER:
                 yield stamp_ns, message
             elif kind == _IMAGE and wanted(stamp_ns):
@@ -197,17 +196,17 @@ class BagReader:
 
     def _find_topics(self) -> None:
         options = self.options
-        self.image_topic = self._chosen("image", options.image, self._image_candidates(), (IMAGE, COMPRESSED))
-        self.image_compressed = self._types[self.image_topic] == COMPRESSED
-        self.camera_info_topic = self._chosen("camera-info", options.camera_info, self._info_candidates(), (INFO,))
+        self.image_topic = self._chosen("image", options.image, self._image_candidates(), (messages.IMAGE, messages.COMPRESSED))
+        self.image_compressed = self._types[self.image_topic] == messages.COMPRESSED
+        self.camera_info_topic = self._chosen("camera-info", options.camera_info, self._info_candidates(), (messages.INFO,))
         first = next((m for _, m in self.messages([self.image_topic])), None)
         if first is None:
             raise InputError(f"no image on {self.image_topic} in {self.path}: give another --image-topic")
-        self.camera_frame = frame_name(first.header.frame_id)
+        self.camera_frame = messages.frame_name(first.header.frame_id)
         info = next((m for _, m in self.messages([self.camera_info_topic])), None)
         if info is None:
             raise InputError(f"no message on {self.camera_info_topic} in {self.path}: give another --camera-info-topic")
-        self._first_camera = camera_of(info)
+        self._first_camera = messages.camera_of(info)
         self._find_odometry()
         self._read_static_transforms()
         self.base_from_camera = options.base_from_camera
@@ -217,7 +216,9 @@ class BagReader:
 
     def _read_static_transforms(self) -> None:
         edges = [
-            (*frames_of(t), matrix(t.transform)) for _, m in self.messages(self._tf_topics("tf_static")) for t in m.transforms
+            (*messages.frames_of(t), messages.matrix(t.transform))
+            for _, m in self.messages(self._tf_topics("tf_static"))
+            for t in m.transforms
         ]
         for parent, child, pose in edges:
             se3.check_pose(pose, f"static transform {parent} -> {child}")
@@ -239,7 +240,9 @@ class BagReader:
         return candidates[0]
 
     def _image_candidates(self) -> list[str]:
-        topics = [t for t in self.topics_of_type(IMAGE, COMPRESSED) if not any(w in t.lower() for w in _NOT_PICTURES)]
+        topics = [
+            t for t in self.topics_of_type(messages.IMAGE, messages.COMPRESSED) if not any(w in t.lower() for w in _NOT_PICTURES)
+        ]
         # A compressed twin of a raw topic shows nothing new.
         topics = [t for t in topics if not (t.endswith("/compressed") and t.removesuffix("/compressed") in topics)]
         calibrated = [t for t in topics if _info_topic(t) in self._types]
@@ -247,23 +250,23 @@ class BagReader:
 
     def _info_candidates(self) -> list[str]:
         beside = _info_topic(self.image_topic)
-        return [beside] if self._types.get(beside) == INFO else self.topics_of_type(INFO)
+        return [beside] if self._types.get(beside) == messages.INFO else self.topics_of_type(messages.INFO)
 
     def _find_odometry(self) -> None:
         asked = self.options.odometry
-        candidates = [t for t in self.topics_of_type(ODOMETRY) if not is_truth_name(t)]
+        candidates = [t for t in self.topics_of_type(messages.ODOMETRY) if not messages.is_truth_name(t)]
         self.odom_frame, self.base_frame = self.options.odom_frame, self.options.base_frame or "base_link"
         if asked == "none" or (asked is None and not candidates and not self.tf_has_odometry()):
             self.odometry_topic = None
         elif asked == "tf" or (asked is None and not candidates):
             self.odometry_topic = "tf"
         else:
-            self.odometry_topic = self._chosen("odometry", asked, candidates, (ODOMETRY,))
+            self.odometry_topic = self._chosen("odometry", asked, candidates, (messages.ODOMETRY,))
             first = next((m for _, m in self.messages([self.odometry_topic])), None)
             if first is None:
                 raise InputError(f"no message on {self.odometry_topic} in {self.path}: use --odometry-topic none")
-            self.odom_frame = frame_name(first.header.frame_id) or self.odom_frame
-            child = frame_name(first.child_frame_id)
+            self.odom_frame = messages.frame_name(first.header.frame_id) or self.odom_frame
+            child = messages.frame_name(first.child_frame_id)
             if self.options.base_frame not in (None, "", child) and child:
                 raise InputError(
                     f"{self.odometry_topic} is the odometry of {child}, not of {self.base_frame}: use --base-frame {child}"
@@ -272,7 +275,7 @@ class BagReader:
 
     def _find_truth(self) -> None:
         asked = self.options.truth
-        candidates = [t for t in self.pose_topics() if is_truth_name(t)]
+        candidates = [t for t in self.pose_topics() if messages.is_truth_name(t)]
         if asked == "none" or (asked is None and not candidates):
             self.truth_topic = None
         elif asked is not None and asked.startswith("tf:"):
@@ -283,10 +286,10 @@ class BagReader:
             self.truth_topic = self._chosen("truth", asked, candidates, _POSE_TYPES)
 
     def _tf_topics(self, name: str) -> list[str]:
-        return [t for t in self.topics_of_type(TF, "tf/msg/tfMessage") if t.strip("/").split("/")[-1] == name]
+        return [t for t in self.topics_of_type(messages.TF, "tf/msg/tfMessage") if t.strip("/").split("/")[-1] == name]
 
     def _is_odometry(self, transform) -> bool:
-        return frames_of(transform) == (self.odom_frame, self.base_frame)
+        return messages.frames_of(transform) == (self.odom_frame, self.base_frame)
 
     def static_transform(self, parent: str, child: str) -> torch.Tensor:
         """parent_from_child, float64 [4, 4], along the static transforms, upwards and downwards. Raises InputError where none
@@ -351,13 +354,13 @@ class BagReader:
         elif topic == self.camera_info_topic:
             yield _INFO, self._image_stamp(message), message
         elif topic == other:
-            yield _OTHER, message_stamp(message), message
+            yield _OTHER, messages.message_stamp(message), message
         else:
             for odometry in self._odometry_of(message):
                 yield _ODOMETRY, odometry.stamp_ns, odometry
 
     def _image_stamp(self, message) -> int:
-        return message_stamp(message) + self.options.time_offset_ns
+        return messages.message_stamp(message) + self.options.time_offset_ns
 
     def _odometry_topics(self) -> list[str]:
         if self.odometry_topic is None:
@@ -372,10 +375,10 @@ class BagReader:
         if self.odometry_topic == "tf":
             for transform in message.transforms:
                 if self._is_odometry(transform):
-                    yield OdometryMessage(message_stamp(transform), matrix(transform.transform))
+                    yield OdometryMessage(messages.message_stamp(transform), messages.matrix(transform.transform))
         else:
             covariance = torch.tensor(np.asarray(message.twist.covariance, float).reshape(6, 6))
-            yield OdometryMessage(message_stamp(message), matrix(message.pose.pose), covariance)
+            yield OdometryMessage(messages.message_stamp(message), messages.matrix(message.pose.pose), covariance)
 
     def _truth_poses(self) -> Iterator[tuple[int, torch.Tensor]]:
         if self.truth_topic is None:
@@ -383,22 +386,22 @@ class BagReader:
         if self.truth_topic.startswith("tf:"):
             _, parent, child = self.truth_topic.split(":")
             body_from_base = se3.inverse(self._base_from(child))
-            chain = self.transform_chain(frame_name(parent), frame_name(child))
+            chain = self.transform_chain(messages.frame_name(parent), messages.frame_name(child))
             poses, known = chain.at(chain.stamps_ns, TF_GAP_NS)
             yield from zip(chain.stamps_ns[known].tolist(), poses[torch.from_numpy(known)] @ body_from_base)
             return
         for _, message in self.messages([self.truth_topic]):
-            body = frame_name(getattr(message, "child_frame_id", ""))
-            yield message_stamp(message), matrix(pose_of(message)) @ se3.inverse(self._base_from(body))
+            body = messages.frame_name(getattr(message, "child_frame_id", ""))
+            yield messages.message_stamp(message), messages.matrix(messages.pose_of(message)) @ se3.inverse(self._base_from(body))
 
     def transform_chain(self, parent: str, child: str) -> TransformChain:
         """parent_from_child along moving and static transforms. Raises `InputError` where none leads there."""
         moving: dict[tuple[str, str], list[tuple[int, torch.Tensor]]] = {}
         for _, message in self.messages(self._tf_topics("tf")):
             for transform in message.transforms:
-                pose = matrix(transform.transform)
+                pose = messages.matrix(transform.transform)
                 if bool(torch.isfinite(pose).all()):
-                    moving.setdefault(frames_of(transform), []).append((message_stamp(transform), pose))
+                    moving.setdefault(messages.frames_of(transform), []).append((messages.message_stamp(transform), pose))
         tracks = {edge: Trajectory.from_poses(poses) for edge, poses in moving.items()}
         chain = TransformTree(self._static_edges, tracks).chain(parent, child)
         if chain is None:
@@ -416,7 +419,7 @@ class BagReader:
         try:
             if isinstance(camera, InputError):
                 raise camera
-            image = image_of(message)
+            image = messages.image_of(message)
         except InputError as error:
             return UnusableFrame(stamp_ns, str(error))
         if image.shape[:2] != (camera.height, camera.width):

@@ -114,7 +114,8 @@ def decode_raw(
 def to_grey_or_rgb(pixels: np.ndarray, encoding: str) -> np.ndarray:
     """Pixels in one of the encodings that `check_layout` lets pass → what `decode_raw` returns.
 
-    pixels: uint8 or uint16 of either byte order, [H, W] or [H, W, channels].
+    Args:
+        pixels: uint8 or uint16 of either byte order, [H, W] or [H, W, channels].
     """
     to_rgb = _FORMATS[encoding].to_rgb
     if pixels.dtype.itemsize == 2:

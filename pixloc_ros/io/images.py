@@ -47,11 +47,18 @@ def fit_to_working_size(
 ) -> tuple[np.ndarray, Camera]:
     """Resize an image and its camera for the network.
 
-    The longer side is shrunk to `working_side`; smaller images stay as they are. With `focal_px`, the mean focal length of
-    the map's images, the image is brought to that focal length instead (enlarged twice at most, never above the working
-    side), so that the same thing has the same size in pixels in the map and in the query.
+    The longer side is shrunk to the working side; smaller images stay as they are. With a focal length, the image is brought to
+    that instead (enlarged twice at most, never above the working side), so that the same thing has the same size in pixels in
+    the map and in the query.
 
-    image: uint8 [H, W(, 3)], of the camera's size and at least 64 pixels along each side, else InputError.
+    Args:
+        image: uint8 [H, W(, 3)], of the camera's size.
+        camera: Its calibration.
+        working_side: Pixels.
+        focal_px: The mean focal length of the map's images.
+
+    Raises:
+        InputError: The image has another size than its camera, or fewer than 64 pixels along a side.
     """
     height, width = image.shape[:2]
     if (width, height) != (camera.width, camera.height):

@@ -45,8 +45,13 @@ class TensorFileError(ValueError):
 class TensorFile:
     """A file mapped into memory. Opening reads the header alone and checks all of it; a tensor's values are read when used.
 
-    metadata: texts by name. arrays: read-only views of the file by name, in the order of the file. Raises TensorFileError,
-    and OSError where the file cannot be read.
+    Attributes:
+        metadata: Texts by name.
+        arrays: Read-only views of the file by name, in the order of the file.
+
+    Raises:
+        TensorFileError: The file is not in the format, or damaged.
+        OSError: The file cannot be read.
     """
 
     def __init__(self, path: str | Path) -> None:

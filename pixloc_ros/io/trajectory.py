@@ -26,8 +26,10 @@ from .text import parse_numbers, parse_stamp, read_rows
 class Trajectory:
     """Poses of one body in the map, in the order of time.
 
-    stamps_ns: int64 [N], strictly increasing. map_from_body: float64 [N, 4, 4].
-    covariances: float64 [N, 6, 6] (translation, rotation) of body perturbations, or None.
+    Attributes:
+        stamps_ns: int64 [N], strictly increasing.
+        map_from_body: float64 [N, 4, 4].
+        covariances: float64 [N, 6, 6] (translation, rotation) of body perturbations, or None.
     """
 
     stamps_ns: np.ndarray
@@ -52,10 +54,14 @@ class Trajectory:
         return cls(np.array(stamps, np.int64), matrices)
 
     def at(self, stamps_ns: np.ndarray, max_gap_ns: int) -> tuple[torch.Tensor, np.ndarray]:
-        """Poses interpolated at int64 stamps [M] → (map_from_body [M, 4, 4], bool [M]).
+        """Poses interpolated at stamps; nothing is extrapolated.
 
-        False where the two neighbours are further apart than `max_gap_ns` or do not enclose the stamp (nothing is
-        extrapolated); such poses are the identity.
+        Args:
+            stamps_ns: int64 [M].
+            max_gap_ns: Neighbours must not be further apart.
+
+        Returns:
+            map_from_body [M, 4, 4], the identity where it is not known, and bool [M] whether it is.
         """
         poses = torch.eye(4, dtype=torch.float64).repeat(len(stamps_ns), 1, 1)
         if not len(self):

@@ -18,12 +18,17 @@ _KEY = "work.json"
 
 
 class WorkFolder:
-    """A folder of arrays and images that belong to one piece of work.
+    """A folder of arrays and images that belong to one piece of work. Every file is whole or absent.
 
-    key: what the results depend on, as JSON can hold it. A folder of other work is emptied. Every file is written under
-    another name and renamed: it is whole or absent. resumed: whether results of the same work were there.
+    Args:
+        folder: Emptied where it holds other work.
+        key: What the results depend on, as JSON can hold it.
 
-    Raises InputError where the folder holds something else or cannot be written.
+    Attributes:
+        resumed: Whether results of the same work were there.
+
+    Raises:
+        InputError: The folder holds something else or cannot be written.
     """
 
     def __init__(self, folder: Path, key: dict) -> None:

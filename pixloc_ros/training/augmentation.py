@@ -20,7 +20,9 @@ _BLUR_AT_640_PX = 15.0
 class AugmentationOptions:
     """How often each change happens to a query; a reference, being chosen with care, gets `reference_share` of that.
 
-    clean: share of images that are left as they are. blank: share of queries that show nothing: a wall, a covered lens.
+    Attributes:
+        clean: Share of images that are left as they are.
+        blank: Share of queries that show nothing: a wall, a covered lens.
     """
 
     clean: float = 0.15

@@ -35,12 +35,19 @@ FIRST_CONFIDENCE = 2.0
 
 @dataclass(frozen=True)
 class NetworkSection:
-    """architecture: a name of `features.extractor.NETWORKS`. start: weights to begin with (a shipped name, or a file); none
-    starts at random. confidences: give the network confidence heads where the start has none; they begin equal everywhere.
-    frozen: beginnings of the names of parameters that are not trained. strides: the sets of levels to train, taken in turn;
-    the network's own by default. damping: where the damping starts if `start` has none. learn_damping: otherwise it stays
-    there, and the weights come without one. temporal: learn a `TemporalPrior` instead of PixLoc's constants, from consecutive
-    frames with odometry (section `odometry`); conditional: one that depends on the motion.
+    """The network and its damping.
+
+    Attributes:
+        architecture: A name of `features.extractor.NETWORKS`.
+        start: Weights to begin with (a shipped name, or a file); none starts at random.
+        confidences: Give the network confidence heads where the start has none; they begin equal everywhere.
+        frozen: Beginnings of the names of parameters that are not trained.
+        strides: The sets of levels to train, taken in turn; the network's own by default.
+        damping: Where the damping starts if `start` has none.
+        learn_damping: Otherwise it stays there, and the weights come without one.
+        temporal: Learn a `TemporalPrior` instead of PixLoc's constants, from consecutive frames with odometry (section
+            `odometry`).
+        conditional: One that depends on the motion.
     """
 
     architecture: str = "compact"
@@ -56,9 +63,15 @@ class NetworkSection:
 
 @dataclass(frozen=True)
 class AlignmentSection:
-    """strategy: "paper" or "adaptive", which the running system uses (see `AlignmentOptions`). iterations: unrolled per level.
-    robust_loss, robust_scale: of the feature residual, as in `RobustLoss`. detach_steps: each step is taught by itself (see
-    `AlignmentOptions`), which goes with loss.every_iteration."""
+    """The unrolled alignment.
+
+    Attributes:
+        strategy: "paper" or "adaptive", which the running system uses (see `AlignmentOptions`).
+        iterations: Unrolled per level.
+        robust_loss: Of the feature residual, as in `RobustLoss`.
+        robust_scale: Likewise.
+        detach_steps: Each step is taught by itself (see `AlignmentOptions`), which goes with loss.every_iteration.
+    """
 
     strategy: str = "paper"
     iterations: int = 8
@@ -77,12 +90,23 @@ class AlignmentSection:
 
 @dataclass(frozen=True)
 class DataSection:
-    """One data source. kind: "photos" (folders, and leave_out: names of files in them, with * and ?, that are not taken),
-    "colmap" (model, images), "rgbd" (sequence), "bag" (bag, and pose_topic where it cannot be guessed; what is found in it is
-    kept beside the configuration), "megadepth" (root, and scenes: names of folders in it, all by default) or "cmu" (root: a
-    slice of Extended CMU Seasons). Paths are relative to the configuration file. weight: how often it is
-    drawn. motion: between the views that photos are made into. rate_hz: frames a second of a scene, where consecutive frames
-    are wanted (network.temporal)."""
+    """One data source. Paths are relative to the configuration file.
+
+    Attributes:
+        kind: "photos" (needs folders), "colmap" (model, images), "rgbd" (sequence), "bag" (bag), "megadepth" or "cmu" (root).
+        weight: How often it is drawn.
+        folders: Of photos.
+        leave_out: Names of photos, with * and ?, that are not taken.
+        model: Folder of a COLMAP model.
+        images: Its images.
+        sequence: Folder of an RGB-D sequence.
+        bag: A recording; what is found in it is kept next to the configuration.
+        pose_topic: Where the bag's poses are, if that cannot be guessed.
+        root: Folder of MegaDepth, or a slice of Extended CMU Seasons.
+        scenes: Names of folders of MegaDepth; all by default.
+        motion: Between the views that photos are made into.
+        rate_hz: Frames a second of a scene, where consecutive frames are wanted (network.temporal).
+    """
 
     kind: str
     weight: float = 1.0
@@ -101,13 +125,26 @@ class DataSection:
 
 @dataclass(frozen=True)
 class RunSection:
-    """steps: in all. batch: pairs per step and process. learning_rate: at its highest, after `warmup` steps; it ends at a
-    tenth. rates: beginnings of parameters' names to what their learning rate is multiplied with. damping_rate: the same for
-    the damping (PixLoc: 100). clip_norm: longest gradient. average: validated and kept are the weights' running means, in
-    which a step's weights count 1 - average; 0: the latest weights. start_share: so far these are drawn back to the start,
-    from 0 to 1 (Wortsman et al., CVPR 2022: keeps what the start could do and the data does not teach). checkpoint_every,
-    validate_every, report_every: steps. validation_pairs: clean, and as many augmented. workers: processes that prepare data
-    beside the training, 0 for none. threads: of the training process, 0 for all cores.
+    """How long and how fast.
+
+    Attributes:
+        steps: In all.
+        batch: Pairs per step and process.
+        learning_rate: At its highest, after `warmup` steps; it ends at a tenth.
+        rates: Beginnings of parameters' names to what their learning rate is multiplied with.
+        damping_rate: The same for the damping (PixLoc: 100).
+        average: Validated and kept are the weights' running means, in which a step's weights count 1 - average; 0: the latest.
+        start_share: So far these are drawn back to the start, from 0 to 1 (Wortsman et al., CVPR 2022: keeps what the start could
+            do and the data does not teach).
+        warmup: Steps until the highest learning rate.
+        clip_norm: Longest gradient.
+        checkpoint_every: Steps.
+        validate_every: Steps.
+        validation_pairs: Clean, and as many augmented.
+        report_every: Steps.
+        workers: Processes that prepare data next to the training, 0 for none.
+        threads: Of the training process, 0 for all cores.
+        seed: Of all randomness.
     """
 
     steps: int = 2000
@@ -148,7 +185,12 @@ class RunSection:
 
 @dataclass(frozen=True)
 class TrainingConfig:
-    """Everything that a run depends on. card: goes into the weights file as it is: licence, credit, training data."""
+    """Everything that a run depends on: the sections of the file.
+
+    Attributes:
+        card: Goes into the weights file as it is: licence, credit, training data.
+        folder: Of the file.
+    """
 
     data: tuple[DataSection, ...]
     network: NetworkSection = NetworkSection()

@@ -20,12 +20,17 @@ SHAPES = ("linear", "log")
 
 @dataclass(frozen=True)
 class LossOptions:
-    """shape: "linear" or "log", how the loss of a point grows beyond the scale, up to which it is quadratic. scale_px: PixLoc's
-    is 2; less asks for more exactness. scale_cells: a scale for each level, coarse to fine, in its cells, instead: losses are
-    then in units of the scale, so that a level that has reached what the next one needs teaches little more. every_iteration:
-    the mean over the poses after all iterations of a level counts, not only the last one. success_px: a level succeeded where
-    its error is below this times its stride. limit: losses above it are cut off, so that hopeless pairs do not pull; null:
-    none are. min_points: pairs with fewer are dropped.
+    """How errors of pairs become a loss.
+
+    Attributes:
+        shape: "linear" or "log", how the loss of a point grows beyond the scale, up to which it is quadratic.
+        scale_px: PixLoc's is 2; less asks for more exactness.
+        scale_cells: A scale for each level, coarse to fine, in its cells, instead: losses are then in units of the scale, so
+            that a level that has reached what the next one needs teaches little more.
+        every_iteration: The mean over the poses after all iterations of a level counts, not only the last one.
+        success_px: A level succeeded where its error is below this times its stride.
+        limit: Losses above it are cut off, so that hopeless pairs do not pull; null: none are.
+        min_points: Pairs with fewer are dropped.
     """
 
     shape: str = "linear"
@@ -47,8 +52,14 @@ class LossOptions:
 
 @dataclass(frozen=True)
 class PairLoss:
-    """Per pair: loss [B] in pixels or units of the scale (0 for dropped pairs); kept, bool [B]; and for people, detached, per
-    level coarse to fine: errors [B, L], the mean reprojection error in pixels; success, bool [B, L]."""
+    """Loss of a batch of pairs; errors and success are for people and detached.
+
+    Attributes:
+        loss: [B], in pixels or units of the scale; 0 for dropped pairs.
+        kept: bool [B].
+        errors: [B, L], per level coarse to fine, the mean reprojection error in pixels.
+        success: bool [B, L].
+    """
 
     loss: torch.Tensor
     kept: torch.Tensor
@@ -66,9 +77,16 @@ def robust_error(squared: torch.Tensor, scale: float, shape: str = "linear") -> 
 
 
 def squared_distances(camera: Camera, xyz: torch.Tensor, truth: torch.Tensor, estimate: torch.Tensor) -> torch.Tensor:
-    """Squared distance [B, N], in pixels², between the projections of points under two poses.
+    """Squared distances between the projections of points under two poses.
 
-    xyz [B, N, 3] in the reference's frame; truth, estimate: query_from_reference [B, 4, 4].
+    Args:
+        camera: Of the query.
+        xyz: [B, N, 3] in the reference's frame.
+        truth: query_from_reference [B, 4, 4].
+        estimate: query_from_reference [B, 4, 4].
+
+    Returns:
+        [B, N], in pixels².
     """
     expected, _ = camera.project(se3.transform(truth, xyz))
     pixels, _ = camera.project(se3.transform(estimate, xyz))
@@ -90,11 +108,20 @@ def pair_loss(
 ) -> PairLoss:
     """Loss of a batch of pairs after alignment.
 
-    traces: of `align`, poses [B, steps, 4, 4]. camera: of the query, batched or single. xyz
-    [B, N, 3] float, mask bool [B, N]: points in the reference camera's frame. truth, initial: query_from_reference [B, 4, 4].
-
     Points count that are in the image from both the true and the initial pose. A level contributes where the level before it
     succeeded: one that was given a hopeless start has nothing to learn.
+
+    Args:
+        traces: Of `align`, poses [B, steps, 4, 4].
+        camera: Of the query, batched or single.
+        xyz: [B, N, 3], points in the reference camera's frame.
+        mask: bool [B, N].
+        truth: query_from_reference [B, 4, 4].
+        initial: query_from_reference [B, 4, 4].
+        options: How errors become a loss.
+
+    Raises:
+        InputError: The options have scales for another number of levels.
     """
     xyz = xyz.to(truth.dtype)
     counted = mask

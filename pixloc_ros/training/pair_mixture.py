@@ -26,10 +26,14 @@ _SAME_TROUBLE = 0.7
 
 @dataclass(frozen=True)
 class Curriculum:
-    """Initial errors are random from 0 to a limit that grows linearly from the first value to the second over `steps`.
+    """Initial errors are random from 0 to a limit that grows linearly from the first value to the second.
 
-    rotation_deg: degrees. translation: share of the median depth of the points. steps: 0 starts at the second value. exponent:
-    of the uniform random number that the limit is multiplied with; below 1 far starts are more frequent than near ones.
+    Attributes:
+        rotation_deg: Degrees.
+        translation: Share of the median depth of the points.
+        steps: Over which the limits grow; 0 starts at the second value.
+        exponent: Of the uniform random number that the limit is multiplied with; below 1 far starts are more frequent than near
+            ones.
     """
 
     rotation_deg: tuple[float, float] = (2.0, 12.0)
@@ -52,8 +56,16 @@ class Curriculum:
 
 @dataclass(frozen=True, eq=False)
 class PairMixture:
-    """Data sources with how often each is drawn, and what happens to their pairs. points: per pair, padded to that.
-    exponent: as in `Curriculum`."""
+    """Data sources and what happens to their pairs.
+
+    Attributes:
+        sources: To draw pairs from.
+        weights: How often each is drawn.
+        points: Per pair, padded to that.
+        seed: Of all randomness.
+        augmentation: Of the images, or None.
+        exponent: As in `Curriculum`.
+    """
 
     sources: Sequence[PairSource]
     weights: Sequence[float]

@@ -42,10 +42,18 @@ class View:
 class Step:
     """How a query's camera got there since the frame before, and what odometry says of it.
 
-    previous: uint8 [H, W], the frame before. previous_from_reference: float64 [4, 4]; previous_start: likewise, what was
-    known of it before it was seen, with covariance previous_covariance. odometry: motion of the base since then as measured
-    (previous base from base), with covariance. Covariances float64 [6, 6]: base axes, body perturbation. seconds: between
-    the two. base_from_camera: float64 [4, 4].
+    Covariances are float64 [6, 6], base axes, of body perturbations.
+
+    Attributes:
+        previous: uint8 [H, W], the frame before.
+        previous_camera: Its camera.
+        previous_from_reference: float64 [4, 4].
+        previous_start: float64 [4, 4], what was known of it before it was seen.
+        previous_covariance: Of that.
+        odometry: float64 [4, 4], motion of the base since then as measured (previous base from base).
+        covariance: Of that.
+        seconds: Between the two.
+        base_from_camera: float64 [4, 4].
     """
 
     previous: np.ndarray
@@ -63,9 +71,15 @@ class Step:
 class Pair:
     """Two images of one scene.
 
-    reference, query: uint8 [H, W] grey. xyz: float64 [n, 3], points that the reference sees, in its camera's frame, n at most
-    the view's points. query_from_reference: float64 [4, 4]. name: where it comes from, for people. step: where the query
-    follows another frame.
+    Attributes:
+        reference: uint8 [H, W] grey.
+        query: uint8 [H, W] grey.
+        reference_camera: Its camera.
+        query_camera: Its camera.
+        xyz: float64 [n, 3], points that the reference sees, in its camera's frame, n at most the view's points.
+        query_from_reference: float64 [4, 4].
+        name: Where it comes from, for people.
+        step: Where the query follows another frame.
     """
 
     reference: np.ndarray
@@ -101,11 +115,18 @@ class StepBatch:
 
 @dataclass(frozen=True, eq=False)
 class Batch:
-    """Pairs of one image size.
+    """Pairs of one image size. Cameras have params [B, P].
 
-    reference, query: float32 [B, 1, H, W], grey levels 0 to 255. Cameras have params [B, P]. xyz: float32 [B, N, 3], mask
-    bool [B, N]. query_from_reference, initial: float64 [B, 4, 4]. names: [B]. skipped: why samples were left out on the way.
-    steps: where the queries follow other frames; `initial` means nothing then.
+    Attributes:
+        reference: float32 [B, 1, H, W], grey levels 0 to 255.
+        query: float32 [B, 1, H, W].
+        xyz: float32 [B, N, 3].
+        mask: bool [B, N], which points exist.
+        query_from_reference: float64 [B, 4, 4].
+        initial: float64 [B, 4, 4]; means nothing where the queries follow other frames.
+        names: [B].
+        skipped: Why samples were left out on the way.
+        steps: Where the queries follow other frames.
     """
 
     reference: torch.Tensor
@@ -226,7 +247,8 @@ def spread_corners(
 ) -> np.ndarray:
     """Pixels float64 [n, 2] to put points at: corners, as maps have them, and the rest anywhere, n at most count.
 
-    mask: uint8 [H, W], where points may be.
+    Args:
+        mask: uint8 [H, W], where points may be.
     """
     corners = cv2.goodFeaturesToTrack(grey, round(count * corner_share), 0.003, 4.0, mask=mask)
     corners = np.empty((0, 2)) if corners is None else corners[:, 0].astype(np.float64)

@@ -51,8 +51,13 @@ class MotionRange:
 def list_photos(folders: Sequence[Path], held_out: bool, leave_out: Sequence[str] = ()) -> list[Path]:
     """Photos of folders in a fixed order, either those held out for validation or the rest.
 
-    Tiles of one picture (`name_t0`, `name_t1`) stay on one side. leave_out: file names, with * and ?, that are not taken.
-    Raises InputError where a folder is missing or empty, or a name to leave out matches nothing.
+    Tiles of one picture (`name_t0`, `name_t1`) stay on one side.
+
+    Args:
+        leave_out: File names, with * and ?, that are not taken.
+
+    Raises:
+        InputError: A folder is missing or empty, or a name to leave out matches nothing.
     """
     files = []
     for folder in folders:
@@ -114,8 +119,11 @@ def _texture(path: Path, view: View, rng: np.random.Generator) -> np.ndarray:
 class Surface:
     """One surface over the reference's pixels and the margin around them.
 
-    inverse_depth: float32 [h, w]. opacity: float32 [h, w] in [0, 1], None for 1 everywhere. texture: uint8 grey.
-    texture_offset: where reference pixel (0, 0) lies in the texture.
+    Attributes:
+        inverse_depth: float32 [h, w].
+        opacity: float32 [h, w] in [0, 1], None for 1 everywhere.
+        texture: uint8 grey.
+        texture_offset: Where reference pixel (0, 0) lies in the texture.
     """
 
     inverse_depth: np.ndarray

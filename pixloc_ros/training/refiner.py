@@ -30,7 +30,11 @@ from .pairs import Batch, member_camera
 
 @dataclass(frozen=True)
 class Start:
-    """Where the alignment of a batch begins, and what holds it there. initial: query_from_reference float64 [B, 4, 4]."""
+    """Where the alignment of a batch begins, and what holds it there.
+
+    Attributes:
+        initial: query_from_reference float64 [B, 4, 4].
+    """
 
     initial: torch.Tensor
     prior: PriorFactor | None = None
@@ -48,7 +52,8 @@ class Start:
 class PairRefiner(nn.Module):
     """The network and the damping, with what training does with them.
 
-    network: float32 [B, 1, H, W] (three channels where it says so) to a FeaturePyramid, as in `features.extractor`.
+    Args:
+        network: float32 [B, 1, H, W] (three channels where it says so) to a FeaturePyramid, as in `features.extractor`.
     """
 
     def __init__(self, network: nn.Module, damping: LearnedDamping, alignment: AlignmentOptions, loss: LossOptions) -> None:
@@ -62,8 +67,12 @@ class PairRefiner(nn.Module):
         return loss.loss, loss.kept, loss.errors, loss.success
 
     def refine(self, batch: Batch, strides: tuple[int, ...]) -> tuple[PairLoss, AlignmentResult]:
-        """Align every pair. strides: which of the network's sets of levels to use. In training the last levels are left out
-        where nothing about them is learned."""
+        """Align every pair.
+
+        Args:
+            strides: Which of the network's sets of levels to use. In training the last levels are left out where nothing about
+                them is learned.
+        """
         points, mask, query = self.features(batch, strides)
         start = self.start(batch, points, mask, strides)
         if torch.is_grad_enabled() and not any(p.requires_grad for p in self.damping.parameters()):
@@ -84,22 +93,13 @@ class PairRefiner(nn.Module):
         steps = batch.steps
         previous = self._pyramid(steps.previous, strides)
         camera_from_base = se3.inverse(steps.base_from_camera)
-        options, gates = TrackerOptions(), QualityGates()
+        options = replace(AlignmentOptions(), loss=self.alignment.loss)
+        floors, gates = TrackerOptions(), QualityGates()
         poses, covariances, inliers = [], [], []
         for b in range(len(batch)):
-            one = ReferencePoints(
-                batch.xyz[b],
-                tuple(d[b].detach() for d in points.descriptors),
-                tuple(c if c is None else c[b].detach() for c in points.confidences),
-            )
-            found = align(
-                image_subset(previous, slice(b, b + 1)),
-                member_camera(steps.previous_camera, b),
-                one,
-                steps.previous_start[b],
-                replace(AlignmentOptions(), loss=self.alignment.loss),
-                mask=mask[b : b + 1],
-            )
+            one, camera = member_points(points, b), member_camera(steps.previous_camera, b)
+            image = image_subset(previous, slice(b, b + 1))
+            found = align(image, camera, one, steps.previous_start[b], options, mask=mask[b : b + 1])
             share = float(found.inliers.sum() / found.visible.sum().clamp(min=1))
             pose, covariance = steps.previous_start[b], steps.previous_covariance[b]
             if bool(found.converged) and share >= gates.min_inlier_fraction:
@@ -108,7 +108,7 @@ class PairRefiner(nn.Module):
                 if bool(measured.isfinite().all()):
                     covariance = not_better_than(
                         se3.transform_covariance(measured / share**2, steps.base_from_camera[b]),
-                        isotropic(options.prior_translation_floor, options.prior_rotation_floor),
+                        isotropic(floors.prior_translation_floor, floors.prior_rotation_floor),
                     )
             poses.append(se3.inverse(pose) @ camera_from_base[b])
             covariances.append(covariance)
@@ -117,14 +117,8 @@ class PairRefiner(nn.Module):
         covariance = se3.transform_covariance(torch.stack(covariances), se3.inverse(steps.odometry)) + steps.covariance
         initial = camera_from_base @ se3.inverse(predicted)
         depths = torch.where(mask, se3.transform(initial, batch.xyz.double())[..., 2], torch.nan).nanmedian(-1).values
-        cues = MotionCues.of(
-            steps.seconds,
-            se3.se3_log(steps.odometry),
-            covariance,
-            torch.tensor(inliers).double(),
-            depths.abs().clamp(min=1e-6),
-            camera_from_base,
-        )
+        shares, depths = torch.tensor(inliers).double(), depths.abs().clamp(min=1e-6)
+        cues = MotionCues.of(steps.seconds, se3.se3_log(steps.odometry), covariance, shares, depths, camera_from_base)
         information = torch.linalg.inv(se3.transform_covariance(covariance, camera_from_base))
         return Start(initial, PriorFactor(initial, information), cues)
 
@@ -157,6 +151,12 @@ def first_levels(points: ReferencePoints, pyramid: FeaturePyramid, count: int) -
         ReferencePoints(points.xyz, points.descriptors[:count], points.confidences[:count]),
         FeaturePyramid(pyramid.levels[:count], pyramid.image_size),
     )
+
+
+def member_points(points: ReferencePoints, b: int) -> ReferencePoints:
+    """The points of one of a batch, which teach nothing."""
+    descriptors = tuple(d[b].detach() for d in points.descriptors)
+    return ReferencePoints(points.xyz[b], descriptors, tuple(c if c is None else c[b].detach() for c in points.confidences))
 
 
 def image_subset(pyramid: FeaturePyramid, which: slice) -> FeaturePyramid:

@@ -35,9 +35,15 @@ def _duration(seconds: float) -> str:
 
 @dataclass(frozen=True)
 class Validation:
-    """Results over a fixed set of pairs. loss: the training loss. success: per level, coarse to fine. Of the running system's
-    optimizer: median_px, the median over the pairs of the mean reprojection error; fine and coarse, the shares within
-    0.1° and 0.2 % of the depth, and 0.5° and 1 %."""
+    """Results over a fixed set of pairs; the last three are of the running system's optimizer.
+
+    Attributes:
+        loss: The training loss.
+        success: Per level, coarse to fine.
+        median_px: The median over the pairs of the mean reprojection error.
+        fine: Share within 0.1° and 0.2 % of the depth.
+        coarse: Share within 0.5° and 1 %.
+    """
 
     loss: float
     success: tuple[float, ...]

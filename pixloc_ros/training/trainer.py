@@ -37,7 +37,7 @@ from .config import RunSection, TrainingConfig, build_mixture, build_network
 from .loss import squared_distances
 from .pair_mixture import TrainingSteps, validation_batches
 from .pairs import Batch, member_camera
-from .refiner import PairRefiner, Start, image_subset
+from .refiner import PairRefiner, Start, image_subset, member_points
 from .report import Validation, draw_curves, progress_line, read_log, validation_table
 
 FINAL_RATE = 0.1
@@ -51,8 +51,13 @@ class Diverged(InputError):
 class Trainer:
     """A run, ready to go on from where it is.
 
-    out: the run's folder, made here. resume: go on from its checkpoint, or start if it has none. say: where lines for people
-    go. Raises InputError where the folder already holds a run and `resume` is off, and for bad data or networks.
+    Args:
+        out: The run's folder, made here.
+        resume: Go on from its checkpoint, or start if it has none.
+        say: Where lines for people go.
+
+    Raises:
+        InputError: The folder already holds a run and `resume` is off, and for bad data or networks.
     """
 
     def __init__(self, config: TrainingConfig, out: Path, resume: bool = False, say: Callable[[str], None] = print) -> None:
@@ -69,9 +74,9 @@ class Trainer:
         self.optimizer = torch.optim.Adam(_parameter_groups(self.refiner, config.run))
         self.start = copy.deepcopy(self.refiner).requires_grad_(False)
         self.average = copy.deepcopy(self.start) if config.run.average else self.refiner
-        self.state = torch.nn.ModuleDict(
-            {"latest": self.refiner, "average": self.average} if config.run.average else {"latest": self.refiner}
-        )
+        self.state = torch.nn.ModuleDict({"latest": self.refiner})
+        if config.run.average:
+            self.state["average"] = self.average
         self.step, self.skipped, self.seconds, self.best = 0, 0, 0.0, math.inf
         self._open_folder(resume)
         self.model = DistributedDataParallel(self.refiner) if self.world > 1 else self.refiner
@@ -161,20 +166,9 @@ class Trainer:
         self.optimizer.zero_grad(set_to_none=True)
         loss, kept, errors, success = self.model(batch, self.strides[self.step % len(self.strides)])
         # Sums over all processes: the mean over the pairs is then the same however they are spread over processes.
-        totals = torch.cat(
-            (
-                torch.stack(
-                    (
-                        kept.sum(),
-                        loss.detach().sum(),
-                        (errors[:, -1] * kept).sum(),
-                        torch.tensor(len(batch.skipped)),
-                        torch.tensor(self._asked_to_stop),
-                    )
-                ).double(),
-                (success & kept[:, None]).sum(0).double(),
-            )
-        )
+        sums = kept.sum(), loss.detach().sum(), (errors[:, -1] * kept).sum()
+        counts = torch.tensor(len(batch.skipped)), torch.tensor(self._asked_to_stop)
+        totals = torch.cat((torch.stack((*sums, *counts)).double(), (success & kept[:, None]).sum(0).double()))
         if self.world > 1:
             dist.all_reduce(totals)
         count = max(float(totals[0]), 1.0)
@@ -256,34 +250,22 @@ class Trainer:
             file.write(json.dumps(record) + "\n")
 
     def _save(self) -> None:
-        save_checkpoint(
-            self.out / FILE_NAME,
-            self.state,
-            self.optimizer,
-            {
-                "step": self.step,
-                "skipped": self.skipped,
-                "seconds": self.seconds,
-                "best": self.best if math.isfinite(self.best) else None,
-                "config": self.config.to_json(),
-            },
-        )
+        best = self.best if math.isfinite(self.best) else None
+        state = {"step": self.step, "skipped": self.skipped, "seconds": self.seconds, "best": best}
+        save_checkpoint(self.out / FILE_NAME, self.state, self.optimizer, {**state, "config": self.config.to_json()})
 
     def _export(self, name: str, result: PairRefiner, figures: dict) -> None:
         state = {k: v.detach().contiguous() for k, v in result.network.state_dict().items()}
         companions = damping_tensors(result.damping) if self.config.network.learn_damping else {}
-        card = {
-            "architecture": self.config.network.architecture,
-            **self.config.card,
-            "start": self.start_card,
-            "training": {
-                "date": date.today().isoformat(),
-                "steps": self.step,
-                "pairs": self.step * self.config.run.batch * self.world,
-                "hours": round(self.seconds / 3600, 3),
-                "validation": figures,
-            },
+        training = {
+            "date": date.today().isoformat(),
+            "steps": self.step,
+            "pairs": self.step * self.config.run.batch * self.world,
+            "hours": round(self.seconds / 3600, 3),
+            "validation": figures,
         }
+        card = {"architecture": self.config.network.architecture, **self.config.card}
+        card |= {"start": self.start_card, "training": training}
         Weights(state, card, companions).save(self.out / name)
 
     # ---- validation
@@ -328,13 +310,9 @@ def evaluate(refiner: PairRefiner, batches: list[Batch], strides: tuple[tuple[in
             degrees.append(rotation)
             shares.append(translation)
     degrees, shares = np.array(degrees), np.array(shares)
-    return Validation(
-        float(torch.cat(losses).mean()),
-        tuple(torch.cat(success).mean(0).tolist()),
-        float(np.median(pixels)),
-        float(((degrees < 0.1) & (shares < 0.002)).mean()),
-        float(((degrees < 0.5) & (shares < 0.01)).mean()),
-    )
+    within = (float(((degrees < angle) & (shares < share)).mean()) for angle, share in ((0.1, 0.002), (0.5, 0.01)))
+    levels_reached = tuple(torch.cat(success).mean(0).tolist())
+    return Validation(float(torch.cat(losses).mean()), levels_reached, float(np.median(pixels)), *within)
 
 
 def _running_errors(
@@ -342,9 +320,7 @@ def _running_errors(
 ) -> tuple[float, float, float]:
     """Mean reprojection error in pixels, rotation in degrees and translation as a share of the depth, of one pair."""
     one, camera = slice(b, b + 1), member_camera(batch.query_camera, b)
-    member = ReferencePoints(
-        points.xyz[b], tuple(d[b] for d in points.descriptors), tuple(c if c is None else c[b] for c in points.confidences)
-    )
+    member = member_points(points, b)
     options = replace(AlignmentOptions(), loss=refiner.alignment.loss)
     result = align(
         image_subset(query, one), camera, member, start.initial, options, refiner.damping, start.prior, mask[one], start.cues
