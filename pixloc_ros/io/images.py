@@ -31,15 +31,18 @@ def load_image(path: Path) -> np.ndarray:
     return image if image.ndim == 2 else cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
 
 
-def load_grey(path: Path, camera: Camera) -> np.ndarray:
-    """An image file as uint8 [H, W]. Raises InputError where it cannot be read or has another size than its camera."""
-    image = load_image(path)
-    if image.shape[:2] != (camera.height, camera.width):
-        raise InputError(
-            f"{path} is {image.shape[1]}x{image.shape[0]} but the camera is {camera.width}x{camera.height}: "
-            "give the camera of these images"
-        )
+def to_grey(image: np.ndarray) -> np.ndarray:
+    """uint8 [H, W] of an image uint8 [H, W] or RGB [H, W, 3]."""
     return image if image.ndim == 2 else cv2.cvtColor(image, cv2.COLOR_RGB2GRAY)
+
+
+def load_grey(path: Path, camera: Camera | None = None) -> np.ndarray:
+    """An image file as uint8 [H, W]. Raises `InputError` where it cannot be read or has another size than its camera."""
+    image = load_image(path)
+    if camera is not None and image.shape[:2] != (camera.height, camera.width):
+        size = f"{image.shape[1]}x{image.shape[0]} but the camera is {camera.width}x{camera.height}"
+        raise InputError(f"{path} is {size}: give the camera of these images")
+    return to_grey(image)
 
 
 def fit_to_working_size(

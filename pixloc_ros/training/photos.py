@@ -24,7 +24,7 @@ from scipy.ndimage import map_coordinates, spline_filter
 from ..errors import InputError
 from ..geometry import se3
 from ..geometry.cameras import Camera
-from ..io.images import load_image
+from ..io.images import load_grey
 from .pairs import BadSample, Pair, View, random_rotation_vector, spread_corners
 
 SUFFIXES = (".jpg", ".jpeg", ".png")
@@ -104,9 +104,7 @@ class PhotoPairs:
 
 def _texture(path: Path, view: View, rng: np.random.Generator) -> np.ndarray:
     """A photo as grey levels at the scale of the view, at least as large as the view, mirrored half of the time."""
-    photo = load_image(path)
-    if photo.ndim == 3:
-        photo = cv2.cvtColor(photo, cv2.COLOR_RGB2GRAY)
+    photo = load_grey(path)
     height, width = photo.shape
     largest = min(width / view.width, height / view.height)
     scale = 1 / rng.uniform(min(1.0, 0.9 * largest), largest)

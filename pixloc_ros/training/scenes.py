@@ -7,7 +7,6 @@ import zlib
 from pathlib import Path
 from typing import NamedTuple
 
-import cv2
 import numpy as np
 import scipy.sparse
 import torch
@@ -17,7 +16,7 @@ from ..geometry import se3
 from ..geometry.cameras import Camera
 from ..io.colmap import read_colmap_model
 from ..io.depth import lift, without_edges
-from ..io.images import load_image
+from ..io.images import load_grey
 from ..io.tum import load_depth, read_camera, read_rgbd_sequence
 from ..mapping.build.rgbd import find_depth_scale
 from .pairs import BadSample, Pair, View, fit_view, spread_corners
@@ -100,7 +99,7 @@ class ScenePairs:
 
     def cut_out(self, image: int, rng: np.random.Generator) -> tuple[np.ndarray, Camera]:
         """A random view of an image, and its camera."""
-        return fit_view(_load_grey(self.paths[image]), self.cameras[image], self.view, rng)
+        return fit_view(load_grey(self.paths[image]), self.cameras[image], self.view, rng)
 
     def pair(self, a: int, b: int, rng: np.random.Generator) -> Pair:
         """The pair of reference a and query b; raises as `draw`."""
@@ -181,11 +180,6 @@ class RgbdPairs(ScenePairs):
 
     def points(self, image: int, rng: np.random.Generator) -> torch.Tensor:
         sound = without_edges(load_depth(self.frames[image], self.camera, self.depth_scale))
-        pixels = spread_corners(_load_grey(self.paths[image]), 4 * self.view.points, rng, (sound > 0).astype(np.uint8))
+        pixels = spread_corners(load_grey(self.paths[image]), 4 * self.view.points, rng, (sound > 0).astype(np.uint8))
         column, row = pixels.round().astype(int).T
         return lift(self.camera, pixels, sound[row, column])
-
-
-def _load_grey(path: Path) -> np.ndarray:
-    image = load_image(path)
-    return image if image.ndim == 2 else cv2.cvtColor(image, cv2.COLOR_RGB2GRAY)

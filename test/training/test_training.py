@@ -32,6 +32,14 @@ VIEW = View(**SMALL)
 CAMERA = Camera("pinhole", 128, 96, torch.tensor([110.0, 110.0, 63.0, 48.0], dtype=torch.float64))
 
 
+TRUTH = torch.eye(4, dtype=torch.float64)[None]
+GRID = (
+    CAMERA,
+    torch.tensor([[[x, y, 1.0] for x in (-0.05, 0.0, 0.05) for y in (-0.1, -0.05, 0.0, 0.1)]], dtype=torch.float64),
+    torch.ones(1, 12, dtype=torch.bool),
+)
+
+
 def random_points(count, seed=0):
     generator = torch.Generator().manual_seed(seed)
     pixels = torch.rand(1, count, 2, generator=generator, dtype=torch.float64) * torch.tensor([88.0, 56.0]) + 20
@@ -55,7 +63,7 @@ def test_robust_error_is_the_paper_s_barron_loss():
 
 @pytest.mark.parametrize("shape,far", [("linear", 100 - 0.5), ("log", 0.5 * np.log(200.0))])
 def test_shapes_of_the_loss(shape, far):
-    """Alike near zero; far away they grow like the distance, or its logarithm."""
+    """The same near zero; far away they grow like the distance, or its logarithm."""
     assert robust_error(torch.tensor(1e-4, dtype=torch.float64), 0.5, shape) == pytest.approx(1e-4 / (2 * 0.5), rel=1e-3)
     assert robust_error(torch.tensor(1e4, dtype=torch.float64), 0.5, shape) == pytest.approx(far, rel=1e-3)
 
@@ -76,11 +84,8 @@ def shifted(pixels):
     ],
 )
 def test_levels_contribute_where_the_one_before_succeeded(errors, counted):
-    xyz = torch.tensor([[[x, y, 1.0] for x in (-0.05, 0.0, 0.05) for y in (-0.1, -0.05, 0.0, 0.1)]], dtype=torch.float64)
-    mask = torch.ones(1, 12, dtype=torch.bool)
-    truth = torch.eye(4, dtype=torch.float64)[None]
     traces = tuple(trace_at(shifted(error), stride) for error, stride in zip(errors, (16.0, 4.0, 1.0)))
-    loss = pair_loss(traces, CAMERA, xyz, mask, truth, truth)
+    loss = pair_loss(traces, *GRID, TRUTH, TRUTH)
     torch.testing.assert_close(loss.errors[0], torch.tensor(errors, dtype=torch.float64))
     robust = [min(2 * ((error**2 / 4 + 1) ** 0.5 - 1), 50.0) for error in errors]
     assert float(loss.loss) == pytest.approx(sum(r for r, c in zip(robust, counted) if c) / 3, rel=1e-6)
@@ -89,30 +94,24 @@ def test_levels_contribute_where_the_one_before_succeeded(errors, counted):
 
 def test_levels_with_scales_of_their_own():
     """In units of the level's scale; without a limit nothing is cut off."""
-    xyz = torch.tensor([[[x, y, 1.0] for x in (-0.05, 0.0, 0.05) for y in (-0.1, -0.05, 0.0, 0.1)]], dtype=torch.float64)
-    truth = torch.eye(4, dtype=torch.float64)[None]
-    mask = torch.ones(1, 12, dtype=torch.bool)
     errors, strides, cells = (40.0, 2.0, 0.5), (16.0, 4.0, 1.0), (0.5, 0.25, 0.125)
     traces = tuple(trace_at(shifted(error), stride) for error, stride in zip(errors, strides))
     options = LossOptions("log", scale_cells=cells, limit=None)
     expected = [0.5 * np.log1p((e / (c * s)) ** 2) for e, c, s in zip(errors, cells, strides)]
-    assert float(pair_loss(traces, CAMERA, xyz, mask, truth, truth, options).loss) == pytest.approx(sum(expected) / 3, rel=1e-6)
+    assert float(pair_loss(traces, *GRID, TRUTH, TRUTH, options).loss) == pytest.approx(sum(expected) / 3, rel=1e-6)
     limited = dataclasses.replace(options, limit=1.0)
-    assert float(pair_loss(traces, CAMERA, xyz, mask, truth, truth, limited).loss) == pytest.approx(
+    assert float(pair_loss(traces, *GRID, TRUTH, TRUTH, limited).loss) == pytest.approx(
         sum(min(e, 1.0) for e in expected) / 3, rel=1e-6
     )
     with pytest.raises(InputError, match="2 scale_cells for 3 levels"):
-        pair_loss(traces, CAMERA, xyz, mask, truth, truth, dataclasses.replace(options, scale_cells=(1.0, 1.0)))
+        pair_loss(traces, *GRID, TRUTH, TRUTH, dataclasses.replace(options, scale_cells=(1.0, 1.0)))
 
 
 def test_every_iteration_counts_on_request():
-    xyz = torch.tensor([[[x, y, 1.0] for x in (-0.05, 0.0, 0.05) for y in (-0.1, -0.05, 0.0, 0.1)]], dtype=torch.float64)
-    truth = torch.eye(4, dtype=torch.float64)[None]
-    mask = torch.ones(1, 12, dtype=torch.bool)
     poses = torch.stack([shifted(error) for error in (9.0, 3.0, 1.0)])[None]  # the start, and after two steps
     trace = LevelTrace(1.0, torch.zeros(1, 3), poses, 2)
-    single = [float(pair_loss((trace_at(shifted(error), 1.0),), CAMERA, xyz, mask, truth, truth).loss) for error in (3.0, 1.0)]
-    both = pair_loss((trace,), CAMERA, xyz, mask, truth, truth, LossOptions(every_iteration=True))
+    single = [float(pair_loss((trace_at(shifted(error), 1.0),), *GRID, TRUTH, TRUTH).loss) for error in (3.0, 1.0)]
+    both = pair_loss((trace,), *GRID, TRUTH, TRUTH, LossOptions(every_iteration=True))
     assert float(both.loss) == pytest.approx(sum(single) / 2) and float(both.errors) == pytest.approx(1.0)
 
 
@@ -360,17 +359,8 @@ def test_cameras_of_several_models_share_a_batch():
 # ---- augmentation
 
 
-CHANGES = [
-    augmentation._light,
-    augmentation._dark,
-    augmentation._shadow,
-    augmentation._vignetting,
-    augmentation._defocus,
-    augmentation._motion_blur,
-    augmentation._half_resolution,
-    augmentation._noise,
-    augmentation._occlusion,
-]
+BLURS = [augmentation._defocus, augmentation._motion_blur, augmentation._half_resolution]
+CHANGES = [getattr(augmentation, f"_{name}") for name in ["light", "dark", "shadow", "vignetting", "noise", "occlusion"]] + BLURS
 
 
 @pytest.mark.parametrize("change", CHANGES)
@@ -382,7 +372,7 @@ def test_changes_keep_shape_and_stay_finite(change):
     assert not np.array_equal(changed, image)
 
 
-@pytest.mark.parametrize("change", [augmentation._defocus, augmentation._motion_blur, augmentation._half_resolution])
+@pytest.mark.parametrize("change", BLURS)
 def test_blurs_do_not_move_the_image(change):
     rows, columns = np.mgrid[:96, :128].astype(np.float32)
     dot = 255 * np.exp(-((columns - 61.3) ** 2 + (rows - 44.8) ** 2) / (2 * 4.0**2))

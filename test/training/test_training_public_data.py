@@ -173,17 +173,17 @@ def test_cmu_seasons(cmu):
     assert distance < 1e-9 and angle < 1e-6
 
 
+CMU_POSES = "slice7/camera-poses/slice-7-220241134.txt"
+
+
 @pytest.mark.parametrize(
     "spoil, message",
     [
         (lambda root: (root / "intrinsics.txt").unlink(), "cannot read"),
         (lambda root: (root / "intrinsics.txt").write_text("c0 OPENCV 320 240 1 2"), "intrinsics.txt:1"),
         (lambda root: (root / "intrinsics.txt").write_text(f"c0 {CMU_CAMERAS['c0']}\n"), "no camera 'c1'"),
-        (
-            lambda root: (root / "slice7/camera-poses/slice-7-220241134.txt").write_text("a_b_c0_d.jpg 1 0 0 0 0 0\n"),
-            "is no pose",
-        ),
-        (lambda root: (root / "slice7/camera-poses/slice-7-220241134.txt").write_text(""), "no query image with a pose"),
+        (lambda root: (root / CMU_POSES).write_text("a_b_c0_d.jpg 1 0 0 0 0 0\n"), "is no pose"),
+        (lambda root: (root / CMU_POSES).write_text(""), "no query image with a pose"),
     ],
 )
 def test_broken_cmu_files_are_told_in_one_line(cmu, tmp_path, spoil, message):

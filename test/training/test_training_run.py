@@ -33,6 +33,8 @@ from pixloc_ros.training.refiner import PairRefiner
 from pixloc_ros.training.report import read_log
 from pixloc_ros.training.trainer import Diverged, Trainer, evaluate
 
+ENVIRONMENT = {**os.environ, "PYTHONPATH": str(Path(__file__).resolve().parents[2]), "OMP_NUM_THREADS": "1"}
+
 
 @pytest.fixture(autouse=True)
 def one_thread():
@@ -132,17 +134,8 @@ def test_a_killed_run_goes_on_as_if_nothing_had_happened(tmp_path):
 def test_rates_are_each_parameter_s_own_and_means_are_kept(tmp_path):
     """Adam's first step is as long as the rate, whatever the gradient; the means of two weights are half-way, and drawn back
     to the start by a fifth."""
-    config = read_config(
-        write_config(
-            tmp_path,
-            steps=1,
-            warmup=0,
-            learning_rate=1e-4,
-            average=0.9,
-            start_share=0.2,
-            rates={"stem.0": 5.0, "confidence.": 2.0},
-        )
-    )
+    run = {"steps": 1, "warmup": 0, "learning_rate": 1e-4, "average": 0.9, "start_share": 0.2}
+    config = read_config(write_config(tmp_path, **run, rates={"stem.0": 5.0, "confidence.": 2.0}))
     config = dataclasses.replace(config, network=dataclasses.replace(config.network, learn_damping=False, frozen=("fusion",)))
     trainer = Trainer(config, tmp_path / "run", say=silent)
     before = copy.deepcopy(trainer.refiner)
@@ -188,21 +181,11 @@ def test_inference_gives_the_poses_of_training(tmp_path):
         reference, query = (extractor.extract(images[b, 0].byte().numpy()) for images in (batch.reference, batch.query))
         pixels, _ = member_camera(batch.reference_camera, b).project(batch.xyz[b])
         samples = [sample_level(level, pixels[None]) for level in reference.levels]
-        points = ReferencePoints(
-            batch.xyz[b],
-            tuple(torch.nn.functional.normalize(v[0], dim=-1) for v, _, _ in samples),
-            tuple(c if c is None else c[0] for _, c, _ in samples),
-        )
+        descriptors = tuple(torch.nn.functional.normalize(v[0], dim=-1) for v, _, _ in samples)
+        points = ReferencePoints(batch.xyz[b], descriptors, tuple(c if c is None else c[0] for _, c, _ in samples))
+        camera, damping = member_camera(batch.query_camera, b), damping_of(extractor)
         with torch.inference_mode():
-            result = align(
-                query,
-                member_camera(batch.query_camera, b),
-                points,
-                batch.initial[b],
-                options,
-                damping_of(extractor),
-                mask=batch.mask[b : b + 1],
-            )
+            result = align(query, camera, points, batch.initial[b], options, damping, mask=batch.mask[b : b + 1])
         torch.testing.assert_close(result.camera_from_map, trained.camera_from_map[b].detach(), rtol=0, atol=1e-4)
 
 
@@ -264,21 +247,10 @@ def test_two_processes_compute_the_gradients_of_one(tmp_path):
         script = tmp_path / "step.py"
         script.write_text(DDP_SCRIPT)
         found = tmp_path / f"gradients{world}.pt"
-        environment = {
-            **os.environ,
-            "MASTER_ADDR": "localhost",
-            "MASTER_PORT": str(20000 + os.getpid() % 20000),
-            "WORLD_SIZE": str(world),
-            "PYTHONPATH": str(Path(__file__).resolve().parents[2]),
-            "OMP_NUM_THREADS": "1",
-        }
-        running = [
-            subprocess.Popen(
-                [sys.executable, str(script), str(path), str(tmp_path / f"run{world}"), str(found)],
-                env={**environment, "RANK": str(rank)},
-            )
-            for rank in range(world)
-        ]
+        environment = ENVIRONMENT | {"MASTER_ADDR": "localhost", "MASTER_PORT": str(20000 + os.getpid() % 20000)}
+        command = [sys.executable, str(script), str(path), str(tmp_path / f"run{world}"), str(found)]
+        ranks = [environment | {"WORLD_SIZE": str(world), "RANK": str(rank)} for rank in range(world)]
+        running = [subprocess.Popen(command, env=one) for one in ranks]
         assert [process.wait(timeout=120) for process in running] == [0] * world
         results.append(torch.load(found, weights_only=True))
     (one, loss_one, kept_one, success_one), (two, loss_two, kept_two, success_two) = results
@@ -292,13 +264,12 @@ def test_two_processes_compute_the_gradients_of_one(tmp_path):
 
 def test_sigterm_saves_and_sigkill_loses_no_finished_step(tmp_path):
     path = write_config(tmp_path, steps=500)
-    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).resolve().parents[2]), "OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-m", "pixloc_ros.cli.main", "train", str(path), "-o", str(tmp_path / "run"), "--resume"]
     log = tmp_path / "run" / "log.jsonl"
     steps = []
     for number, code in ((signal.SIGKILL, -signal.SIGKILL), (signal.SIGTERM, 130)):
         goal = (steps[-1] if steps else 0) + 3
-        process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        process = subprocess.Popen(command, env=ENVIRONMENT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         for _ in range(600):
             if max((record["step"] for record in read_log(log)), default=0) >= goal:
                 break
