@@ -2,5 +2,5 @@
 """Public data sets in the layouts they come in: readers, and what makes a map and a drive or a list of queries of them.
 
 Sets recorded over time (`tum`, `seven_scenes`, `euroc`, `kitti`, `openloris`) are read as a `Recording`; sets of single images
-(`cambridge`, `hloc`) as an `ImageSet`. Nothing is downloaded.
+(`cambridge`, `aachen`, `cmu`, `robotcar`) as an `ImageSet`. Nothing is downloaded.
 """

@@ -20,6 +20,7 @@ import torch
 from ..errors import InputError
 from ..geometry import se3
 from ..geometry.cameras import Camera
+from ..io.text import read_text
 from ..mapping.local_points import LocalPointSelector
 from ..mapping.map_file import Map
 from ..tracking.frame_aligner import FrameAligner
@@ -192,15 +193,16 @@ def median_depth(map_: Map, map_from_camera: torch.Tensor, camera: Camera) -> fl
 
 def read_basin(path: Path) -> dict[str, object]:
     """What `Basin.to_json` gave. Raises InputError where the file holds something else."""
+    remedy = "give a file that 'pixloc basin' wrote"
     try:
-        values = json.loads(Path(path).read_text(encoding="utf-8"))
+        values = json.loads(read_text(path, remedy))
         if not all(values["curves"][kind]["steps"] and values["curves"][kind]["radius"] for kind in KINDS):
             raise KeyError("curves")
         return values
-    except OSError as error:
-        raise InputError(f"cannot read {path} ({error.strerror}): give a file that 'pixloc basin' wrote") from None
+    except InputError:
+        raise
     except (ValueError, KeyError, TypeError):
-        raise InputError(f"{path} is no convergence basin: give a file that 'pixloc basin' wrote") from None
+        raise InputError(f"{path} is not a convergence basin: {remedy}") from None
 
 
 def format_basin(basin: Mapping[str, object]) -> str:

@@ -20,6 +20,7 @@ import torch
 from ..errors import InputError
 from ..geometry import se3
 from ..io.files import write_text
+from ..io.text import read_text
 from ..io.trajectory import Trajectory, read_tum, write_tum
 from ..tracking.types import TrackState
 from .usage import Usage
@@ -198,13 +199,7 @@ def _frame(record: FrameRecord) -> dict[str, object]:
 def read_run(folder: Path) -> BagRun:
     """Read what `write_run` wrote. Raises `InputError` naming the file that is missing, malformed or of another version."""
     path = Path(folder) / RUN_FILE
-    try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(
-            f"cannot read {path}: {getattr(error, 'strerror', None) or 'not a text file'}; a run is a folder that "
-            "'pixloc track' or 'pixloc replay' wrote"
-        ) from None
+    text = read_text(path, "a run is a folder that 'pixloc track' or 'pixloc replay' wrote")
     files = [path.with_name(name) for name in (POSES_FILE, TRUTH_FILE, ODOMETRY_FILE)]
     estimate = read_tum(files[0])
     truth, odometry = (read_tum(file) if file.exists() else Trajectory.from_poses([]) for file in files[1:])
