@@ -182,7 +182,7 @@ def main() -> int:
     arguments.add_argument("--soak-minutes", type=float, help="random faults on one node for so long")
     arguments.add_argument("--rate", type=float, help=f"images per second; default {RATE_HZ:g}, in a soak {SOAK_RATE_HZ:g}")
     arguments.add_argument("--seed", type=int, default=0, help="of the soak's choices")
-    arguments.add_argument("--write", type=Path, help="a page whose table between its markers (faults, or soak) is replaced")
+    arguments.add_argument("--docs", type=Path, help="a page whose table between its markers (faults, or soak) is replaced")
     given = arguments.parse_args()
     names = given.only or list(faults())
     unknown = set(names) - set(faults())
@@ -201,7 +201,7 @@ def main() -> int:
         section = "faults"
         good, text = run_all(names, drive, given.out)
     print(text)
-    if given.write is not None:
+    if given.docs is not None:
         write_section(given.write, section, text)
     print(f"results: {given.out / section}.json; the node's log: {given.out / 'node.log'}")
     return 0 if good else 1
