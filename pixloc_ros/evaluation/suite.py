@@ -288,6 +288,11 @@ class Results:
         return sorted(cells, key=lambda cell: cell["severity"])
 
     @property
+    def scored(self) -> int:
+        """Images scored, of the drive as recorded."""
+        return max((cell["frames"] for cell in self.cells), default=0)
+
+    @property
     def measured_kinds(self) -> list[str]:
         return [kind for kind in KINDS if any(cell["kind"] == kind for cell in self.cells)]
 
@@ -376,9 +381,8 @@ def format_cell(cell: Mapping[str, object]) -> str:
 
 def markdown(results: Results) -> str:
     """Both tables and how to read them."""
-    scored = max((cell["frames"] for cell in results.cells), default=0)
     summary, cells = (markdown_table(" | ".join(rows[0]), rows[1:]) for rows in (summary_rows(results), cell_rows(results)))
-    return f"{summary}\n{how_to_read(scored)}\n\n{cells}\n{HOW_TO_READ_CELLS}\n"
+    return f"{summary}\n{how_to_read(results.scored)}\n\n{cells}\n{HOW_TO_READ_CELLS}\n"
 
 
 def how_to_read(scored: int) -> str:

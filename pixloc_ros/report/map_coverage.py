@@ -34,8 +34,6 @@ class Coverage:
         points: That each keyframe sees [K].
         image_share: Of each keyframe's image, what they cover [K].
         shared: The most points that each keyframe shares with another one [K].
-        weak: Numbers of the keyframes with too few points.
-        alone: Numbers of those that share too few points.
         gaps: Neighbours that lie too far apart, int [G, 2].
         gap_m: Metres between them [G].
         seen_by: How many keyframes see each point [P].
@@ -44,11 +42,19 @@ class Coverage:
     points: np.ndarray
     image_share: np.ndarray
     shared: np.ndarray
-    weak: np.ndarray
-    alone: np.ndarray
     gaps: np.ndarray
     gap_m: np.ndarray
     seen_by: np.ndarray
+
+    @property
+    def weak(self) -> np.ndarray:
+        """Numbers of the keyframes with too few points."""
+        return np.flatnonzero((self.points < FEW_POINTS) | (self.image_share < LITTLE_OF_IMAGE))
+
+    @property
+    def alone(self) -> np.ndarray:
+        """Numbers of those that share too few points."""
+        return np.flatnonzero(self.shared < FEW_SHARED)
 
     def summary(self) -> str:
         """For people, a few lines."""
@@ -60,10 +66,10 @@ class Coverage:
         weak = f"weak keyframes (fewer than {FEW_POINTS} points, or in less than {LITTLE_OF_IMAGE:.0%} of the image)"
         alone = f"keyframes that share fewer than {FEW_SHARED} points with any other"
         for label, found in ((weak, self.weak), (alone, self.alone)):
-            lines.append(f"{label}: {len(found)}" + (f", for example {_some(found)}" if len(found) else ""))
-        lines.append(
-            f"gaps along the way: {len(self.gaps)}" + (f", the widest {self.gap_m.max():.2g} m" if len(self.gaps) else "")
-        )
+            some = ", ".join(map(str, found[:5]))
+            lines.append(f"{label}: {len(found)}" + (f", for example {some}" if len(found) else ""))
+        widest = f", the widest {self.gap_m.max():.2g} m" if len(self.gaps) else ""
+        lines.append(f"gaps along the way: {len(self.gaps)}{widest}")
         return "\n".join(lines)
 
 
@@ -71,22 +77,11 @@ def measure_coverage(map_: Map) -> Coverage:
     """Figures of the whole map; keyframes in the order of the map, which is that of the drive."""
     counts = np.diff(map_.observation_offsets)
     share = np.array([coverage(map_, k) for k in range(len(counts))])
-    shared = _most_shared(map_)
-    centres = map_.map_from_keyframe[:, :3, 3].numpy()
-    steps = np.linalg.norm(np.diff(centres, axis=0), axis=1)
+    steps = np.linalg.norm(np.diff(map_.map_from_keyframe[:, :3, 3].numpy(), axis=0), axis=1)
     depth = np.minimum(map_.keyframe_depth[1:], map_.keyframe_depth[:-1])
     wide = (steps > GAP_DEPTHS * depth) & (steps > _GAP_SPACINGS * (np.median(steps) if len(steps) else 0.0))
-    gaps = np.stack((np.flatnonzero(wide), np.flatnonzero(wide) + 1), 1)
-    return Coverage(
-        counts,
-        share,
-        shared,
-        np.flatnonzero((counts < FEW_POINTS) | (share < LITTLE_OF_IMAGE)),
-        np.flatnonzero(shared < FEW_SHARED),
-        gaps,
-        steps[wide],
-        map_.track_length,
-    )
+    gaps = np.flatnonzero(wide)
+    return Coverage(counts, share, _most_shared(map_), np.stack((gaps, gaps + 1), 1), steps[wide], map_.track_length)
 
 
 @styled
@@ -215,7 +210,3 @@ def _extent(xyz: np.ndarray, places: np.ndarray) -> tuple[np.ndarray, np.ndarray
     high = np.maximum(np.percentile(xyz, 99, axis=0), places.max(0))
     margin = 0.04 * float((high - low).max()) + 1e-6
     return low - margin, high + margin
-
-
-def _some(numbers: np.ndarray) -> str:
-    return ", ".join(str(k) for k in numbers[:5])

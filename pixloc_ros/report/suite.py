@@ -132,7 +132,7 @@ def suite_page(results: Results, notes: Sequence[str] = ()) -> str:
             plot_overview(results),
             plot_overview(results, 1),
             "right poses against severity",
-            f"{how_to_read(_scored(results))} Dashed: {100 * HOLDS:.0f} %. The leftmost point of each curve is the drive "
+            f"{how_to_read(results.scored)} Dashed: {100 * HOLDS:.0f} %. The leftmost point of each curve is the drive "
             "as recorded.",
         )
         page.table(summary_rows(results))
@@ -142,10 +142,6 @@ def suite_page(results: Results, notes: Sequence[str] = ()) -> str:
     page.table(cell_rows(results))
     page.text(HOW_TO_READ_CELLS)
     return page.html()
-
-
-def _scored(results: Results) -> int:
-    return max((cell["frames"] for cell in results.cells), default=0)
 
 
 def _cards(results: Results) -> list[Card]:
