@@ -3,8 +3,9 @@
 
 from .damping import LearnedDamping, MotionCues, TemporalPrior, damping_of
 from .optimizer import AlignmentOptions, align
+from .prior import PriorFactor
 from .robust import RobustLoss
-from .types import AlignmentResult, PriorFactor, ReferencePoints
+from .types import AlignmentResult, ReferencePoints, View
 
 __all__ = [
     "AlignmentOptions",
@@ -15,6 +16,7 @@ __all__ = [
     "ReferencePoints",
     "RobustLoss",
     "TemporalPrior",
+    "View",
     "align",
     "damping_of",
 ]

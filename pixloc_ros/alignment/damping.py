@@ -1,5 +1,5 @@
 # Copyright the pixloc_ros authors. SPDX-License-Identifier: Apache-2.0
-"""The damping of the optimizer, learned per level and degree of freedom: PixLoc's motion prior, and ours on top of it.
+"""The damping of the optimizer's steps, learned per level and degree of freedom: PixLoc's motion prior, and ours on top of it.
 
 PixLoc's is one constant per level and degree of freedom of the camera. The temporal one depends on what is known before the
 image is seen, acts along the axes of the robot's base, and comes with a weight for the prior factor, learned the same way.
@@ -15,6 +15,7 @@ from torch import nn
 
 from ..errors import InputError
 from ..features import Extractor
+from ..geometry import se3
 
 LOG10_RANGE = (-6.0, 5.0)
 LOG10_TRUST = (-4.0, 4.0)
@@ -28,6 +29,17 @@ CUES = (
     *(f"unsure turn {axis}" for axis in "xyz"),
     "last inliers",
 )
+DIAGONAL_FLOOR = 1e-6
+"""Least that is added to the Hessian's diagonal."""
+ADAPTIVE_START = 1e-2
+"""Factor of the adaptive strategy where nothing was learned; a step that lowers the cost divides it by 10, another multiplies
+it."""
+ADAPTIVE_DOWN, ADAPTIVE_UP = 0.1, 10.0
+ADAPTIVE_LEAST, ADAPTIVE_MOST = 1e-7, 1e4
+PAPER_START = 10**-0.5
+"""Factor of the paper's strategy where nothing was learned: that of theta = 0."""
+LEAST_SHARED_VIEW = 0.5
+"""A step that pushes more than this share of the visible points out of the image is refused."""
 _SHARE_RANGE = (1e-4, 1.0)
 _SECONDS_RANGE = (1e-2, 10.0)
 HIDDEN = 16
@@ -119,6 +131,62 @@ class TemporalPrior(LearnedDamping):
 def _power(theta: torch.Tensor, log10_range: tuple[float, float]) -> torch.Tensor:
     low, high = log10_range
     return 10 ** (low + (high - low) * torch.sigmoid(theta))
+
+
+_CAMERA_FROM_BASE = torch.tensor([[0.0, -1, 0, 0], [0, 0, -1, 0], [1, 0, 0, 0], [0, 0, 0, 1]], dtype=torch.float64)
+"""Of a base at the camera: x forward, y left, z up."""
+
+
+@dataclass(frozen=True)
+class Damping:
+    """Damping of one level.
+
+    Attributes:
+        factors: Of the Hessian's diagonal, float64 [1, 6] or [B, 6].
+        axes: [1, 6, 6] or [B, 6, 6], along whose columns it acts; None for the camera's axes.
+    """
+
+    factors: torch.Tensor
+    axes: torch.Tensor | None = None
+
+    def step(self, hessian: torch.Tensor, gradient: torch.Tensor, scale: torch.Tensor | float = 1.0) -> torch.Tensor:
+        """The damped step [B, 6], factors times a scale [B, 1]; zero where the system is not positive definite.
+
+        The host waits for no device here.
+        """
+        if self.axes is not None:
+            hessian, gradient = self.axes.mT @ hessian @ self.axes, (self.axes.mT @ gradient[..., None])[..., 0]
+        diagonal = hessian.diagonal(dim1=-2, dim2=-1)
+        damped = hessian + torch.diag_embed((diagonal * (self.factors * scale)).clamp(min=DIAGONAL_FLOOR))
+        factor, failed = torch.linalg.cholesky_ex(damped)
+        step = -torch.cholesky_solve(gradient[..., None], factor)[..., 0]
+        step = torch.where((failed == 0)[:, None] & torch.isfinite(step), step, torch.zeros_like(step))
+        return step if self.axes is None else (self.axes @ step[..., None])[..., 0]
+
+
+def level_dampings(
+    learned: LearnedDamping | None, cues: MotionCues | None, levels: int, constant: float, device: torch.device
+) -> tuple[list[Damping], torch.Tensor | None, torch.Tensor]:
+    """Damping of each level, trust [..., levels, 6] in prior factors, and camera_from_base [..., 4, 4] of their axes.
+
+    Args:
+        learned: None for the same factor everywhere.
+        cues: Batched; what a `TemporalPrior` takes.
+        levels: Of the pyramid.
+        constant: That factor.
+        device: Of the result.
+    """
+    camera_from_base = _CAMERA_FROM_BASE.to(device)[None] if cues is None else cues.camera_from_base
+    if isinstance(learned, TemporalPrior):
+        # A body perturbation of map_from_base is, but for its sign, a left one of camera_from_map by this matrix.
+        axes = se3.adjoint(camera_from_base)
+        factors, trust = learned.predict(None if cues is None else cues.values)
+        return [Damping(factors[..., k, :].double().reshape(-1, 6), axes) for k in range(levels)], trust, camera_from_base
+    if learned is None:
+        factors = [torch.full((6,), constant, dtype=torch.float64, device=device)] * levels
+    else:
+        factors = [learned(k).double() for k in range(levels)]
+    return [Damping(level[None]) for level in factors], None, camera_from_base
 
 
 def damping_tensors(damping: LearnedDamping) -> dict[str, torch.Tensor]:

@@ -13,12 +13,11 @@ from dataclasses import dataclass, replace
 import numpy as np
 import torch
 
-from ..features.pyramid import FeaturePyramid
 from ..geometry import se3
 from ..geometry.cameras import Camera
 from .cost import Linearization, linearize, normal_equations
 from .optimizer import AlignmentOptions
-from .types import ReferencePoints
+from .types import View, map_tensors
 
 _LEVELS, _STEPS, _POINTS = 2, 6, 400
 _STILL = 3e-5
@@ -38,24 +37,24 @@ class FocalLength:
 
 
 @torch.inference_mode()
-def estimate_focal_length(
-    pyramid: FeaturePyramid, camera: Camera, points: ReferencePoints, camera_from_map: torch.Tensor, options: AlignmentOptions
-) -> FocalLength | None:
+def estimate_focal_length(view: View, camera_from_map: torch.Tensor, options: AlignmentOptions) -> FocalLength | None:
     """Moves pose and focal length together, from where an alignment ended, until features agree best.
 
-    pyramid, camera, points (unbatched), options: as of `align`; camera_from_map [4, 4]: the pose found. None where the image
-    does not tell: too few points, or no step that lowers the cost ends.
+    Args:
+        view: As given to `align`, with unbatched points and without a mask.
+        camera_from_map: The pose found, [4, 4].
+        options: As given to `align`.
+
+    Returns:
+        None where the image does not tell: too few points, or no step that lowers the cost ends.
     """
-    some = slice(None, None, max(len(points) // _POINTS, 1))
-    points = ReferencePoints(
-        points.xyz[None, some],
-        tuple(d[None, some] for d in points.descriptors),
-        tuple(c if c is None else c[None, some] for c in points.confidences),
-    )
+    some = slice(None, None, max(len(view.points) // _POINTS, 1))
+    view = replace(view, points=map_tensors(view.points, lambda tensor: tensor[None, some]))
     pose, ratio = camera_from_map[None].double(), 0.0
     system = None
-    for k in range(max(len(pyramid.levels) - _LEVELS, 0), len(pyramid.levels)):
-        found = _align_level(pyramid, k, camera, points, pose, ratio, options)
+    levels = len(view.pyramid.levels)
+    for k in range(max(levels - _LEVELS, 0), levels):
+        found = _align_level(view, k, pose, ratio, options)
         if found is None:
             break
         pose, ratio, *system = found
@@ -72,30 +71,13 @@ def estimate_focal_length(
 
 
 def _align_level(
-    pyramid: FeaturePyramid,
-    level: int,
-    camera: Camera,
-    points: ReferencePoints,
-    pose: torch.Tensor,
-    ratio: float,
-    options: AlignmentOptions,
+    view: View, level: int, pose: torch.Tensor, ratio: float, options: AlignmentOptions
 ) -> tuple[torch.Tensor, float, np.ndarray, float] | None:
     """Pose [1, 4, 4], log ratio, Hessian [7, 7] and mean cost at the end of a level; None where it must not be used."""
 
     def at(pose: torch.Tensor, ratio: float) -> tuple[Linearization, Camera]:
-        scaled = _with_focal(camera, ratio)
-        return linearize(
-            pyramid.levels[level],
-            pyramid.image_size,
-            scaled,
-            points.xyz,
-            points.descriptors[level],
-            points.confidences[level],
-            None,
-            pose,
-            options.loss,
-            options.border_cells,
-        ), scaled
+        scaled = _with_focal(view.camera, ratio)
+        return linearize(replace(view, camera=scaled), level, pose, options.loss, options.border_cells), scaled
 
     (now, scaled), damping = at(pose, ratio), 1e-3
     if int(now.valid.sum()) < options.min_points:

@@ -10,48 +10,58 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import TypeVar
 
-import numpy as np
 import torch
 
 from ..errors import InputError
-from ..features.pyramid import FeaturePyramid
 from ..geometry import se3
-from ..geometry.cameras import Camera
-from . import compiled
-from .cost import Linearization, linearize
-from .damping import LearnedDamping, MotionCues, TemporalPrior
+from .compiled import align_compiled
+from .cost import Linearization, linearize_views
+from .damping import (
+    ADAPTIVE_DOWN,
+    ADAPTIVE_LEAST,
+    ADAPTIVE_MOST,
+    ADAPTIVE_START,
+    ADAPTIVE_UP,
+    LEAST_SHARED_VIEW,
+    PAPER_START,
+    Damping,
+    LearnedDamping,
+    MotionCues,
+    level_dampings,
+)
+from .prior import PriorFactor, level_factors
 from .robust import RobustLoss
-from .types import AlignmentResult, LevelTrace, PriorFactor, ReferencePoints, to_device
+from .types import AlignmentResult, LevelTrace, View, batched, map_tensors, to_device, why_ended
 
 T = TypeVar("T")
 STRATEGIES = ("adaptive", "paper")
 BACKENDS = ("auto", "torch", "compiled")
-DIAGONAL_FLOOR = 1e-6
-ADAPTIVE_START = 1e-2
-ADAPTIVE_RANGE = (1e-7, 1e4)
-ADAPTIVE_DOWN, ADAPTIVE_UP = 0.1, 10.0
-LEAST_SHARED_VIEW = 0.5
-"""A step that pushes more than this share of the visible points out of the image is refused."""
 
 
 @dataclass(frozen=True)
 class AlignmentOptions:
     """How to align.
 
-    strategy: "adaptive" (step acceptance) or "paper" (fixed damping). iterations: at most, per level.
-    loss: robust loss of the squared feature residual. border_cells: how far inside the image a point must be, in cells.
-    min_points: fewer visible points than this is a failure. stop_cells: a level ends when a step moves the reprojections by
-    less than this share of a cell (root mean square). feature_variance: squared feature residual that counts as one sigma,
-    which sets the image's weight against a prior factor. finest_share: the finest level is exact where images are sharp; its
-    pose stands where at least this share of the points that agreed with the map at the level before agrees at it, too, else that
-    level's does; inliers are counted at the level before, which tolerates blur and noise (adaptive only; 0: the finest level
-    always stands, and inliers are counted there). backend: "torch" (any device, differentiable), "compiled" (one CPU
-    core, adaptive only, no gradients) or "auto": compiled wherever it can be. detach_steps: for training: where a step starts
-    is a constant to its gradient, so that each step is taught by itself (adaptive only).
+    Attributes:
+        strategy: "adaptive" (step acceptance) or "paper" (fixed damping).
+        iterations: At most, per level.
+        loss: Robust loss of the squared feature residual.
+        border_cells: How far inside the image a point must be, in cells.
+        min_points: Fewer visible points than this are a failure.
+        stop_cells: A level ends when a step moves the reprojections by less than this share of a cell (root mean square).
+        feature_variance: Squared feature residual that counts as one sigma, which sets the image's weight against a prior
+            factor.
+        finest_share: The finest level is exact where images are sharp. Its pose stands where at least this share of the
+            points that agreed with the map at the level before agrees at it, too, else that level's pose does. Inliers are
+            counted at the level before, which tolerates blur and noise (adaptive only; 0: the finest level always stands,
+            and inliers are counted there).
+        backend: "torch" (any device, differentiable), "compiled" (one CPU core, adaptive only, no gradients) or "auto":
+            compiled wherever it can be.
+        detach_steps: For training: where a step starts is a constant to its gradient, so that each step is taught by itself
+            (adaptive only).
     """
 
     strategy: str = "adaptive"
@@ -148,125 +158,139 @@ class _LevelEnd:
 class _Level:
     """What stays the same over the iterations of a level."""
 
-    pyramid: FeaturePyramid
+    views: tuple[View, ...]
     index: int
-    camera: Camera
-    points: ReferencePoints
-    mask: torch.Tensor | None
+    factors: tuple[PriorFactor, ...]
+    damping: Damping
     options: AlignmentOptions
 
-    def linearize(self, camera_from_map: torch.Tensor) -> Linearization:
-        k = self.index
-        return linearize(
-            self.pyramid.levels[k],
-            self.pyramid.image_size,
-            self.camera,
-            self.points.xyz,
-            self.points.descriptors[k],
-            self.points.confidences[k],
-            self.mask,
-            camera_from_map,
-            self.options.loss,
-            self.options.border_cells,
-        )
+    @property
+    def stride(self) -> float:
+        return self.views[0].pyramid.levels[self.index].stride
+
+    def linearize(self, pose: torch.Tensor) -> Linearization:
+        return linearize_views(self.views, self.index, pose, self.options.loss, self.options.border_cells)
+
+    def system(self, now: Linearization, pose: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """The sum over views and factors: Hessian, gradient and the factors' share of the cost [B], in double precision."""
+        hessian, gradient = now.hessian.double(), now.gradient.double()
+        cost = torch.zeros_like(gradient[:, 0])
+        for factor in self.factors:
+            information, pull, share = factor.normal_equations(pose)
+            hessian, gradient, cost = hessian + information, gradient + pull, cost + share
+        return hessian, gradient, cost
+
+    def still(self, now: Linearization, step: torch.Tensor) -> torch.Tensor:
+        """Whether a step [B] moves the visible reprojections by less than `stop_cells` (root mean square)."""
+        motion = (now.pixel_jacobian @ step.detach().to(now.pixel_jacobian.dtype)[:, None, :, None])[..., 0]
+        count = now.valid.sum(-1).clamp(min=1)
+        return ((motion**2).sum((-1, -2)) / count).sqrt() / self.stride < self.options.stop_cells
 
 
 def align(
-    pyramid: FeaturePyramid,
-    camera: Camera,
-    points: ReferencePoints,
+    views: View | Sequence[View],
     camera_from_map: torch.Tensor,
     options: AlignmentOptions = AlignmentOptions(),
     damping: LearnedDamping | None = None,
-    prior: PriorFactor | None = None,
-    mask: torch.Tensor | None = None,
+    factors: PriorFactor | Sequence[PriorFactor] = (),
     cues: MotionCues | None = None,
 ) -> AlignmentResult:
-    """Move the poses until the query's features at the projected points agree with the map's.
+    """Move the poses until the features of the images at the projected points agree with the map's.
 
-    pyramid: features of the query, batch size B or 1. camera: of the pyramid's image size. points: [N, 3] or [B, N, 3].
-    camera_from_map: initial poses, [4, 4] or [B, 4, 4]. damping: learned factors; without it the adaptive strategy starts
-    at 0.01 and the paper's runs with theta = 0. mask: bool [B, N], which points exist (padding in training). cues: what a
-    `TemporalPrior` takes; where its axes are not given, those of a base at the camera are meant. The work is done where the
-    pyramid is, on whatever device the rest comes and the result goes; the damping must be there.
+    The cost is a sum over views and factors. The work is done where the pyramids are, on whatever device the rest comes and
+    the result goes; the damping must be there. Nothing is raised for a hard image: see `converged`.
 
-    The result's leading dimensions are those of `camera_from_map`. Nothing is raised for a hard image: see `converged`.
+    Args:
+        views: One camera, or the cameras of a rig, whose levels have the same strides.
+        camera_from_map: Initial poses, [4, 4] or [B, 4, 4]; of a rig, rig_from_map.
+        options: How to align.
+        damping: Learned factors. Without it the adaptive strategy starts at 0.01, and the paper's runs with theta = 0.
+        factors: Priors on the pose.
+        cues: What a `TemporalPrior` takes; where its axes are not given, those of a base at the camera are meant.
+
+    Returns:
+        The result, whose leading dimensions are those of `camera_from_map`.
+
+    Raises:
+        InputError: Views and map are not of the same network, or the compiled code is asked for what it cannot do.
     """
-    home, device = camera_from_map.device, pyramid.levels[0].features.device
+    views = (views,) if isinstance(views, View) else tuple(views)
+    factors = (factors,) if isinstance(factors, PriorFactor) else tuple(factors)
+    home, device = camera_from_map.device, views[0].pyramid.levels[0].features.device
     if home != device:
-        camera, points, camera_from_map, prior, mask, cues = to_device(
-            (camera, points, camera_from_map, prior, mask, cues), device
-        )
+        views, camera_from_map, factors, cues = to_device((views, camera_from_map, factors, cues), device)
+    strides = [level.stride for level in views[0].pyramid.levels]
+    for view in views:
+        if len(view.points.descriptors) != len(view.pyramid.levels):
+            raise InputError(
+                f"the map has {len(view.points.descriptors)} feature levels, the image {len(view.pyramid.levels)}: "
+                "build the map with the same network"
+            )
+        if [level.stride for level in view.pyramid.levels] != strides:
+            raise InputError("the images of a rig have levels of different strides: use one network at one image size")
+    views = tuple(dataclasses.replace(v, points=batched(v.points)) if v.points.xyz.dim() == 2 else v for v in views)
+    factors = tuple(batched(factor) if factor.camera_from_map.dim() == 2 else factor for factor in factors)
+    cues = batched(cues) if cues is not None and cues.values.dim() == 1 else cues
     single = camera_from_map.dim() == 2
     pose = camera_from_map[None] if single else camera_from_map
-    if points.xyz.dim() == 2:
-        points = ReferencePoints(
-            points.xyz[None],
-            tuple(d[None] for d in points.descriptors),
-            tuple(c if c is None else c[None] for c in points.confidences),
-        )
-    if prior is not None and prior.camera_from_map.dim() == 2:
-        prior = PriorFactor(prior.camera_from_map[None], prior.information[None])
-    if cues is not None and cues.values.dim() == 1:
-        cues = MotionCues(cues.values[None], cues.camera_from_base[None])
-    if len(points.descriptors) != len(pyramid.levels):
-        raise InputError(
-            f"the map has {len(points.descriptors)} feature levels, the image {len(pyramid.levels)}: "
-            "build the map with the same network"
-        )
-    dampings, priors = _learned(damping, prior, cues, len(pyramid.levels), pose.device)
-    run = _align_compiled if _compiled_serves(options, pyramid, camera, points) else _align_tensors
-    result = run(pyramid, camera, points, pose, options, dampings, priors, mask)
-    return to_device(_first(result) if single else result, home)
+    constant = PAPER_START if options.strategy == "paper" else ADAPTIVE_START
+    dampings, trust, camera_from_base = level_dampings(damping, cues, len(strides), constant, device)
+    trusted = level_factors(factors, trust, camera_from_base, len(strides), options.feature_variance)
+    run = align_compiled if _compiled_serves(options, views) else _align_tensors
+    result = run(views, pose, options, dampings, trusted)
+    result = map_tensors(result, lambda tensor: tensor[0]) if single else result
+    return result if home == device else to_device(result, home)
+
+
+def _compiled_serves(options: AlignmentOptions, views: tuple[View, ...]) -> bool:
+    """Whether the compiled code is to be used: wherever it can, unless the options say otherwise."""
+    if options.strategy == "paper" or options.backend == "torch":
+        return False
+    tensors = [t for v in views for t in (*(level.features for level in v.pyramid.levels), v.points.xyz, *v.points.descriptors)]
+    able = (
+        all(view.camera.params.dim() == 1 for view in views)
+        and all(t.is_cpu and t.dtype == torch.float32 for t in tensors)
+        and not (torch.is_grad_enabled() and any(t.requires_grad for t in tensors))
+    )
+    if options.backend == "compiled" and not able:
+        raise InputError("the compiled alignment takes float32 features on the CPU, one camera, and no gradients: use torch")
+    return able
 
 
 def _align_tensors(
-    pyramid: FeaturePyramid,
-    camera: Camera,
-    points: ReferencePoints,
+    views: tuple[View, ...],
     pose: torch.Tensor,
     options: AlignmentOptions,
-    dampings: list[_Damping | None],
-    priors: list[PriorFactor | None],
-    mask: torch.Tensor | None,
+    dampings: Sequence[Damping],
+    factors: Sequence[tuple[PriorFactor, ...]],
 ) -> AlignmentResult:
-    """Level after level on any device, differentiable; damping and prior of each level."""
-    end, inliers, finished, ran = _run_levels(pyramid, camera, points, pose, options, dampings, priors, mask)
+    """Level after level on any device, differentiable; damping and factors of each level."""
+    end, inliers, finished, ran = _run_levels(views, pose, options, dampings, factors)
     numbers = torch.stack((*(trace.steps.amax() for trace in ran), finished.all(), end.alive.all()))
     *steps, all_finished, all_alive = numbers.tolist()  # the only time that the host waits
     traces = tuple(trace.cut(taken) for trace, taken in zip(ran, steps))
+    reason = why_ended(bool(all_finished), bool(all_alive), traces, options.iterations)
+    visible = end.valid
     return AlignmentResult(
-        end.camera_from_map,
-        finished,
-        end.hessian,
-        end.cost,
-        end.valid,
-        inliers & end.valid,
-        end.pixels,
-        traces,
-        _reason(bool(all_finished), bool(all_alive), traces, options),
+        end.camera_from_map, finished, end.hessian, end.cost, visible, inliers & visible, end.pixels, traces, reason
     )
 
 
 def _run_levels(
-    pyramid: FeaturePyramid,
-    camera: Camera,
-    points: ReferencePoints,
+    views: tuple[View, ...],
     pose: torch.Tensor,
     options: AlignmentOptions,
-    dampings: list[_Damping | None],
-    priors: list[PriorFactor | None],
-    mask: torch.Tensor | None,
+    dampings: Sequence[Damping],
+    factors: Sequence[tuple[PriorFactor, ...]],
 ) -> tuple[_LevelEnd, torch.Tensor, torch.Tensor, list[_Trace]]:
     """Where the alignment ends, the points [B, N] that agree, which poses [B] are fit to use, and how each level went. The host
     waits for no device here."""
     alive = torch.ones(pose.shape[0], dtype=torch.bool, device=pose.device)
     run = _run_paper if options.strategy == "paper" else _run_adaptive
     traces, end = [], None
-    for k in range(len(pyramid.levels)):
-        level = _Level(pyramid, k, camera, points, mask, options)
+    for k, (damping, added) in enumerate(zip(dampings, factors, strict=True)):
         # Between levels the pose is a constant: each level's loss teaches that level only (PixLoc, section 4.3).
-        coarser, end = end, run(level, pose.detach(), dampings[k], priors[k], alive)
+        coarser, end = end, run(_Level(views, k, added, damping, options), pose.detach(), alive)
         pose, alive = end.camera_from_map, end.alive
         traces.append(end.trace)
     inliers = end.inliers(options.loss)
@@ -277,128 +301,19 @@ def _run_levels(
     return end, inliers, torch.isfinite(end.camera_from_map).all(-1).all(-1) & alive, traces
 
 
-def _reason(finished: bool, alive: bool, traces: Sequence[LevelTrace], options: AlignmentOptions) -> str:
-    if not finished:
-        return "diverged" if alive else "points"
-    return "converged" if all(t.iterations < options.iterations for t in traces) else "iterations"
-
-
-@dataclass(frozen=True)
-class _Damping:
-    """Factors of the Hessian's diagonal, float64 [6] or [B, 6], along the columns of axes [B, 6, 6] (None: the camera's)."""
-
-    factors: torch.Tensor
-    axes: torch.Tensor | None = None
-
-
-_CAMERA_FROM_BASE = torch.tensor([[0.0, -1, 0, 0], [0, 0, -1, 0], [1, 0, 0, 0], [0, 0, 0, 1]], dtype=torch.float64)
-"""Of a base at the camera: x forward, y left, z up."""
-
-
-def _learned(
-    damping: LearnedDamping | None, prior: PriorFactor | None, cues: MotionCues | None, levels: int, device: torch.device
-) -> tuple[list[_Damping | None], list[PriorFactor | None]]:
-    """Damping and prior factor of every level."""
-    if not isinstance(damping, TemporalPrior):
-        return [None if damping is None else _Damping(damping(k).double()) for k in range(levels)], [prior] * levels
-    factors, trust = damping.predict(None if cues is None else cues.values)
-    # A body perturbation of map_from_base is, but for its sign, a left one of camera_from_map by this matrix.
-    camera_from_base = _CAMERA_FROM_BASE.to(device)[None] if cues is None else cues.camera_from_base
-    axes = se3.adjoint(camera_from_base)
-    dampings = [_Damping(factors[..., k, :].double(), axes) for k in range(levels)]
-    if prior is None:
-        return dampings, [None] * levels
-    root = trust.double().sqrt()
-    back = se3.adjoint(se3.inverse(camera_from_base))
-    along = axes.mT @ prior.information.double() @ axes
-    priors = [
-        PriorFactor(prior.camera_from_map, back.mT @ (root[..., k, :, None] * along * root[..., k, None, :]) @ back)
-        for k in range(levels)
-    ]
-    return dampings, priors
-
-
-def _compiled_serves(options: AlignmentOptions, pyramid: FeaturePyramid, camera: Camera, points: ReferencePoints) -> bool:
-    """Whether the compiled code is to be used: wherever it can, unless told otherwise."""
-    if options.strategy == "paper" or options.backend == "torch":
-        return False
-    tensors = [level.features for level in pyramid.levels] + [points.xyz, *points.descriptors]
-    able = (
-        camera.params.dim() == 1
-        and all(t.is_cpu and t.dtype == torch.float32 for t in tensors)
-        and not (torch.is_grad_enabled() and any(t.requires_grad for t in tensors))
-    )
-    if options.backend == "compiled" and not able:
-        raise InputError("the compiled alignment takes float32 features on the CPU, one camera, and no gradients: use torch")
-    return able
-
-
-def _first(result: AlignmentResult) -> AlignmentResult:
-    """The only pose of a batch of one, without its batch dimension."""
-    traces = tuple(LevelTrace(t.stride, t.costs[0], t.camera_from_map[0], t.iterations) for t in result.trace)
-    return AlignmentResult(
-        result.camera_from_map[0],
-        result.converged[0],
-        result.hessian[0],
-        result.cost[0],
-        result.visible[0],
-        result.inliers[0],
-        result.pixels[0],
-        traces,
-        result.reason,
-    )
-
-
-def _normal_equations(
-    now: Linearization, pose: torch.Tensor, prior: PriorFactor | None, feature_variance: float
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Hessian, gradient and the prior's share of the cost [B], all in double precision."""
-    hessian, gradient = now.hessian.double(), now.gradient.double()
-    if prior is None:
-        return hessian, gradient, torch.zeros_like(gradient[:, 0])
-    # Left perturbation: log(exp(d) T prior^-1) = d + log(T prior^-1) to first order.
-    error = se3.se3_log(pose.double() @ se3.inverse(prior.camera_from_map.double()))
-    information = prior.information.double() * feature_variance
-    pull = (information @ error[..., None])[..., 0]
-    return hessian + information, gradient + pull, (pull * error).sum(-1)
-
-
-def _solve(hessian: torch.Tensor, gradient: torch.Tensor, factors: torch.Tensor, axes: torch.Tensor | None) -> torch.Tensor:
-    """The damped step [B, 6]; zero where the system is not positive definite. No host synchronisation."""
-    if axes is not None:
-        step = _solve(axes.mT @ hessian @ axes, (axes.mT @ gradient[..., None])[..., 0], factors, None)
-        return (axes @ step[..., None])[..., 0]
-    diagonal = hessian.diagonal(dim1=-2, dim2=-1)
-    damped = hessian + torch.diag_embed((diagonal * factors).clamp(min=DIAGONAL_FLOOR))
-    factor, failed = torch.linalg.cholesky_ex(damped)
-    step = -torch.cholesky_solve(gradient[..., None], factor)[..., 0]
-    return torch.where((failed == 0)[:, None] & torch.isfinite(step), step, torch.zeros_like(step))
-
-
-def _moved_cells(now: Linearization, step: torch.Tensor, stride: float) -> torch.Tensor:
-    """Root mean square motion [B] of the visible reprojections under a step, in cells of the level."""
-    motion = (now.pixel_jacobian @ step.to(now.pixel_jacobian.dtype)[:, None, :, None])[..., 0]
-    count = now.valid.sum(-1).clamp(min=1)
-    return ((motion**2).sum((-1, -2)) / count).sqrt() / stride
-
-
-def _run_paper(
-    level: _Level, pose: torch.Tensor, damping: _Damping | None, prior: PriorFactor | None, alive: torch.Tensor
-) -> _LevelEnd:
+def _run_paper(level: _Level, pose: torch.Tensor, alive: torch.Tensor) -> _LevelEnd:
     """Fixed damping, every step taken (PixLoc's rule); a pose stops early only outside training."""
-    options, stride = level.options, level.pyramid.levels[level.index].stride
-    damping = damping or _Damping(torch.full((6,), 10**-0.5, dtype=torch.float64, device=pose.device))
-    training = torch.is_grad_enabled()
+    options, training = level.options, torch.is_grad_enabled()
     now, poses, costs = level.linearize(pose), [pose], []
     costs.append(now.mean_cost())
     stop, moving, steps = _Stop(), torch.ones_like(alive), torch.zeros_like(alive, dtype=torch.long)
     for _ in range(options.iterations):
         alive = alive & (now.valid.sum(-1) >= options.min_points)
         steps = steps + moving
-        hessian, gradient, _ = _normal_equations(now, pose, prior, options.feature_variance)
-        step = _solve(hessian, gradient, damping.factors, damping.axes) * (alive & moving)[:, None]
+        hessian, gradient, _ = level.system(now, pose)
+        step = level.damping.step(hessian, gradient) * (alive & moving)[:, None]
         pose = se3.retract(pose, step.to(pose.dtype))
-        still = _moved_cells(now, step.detach(), stride) < options.stop_cells
+        still = level.still(now, step)
         now = level.linearize(pose)
         poses.append(pose)
         costs.append(now.mean_cost())
@@ -407,164 +322,44 @@ def _run_paper(
             if stop(moving):
                 break
     alive = alive & (now.valid.sum(-1) >= options.min_points)
-    return _LevelEnd.of(pose, alive, now, _Trace(stride, torch.stack(costs, -1), torch.stack(poses, -3), steps))
+    return _LevelEnd.of(pose, alive, now, _Trace(level.stride, torch.stack(costs, -1), torch.stack(poses, -3), steps))
 
 
-def _run_adaptive(
-    level: _Level, pose: torch.Tensor, damping: _Damping | None, prior: PriorFactor | None, alive: torch.Tensor
-) -> _LevelEnd:
+def _run_adaptive(level: _Level, pose: torch.Tensor, alive: torch.Tensor) -> _LevelEnd:
     """Levenberg-Marquardt with step acceptance; each pose of the batch has its own damping scale."""
-    options, stride = level.options, level.pyramid.levels[level.index].stride
-    damping = damping or _Damping(torch.full((6,), ADAPTIVE_START, dtype=torch.float64, device=pose.device))
+    options = level.options
     scale = torch.ones(pose.shape[0], 1, dtype=torch.float64, device=pose.device)
     now = level.linearize(pose)
     poses, costs = [pose], [now.mean_cost()]
     alive = alive & (now.valid.sum(-1) >= options.min_points)
-    hessian, gradient, prior_cost = _normal_equations(now, pose, prior, options.feature_variance)
+    hessian, gradient, prior_cost = level.system(now, pose)
     stop, moving, steps = _Stop(), alive, torch.zeros_like(alive, dtype=torch.long)
     for iteration in range(options.iterations):
         # The first is counted for all, also for poses that see too few points to take a step.
         steps = steps + (moving if iteration else torch.ones_like(moving))
-        step = _solve(hessian, gradient, damping.factors * scale, damping.axes) * moving[:, None]
+        step = level.damping.step(hessian, gradient, scale) * moving[:, None]
         candidate = se3.retract(pose, step.to(pose.dtype))
         new = level.linearize(candidate.detach() if options.detach_steps else candidate)
-        new_hessian, new_gradient, new_prior_cost = _normal_equations(new, candidate, prior, options.feature_variance)
+        new_hessian, new_gradient, new_prior_cost = level.system(new, candidate)
         shared = now.valid & new.valid
         enough = shared.sum(-1) >= torch.clamp(now.valid.sum(-1) * LEAST_SHARED_VIEW, min=options.min_points)
         before = (now.confidence * now.loss * shared).sum(-1) + prior_cost
         after = (now.confidence * new.loss * shared).sum(-1) + new_prior_cost
         accept = moving & enough & (after < before)
-        still = _moved_cells(now, step.detach(), stride) < options.stop_cells
+        still = level.still(now, step)
         pose = torch.where(accept[:, None, None], candidate, pose)
         now = _take(accept, new, now)
         hessian = torch.where(accept[:, None, None], new_hessian, hessian)
         gradient = torch.where(accept[:, None], new_gradient, gradient)
         prior_cost = torch.where(accept, new_prior_cost, prior_cost)
-        scale = (scale * torch.where(accept, ADAPTIVE_DOWN, ADAPTIVE_UP)[:, None]).clamp(*ADAPTIVE_RANGE)
+        scale = (scale * torch.where(accept, ADAPTIVE_DOWN, ADAPTIVE_UP)[:, None]).clamp(ADAPTIVE_LEAST, ADAPTIVE_MOST)
         poses.append(pose)
         costs.append(now.mean_cost())
         pose = pose.detach() if options.detach_steps else pose
         moving = moving & ~still
         if stop(moving):
             break
-    return _LevelEnd.of(pose, alive, now, _Trace(stride, torch.stack(costs, -1), torch.stack(poses, -3), steps))
-
-
-def _align_compiled(
-    pyramid: FeaturePyramid,
-    camera: Camera,
-    points: ReferencePoints,
-    pose: torch.Tensor,
-    options: AlignmentOptions,
-    dampings: list[_Damping | None],
-    priors: list[PriorFactor | None],
-    mask: torch.Tensor | None,
-) -> AlignmentResult:
-    """What `_align_tensors` does with `_run_adaptive`, without gradients: one CPU core a pose."""
-    levels, batch, count, steps = len(pyramid.levels), pose.shape[0], points.xyz.shape[-2], options.iterations
-    strides = np.array([level.stride for level in pyramid.levels])
-    features = [_array(level.features.permute(0, 2, 3, 1), np.float32) for level in pyramid.levels]
-    query_confidences = [_array(level.confidence, np.float32, (1, 0, 0)) for level in pyramid.levels]
-    xyz, masks = _array(points.xyz, np.float32), _array(mask, np.bool_, (1, 0))
-    descriptors = [_array(values, np.float32) for values in points.descriptors]
-    confidences = [_array(values, np.float32, (1, 0)) for values in points.confidences]
-    starts = _array(pose, np.float64)
-    factors, axes = np.full((1, levels, 6), ADAPTIVE_START), np.empty((1, 0, 0))
-    if dampings[0] is not None:
-        factors = np.stack([_array(damping.factors, np.float64).reshape(-1, 6) for damping in dampings], 1)
-        axes = _array(dampings[0].axes, np.float64, (1, 0, 0))
-    information, prior_inverses = np.empty((1, 0, 6, 6)), np.eye(4)[None]
-    if priors[0] is not None:
-        information = np.stack([_array(prior.information, np.float64) for prior in priors], 1) * options.feature_variance
-        prior_inverses = np.stack([se3.inverse(one).numpy() for one in priors[0].camera_from_map.detach().double()])
-
-    poses, costs = np.empty((batch, levels, steps + 1, 4, 4)), np.empty((batch, levels, steps + 1))
-    hessian, done = np.empty((batch, levels, 6, 6)), np.empty((batch, levels), np.int64)
-    squared, pixels = np.zeros((batch, levels, count)), np.zeros((batch, levels, count, 2))
-    valid = np.empty((batch, levels, count), bool)
-
-    def run(b: int) -> tuple[int, bool]:
-        def of(array: np.ndarray) -> np.ndarray:
-            return array[b if len(array) > 1 else 0]
-
-        return compiled.run_levels(
-            tuple(map(of, features)),
-            strides,
-            tuple(map(of, query_confidences)),
-            *pyramid.image_size,
-            options.border_cells,
-            *compiled.camera_numbers(camera),
-            of(xyz),
-            tuple(map(of, descriptors)),
-            tuple(map(of, confidences)),
-            of(masks),
-            starts[b],
-            compiled.LOSSES[options.loss.kind],
-            options.loss.scale,
-            of(prior_inverses),
-            of(information),
-            of(factors),
-            of(axes),
-            steps,
-            options.min_points,
-            options.stop_cells,
-            options.finest_share,
-            DIAGONAL_FLOOR,
-            ADAPTIVE_DOWN,
-            ADAPTIVE_UP,
-            *ADAPTIVE_RANGE,
-            LEAST_SHARED_VIEW,
-            poses[b],
-            costs[b],
-            done[b],
-            hessian[b],
-            squared[b],
-            valid[b],
-            pixels[b],
-        )
-
-    if batch == 1:
-        ends = [run(0)]
-    else:
-        with ThreadPoolExecutor(min(batch, torch.get_num_threads())) as pool:
-            ends = list(pool.map(run, range(batch)))
-    each, last = np.arange(batch), np.array([level for level, _ in ends])
-    alive = np.array([alive for _, alive in ends])
-    ended = done[each, last]
-    found = poses[each, last, ended]
-    finished = np.isfinite(found).all((1, 2)) & alive
-    most = done.max(0).tolist()
-    traces = [
-        LevelTrace(
-            level.stride,
-            torch.from_numpy(costs[:, k, : most[k] + 1]),
-            torch.from_numpy(poses[:, k, : most[k] + 1]).to(pose.dtype),
-            most[k],
-        )
-        for k, level in enumerate(pyramid.levels)
-    ]
-    visible = valid[each, last]
-    judge = max(levels - 2, 0) if options.finest_share > 0 else levels - 1
-    inliers = visible & valid[:, judge] & (squared[:, judge] < 2 * options.loss.scale)
-    found, finished_each, hessian, cost, visible, inliers, pixels = map(
-        torch.from_numpy, (found, finished, hessian[each, last], costs[each, last, ended], visible, inliers, pixels[each, last])
-    )
-    return AlignmentResult(
-        found.to(pose.dtype),
-        finished_each,
-        hessian,
-        cost,
-        visible,
-        inliers,
-        pixels,
-        tuple(traces),
-        _reason(bool(finished.all()), bool(alive.all()), traces, options),
-    )
-
-
-def _array(tensor: torch.Tensor | None, dtype: type, empty: tuple[int, ...] = ()) -> np.ndarray:
-    """The tensor's memory where it has that type and order; an empty array where there is none."""
-    return np.empty(empty, dtype) if tensor is None else np.ascontiguousarray(tensor.detach().numpy(), dtype)
+    return _LevelEnd.of(pose, alive, now, _Trace(level.stride, torch.stack(costs, -1), torch.stack(poses, -3), steps))
 
 
 def _take(which: torch.Tensor, new: T, old: T) -> T:

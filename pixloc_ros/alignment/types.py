@@ -4,34 +4,47 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
 import torch
 
+from ..features.pyramid import FeaturePyramid
+from ..geometry.cameras import Camera
+
 T = TypeVar("T")
 
 
-def to_device(value: T, device: torch.device) -> T:
-    """The same with all tensors on a device: of a tensor, a tuple, or a dataclass of such."""
+def map_tensors(value: T, change: Callable[[torch.Tensor], torch.Tensor]) -> T:
+    """The same with all tensors changed: of a tensor, a tuple, or a dataclass of such."""
     if isinstance(value, torch.Tensor):
-        return value.to(device)
+        return change(value)
     if isinstance(value, tuple):
-        return tuple(to_device(item, device) for item in value)
+        return tuple(map_tensors(item, change) for item in value)
     if dataclasses.is_dataclass(value):
-        return dataclasses.replace(
-            value, **{field.name: to_device(getattr(value, field.name), device) for field in dataclasses.fields(value)}
-        )
+        return type(value)(*(map_tensors(getattr(value, name), change) for name in value.__dataclass_fields__))
     return value
+
+
+def to_device(value: T, device: torch.device) -> T:
+    """The same with all tensors on a device (see `map_tensors`)."""
+    return map_tensors(value, lambda tensor: tensor.to(device))
+
+
+def batched(value: T) -> T:
+    """The same with all tensors as a batch of one (see `map_tensors`)."""
+    return map_tensors(value, lambda tensor: tensor[None])
 
 
 @dataclass(frozen=True)
 class ReferencePoints:
     """Map points with the features that the reference images saw there.
 
-    xyz: [..., N, 3] metres, in the frame the poses are asked in (float32 near its origin).
-    descriptors: per level, coarse to fine, float32 [..., N, C_level], unit length.
-    confidences: per level float32 [..., N] in (0, 1], or None for all ones.
+    Attributes:
+        xyz: [..., N, 3] metres, in the frame the poses are asked in (float32 near its origin).
+        descriptors: Per level, coarse to fine, float32 [..., N, C_level], unit length.
+        confidences: Per level float32 [..., N] in (0, 1], or None for all ones.
     """
 
     xyz: torch.Tensor
@@ -43,20 +56,34 @@ class ReferencePoints:
 
 
 @dataclass(frozen=True)
-class PriorFactor:
-    """A Gaussian prior on the camera's pose that takes part in the optimisation (design.md, "The learned temporal prior").
+class View:
+    """What one camera of a rig sees: a term of the cost. One camera is a rig of one.
 
-    camera_from_map: [..., 4, 4] the predicted pose.
-    information: [..., 6, 6], (translation, rotation) of a left perturbation of camera_from_map, i.e. along the camera's axes.
+    Attributes:
+        pyramid: Features of its image, batch size B or 1.
+        camera: Of the pyramid's image size.
+        points: Map points [N, 3] or [B, N, 3] that it should see.
+        mask: bool [B, N], which points exist (padding in training); None for all.
+        camera_from_rig: Its place, [4, 4], in the frame whose pose is asked for; None where that is the camera's.
     """
 
-    camera_from_map: torch.Tensor
-    information: torch.Tensor
+    pyramid: FeaturePyramid
+    camera: Camera
+    points: ReferencePoints
+    mask: torch.Tensor | None = None
+    camera_from_rig: torch.Tensor | None = None
 
 
 @dataclass(frozen=True)
 class LevelTrace:
-    """How one level went: costs [..., iterations + 1] (mean robust cost after each step), poses likewise, number of steps."""
+    """How one level went.
+
+    Attributes:
+        stride: Image pixels per cell.
+        costs: [..., iterations + 1], mean robust cost after each step.
+        camera_from_map: [..., iterations + 1, 4, 4], likewise.
+        iterations: Number of steps.
+    """
 
     stride: float
     costs: torch.Tensor
@@ -68,17 +95,20 @@ class LevelTrace:
 class AlignmentResult:
     """Pose and everything needed to judge and draw it. Leading dimensions are those of the initial poses.
 
-    camera_from_map: [..., 4, 4].
-    converged: bool [...]; False where fewer than `min_points` were visible or the solution is not finite.
-    hessian: [..., 6, 6] of the level whose pose stands at the solution, left perturbation (translation, rotation), camera axes,
-        without damping and prior factor: the information the image gave, up to a scale.
-    cost: [...] mean robust cost per visible point of that level.
-    visible: bool [..., N] points that project validly into the image at the solution.
-    inliers: bool [..., N] visible points whose residual is within the robust loss's quadratic zone, at the level that
-        `AlignmentOptions.finest_share` names.
-    pixels: [..., N, 2] reprojections in the image at the solution.
-    trace: per level, coarse to fine.
-    reason: one word: "converged", "iterations" (ran out), "points" (too few), "diverged".
+    Points are those of all views, one view after the other.
+
+    Attributes:
+        camera_from_map: [..., 4, 4]; of a rig, rig_from_map.
+        converged: bool [...]; False where fewer than `min_points` were visible or the solution is not finite.
+        hessian: [..., 6, 6] of the level whose pose stands at the solution, left perturbation (translation, rotation), camera
+            axes, without damping and prior factors: the information that the image gave, up to a scale.
+        cost: [...] mean robust cost per visible point of that level.
+        visible: bool [..., N], points that project validly into the image at the solution.
+        inliers: bool [..., N], visible points whose residual is within the robust loss's quadratic zone, at the level that
+            `AlignmentOptions.finest_share` names.
+        pixels: [..., N, 2] reprojections in the image at the solution.
+        trace: Per level, coarse to fine.
+        reason: One word: "converged", "iterations" (ran out), "points" (too few), "diverged".
     """
 
     camera_from_map: torch.Tensor
@@ -90,3 +120,10 @@ class AlignmentResult:
     pixels: torch.Tensor
     trace: tuple[LevelTrace, ...]
     reason: str
+
+
+def why_ended(finished: bool, alive: bool, trace: Sequence[LevelTrace], iterations: int) -> str:
+    """`AlignmentResult.reason` of a batch."""
+    if not finished:
+        return "diverged" if alive else "points"
+    return "converged" if all(level.iterations < iterations for level in trace) else "iterations"

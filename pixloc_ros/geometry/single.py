@@ -13,13 +13,14 @@ import math
 import numba
 import numpy as np
 
-_JIT = {"cache": True, "nogil": True, "error_model": "numpy"}
+JIT = {"cache": True, "nogil": True, "error_model": "numpy"}
+FAST_JIT = {**JIT, "fastmath": {"reassoc", "contract", "arcp", "nsz"}}
+"""For loops over many points. No "nnan": features and poses that are not numbers must be seen as such."""
 _SMALL = 1e-4
 """Below this angle two terms of a series are exact to double precision."""
 
 
-@numba.njit(**_JIT)
-def _exp(phi, rotation):
+def _rotation(phi, rotation):
     """Rotation [3, 3] of a rotation vector; returns (1 - cos a) / a² and (a - sin a) / a³ of its angle a."""
     x, y, z = phi[0], phi[1], phi[2]
     squared = x * x + y * y + z * z
@@ -41,7 +42,12 @@ def _exp(phi, rotation):
     return b, c
 
 
-@numba.njit(**_JIT)
+_exp = numba.njit(**JIT)(_rotation)
+# Not cached: numba's cache would take it for the one above.
+_exp_fast = numba.njit(**{**FAST_JIT, "cache": False})(_rotation)
+
+
+@numba.njit(**JIT)
 def _log(r, phi):
     """Rotation vector of r [3, 3], through the longest row of 4 q qᵀ as in `se3.quaternion_from_rotation`."""
     xx, yy = 1 + r[0, 0] - r[1, 1] - r[2, 2], 1 - r[0, 0] + r[1, 1] - r[2, 2]
@@ -63,7 +69,7 @@ def _log(r, phi):
     phi[0], phi[1], phi[2] = factor * x, factor * y, factor * z
 
 
-@numba.njit(**_JIT)
+@numba.njit(**JIT)
 def exp(xi):
     """`se3.se3_exp`."""
     result = np.zeros((4, 4))
@@ -77,7 +83,7 @@ def exp(xi):
     return result
 
 
-@numba.njit(**_JIT)
+@numba.njit(**JIT)
 def log(a_from_b):
     """`se3.se3_log`."""
     xi = np.empty(6)
@@ -98,7 +104,7 @@ def log(a_from_b):
     return xi
 
 
-@numba.njit(**_JIT)
+@numba.njit(**JIT)
 def inverse(a_from_b):
     """`se3.inverse`."""
     result = np.zeros((4, 4))
@@ -110,7 +116,7 @@ def inverse(a_from_b):
     return result
 
 
-@numba.njit(**_JIT)
+@numba.njit(**JIT)
 def interpolate(a_from_b0, a_from_b1, fraction):
     """`se3.interpolate`."""
     relative, turn, step = np.zeros((3, 3)), np.empty(3), np.empty((3, 3))
@@ -130,7 +136,7 @@ def interpolate(a_from_b0, a_from_b1, fraction):
     return result
 
 
-@numba.njit(**_JIT)
+@numba.njit(**JIT)
 def pose_difference(a, b):
     """`se3.pose_difference`: (distance, angle)."""
     x, y, z = a[0, 3] - b[0, 3], a[1, 3] - b[1, 3], a[2, 3] - b[2, 3]
@@ -144,30 +150,82 @@ def pose_difference(a, b):
     return math.sqrt(x * x + y * y + z * z), math.atan2(sine, cosine)
 
 
-@numba.njit(**_JIT)
-def transform_covariance(covariance, a_from_b):
-    """`se3.transform_covariance`."""
-    adjoint = np.zeros((6, 6))
-    x, y, z = a_from_b[0, 3], a_from_b[1, 3], a_from_b[2, 3]
-    for j in range(3):
-        for i in range(3):
-            adjoint[i, j] = adjoint[3 + i, 3 + j] = a_from_b[i, j]
-        adjoint[0, 3 + j] = y * a_from_b[2, j] - z * a_from_b[1, j]
-        adjoint[1, 3 + j] = z * a_from_b[0, j] - x * a_from_b[2, j]
-        adjoint[2, 3 + j] = x * a_from_b[1, j] - y * a_from_b[0, j]
-    half, result = np.zeros((6, 6)), np.zeros((6, 6))
-    for i in range(6):
-        for j in range(6):
-            for k in range(6):
-                half[i, j] += adjoint[i, k] * covariance[k, j]
-    for i in range(6):
-        for j in range(6):
-            for k in range(6):
-                result[i, j] += half[i, k] * adjoint[j, k]
+@numba.njit(**JIT)
+def compose(a_from_b, b_from_c):
+    """a_from_c."""
+    result = np.zeros((4, 4))
+    for i in range(3):
+        for j in range(4):
+            for k in range(3):
+                result[i, j] += a_from_b[i, k] * b_from_c[k, j]
+        result[i, 3] += a_from_b[i, 3]
+    result[3, 3] = 1.0
     return result
 
 
-@numba.njit(**_JIT)
+@numba.njit(**JIT)
+def adjoint(a_from_b):
+    """`se3.adjoint`."""
+    result = np.zeros((6, 6))
+    x, y, z = a_from_b[0, 3], a_from_b[1, 3], a_from_b[2, 3]
+    for j in range(3):
+        for i in range(3):
+            result[i, j] = result[3 + i, 3 + j] = a_from_b[i, j]
+        result[0, 3 + j] = y * a_from_b[2, j] - z * a_from_b[1, j]
+        result[1, 3 + j] = z * a_from_b[0, j] - x * a_from_b[2, j]
+        result[2, 3 + j] = x * a_from_b[1, j] - y * a_from_b[0, j]
+    return result
+
+
+@numba.njit(**JIT)
+def transform_covariance(covariance, a_from_b):
+    """`se3.transform_covariance`."""
+    axes, half, result = adjoint(a_from_b), np.zeros((6, 6)), np.zeros((6, 6))
+    for i in range(6):
+        for j in range(6):
+            for k in range(6):
+                half[i, j] += axes[i, k] * covariance[k, j]
+    for i in range(6):
+        for j in range(6):
+            for k in range(6):
+                result[i, j] += half[i, k] * axes[j, k]
+    return result
+
+
+@numba.njit(**FAST_JIT)
+def retract(pose, step, out):
+    """`se3.retract` of the optimizer, into out: pixloc's decoupled left update."""
+    rotation = np.empty((3, 3))
+    _exp_fast(step[3:], rotation)
+    for m in range(3):
+        for n in range(4):
+            out[m, n] = rotation[m, 0] * pose[0, n] + rotation[m, 1] * pose[1, n] + rotation[m, 2] * pose[2, n]
+        out[m, 3] += step[m]
+
+
+@numba.njit(**FAST_JIT)
+def difference(pose, other_inverse, error):
+    """error = log(pose · other⁻¹) of the optimizer: as `log`, in less time, for rotations below π."""
+    t = np.zeros((3, 4))
+    for m in range(3):
+        for n in range(4):
+            t[m, n] = pose[m, 0] * other_inverse[0, n] + pose[m, 1] * other_inverse[1, n] + pose[m, 2] * other_inverse[2, n]
+        t[m, 3] += pose[m, 3]
+    vx, vy, vz = t[2, 1] - t[1, 2], t[0, 2] - t[2, 0], t[1, 0] - t[0, 1]
+    sine, cosine = 0.5 * math.sqrt(vx * vx + vy * vy + vz * vz), 0.5 * (t[0, 0] + t[1, 1] + t[2, 2] - 1)
+    angle = math.atan2(sine, cosine)
+    scale = 0.5 if angle < 1e-6 else 0.5 * angle / sine
+    w0, w1, w2 = scale * vx, scale * vy, scale * vz
+    d = 1 / 12 if angle < 1e-3 else (1 - 0.5 * angle * math.cos(0.5 * angle) / math.sin(0.5 * angle)) / (angle * angle)
+    x, y, z = t[0, 3], t[1, 3], t[2, 3]
+    cx, cy, cz = w1 * z - w2 * y, w2 * x - w0 * z, w0 * y - w1 * x
+    error[0] = x - 0.5 * cx + d * (w1 * cz - w2 * cy)
+    error[1] = y - 0.5 * cy + d * (w2 * cx - w0 * cz)
+    error[2] = z - 0.5 * cz + d * (w0 * cy - w1 * cx)
+    error[3], error[4], error[5] = w0, w1, w2
+
+
+@numba.njit(**JIT)
 def is_pose(a_from_b, tolerance):
     """Whether `se3.check_pose` lets a [4, 4] matrix pass."""
     for i in range(4):

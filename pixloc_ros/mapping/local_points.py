@@ -11,10 +11,10 @@ import numpy as np
 import torch
 from scipy.spatial import cKDTree
 
-from ..alignment.compiled import camera_numbers
 from ..alignment.types import ReferencePoints
 from ..errors import InputError
 from ..geometry.cameras import Camera
+from ..geometry.projection import camera_numbers
 from . import selection
 from .map_file import Map, decode_descriptors
 
@@ -125,7 +125,7 @@ class LocalPointSelector:
         pose, options, size = map_from_camera.numpy(), self._options, (camera.width, camera.height)
         rotation, centre = pose[:3, :3], pose[:3, 3].copy()
         viewer = selection.Viewer(
-            *camera_numbers(camera),
+            camera_numbers(camera),
             size,
             options.margin * np.array(size, float),
             np.ascontiguousarray(rotation.T),

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import numba
 import numpy as np
 
-from ..alignment.compiled import project_point
+from ..geometry.projection import CameraNumbers, project_point
 
 _JIT = {"cache": True, "nogil": True, "error_model": "numpy"}
 
@@ -18,9 +18,7 @@ class Viewer(NamedTuple):
     """The camera that points are chosen for.
 
     Attributes:
-        kind: As of `camera_numbers`.
-        numbers: As of `camera_numbers`.
-        limit: As of `camera_numbers`.
+        camera: Its numbers.
         size: Width and height of the image, pixels.
         margin: float64 [2], pixels by which the image is enlarged on each side.
         camera_from_map: Rotation, float64 [3, 3].
@@ -29,9 +27,7 @@ class Viewer(NamedTuple):
         octaves: Difference of scale at which an observation counts 1/e.
     """
 
-    kind: int
-    numbers: np.ndarray
-    limit: float
+    camera: CameraNumbers
     size: tuple[int, int]
     margin: np.ndarray
     camera_from_map: np.ndarray
@@ -68,7 +64,7 @@ def weigh(viewer, shift, offsets, rays, scales, step, pixels, weights):
         y = camera_from_map[1, 0] * dx + camera_from_map[1, 1] * dy + camera_from_map[1, 2] * dz
         z = camera_from_map[2, 0] * dx + camera_from_map[2, 1] * dy + camera_from_map[2, 2] * dz
         if (
-            project_point(viewer.kind, viewer.numbers, viewer.limit, x, y, z, pixel, jacobian)
+            project_point(viewer.camera, x, y, z, pixel, jacobian)
             and -margin[0] <= pixel[0] <= width - 1 + margin[0]
             and -margin[1] <= pixel[1] <= height - 1 + margin[1]
         ):

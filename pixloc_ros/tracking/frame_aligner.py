@@ -17,13 +17,13 @@ from ..alignment import (
     ReferencePoints,
     TemporalPrior,
     align,
-    compiled,
     damping_of,
 )
 from ..alignment.focal_length import FocalLength, estimate_focal_length
 from ..features import Extractor, FeaturePyramid
 from ..geometry import se3
 from ..geometry.cameras import Camera
+from ..geometry.projection import camera_numbers, median_motion
 from ..io.images import fit_to_working_size
 from ..mapping.local_points import LocalPoints, LocalPointSelector
 from ..mapping.map_file import Map
@@ -230,8 +230,8 @@ def _depth(result: AlignmentResult, points: ReferencePoints) -> float:
 def _moved_px(result: AlignmentResult, points: ReferencePoints, camera: Camera, camera_from_local: torch.Tensor) -> float:
     """How far the visible reprojections moved from the start, in pixels (median)."""
     pose = np.ascontiguousarray(camera_from_local.numpy())
-    return compiled.median_motion(
-        *compiled.camera_numbers(camera),
+    return median_motion(
+        camera_numbers(camera),
         points.xyz.cpu().numpy(),
         pose,
         result.pixels.double().cpu().numpy(),
