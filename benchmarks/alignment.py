@@ -16,7 +16,7 @@ import measuring
 import numpy as np
 import torch
 
-from pixloc_ros.alignment import AlignmentOptions, ReferencePoints, align
+from pixloc_ros.alignment import AlignmentOptions, ReferencePoints, View, align
 from pixloc_ros.cli.scripts import run_script
 from pixloc_ros.evaluation import offline
 from pixloc_ros.evaluation.tables import format_number
@@ -78,11 +78,11 @@ class Problem:
         """Milliseconds of the clock and of the processor, and iterations of all levels."""
         reference, poses = self.points(points), self.starts(starts)
         options = AlignmentOptions(backend=backend)
-        iterations = sum(level.iterations for level in align(self.pyramid, self.camera, reference, poses, options).trace)
+        iterations = sum(level.iterations for level in align(View(self.pyramid, self.camera, reference), poses, options).trace)
         walls, cpus, began = [], [], time.perf_counter()
         while len(walls) < LEAST_ROUNDS or time.perf_counter() - began < SECONDS:
             cpu, wall = time.process_time(), time.perf_counter()
-            align(self.pyramid, self.camera, reference, poses, options)
+            align(View(self.pyramid, self.camera, reference), poses, options)
             walls.append(1e3 * (time.perf_counter() - wall))
             cpus.append(1e3 * (time.process_time() - cpu))
         return {"ms": float(np.median(walls)), "cpu_ms": float(np.median(cpus)), "iterations": iterations}

@@ -29,7 +29,7 @@ import numpy as np
 import torch
 from harness import LEVELS, RUNS, VARIANTS, Export, Harness
 
-from pixloc_ros.alignment import AlignmentOptions, ReferencePoints, RobustLoss, align
+from pixloc_ros.alignment import AlignmentOptions, ReferencePoints, RobustLoss, View, align
 from pixloc_ros.cli.progress import show_progress
 from pixloc_ros.cli.scripts import run_script
 from pixloc_ros.errors import InputError
@@ -171,7 +171,7 @@ def time_vgg(export: Export, map_path: Path, weights: str) -> dict[str, object]:
             levels = (zip(*(getattr(one, what) for one in sampled)) for what in ("descriptors", "confidences"))
             points = ReferencePoints(torch.cat([one.xyz for one in sampled]), *(tuple(map(torch.cat, level)) for level in levels))
             clock.append(time.perf_counter())
-            align(pyramid, at, points, se3.inverse(start), PAPER)
+            align(View(pyramid, at, points), se3.inverse(start), PAPER)
             clock.append(time.perf_counter())
             stages.append(tuple(1e3 * np.diff(clock)))
         return stages

@@ -192,7 +192,7 @@ def align(
     camera_from_map: torch.Tensor,
     options: AlignmentOptions = AlignmentOptions(),
     damping: LearnedDamping | None = None,
-    factors: PriorFactor | Sequence[PriorFactor] = (),
+    factors: PriorFactor | Sequence[PriorFactor] | None = None,
     cues: MotionCues | None = None,
 ) -> AlignmentResult:
     """Move the poses until the features of the images at the projected points agree with the map's.
@@ -205,7 +205,7 @@ def align(
         camera_from_map: Initial poses, [4, 4] or [B, 4, 4]; of a rig, rig_from_map.
         options: How to align.
         damping: Learned factors. Without it the adaptive strategy starts at 0.01, and the paper's runs with theta = 0.
-        factors: Priors on the pose.
+        factors: Prior on the pose, or several; None for none.
         cues: What a `TemporalPrior` takes; where its axes are not given, those of a base at the camera are meant.
 
     Returns:
@@ -215,7 +215,7 @@ def align(
         InputError: Views and map are not of the same network, or the compiled code is asked for what it cannot do.
     """
     views = (views,) if isinstance(views, View) else tuple(views)
-    factors = (factors,) if isinstance(factors, PriorFactor) else tuple(factors)
+    factors = (factors,) if isinstance(factors, PriorFactor) else tuple(factors or ())
     home, device = camera_from_map.device, views[0].pyramid.levels[0].features.device
     if home != device:
         views, camera_from_map, factors, cues = to_device((views, camera_from_map, factors, cues), device)

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 
 from ..alignment.cost import Linearization, linearize
+from ..alignment.types import View, batched
 from ..errors import InputError
 from ..evaluation.tables import format_number
 from ..geometry import se3
@@ -155,22 +156,10 @@ class AlignedImage:
 
     @torch.inference_mode()
     def _linearize(self, map_from_camera: torch.Tensor, level: int) -> Linearization:
-        points, options = self.points.points, self.localizer.options.alignment
+        options = self.localizer.options.alignment
         camera_from_local = se3.inverse(map_from_camera) @ _translation(self.points.origin)
-        confidences = points.confidences[level]
-        pyramid = self.prepared.pyramid
-        return linearize(
-            pyramid.levels[level],
-            pyramid.image_size,
-            self.prepared.camera,
-            points.xyz[None],
-            points.descriptors[level][None],
-            None if confidences is None else confidences[None],
-            None,
-            camera_from_local,
-            options.loss,
-            options.border_cells,
-        )
+        view = View(self.prepared.pyramid, self.prepared.camera, batched(self.points.points))
+        return linearize(view, level, camera_from_local, options.loss, options.border_cells)
 
 
 def align_image(

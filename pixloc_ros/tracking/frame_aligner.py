@@ -16,6 +16,7 @@ from ..alignment import (
     PriorFactor,
     ReferencePoints,
     TemporalPrior,
+    View,
     align,
     damping_of,
 )
@@ -134,9 +135,8 @@ class FrameAligner:
         """The focal length that fits a prepared image best, from where its alignment ended; None where it does not tell."""
         if not alignment.success:
             return None
-        return estimate_focal_length(
-            prepared.pyramid, prepared.camera, alignment.points.points, alignment.details.camera_from_map, self.options.alignment
-        )
+        view = View(prepared.pyramid, prepared.camera, alignment.points.points)
+        return estimate_focal_length(view, alignment.details.camera_from_map, self.options.alignment)
 
     def _align(
         self,
@@ -161,8 +161,8 @@ class FrameAligner:
         cues = None
         if motion is not None and isinstance(self.damping, TemporalPrior):
             cues = _cues(motion, local.points, initial)
-        result = align(pyramid, camera, local.points, initial, self.options.alignment, self.damping, prior, cues=cues)
-        return result, map_from_local
+        view = View(pyramid, camera, local.points)
+        return align(view, initial, self.options.alignment, self.damping, prior, cues), map_from_local
 
     def _judge(
         self,
@@ -231,11 +231,7 @@ def _moved_px(result: AlignmentResult, points: ReferencePoints, camera: Camera, 
     """How far the visible reprojections moved from the start, in pixels (median)."""
     pose = np.ascontiguousarray(camera_from_local.numpy())
     return median_motion(
-        camera_numbers(camera),
-        points.xyz.cpu().numpy(),
-        pose,
-        result.pixels.double().cpu().numpy(),
-        result.visible.cpu().numpy(),
+        camera_numbers(camera), points.xyz.cpu().numpy(), pose, result.pixels.double().cpu().numpy(), result.visible.cpu().numpy()
     )
 
 

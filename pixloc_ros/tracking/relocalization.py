@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from scipy.special import ndtri
 
-from ..alignment import ReferencePoints, align
+from ..alignment import ReferencePoints, View, align
 from ..features.pyramid import FeaturePyramid
 from ..geometry import se3
 from ..mapping.local_points import LocalPointOptions, LocalPointSelector
@@ -158,15 +158,8 @@ class Relocalizer:
             tuple(padded([local.points.confidences[k] for local in locals_]) for k in range(levels)),
         )
         coarse = FeaturePyramid(pyramid.levels[:levels], pyramid.image_size)
-        result = align(
-            coarse,
-            camera,
-            points,
-            se3.inverse(starts) @ map_from_local,
-            self._alignment,
-            damping=self._localizer.damping,
-            mask=mask,
-        )
+        view = View(coarse, camera, points, mask)
+        result = align(view, se3.inverse(starts) @ map_from_local, self._alignment, self._localizer.damping)
         poses = map_from_local @ se3.inverse(result.camera_from_map)
         scores = torch.where(result.converged, (result.inliers & mask).sum(-1) / count, 0.0)
         return poses, scores.numpy()

@@ -16,6 +16,7 @@ from ..alignment import (
     PriorFactor,
     ReferencePoints,
     TemporalPrior,
+    View,
     align,
 )
 from ..features.pyramid import FeatureLevel, FeaturePyramid
@@ -78,9 +79,8 @@ class PairRefiner(nn.Module):
         if torch.is_grad_enabled() and not any(p.requires_grad for p in self.damping.parameters()):
             taught = [k for k, level in enumerate(query.levels, 1) if level.features.requires_grad]
             points, query = first_levels(points, query, max(taught, default=len(query.levels)))
-        result = align(
-            query, batch.query_camera, points, start.initial, self.alignment, self.damping, start.prior, mask, start.cues
-        )
+        view = View(query, batch.query_camera, points, mask)
+        result = align(view, start.initial, self.alignment, self.damping, start.prior, start.cues)
         loss = pair_loss(result.trace, batch.query_camera, batch.xyz, mask, batch.query_from_reference, start.initial, self.loss)
         return loss, result
 
@@ -98,8 +98,8 @@ class PairRefiner(nn.Module):
         poses, covariances, inliers = [], [], []
         for b in range(len(batch)):
             one, camera = member_points(points, b), member_camera(steps.previous_camera, b)
-            image = image_subset(previous, slice(b, b + 1))
-            found = align(image, camera, one, steps.previous_start[b], options, mask=mask[b : b + 1])
+            view = View(image_subset(previous, slice(b, b + 1)), camera, one, mask[b : b + 1])
+            found = align(view, steps.previous_start[b], options)
             share = float(found.inliers.sum() / found.visible.sum().clamp(min=1))
             pose, covariance = steps.previous_start[b], steps.previous_covariance[b]
             if bool(found.converged) and share >= gates.min_inlier_fraction:

@@ -24,7 +24,7 @@ import torch
 import torch.distributed as dist
 from torch.nn.parallel import DistributedDataParallel
 
-from ..alignment import AlignmentOptions, ReferencePoints, align
+from ..alignment import AlignmentOptions, ReferencePoints, View, align
 from ..alignment.damping import damping_tensors
 from ..errors import InputError
 from ..features.pyramid import FeaturePyramid
@@ -322,9 +322,8 @@ def _running_errors(
     one, camera = slice(b, b + 1), member_camera(batch.query_camera, b)
     member = member_points(points, b)
     options = replace(AlignmentOptions(), loss=refiner.alignment.loss)
-    result = align(
-        image_subset(query, one), camera, member, start.initial, options, refiner.damping, start.prior, mask[one], start.cues
-    )
+    view = View(image_subset(query, one), camera, member, mask[one])
+    result = align(view, start.initial, options, refiner.damping, start.prior, start.cues)
     truth, estimate, xyz = batch.query_from_reference[b], result.camera_from_map, batch.xyz[b].double()
     seen = camera.in_image(camera.project(se3.transform(truth, xyz))[0]) & mask[b]
     distance, angle = se3.pose_difference(se3.inverse(estimate), se3.inverse(truth))

@@ -6,6 +6,7 @@ import dataclasses
 import numpy as np
 import pytest
 import torch
+from alignment_scene import CAMERA, SIZE, perturbed, scene
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from pixloc_ros.alignment import (
@@ -16,52 +17,19 @@ from pixloc_ros.alignment import (
     ReferencePoints,
     RobustLoss,
     TemporalPrior,
+    View,
     align,
     optimizer,
 )
 from pixloc_ros.alignment.cost import linearize
-from pixloc_ros.alignment.types import to_device
+from pixloc_ros.alignment.damping import level_dampings
+from pixloc_ros.alignment.prior import level_factors
+from pixloc_ros.alignment.types import map_tensors, to_device
 from pixloc_ros.errors import InputError
 from pixloc_ros.features import FeatureLevel, FeaturePyramid
 from pixloc_ros.features.sampling import sample_level
 from pixloc_ros.geometry import se3
 from pixloc_ros.geometry.cameras import Camera
-
-SIZE = (256, 192)
-CAMERA = Camera.from_colmap("PINHOLE", *SIZE, [200.0, 210.0, 128.5, 96.5])
-
-
-def smooth_level(stride, channels, seed, dtype=torch.float64, wavelength_cells=12.0):
-    """Features made of random plane waves: smooth, distinct everywhere, of unit length."""
-    generator = torch.Generator().manual_seed(seed)
-    height, width = SIZE[1] // stride, SIZE[0] // stride
-    y, x = torch.meshgrid(torch.arange(height, dtype=dtype), torch.arange(width, dtype=dtype), indexing="ij")
-    direction = torch.randn(channels, 2, generator=generator, dtype=dtype)
-    frequency = direction / direction.norm(dim=1, keepdim=True) * 2 * torch.pi / wavelength_cells
-    phase = torch.rand(channels, 1, 1, generator=generator, dtype=dtype) * 2 * torch.pi
-    waves = (frequency[:, 0, None, None] * x + frequency[:, 1, None, None] * y + phase).sin()
-    return FeatureLevel(torch.nn.functional.normalize(waves, dim=0)[None], None, float(stride))
-
-
-def scene(dtype=torch.float64, points=120, seed=0):
-    """A pyramid, points in front of the camera with the descriptors they have there, and the true pose."""
-    generator = torch.Generator().manual_seed(seed)
-    pyramid = FeaturePyramid((smooth_level(16, 8, 1, dtype), smooth_level(4, 8, 2, dtype)), SIZE)
-    pixels = torch.rand(points, 2, generator=generator, dtype=dtype) * torch.tensor([216.0, 152.0], dtype=dtype) + 20
-    depth = 2 + 4 * torch.rand(points, 1, generator=generator, dtype=dtype)
-    rays, _ = CAMERA.to(dtype).unproject(pixels)
-    truth = se3.se3_exp(torch.tensor([0.3, -0.2, 0.5, 0.2, -0.1, 0.3], dtype=dtype))
-    xyz = se3.transform(se3.inverse(truth), rays / rays[:, 2:] * depth)
-    descriptors = tuple(sample_level(level, pixels[None])[0][0] for level in pyramid.levels)
-    return pyramid, ReferencePoints(xyz, descriptors, (None, None)), truth
-
-
-def perturbed(truth, scale=1.0, seed=0):
-    generator = torch.Generator().manual_seed(seed)
-    xi = torch.randn(6, generator=generator, dtype=truth.dtype)
-    xi = xi / xi.norm() * torch.tensor([0.15, 0.15, 0.15, 0.05, 0.05, 0.05], dtype=truth.dtype) * scale
-    return se3.retract(truth, xi)
-
 
 BASE = se3.se3_exp(torch.tensor([0.1, 0.4, -0.3, 1.1, -1.2, 1.3], dtype=torch.float64))
 """camera_from_base"""
@@ -124,11 +92,10 @@ def test_gradient_and_hessian_against_automatic_differentiation(model, params):
     descriptors = torch.randn(1, len(points), 3, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     pose, loss = perturbed(truth)[None], RobustLoss("cauchy", 0.1)
     confidences = torch.rand(1, len(points), dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    view = View(FeaturePyramid((level,), SIZE), camera, ReferencePoints(points.xyz[None], (descriptors,), (confidences,)))
 
     def system(delta, robust):
-        return linearize(
-            level, SIZE, camera, points.xyz[None], descriptors, confidences, None, se3.retract(pose, delta[None]), robust, 0.0
-        )
+        return linearize(view, 0, se3.retract(pose, delta[None]), robust, 0.0)
 
     def cost(delta, robust=loss):
         now = system(delta, robust)
@@ -157,9 +124,7 @@ def test_gradient_and_hessian_against_automatic_differentiation(model, params):
 def test_alignment_finds_the_pose(strategy, dtype, tolerance):
     pyramid, points, truth = scene(dtype)
     result = align(
-        pyramid,
-        CAMERA.to(dtype),
-        points,
+        View(pyramid, CAMERA.to(dtype), points),
         perturbed(truth).double(),
         AlignmentOptions(strategy=strategy, iterations=60, stop_cells=1e-6),
     )
@@ -209,7 +174,7 @@ def test_compiled_alignment_equals_the_tensor_one(model, params, kind, with_prio
         damping, cues = temporal_prior(seed=4), some_cues(3)
     options = AlignmentOptions(iterations=6, loss=RobustLoss(kind, 0.1), stop_cells=1e-3)
     results = [
-        align(pyramid, camera, points, starts, dataclasses.replace(options, backend=backend), damping, prior, mask, cues)
+        align(View(pyramid, camera, points, mask), starts, dataclasses.replace(options, backend=backend), damping, prior, cues)
         for backend in ("compiled", "torch")
     ]
     ours, reference = results
@@ -226,10 +191,41 @@ def test_compiled_alignment_equals_the_tensor_one(model, params, kind, with_prio
     torch.testing.assert_close(first[0], first[1], rtol=1e-4, atol=1e-6)
 
 
+@pytest.mark.parametrize("backend", ["torch", "compiled"])
+def test_a_rig_is_the_sum_of_its_views(backend):
+    """Two cameras that share the points of one: the same pose and normal equations, wherever the second one's frame is."""
+    pyramid, points, truth = scene(torch.float32)
+    options = AlignmentOptions(iterations=40, stop_cells=1e-4, backend=backend)
+    even, odd = (map_tensors(points, lambda tensor: tensor[k::2]) for k in (0, 1))  # noqa: B023
+    whole = View(pyramid, CAMERA, points)
+    here = View(pyramid, CAMERA, odd, camera_from_rig=torch.eye(4, dtype=torch.float64))
+    start = perturbed(truth.double(), 0.5)
+    alone, rig = align(whole, start, options), align([View(pyramid, CAMERA, even), here], start, options)
+    torch.testing.assert_close(rig.camera_from_map, alone.camera_from_map, rtol=0, atol=1e-5)
+    torch.testing.assert_close(rig.hessian, alone.hessian, rtol=1e-3, atol=1e-3 * float(alone.hessian.abs().max()))
+    assert rig.visible.shape == alone.visible.shape and int(rig.inliers.sum()) == int(alone.inliers.sum())
+    # A rig whose base is elsewhere: base_from_map is asked for, both cameras have their place.
+    placed = [View(pyramid, CAMERA, part, camera_from_rig=BASE) for part in (even, odd)]
+    base = align(placed, se3.inverse(BASE) @ start, options)
+    found, expected = BASE @ base.camera_from_map, truth.double()
+    assert base.converged and se3.pose_difference(found, expected)[0] < 1e-3
+    axes = se3.adjoint(BASE)
+    near = align(whole, BASE @ base.camera_from_map, dataclasses.replace(options, iterations=1))
+    scale = float(base.hessian.abs().max())
+    torch.testing.assert_close((axes.mT @ near.hessian.double() @ axes) / scale, base.hessian.double() / scale, rtol=0, atol=0.02)
+
+
+def test_views_of_other_strides_are_refused():
+    pyramid, points, truth = scene()
+    other = FeaturePyramid(tuple(dataclasses.replace(level, stride=2 * level.stride) for level in pyramid.levels), SIZE)
+    with pytest.raises(InputError, match="different strides"):
+        align([View(pyramid, CAMERA, points), View(other, CAMERA, points)], truth)
+
+
 def test_compiled_alignment_says_what_it_cannot_do():
     pyramid, points, truth = scene(torch.float64)
     with pytest.raises(InputError, match="use torch"):
-        align(pyramid, CAMERA, points, truth, AlignmentOptions(backend="compiled"))
+        align(View(pyramid, CAMERA, points), truth, AlignmentOptions(backend="compiled"))
     with pytest.raises(InputError, match="adaptive only"):
         AlignmentOptions(strategy="paper", backend="compiled")
 
@@ -238,16 +234,16 @@ def test_a_batch_equals_its_members():
     pyramid, points, truth = scene()
     starts = torch.stack([perturbed(truth, seed=k) for k in range(4)])
     options = AlignmentOptions(iterations=8, stop_cells=0.0)
-    together = align(pyramid, CAMERA, points, starts, options)
+    together = align(View(pyramid, CAMERA, points), starts, options)
     for k in range(4):
-        alone = align(pyramid, CAMERA, points, starts[k], options)
+        alone = align(View(pyramid, CAMERA, points), starts[k], options)
         torch.testing.assert_close(together.camera_from_map[k], alone.camera_from_map, rtol=0, atol=1e-9)
         torch.testing.assert_close(together.hessian[k], alone.hessian)
 
 
 def test_accepted_steps_never_raise_the_cost_of_one_view():
     pyramid, points, truth = scene()
-    result = align(pyramid, CAMERA, points, perturbed(truth, 0.3))
+    result = align(View(pyramid, CAMERA, points), perturbed(truth, 0.3))
     for level in result.trace:
         assert (level.costs.diff() <= 1e-12).all()
         assert level.costs.shape[-1] == level.iterations + 1 == level.camera_from_map.shape[-3]
@@ -257,9 +253,7 @@ def test_outliers_are_left_out():
     pyramid, points, truth = scene()
     descriptors = tuple(torch.where(torch.arange(len(points))[:, None] % 4 == 0, -d, d) for d in points.descriptors)
     result = align(
-        pyramid,
-        CAMERA,
-        dataclasses.replace(points, descriptors=descriptors),
+        View(pyramid, CAMERA, dataclasses.replace(points, descriptors=descriptors)),
         perturbed(truth, 0.5),
         AlignmentOptions(iterations=40),
     )
@@ -274,9 +268,7 @@ def test_confidence_of_zero_removes_a_point():
     descriptors = tuple(torch.where(wrong[:, None], d.roll(7, 0), d) for d in points.descriptors)
     confident = tuple(torch.where(wrong, 0.0, 1.0).double() for _ in descriptors)
     result = align(
-        pyramid,
-        CAMERA,
-        ReferencePoints(points.xyz, descriptors, confident),
+        View(pyramid, CAMERA, ReferencePoints(points.xyz, descriptors, confident)),
         perturbed(truth),
         AlignmentOptions(iterations=60, stop_cells=1e-6, loss=RobustLoss("squared", 1.0)),
     )
@@ -291,8 +283,8 @@ def test_masked_points_do_not_count():
         points.confidences,
     )
     mask = torch.arange(len(padded))[None] < len(points)
-    a = align(pyramid, CAMERA, padded, perturbed(truth)[None], mask=mask)
-    b = align(pyramid, CAMERA, points, perturbed(truth)[None])
+    a = align(View(pyramid, CAMERA, padded, mask), perturbed(truth)[None])
+    b = align(View(pyramid, CAMERA, points), perturbed(truth)[None])
     torch.testing.assert_close(a.camera_from_map, b.camera_from_map)
     assert not a.visible[0, -5:].any()
 
@@ -302,12 +294,12 @@ def test_prior_factor_holds_the_pose_where_the_image_is_blank_and_yields_where_i
     prior_pose = perturbed(truth, 0.2, seed=3)
     start = perturbed(truth, 0.3, seed=4)
     weak = PriorFactor(prior_pose, torch.eye(6, dtype=torch.float64) * 1e-3)
-    free = align(pyramid, CAMERA, points, start, AlignmentOptions(iterations=40), prior=weak)
+    free = align(View(pyramid, CAMERA, points), start, AlignmentOptions(iterations=40), factors=weak)
     assert se3.pose_difference(free.camera_from_map, truth)[0] < 1e-3
     flat = FeaturePyramid(
         tuple(FeatureLevel(torch.ones_like(level.features) / 8**0.5, None, level.stride) for level in pyramid.levels), SIZE
     )
-    held = align(flat, CAMERA, points, start, AlignmentOptions(iterations=40, stop_cells=1e-6), prior=weak)
+    held = align(View(flat, CAMERA, points), start, AlignmentOptions(iterations=40, stop_cells=1e-6), factors=weak)
     translation, rotation = se3.pose_difference(held.camera_from_map, prior_pose)
     assert translation < 1e-3 and rotation < 1e-3
 
@@ -322,8 +314,8 @@ def test_damping_freezes_the_directions_it_is_told_to():
     offset = torch.tensor([0.0, 0.0, 0.0, 0.0, 0.02, 0.0], dtype=torch.float64)
     start = se3.retract(truth, offset)
     options = AlignmentOptions(strategy="paper", iterations=5)
-    frozen = align(pyramid, CAMERA, points, start, options, damping=damping).camera_from_map @ se3.inverse(start)
-    moved = align(pyramid, CAMERA, points, start, options, damping=LearnedDamping(2)).camera_from_map @ se3.inverse(start)
+    frozen = align(View(pyramid, CAMERA, points), start, options, damping=damping).camera_from_map @ se3.inverse(start)
+    moved = align(View(pyramid, CAMERA, points), start, options, damping=LearnedDamping(2)).camera_from_map @ se3.inverse(start)
     assert se3.so3_log(frozen[:3, :3])[1].abs() < 1e-4 < 0.01 < se3.so3_log(moved[:3, :3])[1].abs()
 
 
@@ -334,8 +326,8 @@ def test_untrained_temporal_prior_is_the_learned_constant(strategy):
     start, options = perturbed(truth), AlignmentOptions(strategy=strategy, iterations=5)
     prior = PriorFactor(perturbed(truth, seed=3), torch.eye(6, dtype=torch.float64) * 50)
     cues = MotionCues(some_cues(1).values[0], torch.eye(4, dtype=torch.float64))  # base axes that are the camera's
-    temporal = align(pyramid, CAMERA, points, start, options, TemporalPrior(2), prior, cues=cues)
-    constant = align(pyramid, CAMERA, points, start, options, LearnedDamping(2), prior)
+    temporal = align(View(pyramid, CAMERA, points), start, options, TemporalPrior(2), prior, cues=cues)
+    constant = align(View(pyramid, CAMERA, points), start, options, LearnedDamping(2), prior)
     torch.testing.assert_close(temporal.camera_from_map, constant.camera_from_map, rtol=0, atol=1e-9)
 
 
@@ -348,7 +340,7 @@ def test_temporal_damping_acts_along_the_axes_of_the_base():
     start = perturbed(truth, 0.3)
     options = AlignmentOptions(strategy="paper", iterations=1)
     cues = MotionCues(torch.zeros(14), BASE)
-    result = align(pyramid, CAMERA, points, start, options, damping, cues=cues)
+    result = align(View(pyramid, CAMERA, points), start, options, damping, cues=cues)
     base_from_camera = se3.inverse(BASE)
     # map_from_base before and after, in the base's own axes
     moved = se3.se3_log(base_from_camera @ start @ se3.inverse(result.camera_from_map) @ BASE)
@@ -371,7 +363,12 @@ def test_trust_multiplies_the_information_along_the_axes_of_the_base():
         temporal.phi += torch.linspace(-0.3, 0.3, 6)
     options = AlignmentOptions(strategy="paper", iterations=1, feature_variance=0.5)
     found = align(
-        flat, CAMERA, points, start, options, temporal, PriorFactor(truth, information), cues=MotionCues(torch.zeros(14), BASE)
+        View(flat, CAMERA, points),
+        start,
+        options,
+        temporal,
+        PriorFactor(truth, information),
+        cues=MotionCues(torch.zeros(14), BASE),
     ).camera_from_map
     damping, trust = (v[0].detach().double().numpy() for v in temporal.predict())
     axes = se3.adjoint(BASE).numpy()
@@ -387,7 +384,12 @@ def test_the_temporal_prior_learns_from_every_cue():
     starts = torch.stack([perturbed(truth, seed=k) for k in range(2)])
     prior = PriorFactor(starts, torch.eye(6, dtype=torch.float64).expand(2, 6, 6) * 20)
     result = align(
-        pyramid, CAMERA, points, starts, AlignmentOptions(strategy="paper", iterations=3), temporal, prior, cues=some_cues(2)
+        View(pyramid, CAMERA, points),
+        starts,
+        AlignmentOptions(strategy="paper", iterations=3),
+        temporal,
+        prior,
+        cues=some_cues(2),
     )
     sum((t.camera_from_map[:, -1] - truth).square().sum() for t in result.trace).backward()
     for name, parameter in temporal.named_parameters():
@@ -409,7 +411,7 @@ def test_cues_do_not_depend_on_the_unit_of_length():
 def test_no_points_in_view_is_a_failure_not_a_pose():
     pyramid, points, truth = scene()
     behind = se3.retract(truth, torch.tensor([0, 0, -50.0, 0, 0, 0], dtype=torch.float64))
-    result = align(pyramid, CAMERA, points, behind)
+    result = align(View(pyramid, CAMERA, points), behind)
     assert not result.converged and result.reason == "points"
     torch.testing.assert_close(result.camera_from_map, behind)
 
@@ -420,7 +422,7 @@ def test_features_that_are_not_numbers_are_a_failure_not_a_pose():
         tuple(FeatureLevel(level.features * float("nan"), None, level.stride) for level in pyramid.levels), SIZE
     )
     for strategy in ("adaptive", "paper"):
-        result = align(broken, CAMERA, points, truth, AlignmentOptions(strategy=strategy))
+        result = align(View(broken, CAMERA, points), truth, AlignmentOptions(strategy=strategy))
         assert not result.converged or torch.equal(result.camera_from_map, truth)
         assert not result.inliers.any()
 
@@ -434,7 +436,7 @@ def test_a_fine_level_that_recognises_nothing_does_not_move_the_pose(backend):
     descriptors = torch.stack((points.descriptors[1], noise))
     both = ReferencePoints(points.xyz.expand(2, -1, -1), (points.descriptors[0].expand(2, -1, -1), descriptors), (None, None))
     start = perturbed(truth.double(), 0.5).expand(2, 4, 4)
-    result = align(pyramid, CAMERA.to(torch.float32), both, start, AlignmentOptions(iterations=40, backend=backend))
+    result = align(View(pyramid, CAMERA.to(torch.float32), both), start, AlignmentOptions(iterations=40, backend=backend))
     coarse_end = result.trace[0].camera_from_map[:, -1]
     torch.testing.assert_close(result.camera_from_map[1], coarse_end[1])
     assert not torch.allclose(result.camera_from_map[0], coarse_end[0], atol=1e-6)
@@ -446,7 +448,7 @@ def test_a_fine_level_that_recognises_nothing_does_not_move_the_pose(backend):
 def test_level_count_must_agree():
     pyramid, points, truth = scene()
     with pytest.raises(InputError, match="same network"):
-        align(FeaturePyramid(pyramid.levels[:1], SIZE), CAMERA, points, truth)
+        align(View(FeaturePyramid(pyramid.levels[:1], SIZE), CAMERA, points), truth)
 
 
 def test_unrolled_alignment_is_differentiable():
@@ -462,7 +464,7 @@ def test_unrolled_alignment_is_differentiable():
         damped.theta = theta
         levels = tuple(FeatureLevel(f, None, level.stride) for f, level in zip((coarse, fine), pyramid.levels))
         changed = dataclasses.replace(points, descriptors=(points.descriptors[0], descriptors))
-        return align(FeaturePyramid(levels, SIZE), CAMERA, changed, start, options, damped).camera_from_map
+        return align(View(FeaturePyramid(levels, SIZE), CAMERA, changed), start, options, damped).camera_from_map
 
     inputs = [pyramid.levels[0].features, pyramid.levels[1].features, points.descriptors[1], damping.theta]
     leaves = [tensor.detach().clone().requires_grad_() for tensor in inputs]
@@ -524,12 +526,12 @@ def test_no_iteration_waits_for_the_device(strategy, model):
     points = ReferencePoints(points.xyz[None].to("meta"), tuple(away(*points.descriptors)), tuple(away(*torch.ones(2, 1, 120))))
     with torch.no_grad():
         damping, prior = damping.to("meta"), PriorFactor(*away(prior.camera_from_map, prior.information))
-        learned = optimizer._learned(damping, prior, None, 2, torch.device("meta"))
+        dampings, trust, base = level_dampings(damping, None, 2, 1.0, torch.device("meta"))
+        factors = level_factors([prior], trust, base, 2, 0.05)
         options, starts = AlignmentOptions(strategy=strategy), torch.eye(4, device="meta").repeat(3, 1, 1)
+        view = View(pyramid, camera, points, torch.ones(1, 120, dtype=torch.bool, device="meta"))
         with NoWaiting():
-            end, _, finished, traces = optimizer._run_levels(
-                pyramid, camera, points, starts, options, *learned, torch.ones(1, 120, dtype=torch.bool, device="meta")
-            )
+            end, _, finished, traces = optimizer._run_levels((view,), starts, options, dampings, factors)
     assert end.camera_from_map.shape == (3, 4, 4) and finished.shape == (3,)
     assert [trace.costs.shape for trace in traces] == [(3, options.iterations + 1)] * 2
 
@@ -542,9 +544,9 @@ def test_iterations_after_the_last_pose_stopped_change_nothing(strategy, monkeyp
     starts[1, 2, 3] -= 100  # sees nothing
     options = AlignmentOptions(strategy=strategy, backend="torch")
     with torch.no_grad():
-        expected = align(pyramid, CAMERA, points, starts, options)
+        expected = align(View(pyramid, CAMERA, points), starts, options)
         monkeypatch.setattr(optimizer, "_Stop", lambda: lambda moving: False)
-        late = align(pyramid, CAMERA, points, starts, options)
+        late = align(View(pyramid, CAMERA, points), starts, options)
     assert late.reason == expected.reason and late.converged.tolist() == expected.converged.tolist() == [True, False, True]
     torch.testing.assert_close(late.camera_from_map, expected.camera_from_map, atol=1e-12, rtol=0)
     for one, other in zip(late.trace, expected.trace):

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from training_scene import invented_photo
 
-from pixloc_ros.alignment import ReferencePoints, align
+from pixloc_ros.alignment import ReferencePoints, View, align
 from pixloc_ros.alignment.damping import LearnedDamping, damping_of, damping_tensors
 from pixloc_ros.errors import InputError
 from pixloc_ros.features import Extractor, load_extractor
@@ -63,7 +63,7 @@ def test_intensities_align_an_image_with_itself():
         xyz, tuple(sample_level(level, pixels[None])[0][0] for level in pyramid.levels), (None,) * len(pyramid.levels)
     )
     start = se3.se3_exp(torch.tensor([0.05, -0.04, 0.03, 0.01, 0.02, 0.03], dtype=torch.float64))
-    result = align(pyramid, camera, points, start)
+    result = align(View(pyramid, camera, points), start)
     distance, angle = se3.pose_difference(torch.eye(4, dtype=torch.float64), result.camera_from_map.double())
     assert math.degrees(float(angle)) < 0.01 and float(distance) < 1e-3
 

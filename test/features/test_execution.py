@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from torch.nn import functional as F
 from training_scene import invented_photo
 
-from pixloc_ros.alignment import ReferencePoints, align
+from pixloc_ros.alignment import ReferencePoints, View, align
 from pixloc_ros.errors import InputError
 from pixloc_ros.features import Execution, Extractor, load_extractor
 from pixloc_ros.features.compact import CompactNetwork, pad_to_multiple
@@ -83,8 +83,8 @@ def test_every_backend_leads_to_the_same_pose(backend):
         (None,) * len(plain.levels),
     )
     start = se3.se3_exp(torch.tensor([0.05, -0.04, 0.03, 0.01, 0.02, 0.03], dtype=torch.float64))
-    expected = align(plain, camera, points, start).camera_from_map
-    found = align(load_extractor("compact", Execution(backend)).extract(PHOTO), camera, points, start).camera_from_map
+    expected = align(View(plain, camera, points), start).camera_from_map
+    found = align(View(load_extractor("compact", Execution(backend)).extract(PHOTO), camera, points), start).camera_from_map
     torch.testing.assert_close(found, expected, atol=1e-4, rtol=0)
     distance, angle = se3.pose_difference(torch.eye(4, dtype=torch.float64), found)
     assert float(distance) < 0.01 and float(angle) < 3e-3

@@ -5,7 +5,9 @@ import torch
 
 from pixloc_ros.alignment.cost import linearize
 from pixloc_ros.alignment.robust import RobustLoss
+from pixloc_ros.alignment.types import ReferencePoints, View
 from pixloc_ros.errors import InputError
+from pixloc_ros.features import FeaturePyramid
 from pixloc_ros.features.extractor import Extractor
 from pixloc_ros.features.sampling import sample_level
 from pixloc_ros.features.vgg import VggNetwork
@@ -206,8 +208,9 @@ def test_normal_equations_on_its_features_follow_the_paper(network):
             weight = weights[i] * bilinear(confidences, cell) * 2 / (residual @ residual / 0.01 + 2)
             hessian += weight * jacobian.T @ jacobian
             gradient += weight * jacobian.T @ residual
-        points = (torch.from_numpy(a).float()[None] for a in (xyz, descriptors, weights))
-        ours = linearize(level, pyramid.image_size, camera, *points, None, pose[None], RobustLoss("cauchy", 0.01), 0.0)
+        at, descriptors, weights = (torch.from_numpy(a).float()[None] for a in (xyz, descriptors, weights))
+        view = View(FeaturePyramid((level,), pyramid.image_size), camera, ReferencePoints(at, (descriptors,), (weights,)))
+        ours = linearize(view, 0, pose[None], RobustLoss("cauchy", 0.01), 0.0)
         assert ours.valid.all() and np.abs(gradient).max() > 1e-3
         np.testing.assert_allclose(ours.hessian[0], hessian, atol=1e-4 * np.abs(hessian).max())
         np.testing.assert_allclose(ours.gradient[0], gradient, atol=1e-4 * np.abs(gradient).max())

@@ -8,13 +8,14 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from test_alignment import CAMERA, SIZE, perturbed, scene
+from alignment_scene import CAMERA, SIZE, perturbed, scene
 from test_tracker import DEGRADED, TRACKING, Robot, odom_from_base, stamp
 
-from pixloc_ros.alignment import AlignmentOptions, align
+from pixloc_ros.alignment import AlignmentOptions, View, align
 from pixloc_ros.alignment.cost import linearize
 from pixloc_ros.alignment.focal_length import FocalLength, _system, _with_focal, estimate_focal_length
 from pixloc_ros.alignment.robust import RobustLoss
+from pixloc_ros.alignment.types import batched
 from pixloc_ros.geometry import se3
 from pixloc_ros.geometry.cameras import Camera
 from pixloc_ros.tracking.calibration_check import CalibrationCheck, CalibrationCheckOptions
@@ -29,8 +30,8 @@ def test_one_image_tells_the_focal_length(ratio):
     """Points at several depths: the focal length given is 1 / ratio of the right one."""
     pyramid, points, truth = scene(points=200)
     given = _with_focal(CAMERA, -math.log(ratio))
-    found = align(pyramid, given, points, truth, OPTIONS)
-    estimate = estimate_focal_length(pyramid, given, points, found.camera_from_map, OPTIONS)
+    found = align(View(pyramid, given, points), truth, OPTIONS)
+    estimate = estimate_focal_length(View(pyramid, given, points), found.camera_from_map, OPTIONS)
     assert abs(math.exp(estimate.log_ratio) - ratio) < 2e-3
 
 
@@ -39,13 +40,12 @@ def test_one_image_tells_the_focal_length(ratio):
 )
 def test_the_column_of_the_focal_length_is_the_derivative(camera):
     pyramid, points, truth = scene()
-    level, pose = pyramid.levels[1], perturbed(truth, 0.1)[None]
+    pose = perturbed(truth, 0.1)[None]
 
     def at(ratio):
         scaled = _with_focal(camera, ratio)
-        return linearize(
-            level, SIZE, scaled, points.xyz[None], points.descriptors[1][None], None, None, pose, RobustLoss("squared", 1.0), 0.0
-        ), scaled
+        view = View(pyramid, scaled, batched(points))
+        return linearize(view, 1, pose, RobustLoss("squared", 1.0), 0.0), scaled
 
     step = 1e-5
     (ahead, _), (behind, _), (now, scaled) = at(step), at(-step), at(0.0)
@@ -62,8 +62,8 @@ def test_points_at_one_depth_tell_nothing():
     pyramid, points, truth = scene(points=200)
     seen = se3.transform(truth, points.xyz)
     flat = se3.transform(se3.inverse(truth), seen / seen[:, 2:] * 4.0)
-    estimate = estimate_focal_length(pyramid, CAMERA, replace(points, xyz=flat), truth, OPTIONS)
-    other = estimate_focal_length(pyramid, CAMERA, points, truth, OPTIONS)
+    estimate = estimate_focal_length(View(pyramid, CAMERA, replace(points, xyz=flat)), truth, OPTIONS)
+    other = estimate_focal_length(View(pyramid, CAMERA, points), truth, OPTIONS)
     assert estimate is None or estimate.std > 5 * other.std
 
 

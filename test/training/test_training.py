@@ -12,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from training_scene import SMALL, invented_photo, write_config, write_photos
 
+from pixloc_ros import alignment
 from pixloc_ros.alignment import AlignmentOptions, LearnedDamping, ReferencePoints, RobustLoss, align
 from pixloc_ros.alignment.types import LevelTrace
 from pixloc_ros.errors import InputError
@@ -152,7 +153,7 @@ def unrolled_loss(problem, levels, features, confidence, descriptors, damping, t
     options = AlignmentOptions(strategy, 4, RobustLoss("cauchy", 0.1))
     with_theta = torch.func.functional_call  # theta as an argument, for the check
     damping_of = lambda level: with_theta(damping, {"theta": theta}, (level,))  # noqa: E731
-    result = align(pyramid, CAMERA, points, initial, options, damping_of)
+    result = align(alignment.View(pyramid, CAMERA, points), initial, options, damping_of)
     return pair_loss(
         result.trace, CAMERA, xyz, torch.ones(1, 24, dtype=torch.bool), truth, initial, LossOptions(success_px=100.0)
     ).loss.sum()
@@ -184,7 +185,8 @@ def test_detached_steps_teach_only_themselves():
     def run(start, iterations, detach):
         pyramid = FeaturePyramid((FeatureLevel(features[0], None, 8.0),), (128, 96))
         options = AlignmentOptions("adaptive", iterations, RobustLoss("cauchy", 0.1), stop_cells=0.0, detach_steps=detach)
-        return align(pyramid, CAMERA, ReferencePoints(xyz, tuple(descriptors), (None,)), start, options).trace[0].camera_from_map
+        view = alignment.View(pyramid, CAMERA, ReferencePoints(xyz, tuple(descriptors), (None,)))
+        return align(view, start, options).trace[0].camera_from_map
 
     poses, whole = run(initial, 3, True), run(initial, 3, False)
     torch.testing.assert_close(poses, whole)
@@ -203,9 +205,8 @@ def test_a_level_teaches_only_itself():
     damping = LearnedDamping(2).double()
     xyz, truth, initial, features, descriptors = problem
     pyramid = FeaturePyramid(tuple(FeatureLevel(f, None, s) for f, (s, *_) in zip(features, levels)), (128, 96))
-    result = align(
-        pyramid, CAMERA, ReferencePoints(xyz, tuple(descriptors), (None, None)), initial, AlignmentOptions("paper", 3), damping
-    )
+    view = alignment.View(pyramid, CAMERA, ReferencePoints(xyz, tuple(descriptors), (None, None)))
+    result = align(view, initial, AlignmentOptions("paper", 3), damping)
     fine = result.trace[1].camera_from_map[:, -1].sum()
     coarse_gradient, fine_gradient = torch.autograd.grad(fine, features, allow_unused=True)
     assert coarse_gradient is None and float(fine_gradient.abs().sum()) > 0

@@ -17,6 +17,7 @@ import torch
 from feature_variants import ReducedNetwork
 from training_scene import invented_photo, write_config
 
+from pixloc_ros import alignment
 from pixloc_ros.alignment import AlignmentOptions, ReferencePoints, align, damping_of
 from pixloc_ros.cli.main import main
 from pixloc_ros.errors import InputError
@@ -185,7 +186,8 @@ def test_inference_gives_the_poses_of_training(tmp_path):
         points = ReferencePoints(batch.xyz[b], descriptors, tuple(c if c is None else c[0] for _, c, _ in samples))
         camera, damping = member_camera(batch.query_camera, b), damping_of(extractor)
         with torch.inference_mode():
-            result = align(query, camera, points, batch.initial[b], options, damping, mask=batch.mask[b : b + 1])
+            view = alignment.View(query, camera, points, batch.mask[b : b + 1])
+            result = align(view, batch.initial[b], options, damping)
         torch.testing.assert_close(result.camera_from_map, trained.camera_from_map[b].detach(), rtol=0, atol=1e-4)
 
 
