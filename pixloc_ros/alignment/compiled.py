@@ -1,7 +1,7 @@
 # Copyright the pixloc_ros authors. SPDX-License-Identifier: Apache-2.0
 """The adaptive optimizer, compiled for the CPU: what runs on a robot without a GPU.
 
-The same arithmetic as `optimizer.run_adaptive` (tests compare the two), without gradients, one CPU core a pose.
+The same arithmetic as `optimizer` with the adaptive strategy (tests compare the two), without gradients, one CPU core a pose.
 """
 
 from __future__ import annotations
