@@ -46,8 +46,8 @@ def add_parser(subparsers) -> None:
 def run(args: argparse.Namespace) -> int:
     from ..alignment import AlignmentOptions
     from ..errors import InputError
-    from ..evaluation import localize
     from ..evaluation.basin import BasinOptions, BasinQuery, format_basin, measure_basin, median_depth, read_basin
+    from ..evaluation.queries import read_queries
     from ..geometry import se3
     from ..io.files import write_bytes, write_text
     from ..io.images import load_image
@@ -59,7 +59,7 @@ def run(args: argparse.Namespace) -> int:
     options = BasinOptions(args.rotation, args.translation / 100, args.steps, args.starts, args.seed)
     others = [read_basin(path) for path in args.beside]
     truth = read_benchmark_poses(args.truth)
-    queries = [query for query in localize.read_queries(args.images, args.cameras) if query.name in truth]
+    queries = [query for query in read_queries(args.images, args.cameras) if query.name in truth]
     if not queries:
         raise InputError(f"{args.truth} has no pose for any of the images: its names must be those of {args.cameras}")
     if args.max_images < 0:

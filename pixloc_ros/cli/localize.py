@@ -34,19 +34,19 @@ def add_parser(subparsers) -> None:
 
 def run(args: argparse.Namespace) -> int:
     from ..errors import InputError
-    from ..evaluation import localize
+    from ..evaluation.queries import localize_queries, query_figures, read_queries
     from ..io.files import write_text
     from ..io.trajectory import read_benchmark_poses, write_benchmark_poses
 
-    queries = localize.read_queries(args.images, args.cameras)
+    queries = read_queries(args.images, args.cameras)
     priors = read_benchmark_poses(args.prior) if args.prior else {}
     if args.prior and not any(query.name in priors for query in queries):
         raise InputError(f"{args.prior} has no pose for any of the images: its names must be those of {args.cameras}")
     localizer = open_localizer(args)
     with show_progress("localize") as progress:
-        results = localize.localize_queries(localizer, queries, priors, progress)
+        results = localize_queries(localizer, queries, priors, progress)
     write_benchmark_poses(args.output, {r.name: r.camera_from_map for r in results if not r.reason})
-    stats = localize.query_figures(results)
+    stats = query_figures(results)
     if args.json:
         write_text(args.json, json.dumps(stats, indent=2) + "\n")
     times = "" if stats["frame_ms_p50"] is None else f", {stats['frame_ms_p50']:.0f} ms an image"

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from ..errors import InputError
-from ..evaluation.localize import Query
+from ..evaluation.queries import Query
 from ..features import Extractor
 from ..geometry import se3
 from ..geometry.cameras import Camera

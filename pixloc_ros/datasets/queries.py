@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from ..errors import InputError
-from ..evaluation.localize import QueryResult, localize_queries
+from ..evaluation.queries import QueryResult, localize_queries
 from ..features import Extractor
 from ..geometry import se3
 from ..io.camera_files import write_cameras

@@ -1,5 +1,5 @@
 # Copyright the pixloc_ros authors. SPDX-License-Identifier: Apache-2.0
-"""Poses of single images in a map, each from its own prior or from similar keyframes."""
+"""Single images to localize: which they are, their poses in a map, from a prior or from a search, and the figures of all."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from ..io.camera_files import read_cameras, read_names
 from ..io.files import find_file
 from ..localization import Localizer, Location
 from ..tracking.types import FrameAlignment
-from . import metrics
+from .metrics import timing_figures
 
 
 @dataclass(frozen=True)
@@ -119,7 +119,7 @@ def query_figures(results: Sequence[QueryResult]) -> dict[str, object]:
         "reasons": dict(Counter(r.reason for r in results if r.reason)),
         "doubts": dict(doubtful),
         "priors": dict(Counter(r.prior for r in results)),
-        **metrics.timing_figures([{**r.alignment.timings_ms, "total": r.total_ms} for r in used]),
+        **timing_figures([{**r.alignment.timings_ms, "total": r.total_ms} for r in used]),
         "per_image": [_entry(r) for r in results],
     }
 
