@@ -21,7 +21,6 @@ from __future__ import annotations
 import argparse
 import gc
 import math
-import sys
 import tempfile
 import time
 from dataclasses import dataclass
@@ -36,6 +35,7 @@ from rclpy.node import Node
 from rclpy.serialization import deserialize_message
 from sensor_msgs.msg import CameraInfo, CompressedImage, Image
 
+from pixloc_ros.cli.scripts import run_script
 from pixloc_ros.errors import InputError
 from pixloc_ros.evaluation import offline
 from pixloc_ros.evaluation.tables import format_number
@@ -91,15 +91,12 @@ class Drive:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = measuring.parser(__doc__)
     parser.add_argument("--minutes", type=float, default=1 / 3, help="at each rate (default a third)")
     parser.add_argument("--rates", type=float, nargs="+", default=[30.0], metavar="HZ", help="of the images (default 30)")
     parser.add_argument("--size", default="640x480", metavar="WxH")
     parser.add_argument("--transport", choices=("raw", "compressed"), default="raw")
     parser.add_argument("--parameters", nargs="*", default=[], metavar="NAME:=VALUE", help="further ones of the node")
-    parser.add_argument("--weights", default="compact")
-    parser.add_argument("--data", type=Path, default=measuring.DATA, help="where simulated drives are kept")
-    measuring.add_figures_arguments(parser)
     args = parser.parse_args()
     if args.minutes <= 0 or min(args.rates) <= 0:
         parser.error("--minutes and --rates must be positive")
@@ -109,8 +106,7 @@ def main() -> int:
         map_path = measuring.map_of_drive(path, load_extractor(args.weights))
         figures["rates"][f"{rate:g} Hz"] = run(path, map_path, rate, args)
     old = measuring.earlier(args).get("rates", {})
-    measuring.report(figures, args, rows(figures["rates"], old), stage_rows(figures["rates"]))
-    return 0
+    return measuring.report(figures, args, rows(figures["rates"], old), stage_rows(figures["rates"]))
 
 
 def read_drive(path: Path, compressed: bool) -> Drive:
@@ -260,8 +256,4 @@ def stage_rows(rates: dict[str, dict]) -> list[tuple[str, ...]]:
 
 
 if __name__ == "__main__":
-    try:
-        sys.exit(main())
-    except InputError as error:
-        print(f"live: error: {error}", file=sys.stderr)
-        sys.exit(2)
+    run_script(main)

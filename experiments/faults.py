@@ -23,14 +23,14 @@ from array import array
 from collections.abc import Callable
 from pathlib import Path
 
-import common
 import cv2
 import numpy as np
 import soak
 import torch
 from fault_stage import BEGIN_S, END_S, SECONDS, Drive, Event, Fault, Run, Stage, make_drive, staged
 
-from pixloc_ros.evaluation.pages import write_section
+from pixloc_ros.cli.scripts import run_script
+from pixloc_ros.evaluation.pages import markdown_table, write_section
 from pixloc_ros.io.files import write_text
 from pixloc_ros.node import conversions
 from pixloc_ros.rig.node_process import NodeProcess
@@ -146,18 +146,15 @@ def run(name: str, fault: Fault, drive: Drive, folder: Path) -> Run:
 
 
 def table(runs: list[Run]) -> str:
-    rows = [
-        "| fault, for 2 s | states | right again after | tracked | wrong as TRACKING | memory | what it said |",
-        "|---|---|---|---|---|---|---|",
-    ]
+    rows = []
     for r in runs:
         lived = "" if r.exit_code == 0 else f" **(ended with {r.exit_code})**"
-        states = ", ".join(state.lower() for state in r.states)
         said = r.said.replace("|", "/")
-        said = said if len(said) <= 110 else said[:107] + "..."
-        figures = f"{soak.seconds(r.recovered_s)} | {r.tracked}/{r.images} | {r.wrong} | {r.growth_mb:+.0f} MB"
-        rows.append(f"| {r.name}{lived} | {states} | {figures} | {said} |")
-    return "\n".join(rows) + "\n"
+        states, tracked = ", ".join(r.states).lower(), f"{r.tracked}/{r.images}"
+        figures = (soak.seconds(r.recovered_s), tracked, r.wrong, f"{r.growth_mb:+.0f} MB")
+        rows.append((r.name + lived, states, *figures, said if len(said) <= 110 else said[:107] + "..."))
+    head = "fault, for 2 s | states | right again after | tracked | wrong as TRACKING | memory | what it said"
+    return markdown_table(head, rows)
 
 
 def run_all(names: list[str], drive: Drive, folder: Path) -> tuple[bool, str]:
@@ -208,4 +205,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    common.end(main)
+    run_script(main)

@@ -30,6 +30,7 @@ import numpy as np
 import torch
 from fuzz_parsers import Files, Parser, make_parsers
 
+from pixloc_ros.cli.scripts import run_script
 from pixloc_ros.errors import InputError
 from pixloc_ros.evaluation.usage import UsageMeter
 
@@ -219,4 +220,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_script(main)

@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 from fault_stage import Drive, Fault, Run, staged
 
+from pixloc_ros.evaluation.pages import markdown_table
 from pixloc_ros.io.files import write_text
 
 GROWTH_PERCENT = 2.0
@@ -111,18 +112,16 @@ def seconds(value: float | None) -> str:
 def soak_table(summary: dict) -> str:
     """The summary, and a row per fault."""
     memory = summary["memory_mb"]
-    lines = [
+    text = (
         f"{summary['minutes']:.0f} minutes at {summary['rate_hz']:g} Hz, {summary['images']} images, {summary['faults']} faults "
         f"on one node: {summary['missed_recoveries']} recoveries missed, {seconds(summary['worst_recovery_s'])} for the slowest, "
         f"{summary['wrong_poses']} wrong poses given as TRACKING. Memory {memory['start']:.0f} MB before the first image, "
         f"{memory['after_warm_up']:.1f} MB after the warm-up (median of the second tenth of the time), {memory['end']:.1f} MB at "
         f"the end (of the last tenth): {summary['growth_percent']:+.1f} %; {memory['most']:.1f} MB at most. "
-        f"Exit code {summary['exit_code']}.",
-        "",
-        "| fault | injected | recoveries missed | slowest | wrong as TRACKING |",
-        "|---|---|---|---|---|",
+        f"Exit code {summary['exit_code']}."
+    )
+    rows = [
+        (name, row["injected"], row["missed"], seconds(row["worst_recovery_s"]), row["wrong_poses"])
+        for name, row in summary["by_fault"].items()
     ]
-    for name, row in summary["by_fault"].items():
-        slowest = seconds(row["worst_recovery_s"])
-        lines.append(f"| {name} | {row['injected']} | {row['missed']} | {slowest} | {row['wrong_poses']} |")
-    return "\n".join(lines) + "\n"
+    return text + "\n\n" + markdown_table("fault | injected | recoveries missed | slowest | wrong as TRACKING", rows)
