@@ -4,24 +4,11 @@
 import json
 
 import cv2
+import layouts
 import numpy as np
 import pytest
 import torch
-from dataset_layouts import (
-    KINECT,
-    OPTICAL,
-    START_S,
-    Studio,
-    pixloc,
-    save,
-    write_euroc,
-    write_kitti,
-    write_openloris,
-    write_openloris_bag,
-    write_seven_scenes,
-    write_stamped_poses,
-    write_tum,
-)
+from layouts import KINECT, OPTICAL, START_S, Studio, pixloc, save
 from scipy.spatial.transform import Rotation
 
 from pixloc_ros.datasets import drives, recording
@@ -106,9 +93,9 @@ def check_recording(recording_, studio, camera, start_ns=START_S * 10**9, map_fr
 
 
 def write_tum_sequence(folder, studio, shots):
-    write_tum(folder, shots)
+    layouts.write_tum(folder, shots)
     seconds = np.arange(-0.1, SECONDS[-1] + 0.1, 0.01)
-    write_stamped_poses(
+    layouts.write_stamped_poses(
         folder / "groundtruth.txt",
         seconds,
         [studio.pose(at) for at in seconds],
@@ -152,7 +139,7 @@ def test_seven_scenes(studio, shots, tmp_path):
         [0.0078819942130445332, 0.0081718328771890631, 0.9999355455801403, 0.0020318321729487039],
     ]
     scene = tmp_path / "workshop"
-    write_seven_scenes(scene, shots[::2], shots[1::2], lambda pose: studio.depth(kinect_depth, pose), colour_from_depth)
+    layouts.write_seven_scenes(scene, shots[::2], shots[1::2], lambda pose: studio.depth(kinect_depth, pose), colour_from_depth)
     # Stamps are made up there, so poses and depth are compared by number.
     test = read_seven_scenes_sequence(scene, "seq-02")
     stamps, bases = test.posed()
@@ -187,8 +174,8 @@ def test_euroc(studio, tmp_path):
         [0.999557249008, 0.0149672133247, 0.025715529948, -0.064676986768],
         [-0.0257744366974, 0.00375618835797, 0.999660727178, 0.00981073058949],
     ]
-    write_euroc(tmp_path / "V1_01_easy", studio.shoot(camera, SECONDS[::2]), camera, body_from_camera, studio)
-    write_euroc(tmp_path / "V1_02_medium", studio.shoot(camera, SECONDS[1::2]), camera, body_from_camera, studio)
+    layouts.write_euroc(tmp_path / "V1_01_easy", studio.shoot(camera, SECONDS[::2]), camera, body_from_camera, studio)
+    layouts.write_euroc(tmp_path / "V1_02_medium", studio.shoot(camera, SECONDS[1::2]), camera, body_from_camera, studio)
     one = read_euroc_sequence(tmp_path / "V1_02_medium")
     check_recording(one, studio, camera, depth=False)
     torch.testing.assert_close(one.base_from_camera, torch.from_numpy(body_from_camera), atol=1e-5, rtol=0)
@@ -197,7 +184,7 @@ def test_euroc(studio, tmp_path):
 
 
 def test_kitti(studio, small, tmp_path):
-    write_kitti(tmp_path / "dataset", small, SMALL)
+    layouts.write_kitti(tmp_path / "dataset", small, SMALL)
     start = small[0].pose.copy()  # of camera 2: camera 0 stands 6 cm to the right
     start[:3, 3] += 0.06 * start[:3, 0]
     map_from_world = OPTICAL @ np.linalg.inv(start)
@@ -211,8 +198,8 @@ def test_openloris(studio, small, tmp_path):
     base_from_camera = np.eye(4)
     base_from_camera[:3, :3] = Rotation.from_quat([-0.49676, 0.49988, -0.49511, 0.50815]).as_matrix()
     base_from_camera[:3, 3] = 0.2265, -0.0511, 0.916
-    write_openloris(tmp_path / "office1-1", small[::2], SMALL, base_from_camera, studio)
-    write_openloris_bag(tmp_path / "office1-2.bag", small[1::2], SMALL, base_from_camera, studio)
+    layouts.write_openloris(tmp_path / "office1-1", small[::2], SMALL, base_from_camera, studio)
+    layouts.write_openloris_bag(tmp_path / "office1-2.bag", small[1::2], SMALL, base_from_camera, studio)
     for path in (tmp_path / "office1-1", tmp_path / "office1-2.bag"):
         one = read_openloris_sequence(path)
         check_recording(one, studio, SMALL)
@@ -248,7 +235,7 @@ def test_odometry_from_truth_is_wrong_as_stated():
 
 
 def test_work_that_was_killed_goes_on_and_an_output_is_never_overwritten(studio, small, tmp_path, monkeypatch, capsys):
-    write_kitti(tmp_path / "dataset", small[:8], SMALL)
+    layouts.write_kitti(tmp_path / "dataset", small[:8], SMALL)
     arguments = f"dataset kitti {tmp_path}/dataset --sequence 07 --camera-name image_2 -o {tmp_path}/out"
 
     def killed(*_, **__):
@@ -274,7 +261,7 @@ def break_file(path, old, new):
 
 def test_bad_input_is_told_in_one_line(studio, small, tmp_path, capsys):
     root = tmp_path / "dataset"
-    write_kitti(root, small[:4], SMALL)
+    layouts.write_kitti(root, small[:4], SMALL)
     out, folder = f"-o {tmp_path}/out", root / "sequences" / "07"
     kitti = f"dataset kitti {root} {out} --camera-name image_2 --sequence"
     cases = [

@@ -5,21 +5,11 @@ import runpy
 import sys
 from pathlib import Path
 
+import layouts
 import numpy as np
 import pytest
 import torch
-from dataset_layouts import (
-    KINECT,
-    Studio,
-    colmap_line,
-    inverse,
-    keyframes,
-    pixloc,
-    save,
-    write_cambridge_list,
-    write_nvm,
-    write_seven_scenes,
-)
+from layouts import KINECT, Studio, colmap_line, inverse, keyframes, pixloc, save
 
 from pixloc_ros.datasets.cambridge import open_cambridge
 from pixloc_ros.datasets.image_set import read_pairs
@@ -65,9 +55,9 @@ def write_cambridge(scene, shots, model):
     names = [f"seq{1 + k % 2}/frame{k:05d}.png" for k in range(len(shots))]
     for shot, name in zip(shots, names):
         save(scene / name, shot.image)
-    write_cambridge_list(scene / "dataset_train.txt", shots[::2], names[::2])
-    write_cambridge_list(scene / "dataset_test.txt", shots[1::2], names[1::2])
-    write_nvm(scene / "reconstruction.nvm", shots, [name.replace(".png", ".jpg") for name in names], model, FOCAL)
+    layouts.write_cambridge_list(scene / "dataset_train.txt", shots[::2], names[::2])
+    layouts.write_cambridge_list(scene / "dataset_test.txt", shots[1::2], names[1::2])
+    layouts.write_nvm(scene / "reconstruction.nvm", shots, [name.replace(".png", ".jpg") for name in names], model, FOCAL)
     return names
 
 
@@ -97,7 +87,7 @@ def test_cambridge(shots, model, tmp_path, capsys):
 def test_seven_scenes_from_a_colmap_model(studio, shots, model, tmp_path, capsys):
     scene = tmp_path / "chess"
     # With the original poses taken for the colour camera's, as the published tables do.
-    write_seven_scenes(scene, shots[::2], shots[1::2], lambda pose: shots[0].depth, np.eye(4))
+    layouts.write_seven_scenes(scene, shots[::2], shots[1::2], lambda pose: shots[0].depth, np.eye(4))
     training = keyframes(shots[::2], [f"seq-01/frame-{k:06d}.color.png" for k in range(8)])
     write_colmap_text(tmp_path / "sfm", build_sparse_model(training, KINECT, np.random.default_rng(0)), training, KINECT)
     queries = [f"seq-02/frame-{k:06d}.color.png" for k in range(8)]
@@ -139,7 +129,7 @@ def write_aachen_v1(root, shots, model):
     for file in (root / "3D-models" / "aachen_v_1_1").iterdir():
         file.unlink()
     names = [f"./query/day/milestone/{k}.jpg" if k % 2 else f"./db/{k}.jpg" for k in range(len(shots))]
-    write_nvm(root / "3D-models" / "aachen_cvpr2018_db.nvm", shots, names, model, FOCAL)
+    layouts.write_nvm(root / "3D-models" / "aachen_cvpr2018_db.nvm", shots, names, model, FOCAL)
     (root / "3D-models" / "database_intrinsics.txt").write_text(
         "".join(f"db/{k}.jpg {colmap_line(KINECT)}\n" for k in range(0, len(shots), 2))
     )
@@ -166,7 +156,7 @@ def write_robotcar(root, shots, model):
         save(root / "images" / name, shot.image)
     (root / "intrinsics").mkdir()
     (root / "intrinsics" / "rear_intrinsics.txt").write_text(f"fx {FOCAL}\nfy {FOCAL}\ncx 320.0\ncy 240.0\n")
-    write_nvm(
+    layouts.write_nvm(
         root / "3D-models" / "all-merged" / "all.nvm",
         shots[::2],
         [f"./{name.replace('.jpg', '.png')}" for name in names[::2]],
@@ -230,7 +220,7 @@ def test_visualsfm_distortion_is_fitted_to_a_hundredth_of_a_pixel():
 
 
 def test_bad_files_are_told(shots, model, tmp_path):
-    write_nvm(
+    layouts.write_nvm(
         tmp_path / "a.nvm",
         shots[:2],
         ["a.jpg", "b.jpg"],
@@ -256,7 +246,7 @@ def test_bad_files_are_told(shots, model, tmp_path):
 
 def test_paper_tables(studio, shots, model, tmp_path, capsys, monkeypatch):
     write_cambridge(tmp_path / "cambridge" / "ShopFacade", shots, model)
-    write_seven_scenes(
+    layouts.write_seven_scenes(
         tmp_path / "7scenes" / "chess",
         shots[::2],
         shots[1::2],

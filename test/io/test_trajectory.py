@@ -99,13 +99,3 @@ def test_order_and_repeats():
     assert torch.equal(track.map_from_body[1], b)
     with pytest.raises(InputError, match="must increase"):
         Trajectory(np.array([2, 2]), torch.stack((a, b)))
-
-
-def test_write_leaves_nothing_behind_when_it_fails(tmp_path, monkeypatch):
-    path = tmp_path / "poses.tum"
-    path.write_text("old")
-    monkeypatch.setattr("os.replace", lambda *_: (_ for _ in ()).throw(OSError("no space")))
-    with pytest.raises(InputError, match="no space"):
-        tr.write_text(path, "new")
-    assert [p.name for p in tmp_path.iterdir()] == ["poses.tum"]
-    assert path.read_text() == "old"
