@@ -19,6 +19,7 @@ import pytest
 import pixloc_ros
 
 ROOT = Path(__file__).resolve().parents[1]
+OURS = {"pixloc_ros", "pixloc_sim"}
 BARE = (ROOT / "build" / "overlay" / "install").is_dir() and Path(sys.prefix) == ROOT / ".venv"
 only_bare = pytest.mark.skipif(not BARE, reason="not the environment that `make setup` makes")
 pytestmark = pytest.mark.skipif(not (ROOT / "package.xml").is_file(), reason="installed without the sources")
@@ -98,8 +99,8 @@ def test_package_xml_names_what_is_imported():
     """Imports of all modules against the rosdep keys; what only an extra of setup.cfg needs has none."""
     optional = {requirement.name.removesuffix("-sdk") for requirement in setup_cfg("options.extras_require")}
     keys = {element.text for element in package_xml() if element.tag.endswith("depend")}
-    for path in (ROOT / "pixloc_ros").rglob("*.py"):
-        for name in imported(path) - sys.stdlib_module_names - optional - {"pixloc_ros"}:
+    for path in (path for package in OURS for path in (ROOT / package).rglob("*.py")):
+        for name in imported(path) - sys.stdlib_module_names - optional - OURS:
             assert PYTHON_KEYS.get(name, {name}) <= keys, f"{path.name} imports {name}, which package.xml does not name"
 
 
@@ -234,26 +235,16 @@ def test_environment_wins_over_a_sourced_installation(tmp_path):
     (tmp_path / "good").mkdir()
     (tmp_path / "good" / "mine.py").write_text("x = 1")
     code = "import rclpy, mine, os; rclpy.init(); print(os.environ['AMENT_PREFIX_PATH'].endswith(':/opt/ros/other'))"
-    found = in_environment(
-        code,
-        PYTHONPATH=f"{tmp_path}:{tmp_path / 'good'}",
-        AMENT_PREFIX_PATH="/opt/ros/other",
-        LD_LIBRARY_PATH="/opt/ros/other/lib",
-        RMW_IMPLEMENTATION="rmw_cyclonedds_cpp",
-        _ROS_WHEELS_BOOTSTRAP_COMPLETE="1",
-    )
-    assert found == "True"
+    sourced = {"PYTHONPATH": f"{tmp_path}:{tmp_path / 'good'}", "AMENT_PREFIX_PATH": "/opt/ros/other"}
+    sourced |= {"LD_LIBRARY_PATH": "/opt/ros/other/lib", "RMW_IMPLEMENTATION": "rmw_cyclonedds_cpp"}
+    assert in_environment(code, **sourced, _ROS_WHEELS_BOOTSTRAP_COMPLETE="1") == "True"
 
 
 @only_bare
 def test_environment_keeps_arguments_and_the_users_profile():
     code = "import os, sys; print(sys.argv[1:], os.environ['FASTDDS_DEFAULT_PROFILES_FILE'])"
-    done = subprocess.run(
-        [sys.executable, "-c", code, "a b", "--c"],
-        env={"PATH": os.defpath, "FASTDDS_DEFAULT_PROFILES_FILE": "/mine.xml"},
-        capture_output=True,
-        text=True,
-    )
+    environment = {"PATH": os.defpath, "FASTDDS_DEFAULT_PROFILES_FILE": "/mine.xml"}
+    done = subprocess.run([sys.executable, "-c", code, "a b", "--c"], env=environment, capture_output=True, text=True)
     assert done.stdout.strip() == "['a b', '--c'] /mine.xml"
     ours = in_environment("import os; print(os.environ['FASTDDS_DEFAULT_PROFILES_FILE'])")
     assert ours == str(ROOT / "config" / "fastdds.xml")

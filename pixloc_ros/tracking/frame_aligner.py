@@ -210,14 +210,8 @@ def _cues(motion: FrameMotion, points: ReferencePoints, camera_from_local: torch
     prior = motion.prior
     moved = torch.zeros(6, dtype=torch.float64) if prior.motion is None else se3.se3_log(prior.motion)
     depth = se3.transform(camera_from_local, points.xyz.double())[:, 2].median().abs().clamp(min=1e-6)
-    return MotionCues.of(
-        torch.tensor(prior.age_s),
-        moved,
-        prior.covariance,
-        torch.tensor(motion.inlier_fraction),
-        depth,
-        se3.inverse(motion.base_from_camera),
-    )
+    age_s, inliers = torch.tensor(prior.age_s), torch.tensor(motion.inlier_fraction)
+    return MotionCues.of(age_s, moved, prior.covariance, inliers, depth, se3.inverse(motion.base_from_camera))
 
 
 def _depth(result: AlignmentResult, points: ReferencePoints) -> float:

@@ -142,9 +142,8 @@ class Relocalizer:
         levels = min(self.options.levels, len(pyramid.levels))
         locals_ = [self._selector.select(start, camera, self.options.points) for start in starts]
         count = max(max(len(local.points) for local in locals_), 1)
-        origins = torch.stack([local.origin for local in locals_])
         map_from_local = torch.eye(4, dtype=torch.float64).repeat(len(starts), 1, 1)
-        map_from_local[:, :3, 3] = origins
+        map_from_local[:, :3, 3] = torch.stack([local.origin for local in locals_])
         mask = torch.stack([torch.arange(count) < len(local.points) for local in locals_])
 
         def padded(tensors: list[torch.Tensor | None]) -> torch.Tensor | None:
@@ -200,13 +199,7 @@ def start_around(prior: MotionPrior, attempt: int, reach_m: float, reach_rad: fl
 
 
 def _alternate(first: np.ndarray, second: np.ndarray) -> np.ndarray:
-    """One of each in turn, without repetition."""
-    both = np.concatenate(
-        [
-            np.stack((first[:n], second[:n]), 1).ravel() if (n := min(len(first), len(second))) else first[:0],
-            first[n:],
-            second[n:],
-        ]
-    )
-    _, index = np.unique(both, return_index=True)
-    return both[np.sort(index)]
+    """One of each in turn, without repetition; then what is left of the longer one."""
+    n = min(len(first), len(second))
+    both = np.concatenate([np.stack((first[:n], second[:n]), 1).ravel(), first[n:], second[n:]])
+    return both[np.sort(np.unique(both, return_index=True)[1])]
