@@ -213,7 +213,7 @@ def colmap_source(model: Path, images: Path, queries: list[Query], name: str) ->
 
     def build(extractor: Extractor, side: int | None, work: WorkFolder, progress: Progress | None) -> tuple[Map, BuildReport]:
         asked = {query.path for query in queries}
-        shown = next((image for image in read_colmap_model(model).names if images / image in asked), None)
+        shown = next((image for image in read_colmap_model(model).names if find_file(images, image) in asked), None)
         if shown:
             raise InputError(f"{model} holds the query {shown}: give the model of the training images alone")
         return build_map_from_colmap(model, images, extractor, working_side=side, name=name, progress=progress, work=work)

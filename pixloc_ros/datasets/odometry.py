@@ -96,10 +96,4 @@ def between(odometry: Odometry, first_ns: int, last_ns: int) -> Odometry:
     here = (odometry.stamps_ns >= first_ns) & (odometry.stamps_ns <= last_ns)
     if not here.any():
         raise InputError("the odometry does not cover the images: they use different clocks")
-    return Odometry(
-        odometry.stamps_ns[here],
-        odometry.odom_from_base[torch.from_numpy(here)],
-        odometry.pose_covariance[here],
-        odometry.twist[here],
-        odometry.twist_covariance[here],
-    )
+    return Odometry(*(values[here] for values in vars(odometry).values()))

@@ -16,6 +16,7 @@ from ..geometry import se3
 from ..geometry.cameras import Camera
 from ..io.colmap import read_colmap_model
 from ..io.depth import lift, without_edges
+from ..io.files import find_file
 from ..io.images import load_grey
 from ..io.tum import load_depth, read_camera, read_rgbd_sequence
 from ..mapping.build.rgbd import find_depth_scale
@@ -156,7 +157,8 @@ class ColmapPairs(SharedPointPairs):
 
     def __init__(self, model: Path, images: Path, view: View, held_out: bool) -> None:
         scene = read_colmap_model(model)
-        paths, cameras = [images / name for name in scene.names], [scene.cameras[k] for k in scene.camera_ids.tolist()]
+        paths = [find_file(images, name) for name in scene.names]
+        cameras = [scene.cameras[k] for k in scene.camera_ids.tolist()]
         points = SharedPoints(scene.xyz, scene.observation_image, scene.observation_point)
         super().__init__(SceneImages(model, paths, cameras, scene.camera_from_map), points, view, held_out)
 

@@ -16,6 +16,7 @@ from scipy.spatial import cKDTree
 from ...errors import InputError
 from ...features import Extractor
 from ...geometry import se3
+from ...io.files import find_file
 from .. import selection
 from ..map_file import Map, decode_descriptors, encode_descriptors
 from ..statistics import keyframe_of_observations, keyframe_pixels
@@ -347,7 +348,7 @@ def re_encode(
     images = Path(images)
     if not images.is_dir():
         raise InputError(f"no folder {images}: give the folder of the keyframes' images")
-    paths, cameras = [images / name for name in map_.keyframe_names], []
+    paths, cameras = [find_file(images, name) for name in map_.keyframe_names], []
     for path, index in zip(paths, map_.keyframe_camera.tolist()):
         camera = map_.cameras[index]
         image = cv2.imread(str(path), cv2.IMREAD_UNCHANGED | cv2.IMREAD_IGNORE_ORIENTATION) if path.is_file() else None

@@ -11,6 +11,7 @@ from ...errors import InputError
 from ...features import Extractor
 from ...geometry import se3
 from ...io.colmap import ColmapModel, read_colmap_model
+from ...io.files import find_file
 from ...io.work_folder import WorkFolder
 from ..map_file import Map
 from .building import BuildReport, PosedImages, Progress, build_map
@@ -56,7 +57,7 @@ def build_map_from_colmap(
         )
     source = PosedImages(
         name=name or Path(model).resolve().name,
-        paths=[images / image_name for image_name in reconstruction.names],
+        paths=[find_file(images, image_name) for image_name in reconstruction.names],
         names=reconstruction.names,
         cameras=cameras,
         map_from_camera=se3.inverse(reconstruction.camera_from_map),
