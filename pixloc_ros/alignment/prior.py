@@ -1,5 +1,5 @@
 # Copyright the pixloc_ros authors. SPDX-License-Identifier: Apache-2.0
-"""The prior factor: a Gaussian on the pose as one more term of the cost (design.md, "The learned temporal prior")."""
+"""The prior factor: a Gaussian on the pose as one more term of the cost (docs/evidence/temporal_prior.md)."""
 
 from __future__ import annotations
 
