@@ -98,33 +98,27 @@ def _choose_keyframes(
     frames: list[RgbdFrame], camera: Camera, scale: float, progress: Progress | None
 ) -> tuple[list[RgbdFrame], list[DepthKeyframe]]:
     """One frame per stretch of little motion, that of the sharpest image, and what was read of it."""
-    chosen: list[RgbdFrame] = []
-    keyframes: list[DepthKeyframe] = []
+    chosen: list[tuple[RgbdFrame, DepthKeyframe]] = []
     first: torch.Tensor | None = None
     best_sharpness, reach = 0.0, 0.0
     for k, frame in enumerate(frames):
         if progress:
             progress(k, len(frames), f"depth of {frame.image.name}")
-        grey = load_grey(frame.image, camera)
+        grey, new = load_grey(frame.image, camera), True
         sharpness = float(cv2.Laplacian(grey, cv2.CV_32F).var())
-        new = True
         if first is not None:
             distance, angle = se3.pose_difference(first, frame.map_from_camera)
             new = float(angle) >= _KEYFRAME_ROTATION_RAD or float(distance) >= reach
             if not new and sharpness <= best_sharpness:
                 continue
-        depth = without_edges(load_depth(frame, camera, scale))
-        keyframe = DepthKeyframe(frame.map_from_camera, grey, depth)
-        best_sharpness = sharpness
-        if not new:
-            chosen[-1], keyframes[-1] = frame, keyframe
-            continue
-        chosen.append(frame)
-        keyframes.append(keyframe)
-        known = depth[depth > 0]
-        first = frame.map_from_camera
-        reach = _KEYFRAME_TRANSLATION * float(np.median(known)) if known.size else 0.0
-    return chosen, keyframes
+        best_sharpness, depth = sharpness, without_edges(load_depth(frame, camera, scale))
+        if new:
+            first, known = frame.map_from_camera, depth[depth > 0]
+            reach = _KEYFRAME_TRANSLATION * float(np.median(known)) if known.size else 0.0
+        else:
+            chosen.pop()
+        chosen.append((frame, DepthKeyframe(frame.map_from_camera, grey, depth)))
+    return [frame for frame, _ in chosen], [keyframe for _, keyframe in chosen]
 
 
 # ---- depth scale
