@@ -182,7 +182,7 @@ def time_vgg(export: Export, map_path: Path, weights: str) -> dict[str, object]:
 def vgg_points(extractor: Extractor, map_: Map, keyframe: int, image: np.ndarray) -> ReferencePoints:
     """Points that a keyframe observes, with the features of its image."""
     camera, (height, width) = map_.cameras[int(map_.keyframe_camera[keyframe])], image.shape[:2]
-    camera = camera.scaled(width / camera.width, height / camera.height, height, width)
+    camera = camera.scaled(width / camera.width, height / camera.height, width, height)
     image, camera = fit_to_working_size(image, camera, extractor.working_side)
     pyramid = extractor.extract(image)
     xyz = torch.from_numpy(map_.xyz[map_.observation_point[map_.observations(keyframe)]][:PAPER_POINTS])
