@@ -199,7 +199,7 @@ def main() -> int:
         good, text = run_all(names, drive, given.out)
     print(text)
     if given.docs is not None:
-        write_section(given.write, section, text)
+        write_section(given.docs, section, text)
     print(f"results: {given.out / section}.json; the node's log: {given.out / 'node.log'}")
     return 0 if good else 1
 
