@@ -22,9 +22,10 @@ from geometry_msgs.msg import PoseWithCovarianceStamped
 from nav_msgs.msg import Odometry
 from pixloc_ros.msg import LocalizationStatus
 from rclpy.parameter import Parameter
+from rclpy.time import Time as RosTime
 from sensor_msgs.msg import CameraInfo, Image
 from tf2_msgs.msg import TFMessage
-from tf2_ros import Buffer, TransformBroadcaster, TransformListener
+from tf2_ros import Buffer, TransformBroadcaster, TransformException, TransformListener
 
 from pixloc_ros.geometry import se3
 from pixloc_ros.geometry.cameras import Camera
@@ -162,6 +163,37 @@ def initial_pose_message(number: int, stamp_ns: int | None = None) -> PoseWithCo
     return message
 
 
+def pose_in(message) -> torch.Tensor:
+    return conversions.pose_to_matrix(message.pose.pose, "pose")
+
+
+def looked_up(robot, target, source, stamp_ns) -> torch.Tensor:
+    """target_from_source, as soon as the listener knows it."""
+
+    def known():
+        try:
+            return robot.buffer.lookup_transform(target, source, RosTime(nanoseconds=stamp_ns))
+        except TransformException:
+            return None
+
+    return conversions.transform_to_matrix(robot.wait(known).transform, "transform")
+
+
+def close(a: torch.Tensor, b: torch.Tensor, atol: float = 1e-6) -> bool:
+    return torch.allclose(a, b, atol=atol, rtol=0)
+
+
+def having(message, *changes):
+    """The message with other values in fields, whose names may have dots."""
+    for name, value in changes:
+        *path, leaf = name.split(".")
+        target = message
+        for part in path:
+            target = getattr(target, part)
+        setattr(target, leaf, value)
+    return message
+
+
 class Robot(robot.RobotTopics):
     """Publishes what a robot does, and keeps all that the node publishes."""
 
@@ -262,7 +294,8 @@ def running(transport: str = "raw", open_localizer=FakeLocalizer, ready: bool = 
     def make(context: rclpy.Context) -> LocalizationNode:
         return LocalizationNode(open_localizer, context=context, parameter_overrides=overrides)
 
-    with spinning_node(make) as node, spinning_node("robot") as robot_node:
+    # In one context: discovery within a participant is immediate.
+    with spinning_node(make) as node, spinning_node("robot", node.context) as robot_node:
         fed = Robot(robot_node, transport == "compressed")
         if connect:
             fed.connect(node, describe=ready)

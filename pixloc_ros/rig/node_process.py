@@ -109,11 +109,18 @@ class NodeProcess:
 
 
 @contextlib.contextmanager
-def spinning_node(make: str | Callable[[rclpy.Context], Node]) -> Iterator[Node]:
-    """A node in a ROS context of its own, spun by a thread until the block ends. make: its name, or what makes it."""
+def spinning_node(make: str | Callable[[rclpy.Context], Node], context: rclpy.Context | None = None) -> Iterator[Node]:
+    """A node that a thread of its own spins until the block ends.
+
+    Args:
+        make: the node's name, or what makes it.
+        context: ROS context of the node; None for one of its own.
+    """
     _stay_on_this_machine()
-    context = rclpy.Context()
-    rclpy.init(context=context, args=[])
+    own = rclpy.Context() if context is None else None
+    if own is not None:
+        rclpy.init(context=own, args=[])
+    context = context or own
     node = rclpy.create_node(make, context=context) if isinstance(make, str) else make(context)
     executor = SingleThreadedExecutor(context=context)
     executor.add_node(node)
@@ -130,7 +137,8 @@ def spinning_node(make: str | Callable[[rclpy.Context], Node]) -> Iterator[Node]
         executor.shutdown()
         thread.join()
         node.destroy_node()
-        rclpy.try_shutdown(context=context)
+        if own is not None:
+            rclpy.try_shutdown(context=own)
 
 
 def _stay_on_this_machine() -> None:
