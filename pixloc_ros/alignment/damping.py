@@ -49,8 +49,9 @@ HIDDEN = 16
 class MotionCues:
     """What is known of a frame before it is seen, in the form that the learned prior takes.
 
-    values: float32 [..., 14], the entries of `CUES`, each between -2 and 2. camera_from_base: float64 [..., 4, 4]; damping
-    and prior act along the axes of this base.
+    Attributes:
+        values: float32 [..., 14], the entries of `CUES`, each between -2 and 2.
+        camera_from_base: float64 [..., 4, 4]; damping and prior act along the axes of this base.
     """
 
     values: torch.Tensor
@@ -66,9 +67,17 @@ class MotionCues:
         depth: torch.Tensor,
         camera_from_base: torch.Tensor,
     ) -> MotionCues:
-        """seconds [...] since the last pose; motion [..., 6] of the base since then (translation, rotation) and covariance
-        [..., 6, 6] of the predicted pose, base axes; inlier_fraction [...] of the last image; depth [...] of the map's points
-        in view, which translations are divided by: a prior of 10 cm is far in a room and near on a road."""
+        """The cues of a frame.
+
+        Args:
+            seconds: [...] since the last pose.
+            motion: [..., 6] of the base since then (translation, rotation).
+            covariance: [..., 6, 6] of the predicted pose, base axes.
+            inlier_fraction: [...] of the last image.
+            depth: [...] of the map's points in view, which translations are divided by: a prior of 10 cm is far in a room
+                and near on a road.
+            camera_from_base: [..., 4, 4].
+        """
         unit = torch.stack((depth,) * 3 + (torch.ones_like(depth),) * 3, -1)
         shares = torch.cat((motion.abs() / unit, covariance.diagonal(dim1=-2, dim2=-1).clamp(min=0).sqrt() / unit), -1)
         time = seconds.abs().clamp(*_SECONDS_RANGE).log10()[..., None] + 0.5
@@ -106,7 +115,10 @@ class TemporalPrior(LearnedDamping):
     Trust multiplies the information of the prior factor: 10^(-4 + 8 sigmoid(phi)), 1 where phi = 0. theta and phi are
     constants plus, where there are cues, the output of a small network whose last layer begins at zero; without a network
     this is PixLoc's learned constant, in the axes of the base.
-    conditional: whether there is a network.
+
+    Args:
+        levels: Of the pyramid.
+        conditional: Whether there is a network.
     """
 
     def __init__(self, levels: int, conditional: bool = True) -> None:

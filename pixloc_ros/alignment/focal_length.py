@@ -3,7 +3,7 @@
 
 A wrong focal length moves the reprojections away from the image's centre. Points at one depth cannot tell it from a camera that
 stands further back; points at several depths can, and then the pose that fits best is wrong although all looks well. The
-alignment of the two finest levels is therefore done once more from the pose found, with one number beside the pose's six.
+alignment of the two finest levels is therefore done once more from the pose found, with one number in addition to the pose's six.
 """
 
 from __future__ import annotations
@@ -29,7 +29,9 @@ _PRIOR_STD = 0.2
 class FocalLength:
     """The focal length that fits one image best.
 
-    log_ratio: logarithm of the right focal length over the one given; std: its standard deviation, by this image's noise alone.
+    Attributes:
+        log_ratio: Logarithm of the right focal length over the one given.
+        std: Its standard deviation, by this image's noise alone.
     """
 
     log_ratio: float

@@ -16,10 +16,10 @@ KINDS = ("cauchy", "geman_mcclure", "squared")
 class RobustLoss:
     """loss(x) of a squared residual x; near zero it is x itself.
 
-    cauchy: 2 s log(1 + x / 2s), PixLoc's choice (Barron's general loss with shape 0, s = 0.1²).
-    geman_mcclure: x / (1 + x / 2s), bounded: an outlier's pull vanishes.
-    squared: x.
-    scale: s, in squared feature units. A residual of x = 2s has half the weight (a quarter for geman_mcclure).
+    Attributes:
+        kind: "cauchy": 2 s log(1 + x / 2s), PixLoc's choice (Barron's general loss with shape 0, s = 0.1²);
+            "geman_mcclure": x / (1 + x / 2s), bounded, so that an outlier's pull vanishes; or "squared": x.
+        scale: s, in squared feature units. A residual of x = 2s has half the weight (a quarter for geman_mcclure).
     """
 
     kind: str = "cauchy"

@@ -24,16 +24,8 @@ from .weights import COMPANIONS, Weights
 
 ENTRIES = {"model", "optimizer", "lr_scheduler", "conf", "epoch", "losses", "eval"}
 NEEDED_ENTRIES = ("model", "conf")
-DEPRECATED = {
-    "pad",
-    "verbose",
-    "learned_damping",
-    "lambda_",
-    "sqrt_diag_damping",
-    "bound_confidence",
-    "no_conditions",
-    "init_target_offset",
-}
+DEPRECATED = {"pad", "verbose", "learned_damping", "lambda_", "sqrt_diag_damping", "bound_confidence", "no_conditions"}
+DEPRECATED |= {"init_target_offset"}
 ANY = None
 SETTINGS = {
     # Allowed values: what decides the meaning of the weights must be as in this network, what only concerned training

@@ -44,9 +44,12 @@ new arrays, which the caller may change."""
 class Execution:
     """How to run the network.
 
-    backend: "torch", "onnxruntime" or "openvino" (the compact network on a CPU only), or "auto": ONNX Runtime where it is
-    installed and serves, else torch. device: torch's name of it, such as "cpu" or "cuda". precision: of the convolutions,
-    "float32", or "bfloat16" or "float16" where the machine is fast at that (torch only; OpenVINO knows bfloat16, too).
+    Attributes:
+        backend: "torch", "onnxruntime" or "openvino" (the compact network on a CPU only), or "auto": ONNX Runtime where it is
+            installed and serves, else torch.
+        device: torch's name of it, such as "cpu" or "cuda".
+        precision: Of the convolutions: "float32", or "bfloat16" or "float16" where the machine is fast at that (torch only;
+            OpenVINO knows bfloat16, too).
     """
 
     backend: str = "auto"

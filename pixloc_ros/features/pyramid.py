@@ -16,9 +16,10 @@ import torch
 class FeatureLevel:
     """One level of a pyramid.
 
-    features: float32 [B, C, H, W], unit length over C, in channels-last memory so that the values of a cell lie together.
-    confidence: float32 [B, H, W] in (0, 1], or None where the network has none (all ones).
-    stride: image pixels per cell, the same along x and y.
+    Attributes:
+        features: float32 [B, C, H, W], unit length over C, in channels-last memory so that the values of a cell lie together.
+        confidence: float32 [B, H, W] in (0, 1], or None where the network has none (all ones).
+        stride: Image pixels per cell, the same along x and y.
     """
 
     features: torch.Tensor
@@ -36,8 +37,11 @@ class FeaturePyramid:
     """The levels of a batch of images, coarse to fine, and the size of the images they were computed from.
 
     Cells may reach past the image (padding) or stop short of it (cropping); `image_size` bounds what may be used.
+
+    Attributes:
+        levels: Coarse to fine.
+        image_size: (width, height) in pixels.
     """
 
     levels: tuple[FeatureLevel, ...]
     image_size: tuple[int, int]
-    """(width, height) in pixels."""

@@ -41,8 +41,13 @@ def _gather(values: torch.Tensor, columns: torch.Tensor, rows: torch.Tensor) -> 
 def sample_level(level: FeatureLevel, pixels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor]:
     """Bilinear values at image pixels.
 
-    pixels: [B, N, 2]. Returns values [B, N, C], confidence [B, N] (None where the level has none) and inside, bool [B, N]:
-    values outside are those of cell (0, 0) and mean nothing. A level of batch size 1 serves every batch of pixels.
+    Args:
+        level: A level of batch size 1 serves every batch of pixels.
+        pixels: [B, N, 2].
+
+    Returns:
+        Values [B, N, C], confidence [B, N] (None where the level has none) and inside, bool [B, N]: values outside are those
+        of cell (0, 0) and mean nothing.
     """
     cells, inside = _cells(level, pixels)
     corner = cells.detach().floor()
@@ -54,10 +59,14 @@ def sample_level(level: FeatureLevel, pixels: torch.Tensor) -> tuple[torch.Tenso
 
 
 def sample_level_with_slopes(level: FeatureLevel, pixels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor]:
-    """Bilinear values and their slopes per image pixel.
+    """Bilinear values and their slopes per image pixel; cells beyond the border repeat the border.
 
-    pixels: [B, N, 2]. Returns [B, N, 3, C] (value, d/dx, d/dy), confidence [B, N] or None, and inside, bool [B, N]. Cells
-    beyond the border repeat the border.
+    Args:
+        level: As of `sample_level`.
+        pixels: [B, N, 2].
+
+    Returns:
+        [B, N, 3, C] (value, d/dx, d/dy), confidence [B, N] or None, and inside, bool [B, N].
     """
     cells, inside = _cells(level, pixels)
     corner = cells.floor()

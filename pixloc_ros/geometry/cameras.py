@@ -85,9 +85,15 @@ def _valid_limit(model: str, params: Sequence[float]) -> float:
 class Camera:
     """One camera, or a batch of cameras of one model and image size.
 
-    model: a name of the table above. width, height: pixels. params: ``[..., P]`` float64 as in the table; leading
-    dimensions match those of the points. limit: ``[...]`` where the distortion folds over, found here unless given.
-    Raises `InputError` for an unknown model, a wrong number of params or an empty image.
+    Attributes:
+        model: A name of the table above.
+        width: Of the image, pixels.
+        height: Of the image, pixels.
+        params: ``[..., P]`` float64 as in the table; leading dimensions match those of the points.
+        limit: ``[...]``, where the distortion folds over; found here unless given.
+
+    Raises:
+        InputError: The model is unknown, the number of params is wrong or the image is empty.
     """
 
     model: str
@@ -155,11 +161,21 @@ class Camera:
     ) -> Camera:
         """Camera of the image that comes with a sensor_msgs/CameraInfo (plain numbers; REP-104).
 
-        width, height, k (row-major 3x3) and d describe the full sensor; roi = (x_offset, y_offset, width, height) in
-        full pixels is cut out first (all zero: nothing), then binning_x × binning_y pixels merge into one (0: 1).
-        A merged pixel's centre lies between those of its parts: ``c' = (c + 0.5) / binning - 0.5``.
         Trailing zeros in d do no harm; polynomial models whose d is all zero or empty become pinhole.
-        Raises `InputError` for an uncalibrated, unknown or inconsistent camera.
+
+        Args:
+            distortion_model: As in the message.
+            width: Of the full sensor, pixels.
+            height: Of the full sensor, pixels.
+            k: Camera matrix of the full sensor, row-major 3x3.
+            d: Distortion of the full sensor.
+            binning_x: So many columns merge into one (0: 1). A merged pixel's centre lies between those of its parts:
+                ``c' = (c + 0.5) / binning - 0.5``.
+            binning_y: So many rows merge into one.
+            roi: (x_offset, y_offset, width, height) in full pixels, cut out before binning (all zero: nothing is cut).
+
+        Raises:
+            InputError: The camera is uncalibrated, unknown or inconsistent.
         """
         if len(k) != 9:
             raise InputError(f"CameraInfo k has {len(k)} numbers instead of 9: publish the calibration's camera matrix")
@@ -187,7 +203,7 @@ class Camera:
         x, y, roi_width, roi_height = roi
         if any(roi):
             if min(roi) < 0 or not roi_width or not roi_height or x + roi_width > width or y + roi_height > height:
-                raise InputError(f"CameraInfo roi {tuple(roi)} does not lie in the {width}x{height} image: mend the driver")
+                raise InputError(f"CameraInfo roi {tuple(roi)} does not lie in the {width}x{height} image: fix the driver")
             params = camera.params.clone()
             params[2:4] -= params.new_tensor([x, y])
             camera = replace(camera, width=roi_width, height=roi_height, params=params)

@@ -33,6 +33,13 @@ from pixloc_ros.geometry.cameras import Camera
 
 BASE = se3.se3_exp(torch.tensor([0.1, 0.4, -0.3, 1.1, -1.2, 1.3], dtype=torch.float64))
 """camera_from_base"""
+MODELS = [
+    ("PINHOLE", [200.0, 210.0, 128.5, 96.5]),
+    ("SIMPLE_RADIAL", [200.0, 128.5, 96.5, -0.03]),
+    ("OPENCV", [200.0, 210.0, 128.5, 96.5, 0.05, -0.02, 1e-3, -2e-3]),
+    ("FULL_OPENCV", [200.0, 210.0, 128.5, 96.5, 0.05, -0.02, 1e-3, -2e-3, 0.01, 0.02, 0.01, -0.01]),
+    ("OPENCV_FISHEYE", [200.0, 210.0, 128.5, 96.5, 0.02, -0.01, 1e-3, 1e-4]),
+]
 
 
 def temporal_prior(seed, conditional=True):
@@ -75,14 +82,7 @@ def test_unknown_choices_are_refused():
             bad()
 
 
-@pytest.mark.parametrize(
-    "model,params",
-    [
-        ("PINHOLE", [200.0, 210.0, 128.5, 96.5]),
-        ("OPENCV", [200.0, 210.0, 128.5, 96.5, 0.05, -0.02, 1e-3, -2e-3]),
-        ("OPENCV_FISHEYE", [200.0, 210.0, 128.5, 96.5, 0.02, -0.01, 1e-3, 1e-4]),
-    ],
-)
+@pytest.mark.parametrize("model,params", MODELS)
 def test_gradient_and_hessian_against_automatic_differentiation(model, params):
     """On features that are affine in the image, slopes are exact, so the analytic system must match autodiff's."""
     camera = Camera.from_colmap(model, *SIZE, params)
@@ -134,16 +134,7 @@ def test_alignment_finds_the_pose(strategy, dtype, tolerance):
     assert result.cost < 1e-6
 
 
-@pytest.mark.parametrize(
-    "model,params",
-    [
-        ("PINHOLE", [200.0, 210.0, 128.5, 96.5]),
-        ("SIMPLE_RADIAL", [200.0, 128.5, 96.5, -0.03]),
-        ("OPENCV", [200.0, 210.0, 128.5, 96.5, 0.05, -0.02, 1e-3, -2e-3]),
-        ("FULL_OPENCV", [200.0, 210.0, 128.5, 96.5, 0.05, -0.02, 1e-3, -2e-3, 0.01, 0.02, 0.01, -0.01]),
-        ("OPENCV_FISHEYE", [200.0, 210.0, 128.5, 96.5, 0.02, -0.01, 1e-3, 1e-4]),
-    ],
-)
+@pytest.mark.parametrize("model,params", MODELS)
 @pytest.mark.parametrize("kind", ["cauchy", "geman_mcclure", "squared"])
 @pytest.mark.parametrize("with_prior", ["none", "factor", "temporal"])
 def test_compiled_alignment_equals_the_tensor_one(model, params, kind, with_prior):
