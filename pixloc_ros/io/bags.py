@@ -249,8 +249,8 @@ class BagReader:
         return calibrated or topics
 
     def _info_candidates(self) -> list[str]:
-        beside = _info_topic(self.image_topic)
-        return [beside] if self._types.get(beside) == messages.INFO else self.topics_of_type(messages.INFO)
+        sibling = _info_topic(self.image_topic)
+        return [sibling] if self._types.get(sibling) == messages.INFO else self.topics_of_type(messages.INFO)
 
     def _find_odometry(self) -> None:
         asked = self.options.odometry
@@ -306,7 +306,7 @@ class BagReader:
     # ---- reading
 
     def _checked(self, messages: Iterator) -> Iterator:
-        """The messages, with a damaged bag told in one line."""
+        """The messages, with one line of error for a damaged bag."""
         try:
             yield from messages
         except InputError:

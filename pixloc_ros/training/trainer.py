@@ -106,7 +106,7 @@ class Trainer:
 
     def run(self) -> None:
         """Train until the last step. After SIGTERM or SIGINT the next step to end is saved, then KeyboardInterrupt is raised.
-        Raises Diverged, the batch saved beside the checkpoint, where loss or gradient is not a number."""
+        Raises Diverged, the batch saved next to the checkpoint, where loss or gradient is not a number."""
         run = self.config.run
         if run.threads:
             torch.set_num_threads(run.threads)
