@@ -19,8 +19,8 @@ from pixloc_ros.errors import InputError
 from pixloc_ros.features import FeatureLevel, FeaturePyramid
 from pixloc_ros.geometry import se3
 from pixloc_ros.geometry.cameras import Camera
-from pixloc_ros.training import augmentation, photos
-from pixloc_ros.training.augmentation import AugmentationOptions, augment
+from pixloc_ros.training import photos
+from pixloc_ros.training.augmentation import AugmentationOptions
 from pixloc_ros.training.config import build_mixture, build_network, read_config
 from pixloc_ros.training.loss import LossOptions, pair_loss, robust_error
 from pixloc_ros.training.pair_mixture import Curriculum, PairMixture, TrainingSteps
@@ -355,43 +355,6 @@ def test_cameras_of_several_models_share_a_batch():
     fisheye = Camera("equidistant", 128, 96, torch.tensor([110.0, 100, 63, 48, 0, 0, 0, 0], dtype=torch.float64))
     with pytest.raises(InputError, match="undistort"):
         stack_cameras([CAMERA, fisheye])
-
-
-# ---- augmentation
-
-
-BLURS = [augmentation._defocus, augmentation._motion_blur, augmentation._half_resolution]
-CHANGES = [getattr(augmentation, f"_{name}") for name in ["light", "dark", "shadow", "vignetting", "noise", "occlusion"]] + BLURS
-
-
-@pytest.mark.parametrize("change", CHANGES)
-def test_changes_keep_shape_and_stay_finite(change):
-    image = invented_photo(1, 128, 96).astype(np.float32)
-    for seed in range(5):
-        changed = change(image, np.random.default_rng(seed))
-        assert changed.shape == image.shape and np.isfinite(changed).all()
-    assert not np.array_equal(changed, image)
-
-
-@pytest.mark.parametrize("change", BLURS)
-def test_blurs_do_not_move_the_image(change):
-    rows, columns = np.mgrid[:96, :128].astype(np.float32)
-    dot = 255 * np.exp(-((columns - 61.3) ** 2 + (rows - 44.8) ** 2) / (2 * 4.0**2))
-    for seed in range(20):
-        x = change(dot, np.random.default_rng(seed))
-        assert (x * columns).sum() / x.sum() == pytest.approx(61.3, abs=0.02)
-        assert (x * rows).sum() / x.sum() == pytest.approx(44.8, abs=0.02)
-
-
-def test_augmentation_is_repeatable_and_differs_between_the_two_images():
-    image = invented_photo(2, 128, 96)
-    options = AugmentationOptions(clean=0.0)
-    first, again = (augment(image, np.random.default_rng(3), options) for _ in range(2))
-    assert np.array_equal(first, again) and first.dtype == np.uint8
-    rng = np.random.default_rng(3)
-    assert not np.array_equal(augment(image, rng, options), augment(image, rng, options))
-    with pytest.raises(InputError, match="shares"):
-        AugmentationOptions(blur=1.5)
 
 
 # ---- configuration
