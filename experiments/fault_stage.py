@@ -1,5 +1,5 @@
 # Copyright the pixloc_ros authors. SPDX-License-Identifier: Apache-2.0
-"""A node under test and a simulated robot that feeds it, with a fault for a while: what `faults.py` and `soak.py` run."""
+"""A node under test and a simulated robot that feeds it, with a fault for a while: what `faults.py` runs."""
 
 from __future__ import annotations
 
@@ -140,7 +140,6 @@ class Fault:
         act: called when the fault begins.
         missing: topics that are silent from the start until `extra` sends them.
         ends_node: it ends the node or starts another one.
-        recovers: whether the node must be right again afterwards.
     """
 
     topics: str = ""
@@ -150,7 +149,6 @@ class Fault:
     act: Callable[[Stage], None] | None = None
     missing: str = ""
     ends_node: bool = False
-    recovers: bool = True
 
     def applied(self, drive: Drive) -> list[Event]:
         """What the robot sends with this fault."""
@@ -176,13 +174,13 @@ class Run:
     exit_code: int | None = None
     said: str = ""
 
-    def problem(self, fault: Fault) -> str:
+    def problem(self) -> str:
         """Why this run is not good; empty if it is."""
         if self.exit_code != 0:
             return f"ended with {self.exit_code}"
         if self.wrong:
             return f"{self.wrong} wrong poses"
-        return "" if self.recovered_s is not None or not fault.recovers else "did not recover"
+        return "did not recover" if self.recovered_s is None else ""
 
 
 @contextlib.contextmanager

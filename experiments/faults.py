@@ -18,14 +18,16 @@ import json
 import random
 import signal
 import sys
+import textwrap
 import threading
+import time
 from array import array
 from collections.abc import Callable
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import cv2
 import numpy as np
-import soak
 import torch
 from fault_stage import BEGIN_S, END_S, SECONDS, Drive, Event, Fault, Run, Stage, make_drive, staged
 
@@ -36,6 +38,7 @@ from pixloc_ros.node import conversions
 from pixloc_ros.rig.node_process import NodeProcess
 
 RATE_HZ, SOAK_RATE_HZ = 10.0, 15.0
+GROWTH_PERCENT = 2.0
 IDENTITY = torch.eye(4, dtype=torch.float64)
 
 
@@ -134,41 +137,127 @@ def faults() -> dict[str, Fault]:
     }
 
 
-# ---- running
-
-
-def run(name: str, fault: Fault, drive: Drive, folder: Path) -> Run:
-    """One drive with one fault, on a node of its own."""
-    with staged(drive, folder) as stage:
-        result = stage.play(name, fault)
-    result.exit_code = stage.process.process.returncode
-    return result
-
-
-def table(runs: list[Run]) -> str:
-    rows = []
-    for r in runs:
-        lived = "" if r.exit_code == 0 else f" **(ended with {r.exit_code})**"
-        said = r.said.replace("|", "/")
-        states, tracked = ", ".join(r.states).lower(), f"{r.tracked}/{r.images}"
-        figures = (soak.seconds(r.recovered_s), tracked, r.wrong, f"{r.growth_mb:+.0f} MB")
-        rows.append((r.name + lived, states, *figures, said if len(said) <= 110 else said[:107] + "..."))
-    head = "fault, for 2 s | states | right again after | tracked | wrong as TRACKING | memory | what it said"
-    return markdown_table(head, rows)
+# ---- each fault on a node of its own
 
 
 def run_all(names: list[str], drive: Drive, folder: Path) -> tuple[bool, str]:
     """Whether all runs were good, and the table."""
-    runs, good = [], True
+    runs = []
     for number, name in enumerate(names, 1):
-        fault = faults()[name]
-        runs.append(run(name, fault, drive, folder))
-        problem = runs[-1].problem(fault)
-        good &= not problem
-        print(f"{number:2d}/{len(names)}  {name:36} {problem or 'good'}", flush=True)
+        with staged(drive, folder) as stage:
+            runs.append(stage.play(name, faults()[name]))
+        runs[-1].exit_code = stage.process.process.returncode
+        print(f"{number:2d}/{len(names)}  {name:36} {runs[-1].problem() or 'good'}", flush=True)
     write_text(folder / "faults.json", json.dumps([vars(r) for r in runs], indent=1) + "\n")
-    write_text(folder / "faults.md", table(runs))
-    return good, table(runs)
+    rows = []
+    for r in runs:
+        lived = "" if r.exit_code == 0 else f" **(ended with {r.exit_code})**"
+        said = textwrap.shorten(r.said.replace("|", "/"), 110, placeholder="...")
+        figures = (seconds(r.recovered_s), f"{r.tracked}/{r.images}", r.wrong, f"{r.growth_mb:+.0f} MB")
+        rows.append((r.name + lived, ", ".join(r.states).lower(), *figures, said))
+    head = "fault, for 2 s | states | right again after | tracked | wrong as TRACKING | memory | what it said"
+    return not any(r.problem() for r in runs), markdown_table(head, rows)
+
+
+# ---- random faults on one node
+
+
+@dataclass
+class Soak:
+    """What happened so far.
+
+    Attributes:
+        minutes, rate_hz, seed: how it was run.
+        memory_mb: (seconds since the start, MB) before the first round and after each.
+        rounds: one run of the drive each.
+        exit_code: of the node; None while it runs.
+        problem: why the soak ended early.
+    """
+
+    minutes: float
+    rate_hz: float
+    seed: int
+    memory_mb: list[tuple[float, float]] = field(default_factory=list)
+    rounds: list[Run] = field(default_factory=list)
+    exit_code: int | None = None
+    problem: str = ""
+
+    def summary(self) -> dict[str, object]:
+        """The figures, ready for JSON. Memory settles: medians of the second tenth and of the last tenth of the rounds."""
+        values = [mb for _, mb in self.memory_mb]
+        tenth = max(len(values) // 10, 1)
+        warm, end = (float(np.median(v)) for v in (values[tenth : 2 * tenth] or values[-1:], values[-tenth:]))
+        names, total = sorted({run.name for run in self.rounds}), _figures(self.rounds)
+        return {
+            "minutes": self.memory_mb[-1][0] / 60, "asked_minutes": self.minutes, "rate_hz": self.rate_hz, "seed": self.seed,
+            "images": sum(run.images for run in self.rounds), "tracked": sum(run.tracked for run in self.rounds),
+            "memory_mb": {"start": values[0], "after_warm_up": warm, "end": end, "most": max(values)},
+            "growth_percent": 100 * (end / warm - 1),
+            "faults": len(self.rounds), "missed_recoveries": total["missed"],
+            "worst_recovery_s": total["worst_recovery_s"], "wrong_poses": total["wrong_poses"],
+            "exit_code": self.exit_code, "problem": self.problem,
+            "by_fault": {name: _figures([run for run in self.rounds if run.name == name]) for name in names},
+        }  # fmt: skip
+
+    def good(self) -> bool:
+        """Whether the node lived, always recovered, was never wrong, and did not grow."""
+        figures = self.summary()
+        failed = self.exit_code or self.problem or figures["missed_recoveries"] or figures["wrong_poses"]
+        return not failed and figures["growth_percent"] <= GROWTH_PERCENT
+
+
+def _figures(runs: list[Run]) -> dict[str, object]:
+    found = [run.recovered_s for run in runs if run.recovered_s is not None]
+    figures = {"injected": len(runs), "missed": len(runs) - len(found), "wrong_poses": sum(run.wrong for run in runs)}
+    return figures | {"worst_recovery_s": max(found, default=None)}
+
+
+def soak(drive: Drive, folder: Path, result: Soak) -> tuple[bool, str]:
+    """Random faults on one node for so long; soak.json has the figures so far. Faults that are there from the start of a node, or
+    end it or start another, are left out. Returns whether all was good, and the table."""
+    choice = random.Random(result.seed)
+    names = sorted(name for name, fault in faults().items() if not fault.missing and not fault.ends_node)
+    with staged(drive, folder) as stage:
+        began = time.monotonic()
+        result.memory_mb.append((0.0, stage.memory_mb()))
+        while time.monotonic() - began < 60 * result.minutes:
+            name = choice.choice(names)
+            # Each round is later than all of the one before, whichever way its fault moved the clock.
+            run = stage.play(name, faults()[name], 200.0 * len(result.rounds))
+            if stage.process.process.poll() is not None:
+                result.problem = f"the node ended in round {len(result.rounds) + 1}: {name}"
+                break
+            result.rounds.append(run)
+            result.memory_mb.append((time.monotonic() - began, stage.memory_mb()))
+            write_text(folder / "soak.json", json.dumps(result.summary(), indent=1) + "\n")
+            minutes, mb = result.memory_mb[-1][0] / 60, result.memory_mb[-1][1]
+            outcome = f"right again {seconds(run.recovered_s)}  tracked {run.tracked}/{run.images}  wrong {run.wrong}"
+            print(f"{minutes:5.1f} min  {name:34} {outcome}  memory {mb:.1f} MB", flush=True)
+    result.exit_code = stage.process.process.returncode
+    write_text(folder / "soak.json", json.dumps(result.summary(), indent=1) + "\n")
+    return result.good(), soak_table(result.summary()) + result.problem
+
+
+def seconds(value: float | None) -> str:
+    return "never" if value is None else f"{value:.1f} s"
+
+
+def soak_table(summary: dict) -> str:
+    """The summary, and a row per fault."""
+    memory = summary["memory_mb"]
+    text = (
+        f"{summary['minutes']:.0f} minutes at {summary['rate_hz']:g} Hz, {summary['images']} images, {summary['faults']} faults "
+        f"on one node: {summary['missed_recoveries']} recoveries missed, {seconds(summary['worst_recovery_s'])} for the slowest, "
+        f"{summary['wrong_poses']} wrong poses given as TRACKING. Memory {memory['start']:.0f} MB before the first image, "
+        f"{memory['after_warm_up']:.1f} MB after the warm-up (median of the second tenth of the time), {memory['end']:.1f} MB at "
+        f"the end (of the last tenth): {summary['growth_percent']:+.1f} %; {memory['most']:.1f} MB at most. "
+        f"Exit code {summary['exit_code']}."
+    )
+    rows = [
+        (name, row["injected"], row["missed"], seconds(row["worst_recovery_s"]), row["wrong_poses"])
+        for name, row in summary["by_fault"].items()
+    ]
+    return text + "\n\n" + markdown_table("fault | injected | recoveries missed | slowest | wrong as TRACKING", rows)
 
 
 def main() -> int:
@@ -190,12 +279,10 @@ def main() -> int:
     given.out.mkdir(parents=True, exist_ok=True)
     print("making the drive ...", flush=True)
     rate_hz = given.rate or (SOAK_RATE_HZ if given.soak_minutes else RATE_HZ)
-    drive = make_drive(given.out, rate_hz)
+    drive, section = make_drive(given.out, rate_hz), "soak" if given.soak_minutes else "faults"
     if given.soak_minutes:
-        result = soak.soak(drive, given.out, given.soak_minutes, rate_hz, given.seed, faults)
-        section, good, text = "soak", result.good(), soak.soak_table(result.summary()) + result.problem
+        good, text = soak(drive, given.out, Soak(given.soak_minutes, rate_hz, given.seed))
     else:
-        section = "faults"
         good, text = run_all(names, drive, given.out)
     print(text)
     if given.docs is not None:

@@ -120,28 +120,9 @@ def grey_image(number: int | None) -> np.ndarray:
     return image
 
 
-def encoded(grey: np.ndarray, encoding: str) -> tuple[np.ndarray, int]:
-    """A grey picture as rows of another encoding, and its bytes per pixel."""
-    if encoding in ("mono8", "8UC1") or encoding.startswith("bayer") and encoding.endswith("8"):
-        return grey, 1
-    if encoding == "mono16" or encoding.endswith("16"):
-        return grey.astype(np.uint16) << 4, 2
-    if encoding in ("rgb8", "bgr8"):
-        return np.repeat(grey, 3, axis=1), 3
-    if encoding in ("rgba8", "bgra8"):
-        return np.repeat(grey, 4, axis=1), 4
-    luma = np.clip(np.rint(grey.astype(float) * 219 / 255 + 16), 0, 255).astype(np.uint8)
-    rows = np.full((HEIGHT, 2 * WIDTH), 128, np.uint8)
-    rows[:, 0 if encoding in ("yuv422_yuy2", "yuyv") else 1 :: 2] = luma
-    return rows, 2
-
-
-def image_message(number: int | None, stamp_ns: int, encoding: str = "mono8", frame: str = "camera_optical") -> Image:
+def image_message(number: int | None, stamp_ns: int) -> Image:
     """sensor_msgs/Image of `grey_image`."""
-    rows, pixel_bytes = encoded(grey_image(number), encoding)
-    message = robot.image_message(rows, stamp_ns, frame)
-    message.width, message.encoding, message.step = WIDTH, encoding, WIDTH * pixel_bytes
-    return message
+    return robot.image_message(grey_image(number), stamp_ns)
 
 
 def camera_info() -> CameraInfo:

@@ -14,16 +14,20 @@ import math
 import numpy as np
 import torch
 from builtin_interfaces.msg import Time
+from cv_bridge import CvBridge, CvBridgeError
 from geometry_msgs.msg import Point, Pose, PoseWithCovariance, Quaternion, Transform, TransformStamped, Twist, Vector3
 from rcl_interfaces.msg import FloatingPointRange, IntegerRange, ParameterDescriptor
-from sensor_msgs.msg import CameraInfo
+from scipy.spatial.transform import Rotation
+from sensor_msgs.msg import CameraInfo, CompressedImage, Image
 from std_msgs.msg import Header
 
 from ..errors import InputError
 from ..geometry.cameras import Camera
+from ..io.image_format import bytes_per_pixel, check_layout, decode_compressed, decode_raw, to_grey_or_rgb
 from ..io.messages import camera_of
 from .parameters import Parameter
 
+_BRIDGE = CvBridge()
 NS_PER_S = 1_000_000_000
 _QUATERNION_TOLERANCE = 0.1
 """Accepted deviation of a quaternion's length from 1; it is normalised."""
@@ -124,18 +128,10 @@ def transform_stamped(parent: str, child: str, stamp_ns: int, parent_from_child:
 
 def matrix_from_euler(position: tuple[float, float, float], roll: float, pitch: float, yaw: float) -> torch.Tensor:
     """Transform from a position and fixed-axes angles (REP-103): R = Rz(yaw) Ry(pitch) Rx(roll)."""
-    cr, sr, cp, sp = math.cos(roll), math.sin(roll), math.cos(pitch), math.sin(pitch)
-    cy, sy = math.cos(yaw), math.sin(yaw)
-    px, py, pz = position
-    return torch.tensor(
-        (
-            (cy * cp, cy * sp * sr - sy * cr, cy * sp * cr + sy * sr, px),
-            (sy * cp, sy * sp * sr + cy * cr, sy * sp * cr - cy * sr, py),
-            (-sp, cp * sr, cp * cr, pz),
-            (0.0, 0.0, 0.0, 1.0),
-        ),
-        dtype=torch.float64,
-    )
+    matrix = torch.eye(4, dtype=torch.float64)
+    matrix[:3, :3] = torch.from_numpy(Rotation.from_euler("xyz", (roll, pitch, yaw)).as_matrix())
+    matrix[:3, 3] = torch.tensor(position)
+    return matrix
 
 
 # ---- covariances
@@ -187,7 +183,7 @@ def twist_from_vector(vector: torch.Tensor) -> Twist:
     return Twist(linear=Vector3(x=vx, y=vy, z=vz), angular=Vector3(x=wx, y=wy, z=wz))
 
 
-# ---- camera
+# ---- camera and images
 
 
 def camera_from_info(info: CameraInfo) -> Camera:
@@ -199,6 +195,30 @@ def camera_from_info(info: CameraInfo) -> Camera:
     if isinstance(camera, InputError):
         raise camera
     return camera
+
+
+def decode_image(message: Image | CompressedImage) -> np.ndarray:
+    """Pixels of a message: uint8 [H, W] for grey encodings, [H, W, 3] RGB for the others.
+
+    Raises:
+        InputError: it is no image, cut short, or its encoding is not supported.
+    """
+    if isinstance(message, CompressedImage):
+        return decode_compressed(memoryview(message.data))
+    m = message
+    check_layout(m.height, m.width, m.encoding, m.step, bool(m.is_bigendian), len(m.data))
+    try:
+        # cv_bridge fails on swapped bytes with NumPy 2, and shears rows whose padding is no whole number of pixels.
+        if not m.is_bigendian and m.step % bytes_per_pixel(m.encoding) == 0:
+            return to_grey_or_rgb(_BRIDGE.imgmsg_to_cv2(m, desired_encoding="passthrough"), m.encoding)
+    except CvBridgeError:
+        pass  # an encoding that this version of cv_bridge does not know
+    return decode_raw(memoryview(m.data), m.height, m.width, m.encoding, m.step, bool(m.is_bigendian))
+
+
+def rgb_message(pixels: np.ndarray) -> Image:
+    """uint8 [H, W, 3] RGB as a message, its header left empty."""
+    return _BRIDGE.cv2_to_imgmsg(pixels, encoding="rgb8")
 
 
 # ---- parameters

@@ -21,7 +21,6 @@ from ..report.overlays import AGREES, DISAGREES, draw_alignment
 from ..tracking.types import PreparedFrame, TrackResult
 from . import conversions
 from .conversions import stamp_from_ns
-from .images import rgb_message
 from .parameters import Value
 
 _PATH_STEP_M, _PATH_STEP_RAD = 0.05, 0.05
@@ -83,7 +82,7 @@ class DebugOutputs:
         if details is None or not isinstance(frame, PreparedFrame):
             return
         picture = draw_alignment(frame.image, frame.prepared.camera, details)
-        message = rgb_message(picture)
+        message = conversions.rgb_message(picture)
         message.header.frame_id, message.header.stamp = camera_frame_id, stamp_from_ns(frame.stamp_ns)
         self._overlay.publish(message)
 

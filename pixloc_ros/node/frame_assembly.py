@@ -16,9 +16,8 @@ from ..io.frames import CameraFrame
 from ..mapping.georeference import Georeference
 from ..tracking.last_pose import LastPose, load_last_pose
 from ..tracking.tracker import Tracker
-from .conversions import NS_PER_S, stamp_to_ns
+from .conversions import NS_PER_S, decode_image, stamp_to_ns
 from .diagnostics import WARN, DiagnosticBoard
-from .images import decode_image
 from .inputs import Inputs, Rejected
 from .parameters import Value
 from .work_queue import ReceivedImage

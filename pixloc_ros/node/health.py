@@ -6,7 +6,6 @@ from __future__ import annotations
 import threading
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -23,24 +22,14 @@ _PACE_IMAGES = 20
 """The share is computed from at least so many images."""
 
 
-@dataclass
-class Counters:
-    """Images received, and their outcomes: `received` is the sum of the others and of the images that wait."""
-
-    received: int = 0
-    processed: int = 0
-    dropped: int = 0
-    rejected: int = 0
-
-
 class Health:
     """Counts images and fills in the board of diagnostics. The methods `judge...` belong to the worker's thread."""
 
     def __init__(self, board: DiagnosticBoard, setting: Callable[[str], Value]) -> None:
         self._board, self._setting = board, setting
-        self._counters = Counters()
+        self._counters = dict.fromkeys(("received", "processed", "dropped", "rejected"), 0)
         self._lock = threading.Lock()
-        self._counted = Counters()  # as they were at the last check of the pace
+        self._counted = self.counters  # as they were at the last check of the pace
         self._untracked = 0
         self._frame_ms: deque[float] = deque(maxlen=100)
         self._delay_ms: deque[float] = deque(maxlen=100)
@@ -48,13 +37,13 @@ class Health:
     def count(self, outcome: str) -> None:
         """One more image was received, processed, dropped or rejected."""
         with self._lock:
-            setattr(self._counters, outcome, getattr(self._counters, outcome) + 1)
+            self._counters[outcome] += 1
 
     @property
-    def counters(self) -> Counters:
-        """A copy of the counters."""
+    def counters(self) -> dict[str, int]:
+        """Images received, and their outcomes: `received` is the sum of the others and of the images that wait."""
         with self._lock:
-            return replace(self._counters)
+            return dict(self._counters)
 
     def took(self, frame_ms: float, delay_ms: float) -> None:
         """How long an image was worked on, and how long after its arrival its pose was published."""
@@ -64,7 +53,7 @@ class Health:
     def check_pace(self, paused: bool) -> None:
         """Reports whether most images are dropped because they come faster than they can be aligned. For a timer."""
         now = self.counters
-        received, dropped = now.received - self._counted.received, now.dropped - self._counted.dropped
+        received, dropped = (now[name] - self._counted[name] for name in ("received", "dropped"))
         if received < _PACE_IMAGES:
             return
         self._counted = now
@@ -80,7 +69,7 @@ class Health:
 
     def report_values(self, map_name: str, state: TrackState) -> None:
         """Puts the counters, the state and the times on the board."""
-        self._board.value("image", **vars(self.counters))
+        self._board.value("image", **self.counters)
         self._board.value("map", file=map_name)
         self._board.value("localization", state=state.name)
         for name, values in (("frame_ms", tuple(self._frame_ms)), ("delay_ms", tuple(self._delay_ms))):

@@ -20,7 +20,6 @@ from ..msg import LocalizationStatus
 from ..tracking.types import TrackResult, TrackState
 from . import conversions
 from .conversions import NS_PER_S, stamp_from_ns
-from .health import Counters
 from .parameters import Value
 from .transform_schedule import TransformSchedule
 
@@ -108,7 +107,7 @@ class Outputs:
         state: TrackState,
         message: str,
         map_name: str,
-        counters: Counters,
+        counters: dict[str, int],
         result: TrackResult | None = None,
         stages_ms: dict[str, float] | None = None,
     ) -> None:
@@ -125,23 +124,22 @@ class Outputs:
         """
         status = LocalizationStatus(state=int(state), message=message, map_name=map_name)
         status.header.frame_id, status.header.stamp = self._setting("global_frame_id"), stamp_from_ns(stamp_ns)
-        status.frames_received, status.frames_processed = counters.received, counters.processed
-        status.frames_dropped, status.frames_rejected = counters.dropped, counters.rejected
+        for name, number in counters.items():
+            setattr(status, f"frames_{name}", number)
         alignment = result.alignment if result is not None else None
         times_ms = dict.fromkeys(_TIMES, math.nan) | (stages_ms or {})
         if result is not None:
             times_ms.update((name, result.timings_ms.get(stage, math.nan)) for name, stage in _TRACKER_STAGES.items())
         times_ms["age_ms"] = (self._node.get_clock().now().nanoseconds - stamp_ns) * 1e-6
-        for name, value in times_ms.items():
-            setattr(status, name, _as_float32(value))
-        status.prior_distance_m = status.prior_rotation_rad = status.inlier_fraction = status.cost = math.nan
+        numbers = times_ms | dict.fromkeys(("prior_distance_m", "prior_rotation_rad", "inlier_fraction", "cost"), math.nan)
         if result is not None:
-            status.prior_distance_m = _as_float32(result.prior_distance_m)
-            status.prior_rotation_rad = _as_float32(result.prior_rotation_rad)
+            numbers |= {name: getattr(result, name) for name in ("prior_distance_m", "prior_rotation_rad")}
             status.prior_source = result.prior.source.replace(" ", "_") if result.prior is not None else ""
         if alignment is not None:
-            status.inlier_fraction, status.cost = alignment.inlier_fraction, _as_float32(alignment.cost)
+            numbers |= {name: getattr(alignment, name) for name in ("inlier_fraction", "cost")}
             status.points_used = alignment.points_used
+        for name, value in numbers.items():
+            setattr(status, name, _as_float32(value))
         self._status.publish(status)
 
     def _tolerance_ns(self) -> int:

@@ -16,18 +16,9 @@ for times at which no newer image has been processed yet. Three things go beyond
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Generic, TypeVar
 
 T = TypeVar("T")
-
-
-@dataclass
-class _Sent:
-    """A future stamp in use, and how many times it was overruled."""
-
-    stamp_ns: int
-    overruled: int = 0
 
 
 class TransformSchedule(Generic[T]):
@@ -35,34 +26,29 @@ class TransformSchedule(Generic[T]):
 
     def __init__(self) -> None:
         self._current: T | None = None
-        self._sent: list[_Sent] = []
+        self._sent: dict[int, int] = {}  # future stamps in use, and how many times each was overruled
 
     def found(self, transform: T, image_ns: int, tolerance_ns: int) -> list[tuple[int, T]]:
         """A new transform, found from the image of that stamp: (stamp, transform) to send, in the order of stamps."""
         self._current = transform
         future_ns = image_ns + tolerance_ns
         # The stamp that is about to be sent belongs to this image, not to those that overrule.
-        self._sent = [sent for sent in self._sent if sent.stamp_ns > image_ns]
-        stamps = {image_ns, future_ns}
-        for sent in self._sent:
-            sent.overruled += 1
-            stamps |= {sent.stamp_ns - sent.overruled, sent.stamp_ns}
-        if all(sent.stamp_ns != future_ns for sent in self._sent):
-            self._sent.append(_Sent(future_ns))
+        self._sent = {stamp_ns: overruled + 1 for stamp_ns, overruled in self._sent.items() if stamp_ns > image_ns}
+        stamps = {image_ns, future_ns, *self._sent, *(stamp_ns - overruled for stamp_ns, overruled in self._sent.items())}
+        self._sent.setdefault(future_ns, 0)
         return [(stamp, transform) for stamp in sorted(stamps) if stamp >= image_ns]
 
     def due(self, newest_data_ns: int, tolerance_ns: int) -> list[tuple[int, T]]:
         """What to send again, given the newest stamp of any data seen: at most one."""
         if self._current is None or not self._sent:
             return []
-        last_ns = max(sent.stamp_ns for sent in self._sent)
-        if newest_data_ns + tolerance_ns // 2 <= last_ns:
+        if newest_data_ns + tolerance_ns // 2 <= max(self._sent):
             return []
         stamp_ns = newest_data_ns + tolerance_ns
-        self._sent.append(_Sent(stamp_ns))
+        self._sent[stamp_ns] = 0
         return [(stamp_ns, self._current)]
 
     def clear(self) -> None:
         """Sends nothing more until the next `found`."""
         self._current = None
-        self._sent = []
+        self._sent = {}

@@ -32,7 +32,8 @@ class NodeDied(InputError):
 class NodeProcess:
     """A running `localization_node`. As a context manager it stops the node at the end of the block.
 
-    The node talks only to processes on this machine, unless ROS_AUTOMATIC_DISCOVERY_RANGE says otherwise.
+    The node talks only to processes on this machine, unless ROS_AUTOMATIC_DISCOVERY_RANGE says otherwise. It also ends when this
+    process ends without stopping it, even if this process is killed.
 
     Args:
         parameters: node parameters by name.
@@ -51,6 +52,9 @@ class NodeProcess:
                 [sys.executable, "-m", "pixloc_ros.node.localization_node", "--ros-args", *words],
                 stdin=subprocess.DEVNULL, stdout=file, stderr=subprocess.STDOUT, start_new_session=True,
             )  # fmt: skip
+        # Its input ends with this process. Not PR_SET_PDEATHSIG: that would act when the thread that started the node ends.
+        guard = f"exec >/dev/null 2>&1; read _; kill -INT {self.pid}; sleep 5; kill -KILL {self.pid}"
+        self._guard = subprocess.Popen(["sh", "-c", guard], stdin=subprocess.PIPE, start_new_session=True)
 
     def __enter__(self) -> NodeProcess:
         return self
@@ -102,10 +106,12 @@ class NodeProcess:
         """Interrupts the node, and kills it if it does not end. Returns its exit code."""
         self.send(signal.SIGINT)
         try:
-            return self.process.wait(_STOP_TIMEOUT_S)
+            self.process.wait(_STOP_TIMEOUT_S)
         except subprocess.TimeoutExpired:
             self.process.kill()
-            return self.process.wait()
+        self._guard.kill()
+        self._guard.communicate()
+        return self.process.wait()
 
 
 @contextlib.contextmanager

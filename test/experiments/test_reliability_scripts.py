@@ -20,7 +20,6 @@ import consistency  # noqa: E402  (scripts, not modules of the package)
 import faults  # noqa: E402
 import gates_roc  # noqa: E402
 import input_checks  # noqa: E402
-import soak  # noqa: E402
 
 
 @given(st.lists(st.tuples(st.integers(0, 6), st.booleans()), min_size=2, max_size=40))
@@ -62,14 +61,14 @@ def test_consistent_errors_are_told_from_overconfident_ones():
 
 def test_a_soak_counts_faults_and_compares_settled_memory():
     names = ("black images", "odometry stops")
-    made = soak.Soak(minutes=10.0, rate_hz=15.0, seed=0, exit_code=0)
+    made = faults.Soak(minutes=10.0, rate_hz=15.0, seed=0, exit_code=0)
     made.memory_mb = [(30.0 * k, 400.0 if k == 0 else 500.0 if k < 18 else 505.0) for k in range(21)]
     made.rounds = [faults.Run(names[k % 2], recovered_s=0.1 * k, tracked=100, images=135) for k in range(20)]
     figures = made.summary()
     assert figures["faults"] == 20 and figures["by_fault"]["black images"]["injected"] == 10
     assert figures["growth_percent"] == pytest.approx(1.0) and figures["worst_recovery_s"] == pytest.approx(1.9)
     assert figures["memory_mb"] == {"start": 400.0, "after_warm_up": 500.0, "end": 505.0, "most": 505.0}
-    assert made.good() and "+1.0 %" in soak.soak_table(figures)
+    assert made.good() and "+1.0 %" in faults.soak_table(figures)
     made.memory_mb[-2:] = [(570.0, 520.0), (600.0, 520.0)]
     assert not made.good()
     made.memory_mb[-2:] = [(570.0, 500.0), (600.0, 500.0)]

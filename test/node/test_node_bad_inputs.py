@@ -29,7 +29,6 @@ from rclpy.parameter import Parameter
 from rosgraph_msgs.msg import Clock
 from sensor_msgs.msg import CompressedImage
 
-from pixloc_ros.errors import InputError
 from pixloc_ros.node import conversions
 
 TRACKING, DEGRADED, INITIALIZING = LocalizationStatus.TRACKING, LocalizationStatus.DEGRADED, LocalizationStatus.INITIALIZING
@@ -217,18 +216,6 @@ def test_others_that_publish_the_same_are_noticed():
         assert robot.levels["transforms"] == b"\2"
         robot.diagnosed("1 more publish our ~/pose")
         robot.node.destroy_publisher(other)
-
-
-def test_broken_map_keeps_the_node_up():
-    def broken(*_):
-        raise InputError("site.pixmap is cut short: copy it again")
-
-    with running(open_localizer=broken, **start_pose()) as (node, robot):
-        robot.diagnosed("map: site.pixmap is cut short: copy it again. Fix it and call ~/load_map")
-        assert robot.levels["map"] == b"\2"
-        status = robot.step(0)
-        assert status.state == INITIALIZING and "no map is loaded" in status.message
-        assert not robot.poses and not robot.transforms
 
 
 def test_an_image_from_the_future_is_refused_and_nothing_starts_again():

@@ -4,13 +4,10 @@
 import math
 import time
 
-import numpy as np
 import pytest
 import torch
 from node_harness import (
     BASE_FROM_CAMERA,
-    HEIGHT,
-    WIDTH,
     FakeLocalizer,
     close,
     having,
@@ -103,41 +100,6 @@ def test_nothing_before_the_first_pose_then_initial_pose_of_the_past():
         assert status.state == TRACKING and status.prior_source == "initial_pose"
         assert status.prior_distance_m < 0.1, "the initial pose was not moved along with the odometry"
         assert torch.linalg.vector_norm(pose_of(20)[:3, 3] - pose_of(2)[:3, 3]) > 1.0
-
-
-ENCODINGS = (
-    *("mono8", "8UC1", "mono16", "rgb8", "bgr8", "rgba8", "bgra8"),
-    *("bayer_rggb8", "bayer_bggr8", "bayer_gbrg8", "bayer_grbg8", "bayer_rggb16"),
-    *("yuv422", "uyvy", "yuv422_yuy2", "yuyv"),
-)
-
-
-def test_every_encoding_gives_a_pose():
-    with running(**start_pose()) as (_, robot):
-        for number, encoding in enumerate(ENCODINGS):
-            robot.drive_to(stamp_of(number))
-            robot.image.publish(image_message(number, stamp_of(number), encoding))
-            status = robot.status_of(stamp_of(number))
-            assert status.state == TRACKING and status.message == "", (encoding, status.message)
-        # Padded rows, as many cameras send them, and big-endian 16-bit pixels.
-        number += 1
-        padded = image_message(number, stamp_of(number))
-        rows = np.frombuffer(padded.data, np.uint8).reshape(HEIGHT, WIDTH)
-        padded.step = WIDTH + 7
-        padded.data = np.pad(rows, ((0, 0), (0, 7))).tobytes()
-        robot.drive_to(stamp_of(number))
-        robot.image.publish(padded)
-        assert robot.status_of(stamp_of(number)).message == ""
-        number += 1
-        swapped = image_message(number, stamp_of(number), "mono16")
-        swapped.is_bigendian = 1
-        swapped.data = np.frombuffer(swapped.data, "<u2").astype(">u2").tobytes()
-        robot.drive_to(stamp_of(number))
-        robot.image.publish(swapped)
-        assert robot.status_of(stamp_of(number)).message == ""
-        robot.wait(lambda: len(robot.poses) == number + 1)
-        for n, pose in enumerate(robot.poses):
-            assert close(pose_in(pose), pose_of(n)), (ENCODINGS + ("", ""))[n]
 
 
 def test_a_time_offset_moves_the_images_and_nothing_else():
@@ -263,17 +225,13 @@ def test_only_the_newest_image_is_processed_and_drops_are_reported():
         assert stamps == [stamp_of(n) for n in range(12)], "one status per image"
         processed = [s for s in robot.statuses if not s.message.startswith("dropped")]
         assert stamp_to_ns(processed[-1].header.stamp) == stamp_of(11), "the newest image is always processed"
+        for number in range(12, 40):  # less than half of them can be aligned
+            robot.drive_to(stamp_of(number))
+            robot.see(number)
+            time.sleep(0.01)
+        assert "set preset to fast" in robot.diagnosed("faster than they can be aligned")
     with running(open_localizer=SlowLocalizer, process_all_frames=True, **start_pose()) as (_, robot):
         robot.drive_to(stamp_of(6))
         for number in range(6):
             robot.see(number)
         robot.wait(lambda: len(robot.poses) == 6)
-
-
-def test_most_images_dropped_is_a_warning():
-    with running(open_localizer=SlowLocalizer, **start_pose()) as (_, robot):
-        robot.drive_to(stamp_of(30))
-        for number in range(30):
-            robot.see(number)
-            time.sleep(0.01)
-        assert "set preset to fast" in robot.diagnosed("faster than they can be aligned")

@@ -3,7 +3,10 @@
 
 import os
 import signal
+import subprocess
+import sys
 import time
+from pathlib import Path
 
 import pytest
 import rclpy
@@ -85,6 +88,28 @@ def test_a_broken_map_is_reported_and_the_node_stays_until_interrupted(tmp_path)
             process.wait_for(lambda: False, "did not fly", 0.1)
         assert process.stop() == 0, process.output()
         assert "broken.pixmap" in process.output() and "Traceback" not in process.output()
+
+
+def test_a_killed_launcher_takes_its_node_along(tmp_path):
+    code = (
+        "import sys, time; from pathlib import Path; from pixloc_ros.rig.node_process import NodeProcess\n"
+        "process = NodeProcess({'map': 'none.pixmap'}, Path(sys.argv[1])); print(process.pid, flush=True); time.sleep(100)"
+    )
+    launcher = subprocess.Popen([sys.executable, "-c", code, tmp_path / "node.log"], stdout=subprocess.PIPE)
+    with launcher:
+        node = int(launcher.stdout.readline())
+        launcher.kill()
+    deadline = time.monotonic() + 20
+    while is_running(node):
+        assert time.monotonic() < deadline, "the node survives its launcher"
+        time.sleep(0.05)
+
+
+def is_running(pid: int) -> bool:
+    try:
+        return "\nState:\tZ" not in Path(f"/proc/{pid}/status").read_text()
+    except OSError:
+        return False
 
 
 def test_interrupted_while_it_starts(tmp_path):
