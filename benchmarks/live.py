@@ -41,9 +41,9 @@ from pixloc_ros.evaluation import offline
 from pixloc_ros.evaluation.tables import format_number
 from pixloc_ros.evaluation.usage import Usage, UsageMeter, busy_s, memory_mib
 from pixloc_ros.features import load_extractor
-from pixloc_ros.geometry import se3
 from pixloc_ros.io.bags import BagReader
-from pixloc_ros.io.frames import CameraFrame, OdometryMessage
+from pixloc_ros.io.frames import CameraFrame
+from pixloc_ros.io.trajectory import Trajectory
 from pixloc_ros.node import conversions
 from pixloc_ros.node.conversions import NS_PER_S, stamp_from_ns, stamp_to_ns
 from pixloc_ros.rig.node_process import NODE, NodeProcess, spinning_node
@@ -60,13 +60,12 @@ WARM_UP_S = 2.0
 
 @dataclass(frozen=True)
 class Drive:
-    """What is sent. stamps_s [n] and odometry_s are in the drive's own time."""
+    """What is sent. stamps_s [n] and the odometry are in the drive's own time."""
 
     stamps_s: np.ndarray
     images: list[Image | CompressedImage]
     info: CameraInfo
-    odometry_s: np.ndarray
-    odometry: torch.Tensor
+    odometry: Trajectory
     base_from_camera: torch.Tensor
     camera_frame: str
     start: torch.Tensor
@@ -84,10 +83,9 @@ class Drive:
 
     def odom_from_base(self, image: float) -> torch.Tensor:
         """float64 [4, 4] at that place."""
-        time_s = self.place(image)
-        after = int(np.clip(np.searchsorted(self.odometry_s, time_s), 1, len(self.odometry_s) - 1))
-        first, second = self.odometry_s[after - 1], self.odometry_s[after]
-        return se3.interpolate(self.odometry[after - 1], self.odometry[after], float((time_s - first) / (second - first)))
+        stamps_ns = self.odometry.stamps_ns
+        stamp_ns = np.clip(round(self.place(image) * NS_PER_S), stamps_ns[0], stamps_ns[-1])
+        return self.odometry.at(stamp_ns[None], offline.TRUTH_GAP_NS)[0][0]
 
 
 def main() -> int:
@@ -112,19 +110,15 @@ def main() -> int:
 def read_drive(path: Path, compressed: bool) -> Drive:
     """The test drive in memory, as messages."""
     with BagReader(path / "drive") as bag:
-        events = list(bag.events())
-        frames = [event for event in events if isinstance(event, CameraFrame)]
-        odometry = [event for event in events if isinstance(event, OdometryMessage)]
         start_ns, start = offline.first_pose(bag, bag.truth(), None)
-        frames = [frame for frame in frames if frame.stamp_ns >= start_ns]
+        frames = [item for item in bag.events() if isinstance(item, CameraFrame) and item.stamp_ns >= start_ns]
         info = deserialize_message(next(bag.raw_messages([bag.camera_info_topic])).cdr, CameraInfo)
         info.header.frame_id = bag.camera_frame
         return Drive(
             np.array([frame.stamp_ns / NS_PER_S for frame in frames]),
             [image_message(frame.image, 0, bag.camera_frame, compressed) for frame in frames],
             info,
-            np.array([sample.stamp_ns / NS_PER_S for sample in odometry]),
-            torch.stack([sample.odom_from_base for sample in odometry]),
+            bag.odometry(),
             bag.base_from_camera,
             bag.camera_frame,
             start,

@@ -20,26 +20,22 @@ from launch import LaunchDescription
 
 def generate_launch_description():
     share = Path(get_package_share_directory("pixloc_ros"))
+    arguments = {
+        "namespace": ("", "Namespace of the robot"),
+        "use_sim_time": ("false", "Take the time from /clock"),
+        "ekf_params_file": (str(share / "config" / "ekf.yaml"), "Parameters of the filter"),
+    }
+    localization = PythonLaunchDescriptionSource(str(share / "launch" / "localization.launch.py"))
     use_sim_time = ParameterValue(LaunchConfiguration("use_sim_time"), value_type=bool)
-    return LaunchDescription(
-        [
-            DeclareLaunchArgument("namespace", default_value="", description="Namespace of the robot"),
-            DeclareLaunchArgument("use_sim_time", default_value="false", description="Take the time from /clock"),
-            DeclareLaunchArgument(
-                "ekf_params_file", default_value=str(share / "config" / "ekf.yaml"), description="Parameters of the filter"
-            ),
-            IncludeLaunchDescription(
-                PythonLaunchDescriptionSource(str(share / "launch" / "localization.launch.py")),
-                launch_arguments={"publish_tf": "false"}.items(),
-            ),
-            Node(
-                package="robot_localization",
-                executable="ekf_node",
-                name="ekf_filter_node",
-                namespace=LaunchConfiguration("namespace"),
-                parameters=[LaunchConfiguration("ekf_params_file"), {"use_sim_time": use_sim_time}],
-                remappings=[("/tf", "tf"), ("/tf_static", "tf_static"), ("odometry/filtered", "odometry/fused")],
-                output="screen",
-            ),
-        ]
+    ekf = Node(
+        package="robot_localization",
+        executable="ekf_node",
+        name="ekf_filter_node",
+        namespace=LaunchConfiguration("namespace"),
+        parameters=[LaunchConfiguration("ekf_params_file"), {"use_sim_time": use_sim_time}],
+        remappings=[("/tf", "tf"), ("/tf_static", "tf_static"), ("odometry/filtered", "odometry/fused")],
+        output="screen",
     )
+    declared = [DeclareLaunchArgument(name, default_value=value, description=text) for name, (value, text) in arguments.items()]
+    included = IncludeLaunchDescription(localization, launch_arguments={"publish_tf": "false"}.items())
+    return LaunchDescription([*declared, included, ekf])

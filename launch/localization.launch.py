@@ -31,55 +31,45 @@ SWITCH_ARGUMENTS = {
     "autostart": "true: active at once; false: a lifecycle manager configures and activates the node",
     "publish_tf": "false: a filter publishes map -> odom (fusion.launch.py)",
 }
+CONFIG = Path(get_package_share_directory("pixloc_ros"), "config")
+OTHER_ARGUMENTS = {
+    "namespace": ("", "Namespace of the robot"),
+    "params_file": (str(CONFIG / "localization.yaml"), "Parameters of the node"),
+    "use_sim_time": ("false", "Take the time from /clock"),
+    "use_respawn": ("false", "Start the node again if it ends"),
+    "use_rviz": ("false", "Show it in RViz"),
+    "log_level": ("info", "Level of the log"),
+}
 
 
 def localization_node(context):
     """The node, with those arguments that were given."""
-    given = {name: LaunchConfiguration(name).perform(context) for name in PARAMETER_ARGUMENTS}
-    use_sim_time = LaunchConfiguration("use_sim_time").perform(context)
-    overrides = {name: ParameterValue(value, value_type=str) for name, value in given.items() if value}
-    switches = {name: LaunchConfiguration(name).perform(context) for name in SWITCH_ARGUMENTS}
-    overrides |= {name: value.lower() == "true" for name, value in switches.items() if value}
-    overrides["use_sim_time"] = use_sim_time.lower() == "true"
-    nodes = [
-        Node(
-            package="pixloc_ros",
-            executable="localization_node",
-            name="localization_node",
-            namespace=LaunchConfiguration("namespace"),
-            parameters=[LaunchConfiguration("params_file"), overrides],
-            remappings=[("/tf", "tf"), ("/tf_static", "tf_static")],
-            arguments=["--ros-args", "--log-level", LaunchConfiguration("log_level")],
-            respawn=LaunchConfiguration("use_respawn").perform(context).lower() == "true",
-            respawn_delay=2.0,
-            output="screen",
-        )
-    ]
-    if LaunchConfiguration("use_rviz").perform(context).lower() == "true":
-        rviz = Node(
-            package="rviz2",
-            executable="rviz2",
-            namespace=LaunchConfiguration("namespace"),
-            arguments=["-d", str(Path(get_package_share_directory("pixloc_ros"), "config", "localization.rviz"))],
-            parameters=[{"use_sim_time": overrides["use_sim_time"]}],
-            remappings=[("/tf", "tf"), ("/tf_static", "tf_static")],
-        )
-        nodes.append(rviz)
-    return nodes
+
+    def given(name):
+        return LaunchConfiguration(name).perform(context)
+
+    overrides = {name: ParameterValue(given(name), value_type=str) for name in PARAMETER_ARGUMENTS if given(name)}
+    overrides |= {name: given(name).lower() == "true" for name in SWITCH_ARGUMENTS if given(name)}
+    overrides["use_sim_time"] = given("use_sim_time").lower() == "true"
+    common = {"namespace": LaunchConfiguration("namespace"), "remappings": [("/tf", "tf"), ("/tf_static", "tf_static")]}
+    node = Node(
+        package="pixloc_ros",
+        executable="localization_node",
+        name="localization_node",
+        parameters=[LaunchConfiguration("params_file"), overrides],
+        arguments=["--ros-args", "--log-level", LaunchConfiguration("log_level")],
+        respawn=given("use_respawn").lower() == "true",
+        respawn_delay=2.0,
+        output="screen",
+        **common,
+    )
+    if given("use_rviz").lower() != "true":
+        return [node]
+    arguments, parameters = ["-d", str(CONFIG / "localization.rviz")], [{"use_sim_time": overrides["use_sim_time"]}]
+    return [node, Node(package="rviz2", executable="rviz2", arguments=arguments, parameters=parameters, **common)]
 
 
 def generate_launch_description():
-    default_params = str(Path(get_package_share_directory("pixloc_ros"), "config", "localization.yaml"))
-    arguments = [
-        DeclareLaunchArgument("namespace", default_value="", description="Namespace of the robot"),
-        DeclareLaunchArgument("params_file", default_value=default_params, description="Parameters of the node"),
-        DeclareLaunchArgument("use_sim_time", default_value="false", description="Take the time from /clock"),
-        DeclareLaunchArgument("use_respawn", default_value="false", description="Start the node again if it ends"),
-        DeclareLaunchArgument("use_rviz", default_value="false", description="Show it in RViz"),
-        DeclareLaunchArgument("log_level", default_value="info", description="Level of the log"),
-    ]
-    arguments += [
-        DeclareLaunchArgument(name, default_value="", description=description)
-        for name, description in (PARAMETER_ARGUMENTS | SWITCH_ARGUMENTS).items()
-    ]
+    table = OTHER_ARGUMENTS | {name: ("", text) for name, text in (PARAMETER_ARGUMENTS | SWITCH_ARGUMENTS).items()}
+    arguments = [DeclareLaunchArgument(name, default_value=value, description=text) for name, (value, text) in table.items()]
     return LaunchDescription([*arguments, OpaqueFunction(function=localization_node)])
