@@ -17,7 +17,7 @@ import torch
 
 from ..geometry import se3
 from ..geometry.projection import camera_numbers
-from ..geometry.single import FAST_JIT, difference, retract
+from ..geometry.single import FAST_JIT, INLINE_JIT, difference, retract
 from .compiled_cost import LOSSES, CostSettings, PointState, System, ViewArrays, linearize_views, mean_cost, turn
 from .damping import ADAPTIVE_DOWN, ADAPTIVE_LEAST, ADAPTIVE_MOST, ADAPTIVE_UP, DIAGONAL_FLOOR, LEAST_SHARED_VIEW, Damping
 from .prior import PriorFactor
@@ -86,7 +86,7 @@ class LevelResults(NamedTuple):
         )
 
 
-@numba.njit(**FAST_JIT)
+@numba.njit(**INLINE_JIT)
 def _solve(hessian, gradient, factors, step):
     """step = -(H + diag(max(factors diag H, floor)))⁻¹ g by Cholesky; zero where the matrix is not positive definite."""
     lower = np.zeros((6, 6))
@@ -120,7 +120,7 @@ def _solve(hessian, gradient, factors, step):
             return
 
 
-@numba.njit(**FAST_JIT)
+@numba.njit(**INLINE_JIT)
 def solve(hessian, gradient, factors, axes, step):
     """The damped step, with the damping along the columns of axes [6, 6], or the camera's axes where that is empty."""
     if not axes.size:
@@ -135,10 +135,13 @@ def solve(hessian, gradient, factors, axes, step):
             step[m] += axes[m, k] * along[k]
 
 
-@numba.njit(**FAST_JIT)
+@numba.njit(**INLINE_JIT)
 def add_factors(problem, level, pose, system, hessian, gradient):
     """Fill the views' normal equations plus the prior factors'; return the factors' share of the cost."""
-    hessian[:], gradient[:] = system.hessian, system.gradient
+    for m in range(6):
+        gradient[m] = system.gradient[m]
+        for n in range(6):
+            hessian[m, n] = system.hessian[m, n]
     error, cost = np.empty(6), 0.0
     for f in range(problem.prior_inverses.shape[0]):
         difference(pose, problem.prior_inverses[f], error)
@@ -153,7 +156,7 @@ def add_factors(problem, level, pose, system, hessian, gradient):
     return cost
 
 
-@numba.njit(**FAST_JIT)
+@numba.njit(**INLINE_JIT)
 def run_level(problem, level, start, alive, results):
     """Levenberg-Marquardt with step acceptance on one level from `start` [4, 4]; no steps where it is not alive any more.
 
@@ -169,38 +172,47 @@ def run_level(problem, level, start, alive, results):
     new_at = PointState(np.zeros(points), np.zeros(points), np.zeros(points), np.zeros(points, np.bool_), np.zeros((points, 2)))
     hessian, gradient, new_hessian, new_gradient = np.empty((6, 6)), np.empty(6), np.empty((6, 6)), np.empty(6)
     step, pose, candidate = np.empty(6), start.copy(), start.copy()
-    count = linearize_views(views, level, stride, pose, cost, now, at)
-    poses[0], costs[0] = pose, mean_cost(at)
-    if count < problem.min_points:
-        return -1
-    prior_cost = add_factors(problem, level, pose, now, hessian, gradient)
-    scale, done = 1.0, 0
-    for k in range(problem.iterations if alive else 0):
-        solve(hessian, gradient, problem.factors[level] * scale, problem.axes, step)
-        retract(pose, step, candidate)
+    count, prior_cost, scale, done = 0, 0.0, 1.0, 0
+    for k in range(1 + (problem.iterations if alive else 0)):  # the first one looks at the start only
+        if k > 0:
+            solve(hessian, gradient, problem.factors[level] * scale, problem.axes, step)
+            retract(pose, step, candidate)
         new_count = linearize_views(views, level, stride, candidate, cost, new, new_at)
         new_prior_cost = add_factors(problem, level, candidate, new, new_hessian, new_gradient)
-        before, after, shared = prior_cost, 0.0, 0
-        for i in range(points):
-            if at.valid[i] and new_at.valid[i]:
-                shared += 1
-                before += at.confidence[i] * at.loss[i]
-                after += at.confidence[i] * new_at.loss[i]
-        moved2 = 0.0
-        for m in range(6):
-            for n in range(6):
-                moved2 += step[m] * now.motion[m, n] * step[n]
-        still = moved2 < count * (problem.stop_cells * stride) ** 2
-        accept = shared >= max(count * LEAST_SHARED_VIEW, problem.min_points) and after + new_prior_cost < before
+        accept, still = k == 0, False
+        if k > 0:
+            before, after, shared = prior_cost, 0.0, 0
+            for i in range(points):
+                if at.valid[i] and new_at.valid[i]:
+                    shared += 1
+                    before += at.confidence[i] * at.loss[i]
+                    after += at.confidence[i] * new_at.loss[i]
+            moved2 = 0.0
+            for m in range(6):
+                for n in range(6):
+                    moved2 += step[m] * now.motion[m, n] * step[n]
+            still = moved2 < count * (problem.stop_cells * stride) ** 2
+            accept = shared >= max(count * LEAST_SHARED_VIEW, problem.min_points) and after + new_prior_cost < before
+            scale = min(max(scale * (ADAPTIVE_DOWN if accept else ADAPTIVE_UP), ADAPTIVE_LEAST), ADAPTIVE_MOST)
         if accept:
-            pose[:], count, prior_cost = candidate, new_count, new_prior_cost
-            hessian[:], gradient[:] = new_hessian, new_gradient
-            now.hessian[:], now.motion[:] = new.hessian, new.motion
-            at.squared[:], at.loss[:], at.confidence[:] = new_at.squared, new_at.loss, new_at.confidence
-            at.valid[:], at.pixels[:] = new_at.valid, new_at.pixels
-        scale = min(max(scale * (ADAPTIVE_DOWN if accept else ADAPTIVE_UP), ADAPTIVE_LEAST), ADAPTIVE_MOST)
-        done = k + 1
-        poses[done], costs[done] = pose, mean_cost(at)
+            # Element by element: the check of the shapes in `a[:] = b` takes longer to compile than the rest of the optimizer.
+            count, prior_cost = new_count, new_prior_cost
+            for m in range(6):
+                gradient[m] = new_gradient[m]
+                for n in range(6):
+                    hessian[m, n] = new_hessian[m, n]
+                    now.hessian[m, n], now.motion[m, n] = new.hessian[m, n], new.motion[m, n]
+            for i in range(points):
+                at.squared[i], at.loss[i], at.confidence[i] = new_at.squared[i], new_at.loss[i], new_at.confidence[i]
+                at.valid[i], at.pixels[i, 0], at.pixels[i, 1] = new_at.valid[i], new_at.pixels[i, 0], new_at.pixels[i, 1]
+        for m in range(4):
+            for n in range(4):
+                if accept:
+                    pose[m, n] = candidate[m, n]
+                poses[k, m, n] = pose[m, n]
+        costs[k], done = mean_cost(at), k
+        if count < problem.min_points:
+            return -1
         if still:
             break
     return done

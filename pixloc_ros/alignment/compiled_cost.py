@@ -14,7 +14,7 @@ import numba
 import numpy as np
 
 from ..geometry.projection import CameraNumbers, project_point
-from ..geometry.single import FAST_JIT, adjoint, compose
+from ..geometry.single import INLINE_JIT, adjoint, compose
 
 LOSSES = {"cauchy": 0, "geman_mcclure": 1, "squared": 2}
 
@@ -74,7 +74,7 @@ class PointState(NamedTuple):
     pixels: np.ndarray
 
 
-@numba.njit(**FAST_JIT)
+@numba.njit(**INLINE_JIT)
 def turn(hessian, gradient, axes, turned, pull):
     """Fill in normal equations (turned, pull) for steps along the columns of axes [6, 6]."""
     half = np.zeros((6, 6))
@@ -90,7 +90,7 @@ def turn(hessian, gradient, axes, turned, pull):
                 turned[m, n] += axes[k, m] * half[k, n]
 
 
-@numba.njit(**FAST_JIT)
+@numba.njit(**INLINE_JIT)
 def linearize_views(views, level, stride, pose, settings, system, points):
     """Fill the sum of the views' normal equations at a pose of the rig [4, 4]; return the number of valid points."""
     system.hessian[:], system.gradient[:], system.motion[:] = 0.0, 0.0, 0.0
@@ -104,23 +104,27 @@ def linearize_views(views, level, stride, pose, settings, system, points):
             points.valid[first:last],
             points.pixels[first:last],
         )
-        if view.camera_from_rig.size:
-            camera_from_map, axes = compose(view.camera_from_rig, pose), adjoint(view.camera_from_rig)
-            own = System(np.zeros((6, 6)), np.zeros(6), np.zeros((6, 6)))
-            count += add_view(view, level, stride, camera_from_map, settings, own, part)
-            turned, pull = np.empty((6, 6)), np.empty(6)
+        placed = view.camera_from_rig.size > 0
+        own, camera_from_map = system, pose
+        if placed:
+            own, camera_from_map = System(np.zeros((6, 6)), np.zeros(6), np.zeros((6, 6))), compose(view.camera_from_rig, pose)
+        count += add_view(view, level, stride, camera_from_map, settings, own, part)
+        if placed:
+            axes, turned, pull = adjoint(view.camera_from_rig), np.empty((6, 6)), np.empty(6)
             turn(own.motion, own.gradient, axes, turned, pull)
-            system.motion[:] += turned
+            for m in range(6):
+                for n in range(6):
+                    system.motion[m, n] += turned[m, n]
             turn(own.hessian, own.gradient, axes, turned, pull)
-            system.hessian[:] += turned
-            system.gradient[:] += pull
-        else:
-            count += add_view(view, level, stride, pose, settings, system, part)
+            for m in range(6):
+                system.gradient[m] += pull[m]
+                for n in range(6):
+                    system.hessian[m, n] += turned[m, n]
         first = last
     return count
 
 
-@numba.njit(**FAST_JIT)
+@numba.njit(**INLINE_JIT)
 def add_view(view, level, stride, pose, settings, system, points):
     """Add one view's normal equations at its pose camera_from_map [4, 4]; return the number of its valid points."""
     features, query_confidence = view.features[level], view.query_confidences[level]
@@ -228,7 +232,7 @@ def add_view(view, level, stride, pose, settings, system, points):
     return count
 
 
-@numba.njit(**FAST_JIT)
+@numba.njit(**INLINE_JIT)
 def mean_cost(points):
     """Mean loss over the valid points, weighted by their confidence."""
     confidence, loss, valid = points.confidence, points.loss, points.valid

@@ -10,7 +10,7 @@ import numba
 import numpy as np
 
 from .cameras import MIN_DEPTH, Camera
-from .single import FAST_JIT
+from .single import FAST_JIT, INLINE_JIT
 
 POLYNOMIAL, EQUIDISTANT = 0, 1
 PARAMS = 12
@@ -38,7 +38,7 @@ def camera_numbers(camera: Camera) -> CameraNumbers:
     return CameraNumbers(EQUIDISTANT if camera.model == "equidistant" else POLYNOMIAL, params, float(camera.limit))
 
 
-@numba.njit(**FAST_JIT)
+@numba.njit(**INLINE_JIT)
 def project_point(camera, x, y, z, pixel, jac):
     """Pixel (2) and its derivative jac (2, 3) of a point in the camera frame; False where it is invalid."""
     kind, cam, limit = camera

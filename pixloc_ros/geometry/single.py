@@ -16,6 +16,9 @@ import numpy as np
 JIT = {"cache": True, "nogil": True, "error_model": "numpy"}
 FAST_JIT = {**JIT, "fastmath": {"reassoc", "contract", "arcp", "nsz"}}
 """For loops over many points. No "nnan": features and poses that are not numbers must be seen as such."""
+INLINE_JIT = {**FAST_JIT, "forceinline": True}
+"""For their callees. Otherwise the process that compiles them calls each one's own code, and a process that loads its caller from
+the cache calls the caller's copy, which has been optimized once more: other last bits."""
 _SMALL = 1e-4
 """Below this angle two terms of a series are exact to double precision."""
 
@@ -44,7 +47,7 @@ def _rotation(phi, rotation):
 
 _exp = numba.njit(**JIT)(_rotation)
 # Not cached: numba's cache would take it for the one above.
-_exp_fast = numba.njit(**{**FAST_JIT, "cache": False})(_rotation)
+_exp_fast = numba.njit(**{**INLINE_JIT, "cache": False})(_rotation)
 
 
 @numba.njit(**JIT)
@@ -192,7 +195,7 @@ def transform_covariance(covariance, a_from_b):
     return result
 
 
-@numba.njit(**FAST_JIT)
+@numba.njit(**INLINE_JIT)
 def retract(pose, step, out):
     """`se3.retract` of the optimizer, into out: pixloc's decoupled left update."""
     rotation = np.empty((3, 3))
@@ -203,7 +206,7 @@ def retract(pose, step, out):
         out[m, 3] += step[m]
 
 
-@numba.njit(**FAST_JIT)
+@numba.njit(**INLINE_JIT)
 def difference(pose, other_inverse, error):
     """error = log(pose · other⁻¹) of the optimizer: as `log`, in less time, for rotations below π."""
     t = np.zeros((3, 4))

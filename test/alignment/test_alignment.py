@@ -2,6 +2,9 @@
 """The optimizer against closed forms, automatic differentiation, and small scenes whose answer is known."""
 
 import dataclasses
+import os
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -185,6 +188,29 @@ def test_a_rig_is_the_sum_of_its_views(backend):
     near = align(whole, BASE @ base.camera_from_map, dataclasses.replace(options, iterations=1))
     scale = float(base.hessian.abs().max())
     torch.testing.assert_close((axes.mT @ near.hessian.double() @ axes) / scale, base.hessian.double() / scale, rtol=0, atol=0.02)
+
+
+PRINT_BITS = """
+import torch
+from alignment_scene import BASE, CAMERA, perturbed, scene, some_cues, temporal_prior
+from pixloc_ros.alignment import AlignmentOptions, PriorFactor, View, align
+
+pyramid, points, truth = scene(torch.float32)
+for place in (None, BASE):
+    views = [View(pyramid, CAMERA, points), View(pyramid, CAMERA, points, camera_from_rig=place)]
+    for seed in range(10):
+        start = perturbed(truth.double(), 0.7, seed)[None]
+        prior = PriorFactor(perturbed(truth.double(), 0.3, seed), torch.eye(6, dtype=torch.float64))
+        result = align(views, start, AlignmentOptions(backend="compiled"), temporal_prior(1), prior, some_cues(1))
+        print(result.camera_from_map.numpy().tobytes().hex(), result.hessian.numpy().tobytes().hex())
+"""
+
+
+def test_the_process_that_compiles_computes_the_bits_of_those_that_load_from_the_cache(tmp_path):
+    environment = os.environ | {"NUMBA_CACHE_DIR": str(tmp_path), "PYTHONPATH": os.pathsep.join(sys.path)}
+    command = [sys.executable, "-c", PRINT_BITS]
+    first, second = (subprocess.run(command, env=environment, capture_output=True, check=True).stdout for _ in range(2))
+    assert first == second and first.count(b"\n") == 20 and list(tmp_path.rglob("*.nbi"))
 
 
 def test_views_of_other_strides_are_refused():
