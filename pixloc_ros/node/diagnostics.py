@@ -10,10 +10,18 @@ from __future__ import annotations
 
 import threading
 import time
+from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import numpy as np
 from diagnostic_msgs.msg import DiagnosticStatus, KeyValue
+
+from ..tracking.odometry_check import FIGURES, WARNINGS
+from ..tracking.tracker import Tracker
+from ..tracking.types import TrackResult, TrackState
+from .conversions import NS_PER_S
+from .parameters import Value
 
 OK, WARN, ERROR = DiagnosticStatus.OK, DiagnosticStatus.WARN, DiagnosticStatus.ERROR
 
@@ -21,6 +29,10 @@ COMPONENTS = ("map", "image", "calibration", "transforms", "odometry", "initial 
 """One diagnostic status each."""
 
 HOLD_S = 2.0
+MOST_DROPPED = 0.5
+"""If more than this share of the images is dropped, diagnostics warn."""
+_PACE_IMAGES = 20
+"""The share is computed from at least so many images."""
 
 
 @dataclass
@@ -57,6 +69,13 @@ class DiagnosticBoard:
             self._conditions[component][name] = _Condition(level, message, now)
         if new:
             self._on_new(level, f"{component}: {message}")
+
+    def update(self, component: str, name: str, message: str, level: bytes = WARN) -> None:
+        """Condition `name` of a component holds, or no longer holds if the message is empty."""
+        if message:
+            self.report(component, name, level, message)
+        else:
+            self.clear(component, name)
 
     def report_once(self, component: str, name: str, level: bytes, message: str) -> None:
         """Condition `name` of a component held for a moment."""
@@ -111,3 +130,100 @@ class DiagnosticBoard:
             message="; ".join(condition.message for condition in conditions) or "ok",
             values=[KeyValue(key=key, value=value) for key, value in self._values[component].items()],
         )
+
+
+class Health:
+    """Counts images and fills in the board of diagnostics. The methods `judge...` belong to the worker's thread."""
+
+    def __init__(self, board: DiagnosticBoard, setting: Callable[[str], Value]) -> None:
+        self._board, self._setting = board, setting
+        self._counters = dict.fromkeys(("received", "processed", "dropped", "rejected"), 0)
+        self._lock = threading.Lock()
+        self._counted = self.counters  # as they were at the last check of the pace
+        self._untracked = 0
+        self._frame_ms: deque[float] = deque(maxlen=100)
+        self._delay_ms: deque[float] = deque(maxlen=100)
+
+    def count(self, outcome: str) -> None:
+        """One more image was received, processed, dropped or rejected."""
+        with self._lock:
+            self._counters[outcome] += 1
+
+    @property
+    def counters(self) -> dict[str, int]:
+        """Images received, and their outcomes: `received` is the sum of the others and of the images that wait."""
+        with self._lock:
+            return dict(self._counters)
+
+    def took(self, frame_ms: float, delay_ms: float) -> None:
+        """How long an image was worked on, and how long after its arrival its pose was published."""
+        self._frame_ms.append(frame_ms)
+        self._delay_ms.append(delay_ms)
+
+    def check_pace(self, paused: bool) -> None:
+        """Reports whether most images are dropped because they come faster than they can be aligned. For a timer."""
+        now = self.counters
+        received, dropped = (now[name] - self._counted[name] for name in ("received", "dropped"))
+        if received < _PACE_IMAGES:
+            return
+        self._counted = now
+        took = f", one takes {np.median(self._frame_ms):.0f} ms" if self._frame_ms else ""
+        text = (
+            f"{dropped} of {received} images dropped (more than {MOST_DROPPED:.0%}): they come faster than they can be "
+            f"aligned{took}; set preset to fast, or lower the camera's rate"
+        )
+        self._board.update("image", "pace", text if not paused and dropped > MOST_DROPPED * received else "")
+
+    def report_values(self, map_name: str, state: TrackState) -> None:
+        """Puts the counters, the state and the times on the board."""
+        self._board.value("image", **self.counters)
+        self._board.value("map", file=map_name)
+        self._board.value("localization", state=state.name)
+        for name, values in (("frame_ms", tuple(self._frame_ms)), ("delay_ms", tuple(self._delay_ms))):
+            if values:
+                p50, p95 = np.percentile(values, (50, 95))
+                self._board.value("localization", **{f"{name}_p50": f"{p50:.1f}", f"{name}_p95": f"{p95:.1f}"})
+
+    def judge(self, result: TrackResult, tracker: Tracker) -> None:
+        """Diagnostics of a processed image."""
+        tracking = result.state is TrackState.TRACKING
+        self._untracked = 0 if tracking else self._untracked + 1
+        self._board.value("localization", images_since_tracking=self._untracked)
+        gates, alignment = tracker.options.gates, result.alignment
+        if alignment is not None:
+            self._board.value(
+                "localization", inlier_fraction=f"{alignment.inlier_fraction:.2f}",
+                least_inlier_fraction=f"{gates.min_inlier_fraction:.2f}, {gates.min_inlier_fraction_search:.2f} without a prior",
+                visible_fraction=f"{alignment.visible_fraction:.2f}", least_visible_fraction=f"{gates.min_visible_fraction:.2f}",
+                cost=f"{alignment.cost:.4f}", iterations=alignment.iterations,
+                prior_distance_m=f"{result.prior_distance_m:.3f}", prior_rotation_rad=f"{result.prior_rotation_rad:.4f}",
+            )  # fmt: skip
+        silent = result.state in (TrackState.LOST, TrackState.RELOCALIZING)
+        text = f"{result.state.name.lower()}: {result.message}" + ("; no pose is published" if silent else "")
+        self._board.update("localization", "state", "" if tracking and not result.message else text, ERROR if silent else WARN)
+        text = "there is no pose to start from: publish one on initialpose (RViz: 2D Pose Estimate)"
+        if tracker.can_relocalize:
+            text = "no pose yet: the whole map is searched; a pose on initialpose (RViz: 2D Pose Estimate) may help"
+        self._board.update("initial pose", "missing", "" if tracker.has_pose else text)
+
+    def judge_odometry(self, tracker: Tracker, time_offset_ns: int) -> None:
+        """Compares the odometry with the poses. time_offset_ns: added to the stamps of the images."""
+        if self._setting("odom_source") == "none":
+            return
+        findings = tracker.check_odometry()
+        known = {name: f"{value:.3f} +- {std:.3f}" for name, (value, std) in findings.known().items()}
+        translation, rotation = tracker.odometry.noise_factors
+        self._board.value("odometry", **{name: known.get(name, "not known yet") for name in FIGURES})
+        self._board.value("odometry", noise_factors=f"{translation:.1f} translation, {rotation:.1f} rotation")
+        warnings = findings.warnings(time_offset_ns / NS_PER_S)
+        for name in WARNINGS:
+            self._board.update("odometry", name, warnings.get(name, ""))
+
+    def judge_calibration(self, tracker: Tracker) -> None:
+        """Whether the focal length fits the images."""
+        report = tracker.check_calibration()
+        if report is None:
+            return
+        found = f"{report.focal_ratio:.4f} ± {report.std:.4f}, of {report.images} images"
+        self._board.value("calibration", focal_length_ratio=found)
+        self._board.update("calibration", "focal length", report.message if report.wrong else "")

@@ -25,12 +25,10 @@ from ..features import Execution
 from ..localization import Localizer
 from ..tracking.last_pose import LastPose, save_last_pose
 from ..tracking.types import TrackResult, TrackState
-from .debug_outputs import DebugOutputs
-from .diagnostics import ERROR, WARN, DiagnosticBoard
+from .diagnostics import ERROR, WARN, DiagnosticBoard, Health
 from .frame_assembly import FrameAssembly
-from .health import Health
 from .inputs import Inputs, Rejected
-from .outputs import Outputs
+from .outputs import DebugOutputs, Outputs
 from .parameters import FRAME_QUEUE_LIMIT, Value
 from .work_queue import ReceivedImage, Request, WorkQueue
 
@@ -168,22 +166,17 @@ class Worker:
         if pose is None or not path:
             return
         self._pose_to_keep = None
+        problem = ""
         try:
             save_last_pose(Path(path).expanduser(), pose)
-            self._board.clear("initial pose", "file")
         except InputError as error:
-            self._board.report("initial pose", "file", WARN, str(error))
+            problem = str(error)
+        self._board.update("initial pose", "file", problem)
 
     def _check_rivals(self) -> None:
         others = self._outputs.pose_publishers() - 1
-        if others <= 0:
-            self._board.clear("localization", "twin")
-            return
-        text = (
-            f"{others} more publish our ~/pose: stop the other localizer, or give it a namespace (a killed one still counts for "
-            "some 20 s)"
-        )
-        self._board.report("localization", "twin", WARN, text)
+        text = f"{others} more publish our ~/pose: stop the other localizer, or give it a namespace"
+        self._board.update("localization", "twin", f"{text} (a killed one still counts for some 20 s)" if others > 0 else "")
 
     # ---- callbacks
 

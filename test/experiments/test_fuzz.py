@@ -21,13 +21,12 @@ from pixloc_ros.io.tum import read_camera
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "experiments"))
 import fuzz  # noqa: E402  (a script, not a module of the package)
-from fuzz_parsers import Parser, binary_model, make_parsers  # noqa: E402
 
 INPUTS = 120
 
 
 def test_every_parser_survives(tmp_path):
-    for name, parser in make_parsers(tmp_path).items():
+    for name, parser in fuzz.make_parsers(tmp_path).items():
         folder = tmp_path / name
         fuzz.put(parser.seeds[0], folder)
         assert fuzz.attempt(parser, folder) == "", f"{name}: the valid input is refused"
@@ -54,12 +53,12 @@ def test_what_goes_wrong_is_found():
 
     seeds = [{"x": b"12345678"}]
     for read, inputs, expected in ((crash, 5, "ended the process (3)"), (fail, 30, "struct.error"), (eat, 8, "MB")):
-        findings = fuzz.fuzz(Parser(seeds, read), 0, inputs)
+        findings = fuzz.fuzz(fuzz.Parser(seeds, read), 0, inputs)
         assert expected in next(finding for finding in findings if not isinstance(finding, float))[1]
 
 
 def test_track_of_impossible_length(tmp_path):
-    model = binary_model()
+    model = fuzz.binary_model()
     points = bytearray(model["points3D.bin"])
     points[8 + 43 : 8 + 51] = struct.pack("<Q", 2**63 - 1)
     fuzz.put({**model, "points3D.bin": bytes(points)}, tmp_path)

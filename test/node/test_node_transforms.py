@@ -88,15 +88,11 @@ def test_any_order_of_images_and_repeats(steps, tolerance_ms):
 def test_silence():
     schedule = TransformSchedule()
     assert schedule.due(START, 100 * MS) == []
-    schedule.found("t", START, 100 * MS)
+    assert schedule.found("t", START, 100 * MS) == [(START, "t"), (START + 100 * MS, "t")]
     assert schedule.due(START + 60 * MS, 100 * MS) == [(START + 160 * MS, "t")]
     assert schedule.due(START + 60 * MS, 100 * MS) == []
     schedule.clear()
     assert schedule.due(START + 500 * MS, 100 * MS) == []
-
-
-def test_future_date_is_the_tolerance():
-    assert TransformSchedule().found("t", START, 100 * MS) == [(START, "t"), (START + 100 * MS, "t")]
 
 
 def test_queue_keeps_the_newest():
