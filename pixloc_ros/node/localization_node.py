@@ -18,6 +18,7 @@ from rclpy.duration import Duration
 from rclpy.exceptions import NameValidationException, ParameterException
 from rclpy.executors import ExternalShutdownException, SingleThreadedExecutor
 from rclpy.lifecycle import LifecycleNode, LifecycleState, TransitionCallbackReturn
+from rclpy.task import Future
 from std_srvs.srv import Trigger
 
 from ..errors import InputError
@@ -97,11 +98,19 @@ class LocalizationNode(LifecycleNode):
     def on_configure(self, state: LifecycleState) -> TransitionCallbackReturn:
         """Loads map and network, creates publishers and services. Diagnostics report a map that cannot be used."""
         self._worker = Worker(self, self._setting, self._board, self._open_localizer, self._on_failure)
+        worker = self._worker
+        services = (  # name, type, action, whether the node must be active
+            ("load_map", LoadMap, lambda request: worker.load_map(request.map), False),
+            ("relocalize", Trigger, lambda _: worker.relocalize(), False),
+            ("set_pose", SetPose, lambda request: worker.inputs.set_initial_pose(request.pose), True),
+            ("pause", Trigger, lambda _: worker.pause(), True),
+            ("resume", Trigger, lambda _: worker.resume(), True),
+        )
         # A group of their own: the others go on while one of these waits for the worker.
-        group, kinds = ReentrantCallbackGroup(), {"load_map": LoadMap, "set_pose": SetPose}
+        group = ReentrantCallbackGroup()
         self._own_services = [
-            self.create_service(kinds.get(name, Trigger), f"~/{name}", getattr(self, f"_on_{name}"), callback_group=group)
-            for name in ("load_map", "set_pose", "relocalize", "pause", "resume")
+            self.create_service(kind, f"~/{name}", functools.partial(self._serve, *how), callback_group=group)
+            for name, kind, *how in services
         ]
         return super().on_configure(state)
 
@@ -187,29 +196,19 @@ class LocalizationNode(LifecycleNode):
 
     # ---- services
 
-    async def _on_load_map(self, request: LoadMap.Request, response: LoadMap.Response) -> LoadMap.Response:
-        return _answer(response, await self._worker.load_map(request.map))
-
-    async def _on_relocalize(self, request: Trigger.Request, response: Trigger.Response) -> Trigger.Response:
-        return _answer(response, await self._worker.relocalize())
-
-    def _on_set_pose(self, request: SetPose.Request, response: SetPose.Response) -> SetPose.Response:
-        return self._attempt(response, lambda: self._worker.set_pose(request.pose))
-
-    def _on_pause(self, request: Trigger.Request, response: Trigger.Response) -> Trigger.Response:
-        return self._attempt(response, self._worker.pause)
-
-    def _on_resume(self, request: Trigger.Request, response: Trigger.Response) -> Trigger.Response:
-        return self._attempt(response, self._worker.resume)
-
-    def _attempt(self, response, action: Callable[[], None]):
-        if not self._active:
-            return _answer(response, InputError("the node is not active: activate it first"))
+    async def _serve(self, action: Callable[[object], Future | None], needs_active: bool, request, response):
+        """Answers a service. The action gets the request; it raises InputError, or gives a future of one or of None."""
+        error = None
         try:
-            action()
-        except InputError as error:
-            return _answer(response, error)
-        return _answer(response, None)
+            if needs_active and not self._active:
+                raise InputError("the node is not active: activate it first")
+            pending = action(request)
+            if pending is not None:
+                error = await pending
+        except InputError as refused:
+            error = refused
+        response.success, response.message = error is None, "" if error is None else str(error)
+        return response
 
     # ---- diagnostics
 
@@ -239,12 +238,6 @@ class LocalizationNode(LifecycleNode):
             self.get_logger().error(text)
         else:
             self.get_logger().warning(text)
-
-
-def _answer(response, error: InputError | None):
-    """Fills in the success and the message of a service."""
-    response.success, response.message = error is None, "" if error is None else str(error)
-    return response
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -15,7 +15,6 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from geometry_msgs.msg import PoseWithCovarianceStamped
 from rclpy.node import Node
 from rclpy.task import Future
 from sensor_msgs.msg import CompressedImage, Image
@@ -136,10 +135,6 @@ class Worker:
     def relocalize(self) -> Future:
         """Future of None, or of an InputError: the pose is forgotten and the whole map is searched for it."""
         return self._ask(self._forget_pose)
-
-    def set_pose(self, message: PoseWithCovarianceStamped) -> None:
-        """Does the same as a message on initialpose. Raises InputError."""
-        self.inputs.set_initial_pose(message)
 
     def on_second(self) -> None:
         """Checks what only time shows, and writes the last pose to its file. For a timer."""

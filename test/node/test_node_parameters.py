@@ -1,7 +1,7 @@
 # Copyright the pixloc_ros authors. SPDX-License-Identifier: Apache-2.0
 """One table of parameters: the node, its config file, its documentation and its launch file agree with it."""
 
-import importlib.util
+import runpy
 import sys
 import types
 from dataclasses import replace
@@ -81,75 +81,55 @@ def test_documentation_is_current():
 # ---- launch file, run against stand-ins for `launch` and `launch_ros`
 
 
-class Configuration:
-    def __init__(self, name):
-        self.name = name
-
-    def perform(self, context):
-        return context[self.name]
-
-
-class Recorded:
-    """Whatever is made with arguments."""
-
-    def __init__(self, *positional, **named):
-        self.positional, self.named = positional, named
-
-
 @pytest.fixture
 def launch_file(monkeypatch):
-    def module(name, **contents):
-        fake = types.ModuleType(name)
-        vars(fake).update(contents)
+    """Gives the nodes that the launch file starts, the arguments that it declares, and their values."""
+
+    def made(*positional, **named):
+        return types.SimpleNamespace(positional=positional, **named)
+
+    kinds = dict.fromkeys(("LaunchDescription", "DeclareLaunchArgument", "OpaqueFunction", "Node"), made)
+    fake = types.SimpleNamespace(
+        **kinds,
+        LaunchConfiguration=lambda name: types.SimpleNamespace(perform=lambda values: values[name]),
+        ParameterValue=lambda value, value_type: value_type(value),
+        get_package_share_directory=lambda name: str(ROOT),
+    )
+    modules = "launch launch.actions launch.substitutions launch_ros launch_ros.actions launch_ros.parameter_descriptions"
+    for name in (*modules.split(), "ament_index_python.packages"):
         monkeypatch.setitem(sys.modules, name, fake)
-
-    class DeclareLaunchArgument(Recorded):
-        pass
-
-    module("launch", LaunchDescription=Recorded)
-    module("launch.actions", DeclareLaunchArgument=DeclareLaunchArgument, OpaqueFunction=Recorded)
-    module("launch.substitutions", LaunchConfiguration=Configuration)
-    module("launch_ros")
-    module("launch_ros.actions", Node=Recorded)
-    module("launch_ros.parameter_descriptions", ParameterValue=lambda value, value_type: value_type(value))
-    module("ament_index_python.packages", get_package_share_directory=lambda name: str(ROOT))
-    spec = importlib.util.spec_from_file_location("localization_launch", ROOT / "launch" / "localization.launch.py")
-    launched = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(launched)
+    launched = runpy.run_path(str(ROOT / "launch" / "localization.launch.py"))
 
     def launch(**given):
-        description = launched.generate_launch_description().positional[0]
-        declared = {a.positional[0]: a.named for a in description if isinstance(a, DeclareLaunchArgument)}
+        *arguments, opaque = launched["generate_launch_description"]().positional[0]
+        declared = {argument.positional[0]: argument for argument in arguments}
         assert set(given) <= set(declared)
-        context = {name: given.get(name, named["default_value"]) for name, named in declared.items()}
-        nodes = description[-1].named["function"](context)
-        node = nodes[0]
-        node.context, node.declared, node.others = context, declared, nodes[1:]
-        return node
+        values = {name: given.get(name, argument.default_value) for name, argument in declared.items()}
+        return opaque.function(values), declared, values
 
     return launch
 
 
 def test_launch_passes_only_declared_parameters(launch_file):
-    node = launch_file()
-    assert node.named["package"] == "pixloc_ros" and node.named["executable"] == "localization_node"
-    params_file, overrides = node.named["parameters"]
-    assert Path(params_file.perform(node.context)).samefile(ROOT / "config" / "localization.yaml")
+    (node,), declared, values = launch_file()
+    assert node.package == "pixloc_ros" and node.executable == "localization_node"
+    params_file, overrides = node.parameters
+    assert Path(params_file.perform(values)).samefile(ROOT / "config" / "localization.yaml")
     assert overrides == {"use_sim_time": False}, "an argument that is not given must not overrule the file"
     nav2 = {"namespace", "params_file", "use_sim_time", "use_respawn", "use_rviz", "log_level"}
-    wanted = {name: BY_NAME[name].default for name in set(node.declared) - nav2}
+    wanted = {name: BY_NAME[name].default for name in set(declared) - nav2}
     given = {name: value if isinstance(value, bool) else value or "x" for name, value in wanted.items()}
-    node = launch_file(use_sim_time="true", **{name: str(value) for name, value in given.items()})
-    overrides = node.named["parameters"][1]
+    (node,), *_ = launch_file(use_sim_time="true", **{name: str(value) for name, value in given.items()})
+    overrides = node.parameters[1]
     assert overrides.pop("use_sim_time") is True
     assert overrides == given
     check_values(overrides)
 
 
 def test_launch_arguments_are_nav2s(launch_file):
-    node = launch_file()
-    assert {"namespace", "params_file", "use_sim_time", "log_level", "use_respawn", "map"} <= set(node.declared)
-    assert all(named["description"] for named in node.declared.values()) and not node.others
-    assert ("/tf", "tf") in node.named["remappings"] and ("/tf_static", "tf_static") in node.named["remappings"]
-    (rviz,) = launch_file(use_rviz="true").others
-    assert rviz.named["package"] == "rviz2" and Path(rviz.named["arguments"][1]).is_file()
+    (node,), declared, _ = launch_file()
+    assert {"namespace", "params_file", "use_sim_time", "log_level", "use_respawn", "map"} <= set(declared)
+    assert all(argument.description for argument in declared.values())
+    assert ("/tf", "tf") in node.remappings and ("/tf_static", "tf_static") in node.remappings
+    (_, rviz), *_ = launch_file(use_rviz="true")
+    assert rviz.package == "rviz2" and Path(rviz.arguments[1]).is_file()
