@@ -54,7 +54,7 @@ class Outputs:
         self._status = node.create_publisher(LocalizationStatus, "~/status", 100)
         self._broadcaster = TransformBroadcaster(node)
         self._tf_lock = threading.Lock()
-        self._schedule: TransformSchedule[Transform] = TransformSchedule()
+        self._schedule = TransformSchedule()
         self._transforms: list[TransformStamped] = []
         self._last: TrackResult | None = None
         # What was sent recently: it comes back through our own transform listener.

@@ -16,19 +16,17 @@ for times at which no newer image has been processed yet. Three things go beyond
 
 from __future__ import annotations
 
-from typing import Generic, TypeVar
-
-T = TypeVar("T")
+from geometry_msgs.msg import Transform
 
 
-class TransformSchedule(Generic[T]):
-    """Holds the current transform and says what to send. T: whatever stands for a transform."""
+class TransformSchedule:
+    """Holds the current transform and says what to send."""
 
     def __init__(self) -> None:
-        self._current: T | None = None
+        self._current: Transform | None = None
         self._sent: dict[int, int] = {}  # future stamps in use, and how many times each was overruled
 
-    def found(self, transform: T, image_ns: int, tolerance_ns: int) -> list[tuple[int, T]]:
+    def found(self, transform: Transform, image_ns: int, tolerance_ns: int) -> list[tuple[int, Transform]]:
         """A new transform, found from the image of that stamp: (stamp, transform) to send, in the order of stamps."""
         self._current = transform
         future_ns = image_ns + tolerance_ns
@@ -38,7 +36,7 @@ class TransformSchedule(Generic[T]):
         self._sent.setdefault(future_ns, 0)
         return [(stamp, transform) for stamp in sorted(stamps) if stamp >= image_ns]
 
-    def due(self, newest_data_ns: int, tolerance_ns: int) -> list[tuple[int, T]]:
+    def due(self, newest_data_ns: int, tolerance_ns: int) -> list[tuple[int, Transform]]:
         """What to send again, given the newest stamp of any data seen: at most one."""
         if self._current is None or not self._sent:
             return []
