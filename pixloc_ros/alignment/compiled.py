@@ -27,6 +27,16 @@ if TYPE_CHECKING:
     from .optimizer import AlignmentOptions
 
 
+class Task(NamedTuple):
+    """What `optimizer.align` made of its arguments, on one device: all batched, with damping and factors of each level."""
+
+    views: tuple[View, ...]
+    pose: torch.Tensor
+    options: AlignmentOptions
+    dampings: Sequence[Damping]
+    factors: Sequence[tuple[PriorFactor, ...]]
+
+
 class Problem(NamedTuple):
     """An alignment of one pose.
 
@@ -243,16 +253,11 @@ def run_levels(problem, start, results):
     return levels - 1, alive
 
 
-def align_compiled(
-    views: tuple[View, ...],
-    pose: torch.Tensor,
-    options: AlignmentOptions,
-    dampings: Sequence[Damping],
-    factors: Sequence[tuple[PriorFactor, ...]],
-) -> AlignmentResult:
-    """What `optimizer` does with tensors and the adaptive strategy, without gradients; damping and factors of each level."""
-    levels, batch, steps = len(dampings), pose.shape[0], options.iterations
-    problem_of = _problems(views, options, dampings, factors)
+def align_compiled(task: Task) -> AlignmentResult:
+    """What `optimizer` does with tensors and the adaptive strategy, without gradients."""
+    views, pose, options = task.views, task.pose, task.options
+    levels, batch, steps = len(task.dampings), pose.shape[0], options.iterations
+    problem_of = _problems(task)
     starts = _array(pose, np.float64)
     results = LevelResults.empty(batch, levels, steps, sum(len(view.points) for view in views))
 
@@ -280,21 +285,21 @@ def align_compiled(
     return AlignmentResult(torch.from_numpy(found).to(pose.dtype), *ends_at, tuple(traces), reason)
 
 
-def _problems(
-    views: tuple[View, ...], options: AlignmentOptions, dampings: Sequence[Damping], factors: Sequence[tuple[PriorFactor, ...]]
-) -> Callable[[int], Problem]:
+def _problems(task: Task) -> Callable[[int], Problem]:
     """What gives the problem of each pose of a batch: everything as arrays, with a batch dimension of B or 1 in front."""
+    views, _, options, dampings, factors = task
+    # The fields of ViewArrays: those with a batch dimension, then those without.
     arrays = [
-        ViewArrays(
-            tuple(_array(level.features.permute(0, 2, 3, 1), np.float32) for level in view.pyramid.levels),
-            tuple(_array(level.confidence, np.float32, (1, 0, 0)) for level in view.pyramid.levels),
-            view.pyramid.image_size,
-            camera_numbers(view.camera),
-            _array(view.points.xyz, np.float32),
-            tuple(_array(values, np.float32) for values in view.points.descriptors),
-            tuple(_array(values, np.float32, (1, 0)) for values in view.points.confidences),
-            _array(view.mask, np.bool_, (1, 0)),
-            _array(view.camera_from_rig, np.float64, (0, 0)),
+        (
+            (
+                tuple(_array(level.features.permute(0, 2, 3, 1), np.float32) for level in view.pyramid.levels),
+                tuple(_array(level.confidence, np.float32, (1, 0, 0)) for level in view.pyramid.levels),
+                _array(view.points.xyz, np.float32),
+                tuple(_array(values, np.float32) for values in view.points.descriptors),
+                tuple(_array(values, np.float32, (1, 0)) for values in view.points.confidences),
+                _array(view.mask, np.bool_, (1, 0)),
+            ),
+            (view.pyramid.image_size, camera_numbers(view.camera), _array(view.camera_from_rig, np.float64, (0, 0))),
         )
         for view in views
     ]
@@ -311,23 +316,11 @@ def _problems(
     limits = (options.iterations, options.min_points, options.stop_cells, options.finest_share)
 
     def problem(b: int) -> Problem:
-        def of(array: np.ndarray) -> np.ndarray:
-            return array[b if len(array) > 1 else 0]
+        def of(values):
+            """One pose's, of an array or a tuple of arrays."""
+            return tuple(map(of, values)) if isinstance(values, tuple) else values[b if len(values) > 1 else 0]
 
-        mine = tuple(
-            ViewArrays(
-                tuple(map(of, v.features)),
-                tuple(map(of, v.query_confidences)),
-                v.image_size,
-                v.camera,
-                of(v.xyz),
-                tuple(map(of, v.descriptors)),
-                tuple(map(of, v.confidences)),
-                of(v.mask),
-                v.camera_from_rig,
-            )
-            for v in arrays
-        )
+        mine = tuple(ViewArrays(*of(batched), *alone) for batched, alone in arrays)
         return Problem(mine, strides, of(damping), of(axes), of(inverses), of(information), cost, *limits)
 
     return problem

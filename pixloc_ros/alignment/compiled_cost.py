@@ -25,23 +25,23 @@ class ViewArrays(NamedTuple):
     Attributes:
         features: float32 [H, W, C].
         query_confidences: float32 [H, W] or empty.
-        image_size: (width, height) in pixels.
-        camera: The camera.
         xyz: float32 [N, 3].
         descriptors: float32 [N, C].
         confidences: float32 [N] or empty.
         mask: bool [N] or empty.
+        image_size: (width, height) in pixels.
+        camera: The camera.
         camera_from_rig: float64 [4, 4], or [0, 0] where the camera's frame is the rig's.
     """
 
     features: tuple[np.ndarray, ...]
     query_confidences: tuple[np.ndarray, ...]
-    image_size: tuple[int, int]
-    camera: CameraNumbers
     xyz: np.ndarray
     descriptors: tuple[np.ndarray, ...]
     confidences: tuple[np.ndarray, ...]
     mask: np.ndarray
+    image_size: tuple[int, int]
+    camera: CameraNumbers
     camera_from_rig: np.ndarray
 
 
@@ -96,14 +96,8 @@ def linearize_views(views, level, stride, pose, settings, system, points):
     system.hessian[:], system.gradient[:], system.motion[:] = 0.0, 0.0, 0.0
     count = first = 0
     for view in views:
-        last = first + view.xyz.shape[0]
-        part = PointState(
-            points.squared[first:last],
-            points.loss[first:last],
-            points.confidence[first:last],
-            points.valid[first:last],
-            points.pixels[first:last],
-        )
+        p, a, b = points, first, first + view.xyz.shape[0]
+        part = PointState(p.squared[a:b], p.loss[a:b], p.confidence[a:b], p.valid[a:b], p.pixels[a:b])
         placed = view.camera_from_rig.size > 0
         own, camera_from_map = system, pose
         if placed:
@@ -120,7 +114,7 @@ def linearize_views(views, level, stride, pose, settings, system, points):
                 system.gradient[m] += pull[m]
                 for n in range(6):
                     system.hessian[m, n] += turned[m, n]
-        first = last
+        first = b
     return count
 
 
@@ -151,16 +145,9 @@ def add_view(view, level, stride, pose, settings, system, points):
             continue
         pixels[i, 0], pixels[i, 1] = pixel[0], pixel[1]
         cell_x, cell_y = (pixel[0] + 0.5) / stride - 0.5, (pixel[1] + 0.5) / stride - 0.5
-        if not (
-            cell_x >= -0.5
-            and cell_y >= -0.5
-            and cell_x <= columns - 0.5
-            and cell_y <= rows - 0.5
-            and pixel[0] >= margin
-            and pixel[1] >= margin
-            and pixel[0] <= width - 1 - margin
-            and pixel[1] <= height - 1 - margin
-        ):
+        if not (-0.5 <= cell_x <= columns - 0.5 and -0.5 <= cell_y <= rows - 0.5):
+            continue
+        if not (margin <= pixel[0] <= width - 1 - margin and margin <= pixel[1] <= height - 1 - margin):
             continue
         cell_x, cell_y = min(max(cell_x, 0.0), columns - 1.0), min(max(cell_y, 0.0), rows - 1.0)
         column, row = int(cell_x), int(cell_y)

@@ -21,14 +21,8 @@ LOG10_RANGE = (-6.0, 5.0)
 LOG10_TRUST = (-4.0, 4.0)
 TENSORS = "damping."
 """What the names of the damping's tensors in a weights file begin with."""
-CUES = (
-    "time step",
-    *(f"moved {axis}" for axis in "xyz"),
-    *(f"turned {axis}" for axis in "xyz"),
-    *(f"unsure {axis}" for axis in "xyz"),
-    *(f"unsure turn {axis}" for axis in "xyz"),
-    "last inliers",
-)
+_PER_AXIS = ("moved", "turned", "unsure", "unsure turn")
+CUES = ("time step", *(f"{cue} {axis}" for cue in _PER_AXIS for axis in "xyz"), "last inliers")
 DIAGONAL_FLOOR = 1e-6
 """Least that is added to the Hessian's diagonal."""
 ADAPTIVE_START = 1e-2
@@ -195,10 +189,9 @@ def level_dampings(
         factors, trust = learned.predict(None if cues is None else cues.values)
         return [Damping(factors[..., k, :].double().reshape(-1, 6), axes) for k in range(levels)], trust, camera_from_base
     if learned is None:
-        factors = [torch.full((6,), constant, dtype=torch.float64, device=device)] * levels
-    else:
-        factors = [learned(k).double() for k in range(levels)]
-    return [Damping(level[None]) for level in factors], None, camera_from_base
+        same = Damping(torch.full((1, 6), constant, dtype=torch.float64, device=device))
+        return [same] * levels, None, camera_from_base
+    return [Damping(learned(k).double()[None]) for k in range(levels)], None, camera_from_base
 
 
 def damping_tensors(damping: LearnedDamping) -> dict[str, torch.Tensor]:

@@ -17,7 +17,7 @@ import torch
 
 from ..errors import InputError
 from ..geometry import se3
-from .compiled import align_compiled
+from .compiled import Task, align_compiled
 from .cost import Linearization, linearize_views
 from .damping import (
     ADAPTIVE_DOWN,
@@ -237,7 +237,7 @@ def align(
     dampings, trust, camera_from_base = level_dampings(damping, cues, len(strides), constant, device)
     trusted = level_factors(factors, trust, camera_from_base, len(strides), options.feature_variance)
     run = align_compiled if _compiled_serves(options, views) else _align_tensors
-    result = run(views, pose, options, dampings, trusted)
+    result = run(Task(views, pose, options, dampings, trusted))
     result = map_tensors(result, lambda tensor: tensor[0]) if single else result
     return result if home == device else to_device(result, home)
 
@@ -257,34 +257,23 @@ def _compiled_serves(options: AlignmentOptions, views: tuple[View, ...]) -> bool
     return able
 
 
-def _align_tensors(
-    views: tuple[View, ...],
-    pose: torch.Tensor,
-    options: AlignmentOptions,
-    dampings: Sequence[Damping],
-    factors: Sequence[tuple[PriorFactor, ...]],
-) -> AlignmentResult:
-    """Level after level on any device, differentiable; damping and factors of each level."""
-    end, inliers, finished, ran = _run_levels(views, pose, options, dampings, factors)
+def _align_tensors(task: Task) -> AlignmentResult:
+    """Level after level on any device, differentiable."""
+    end, inliers, finished, ran = _run_levels(task)
     numbers = torch.stack((*(trace.steps.amax() for trace in ran), finished.all(), end.alive.all()))
     *steps, all_finished, all_alive = numbers.tolist()  # the only time that the host waits
     traces = tuple(trace.cut(taken) for trace, taken in zip(ran, steps))
-    reason = why_ended(bool(all_finished), bool(all_alive), traces, options.iterations)
+    reason = why_ended(bool(all_finished), bool(all_alive), traces, task.options.iterations)
     visible = end.valid
     return AlignmentResult(
         end.camera_from_map, finished, end.hessian, end.cost, visible, inliers & visible, end.pixels, traces, reason
     )
 
 
-def _run_levels(
-    views: tuple[View, ...],
-    pose: torch.Tensor,
-    options: AlignmentOptions,
-    dampings: Sequence[Damping],
-    factors: Sequence[tuple[PriorFactor, ...]],
-) -> tuple[_LevelEnd, torch.Tensor, torch.Tensor, list[_Trace]]:
+def _run_levels(task: Task) -> tuple[_LevelEnd, torch.Tensor, torch.Tensor, list[_Trace]]:
     """Where the alignment ends, the points [B, N] that agree, which poses [B] are fit to use, and how each level went. The host
     waits for no device here."""
+    views, pose, options, dampings, factors = task
     alive = torch.ones(pose.shape[0], dtype=torch.bool, device=pose.device)
     run = _run_paper if options.strategy == "paper" else _run_adaptive
     traces, end = [], None

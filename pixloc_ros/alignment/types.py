@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
@@ -21,10 +20,9 @@ def map_tensors(value: T, change: Callable[[torch.Tensor], torch.Tensor]) -> T:
     if isinstance(value, torch.Tensor):
         return change(value)
     if isinstance(value, tuple):
-        return tuple(map_tensors(item, change) for item in value)
-    if dataclasses.is_dataclass(value):
-        return type(value)(*(map_tensors(getattr(value, name), change) for name in value.__dataclass_fields__))
-    return value
+        return tuple([map_tensors(item, change) for item in value])
+    names = getattr(value, "__dataclass_fields__", None)
+    return value if names is None else type(value)(*[map_tensors(getattr(value, name), change) for name in names])
 
 
 def to_device(value: T, device: torch.device) -> T:

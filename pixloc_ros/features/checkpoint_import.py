@@ -26,18 +26,9 @@ ENTRIES = {"model", "optimizer", "lr_scheduler", "conf", "epoch", "losses", "eva
 NEEDED_ENTRIES = ("model", "conf")
 DEPRECATED = {"pad", "verbose", "learned_damping", "lambda_", "sqrt_diag_damping", "bound_confidence", "no_conditions"}
 DEPRECATED |= {"init_target_offset"}
-ANY = None
 SETTINGS = {
-    # Allowed values: what decides the meaning of the weights must be as in this network, what only concerned training
-    # may be anything.
-    "model": {
-        "name": ("two_view_refiner",),
-        "normalize_features": (True,),
-        "duplicate_optimizer_per_scale": (True,),
-        "success_thresh": ANY,
-        "clamp_error": ANY,
-        "normalize_dt": ANY,
-    },
+    # Allowed values of what decides the meaning of the weights: they must be those of this network.
+    "model": {"name": ("two_view_refiner",), "normalize_features": (True,), "duplicate_optimizer_per_scale": (True,)},
     "model.extractor": {
         "name": ("unet",),
         "encoder": ("vgg16", "vgg19"),
@@ -48,21 +39,18 @@ SETTINGS = {
         "output_dim": ([32, 128, 128],),
         "do_average_pooling": (False,),
         "compute_uncertainty": (True,),
-        "checkpointed": ANY,
     },
-    "model.optimizer": {
-        "name": ("learned_optimizer",),
-        "num_iters": ANY,
-        "loss_fn": ANY,
-        "jacobi_scaling": (False,),
-        "normalize_features": (False,),
-        "feature_dim": ANY,
-        "grad_stop_criteria": ANY,
-        "dt_stop_criteria": ANY,
-        "dR_stop_criteria": ANY,
-    },
+    "model.optimizer": {"name": ("learned_optimizer",), "jacobi_scaling": (False,), "normalize_features": (False,)},
     "model.optimizer.damping": {"type": ("constant",), "log_range": ([-6, 5],)},
-    "model.optimizer.interpolation": {"mode": ("linear",), "pad": ANY},
+    "model.optimizer.interpolation": {"mode": ("linear",)},
+}
+FREE = {
+    # What only concerned training, and may be anything.
+    "model": {"success_thresh", "clamp_error", "normalize_dt"},
+    "model.extractor": {"checkpointed"},
+    "model.optimizer": {"num_iters", "loss_fn", "feature_dim", "grad_stop_criteria", "dt_stop_criteria", "dR_stop_criteria"},
+    "model.optimizer.damping": set(),
+    "model.optimizer.interpolation": {"pad"},
 }
 COMMON = {"trainable", "freeze_batch_normalization"}
 LICENCE = (
@@ -157,9 +145,11 @@ def _check_settings(path: Path, model: dict) -> None:
         if not isinstance(settings, dict):
             raise InputError(f"{path}: conf.{section} is not a table of settings: this is no PixLoc checkpoint")
         inner = {name.rpartition(".")[2] for name in SETTINGS if name.rpartition(".")[0] == section}
-        _check_names(path, f"settings in conf.{section}", set(settings), set(), {*known, *inner, *COMMON, *DEPRECATED})
+        _check_names(
+            path, f"settings in conf.{section}", set(settings), set(), {*known, *inner, *FREE[section], *COMMON, *DEPRECATED}
+        )
         for name, allowed in known.items():
-            if allowed is not ANY and name in settings and settings[name] not in allowed:
+            if name in settings and settings[name] not in allowed:
                 raise InputError(
                     f"{path}: conf.{section}.{name} is {settings[name]}: only {' or '.join(map(str, allowed))} can be imported"
                 )

@@ -22,6 +22,7 @@ import numpy as np
 import torch
 
 from ..errors import InputError
+from ..geometry.single import FAST_JIT
 from .compact import CompactNetwork, pad_sizes
 from .patches import patch_features_compiled
 from .pyramid import FeatureLevel, FeaturePyramid
@@ -109,13 +110,9 @@ def _on_device(network: torch.nn.Module, device: torch.device, dtype: torch.dtyp
         values = torch.from_numpy(np.ascontiguousarray(np.atleast_3d(image))).to(device)
         with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
             pyramid = network(values.permute(2, 0, 1)[None].float())
-        return FeaturePyramid(
-            tuple(
-                FeatureLevel(level.features.float(), None if level.confidence is None else level.confidence.float(), level.stride)
-                for level in pyramid.levels
-            ),
-            pyramid.image_size,
-        )
+        values = [(level.features.float(), level.confidence, level.stride) for level in pyramid.levels]
+        levels = [FeatureLevel(each, None if sure is None else sure.float(), stride) for each, sure, stride in values]
+        return FeaturePyramid(tuple(levels), pyramid.image_size)
 
     return run
 
@@ -130,17 +127,9 @@ def _compact_on_cpu(network: CompactNetwork, convolutions: Convolutions) -> Run:
         for values in levels:
             _to_unit_length(values.reshape(-1, values.shape[-1]))
         levels += _exact_levels(full) if waiting is None else waiting.result()
-        return FeaturePyramid(
-            tuple(
-                FeatureLevel(
-                    torch.from_numpy(values)[None].permute(0, 3, 1, 2),
-                    None if confidence is None else torch.from_numpy(confidence)[None],
-                    float(stride),
-                )
-                for values, confidence, stride in zip(levels, (*confidences, None, None), network.strides)
-            ),
-            image.shape[1::-1],
-        )
+        features = [torch.from_numpy(values)[None].permute(0, 3, 1, 2) for values in levels]
+        sure = [None if values is None else torch.from_numpy(values)[None] for values in (*confidences, None, None)]
+        return FeaturePyramid(tuple(map(FeatureLevel, features, sure, map(float, network.strides))), image.shape[1::-1])
 
     return run
 
@@ -171,7 +160,7 @@ def normalize_image(grey: np.ndarray, multiple: int) -> np.ndarray:
     return full
 
 
-@numba.njit(cache=True, nogil=True, error_model="numpy", fastmath={"reassoc", "contract", "arcp", "nsz"})
+@numba.njit(**FAST_JIT)
 def _to_unit_length(rows):
     """float32 [N, C], in place; zeros stay zeros."""
     count, channels = rows.shape

@@ -81,12 +81,8 @@ class Extractor:
 
         Raises InputError where the image is not such an array or smaller than 64 pixels along a side.
         """
-        if (
-            not isinstance(image, np.ndarray)
-            or image.dtype != np.uint8
-            or image.ndim not in (2, 3)
-            or (image.ndim == 3 and image.shape[2] != 3)
-        ):
+        fits = isinstance(image, np.ndarray) and image.dtype == np.uint8 and image.ndim in (2, 3)
+        if not fits or (image.ndim == 3 and image.shape[2] != 3):
             raise InputError(
                 f"an image must be uint8 [H, W] or [H, W, 3], not {getattr(image, 'dtype', type(image))} "
                 f"{getattr(image, 'shape', '')}: convert it first"

@@ -18,6 +18,8 @@ import numpy as np
 import torch
 from torch.nn import functional as F
 
+from ..geometry.single import FAST_JIT
+
 BLANK_CONTRAST = 0.3
 """Root of the summed squares of a patch, in standard deviations of the image, below which it counts as blank."""
 _PATCH = 5
@@ -56,11 +58,10 @@ def patch_features_compiled(image: np.ndarray) -> np.ndarray:
     return features
 
 
-_JIT = {"cache": True, "nogil": True, "error_model": "numpy", "fastmath": {"reassoc", "contract", "arcp", "nsz"}}
 _EVEN, _ODD, _SECOND = (tuple(line[: _MARGIN + 1]) for line in LINES)
 
 
-@numba.njit(**_JIT)
+@numba.njit(**FAST_JIT)
 def _along(a, b, c, d, e, f, g):
     """The three filters at seven neighbours: the first and the third are symmetric, the second is antisymmetric."""
     near, middle, far = c + e, b + f, a + g
@@ -71,7 +72,7 @@ def _along(a, b, c, d, e, f, g):
     )
 
 
-@numba.njit(**_JIT)
+@numba.njit(**FAST_JIT)
 def _fill(image, blank, features):
     rows, columns = image.shape
     padded = np.empty(columns + 2 * _MARGIN, np.float32)

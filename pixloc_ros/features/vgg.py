@@ -91,14 +91,7 @@ class VggNetwork(nn.Module):
         for block in self.decoder:
             decoded.append(block(decoded[-1], skips.pop()))
         sources = (decoded[0], decoded[2], decoded[4])
-        return FeaturePyramid(
-            tuple(
-                FeatureLevel(
-                    F.normalize(head(source), dim=1).contiguous(memory_format=torch.channels_last),
-                    torch.sigmoid(-uncertainty(source))[:, 0],
-                    float(stride),
-                )
-                for source, head, uncertainty, stride in zip(sources, self.feature_heads, self.uncertainty_heads, self.strides)
-            ),
-            (width, height),
-        )
+        heads = [head(source) for source, head in zip(sources, self.feature_heads)]
+        features = [F.normalize(values, dim=1).contiguous(memory_format=torch.channels_last) for values in heads]
+        confidences = [torch.sigmoid(-head(source))[:, 0] for source, head in zip(sources, self.uncertainty_heads)]
+        return FeaturePyramid(tuple(map(FeatureLevel, features, confidences, map(float, self.strides))), (width, height))

@@ -47,12 +47,7 @@ _COLMAP: dict[str, tuple[str, tuple[int | None, ...]]] = {
     "SIMPLE_RADIAL_FISHEYE": ("equidistant", (0, 0, 1, 2, 3, None, None, None)),
     "RADIAL_FISHEYE": ("equidistant", (0, 0, 1, 2, 3, 4, None, None)),
 }
-_ROS_MODEL = {
-    "plumb_bob": "plumb_bob",
-    "rational_polynomial": "rational_polynomial",
-    "equidistant": "equidistant",
-    "fisheye": "equidistant",
-}
+_ROS_MODEL = {name: name for name in ("plumb_bob", "rational_polynomial", "equidistant")} | {"fisheye": "equidistant"}
 _UNPROJECT_ITERATIONS = 20
 
 

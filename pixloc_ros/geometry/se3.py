@@ -215,14 +215,8 @@ def interpolate(a_from_b0: torch.Tensor, a_from_b1: torch.Tensor, fraction: floa
 
 def rotation_angle(rotation: torch.Tensor) -> torch.Tensor:
     """Angle ``[...]`` in [0, π] of R ``[..., 3, 3]``, accurate near both ends (unlike arccos of the trace)."""
-    sine_axis = torch.stack(
-        (
-            rotation[..., 2, 1] - rotation[..., 1, 2],
-            rotation[..., 0, 2] - rotation[..., 2, 0],
-            rotation[..., 1, 0] - rotation[..., 0, 1],
-        ),
-        -1,
-    )
+    twice = rotation - rotation.mT
+    sine_axis = torch.stack((twice[..., 2, 1], twice[..., 0, 2], twice[..., 1, 0]), -1)
     cosine = rotation.diagonal(dim1=-2, dim2=-1).sum(-1) - 1.0
     return torch.atan2(torch.linalg.vector_norm(sine_axis, dim=-1), cosine)
 

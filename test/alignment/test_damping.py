@@ -82,8 +82,7 @@ def test_temporal_damping_acts_along_the_axes_of_the_base():
 def test_trust_multiplies_the_information_along_the_axes_of_the_base():
     """One step on a blank image, by closed form: the normal equations are the prior's alone."""
     pyramid, points, truth = scene()
-    flat = FeaturePyramid(pyramid.levels[:1], SIZE)
-    flat = FeaturePyramid((FeatureLevel(torch.ones_like(flat.levels[0].features) / 8**0.5, None, 16.0),), SIZE)
+    flat = FeaturePyramid((FeatureLevel(torch.ones_like(pyramid.levels[0].features) / 8**0.5, None, 16.0),), SIZE)
     points = ReferencePoints(points.xyz, points.descriptors[:1], (None,))
     information = torch.randn(6, 6, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
     information = information @ information.mT + torch.eye(6, dtype=torch.float64)
@@ -93,14 +92,8 @@ def test_trust_multiplies_the_information_along_the_axes_of_the_base():
         temporal.theta += 0.7
         temporal.phi += torch.linspace(-0.3, 0.3, 6)
     options = AlignmentOptions(strategy="paper", iterations=1, feature_variance=0.5)
-    found = align(
-        View(flat, CAMERA, points),
-        start,
-        options,
-        temporal,
-        PriorFactor(truth, information),
-        cues=MotionCues(torch.zeros(14), BASE),
-    ).camera_from_map
+    view, prior, cues = View(flat, CAMERA, points), PriorFactor(truth, information), MotionCues(torch.zeros(14), BASE)
+    found = align(view, start, options, temporal, prior, cues).camera_from_map
     damping, trust = (v[0].detach().double().numpy() for v in temporal.predict())
     axes = se3.adjoint(BASE).numpy()
     matrix = axes.T @ information.numpy() @ axes * np.sqrt(trust[:, None] * trust[None]) * 0.5
@@ -114,14 +107,8 @@ def test_the_temporal_prior_learns_from_every_cue():
     temporal = temporal_prior(seed=7)
     starts = torch.stack([perturbed(truth, seed=k) for k in range(2)])
     prior = PriorFactor(starts, torch.eye(6, dtype=torch.float64).expand(2, 6, 6) * 20)
-    result = align(
-        View(pyramid, CAMERA, points),
-        starts,
-        AlignmentOptions(strategy="paper", iterations=3),
-        temporal,
-        prior,
-        cues=some_cues(2),
-    )
+    options = AlignmentOptions(strategy="paper", iterations=3)
+    result = align(View(pyramid, CAMERA, points), starts, options, temporal, prior, some_cues(2))
     sum((t.camera_from_map[:, -1] - truth).square().sum() for t in result.trace).backward()
     for name, parameter in temporal.named_parameters():
         assert bool(parameter.grad.isfinite().all()) and bool((parameter.grad != 0).all()), name

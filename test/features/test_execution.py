@@ -12,14 +12,10 @@ from hypothesis import strategies as st
 from torch.nn import functional as F
 from training_scene import invented_photo
 
-from pixloc_ros.alignment import ReferencePoints, View, align
 from pixloc_ros.errors import InputError
 from pixloc_ros.features import Execution, Extractor, load_extractor
 from pixloc_ros.features.compact import CompactNetwork, pad_to_multiple
 from pixloc_ros.features.execution import normalize_image
-from pixloc_ros.features.sampling import sample_level
-from pixloc_ros.geometry import se3
-from pixloc_ros.geometry.cameras import Camera
 
 PHOTO = invented_photo(1, 328, 250)
 GRAPHS = ["onnxruntime", "openvino"]
@@ -66,28 +62,6 @@ def test_results_are_not_overwritten_by_the_next_image(backend):
     kept = [level.features.clone() for level in first.levels]
     extractor.extract(255 - PHOTO)
     assert all(torch.equal(level.features, before) for level, before in zip(first.levels, kept))
-
-
-@pytest.mark.parametrize("backend", ["torch", *GRAPHS])
-def test_every_backend_leads_to_the_same_pose(backend):
-    """A map of a plane by the plain network, aligned with an image of it by the backend."""
-    needs(backend)
-    network = load_extractor("compact").network
-    plain = network(torch.from_numpy(PHOTO)[None, None].float())
-    camera = Camera("pinhole", 328, 250, torch.tensor([300.0, 300.0, 163.5, 124.5]))
-    pixels = torch.cartesian_prod(torch.arange(20.0, 300, 9), torch.arange(20.0, 230, 9))
-    rays, _ = camera.unproject(pixels)
-    points = ReferencePoints(
-        (rays / rays[:, 2:] * 2.0).float(),
-        tuple(sample_level(level, pixels[None])[0][0] for level in plain.levels),
-        (None,) * len(plain.levels),
-    )
-    start = se3.se3_exp(torch.tensor([0.05, -0.04, 0.03, 0.01, 0.02, 0.03], dtype=torch.float64))
-    expected = align(View(plain, camera, points), start).camera_from_map
-    found = align(View(load_extractor("compact", Execution(backend)).extract(PHOTO), camera, points), start).camera_from_map
-    torch.testing.assert_close(found, expected, atol=1e-4, rtol=0)
-    distance, angle = se3.pose_difference(torch.eye(4, dtype=torch.float64), found)
-    assert float(distance) < 0.01 and float(angle) < 3e-3
 
 
 def test_bfloat16_changes_features_by_its_rounding_only():

@@ -27,42 +27,11 @@ ENCODER = {
 }
 DECODER = [(64, 1024), (64, 320), (64, 192), (32, 128)]
 HEADS = [(32, 32), (128, 64), (128, 512)]
-CONF = {
-    "data": {"name": "megadepth", "crop": 512},
-    "model": {
-        "name": "two_view_refiner",
-        "success_thresh": 3,
-        "normalize_features": True,
-        "duplicate_optimizer_per_scale": True,
-        "init_target_offset": None,
-        "extractor": {
-            "name": "unet",
-            "encoder": "vgg19",
-            "decoder": [64, 64, 64, 32],
-            "output_scales": [0, 2, 4],
-            "output_dim": [32, 128, 128],
-            "freeze_batch_normalization": False,
-            "do_average_pooling": False,
-            "compute_uncertainty": True,
-            "checkpointed": True,
-        },
-        "optimizer": {
-            "name": "learned_optimizer",
-            "num_iters": 15,
-            "pad": 2,
-            "lambda_": 0.01,
-            "verbose": False,
-            "loss_fn": "scaled_barron(0, 0.1)",
-            "jacobi_scaling": False,
-            "learned_damping": True,
-            "sqrt_diag_damping": False,
-            "bound_confidence": True,
-            "no_conditions": True,
-            "damping": {"type": "constant", "log_range": [-6, 5]},
-        },
-    },
-    "train": {"lr": 5e-6, "lr_scaling": [[100, ["dampingnet.const"]]]},
-}
+MODEL = {"name": "two_view_refiner", "success_thresh": 3, "normalize_features": True, "init_target_offset": None}
+EXTRACTOR = {"name": "unet", "decoder": [64, 64, 64, 32], "output_scales": [0, 2, 4], "output_dim": [32, 128, 128]}
+EXTRACTOR |= {"freeze_batch_normalization": False, "do_average_pooling": False, "compute_uncertainty": True, "checkpointed": True}
+OPTIMIZER = {"name": "learned_optimizer", "num_iters": 15, "pad": 2, "lambda_": 0.01, "loss_fn": "scaled_barron(0, 0.1)"}
+OPTIMIZER |= {"jacobi_scaling": False, "learned_damping": True, "damping": {"type": "constant", "log_range": [-6, 5]}}
 
 
 def shapes(encoder):
@@ -96,24 +65,14 @@ def checkpoint(encoder="vgg19", full=False):
             model[name] = torch.randn(shape) * scale + (1 if name.endswith(("running_var", "layers.1.weight")) else 0)
         else:
             model[name] = torch.full((1,), 0.01 * (k + 1)).expand(shape)
-    conf = copy.deepcopy(CONF)
-    conf["model"]["extractor"]["encoder"] = encoder
+    settings = copy.deepcopy(MODEL | {"extractor": EXTRACTOR | {"encoder": encoder}, "optimizer": OPTIMIZER})
+    conf = {"data": {"name": "megadepth", "crop": 512}, "model": settings, "train": {"lr": 5e-6}}
     adam = {"state": {0: {"step": 3, "exp_avg": torch.zeros(2)}}, "param_groups": [{"lr": 5e-6}]}
-    return {
-        "model": model,
-        "optimizer": adam,
-        "lr_scheduler": {"last_epoch": 3, "lr_lambdas": [None]},
-        "conf": conf,
-        "epoch": 12,
-        "losses": None,
-        "eval": {
-            "loss/total": 1.5,
-            "R_error_median": np.nanmedian([0.25, 0.75]),
-            "t_error_median": np.float32(0.5),
-            "empty": np.nan,
-            "pairs": np.int64(3),
-        },
-    }
+    scheduler = {"last_epoch": 3, "lr_lambdas": [None]}
+    figures = {"loss/total": 1.5, "R_error_median": np.nanmedian([0.25, 0.75]), "t_error_median": np.float32(0.5)}
+    figures |= {"empty": np.nan, "pairs": np.int64(3)}
+    entries = {"model": model, "optimizer": adam, "lr_scheduler": scheduler, "conf": conf}
+    return entries | {"epoch": 12, "losses": None, "eval": figures}
 
 
 def saved(path, content):
@@ -123,32 +82,24 @@ def saved(path, content):
 
 def their_forward(model, image):
     """The network as the layout's names say, for RGB [1, 3, H, W] in [0, 1]: features, uncertainty; fine to coarse."""
+
+    def convolved(x, name, padding=0):
+        return F.conv2d(x, model[f"extractor.{name}.weight"], model.get(f"extractor.{name}.bias"), padding=padding)
+
     x = (image - torch.tensor((0.485, 0.456, 0.406)).view(3, 1, 1)) / torch.tensor((0.229, 0.224, 0.225)).view(3, 1, 1)
     maps = []
     for stage, (places, _) in enumerate(ENCODER["vgg19"]):
         x = F.max_pool2d(x, 2) if stage else x
         for k in places:
-            layer = f"extractor.encoder.{stage}.{k}"
-            x = F.conv2d(x, model[f"{layer}.weight"], model[f"{layer}.bias"], padding=1).relu()
+            x = convolved(x, f"encoder.{stage}.{k}", 1).relu()
         maps.append(x)
     for k in range(4):
         up = torch.nn.Upsample(scale_factor=2, mode="bilinear", align_corners=False)(x)
-        x = F.conv2d(
-            torch.cat((up, maps[3 - k][..., : up.shape[2], : up.shape[3]]), 1),
-            model[f"extractor.decoder.{k}.layers.0.weight"],
-            padding=1,
-        )
+        x = convolved(torch.cat((up, maps[3 - k][..., : up.shape[2], : up.shape[3]]), 1), f"decoder.{k}.layers.0", 1)
         norm = f"extractor.decoder.{k}.layers.1"
-        x = F.batch_norm(x, *(model[f"{norm}.{name}"] for name in ("running_mean", "running_var", "weight", "bias")))
-        x = x.relu()
+        x = F.batch_norm(x, *(model[f"{norm}.{name}"] for name in ("running_mean", "running_var", "weight", "bias"))).relu()
         maps[3 - k] = x
-    return [
-        tuple(
-            F.conv2d(maps[at], model[f"extractor.{head}.{k}.0.weight"], model[f"extractor.{head}.{k}.0.bias"])
-            for head in ("adaptation", "uncertainty")
-        )
-        for k, at in enumerate((0, 2, 4))
-    ]
+    return [[convolved(maps[2 * k], f"{head}.{k}.0") for head in ("adaptation", "uncertainty")] for k in range(3)]
 
 
 @pytest.fixture(scope="module")
@@ -232,7 +183,6 @@ def changed(content, *path, value):
 @pytest.mark.parametrize(
     ("path", "value", "says"),
     [
-        (("model", "extractor.adaptation.1.0.bias"), KeyError, "lacks tensors of vgg19: extractor.adaptation.1.0.bias"),
         (("model", "optimizer.2.dampingnet.const"), KeyError, "lacks tensors of vgg19: optimizer.2.dampingnet.const"),
         (("model", "extractor.encoder.5.0.weight"), torch.zeros(1), "unknown tensors of vgg19: extractor.encoder.5.0"),
         (("model", "extractor.uncertainty.0.0.weight"), torch.zeros(2, 32), r"uncertainty.0.0.weight has shape \[2, 32\]"),
@@ -244,7 +194,6 @@ def changed(content, *path, value):
         (("conf", "model", "extractor"), 3, "conf.model.extractor is not a table"),
         (("conf", "model", "extractor", "encoder"), "vgg16", "conf says vgg16, its tensors are those of vgg19"),
         (("conf", "model", "extractor", "encoder"), "resnet18", "encoder is resnet18: only vgg16 or vgg19"),
-        (("conf", "model", "extractor", "do_average_pooling"), True, "do_average_pooling is True"),
         (("conf", "model", "extractor", "dilation"), 2, "unknown settings in conf.model.extractor: dilation"),
         (("conf", "model", "optimizer", "damping", "log_range"), [-3, 3], r"log_range is \[-3, 3\]"),
     ],

@@ -92,22 +92,15 @@ def test_project_inverts_unproject(name, x, y, depth):
         torch.testing.assert_close(found, pixel, atol=1e-6, rtol=0)
 
 
-@pytest.mark.parametrize("name", ["pinhole", "barrel", "plumb_bob", "rational"])
+@pytest.mark.parametrize("name", ["pinhole", "barrel", "plumb_bob", "rational", "fisheye"])
 def test_projection_matches_opencv(name):
     camera, points = make(name), some_points()
     fx, fy, cx, cy, *distortion = camera.params.tolist()
     if camera.model == "radial":
         distortion += [0.0, 0.0]
     matrix = np.array([[fx, 0, cx], [0, fy, cy], [0, 0, 1]])
-    expected, _ = cv2.projectPoints(points.numpy(), np.zeros(3), np.zeros(3), matrix, np.array(distortion))
-    torch.testing.assert_close(camera.project(points)[0], torch.from_numpy(expected[:, 0]), atol=1e-9, rtol=0)
-
-
-def test_projection_matches_opencv_fisheye():
-    camera, points = make("fisheye"), some_points()
-    fx, fy, cx, cy, *distortion = camera.params.tolist()
-    matrix = np.array([[fx, 0, cx], [0, fy, cy], [0, 0, 1]])
-    expected, _ = cv2.fisheye.projectPoints(points.numpy()[:, None], np.zeros(3), np.zeros(3), matrix, np.array(distortion))
+    project = cv2.fisheye.projectPoints if camera.model == "equidistant" else cv2.projectPoints
+    expected, _ = project(points.numpy()[:, None], np.zeros(3), np.zeros(3), matrix, np.array(distortion))
     torch.testing.assert_close(camera.project(points)[0], torch.from_numpy(expected[:, 0]), atol=1e-9, rtol=0)
 
 
@@ -289,10 +282,8 @@ def test_camera_info_models(name, d, model):
         ({"distortion_model": "kannala"}, "not supported"),
         ({"distortion_model": "", "d": [0.1, 0, 0, 0, 0]}, "not supported"),
         ({"d": [0.1, 0.1, 0.0]}, "takes 5"),
-        ({"distortion_model": "rational_polynomial", "d": [0.1] * 5}, "takes 8"),
         ({"distortion_model": "equidistant", "d": []}, "takes 4"),
         ({"k": [0.0] * 9}, "not calibrated"),
-        ({"k": [math.nan, *K[1:]]}, "NaN"),
         ({"k": K[:6]}, "instead of 9"),
         ({"k": [400.0, 3.0, *K[2:]]}, "skew"),
         ({"d": [math.nan] * 5}, "NaN"),

@@ -159,13 +159,6 @@ def test_retract_is_decoupled_and_left():
     torch.testing.assert_close(se3.retract(pose, tiny), se3.se3_exp(tiny) @ pose, atol=1e-11, rtol=0)
 
 
-def test_transform_matches_homogeneous_product():
-    pose = se3.se3_exp(torch.randn(2, 5, 6, dtype=torch.float64))
-    points = torch.randn(2, 5, 11, 3, dtype=torch.float64)
-    homogeneous = torch.nn.functional.pad(points, (0, 1), value=1.0)
-    torch.testing.assert_close(se3.transform(pose, points), (homogeneous @ pose.mT)[..., :3])
-
-
 def sampled_covariance(vectors: torch.Tensor) -> torch.Tensor:
     return vectors.mT @ vectors / len(vectors)
 
