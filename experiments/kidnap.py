@@ -13,15 +13,31 @@ counted from the event on until the end of the run, by the state it was given in
 
 from __future__ import annotations
 
-import dataclasses
+from dataclasses import asdict, dataclass
 
 import common
 import numpy as np
+import torch
 
 from pixloc_ros.cli.scripts import run_script
-from pixloc_ros.evaluation import kidnap
+from pixloc_ros.evaluation.altered_bag import AlteredBag, Change
+from pixloc_ros.evaluation.metrics import FALSE_TRACK
+from pixloc_ros.evaluation.offline import run_bag
 from pixloc_ros.evaluation.pages import markdown_table
+from pixloc_ros.evaluation.runs import TRUTH_GAP_NS, FrameRecord
+from pixloc_ros.geometry import se3
 from pixloc_ros.io.bags import BagReader
+from pixloc_ros.io.trajectory import Trajectory
+from pixloc_ros.localization import Localizer
+from pixloc_ros.tracking.types import TrackState
+
+RIGHT = (0.25, 2.0)
+"""Metres, degrees: a pose given as TRACKING that is no further off is right."""
+EVENTS = ("cold start", "carried away", "blackout", "wrong initial pose")
+BLACKOUT_S = 5.0
+_NS = 1_000_000_000
+_ODOMETRY_AHEAD_NS = _NS // 5
+"""Odometry begins a little before the images do."""
 
 
 def main() -> int:
@@ -34,11 +50,11 @@ def main() -> int:
         localizer = scene.localizer(args)
         with BagReader(scene.drive) as bag:
             outcomes = [
-                kidnap.run_event(event, localizer, bag, float(begin), args.after)
-                for event in kidnap.EVENTS
+                run_event(event, localizer, bag, float(begin), args.after)
+                for event in EVENTS
                 for begin in np.linspace(0.02, 0.9, args.starts)
             ]
-        results[scene.name] = [dataclasses.asdict(outcome) for outcome in outcomes if outcome is not None]
+        results[scene.name] = [asdict(outcome) for outcome in outcomes if outcome is not None]
         common.save(args, "kidnap", results, {"kidnap": report(results)})
     return common.finish(args, {"kidnap": report(results)})
 
@@ -47,7 +63,7 @@ def report(results: dict[str, list[dict]]) -> str:
     """A row for each scene and event."""
     rows = []
     for scene, outcomes in results.items():
-        for event in kidnap.EVENTS:
+        for event in EVENTS:
             runs = [o for o in outcomes if o["event"] == event]
             if not runs:
                 continue
@@ -65,6 +81,152 @@ def report(results: dict[str, list[dict]]) -> str:
         "| wrong as DEGRADED | ms an image: median, worst"
     )
     return markdown_table(head, rows)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of one drive.
+
+    Attributes:
+        event: One of `EVENTS`.
+        begin_s: When it happened, from the begin of the bag.
+        seconds: From the event (of a blackout: its end) to the first right TRACKING pose, None: never.
+        images: Processed after the event until then.
+        wrong_tracking: Images after the event whose pose was given as TRACKING and wrong (`FALSE_TRACK`).
+        wrong_degraded: Likewise as DEGRADED.
+        frame_ms: Of all images from the event until right again.
+    """
+
+    event: str
+    begin_s: float
+    seconds: float | None
+    images: int
+    wrong_tracking: int
+    wrong_degraded: int
+    frame_ms: tuple[float, ...]
+
+
+@dataclass(frozen=True)
+class Part:
+    """The part of a bag that is played; all stamps are the bag's, pieces are from the first stamp to before the second.
+
+    Attributes:
+        begin_ns: From here on.
+        end_ns: Up to here.
+        cut: A piece left out of which odometry knows nothing: the robot was carried. Stamps after it are those of a drive
+            without it.
+        black: A piece with black images.
+    """
+
+    begin_ns: int
+    end_ns: int
+    cut: tuple[int, int] | None = None
+    black: tuple[int, int] | None = None
+
+    def played_ns(self, recorded_ns: int) -> int:
+        """The stamp given to what the bag has at another."""
+        return recorded_ns - self._cut_ns if self.cut is not None and recorded_ns >= self.cut[1] else recorded_ns
+
+    def recorded_ns(self, played_ns: int) -> int:
+        """The other way."""
+        return played_ns + self._cut_ns if self.cut is not None and played_ns >= self.cut[0] else played_ns
+
+    @property
+    def _cut_ns(self) -> int:
+        return self.cut[1] - self.cut[0]
+
+    def of(self, bag: BagReader) -> AlteredBag:
+        """The bag played so."""
+        rebased = torch.eye(4, dtype=torch.float64)
+        if self.cut is not None and bag.odometry_topic is not None:
+            poses, known = bag.odometry().at(np.array(self.cut), TRUTH_GAP_NS)
+            if known.all():
+                rebased = poses[0] @ se3.inverse(poses[1])
+
+        def keeps(stamp_ns: int, is_image: bool) -> bool:
+            begin_ns = self.begin_ns - (0 if is_image else _ODOMETRY_AHEAD_NS)
+            return begin_ns <= stamp_ns < self.end_ns and not _within(stamp_ns, self.cut)
+
+        def image(image: np.ndarray, stamp_ns: int) -> np.ndarray:
+            return np.zeros_like(image) if _within(stamp_ns, self.black) else image
+
+        def odometry(stamp_ns: int, odom_from_base: torch.Tensor) -> torch.Tensor:
+            return rebased @ odom_from_base if self.cut is not None and stamp_ns >= self.cut[1] else odom_from_base
+
+        return AlteredBag(bag, Change(image, lambda: odometry, keeps, self.played_ns), cause=self)
+
+
+def _within(stamp_ns: int, piece: tuple[int, int] | None) -> bool:
+    return piece is not None and piece[0] <= stamp_ns < piece[1]
+
+
+def run_event(event: str, localizer: Localizer, bag: BagReader, begin: float, after_s: float) -> Outcome | None:
+    """One drive that starts at a share `begin` (0 to 1) of the bag, and goes on for `after_s` after the event.
+
+    The robot is carried over a quarter of the bag's length or blinded one second after the start; the wrong initial pose is
+    that of the place a quarter of the bag away.
+
+    Args:
+        event: One of `EVENTS`.
+        localizer: Made for the map.
+        bag: The drive, open.
+        begin: Share of the bag.
+        after_s: Seconds.
+
+    Returns:
+        None where too little of the bag is left for that.
+    """
+    if event not in EVENTS:
+        raise ValueError(event)
+    stamps, truth = sorted(bag.image_stamps()), bag.truth()
+    length, after_ns = stamps[-1] - stamps[0], round(after_s * _NS)
+    begin_ns = next(stamp for stamp in stamps if stamp >= stamps[0] + round(begin * length))
+    part, event_ns, start = Part(begin_ns, begin_ns + after_ns), begin_ns, None
+    if event == "wrong initial pose":
+        other = stamps[0] + (begin_ns - stamps[0] + length // 4) % length
+        start = truth.at(np.array([other]), TRUTH_GAP_NS)[0][0]
+    elif event == "carried away":
+        event_ns = begin_ns + _NS
+        cut = (event_ns, event_ns + length // 4)
+        part = Part(begin_ns, cut[1] + after_ns, cut=cut)
+    elif event == "blackout":
+        dark_ns = begin_ns + _NS
+        event_ns = dark_ns + min(round(BLACKOUT_S * _NS), length // 3)
+        part = Part(begin_ns, event_ns + after_ns, black=(dark_ns, event_ns))
+    if max(event_ns, part.cut[1] if part.cut else 0) > stamps[-1] - _NS:
+        return None
+    run = run_bag(localizer.tracker(), part.of(bag), start, cold_start=event == "cold start")
+    return outcome_of(event, part, run.records, truth, part.played_ns(event_ns), stamps[0])
+
+
+def outcome_of(event: str, part: Part, records: list[FrameRecord], truth: Trajectory, event_ns: int, zero_ns: int) -> Outcome:
+    """How a drive went on after an event.
+
+    Args:
+        event: One of `EVENTS`.
+        part: What was played.
+        records: What became of the images.
+        truth: Of the bag, map_from_base.
+        event_ns: The event's stamp as played.
+        zero_ns: First stamp of the bag.
+    """
+    after = [r for r in records if r.stamp_ns >= (part.black[0] if part.black else event_ns)]
+    poses, known = truth.at(np.array([part.recorded_ns(r.stamp_ns) for r in after], np.int64), TRUTH_GAP_NS)
+    seconds, wrong, times = None, {TrackState.TRACKING: 0, TrackState.DEGRADED: 0}, []
+    for record, pose, sure in zip(after, poses, known):
+        waited = record.stamp_ns >= event_ns and seconds is None
+        if waited:
+            times.append(record.timings_ms.get("total", 0.0))
+        if record.map_from_base is None or not sure:
+            continue
+        metres, radians = (float(v) for v in se3.pose_difference(pose, record.map_from_base))
+        degrees = float(np.degrees(radians))
+        if metres > FALSE_TRACK[0] or degrees > FALSE_TRACK[1]:
+            wrong[record.state] += 1
+        elif waited and record.state is TrackState.TRACKING and metres <= RIGHT[0] and degrees <= RIGHT[1]:
+            seconds = (record.stamp_ns - event_ns) / _NS
+    begin_s = (part.recorded_ns(event_ns) - zero_ns) / _NS
+    return Outcome(event, begin_s, seconds, len(times), wrong[TrackState.TRACKING], wrong[TrackState.DEGRADED], tuple(times))
 
 
 if __name__ == "__main__":

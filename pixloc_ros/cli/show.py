@@ -135,7 +135,7 @@ def _run_optimization(args: argparse.Namespace) -> int:
     """
     from ..errors import InputError
     from ..io.files import write_bytes
-    from ..report.optimization import ANIMATIONS, animate_optimization, plot_optimization
+    from ..report.alignment_pictures import ANIMATIONS, animate_optimization, plot_optimization
     from ..report.style import SUFFIXES, check_suffix
 
     animated = args.output.suffix.lower() in ANIMATIONS
@@ -268,7 +268,7 @@ def _run_map(args: argparse.Namespace) -> int:
     """
     from ..io.files import write_bytes
     from ..mapping import Map
-    from ..report.map_coverage import measure_coverage, plot_coverage
+    from ..report.feature_maps import measure_coverage, plot_coverage
     from ..report.style import check_suffix
 
     check_suffix(args.output)
@@ -293,9 +293,8 @@ def _run_frame(args: argparse.Namespace) -> int:
     from ..io.bags import BagReader
     from ..io.files import write_bytes
     from ..report.feature_maps import KeyframeImages
-    from ..report.frame_diagnosis import diagnose
     from ..report.frame_evidence import FrameChoice, examine, track_to
-    from ..report.frame_report import frame_report
+    from ..report.frame_report import diagnose, frame_report
     from ..report.style import check_suffix
 
     check_suffix(args.output, (".html",))

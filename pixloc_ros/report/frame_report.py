@@ -1,25 +1,216 @@
 # Copyright the pixloc_ros authors. SPDX-License-Identifier: Apache-2.0
-"""The page about one image of a drive: why it was believed, or why it was not."""
+"""The page about one image of a drive: why it was believed or not, by the gates it met and, in words, what speaks against it."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import numpy as np
+import torch
 
 from .. import __version__
+from ..evaluation.metrics import FALSE_TRACK
 from ..evaluation.tables import format_number
-from ..io.frames import CameraFrame
+from ..geometry import se3
+from ..io.frames import CameraFrame, UnusableFrame
 from ..mapping.map_file import Map
+from ..tracking.covariances import isotropic, mahalanobis, not_better_than
+from ..tracking.options import TrackerOptions
+from ..tracking.types import FrameAlignment, MotionPrior, TrackState
 from .aligned_image import difference_text, length_text
 from .alignment_pictures import plot_cost_slices, plot_levels, plot_reprojections
 from .feature_maps import KeyframeImages, plot_feature_maps
-from .frame_diagnosis import Findings, gates_of
-from .frame_evidence import Evidence
+from .frame_evidence import Evidence, TrackedFrame
 from .page import Card, Page, Picture
 from .style import ANSWER, PRIOR, TRUTH, level_name, rgb
+
+DARK, DARK_SHARE, WASHED_OUT, BLANK, BLURRED_SHARE = 25.0, 0.35, 0.4, 8.0, 0.35
+"""Grey value; share of the usual one; share of white pixels; grey values of contrast; share of the usual gradient energy."""
+FAR_SHARE, FAR_DEG = 0.15, 10.0
+"""Share of the depth and degrees up to which nearly every prior of the validation scenes was good enough."""
+DEFAULTS = TrackerOptions()
+NEAR_SHARE, NEAR_DEG = 0.02, 0.5
+"""A pose so near to the truth is the right one."""
+
+
+@dataclass(frozen=True)
+class Gate:
+    """One demand on an image: what was measured, what was asked for, whether it passed."""
+
+    name: str
+    value: str
+    limit: str
+    passed: bool
+
+
+@dataclass(frozen=True)
+class Findings:
+    """What a diagnosis says.
+
+    Attributes:
+        failed: Whether the tracker gave no pose of this image, or a wrong one.
+        verdict: One line.
+        causes: What speaks against the image, the prior or the map, the most telling first.
+        notes: What else is known.
+    """
+
+    failed: bool
+    verdict: str
+    causes: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
+
+
+def innovation(
+    prior: MotionPrior, alignment: FrameAlignment, base_from_camera: torch.Tensor, options: TrackerOptions = DEFAULTS
+) -> float:
+    """Distance between an aligned pose and its prior in standard deviations, as `Tracker` judges it."""
+    image = se3.transform_covariance(alignment.covariance, base_from_camera)
+    floor = isotropic(options.prior_translation_floor, options.prior_rotation_floor)
+    covariance = not_better_than(image / max(alignment.inlier_fraction, 0.1) ** 2, floor)
+    map_from_base = alignment.map_from_camera @ se3.inverse(base_from_camera)
+    return mahalanobis(prior.map_from_base, prior.covariance, map_from_base, covariance)
+
+
+def gates_of(frame: TrackedFrame, options: TrackerOptions = DEFAULTS) -> list[Gate]:
+    """Every gate for the alignment that the tracker shows of this image; none where it aligned nothing."""
+    result = frame.result
+    found = None if result is None else result.alignment
+    if found is None:
+        return []
+    gates, searching = options.gates, frame.before not in (TrackState.TRACKING, TrackState.DEGRADED)
+    prior, share = result.prior, found.inlier_fraction
+    noise_factor = 1.0 if prior is None else prior.noise_factor
+    least, seen = gates.least_inliers(searching, noise_factor), found.visible_fraction * found.points_used
+    asked = f"≥ {least:.0%}" + (" (while no pose is believed)" if searching else "")
+    visible = f"{found.visible_fraction:.0%} of {found.points_used}"
+    enough = found.visible_fraction >= gates.min_visible_fraction
+    rows = [
+        Gate("alignment", found.reason, "a finite pose", found.success),
+        Gate("map points in the image", visible, f"≥ {gates.min_visible_fraction:.0%}", enough),
+        Gate("their number", f"{seen:.0f}", f"≥ {gates.min_visible_points}", seen >= gates.min_visible_points),
+        Gate("of those, agree with the map", f"{share:.0%}", asked, share >= least),
+    ]
+    if math.isfinite(gates.max_cost):
+        rows.append(Gate("mean robust cost", f"{found.cost:.3g}", f"≤ {gates.max_cost:.3g}", found.cost <= gates.max_cost))
+    if prior is not None and found.success and bool(torch.isfinite(found.covariance).all()):
+        away = innovation(prior, found, frame.base_from_camera, options)
+        sure = share >= gates.sure_inlier_fraction
+        limit = gates.innovation_limit(sure, noise_factor)
+        why = f" ({gates.sure_inlier_fraction:.0%} or more agree)" if sure else ""
+        name = f"distance from the {prior.source} prior"
+        rows.append(Gate(name, f"{away:.1f} standard deviations", f"≤ {limit:.3g}{why}", away <= limit))
+    return rows
+
+
+def diagnose(evidence: Evidence, options: TrackerOptions = DEFAULTS) -> Findings:
+    """The verdict on one image."""
+    frame, result = evidence.frame, evidence.frame.result
+    if result is None or isinstance(frame.frame, UnusableFrame):
+        reason = frame.frame.reason if isinstance(frame.frame, UnusableFrame) else "the tracker refused it"
+        return Findings(True, f"The image cannot be used: {reason}.")
+    causes = [*_image_causes(evidence), *_place_causes(evidence, options)]
+    wrong, off = False, ""
+    if frame.given_off is not None:
+        wrong = frame.given_off[0] > FALSE_TRACK[0] or frame.given_off[1] > FALSE_TRACK[1]
+        off = f"{difference_text(frame.truth, result.map_from_base)} off the truth"
+    tracked = result.state is TrackState.TRACKING and result.map_from_base is not None
+    agree = "" if result.alignment is None else f", {result.alignment.inlier_fraction:.0%} of the points agree with the map"
+    if tracked and not wrong:
+        verdict = f"Nothing failed: the image was believed{agree}{off and f', {off}'}."
+        return Findings(False, verdict, notes=tuple(f"Noticed all the same: {cause}" for cause in causes))
+    what = "A wrong pose was believed" if wrong and tracked else f"Not believed, {result.state.name.lower()}"
+    said = f" The tracker said: {result.message}." if result.message else ""
+    cause = causes[0] if causes else "nothing stands out in image, prior and map: see the gates and the pictures."
+    notes = (f"The pose that was given by dead reckoning is {off}.",) if off and not tracked else ()
+    return Findings(True, f"{what}: {cause}{said}", tuple(f"{other[0].upper()}{other[1:]}" for other in causes[1:]), notes)
+
+
+def _image_causes(evidence: Evidence) -> list[str]:
+    frame, quality, usual = evidence.frame, evidence.quality, evidence.usual
+    causes = []
+    if frame.previous is not None and np.array_equal(frame.previous.image, frame.frame.image):
+        causes.append("the image is the one before it, to the bit: the camera is stuck, or the robot stands in a simulator.")
+    if quality is None:
+        return causes
+    if quality.contrast < BLANK:
+        causes.append(f"the image is nearly blank: its grey values vary by {quality.contrast:.1f} of 255 (standard deviation).")
+    elif quality.brightness < DARK or (usual is not None and quality.brightness < DARK_SHARE * usual.brightness):
+        share = "" if usual is None else f", {quality.brightness / max(usual.brightness, 1e-9):.0%} of {evidence.usual_of}"
+        causes.append(f"the image is dark: mean grey value {quality.brightness:.0f} of 255{share}.")
+    elif quality.white > WASHED_OUT:
+        causes.append(f"the image is overexposed: {quality.white:.0%} of its pixels are white.")
+    if usual is not None and quality.contrast >= BLANK and quality.gradient_energy < BLURRED_SHARE * usual.gradient_energy:
+        share = quality.gradient_energy / max(usual.gradient_energy, 1e-12)
+        causes.append(f"the image is blurred: gradient energy {share:.0%} of {evidence.usual_of}.")
+    return causes
+
+
+def _place_causes(evidence: Evidence, options: TrackerOptions) -> list[str]:
+    frame, result = evidence.frame, evidence.frame.result
+    causes = []
+    if evidence.from_prior is not None and evidence.from_prior.points_used < options.gates.min_visible_points:
+        causes.append(f"the map shows next to nothing from the prior: {evidence.map_text}.")
+    if evidence.reference is None:
+        if evidence.from_prior is not None and evidence.from_prior.inlier_fraction < options.gates.min_inlier_fraction:
+            causes.append(
+                "no pose in the map explains the image: neither from the prior nor in a search of the whole map do "
+                "enough points agree. Another place, moved things, something in front of the lens, or a wrong calibration "
+                "do that."
+            )
+        return causes
+    share = 0.0 if evidence.from_reference is None else evidence.from_reference.inlier_fraction
+    stays = evidence.from_reference is not None and _right(evidence, evidence.from_reference)
+    good = stays and share >= options.gates.min_inlier_fraction
+    found = evidence.from_prior is not None and _right(evidence, evidence.from_prior)
+    if share < options.gates.min_inlier_fraction:
+        causes.append(
+            f"even from {evidence.reference_name} only {share:.0%} of the points agree: the image does not show what "
+            f"the map holds ({evidence.map_text}). Blur, darkness, something in front of the lens, changes since the "
+            "map was made, a wrong calibration or a wrong stamp do that."
+        )
+    elif not stays:
+        led = difference_text(evidence.reference, evidence.from_reference.map_from_camera)
+        causes.append(
+            f"the image contradicts {evidence.reference_name}: aligned from there it leads {led} away, where "
+            f"{share:.0%} of the points agree. A wrong calibration or mount, a wrong stamp, or an image of another "
+            "time does that."
+        )
+    if frame.prior is not None:
+        metres, radians = (float(v) for v in se3.pose_difference(evidence.reference, frame.prior))
+        far = metres > FAR_SHARE * evidence.depth or math.degrees(radians) > FAR_DEG
+        text = (
+            f"the prior is {difference_text(evidence.reference, frame.prior)} off {evidence.reference_name} "
+            f"({100 * metres / evidence.depth:.0f} % of the depth of the points)"
+        )
+        if far and not found:
+            causes.append(f"{text}: more than {100 * FAR_SHARE:.0f} % or {FAR_DEG:g}°, from where not every alignment arrives.")
+        if good and not found:
+            causes.append(
+                f"the alignment from the prior ended in a wrong minimum, while from {evidence.reference_name} "
+                f"{share:.0%} of the points agree; {text}."
+            )
+        elif good and found and result.alignment is not None and result.state is not TrackState.TRACKING:
+            away = innovation(result.prior, evidence.from_prior, frame.base_from_camera, options)
+            if away > options.gates.max_innovation:
+                causes.append(
+                    f"the image was aligned well, but {away:.1f} standard deviations from the {result.prior.source} "
+                    f"prior: {text}; the wheels slipped, or the odometry's covariance is too small."
+                )
+            else:
+                waits = f"the tracker waits until {options.confirm_frames} images in a row agree"
+                causes.append(f"the image was aligned well; {waits}.")
+    return causes
+
+
+def _right(evidence: Evidence, alignment: FrameAlignment) -> bool:
+    """Whether an alignment ended where it should."""
+    if not alignment.success:
+        return False
+    metres, radians = (float(v) for v in se3.pose_difference(evidence.reference, alignment.map_from_camera))
+    return metres < max(NEAR_SHARE * evidence.depth, 0.02) and math.degrees(radians) < NEAR_DEG
+
 
 _QUALITIES = (
     ("brightness, mean grey value of 255", "brightness", 1, ""),

@@ -19,11 +19,10 @@ from pixloc_ros.io.bags import BagReader
 from pixloc_ros.io.trajectory import Trajectory
 from pixloc_ros.localization import Localizer
 from pixloc_ros.report.aligned_image import align_image, moved_off
+from pixloc_ros.report.alignment_pictures import moments
 from pixloc_ros.report.feature_maps import KeyframeImages
-from pixloc_ros.report.frame_diagnosis import diagnose, gates_of, innovation
 from pixloc_ros.report.frame_evidence import FrameChoice, examine, track_to
-from pixloc_ros.report.frame_report import frame_report
-from pixloc_ros.report.optimization import moments
+from pixloc_ros.report.frame_report import diagnose, frame_report, gates_of, innovation
 from pixloc_ros.tracking.types import TrackState
 
 

@@ -16,12 +16,17 @@ from pixloc_ros.features.vgg import VggNetwork
 from pixloc_ros.features.weights import Weights
 from pixloc_ros.io.files import write_bytes
 from pixloc_ros.report.aligned_image import align_image, length_text, moved_off
-from pixloc_ros.report.alignment_pictures import plot_reprojections
+from pixloc_ros.report.alignment_pictures import animate_optimization, plot_reprojections
 from pixloc_ros.report.curves import plot_constant_damping
-from pixloc_ros.report.feature_maps import KeyframeImages, plot_feature_maps, principal_colours
+from pixloc_ros.report.feature_maps import (
+    KeyframeImages,
+    ground_plan,
+    measure_coverage,
+    plot_coverage,
+    plot_feature_maps,
+    principal_colours,
+)
 from pixloc_ros.report.frame_evidence import FrameChoice, ImageQuality
-from pixloc_ros.report.map_coverage import ground_plan, measure_coverage, plot_coverage
-from pixloc_ros.report.optimization import animate_optimization
 from pixloc_ros.report.style import check_suffix, level_colours
 from pixloc_ros.tracking.frame_aligner import FrameAligner
 

@@ -1,11 +1,11 @@
 # Copyright the pixloc_ros authors. SPDX-License-Identifier: Apache-2.0
 """Altered drives: what the tracker is shown of a bag that is cut or blackened, and how its answers are counted."""
 
+import kidnap
 import pytest
 import torch
 from test_track_offline import FRAMES, PERIOD, SLIP, T0, TrueLocalizer, truth_at, write_drive
 
-from pixloc_ros.evaluation import kidnap
 from pixloc_ros.evaluation.offline import run_bag
 from pixloc_ros.geometry import se3
 from pixloc_ros.io.bags import BagReader
