@@ -27,7 +27,7 @@ from pixloc_ros.io.trajectory import write_benchmark_poses
 from pixloc_ros.localization import Localizer
 from pixloc_ros.mapping import Map
 from pixloc_ros.mapping.build import build_map_from_rgbd
-from pixloc_ros.tracking.presets import preset_options
+from pixloc_ros.tracking.frame_aligner import preset_options
 
 PRIORS = ("small", "medium", "large", "none")
 LEVELS = ((0.1, 0.002), (0.5, 0.01), (2.0, 0.05))

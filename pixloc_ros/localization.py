@@ -22,9 +22,8 @@ from .mapping.georeference import Georeference
 from .mapping.map_file import Map
 from .tracking.calibration_check import CalibrationCheck
 from .tracking.covariances import isotropic
-from .tracking.frame_aligner import AlignerOptions, FrameAligner
+from .tracking.frame_aligner import DEFAULT, AlignerOptions, FrameAligner, preset_options
 from .tracking.options import QualityGates, TrackerOptions
-from .tracking.presets import DEFAULT, preset_options
 from .tracking.relocalization import Relocalizer, agreement
 from .tracking.tracker import Tracker
 from .tracking.types import FrameAlignment, PreparedFrame, PreparedImage

@@ -78,17 +78,13 @@ def test_user_documentation_is_short():
     """README and docs/, without the measurements in docs/evidence/."""
     assert len(list(DOCS.glob("*.md"))) <= 9
     assert sum(len(text_of(page).split()) for page in USER_PAGES) <= 15_000
+    assert "pixloc.Localizer.open(" in "".join(text_of(ROOT / "README.md").splitlines()[:40])
 
 
 @each_page
 def test_words_are_plain(page):
     found = re.findall(r"\b(?:mend(?:s|ed|ing)?|beside|alike|told|borne)\b", text_of(page), re.IGNORECASE)
     assert not found, "write: fix, next to, same or similar, given, withstood"
-
-
-def test_the_readme_opens_the_door_early():
-    lines = text_of(ROOT / "README.md").splitlines()[:40]
-    assert any("pixloc.Localizer.open(" in line for line in lines)
 
 
 @each_page
@@ -102,15 +98,6 @@ def test_links_and_named_files_exist(page):
     assert not {name for name in named if not list(ROOT.glob(name))}
     modules = {span for span in code_spans(page) if re.fullmatch(r"(?:\w+/)+\w+\.py", span)}
     assert not {name for name in modules if not (ROOT / name).is_file() and not (ROOT / "pixloc_ros" / name).is_file()}
-
-
-@each_page
-def test_lists_follow_a_blank_line(page):
-    """Or the site shows them as one paragraph, as Markdown was first meant."""
-    lines = prose(page).splitlines()
-    for before, line in zip(lines, lines[1:]):
-        if re.match(r"([-*]|\d+\.) ", line):
-            assert not before.strip() or re.match(r"([-*]|\d+\.| ) ?", before), line
 
 
 def test_source_files_name_their_licence():
@@ -170,15 +157,11 @@ def test_links_of_the_site_lead_somewhere_and_nothing_comes_from_elsewhere(site)
             if not target.is_file() or parts.fragment and target in site and unquote(parts.fragment) not in site[target].anchors:
                 broken.append(f"{path.name}: {link}")
     assert not broken
-
-
-def test_the_site_works_from_a_file_system(site):
-    """Styles from nowhere else, the search index as a script, and the stand-in for the worker that browsers refuse there."""
+    # From a file system too: styles, the search index as a script, the stand-in for the worker that browsers refuse there.
     root = next(path.parent for path in site if path.name == "404.html")
-    assert (root / "search" / "search_index.js").is_file()
-    assert "site/iframe-worker.js" in site[root / "index.html"].assets
-    for path in root.rglob("*.css"):
-        assert not re.findall(r"url\(\s*[\"']?(?:https?:)?//[^)]*|@import[^;]*//[^;]*", text_of(path)), path.name
+    assert (root / "search" / "search_index.js").is_file() and "site/iframe-worker.js" in site[root / "index.html"].assets
+    styles = "".join(map(text_of, root.rglob("*.css")))
+    assert not re.findall(r"url\(\s*[\"']?(?:https?:)?//[^)]*|@import[^;]*//[^;]*", styles)
 
 
 def test_commands_messages_and_public_interface_are_on_the_site(site):

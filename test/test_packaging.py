@@ -66,13 +66,6 @@ def test_every_requirement_is_pinned_exactly():
             assert not line or line.startswith("#") or re.fullmatch(r"[\w.-]+(\[\w+\])?==[\w.]+(; .+)?", line), line
 
 
-def test_every_requirement_is_explained():
-    text = (ROOT / "docs" / "evidence" / "dependencies.md").read_text()
-    for name in ("requirements.txt", "requirements-dev.txt"):
-        for package in re.findall(r"^([\w-]+)==", (ROOT / name).read_text(), re.MULTILINE):
-            assert f"| {package} |" in text, f"{package} has no line in docs/evidence/dependencies.md"
-
-
 PYTHON_KEYS = {
     "torch": {"python3-torch", "python3-pytorch-pip"},
     "numpy": {"python3-numpy"},
@@ -166,7 +159,7 @@ def test_cmake_exports_are_adapted_to_this_python():
     text = f'"{builder}/include/python3.12;{builder}/lib/python3.12/site-packages/numpy/_core/include"'
     include, numpy_include = patch(text).strip('"').split(";")
     assert Path(include, "Python.h").is_file() and Path(numpy_include, "numpy", "arrayobject.h").is_file()
-    assert patch("nothing to mend") == "nothing to mend"
+    assert patch("nothing to patch") == "nothing to patch"
 
 
 def test_the_wheel_works_without_the_sources(tmp_path):
@@ -248,12 +241,6 @@ def test_environment_keeps_arguments_and_the_users_profile():
     assert done.stdout.strip() == "['a b', '--c'] /mine.xml"
     ours = in_environment("import os; print(os.environ['FASTDDS_DEFAULT_PROFILES_FILE'])")
     assert ours == str(ROOT / "config" / "fastdds.xml")
-
-
-@only_bare
-def test_console_script_runs():
-    done = subprocess.run([ROOT / ".venv" / "bin" / "pixloc", "--help"], capture_output=True, text=True, timeout=120)
-    assert done.returncode == 0 and "usage: pixloc" in done.stdout, done.stderr
 
 
 @only_bare

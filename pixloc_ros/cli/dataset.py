@@ -231,7 +231,7 @@ def _make_queries(args: argparse.Namespace, source) -> int:
     from ..datasets.queries import localize_set, made_already, make_queries, query_errors
     from ..features import load_extractor
     from ..localization import Localizer
-    from ..tracking.presets import preset_options
+    from ..tracking.frame_aligner import preset_options
 
     check_working_side(args)
     preset = preset_options(getattr(args, "preset", "balanced"))

@@ -15,9 +15,9 @@ example:
 from __future__ import annotations
 
 import argparse
-import sys
 
 from .arguments import add_verb, flag, option, path
+from .progress import show_progress
 
 
 def add_parser(subparsers) -> None:
@@ -46,27 +46,12 @@ def run(args: argparse.Namespace) -> int:
         width, height = (camera.width, camera.height) if camera else (int(word) for word in args.size.lower().split("x"))
     except ValueError:
         raise InputError(f"--size {args.size} cannot be read: write it as 640x480") from None
-    options = SimulationOptions(
-        seed=args.seed,
-        seconds=args.seconds,
-        rate_hz=args.rate,
-        width=width,
-        height=height,
-        texel=args.texel,
-        encoding=args.encoding,
-        rgbd=args.rgbd,
-        camera=camera,
-    )
-    summary = simulate(args.output, options, _show)
+    chosen = {name: getattr(args, name) for name in ("seed", "seconds", "texel", "encoding", "rgbd")}
+    options = SimulationOptions(rate_hz=args.rate, width=width, height=height, camera=camera, **chosen)
+    with show_progress("simulate") as progress:
+        summary = simulate(args.output, options, lambda what, done, of: progress(done, of, what))
     print(
         f"{args.output}: {summary['keyframes']} keyframes, {summary['points']} points, {summary['frames']} images over "
         f"{summary['drive_length_m']:.1f} m, odometry drifts by {summary['odometry_drift_end_m']:.2f} m"
     )
     return 0
-
-
-def _show(what: str, done: int, total: int) -> None:
-    if sys.stderr.isatty():
-        print(f"\r\033[K{what} {done}/{total}", end="\n" if done == total else "", file=sys.stderr, flush=True)
-    elif done == total:
-        print(f"{what} {total}/{total}", file=sys.stderr, flush=True)

@@ -21,12 +21,13 @@ from ..alignment import (
     damping_of,
 )
 from ..alignment.focal_length import FocalLength, estimate_focal_length
-from ..features import Extractor, FeaturePyramid
+from ..errors import InputError
+from ..features import Extractor
 from ..geometry import se3
 from ..geometry.cameras import Camera
 from ..geometry.projection import camera_numbers, median_motion
 from ..io.images import fit_to_working_size
-from ..mapping.local_points import LocalPoints, LocalPointSelector
+from ..mapping.local_points import LocalPointSelector
 from ..mapping.map_file import Map
 from .types import FrameAlignment, FrameMotion, PreparedImage
 
@@ -51,6 +52,23 @@ class AlignerOptions:
     reselect_share: float = 0.02
     use_prior_factor: bool = True
     image_scale: float = 1.0
+
+
+DEFAULT = "balanced"
+PRESETS: dict[str, AlignerOptions] = {
+    # The network costs most: three quarters of the size halve it, and double the error.
+    "fast": AlignerOptions(max_points=512, image_scale=0.75, reselect_share=0.05),
+    DEFAULT: AlignerOptions(),
+    "accurate": AlignerOptions(AlignmentOptions(stop_cells=0.02, iterations=40), max_points=2048, reselect_share=0.01),
+}
+"""Named sets of options; docs/evidence/performance.md has what each costs and how exact it is."""
+
+
+def preset_options(name: str = DEFAULT) -> AlignerOptions:
+    """The options of that name. Raises InputError for another name."""
+    if name not in PRESETS:
+        raise InputError(f"preset '{name}' is unknown: choose one of {', '.join(PRESETS)}")
+    return PRESETS[name]
 
 
 class FrameAligner:
@@ -115,21 +133,40 @@ class FrameAligner:
             motion: How the robot came there; only weights with a temporal prior use it.
         """
         clock = _Stopwatch(prepared.timings_ms)
-        pyramid, camera = prepared.pyramid, prepared.camera
-        start = map_from_camera
+        camera, start = prepared.camera, map_from_camera
         for _ in range(MAX_PASSES):
             local = self._selector.select(start, camera, self.options.max_points)
             clock.lap("gather")
             if len(local.points) < self.options.alignment.min_points:
                 return FrameAlignment.failed(map_from_camera, "no map points near the prior", len(local.points), clock.laps)
-            result, map_from_local = self._align(pyramid, camera, local, start, map_from_camera, prior_covariance, motion)
-            moved = _moved_px(result, local.points, camera, se3.inverse(start) @ map_from_local)
+            # In a frame at the points' origin single precision is exact to micrometres on any map.
+            map_from_local = torch.eye(4, dtype=torch.float64)
+            map_from_local[:3, 3] = local.origin
+            prior = cues = None
+            if prior_covariance is not None and self.options.use_prior_factor:
+                # true = map_from_camera · exp(e)  <=>  camera_from_map(true) = exp(-e) · camera_from_map
+                information = torch.from_numpy(np.linalg.inv(prior_covariance.numpy()))
+                prior = PriorFactor(se3.inverse(map_from_camera) @ map_from_local, information)
+            initial = se3.inverse(start) @ map_from_local
+            if motion is not None and isinstance(self.damping, TemporalPrior):
+                cues = _cues(motion, local.points, initial)
+            view = View(prepared.pyramid, camera, local.points)
+            result = align(view, initial, self.options.alignment, self.damping, prior, cues)
+            moved = _moved_px(result, local.points, camera, initial)
             clock.lap("alignment")
             if not bool(result.converged) or moved < self.options.reselect_share * max(camera.width, camera.height):
                 break
             # The points were chosen for a view quite different from the one found: choose and align once more from there.
             start = map_from_local @ se3.inverse(result.camera_from_map)
-        return self._judge(result, local, map_from_camera, map_from_local, clock.laps)
+        visible, inliers = int(result.visible.sum()), int(result.inliers.sum())
+        covariance = hessian_covariance(result.hessian.double(), float(result.cost))
+        success = bool(result.converged) and bool(torch.isfinite(covariance).all())
+        points = result.visible.shape[-1]
+        reason = "the image shows nothing" if result.reason == "converged" and not success else result.reason
+        pose = map_from_local @ se3.inverse(result.camera_from_map) if success else map_from_camera
+        quality = (float(result.cost), inliers / max(visible, 1), visible / points, points)
+        iterations, depth = sum(level.iterations for level in result.trace), _depth(result, local.points)
+        return FrameAlignment(pose, covariance, success, reason, *quality, iterations, clock.laps, result, local, depth)
 
     def focal_length(self, prepared: PreparedImage, alignment: FrameAlignment) -> FocalLength | None:
         """The focal length that fits a prepared image best, from where its alignment ended; None where it does not tell."""
@@ -137,61 +174,6 @@ class FrameAligner:
             return None
         view = View(prepared.pyramid, prepared.camera, alignment.points.points)
         return estimate_focal_length(view, alignment.details.camera_from_map, self.options.alignment)
-
-    def _align(
-        self,
-        pyramid: FeaturePyramid,
-        camera: Camera,
-        local: LocalPoints,
-        start: torch.Tensor,
-        prior_pose: torch.Tensor,
-        prior_covariance: torch.Tensor | None,
-        motion: FrameMotion | None,
-    ) -> tuple[AlignmentResult, torch.Tensor]:
-        """Alignment in a frame at the points' origin, where single precision is exact to micrometres on any map."""
-        map_from_local = torch.eye(4, dtype=torch.float64)
-        map_from_local[:3, 3] = local.origin
-        prior = None
-        if prior_covariance is not None and self.options.use_prior_factor:
-            # true = map_from_camera · exp(e)  <=>  camera_from_map(true) = exp(-e) · camera_from_map
-            prior = PriorFactor(
-                se3.inverse(prior_pose) @ map_from_local, torch.from_numpy(np.linalg.inv(prior_covariance.numpy()))
-            )
-        initial = se3.inverse(start) @ map_from_local
-        cues = None
-        if motion is not None and isinstance(self.damping, TemporalPrior):
-            cues = _cues(motion, local.points, initial)
-        view = View(pyramid, camera, local.points)
-        return align(view, initial, self.options.alignment, self.damping, prior, cues), map_from_local
-
-    def _judge(
-        self,
-        result: AlignmentResult,
-        local: LocalPoints,
-        map_from_camera: torch.Tensor,
-        map_from_local: torch.Tensor,
-        timings_ms: dict[str, float],
-    ) -> FrameAlignment:
-        visible, inliers = int(result.visible.sum()), int(result.inliers.sum())
-        covariance = hessian_covariance(result.hessian.double(), float(result.cost))
-        success = bool(result.converged) and bool(torch.isfinite(covariance).all())
-        points = result.visible.shape[-1]
-        reason = "the image shows nothing" if result.reason == "converged" and not success else result.reason
-        return FrameAlignment(
-            map_from_camera=map_from_local @ se3.inverse(result.camera_from_map) if success else map_from_camera,
-            covariance=covariance,
-            success=success,
-            reason=reason,
-            cost=float(result.cost),
-            inlier_fraction=inliers / max(visible, 1),
-            visible_fraction=visible / points,
-            points_used=points,
-            iterations=sum(level.iterations for level in result.trace),
-            depth=_depth(result, local.points),
-            timings_ms=timings_ms,
-            details=result,
-            points=local,
-        )
 
 
 def hessian_covariance(hessian: torch.Tensor, cost: float) -> torch.Tensor:

@@ -1,8 +1,10 @@
 # Copyright the pixloc_ros authors. SPDX-License-Identifier: Apache-2.0
-"""What is believed of an aligned image: gates on its quality, and on its distance from the prior."""
+"""What is believed of an image: gates on the quality of its alignment and on its distance from the prior, and whether the camera
+hangs."""
 
 from __future__ import annotations
 
+import zlib
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,6 +17,12 @@ from .motion_prior import KnownPose
 from .odometry import OdometrySample
 from .options import TrackerOptions
 from .types import FrameAlignment, MotionPrior, PreparedFrame, TrackState
+
+MOVED_M, MOVED_RAD = 0.02, 0.01
+"""A robot that stands still in a simulator gives equal pictures too; one that has moved by this much does not."""
+
+_ROWS = 8
+"""Every so many rows are compared."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -137,3 +145,31 @@ class Judge:
         if not alignment.cost <= gates.max_cost:
             return f"cost {alignment.cost:.3g} is above {gates.max_cost:.3g}"
         return ""
+
+
+class FrozenCamera:
+    """Notices a camera that gives its last picture again and again, with new stamps.
+
+    Compares each image with the one before it, to the bit: a real camera's noise never gives the same rows twice.
+    """
+
+    def __init__(self) -> None:
+        self._digest: int | None = None
+        self._since: OdometrySample | None = None
+
+    def repeats(self, image: np.ndarray, odometry: OdometrySample | None) -> bool:
+        """Whether the camera shows what it showed before, although odometry says that the robot has moved since.
+
+        image: uint8, any shape. odometry: at the image's stamp; without it nothing can be said.
+        """
+        digest = zlib.crc32(np.ascontiguousarray(image[::_ROWS]))
+        if digest != self._digest:
+            self._digest, self._since = digest, odometry
+            return False
+        since = self._since
+        if odometry is None or since is None or odometry.epoch != since.epoch:
+            return False
+        if image.min() == image.max():  # black or white: equal without hanging
+            return False
+        moved_m, turned_rad = odometry.distance_m - since.distance_m, odometry.turn_rad - since.turn_rad
+        return moved_m > MOVED_M or turned_rad > MOVED_RAD

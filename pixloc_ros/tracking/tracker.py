@@ -16,7 +16,7 @@ An image whose quality is good but which contradicts the prior is a candidate: i
 follow confirm it, so one wrong alignment never moves the robot and a robot that was carried is still found. Several candidates
 are followed side by side; where two places look the same, none is believed until the robot has moved to where they differ.
 
-Poses far from the prior come from a `PoseSearch` (`relocalization.Relocalizer`). Without one only the surroundings of the prior
+Poses far from the prior come from a `Relocalizer`. Without one only the surroundings of the prior
 are searched, for `max_search_s`; then only a new initial pose helps.
 """
 
@@ -34,25 +34,15 @@ from ..io.frames import CameraFrame
 from .calibration_check import CalibrationCheck, CalibrationReport
 from .candidates import Candidates
 from .covariances import isotropic, not_worse_than
-from .frozen_camera import FrozenCamera
-from .judge import Judge, Look, View, distance
+from .frame_aligner import FrameAligner
+from .judge import FrozenCamera, Judge, Look, View, distance
 from .learned_noise import LearnedNoise
 from .motion_prior import KnownPose, predict
 from .odometry import OdometryBuffer, OdometryReport, OdometrySample, OdometryUnavailable
 from .odometry_check import OdometryCheck, OdometryFindings
 from .options import TrackerOptions
-from .relocalization import start_around
-from .types import (
-    Aligner,
-    FrameAlignment,
-    FrameMotion,
-    MotionPrior,
-    PoseSearch,
-    PreparedFrame,
-    PreparedImage,
-    TrackResult,
-    TrackState,
-)
+from .relocalization import Relocalizer, start_around
+from .types import FrameAlignment, FrameMotion, MotionPrior, PreparedFrame, PreparedImage, TrackResult, TrackState
 
 
 class Tracker:
@@ -70,9 +60,9 @@ class Tracker:
 
     def __init__(
         self,
-        aligner: Aligner,
+        aligner: FrameAligner,
         options: TrackerOptions | None = None,
-        pose_search: PoseSearch | None = None,
+        pose_search: Relocalizer | None = None,
         calibration_check: CalibrationCheck | None = None,
     ) -> None:
         """From parts; `Localizer.tracker` puts the usual ones together."""
@@ -149,7 +139,7 @@ class Tracker:
         self.reset()
         self.state = TrackState.RELOCALIZING
 
-    def set_map(self, aligner: Aligner, pose_search: PoseSearch | None = None) -> None:
+    def set_map(self, aligner: FrameAligner, pose_search: Relocalizer | None = None) -> None:
         """Goes on with another map (aligner and search made for it): poses in the old one mean nothing, so the tracker is
         reset."""
         self.aligner, self.pose_search = aligner, pose_search
@@ -286,25 +276,20 @@ class Tracker:
                 reach = self.options.search_translation, self.options.search_rotation
                 start, held = start_around(view.prior, self._attempts, *reach), None
                 self._attempts += 1
-            looks.append(self._align(view, start, held, self._searching, motion))
+            looks.append(self._align(view, start, held, motion))
             if self._judge.agrees(looks[0], view, self.state):
                 return looks, looks[0]
         looks += self._look_elsewhere(view)
         return looks, next((look for look in looks if self._judge.agrees(look, view, self.state)), None)
 
     def _align(
-        self,
-        view: View,
-        map_from_base: torch.Tensor,
-        covariance: torch.Tensor | None = None,
-        free: bool = True,
-        motion: FrameMotion | None = None,
+        self, view: View, map_from_base: torch.Tensor, held: torch.Tensor | None = None, motion: FrameMotion | None = None
     ) -> Look:
-        """The image aligned from a pose of the base. free: no prior was believed on the way there."""
-        if covariance is not None:
-            covariance = se3.transform_covariance(covariance, view.camera_from_base)
+        """The image aligned from a pose of the base. held: covariance of the prior that holds it; None: no prior is believed."""
+        covariance = None if held is None else se3.transform_covariance(held, view.camera_from_base)
         start = map_from_base @ view.base_from_camera
-        return self._judge.look(view, self.aligner.localize_prepared(view.frame.prepared, start, covariance, motion), free)
+        alignment = self.aligner.localize_prepared(view.frame.prepared, start, covariance, motion)
+        return self._judge.look(view, alignment, held is None)
 
     def _look_elsewhere(self, view: View) -> list[Look]:
         """Where the candidates should be by now, and what else the search finds: a bounded number of alignments."""

@@ -4,11 +4,8 @@
 from __future__ import annotations
 
 import enum
-from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
 
-import numpy as np
 import torch
 
 from ..features.pyramid import FeaturePyramid
@@ -161,31 +158,3 @@ class TrackResult:
     alignment: FrameAlignment | None = None
     timings_ms: dict[str, float] = field(default_factory=dict)
     message: str = ""
-
-
-class Aligner(Protocol):
-    """What the tracker needs of `FrameAligner`."""
-
-    def prepare(self, image: np.ndarray, camera: Camera) -> PreparedImage: ...
-
-    def localize_prepared(
-        self,
-        prepared: PreparedImage,
-        map_from_camera: torch.Tensor,
-        prior_covariance: torch.Tensor | None = None,
-        motion: FrameMotion | None = None,
-    ) -> FrameAlignment: ...
-
-
-class PoseSearch(Protocol):
-    """What the tracker needs of `Relocalizer`."""
-
-    def search(
-        self,
-        frame: PreparedFrame,
-        base_from_camera: torch.Tensor,
-        turn: int = 0,
-        prior: MotionPrior | None = None,
-        known: Sequence[torch.Tensor] = (),
-        finalists: int | None = None,
-    ) -> list[FrameAlignment]: ...

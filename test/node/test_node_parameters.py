@@ -5,7 +5,6 @@ import os
 import runpy
 import sys
 import types
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -14,8 +13,7 @@ import yaml
 from pixloc_ros.errors import InputError
 from pixloc_ros.node import parameters
 from pixloc_ros.node.parameters import BY_NAME, PARAMETERS, check_values, image_subscription_topic
-from pixloc_ros.tracking.frame_aligner import AlignerOptions
-from pixloc_ros.tracking.presets import DEFAULT, PRESETS, preset_options
+from pixloc_ros.tracking.frame_aligner import DEFAULT, PRESETS, AlignerOptions, preset_options
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -46,7 +44,7 @@ def test_bad_values_are_refused(name, value, text):
 
 
 def test_presets():
-    assert preset_options() == AlignerOptions() and preset_options("fast", 100) == replace(PRESETS["fast"], max_points=100)
+    assert preset_options() == AlignerOptions() and preset_options("fast") == PRESETS["fast"]
     with pytest.raises(InputError, match="preset 'exact' is unknown: choose one of fast, balanced, accurate"):
         preset_options("exact")
 

@@ -10,7 +10,7 @@ from test_tracker import BASE_FROM_CAMERA, DEGRADED, EYE6, TRACKING, Robot, chec
 
 from pixloc_ros.geometry import se3
 from pixloc_ros.tracking.covariances import mahalanobis, not_better_than, not_worse_than
-from pixloc_ros.tracking.frozen_camera import FrozenCamera
+from pixloc_ros.tracking.judge import FrozenCamera
 from pixloc_ros.tracking.odometry import OdometryBuffer
 from pixloc_ros.tracking.options import QualityGates
 

@@ -108,23 +108,16 @@ def test_late_and_repeated_samples_are_refused():
     assert buffer.newest_stamp_ns == stamp(2.0) and len(buffer) == 101
 
 
-def test_a_clock_that_goes_back_empties_the_buffer():
+@pytest.mark.parametrize(
+    ("seconds", "pose", "word"), [(0.5, arc(0.5), "back in time by 1.500 s"), (2.02, planar(30, 0, 0), "jumped")]
+)
+def test_a_clock_that_goes_back_or_a_pose_that_jumps_empties_the_buffer(seconds, pose, word):
     buffer = driven()
     before = buffer.lookup(stamp(2.0))
-    report = buffer.add(stamp(0.5), arc(0.5))
-    assert report.accepted and report.reset and "back in time by 1.500 s" in report.message
-    assert len(buffer) == 1
+    report = buffer.add(stamp(seconds), pose)
+    assert report.accepted and report.reset and word in report.message and len(buffer) == 1
     with pytest.raises(OdometryUnavailable, match="reset"):
-        buffer.motion_between(before, buffer.lookup(stamp(0.5)))
-
-
-def test_a_pose_that_jumps_empties_the_buffer():
-    buffer = driven()
-    report = buffer.add(stamp(2.02), planar(30, 0, 0))
-    assert report.accepted and report.reset and "jumped" in report.message
-    assert len(buffer) == 1
-    with pytest.raises(OdometryUnavailable):
-        buffer.lookup(stamp(1.0))
+        buffer.motion_between(before, buffer.lookup(stamp(seconds)))
 
 
 def test_the_window_bounds_the_length_but_not_the_memory_of_the_path():

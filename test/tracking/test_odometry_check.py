@@ -57,13 +57,18 @@ def check(odometry_ns, odom_from_base, image_ns, poses, after=lambda index, chec
     return found
 
 
+def measured(errors: OdometryErrors | None = None, seed: int = 0, rate_hz: float = 10.0, seconds: float = SECONDS):
+    """Odometry of a simulated drive, the stamps of its images, and what a camera finds at them."""
+    odometry = wheel_odometry(drive(seed), errors or OdometryErrors(), seed, START_NS)
+    stamps = stamps_of(rate_hz, seconds)
+    return odometry, stamps, seen(drive(seed).at((stamps - START_NS) * 1e-9), seed)
+
+
 def wheels(late_s: float = 0.0, way: float = 1.0, turn: float = 1.0, seed: int = 0) -> OdometryFindings:
     """What is found on a simulated drive whose images are stamped late and whose wheels measure wrongly, besides slipping."""
     usual = OdometryErrors()
     errors = OdometryErrors(scale=usual.scale * way, yaw_scale=usual.yaw_scale * turn)
-    odometry = wheel_odometry(drive(seed), errors, seed, START_NS)
-    stamps = stamps_of(10.0)
-    poses = seen(drive(seed).at((stamps - START_NS) * 1e-9), seed)
+    odometry, stamps, poses = measured(errors, seed)
     return check(odometry.stamps_ns, odometry.odom_from_base, stamps + round(late_s * 1e9), poses).findings()
 
 
@@ -106,10 +111,8 @@ def test_a_wrong_scale_does_not_hide_an_offset():
 @pytest.mark.parametrize("seed", range(1, 7))
 def test_usual_wheels_are_never_warned_of(seed):
     """On six other drives, at no time during them."""
-    odometry = wheel_odometry(drive(seed), OdometryErrors(), seed, START_NS)
-    stamps = stamps_of(10.0)
+    odometry, stamps, poses = measured(seed=seed)
     warned = []
-    poses = seen(drive(seed).at((stamps - START_NS) * 1e-9), seed)
     check(odometry.stamps_ns, odometry.odom_from_base, stamps, poses, lambda _, found: warned.append(found.findings().warnings()))
     assert len(warned) == len(stamps) and not any(warned)
 
@@ -142,17 +145,13 @@ def test_a_robot_at_rest_tells_nothing():
 
 
 def test_too_few_images_tell_nothing():
-    odometry = wheel_odometry(drive(), OdometryErrors(), 0, START_NS)
-    stamps = stamps_of(10.0, 3.0)
-    poses = seen(drive().at((stamps - START_NS) * 1e-9))
+    odometry, stamps, poses = measured(seconds=3.0)
     found = check(odometry.stamps_ns, odometry.odom_from_base, stamps, poses).findings()
     assert 0 < found.pairs < 10 and found.known() == {} and not found.warnings()
 
 
 def test_a_robot_that_was_carried_and_odometry_that_was_reset_leave_no_trace():
-    odometry = wheel_odometry(drive(), OdometryErrors(), 0, START_NS)
-    stamps = stamps_of(10.0)
-    poses = seen(drive().at((stamps - START_NS) * 1e-9))
+    odometry, stamps, poses = measured()
     late = stamps + 60_000_000
     plain = check(odometry.stamps_ns, odometry.odom_from_base, late, poses).findings()
 
@@ -176,9 +175,7 @@ def test_a_robot_that_was_carried_and_odometry_that_was_reset_leave_no_trace():
 
 def test_wrong_poses_among_the_right_ones_do_not_count():
     """One image in twenty shows another place, one metre away."""
-    odometry = wheel_odometry(drive(), OdometryErrors(), 0, START_NS)
-    stamps = stamps_of(10.0)
-    poses = seen(drive().at((stamps - START_NS) * 1e-9))
+    odometry, stamps, poses = measured()
     poses[::60, 0, 3] += 1.0
     found = check(odometry.stamps_ns, odometry.odom_from_base, stamps + 60_000_000, poses).findings()
     assert found.time_offset_s == pytest.approx(-0.06, abs=0.012)
@@ -186,9 +183,7 @@ def test_wrong_poses_among_the_right_ones_do_not_count():
 
 
 def test_odometry_may_come_from_another_thread():
-    odometry = wheel_odometry(drive(), OdometryErrors(), 0, START_NS)
-    stamps = stamps_of(10.0)
-    poses = seen(drive().at((stamps - START_NS) * 1e-9))
+    odometry, stamps, poses = measured()
     buffer = OdometryBuffer()
     found = OdometryCheck(buffer)
 
@@ -215,9 +210,7 @@ LATE_NS = 80_000_000
 def bag_with_late_images(tmp_path_factory):
     """(bag, map_from_base of its images): images at 5 Hz, stamped 80 ms late; the odometry's way is 1.2 times too long."""
     path = tmp_path_factory.mktemp("late") / "bag"
-    odometry = wheel_odometry(drive(), OdometryErrors(scale=1.2), 0, START_NS)
-    stamps = stamps_of(5.0)
-    poses = seen(drive().at((stamps - START_NS) * 1e-9))
+    odometry, stamps, poses = measured(OdometryErrors(scale=1.2), rate_hz=5.0)
     with BagWriter(path) as bag:
         bag.transform("/tf_static", START_NS, "base_link", "camera_optical", BASE_FROM_CAMERA)
         for number, stamp_ns in enumerate(stamps.tolist()):
@@ -252,10 +245,10 @@ def test_a_run_tells_of_late_images_in_the_terminal_and_on_the_page(bag_with_lat
     assert f"{run.findings['way_ratio']:.4f} ± " in page
 
 
-def test_the_offset_that_was_found_mends_it(bag_with_late_images):
+def test_the_offset_that_was_found_fixes_it(bag_with_late_images):
     first = tracked(bag_with_late_images, 0.0)
-    mended = tracked(bag_with_late_images, round(first.findings["time_offset_s"], 3))
-    assert abs(mended.findings["time_offset_s"]) < 0.01
-    assert [remark for remark in mended.remarks if "stamped" in remark] == []
-    errors = [evaluate(run).figures["translation_error_median_m"] for run in (first, mended)]
+    fixed = tracked(bag_with_late_images, round(first.findings["time_offset_s"], 3))
+    assert abs(fixed.findings["time_offset_s"]) < 0.01
+    assert [remark for remark in fixed.remarks if "stamped" in remark] == []
+    errors = [evaluate(run).figures["translation_error_median_m"] for run in (first, fixed)]
     assert errors[1] < 0.2 * errors[0]
