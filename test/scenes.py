@@ -55,15 +55,7 @@ def plane_map(folder: Path, extractor, camera: Camera, poses: torch.Tensor, corn
         xyz.append(hit)
     names = [f"{k}.png" for k in range(len(poses))]
     images, points = np.repeat(np.arange(len(poses)), list(map(len, xyz))), np.arange(sum(map(len, xyz)))
-    source = PosedImages(
-        "plane",
-        [folder / name for name in names],
-        names,
-        [camera] * len(poses),
-        poses,
-        np.full(len(poses), -1),
-        np.concatenate(xyz),
-        images,
-        points,
-    )
+    files, stamps = [folder / name for name in names], np.full(len(poses), -1)
+    cameras = [camera] * len(poses)
+    source = PosedImages("plane", files, names, cameras, poses, stamps, np.concatenate(xyz), images, points)
     return build_map(source, extractor)[0]

@@ -379,14 +379,9 @@ def _draw_cells(figure: plt.Figure, axes: plt.Axes, map_: Map, xyz: np.ndarray, 
     seen = np.bincount(pairs[:, 0], minlength=columns * rows).reshape(rows, columns).astype(float)
     bounds = [0.5 + count - 1 for count in _SEEN_BY] + [max(seen.max(), _SEEN_BY[-1]) + 1]
     colours = plt.get_cmap(SHARES, len(bounds) - 1)
-    drawn = axes.imshow(
-        np.where(seen > 0, seen, np.nan),
-        origin="lower",
-        cmap=colours,
-        norm=BoundaryNorm(bounds, colours.N),
-        extent=(low[0], low[0] + columns * size, low[1], low[1] + rows * size),
-        interpolation="nearest",
-    )
+    extent = (low[0], low[0] + columns * size, low[1], low[1] + rows * size)
+    look = {"origin": "lower", "interpolation": "nearest", "cmap": colours, "norm": BoundaryNorm(bounds, colours.N)}
+    drawn = axes.imshow(np.where(seen > 0, seen, np.nan), extent=extent, **look)
     axes.grid(False)
     bar = figure.colorbar(drawn, ax=axes, label="keyframes that see points there (white: none)", shrink=0.85, pad=0.01)
     middles = [(a + b) / 2 for a, b in zip(bounds, bounds[1:])]

@@ -122,12 +122,8 @@ def run_report(
             legend("NEES is the squared error in units of the published covariance: 6 on average where that is right.")
             surer = "Points far above the green band: surer than right."
             believed = "On the dashed line they say the truth. Below it, fewer poses are inside than claimed."
-            page.pictures(
-                [
-                    Picture(run_plots.plot_nees(runs), "NEES over time", surer),
-                    Picture(run_plots.plot_calibration(runs), "Can the covariances be believed?", believed),
-                ]
-            )
+            calibration = Picture(run_plots.plot_calibration(runs), "Can the covariances be believed?", believed)
+            page.pictures([Picture(run_plots.plot_nees(runs), "NEES over time", surer), calibration])
     times = _times(runs)
     if times:
         page.heading("Time")

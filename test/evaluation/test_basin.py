@@ -146,18 +146,14 @@ def test_the_real_alignment_converges_near_and_not_far(plane):
         for name, pose in poses.items()
     ]
     assert queries[0].depth == pytest.approx(2.28, abs=0.3)
+    with pytest.raises(InputError, match="no points"):
+        median_depth(map_, look_at((0.0, 0.0, 2.0), (0.0, 10.0, 5.0)), CAMERA)
     basin = measure_basin(localizer, queries, BasinOptions(60.0, 1.0, 12))
     for curve in basin.curves.values():
         assert curve.success[0] == 1.0
         assert curve.success[-1] < 1.0
     assert basin.curves["rotation"].success[1] == 1.0
     assert 0 < basin.curves["together"].radius(0.5) <= max(basin.curves[k].radius(0.5) for k in ("rotation", "translation"))
-
-
-def test_poses_of_another_map_are_refused(plane):
-    _, map_, _ = plane
-    with pytest.raises(InputError, match="no points"):
-        median_depth(map_, look_at((0.0, 0.0, 2.0), (0.0, 10.0, 5.0)), CAMERA)
 
 
 def test_the_command_writes_figures_and_a_plot(plane, tmp_path, monkeypatch, capsys):

@@ -240,13 +240,8 @@ def test_report_of_a_live_run():
         base_from_camera=BASE_FROM_CAMERA,
         frames=lambda wanted: [CameraFrame(s, frame.image, frame.camera) for s in truth().stamps_ns.tolist() if wanted(s)],
     )
-    text = run_report(
-        "title",
-        "lead",
-        [result],
-        scene_of(result, SimpleNamespace(map=OnePointLocalizer.map, aligner=OnePointLocalizer()), bag),
-        problems=["it is <bad>"],
-    )
+    scene = scene_of(result, SimpleNamespace(map=OnePointLocalizer.map, aligner=OnePointLocalizer()), bag)
+    text = run_report("title", "lead", [result], scene, problems=["it is <bad>"])
     assert "100.0 %" in text and "2 cm" in text and "90 % of the points agree" in text and "it is &lt;bad&gt;" in text
     assert text.count("data:image/jpeg") == 6 and "From image to pose" in text and "Age when published" in text
 

@@ -201,10 +201,6 @@ def test_damping_of_the_papers_network_as_a_picture(vgg, tmp_path, capsys):
 
 def test_bad_input_to_the_drawings(vgg, tmp_path):
     folder, localizer, aligned = vgg
-    with pytest.raises(InputError, match="choose residual"):
-        plot_reprojections(aligned, "hue")
-    with pytest.raises(InputError, match="no feature level 3"):
-        plot_reprojections(aligned, "residual", 3)
     with pytest.raises(InputError, match=".gif or .webp"):
         animate_optimization(aligned, tmp_path / "a.mp4")
     with pytest.raises(InputError, match="no map points near the prior"):
