@@ -24,8 +24,7 @@ import torch
 
 from pixloc_ros.cli.progress import show_progress
 from pixloc_ros.errors import InputError
-from pixloc_ros.evaluation.pages import markdown_table, write_section
-from pixloc_ros.evaluation.tables import format_number, format_table
+from pixloc_ros.evaluation.tables import format_number, format_table, markdown_table, write_section
 from pixloc_ros.evaluation.usage import machine_name
 from pixloc_ros.features import Extractor
 from pixloc_ros.io.files import write_text

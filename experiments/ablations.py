@@ -41,7 +41,7 @@ from pixloc_ros.cli.progress import show_progress
 from pixloc_ros.cli.scripts import run_script
 from pixloc_ros.errors import InputError
 from pixloc_ros.evaluation.basin import BasinOptions, BasinQuery, format_radius, measure_basin
-from pixloc_ros.evaluation.pages import markdown_table
+from pixloc_ros.evaluation.tables import markdown_table
 from pixloc_ros.features import Extractor, load_extractor
 from pixloc_ros.features.weights import Weights
 from pixloc_ros.geometry import se3

@@ -26,8 +26,8 @@ import torch
 from scipy.stats import beta
 
 from pixloc_ros.cli.scripts import run_script
-from pixloc_ros.evaluation.pages import markdown_table
 from pixloc_ros.evaluation.queries import Query, QueryResult, localize_queries
+from pixloc_ros.evaluation.tables import markdown_table
 from pixloc_ros.geometry.cameras import Camera
 from pixloc_ros.io.images import load_image
 

@@ -21,9 +21,9 @@ from scipy.stats import chi2
 from pixloc_ros.cli.progress import show_progress
 from pixloc_ros.errors import InputError
 from pixloc_ros.evaluation.metrics import absolute_errors
-from pixloc_ros.evaluation.pages import write_section
 from pixloc_ros.evaluation.queries import Query, QueryResult, localize_queries, read_queries
 from pixloc_ros.evaluation.runs import TRUTH_GAP_NS, BagRun
+from pixloc_ros.evaluation.tables import write_section
 from pixloc_ros.features import Extractor, load_extractor
 from pixloc_ros.geometry import se3
 from pixloc_ros.io.files import write_text

@@ -33,7 +33,7 @@ from pixloc_ros.alignment import AlignmentOptions, ReferencePoints, RobustLoss, 
 from pixloc_ros.cli.progress import show_progress
 from pixloc_ros.cli.scripts import run_script
 from pixloc_ros.errors import InputError
-from pixloc_ros.evaluation.pages import markdown_table
+from pixloc_ros.evaluation.tables import markdown_table
 from pixloc_ros.evaluation.usage import Load, peak_mib
 from pixloc_ros.features import Extractor, load_extractor
 from pixloc_ros.features.sampling import sample_level

@@ -19,7 +19,7 @@ from pixloc_ros.cli.progress import show_progress
 from pixloc_ros.cli.scripts import run_script
 from pixloc_ros.evaluation import offline
 from pixloc_ros.evaluation.degradation import CONDITIONS, degraded
-from pixloc_ros.evaluation.pages import markdown_table
+from pixloc_ros.evaluation.tables import markdown_table
 from pixloc_ros.io.bags import BagReader
 
 

@@ -19,8 +19,7 @@ from pixloc_ros.cli.progress import show_progress
 from pixloc_ros.cli.scripts import run_script
 from pixloc_ros.evaluation import offline
 from pixloc_ros.evaluation.metrics import run_figures
-from pixloc_ros.evaluation.pages import markdown_table
-from pixloc_ros.evaluation.tables import format_number
+from pixloc_ros.evaluation.tables import format_number, markdown_table
 from pixloc_ros.features import Extractor, load_extractor
 from pixloc_ros.io.bags import BagReader
 from pixloc_ros.io.trajectory import write_benchmark_poses

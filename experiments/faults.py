@@ -32,7 +32,7 @@ import torch
 from fault_stage import BEGIN_S, END_S, SECONDS, Drive, Event, Fault, Run, Stage, make_drive, staged
 
 from pixloc_ros.cli.scripts import run_script
-from pixloc_ros.evaluation.pages import markdown_table, write_section
+from pixloc_ros.evaluation.tables import markdown_table, write_section
 from pixloc_ros.io.files import write_text
 from pixloc_ros.node import conversions
 from pixloc_ros.rig.node_process import NodeProcess

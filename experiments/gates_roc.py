@@ -26,8 +26,8 @@ from pixloc_ros.cli.progress import show_progress
 from pixloc_ros.cli.scripts import run_script
 from pixloc_ros.evaluation.altered_bag import AlteredBag
 from pixloc_ros.evaluation.degradation import CONDITIONS, degraded
-from pixloc_ros.evaluation.pages import markdown_table
 from pixloc_ros.evaluation.runs import TRUTH_GAP_NS
+from pixloc_ros.evaluation.tables import markdown_table
 from pixloc_ros.geometry import se3
 from pixloc_ros.io.bags import BagReader
 from pixloc_ros.io.files import write_bytes, write_text

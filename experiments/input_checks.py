@@ -21,7 +21,7 @@ from pixloc_ros.cli.scripts import run_script
 from pixloc_ros.evaluation import offline
 from pixloc_ros.evaluation.altered_bag import AlteredBag, Change, OdometryChange
 from pixloc_ros.evaluation.metrics import run_figures
-from pixloc_ros.evaluation.pages import markdown_table
+from pixloc_ros.evaluation.tables import markdown_table
 from pixloc_ros.geometry import se3
 from pixloc_ros.io.bags import BagOptions, BagReader
 

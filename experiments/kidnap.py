@@ -23,8 +23,8 @@ from pixloc_ros.cli.scripts import run_script
 from pixloc_ros.evaluation.altered_bag import AlteredBag, Change
 from pixloc_ros.evaluation.metrics import FALSE_TRACK
 from pixloc_ros.evaluation.offline import run_bag
-from pixloc_ros.evaluation.pages import markdown_table
 from pixloc_ros.evaluation.runs import TRUTH_GAP_NS, FrameRecord
+from pixloc_ros.evaluation.tables import markdown_table
 from pixloc_ros.geometry import se3
 from pixloc_ros.io.bags import BagReader
 from pixloc_ros.io.trajectory import Trajectory

@@ -18,8 +18,7 @@ import time
 import common
 
 from pixloc_ros.cli.scripts import run_script
-from pixloc_ros.evaluation.pages import markdown_table
-from pixloc_ros.evaluation.tables import format_number
+from pixloc_ros.evaluation.tables import format_number, markdown_table
 from pixloc_ros.features import Extractor, load_extractor
 from pixloc_ros.io.work_folder import WorkFolder
 from pixloc_ros.localization import Localizer

@@ -33,8 +33,8 @@ from pixloc_ros.datasets.licences import licence_note
 from pixloc_ros.datasets.queries import localize_set, made_already, make_queries, query_errors, write_submission
 from pixloc_ros.datasets.robotcar import open_robotcar
 from pixloc_ros.datasets.seven_scenes import open_seven_scenes
-from pixloc_ros.evaluation.pages import markdown_table
 from pixloc_ros.evaluation.queries import QueryResult
+from pixloc_ros.evaluation.tables import markdown_table
 from pixloc_ros.features import load_extractor
 from pixloc_ros.io.files import write_text
 from pixloc_ros.localization import Localizer

@@ -28,7 +28,7 @@ from pixloc_ros.evaluation import offline
 from pixloc_ros.evaluation.altered_bag import AlteredBag
 from pixloc_ros.evaluation.degradation import CONDITIONS, degraded
 from pixloc_ros.evaluation.metrics import run_figures
-from pixloc_ros.evaluation.pages import markdown_table
+from pixloc_ros.evaluation.tables import markdown_table
 from pixloc_ros.features import Extractor, load_extractor
 from pixloc_ros.io.bags import BagReader
 from pixloc_ros.io.frames import CameraFrame, Event

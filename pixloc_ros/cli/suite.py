@@ -55,9 +55,8 @@ def add_parser(subparsers) -> None:
 def run(args: argparse.Namespace) -> int:
     from ..errors import InputError
     from ..evaluation import suite
-    from ..evaluation.pages import around_section, write_section
-    from ..evaluation.suite_export import export_bag
-    from ..evaluation.tables import format_table
+    from ..evaluation.altered_bag import export_bag
+    from ..evaluation.tables import around_section, format_table, write_section
     from ..io.bags import BagReader
     from ..io.files import write_bytes, write_text
     from ..report.suite import plot_overview, suite_page

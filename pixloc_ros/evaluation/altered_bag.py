@@ -1,20 +1,30 @@
 # Copyright the pixloc_ros authors. SPDX-License-Identifier: Apache-2.0
-"""A bag played differently from how it was recorded: every way to make a drive worse is a `Change` of its stream of events."""
+"""A bag played differently from how it was recorded: every way to make a drive worse is a `Change` of its stream of events.
+
+Such a drive can be exported as a bag for other systems, with the same images, odometry, calibration and stamps as ours sees.
+"""
 
 from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
 import torch
 
+from ..errors import InputError
+from ..geometry import se3
 from ..geometry.cameras import Camera
+from ..io.bag_writer import BagWriter, new_bag
 from ..io.bags import BagReader
 from ..io.frames import CameraFrame, Event, OdometryMessage
+from ..io.messages import RawMessage, frame_name, message_stamp
 from ..io.trajectory import Trajectory
+from .runs import TRUTH_GAP_NS
 
 OdometryChange = Callable[[int, torch.Tensor], torch.Tensor]
 """Stamp and odom_from_base float64 [4, 4] → another odom_from_base; called in the order of time."""
@@ -122,3 +132,99 @@ def _images_later(events: Iterable[Event], offset_ns: int) -> Iterator[Event]:
             yield waiting.popleft()
         yield event
     yield from waiting
+
+
+def export_bag(path: Path, drive: AlteredBag) -> None:
+    """Write a rosbag2 (MCAP) folder of what a localizer needs: images (raw topics as mono8 or rgb8, compressed ones as PNG, so
+    that nothing more is lost), CameraInfo, odometry, transforms and truth. Raises InputError where the folder cannot be written.
+
+    Images that cannot be used are left out. The folder appears when it is complete, and replaces an earlier one.
+    """
+    path = Path(path)
+    if path.exists() and not (path / "metadata.yaml").is_file():
+        raise InputError(f"{path} exists and is no bag: give another folder with --export")
+    with new_bag(path) as bag:
+        _Exporter(bag, drive).write()
+
+
+class _Exporter:
+    def __init__(self, bag: BagWriter, drive: AlteredBag) -> None:
+        self._bag, self._drive = bag, drive
+        self._odometry = drive.odometry() if drive.change.odometry is not None else None
+        self._offset_ns = drive.change.late_ns + drive.options.time_offset_ns
+
+    def write(self) -> None:
+        """Images come from the drive's events; everything else is copied in the order of recording, changed where it must be."""
+        drive = self._drive
+        moving, static = drive.transform_topics()
+        topics = [drive.camera_info_topic, *moving, *static]
+        topics += [t for t in (drive.odometry_topic, drive.truth_topic) if t and t != "tf" and not t.startswith("tf:")]
+        images = self._images()
+        upcoming = next(images, None)
+        for raw in drive.raw_messages(dict.fromkeys(topics)):
+            while upcoming is not None and upcoming[0] <= raw.time_ns:
+                self._bag.put(*upcoming)
+                upcoming = next(images, None)
+            self._bag.put(*self._changed(raw, self._bag.store.deserialize_cdr(raw.cdr, raw.type_name), static))
+        while upcoming is not None:
+            self._bag.put(*upcoming)
+            upcoming = next(images, None)
+
+    def _changed(self, raw: RawMessage, message, static: list[str]) -> tuple[int, str, object]:
+        drive, time_ns = self._drive, raw.time_ns
+        if raw.topic == drive.camera_info_topic:
+            time_ns += self._offset_ns
+            stamp_ns = message.header.stamp.sec * 10**9 + message.header.stamp.nanosec + self._offset_ns
+            stamp = replace(message.header.stamp, sec=stamp_ns // 10**9, nanosec=stamp_ns % 10**9)
+            message = replace(message, header=replace(message.header, stamp=stamp))
+            if drive.change.focal != 1.0:
+                message = replace(message, k=self._stretched(message.k, 3), p=self._stretched(message.p, 4))
+        elif self._odometry is not None and raw.topic == drive.odometry_topic:
+            pose = self._moved(message.pose.pose, message_stamp(message), "position", "orientation")
+            message = replace(message, pose=replace(message.pose, pose=pose))
+        elif self._odometry is not None and hasattr(message, "transforms") and raw.topic not in static:
+            message = replace(message, transforms=[self._transform(t) for t in message.transforms])
+        return time_ns, raw.topic, message
+
+    def _images(self) -> Iterator[tuple[int, str, object]]:
+        drive = self._drive
+        for frame in drive.events():
+            if not isinstance(frame, CameraFrame):
+                continue
+            grey, (height, width) = frame.image.ndim == 2, frame.image.shape[:2]
+            if drive.image_compressed:
+                encoding = "png"
+                data = cv2.imencode(".png", frame.image if grey else frame.image[..., ::-1])[1].ravel()
+            else:
+                encoding, data = "mono8" if grey else "rgb8", np.ascontiguousarray(frame.image).reshape(-1)
+            message = self._bag.image(frame.stamp_ns, drive.camera_frame, (width, height), encoding, data)
+            yield frame.stamp_ns, drive.image_topic, message
+
+    def _stretched(self, matrix: np.ndarray, columns: int) -> np.ndarray:
+        """A row-major matrix with its two focal lengths wrong, as `Change.camera` makes them."""
+        matrix = np.array(matrix, float)
+        matrix[[0, columns + 1]] *= self._drive.change.focal
+        return matrix
+
+    def _transform(self, transform):
+        """odom → base with the change of the odometry; any other as it is."""
+        names = frame_name(transform.header.frame_id), frame_name(transform.child_frame_id)
+        if names != (self._drive.odom_frame, self._drive.base_frame):
+            return transform
+        return replace(transform, transform=self._moved(transform.transform, message_stamp(transform), "translation", "rotation"))
+
+    def _moved(self, message, stamp_ns: int, translation: str, rotation: str):
+        """A pose or transform that says what the drive's odometry says; as it is where that is not known."""
+        poses, known = self._odometry.at(np.array([stamp_ns]), TRUTH_GAP_NS)
+        if not known[0]:
+            return message
+        pose: torch.Tensor = poses[0]
+        place = dict(zip("xyz", pose[:3, 3].tolist()))
+        turn = dict(zip("xyzw", se3.quaternion_from_rotation(pose[:3, :3]).tolist()))
+        return replace(
+            message,
+            **{
+                translation: replace(getattr(message, translation), **place),
+                rotation: replace(getattr(message, rotation), **turn),
+            },
+        )

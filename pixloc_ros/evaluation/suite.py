@@ -29,10 +29,9 @@ from .altered_bag import AlteredBag
 from .degradation import CLEAR_S, KINDS, Degradation, degraded
 from .metrics import absolute_errors, associate, error_figures, recall_name
 from .offline import run_bag
-from .pages import markdown_table
 from .rivals import Rival, rival_options
 from .runs import odometry_in_map, sampled
-from .tables import format_number
+from .tables import format_number, markdown_table
 
 OURS, ODOMETRY = "pixloc", "odometry alone"
 RIGHT = recall_name(0.25, 2.0)

@@ -1,11 +1,15 @@
 # Copyright the pixloc_ros authors. SPDX-License-Identifier: Apache-2.0
-"""Figures as text: numbers, tables for a terminal, and which figures of a run are shown under which name."""
+"""Figures as text: numbers, tables for a terminal, which figures of a run are shown under which name, and tables that commands
+write into Markdown pages."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
+from ..errors import InputError
+from ..io.files import write_text
 from .metrics import RECALL_LEVELS, recall_name
 
 
@@ -295,3 +299,32 @@ def format_demo(figures: Mapping[str, object]) -> str:
             "for this rate; try a lower --rate",
         ]
     return "\n".join(lines + [f"PROBLEM: {problem}" for problem in figures["problems"]])
+
+
+def around_section(page: Path, name: str) -> tuple[str, str]:
+    """What stands before and after the section between the lines `<!-- NAME: begin -->` and `<!-- NAME: end -->` of a page, these
+    lines included. Raises InputError where the page cannot be read or lacks one of the two lines."""
+    begin, end = f"<!-- {name}: begin -->\n", f"<!-- {name}: end -->"
+    try:
+        before, rest = page.read_text(encoding="utf-8").split(begin)
+        _, after = rest.split(end)
+    except (OSError, ValueError):
+        raise InputError(f"{page} has no section between {begin.strip()} and {end}: put these two lines into it") from None
+    return before + begin, end + after
+
+
+def write_section(page: Path, name: str, text: str) -> None:
+    """Replace a section of a page (`around_section`); it is unchanged where that raises."""
+    before, after = around_section(page, name)
+    write_text(page, f"{before}{text.strip()}\n{after}")
+
+
+def markdown_table(head: str, rows: Iterable[Iterable[object]]) -> str:
+    """A table of a Markdown page.
+
+    Args:
+        head: Names of the columns, separated by `" | "`.
+        rows: Cells of each row; they are written by `str`.
+    """
+    columns = head.count(" | ") + 1
+    return "\n".join((f"| {head} |", "|---" * columns + "|", *(f"| {' | '.join(map(str, row))} |" for row in rows))) + "\n"

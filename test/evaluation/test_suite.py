@@ -13,8 +13,8 @@ from test_track_offline import FRAMES, PERIOD, SLIP, T0, TrueLocalizer, write_dr
 from pixloc_ros.cli.main import main
 from pixloc_ros.errors import InputError
 from pixloc_ros.evaluation import offline, suite
+from pixloc_ros.evaluation.altered_bag import export_bag
 from pixloc_ros.evaluation.degradation import KINDS, Degradation, degraded
-from pixloc_ros.evaluation.suite_export import export_bag
 from pixloc_ros.geometry import se3
 from pixloc_ros.io.bags import BagReader
 from pixloc_ros.io.frames import CameraFrame, OdometryMessage

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pixloc_ros.errors import InputError
-from pixloc_ros.evaluation.pages import write_section
+from pixloc_ros.evaluation.tables import write_section
 from pixloc_ros.geometry import se3
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "experiments"))
