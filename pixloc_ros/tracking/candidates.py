@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from ..geometry import se3
-from .judge import Look, View, distance
+from .judge import FrameContext, Look, distance
 from .motion_prior import KnownPose
 from .options import TrackerOptions
 from .types import MotionPrior
@@ -41,7 +41,9 @@ class Candidate:
 class Candidates:
     """The candidates of a tracker, the most confirmed first. predict: prior of a pose and the one before it, at a view."""
 
-    def __init__(self, options: TrackerOptions, predict: Callable[[KnownPose, KnownPose | None, View], MotionPrior]) -> None:
+    def __init__(
+        self, options: TrackerOptions, predict: Callable[[KnownPose, KnownPose | None, FrameContext], MotionPrior]
+    ) -> None:
         self._options, self._predict = options, predict
         self._all: list[Candidate] = []
 
@@ -56,11 +58,11 @@ class Candidates:
     def clear(self) -> None:
         self._all = []
 
-    def expected(self, view: View) -> list[tuple[Candidate, MotionPrior]]:
+    def expected(self, view: FrameContext) -> list[tuple[Candidate, MotionPrior]]:
         """Where each should be at the time of a view."""
         return [(candidate, self._predict(candidate.pose, candidate.before, view)) for candidate in self._all]
 
-    def follow(self, looks: list[Look], view: View) -> None:
+    def follow(self, looks: list[Look], view: FrameContext) -> None:
         """Keeps the candidates that the image still shows, adds what else it may show, and keeps, for as many images as a
         confirmation takes, those that it does not show: one blurred image must not settle which of two places that look the same
         is the right one."""

@@ -26,7 +26,7 @@ _ROWS = 8
 
 
 @dataclass(frozen=True, eq=False)
-class View:
+class FrameContext:
     """What is known of an image before it is aligned.
 
     Attributes:
@@ -98,7 +98,7 @@ class Judge:
         """Covariance for the next prior: at least the floor's variance in every direction."""
         return not_better_than(covariance, self._prior_floor)
 
-    def look(self, view: View, alignment: FrameAlignment, free: bool, searched: bool = False) -> Look:
+    def look(self, view: FrameContext, alignment: FrameAlignment, free: bool, searched: bool = False) -> Look:
         """An alignment of the view, judged. free: no prior was believed on the way there, so more points must agree."""
         problem = self._quality_problem(alignment, self.gates.least_inliers(free, view.noise_factor))
         if problem:
@@ -111,7 +111,7 @@ class Judge:
         pose = alignment.map_from_camera @ view.camera_from_base
         return Look(alignment, KnownPose(view.stamp_ns, pose, cautious, view.odometry, published, depth), "", searched)
 
-    def agrees(self, look: Look, view: View, state: TrackState) -> bool:
+    def agrees(self, look: Look, view: FrameContext, state: TrackState) -> bool:
         """Whether a look is believed at once, since it is where the prior says."""
         prior, gates = view.prior, self.gates
         if look.pose is None or prior is None or state in (TrackState.LOST, TrackState.RELOCALIZING):
@@ -126,7 +126,7 @@ class Judge:
             return not self.wrong_lens(look, view)
         return not self.hopeless
 
-    def wrong_lens(self, look: Look, view: View) -> bool:
+    def wrong_lens(self, look: Look, view: FrameContext) -> bool:
         """Whether the image says that only another focal length explains the look."""
         check = self.calibration_check
         return check is not None and check.contradicts(view.frame.prepared, look.alignment)

@@ -35,7 +35,7 @@ from .calibration_check import CalibrationCheck, CalibrationReport
 from .candidates import Candidates
 from .covariances import isotropic, not_worse_than
 from .frame_aligner import FrameAligner
-from .judge import FrozenCamera, Judge, Look, View, distance
+from .judge import FrameContext, FrozenCamera, Judge, Look, distance
 from .learned_noise import LearnedNoise
 from .motion_prior import KnownPose, predict
 from .odometry import OdometryBuffer, OdometryReport, OdometrySample, OdometryUnavailable
@@ -244,10 +244,10 @@ class Tracker:
         except OdometryUnavailable as unavailable:
             return None, str(unavailable)
 
-    def _view(self, frame: CameraFrame, base_from_camera: torch.Tensor, odometry: OdometrySample | None) -> View:
+    def _view(self, frame: CameraFrame, base_from_camera: torch.Tensor, odometry: OdometrySample | None) -> FrameContext:
         """The image with its features and its prior, from the last known pose."""
         noise_factor = max(self.odometry.noise_factors)
-        bare = View(frame, base_from_camera, se3.inverse(base_from_camera), odometry, None, noise_factor)
+        bare = FrameContext(frame, base_from_camera, se3.inverse(base_from_camera), odometry, None, noise_factor)
         prior = None
         if self._known is not None:
             if self._known.odometry is None or self._known.odometry.extrapolated_s:
@@ -262,10 +262,10 @@ class Tracker:
             frame = replace(frame, prepared=self._calibration_check.corrected(frame.prepared))
         return replace(bare, frame=frame, prior=prior)
 
-    def _predict(self, known: KnownPose, before: KnownPose | None, view: View) -> MotionPrior:
+    def _predict(self, known: KnownPose, before: KnownPose | None, view: FrameContext) -> MotionPrior:
         return predict(known, before, view.stamp_ns, view.odometry, self.odometry, self.options.motion)
 
-    def _look(self, view: View) -> tuple[list[Look], Look | None]:
+    def _look(self, view: FrameContext) -> tuple[list[Look], Look | None]:
         """All looks at the image, and the one that is believed at once: around the prior and, unless that will do, elsewhere."""
         looks: list[Look] = []
         if view.prior is not None and not (self._searching and len(self._candidates)):
@@ -283,7 +283,7 @@ class Tracker:
         return looks, next((look for look in looks if self._judge.agrees(look, view, self.state)), None)
 
     def _align(
-        self, view: View, map_from_base: torch.Tensor, held: torch.Tensor | None = None, motion: FrameMotion | None = None
+        self, view: FrameContext, map_from_base: torch.Tensor, held: torch.Tensor | None = None, motion: FrameMotion | None = None
     ) -> Look:
         """The image aligned from a pose of the base. held: covariance of the prior that holds it; None: no prior is believed."""
         covariance = None if held is None else se3.transform_covariance(held, view.camera_from_base)
@@ -291,7 +291,7 @@ class Tracker:
         alignment = self.aligner.localize_prepared(view.frame.prepared, start, covariance, motion)
         return self._judge.look(view, alignment, held is None)
 
-    def _look_elsewhere(self, view: View) -> list[Look]:
+    def _look_elsewhere(self, view: FrameContext) -> list[Look]:
         """Where the candidates should be by now, and what else the search finds: a bounded number of alignments."""
         expected = self._candidates.expected(view)
         # What was found around the prior is found there again.
@@ -304,7 +304,7 @@ class Tracker:
             looks += [self._judge.look(view, alignment, True, searched=True) for alignment in found]
         return looks
 
-    def _wait_for_confirmation(self, looks: list[Look], view: View) -> tuple[str, Look | None]:
+    def _wait_for_confirmation(self, looks: list[Look], view: FrameContext) -> tuple[str, Look | None]:
         """No look is where the prior says: follow the candidates, and believe one that was confirmed often enough.
 
         Returns what is wrong (empty: nothing) and the look that is believed after all.
@@ -327,7 +327,7 @@ class Tracker:
             return "a pose was found that only another focal length explains: check the calibration", None
         return self._problem(looks, view), None
 
-    def _problem(self, looks: list[Look], view: View) -> str:
+    def _problem(self, looks: list[Look], view: FrameContext) -> str:
         """Why no pose is believed, in words."""
         options, prior = self.options, view.prior
         count = self._candidates.most_confirmed
@@ -363,7 +363,7 @@ class Tracker:
         self._end_search()
         self.state = TrackState.TRACKING
 
-    def _fail(self, view: View) -> None:
+    def _fail(self, view: FrameContext) -> None:
         """No pose is believed: dead reckoning, as long as that may go on and the images do not surely show another place."""
         if not self._searching and not self._candidates.show_another_place() and self._may_dead_reckon(view):
             self.state = TrackState.DEGRADED
@@ -379,7 +379,7 @@ class Tracker:
         elif self.state is TrackState.LOST:
             self.state = TrackState.RELOCALIZING
 
-    def _may_dead_reckon(self, view: View) -> bool:
+    def _may_dead_reckon(self, view: FrameContext) -> bool:
         age_s = (view.stamp_ns - self._known.stamp_ns) * 1e-9
         if view.prior.source != "odometry":
             return age_s <= self.options.max_degraded_blind_s
@@ -400,7 +400,7 @@ class Tracker:
         self._last_inliers = 0.5
         self._searching_since_ns: int | None = None
 
-    def _learn(self, shown: Look | None, believed: Look | None, view: View) -> None:
+    def _learn(self, shown: Look | None, believed: Look | None, view: FrameContext) -> None:
         """Keeps what the image tells of odometry and calibration."""
         self._last_inliers = 0.5 if shown is None else shown.inliers
         # A sure pose also where it is not believed: odometry on another clock may be what it contradicts.
@@ -412,7 +412,7 @@ class Tracker:
         if self.state is TrackState.TRACKING and self._calibration_check is not None:
             self._unchecked = view.stamp_ns, view.frame.prepared, believed.alignment
 
-    def _result(self, view: View, shown: Look | None, began: float, message: str) -> TrackResult:
+    def _result(self, view: FrameContext, shown: Look | None, began: float, message: str) -> TrackResult:
         map_from_base = covariance = map_from_odom = None
         if self.state is TrackState.TRACKING:
             map_from_base, covariance = self._known.map_from_base, self._known.published

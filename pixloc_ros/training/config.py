@@ -21,7 +21,7 @@ from ..io.text import read_text
 from .augmentation import AugmentationOptions
 from .loss import LossOptions
 from .pair_mixture import Curriculum, PairMixture
-from .pairs import PairSource, View
+from .pairs import PairShape, PairSource
 from .photos import MotionRange, PhotoPairs, list_photos
 from .public_data import BagPairs, CmuPairs, MegaDepthPairs
 from .scenes import ColmapPairs, RgbdPairs
@@ -194,7 +194,7 @@ class TrainingConfig:
 
     data: tuple[DataSection, ...]
     network: NetworkSection = NetworkSection()
-    view: View = View()
+    view: PairShape = PairShape()
     alignment: AlignmentSection = AlignmentSection()
     loss: LossOptions = LossOptions()
     initial_error: Curriculum = Curriculum()
@@ -264,7 +264,7 @@ def build_mixture(config: TrainingConfig, held_out: bool, augmented: bool) -> Pa
     return PairMixture(sources, weights, config.view.points, config.run.seed, augmentation, exponent)
 
 
-def _build_source(section: DataSection, folder: Path, view: View, held_out: bool) -> PairSource:
+def _build_source(section: DataSection, folder: Path, view: PairShape, held_out: bool) -> PairSource:
     if section.kind == "photos" and section.folders:
         return PhotoPairs(list_photos([folder / f for f in section.folders], held_out, section.leave_out), view, section.motion)
     if section.kind == "colmap" and section.model and section.images:

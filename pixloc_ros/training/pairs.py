@@ -24,7 +24,7 @@ class BadSample(Exception):
 
 
 @dataclass(frozen=True)
-class View:
+class PairShape:
     """What the network sees in training: image width and height in pixels, and points per pair."""
 
     width: int = 320
@@ -227,7 +227,7 @@ def random_rotation_vector(rng: np.random.Generator, longest_rad: float) -> torc
 
 
 def fit_view(
-    image: np.ndarray, camera: Camera, view: View, rng: np.random.Generator, largest_zoom: float = 1.25
+    image: np.ndarray, camera: Camera, view: PairShape, rng: np.random.Generator, largest_zoom: float = 1.25
 ) -> tuple[np.ndarray, Camera]:
     """Shrink or enlarge an image until it covers the view, a little more at random, and cut the view out at random."""
     height, width = image.shape[:2]

@@ -25,7 +25,7 @@ from ..errors import InputError
 from ..geometry import se3
 from ..geometry.cameras import Camera
 from ..io.images import load_grey
-from .pairs import BadSample, Pair, View, random_rotation_vector, spread_corners
+from .pairs import BadSample, Pair, PairShape, random_rotation_vector, spread_corners
 
 SUFFIXES = (".jpg", ".jpeg", ".png")
 HELD_OUT_SHARE = 10
@@ -82,7 +82,7 @@ def list_photos(folders: Sequence[Path], held_out: bool, leave_out: Sequence[str
 class PhotoPairs:
     """Draws pairs out of photos. `files` as of `list_photos`."""
 
-    def __init__(self, files: Sequence[Path], view: View, motion: MotionRange = MotionRange()) -> None:
+    def __init__(self, files: Sequence[Path], view: PairShape, motion: MotionRange = MotionRange()) -> None:
         self.files, self.view, self.motion = list(files), view, motion
 
     def draw(self, rng: np.random.Generator) -> Pair:
@@ -102,7 +102,7 @@ class PhotoPairs:
         return textures, path.name
 
 
-def _texture(path: Path, view: View, rng: np.random.Generator) -> np.ndarray:
+def _texture(path: Path, view: PairShape, rng: np.random.Generator) -> np.ndarray:
     """A photo as grey levels at the scale of the view, at least as large as the view, mirrored half of the time."""
     photo = load_grey(path)
     height, width = photo.shape
@@ -130,7 +130,9 @@ class Surface:
     texture_offset: np.ndarray
 
 
-def render_pair(textures: Sequence[np.ndarray], view: View, motion: MotionRange, rng: np.random.Generator, name: str) -> Pair:
+def render_pair(
+    textures: Sequence[np.ndarray], view: PairShape, motion: MotionRange, rng: np.random.Generator, name: str
+) -> Pair:
     """A pair with a background of the first texture and a patch for each of the others."""
     camera = random_camera(view, rng)
     query_from_reference = random_motion(motion, rng)
@@ -140,7 +142,7 @@ def render_pair(textures: Sequence[np.ndarray], view: View, motion: MotionRange,
     return Pair(reference, query, camera, camera, xyz * metres, query_from_reference, name)
 
 
-def random_camera(view: View, rng: np.random.Generator) -> Camera:
+def random_camera(view: PairShape, rng: np.random.Generator) -> Camera:
     """A pinhole camera from wide to narrow, its centre a little off."""
     focal = view.width * rng.uniform(0.6, 1.3)
     centre = np.array([view.width - 1, view.height - 1]) / 2 + rng.uniform(-0.03, 0.03, 2) * view.width
@@ -154,7 +156,7 @@ def random_scale(rng: np.random.Generator) -> float:
 
 def render_views(
     textures: Sequence[np.ndarray],
-    view: View,
+    view: PairShape,
     camera: Camera,
     queries_from_reference: Sequence[torch.Tensor],
     rng: np.random.Generator,
@@ -191,7 +193,7 @@ def random_motion(motion: MotionRange, rng: np.random.Generator) -> torch.Tensor
     return se3.from_rotation_translation(se3.so3_exp(turn), torch.from_numpy(shift))
 
 
-def _surfaces(textures: Sequence[np.ndarray], view: View, parallax_px: float, rng: np.random.Generator) -> list[Surface]:
+def _surfaces(textures: Sequence[np.ndarray], view: PairShape, parallax_px: float, rng: np.random.Generator) -> list[Surface]:
     """Back to front. parallax_px: focal length times baseline, so that a surface's steepness can be bounded."""
     margin = round(_MARGIN * view.width)
     rows, columns = view.height + 2 * margin, view.width + 2 * margin
@@ -239,7 +241,7 @@ def _relief(u: np.ndarray, v: np.ndarray, rng: np.random.Generator) -> np.ndarra
     return cv2.resize(relief, u.shape[::-1], interpolation=cv2.INTER_CUBIC)
 
 
-def _patch(rows: int, columns: int, margin: int, view: View, rng: np.random.Generator) -> np.ndarray:
+def _patch(rows: int, columns: int, margin: int, view: PairShape, rng: np.random.Generator) -> np.ndarray:
     """Opacity of a patch with a random outline somewhere in the view: a polygon or a blob, soft over a pixel."""
     middle = margin + rng.uniform(0, 1, 2) * (view.width, view.height)
     size = view.height * rng.uniform(0.12, 0.45)
@@ -252,19 +254,19 @@ def _patch(rows: int, columns: int, margin: int, view: View, rng: np.random.Gene
     return cv2.GaussianBlur(mask.astype(np.float32) / 255, (3, 3), 0)
 
 
-def _offset(texture: np.ndarray, view: View, rng: np.random.Generator) -> np.ndarray:
+def _offset(texture: np.ndarray, view: PairShape, rng: np.random.Generator) -> np.ndarray:
     room = np.array([texture.shape[1] - view.width, texture.shape[0] - view.height])
     return (rng.random(2) * np.maximum(room, 1)).astype(np.float32)
 
 
-def _lookup(field: np.ndarray, pixels: np.ndarray, view: View, border: int = cv2.BORDER_REPLICATE) -> np.ndarray:
+def _lookup(field: np.ndarray, pixels: np.ndarray, view: PairShape, border: int = cv2.BORDER_REPLICATE) -> np.ndarray:
     """A surface's field at reference pixels [2, h, w]."""
     x, y = pixels + np.float32(round(_MARGIN * view.width))
     return cv2.remap(field, x, y, cv2.INTER_LINEAR, borderMode=border)
 
 
 def meet(
-    inverse_depth: np.ndarray, grid: np.ndarray, camera: Camera, query_from_reference: torch.Tensor, view: View
+    inverse_depth: np.ndarray, grid: np.ndarray, camera: Camera, query_from_reference: torch.Tensor, view: PairShape
 ) -> np.ndarray:
     """Reference pixels float32 [2, H, W] where the rays of query pixels [2, H, W] meet a surface.
 
@@ -292,7 +294,7 @@ def meet(
     raise BadSample("surface too steep")
 
 
-def _composite(surfaces: Sequence[Surface], lookups: Sequence[np.ndarray], view: View) -> np.ndarray:
+def _composite(surfaces: Sequence[Surface], lookups: Sequence[np.ndarray], view: PairShape) -> np.ndarray:
     """The surfaces' textures at reference pixels [2, H, W] each, back to front, uint8."""
     image: np.ndarray | None = None
     for surface, pixels in zip(surfaces, lookups):
@@ -310,7 +312,7 @@ def _composite(surfaces: Sequence[Surface], lookups: Sequence[np.ndarray], view:
 
 
 def _points(
-    surfaces: Sequence[Surface], reference: np.ndarray, view: View, rng: np.random.Generator
+    surfaces: Sequence[Surface], reference: np.ndarray, view: PairShape, rng: np.random.Generator
 ) -> tuple[np.ndarray, np.ndarray]:
     """Reference pixels [n, 2] and inverse depths [n] of points on what the reference sees, away from the patches' edges."""
     pixels = spread_corners(reference, view.points, rng) + rng.uniform(-0.5, 0.5, 2)

@@ -21,7 +21,7 @@ from ..io.colmap import read_colmap_model
 from ..io.work_folder import WorkFolder
 from ..mapping.build.posed_bag import PosedBag, PosedBagOptions, bag_identity
 from ..mapping.build.posed_frames import PosedMapOptions, points_of_posed_frames
-from .pairs import BadSample, Pair, View
+from .pairs import BadSample, Pair, PairShape
 from .scenes import ColmapPairs, SceneImages, SharedPointPairs, SharedPoints
 
 _OPEN_SCENES = 8
@@ -43,7 +43,7 @@ class BagPairs(SharedPointPairs):
         InputError: As `PosedBag`, `points_of_posed_frames` and `ScenePairs` do.
     """
 
-    def __init__(self, bag: Path, pose_topic: str, work: Path, view: View, held_out: bool) -> None:
+    def __init__(self, bag: Path, pose_topic: str, work: Path, view: PairShape, held_out: bool) -> None:
         options = PosedBagOptions(poses=pose_topic or None)
         with PosedBag(bag, options) as frames:
             key = {"bag": bag_identity(bag), "poses": pose_topic, "options": PosedMapOptions().to_json()}
@@ -69,7 +69,7 @@ class MegaDepthPairs:
         InputError: The folder holds no scene, or one that is named is missing.
     """
 
-    def __init__(self, folder: Path, scenes: tuple[str, ...], view: View, held_out: bool) -> None:
+    def __init__(self, folder: Path, scenes: tuple[str, ...], view: PairShape, held_out: bool) -> None:
         if not folder.is_dir():
             raise InputError(f"no folder {folder}: give MegaDepth_v1_SfM or Undistorted_SfM")
         names = scenes or sorted(path.name for path in folder.iterdir() if path.is_dir())
@@ -120,7 +120,7 @@ class CmuPairs(SharedPointPairs):
         InputError: Files are missing or malformed, and as `read_colmap_model` and `ScenePairs` do.
     """
 
-    def __init__(self, slice_: Path, view: View, held_out: bool) -> None:
+    def __init__(self, slice_: Path, view: PairShape, held_out: bool) -> None:
         database = read_colmap_model(slice_ / "sparse")
         queries = cmu_poses(slice_)
         if not queries:

@@ -20,7 +20,7 @@ from ..io.files import find_file
 from ..io.images import load_grey
 from ..io.tum import load_depth, read_camera, read_rgbd_sequence
 from ..mapping.build.rgbd import find_depth_scale
-from .pairs import BadSample, Pair, View, fit_view, spread_corners
+from .pairs import BadSample, Pair, PairShape, fit_view, spread_corners
 
 HELD_OUT_SHARE = 10
 """One image in this many is kept for validation."""
@@ -75,7 +75,7 @@ class ScenePairs:
         InputError: No pair is left, or images are missing.
     """
 
-    def __init__(self, images: SceneImages, near: np.ndarray, view: View, held_out: bool) -> None:
+    def __init__(self, images: SceneImages, near: np.ndarray, view: PairShape, held_out: bool) -> None:
         folder, paths, self.cameras, self.camera_from_map = images
         missing = [path for path in paths if not path.is_file()]
         if missing:
@@ -134,7 +134,7 @@ class SharedPointPairs(ScenePairs):
     """
 
     def __init__(
-        self, images: SceneImages, points: SharedPoints, view: View, held_out: bool, near: np.ndarray | None = None
+        self, images: SceneImages, points: SharedPoints, view: PairShape, held_out: bool, near: np.ndarray | None = None
     ) -> None:
         entries = points.observation_image, points.observation_point
         size = len(images.paths), len(points.xyz)
@@ -155,7 +155,7 @@ class SharedPointPairs(ScenePairs):
 class ColmapPairs(SharedPointPairs):
     """Pairs of a COLMAP model. Raises InputError as `read_colmap_model` and `ScenePairs` do."""
 
-    def __init__(self, model: Path, images: Path, view: View, held_out: bool) -> None:
+    def __init__(self, model: Path, images: Path, view: PairShape, held_out: bool) -> None:
         scene = read_colmap_model(model)
         paths = [find_file(images, name) for name in scene.names]
         cameras = [scene.cameras[k] for k in scene.camera_ids.tolist()]
@@ -169,7 +169,7 @@ class RgbdPairs(ScenePairs):
     Raises InputError as `read_rgbd_sequence`, `load_depth` and `ScenePairs` do.
     """
 
-    def __init__(self, sequence: Path, view: View, held_out: bool) -> None:
+    def __init__(self, sequence: Path, view: PairShape, held_out: bool) -> None:
         self.frames, self.camera = read_rgbd_sequence(sequence), read_camera(sequence)
         self.depth_scale = find_depth_scale(self.frames, self.camera).value
         poses = torch.stack([frame.map_from_camera for frame in self.frames])

@@ -15,13 +15,13 @@ from pixloc_ros.errors import InputError
 from pixloc_ros.features import load_extractor
 from pixloc_ros.geometry import se3
 from pixloc_ros.training.config import build_mixture, read_config
-from pixloc_ros.training.pairs import View
+from pixloc_ros.training.pairs import PairShape
 from pixloc_ros.training.photos import PhotoPairs, list_photos
 from pixloc_ros.training.scenes import ColmapPairs
 from pixloc_ros.training.sequences import OdometryDisturbance, PhotoSequences, SceneSequences, random_robot
 from pixloc_ros.training.trainer import Trainer
 
-VIEW = View(**SMALL)
+VIEW = PairShape(**SMALL)
 
 
 @pytest.fixture(autouse=True)

@@ -24,12 +24,12 @@ from pixloc_ros.training.augmentation import AugmentationOptions
 from pixloc_ros.training.config import build_mixture, build_network, read_config
 from pixloc_ros.training.loss import LossOptions, pair_loss, robust_error
 from pixloc_ros.training.pair_mixture import Curriculum, PairMixture, TrainingSteps
-from pixloc_ros.training.pairs import BadSample, Pair, View, fit_view, perturbed, stack_cameras
+from pixloc_ros.training.pairs import BadSample, Pair, PairShape, fit_view, perturbed, stack_cameras
 from pixloc_ros.training.photos import MotionRange, PhotoPairs, list_photos, meet, render_pair
 from pixloc_ros.training.refiner import PairRefiner
 from pixloc_ros.training.scenes import ColmapPairs, RgbdPairs
 
-VIEW = View(**SMALL)
+VIEW = PairShape(**SMALL)
 CAMERA = Camera("pinhole", 128, 96, torch.tensor([110.0, 110.0, 63.0, 48.0], dtype=torch.float64))
 
 
@@ -338,7 +338,7 @@ def test_cut_out_views_keep_the_camera_right():
     rows, columns = np.mgrid[:480, :640]
     dot = 255 * np.exp(-((columns - x) ** 2 + (rows - y) ** 2) / (2 * 9.0**2))
     for seed in range(5):
-        image, cut = fit_view(dot.astype(np.float32), camera, View(320, 240), np.random.default_rng(seed))
+        image, cut = fit_view(dot.astype(np.float32), camera, PairShape(320, 240), np.random.default_rng(seed))
         ((x, y),) = cut.project(point)[0].tolist()
         rows, columns = np.mgrid[:240, :320]
         assert (image * columns).sum() / image.sum() == pytest.approx(x, abs=0.05)

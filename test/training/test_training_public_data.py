@@ -18,10 +18,10 @@ from pixloc_ros.errors import InputError
 from pixloc_ros.geometry import se3
 from pixloc_ros.geometry.cameras import Camera
 from pixloc_ros.training.config import build_mixture, read_config
-from pixloc_ros.training.pairs import BadSample, View
+from pixloc_ros.training.pairs import BadSample, PairShape
 from pixloc_ros.training.public_data import BagPairs, CmuPairs, MegaDepthPairs
 
-VIEW = View(**SMALL)
+VIEW = PairShape(**SMALL)
 PICTURE = texture()
 XYZ = np.random.default_rng(0).uniform((-2, -2, 0), (2, 2, 0), (600, 3))
 CMU_CAMERAS = {

@@ -28,7 +28,7 @@ from pixloc_ros.io.tensor_file import load_tensors
 from pixloc_ros.training.checkpoint import FILE_NAME, load_checkpoint
 from pixloc_ros.training.config import build_mixture, build_network, read_config
 from pixloc_ros.training.pair_mixture import validation_batches
-from pixloc_ros.training.pairs import View, collate, member_camera, perturbed
+from pixloc_ros.training.pairs import PairShape, collate, member_camera, perturbed
 from pixloc_ros.training.photos import MotionRange, render_pair
 from pixloc_ros.training.refiner import PairRefiner
 from pixloc_ros.training.report import read_log
@@ -76,7 +76,7 @@ def test_one_pair_is_learned_by_heart(tmp_path):
     network, damping, _ = build_network(dataclasses.replace(config.network, damping=1e-3), tmp_path)
     network = ReducedNetwork(network, CompactNetwork.robust)
     refiner = PairRefiner(network, damping, AlignmentOptions("paper", 4), dataclasses.replace(config.loss, scale_px=0.02))
-    view = View(128, 96, 96)
+    view = PairShape(128, 96, 96)
     pair = render_pair([invented_photo(3)], view, MotionRange(5, 3, 0.1), np.random.default_rng(2), "pair")
     depth = float(pair.xyz[:, 2].median())
     initial = perturbed(pair.query_from_reference, np.radians(3), 0.06 * depth, np.random.default_rng(0))
