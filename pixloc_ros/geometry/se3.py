@@ -18,8 +18,9 @@ left       ``exp(xi) · a_from_b``               expressed in frame a, rotations
 fixed      ``t + rho``, ``exp(phi) · R``        ROS messages: axes of frame a, rotations about the origin of b
 =========  ===================================  =================================================================
 
-body → left is `transform_covariance(cov, a_from_b)`, body → fixed is `rotate_covariance(cov, R of a_from_b)`, and a
-body covariance moves from frame b to a rigidly attached frame c with `transform_covariance(cov, c_from_b)`.
+body → left is `transform_covariance(cov, a_from_b)`, body → fixed turns both halves by the R of ``a_from_b``
+(`node.conversions`), and a body covariance moves from frame b to a rigidly attached frame c with
+`transform_covariance(cov, c_from_b)`.
 `retract` perturbs on the left: seen from the inverse pose, that is minus a body perturbation in the same axes.
 
 Formulas: Solà, Deray, Atchuthan, "A micro Lie theory for state estimation in robotics", 2018, section IV and appendix.
@@ -244,17 +245,6 @@ def transform_covariance(covariance: torch.Tensor, a_from_b: torch.Tensor) -> to
         return torch.from_numpy(single.transform_covariance(covariance.numpy(), a_from_b.numpy()))
     matrix = adjoint(a_from_b)
     return matrix @ covariance @ matrix.mT
-
-
-def rotate_covariance(covariance: torch.Tensor, rotation: torch.Tensor) -> torch.Tensor:
-    """Covariance ``[..., 6, 6]`` with both halves turned by R ``[..., 3, 3]``.
-
-    With R of ``map_from_base``, a body covariance becomes that of geometry_msgs/PoseWithCovariance (x, y, z and
-    rotations about the fixed axes of the map); with Rᵀ, the other way round.
-    """
-    zero = torch.zeros_like(rotation)
-    block = torch.cat((torch.cat((rotation, zero), -1), torch.cat((zero, rotation), -1)), -2)
-    return block @ covariance @ block.mT
 
 
 def check_pose(pose: torch.Tensor, name: str = "pose", tolerance: float = 1e-3) -> None:

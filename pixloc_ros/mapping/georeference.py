@@ -40,12 +40,6 @@ class Georeference:
         check_fix(np.array([[self.latitude, self.longitude, self.altitude]]))
         se3.check_pose(self.enu_from_map, "enu_from_map")
 
-    def map_from_fix(self, fixes: np.ndarray) -> np.ndarray:
-        """Places in the map, float64 [N, 3] metres, of fixes [N, 3] (latitude, longitude, altitude). Raises InputError."""
-        check_fix(fixes)
-        map_from_enu = se3.inverse(self.enu_from_map)
-        return se3.transform(map_from_enu, torch.from_numpy(self.enu_from_fix(fixes))).numpy()
-
     def enu_from_fix(self, fixes: np.ndarray) -> np.ndarray:
         """float64 [N, 3] metres east, north, up of the origin."""
         origin = np.array([[self.latitude, self.longitude, self.altitude]])

@@ -139,13 +139,6 @@ class Tracker:
         self.reset()
         self.state = TrackState.RELOCALIZING
 
-    def set_map(self, aligner: FrameAligner, pose_search: Relocalizer | None = None) -> None:
-        """Goes on with another map (aligner and search made for it): poses in the old one mean nothing, so the tracker is
-        reset."""
-        self.aligner, self.pose_search = aligner, pose_search
-        self.reset()
-        self._odometry_check.restart()
-
     # ---- what is found out about odometry and calibration
 
     def check_odometry(self) -> OdometryFindings:

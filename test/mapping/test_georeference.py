@@ -31,7 +31,7 @@ def test_small_steps_follow_the_radii_of_curvature(latitude, longitude, altitude
     meridian, across = AXIS * (1 - E2) / curvature**1.5, AXIS / math.sqrt(curvature)
     east = math.radians(step) * (across + altitude) * math.cos(math.radians(latitude))
     north = math.radians(step) * (meridian + altitude)
-    np.testing.assert_allclose(place.map_from_fix(fixes), np.diag([east, north, 1.0]), atol=2e-6)
+    np.testing.assert_allclose(place.enu_from_fix(fixes), np.diag([east, north, 1.0]), atol=2e-6)
 
 
 def drive(kind: str, count: int = 40) -> np.ndarray:
@@ -56,7 +56,9 @@ def test_a_fit_recovers_the_place(kind, upright):
         fixes += away[:, [1, 0, 2]] * [1 / 111200.0, 1 / (111300.0 * math.cos(math.radians(48.1))), 1.0]
     found, errors = fit_georeference(xyz, fixes, upright)
     assert np.median(errors) < 0.1 and errors[3] > 50
-    np.testing.assert_allclose(found.map_from_fix(fixes[5:]), xyz[5:], atol=0.2)
+    np.testing.assert_allclose(
+        found.enu_from_fix(fixes[5:]), se3.transform(found.enu_from_map, torch.from_numpy(xyz[5:])), atol=0.2
+    )
 
 
 def test_a_straight_road_does_not_tell_the_roll():
@@ -97,7 +99,7 @@ def test_the_command_keeps_the_georeference_in_the_map(tmp_path, capsys):
     assert main(["map", "georeference", str(path), "--fixes", str(tmp_path / "gps.txt")]) == 0
     assert "6 fixes fit" in capsys.readouterr().out
     placed = Map.open(path, verify=True).georeference
-    np.testing.assert_allclose(placed.map_from_fix(fixes), centres, atol=0.5)
+    np.testing.assert_allclose(placed.enu_from_fix(fixes), se3.transform(placed.enu_from_map, poses[:, :3, 3]), atol=0.5)
     (tmp_path / "gps.txt").write_text("nowhere.jpg 48 11 500\n")
     assert main(["map", "georeference", str(path), "--fixes", str(tmp_path / "gps.txt")]) == 2
     assert "gps.txt:1" in capsys.readouterr().err
