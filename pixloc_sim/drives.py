@@ -156,9 +156,7 @@ def wheel_odometry(
     place = np.zeros((len(yaw), 3))
     place[1:, :2] = np.cumsum(read[:, None] * np.stack((np.cos(heading), np.sin(heading)), 1), 0)
     rotation = se3.so3_exp(torch.from_numpy(yaw[:, None] * (0.0, 0.0, 1.0)))
-    twist = np.zeros((len(yaw), 6))
-    twist[1:, 0], twist[1:, 5] = read * rate_hz, turned * rate_hz
-    return with_covariances(start_ns + offsets_ns, se3.from_rotation_translation(rotation, torch.from_numpy(place)), twist)
+    return with_covariances(start_ns + offsets_ns, se3.from_rotation_translation(rotation, torch.from_numpy(place)))
 
 
 def _slip_bursts(rng: np.random.Generator, count: int, rate_hz: float, errors: OdometryErrors) -> tuple[np.ndarray, np.ndarray]:

@@ -74,14 +74,30 @@ def odometry_from_truth(truth: Trajectory, first_ns: int, last_ns: int, seed: in
     odom_from_base = [torch.eye(4, dtype=torch.float64)]
     for motion in se3.se3_exp(torch.from_numpy(read)):
         odom_from_base.append(odom_from_base[-1] @ motion)
-    twist = np.zeros((len(stamps), 6))
-    twist[1:] = read * _RATE_HZ
-    return with_covariances(stamps, torch.stack(odom_from_base), twist)
+    return with_covariances(stamps, torch.stack(odom_from_base))
 
 
-def with_covariances(stamps_ns: np.ndarray, odom_from_base: torch.Tensor, twist: np.ndarray) -> Odometry:
-    """Odometry of poses [N, 4, 4] and velocities [N, 6] (base axes) that come without covariances: those of the velocity are
-    4 % of it (and 0.03 rad for every metre), those of the pose grow with the way."""
+def twist_of_poses(stamps_ns: np.ndarray, odom_from_base: torch.Tensor) -> np.ndarray:
+    """Velocities float64 [N, 6] in base axes that lead to each pose [N, 4, 4] from the one before; the first is the second's."""
+    if len(stamps_ns) < 2:
+        return np.zeros((len(stamps_ns), 6))
+    step = se3.se3_log(se3.inverse(odom_from_base[:-1]) @ odom_from_base[1:]).numpy()
+    twist = step / (np.diff(stamps_ns) * 1e-9)[:, None]
+    return np.concatenate((twist[:1], twist))
+
+
+def with_covariances(stamps_ns: np.ndarray, odom_from_base: torch.Tensor, twist: np.ndarray | None = None) -> Odometry:
+    """Odometry that comes without covariances: those of the velocity are 4 % of it (and 0.03 rad for every metre), those of the
+    pose grow with the way.
+
+    Args:
+        stamps_ns: int64 [N].
+        odom_from_base: float64 [N, 4, 4].
+        twist: Velocities as recorded, float64 [N, 6] in base axes. Where there are none, or all are zero, as drivers write that
+            do not measure them, the poses give them.
+    """
+    if twist is None or not twist.any():
+        twist = twist_of_poses(stamps_ns, odom_from_base)
     step, _ = se3.pose_difference(odom_from_base[:-1], odom_from_base[1:])
     way = np.concatenate(([0.0], np.cumsum(step.numpy())))
     variances = np.stack([_FLOOR + (_PER_METRE * way) ** 2] * 3 + [_FLOOR + (_PER_RADIAN * way) ** 2] * 3, 1)

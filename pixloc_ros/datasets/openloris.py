@@ -32,7 +32,7 @@ from ..io.trajectory import Trajectory
 from ..io.transforms import TransformTree
 from ..io.tum import read_stamped_list, read_stamped_poses
 from . import recording
-from .odometry import with_covariances
+from .odometry import twist_of_poses, with_covariances
 from .recording import Picture, Pictures, Recording
 
 DEPTH_SCALE = 1000.0
@@ -172,7 +172,8 @@ def _recorded_camera(bag: BagReader) -> Camera:
 
 
 def _recorded_odometry(bag: BagReader) -> Odometry:
-    """With its covariances as recorded; of base_link, whatever its messages call it."""
+    """With its covariances as recorded; of base_link, whatever its messages call it. Velocities that are all zero are taken from
+    the poses."""
     rows = {message_stamp(message): message for _, message in bag.messages([_ODOMETRY])}
     if not rows:
         raise InputError(f"{bag.path} has no odometry on {_ODOMETRY}: it is no bag of OpenLORIS-Scene")
@@ -183,5 +184,7 @@ def _recorded_odometry(bag: BagReader) -> Odometry:
         np.array([np.asarray(getattr(message, part).covariance, float).reshape(6, 6) for message in messages])
         for part in ("pose", "twist")
     )
-    poses = torch.stack([matrix(message.pose.pose) for message in messages])
-    return Odometry(np.array(sorted(rows), np.int64), poses, pose_covariance, twist, twist_covariance)
+    stamps, poses = np.array(sorted(rows), np.int64), torch.stack([matrix(message.pose.pose) for message in messages])
+    if not twist.any():
+        twist = twist_of_poses(stamps, poses)
+    return Odometry(stamps, poses, pose_covariance, twist, twist_covariance)

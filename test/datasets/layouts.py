@@ -19,6 +19,7 @@ from scipy.spatial.transform import Rotation
 from pixloc_ros.cli.main import main
 from pixloc_ros.geometry import se3
 from pixloc_ros.geometry.cameras import Camera
+from pixloc_ros.io.messages import matrix, message_stamp
 from pixloc_sim.drives import DriveOptions, SimulatedDrive, camera_mount
 from pixloc_sim.lighting import Lighting
 from pixloc_sim.recordings import MAPPING_SENSOR
@@ -34,6 +35,19 @@ START_S = 1_300_000_000
 def pixloc(*arguments) -> int:
     """The command; texts may hold several words."""
     return main([word for a in arguments for word in (a.split() if isinstance(a, str) else [str(a)])])
+
+
+def check_twist(messages) -> None:
+    """Integrated, the velocities of odometry messages give their poses."""
+    stamps = np.array([message_stamp(message) for message in messages])
+    poses = torch.stack([matrix(message.pose.pose) for message in messages])
+    parts = [(message.twist.twist.linear, message.twist.twist.angular) for message in messages]
+    twist = torch.tensor([[getattr(part, axis) for part in both for axis in "xyz"] for both in parts], dtype=torch.float64)
+    moved = torch.eye(4, dtype=torch.float64)
+    for motion in se3.se3_exp(twist[1:] * torch.from_numpy(np.diff(stamps) * 1e-9)[:, None]):
+        moved = moved @ motion
+    torch.testing.assert_close(moved, se3.inverse(poses[0]) @ poses[-1], atol=1e-6, rtol=0)
+    assert bool(twist[0].any()), "the robot moves from the start"
 
 
 @dataclass

@@ -8,7 +8,7 @@ import layouts
 import numpy as np
 import pytest
 import torch
-from layouts import KINECT, OPTICAL, START_S, Studio, pixloc, save
+from layouts import KINECT, OPTICAL, START_S, Studio, check_twist, pixloc, save
 from scipy.spatial.transform import Rotation
 
 from pixloc_ros.datasets import drives, recording
@@ -53,6 +53,7 @@ def check_drive(folder, studio, map_from_world=None, start_ns=START_S * 10**9, o
         assert bag.odometry_topic == odometry and bag.truth_topic == "/ground_truth/pose"
         cameras = truth.map_from_body @ bag.base_from_camera
         frames, recorded, wheels = list(bag.frames()), bag.truth(), bag.odometry()
+        check_twist([message for _, message in bag.messages([odometry])])
     assert np.array_equal([frame.stamp_ns for frame in frames], truth.stamps_ns)
     torch.testing.assert_close(recorded.map_from_body, truth.map_from_body, atol=1e-9, rtol=0)
     world = np.stack([map_from_world @ studio.pose((stamp - start_ns) * 1e-9) for stamp in truth.stamps_ns])
@@ -206,6 +207,8 @@ def test_openloris(studio, small, tmp_path):
         motion = one.odometry.odom_from_base
         true = one.map_from_base.at(one.odometry.stamps_ns, 10**9)[0]
         torch.testing.assert_close(se3.inverse(motion[:1]) @ motion, se3.inverse(true[:1]) @ true, atol=2e-5, rtol=0)
+        # The folder has velocities; those of the bag are zero, as drivers write that measure none.
+        assert (one.odometry.twist == [0.5, 0, 0, 0, 0, 0.1]).all() == path.is_dir()
     # The map from the folder, the drive from the bag.
     assert pixloc(f"dataset openloris {tmp_path}/office1-2.bag --map-sequence {tmp_path}/office1-1 -o {tmp_path}/out") == 0
     check_drive(tmp_path / "out", studio, odometry="/odom")
@@ -221,7 +224,7 @@ def test_odometry_from_truth_is_wrong_as_stated():
     exact = odometry_from_truth(truth, 0, int(stamps[-1]), 0, OdometryErrors(1, 1, 0, 0, 0))
     at = truth.at(exact.stamps_ns, 10**9)[0]
     torch.testing.assert_close(exact.odom_from_base, se3.inverse(at[:1]) @ at, atol=1e-9, rtol=0)
-    np.testing.assert_allclose(exact.twist[1:], np.tile(twist.numpy(), (len(exact.twist) - 1, 1)), atol=1e-9)
+    np.testing.assert_allclose(exact.twist, np.tile(twist.numpy(), (len(exact.twist), 1)), atol=1e-9)
     wrong = odometry_from_truth(truth, 0, int(stamps[-1]), 1)
     same = odometry_from_truth(truth, 0, int(stamps[-1]), 1)
     assert torch.equal(wrong.odom_from_base, same.odom_from_base)

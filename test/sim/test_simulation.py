@@ -8,6 +8,7 @@ import cv2
 import numpy as np
 import pytest
 import torch
+from layouts import check_twist
 
 from pixloc_ros.errors import InputError
 from pixloc_ros.geometry import se3
@@ -303,6 +304,7 @@ def test_bag_is_consistent(dataset, rough_options):
         (link,) = tf.transforms
         assert (link.header.frame_id, link.child_frame_id, message.child_frame_id) == ("odom", "base_link", "base_link")
         torch.testing.assert_close(pose_of(link.transform), pose_of(message.pose.pose), rtol=0, atol=1e-12)
+    check_twist([message for _, message in odometry])
     (static,) = messages["/tf_static"][0][1].transforms
     assert (static.header.frame_id, static.child_frame_id) == ("base_link", "camera_optical")
     torch.testing.assert_close(pose_of(static.transform), drives.camera_mount(), rtol=0, atol=1e-12)
