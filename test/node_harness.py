@@ -132,7 +132,7 @@ def camera_info() -> CameraInfo:
 
 def odometry_message(stamp_ns: int) -> Odometry:
     message = robot.odometry_message(stamp_ns, odometry_pose((stamp_ns - START_NS) * 1e-9))
-    message.twist.twist.linear.x = 1.2
+    message.twist.twist.linear.x, message.twist.twist.angular.z = 1.2, 0.4
     return message
 
 

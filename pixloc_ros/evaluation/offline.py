@@ -142,7 +142,7 @@ def run_bag(
             stack.enter_context(contextlib.closing(events))
         for event in events:
             if isinstance(event, OdometryMessage):
-                report = tracker.add_odometry(event.stamp_ns, event.odom_from_base, event.twist_covariance)
+                report = tracker.add_odometry(event.stamp_ns, event.odom_from_base, event.twist_covariance, event.twist)
                 samples.append((event.stamp_ns, event.odom_from_base))
                 if report.message:
                     refused[report.message] += 1
@@ -155,6 +155,7 @@ def run_bag(
     odometry = tracker.check_odometry()
     findings = {key: number for name, figure in odometry.known().items() for key, number in zip((name, f"{name}_std"), figure)}
     remarks = tuple(odometry.warnings(bag.options.time_offset_s).values())
+    remarks += (tracker.odometry.twist_check.problem,) if tracker.odometry.twist_check.problem else ()
     calibration = tracker.check_calibration()
     if calibration is not None:
         findings |= {"focal_ratio": calibration.focal_ratio, "focal_ratio_std": calibration.std}

@@ -377,8 +377,9 @@ class BagReader:
                 if self._is_odometry(transform):
                     yield OdometryMessage(messages.message_stamp(transform), messages.matrix(transform.transform))
         else:
-            covariance = torch.tensor(np.asarray(message.twist.covariance, float).reshape(6, 6))
-            yield OdometryMessage(messages.message_stamp(message), messages.matrix(message.pose.pose), covariance)
+            covariance, twist = torch.tensor(np.asarray(message.twist.covariance, float).reshape(6, 6)), message.twist.twist
+            vector = np.array([getattr(part, axis) for part in (twist.linear, twist.angular) for axis in "xyz"])
+            yield OdometryMessage(messages.message_stamp(message), messages.matrix(message.pose.pose), covariance, vector)
 
     def _truth_poses(self) -> Iterator[tuple[int, torch.Tensor]]:
         if self.truth_topic is None:

@@ -42,11 +42,13 @@ class OdometryMessage:
         stamp_ns: Its time.
         odom_from_base: float64 [4, 4].
         twist_covariance: float64 [6, 6] of the velocity in base axes, or None.
+        twist: float64 [6], that velocity (translation, rotation), or None.
     """
 
     stamp_ns: int
     odom_from_base: torch.Tensor
     twist_covariance: torch.Tensor | None = None
+    twist: np.ndarray | None = None
 
 
 @dataclass(frozen=True)

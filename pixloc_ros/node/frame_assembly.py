@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import torch
 from geometry_msgs.msg import TwistWithCovariance
 
@@ -16,7 +17,7 @@ from ..io.frames import CameraFrame
 from ..mapping.georeference import Georeference
 from ..tracking.last_pose import LastPose, load_last_pose
 from ..tracking.tracker import Tracker
-from .conversions import NS_PER_S, decode_image, stamp_to_ns
+from .conversions import NS_PER_S, decode_image, stamp_to_ns, twist_from_vector
 from .diagnostics import WARN, DiagnosticBoard
 from .inputs import Inputs, Rejected
 from .parameters import Value
@@ -119,9 +120,10 @@ class FrameAssembly:
             return
         for message, twist in self._inputs.take_odometry(stamp_ns, deadline):
             self.twist = twist
-            report = self.tracker.add_odometry(message.stamp_ns, message.odom_from_base, message.twist_covariance)
+            report = self.tracker.add_odometry(message.stamp_ns, message.odom_from_base, message.twist_covariance, message.twist)
             if report.message:
                 self._board.report_once("odometry", "tracker", WARN, report.message)
+        self._complete_twist()
         newest_ns = self.tracker.odometry.newest_stamp_ns
         if newest_ns is None or newest_ns >= stamp_ns:
             self._board.clear("odometry", "late")
@@ -134,6 +136,20 @@ class FrameAssembly:
             f"({stamp_ns / NS_PER_S:.3f}): raise odometry_wait_s, or synchronise the clocks of camera and odometry"
         )
         self._board.report("odometry", "late", WARN, text)
+
+    def _complete_twist(self) -> None:
+        """What the twist leaves empty is taken from the poses."""
+        odometry = self.tracker.odometry
+        empty, problem = np.repeat(odometry.twist_check.empty, 3), odometry.twist_check.problem
+        self._board.update("odometry", "twist", problem)
+        if self.twist is None or not empty.any() or (found := odometry.velocity()) is None:
+            return
+        velocity, covariance = (value.numpy() for value in found)
+        linear, angular = self.twist.twist.linear, self.twist.twist.angular
+        told = np.array([linear.x, linear.y, linear.z, angular.x, angular.y, angular.z])
+        covariance = np.where(empty[:, None] | empty, covariance, np.reshape(self.twist.covariance, (6, 6)))
+        twist = twist_from_vector(torch.from_numpy(np.where(empty, velocity, told)))
+        self.twist = TwistWithCovariance(twist=twist, covariance=covariance.ravel().tolist())
 
     def _feed_initial_pose(self, image_ns: int) -> None:
         pose = self._inputs.take_initial_pose()

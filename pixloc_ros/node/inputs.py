@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import math
 import threading
 import time
 from collections import deque
@@ -371,8 +370,8 @@ class Inputs:
 
 def _received(stamp_ns: int, odom_from_base: torch.Tensor, twist: TwistWithCovariance) -> ReceivedOdometry:
     linear, angular = twist.twist.linear, twist.twist.angular
-    numbers = (linear.x, linear.y, linear.z, angular.x, angular.y, angular.z, *twist.covariance)
-    if not all(map(math.isfinite, numbers)):
+    vector = np.array([linear.x, linear.y, linear.z, angular.x, angular.y, angular.z])
+    covariance = np.array(twist.covariance, np.float64).reshape(6, 6)
+    if not np.isfinite(vector).all() or not np.isfinite(covariance).all():
         return ReceivedOdometry(OdometryMessage(stamp_ns, odom_from_base), None)
-    covariance = torch.from_numpy(np.array(twist.covariance, np.float64).reshape(6, 6))
-    return ReceivedOdometry(OdometryMessage(stamp_ns, odom_from_base, covariance), twist)
+    return ReceivedOdometry(OdometryMessage(stamp_ns, odom_from_base, torch.from_numpy(covariance), vector), twist)

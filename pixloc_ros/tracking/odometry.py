@@ -13,9 +13,12 @@ import torch
 from ..errors import InputError
 from ..geometry import se3
 from .covariances import from_variances
+from .odometry_twist import TwistCheck
 
 # A reported velocity variance above this ((10 m/s)² or (10 rad/s)²) is a driver's way of saying "not measured".
 _PLACEHOLDER_VARIANCE = 100.0
+_VELOCITY_S = 0.1
+"""A velocity is taken from the poses of this time: stamps jitter."""
 
 
 @dataclass(frozen=True)
@@ -126,11 +129,13 @@ class OdometryBuffer:
     Attributes:
         options: How it is kept.
         noise_factors: On the standard deviations of translation and rotation that the noise has; `LearnedNoise` sets them.
+        twist_check: Whether the twists fit the poses.
     """
 
     def __init__(self, options: OdometryOptions | None = None) -> None:
         self.options = options or OdometryOptions()
         self.noise_factors = (1.0, 1.0)
+        self.twist_check = TwistCheck()
         self._samples: list[OdometrySample] = []
         self._epoch = 0
         self._lock = threading.Lock()
@@ -155,15 +160,23 @@ class OdometryBuffer:
             self._restart()
 
     @torch.no_grad()
-    def add(self, stamp_ns: int, odom_from_base: torch.Tensor, twist_covariance: torch.Tensor | None = None) -> OdometryReport:
+    def add(
+        self,
+        stamp_ns: int,
+        odom_from_base: torch.Tensor,
+        twist_covariance: torch.Tensor | None = None,
+        twist: np.ndarray | None = None,
+    ) -> OdometryReport:
         """Append the pose of the base in the odometry frame.
 
         Bad, late and repeated samples are refused; a clock that goes back or a pose that jumps empties the buffer first.
 
         Args:
-            stamp_ns: When. odom_from_base: float64 [4, 4]. twist_covariance: [6, 6] of nav_msgs/Odometry.twist (base axes),
-            used as far as it is meaningful. The covariance of the
-                pose is not asked for: it is about the place where odometry began, and most drivers fill in a constant.
+            stamp_ns: When.
+            odom_from_base: float64 [4, 4].
+            twist_covariance: [6, 6] of nav_msgs/Odometry.twist (base axes), used as far as it is meaningful. The covariance of
+                the pose is not asked for: it is about the place where odometry began, and most drivers fill in a constant.
+            twist: float64 [6], the velocity itself: only compared with the poses.
         """
         try:
             se3.check_pose(odom_from_base, "odometry pose")
@@ -195,6 +208,8 @@ class OdometryBuffer:
                         distance, turn = last.distance_m + moved, last.turn_rad + turned
             if message:
                 self._restart()
+            self.twist_check.add(stamp_ns, pose, twist)
+            variance[torch.tensor(self.twist_check.empty).repeat_interleave(3)] = 0.0  # of a velocity that nobody measured
             self._samples.append(OdometrySample(stamp_ns, pose, distance, turn, variance, self._epoch))
             oldest = stamp_ns - int(self.options.window_s * 1e9)
             if self._samples[0].stamp_ns < oldest:
@@ -265,9 +280,25 @@ class OdometryBuffer:
         variances += end.twist_variance.numpy() * seconds**2
         return se3.inverse(start.odom_from_base) @ end.odom_from_base, from_variances(variances)
 
+    @torch.no_grad()
+    def velocity(self) -> tuple[torch.Tensor, torch.Tensor] | None:
+        """Velocity float64 [6] of the last poses, in base axes, and its covariance [6, 6]; None where there are too few."""
+        with self._lock:
+            if not self._samples:
+                return None
+            end = self._samples[-1]
+            first = bisect.bisect_left(self._samples, end.stamp_ns - int(_VELOCITY_S * 1e9), key=_stamp)
+            start = self._samples[min(first, max(len(self._samples) - 2, 0))]
+        seconds = (end.stamp_ns - start.stamp_ns) * 1e-9
+        if not 0 < seconds <= self.options.max_gap_s:
+            return None
+        motion, covariance = self.motion_between(start, end)
+        return se3.se3_log(motion) / seconds, covariance / seconds**2
+
     def _restart(self) -> None:
         self._samples = []
         self._epoch += 1
+        self.twist_check.restart()
 
 
 def _stamp(sample: OdometrySample) -> int:

@@ -26,6 +26,7 @@ import math
 import time
 from dataclasses import replace
 
+import numpy as np
 import torch
 
 from ..errors import InputError
@@ -117,10 +118,14 @@ class Tracker:
         self._initial = True
 
     def add_odometry(
-        self, stamp_ns: int, odom_from_base: torch.Tensor, twist_covariance: torch.Tensor | None = None
+        self,
+        stamp_ns: int,
+        odom_from_base: torch.Tensor,
+        twist_covariance: torch.Tensor | None = None,
+        twist: np.ndarray | None = None,
     ) -> OdometryReport:
         """Keeps one odometry sample (see `OdometryBuffer.add`)."""
-        return self.odometry.add(stamp_ns, odom_from_base, twist_covariance)
+        return self.odometry.add(stamp_ns, odom_from_base, twist_covariance, twist)
 
     def reset(self) -> None:
         """Forgets the pose, not the odometry: INITIALIZING until `initialize`."""

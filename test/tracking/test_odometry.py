@@ -3,6 +3,7 @@
 
 import math
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -245,3 +246,44 @@ def test_prior_falls_back_when_the_odometry_was_reset():
     prior = predict(start, None, stamp(2.02), buffer.lookup(stamp(2.02)), buffer, MotionOptions())
     assert prior.source == "static"
     torch.testing.assert_close(prior.map_from_base, arc(1.9))
+
+
+FORWARD, TURNING, NOTHING = np.array([1.0, 0, 0, 0, 0, 0]), np.array([1.0, 0, 0, 0, 0, 0.5]), np.zeros(6)
+
+
+@pytest.mark.parametrize(
+    ("speed", "turn", "twist", "empty", "text"),
+    [
+        (1.0, 0.5, NOTHING, (True, True), "linear and angular twist is zero although its poses move"),
+        (1.0, 0.5, FORWARD, (False, True), "angular twist is zero"),
+        (1.0, 0.5, TURNING, (False, False), ""),
+        (1.0, 0.0, FORWARD, (False, False), ""),
+        (0.05, 0.05, NOTHING, (False, False), ""),  # what a standing robot's odometry may drift by
+        (0.0, 0.0, NOTHING, (False, False), ""),
+        (0.0, 0.0, TURNING, (False, False), "poses stand still while its twist moves"),
+        (1.0, 0.5, np.full(6, np.nan), (False, False), ""),
+        (1.0, 0.5, None, (False, False), ""),
+    ],
+)
+def test_twists_that_do_not_fit_the_poses(speed, turn, twist, empty, text):
+    buffer, covariance = OdometryBuffer(), 0.04 * torch.eye(6, dtype=torch.float64)
+    for i in range(101):
+        buffer.add(stamp(i / 50), arc(i / 50, speed, turn), covariance, twist)
+    assert (
+        buffer.twist_check.empty == empty
+        and text in buffer.twist_check.problem
+        and bool(text) == bool(buffer.twist_check.problem)
+    )
+    velocity, _ = buffer.velocity()
+    assert velocity.tolist() == pytest.approx([speed, 0, 0, 0, 0, turn], abs=1e-6)
+    known = [0.0 if part else 0.04 for part in empty]
+    assert buffer.lookup(stamp(2.0)).twist_variance.tolist() == pytest.approx(np.repeat(known, 3).tolist())
+
+
+def test_an_empty_twist_is_remembered_while_the_robot_stands_until_a_driver_fills_it_in():
+    buffer = OdometryBuffer()
+    for i in range(400):
+        driver = TURNING if i >= 300 else NOTHING
+        buffer.add(stamp(i / 50), arc(min(i, 100) / 50 + max(i - 300, 0) / 50), None, driver)
+        assert (buffer.twist_check.empty == (True, True)) == (i == 299) or i not in (299, 399)
+    assert buffer.twist_check.problem == ""
