@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 
 from .motion_prior import MotionOptions
 from .odometry import OdometryOptions
+from .types import MotionPrior
 
 
 @dataclass(frozen=True)
@@ -104,3 +105,16 @@ class TrackerOptions:
     initial_translation_std: float = 0.5
     initial_rotation_std: float = 0.26
     jump_back_s: float = 1.0
+
+    def may_dead_reckon(self, prior: MotionPrior, depth: float, blind_s: float) -> bool:
+        """Whether a prior is good enough to be given as the pose.
+
+        Args:
+            prior: From the last pose.
+            depth: Of what was last seen, m.
+            blind_s: How long without odometry.
+        """
+        if prior.source != "odometry":
+            return prior.age_s <= blind_s
+        std = math.sqrt(float(prior.covariance.diagonal()[:3].max()))
+        return prior.age_s <= self.max_degraded_s and std <= max(self.max_degraded_std, self.max_degraded_depths * depth)

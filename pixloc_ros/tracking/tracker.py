@@ -6,6 +6,7 @@ States (numbers in `TrackState`); a pose is given only in TRACKING and DEGRADED:
     INITIALIZING  no pose yet: images are aligned around an initial pose, and searched for in the whole map
       → TRACKING      an image agreed well with the map near the initial pose, or `confirm_frames` images elsewhere
     TRACKING      → DEGRADED  an image failed a gate: the pose is dead reckoning, its covariance grows
+                              or no image came for a second and three times the usual interval
     DEGRADED      → TRACKING  an image passed again
                   → LOST      dead reckoning went on for too long or too far, or the image surely shows another place
     LOST          → RELOCALIZING  with the next image
@@ -43,6 +44,7 @@ from .odometry import OdometryBuffer, OdometryReport, OdometrySample, OdometryUn
 from .odometry_check import OdometryCheck, OdometryFindings
 from .options import TrackerOptions
 from .relocalization import Relocalizer, start_around
+from .silence import ImageGap
 from .types import FrameAlignment, FrameMotion, MotionPrior, PreparedFrame, PreparedImage, TrackResult, TrackState
 
 
@@ -76,7 +78,7 @@ class Tracker:
         self._odometry_check = OdometryCheck(self.odometry)
         self._learned_noise = LearnedNoise(self.odometry, options.motion)
         self._unchecked: tuple[int, PreparedImage, FrameAlignment] | None = None
-        self._last_stamp_ns: int | None = None
+        self._gap = ImageGap()
         self.reset()
 
     @property
@@ -180,6 +182,21 @@ class Tracker:
         return PreparedFrame.of(frame, self.aligner.prepare(frame.image, frame.camera))
 
     @torch.no_grad()
+    def watch(self, stamp_ns: int) -> float:
+        """Tells the time while no image can be tracked. Dead reckoning goes on, DEGRADED, and ends, LOST, as with images that fit
+        nothing. `track` asks by itself, so images after a gap find the same state whether somebody watched or not.
+
+        Returns how long no image came, in seconds; 0 while that is no longer than usual.
+        """
+        silent_s = self._gap.seconds(stamp_ns)
+        if silent_s and not self._searching:
+            odometry, _ = self._odometry_at(stamp_ns)
+            prior = predict(self._known, self._before, stamp_ns, odometry, self.odometry, self.options.motion)
+            goes_on = self.options.may_dead_reckon(prior, self._known.depth, self.options.max_degraded_s)
+            self.state = TrackState.DEGRADED if goes_on else TrackState.LOST
+        return silent_s
+
+    @torch.no_grad()
     def track(self, frame: CameraFrame, base_from_camera: torch.Tensor) -> TrackResult:
         """Pose of the base when an image was taken.
 
@@ -194,11 +211,12 @@ class Tracker:
             InputError: The image or camera cannot be used; nothing is changed.
         """
         began = time.perf_counter()
+        silent_s = self.watch(frame.stamp_ns)
         problem = self._refuse(frame.stamp_ns)
         if not problem:
             se3.check_pose(base_from_camera, "base_from_camera")
             if self._known is None and self.pose_search is None:
-                self._last_stamp_ns = frame.stamp_ns
+                self._gap.saw(frame.stamp_ns)
                 lost = "lost and given up" if self.state is TrackState.LOST else "no pose to start from"
                 problem = f"{lost}: give an initial pose"
         if problem:
@@ -208,7 +226,7 @@ class Tracker:
         view = self._view(frame, base_from_camera, odometry)
         frozen = self._frozen_camera.repeats(frame.image, odometry)
         looks, believed = ([], None) if frozen else self._look(view)
-        self._last_stamp_ns = frame.stamp_ns
+        self._gap.saw(frame.stamp_ns)
         if believed is not None:
             jumped = distance(view.prior, believed.pose) > self.options.gates.max_innovation
             self._accept(believed.pose, None if jumped else view.prior)
@@ -220,20 +238,23 @@ class Tracker:
         self._learn(shown, believed, view)
         if self.state is TrackState.TRACKING and not problem and len(self.odometry):
             problem = odometry_problem
+        if silent_s:
+            problem = f"the first image after {silent_s:.1f} s" + (f": {problem}" if problem else "")
         return self._result(view, shown, began, problem)
 
     # ---- steps of track
 
     def _refuse(self, stamp_ns: int) -> str:
-        if self._last_stamp_ns is None or stamp_ns > self._last_stamp_ns:
+        if self._gap.last_ns is None or stamp_ns > self._gap.last_ns:
             return ""
-        back_s = (self._last_stamp_ns - stamp_ns) * 1e-9
+        back_s = (self._gap.last_ns - stamp_ns) * 1e-9
         if back_s <= self.options.jump_back_s:
             return f"image is not newer than the last one ({back_s:.3f} s before it): ignored"
         self.reset()
+        self._gap.restart()
         if self.odometry.age_s(stamp_ns) < -self.options.jump_back_s:
             self.odometry.clear()
-        self._last_stamp_ns = stamp_ns
+        self._gap.saw(stamp_ns)
         return f"time went back by {back_s:.3f} s: the pose is forgotten, give an initial pose"
 
     def _odometry_at(self, stamp_ns: int) -> tuple[OdometrySample | None, str]:
@@ -363,7 +384,8 @@ class Tracker:
 
     def _fail(self, view: FrameContext) -> None:
         """No pose is believed: dead reckoning, as long as that may go on and the images do not surely show another place."""
-        if not self._searching and not self._candidates.show_another_place() and self._may_dead_reckon(view):
+        another_place = self._searching or self._candidates.show_another_place()
+        if not another_place and self.options.may_dead_reckon(view.prior, self._known.depth, self.options.max_degraded_blind_s):
             self.state = TrackState.DEGRADED
             return
         if self._searching_since_ns is None:
@@ -376,14 +398,6 @@ class Tracker:
             self.state = TrackState.LOST
         elif self.state is TrackState.LOST:
             self.state = TrackState.RELOCALIZING
-
-    def _may_dead_reckon(self, view: FrameContext) -> bool:
-        age_s = (view.stamp_ns - self._known.stamp_ns) * 1e-9
-        if view.prior.source != "odometry":
-            return age_s <= self.options.max_degraded_blind_s
-        std = math.sqrt(float(view.prior.covariance.diagonal()[:3].max()))
-        least, share = self.options.max_degraded_std, self.options.max_degraded_depths
-        return age_s <= self.options.max_degraded_s and std <= max(least, share * self._known.depth)
 
     def _forget_pose(self) -> None:
         self._known: KnownPose | None = None
