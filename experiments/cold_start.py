@@ -8,16 +8,11 @@ For each scene: a map of its COLMAP model; every query image searched for in it;
 Within 0.1 m and 1°, within 0.25 m and 2° (scenes without a unit: 1 % and 2.5 % of the median scene depth). Confident and
 wrong: a pose that is not called doubtful and is further off than the second limit, or a pose of an image of another scene.
 
-With --python also, in a second table, matched features on the same map images and queries (`matched_features.py`: retrieval
-by VLAD, ALIKED and LightGlue against the nearest map images, PnP by poselib). Queries already found stay in the output folder.
-
     experiments/cold_start.py ../shared/data -o out/cold_start --photos ../shared/data/photos
-    experiments/cold_start.py ../shared/data -o out/cold_start --python ~/rivals/bin/python --rival-queries 40
 """
 
 from __future__ import annotations
 
-import time
 from pathlib import Path
 
 import common
@@ -33,40 +28,20 @@ from pixloc_ros.io.images import load_image
 
 LIMITS = ((0.1, 0.01, 1.0), (0.25, 0.025, 2.0))
 """Metres, share of the scene depth where there is no unit, degrees."""
-SURE_INLIERS = 30
-"""A rival's pose with as many is called confident."""
 
 
 def main() -> int:
     parser = common.parser(__doc__, "out/cold_start")
-    parser.add_argument("--every", type=int, default=1, metavar="N", help="only every N-th query")
-    parser.add_argument("--foreign-every", type=int, default=1, metavar="N", help="only every N-th image of other scenes")
+    parser.add_argument("--every", type=int, default=1, metavar="N", help="only every N-th image, of all kinds")
     parser.add_argument("--photos", type=Path, metavar="DIR", help="images of other places, searched for in each map, too")
-    parser.add_argument("--photos-every", type=int, default=1, metavar="N", help="only every N-th of them")
-    common.add_rival_arguments(parser)
-    parser.add_argument("--rival-queries", type=int, default=0, metavar="N", help="at most N of a scene, evenly spaced (0: all)")
-    parser.add_argument("--nearest", type=int, default=5, metavar="K", help="map images that a rival matches (default 5)")
     args = parser.parse_args()
     scenes, results = common.scenes_of(args), {}
-    photos = photos_of(args.photos)[:: args.photos_every] if args.photos else []
+    photos = photos_of(args.photos)[:: args.every] if args.photos else []
     for scene in scenes:
-        foreign = [query for other in scenes if other is not scene for query in other.queries[:: args.foreign_every]]
+        foreign = [query for other in scenes if other is not scene for query in other.queries[:: args.every]]
         results[scene.name] = evaluate(scene, foreign + photos, args)
-        if args.python:
-            results[scene.name]["rival"] = match(scene, args)
-        tables = {"cold start": report(results)} | ({"cold start rival": compare(results)} if args.python else {})
-        common.save(args, "cold_start", results, tables)
-    return common.finish(args, tables)
-
-
-def match(scene: common.Scene, args) -> list[dict]:
-    """What matched features make of a scene's queries: one entry each."""
-    names = [query.name for query in scene.queries]
-    if 0 < args.rival_queries < len(names):
-        names = [names[k] for k in np.linspace(0, len(names) - 1, args.rival_queries).round().astype(int)]
-    result = args.output / "rival" / f"{scene.name}.json"
-    found = common.match_features(args, scene, result, "--nearest", args.nearest, "--queries", *names)
-    return [entry for entry in found["queries"] if entry["query"] in names]
+        common.save(args, "cold_start", results, {"cold start": report(results)})
+    return common.finish(args, {"cold start": report(results)})
 
 
 def photos_of(folder: Path) -> list[Query]:
@@ -83,9 +58,7 @@ def evaluate(scene: common.Scene, foreign: list[Query], args) -> dict[str, objec
     """Figures of one scene."""
     localizer, queries = scene.localizer(args), scene.queries[:: args.every]
     scene.localize(localizer, "none", queries[:1])  # the first call of everything is slow
-    cpu_s = time.process_time()
     found = scene.localize(localizer, "none", queries)
-    cpu_s = (time.process_time() - cpu_s) / len(queries)
     others = localize_queries(localizer, foreign, {})
     within = np.array([limits_kept(*error, scene.metric) for error in scene.errors(found)])
     sure = np.array([is_sure(result) for result in found])
@@ -97,8 +70,6 @@ def evaluate(scene: common.Scene, foreign: list[Query], args) -> dict[str, objec
         "within": within.mean(0).tolist(),
         "confident": float(sure.mean()),
         "confident_and_wrong": int((sure & ~within[:, 1]).sum()),
-        "per_query": {r.name: {"within": w.tolist(), "confident": bool(c)} for r, w, c in zip(found, within, sure)},
-        "cpu_s": cpu_s,
         "foreign": len(others),
         "foreign_confident": sum(map(is_sure, others)),
         "ms_p50": float(np.median(times)),
@@ -113,35 +84,6 @@ def is_sure(result: QueryResult) -> bool:
 def limits_kept(degrees: float, distance: float, share: float, metric: bool) -> list[bool]:
     """Whether a pose lies within each of the LIMITS."""
     return [(distance <= m if metric else share <= part) and degrees <= most for m, part, most in LIMITS]
-
-
-def compare(results: dict[str, dict]) -> str:
-    """Table of ours and the rival on the queries that both were given; empty without a rival."""
-    rows = []
-    for name, result in results.items():
-        both = [entry for entry in result.get("rival", ()) if entry["query"] in result["per_query"]]
-        if not both:
-            continue
-        ours = [result["per_query"][entry["query"]] for entry in both]
-        theirs = [
-            limits_kept(e["deg"], e["trans"], e["rel"], result["metric"]) if e["pose"] else [False] * len(LIMITS) for e in both
-        ]
-        for label, inside, sure, seconds in (
-            ("pixloc_ros", [o["within"] for o in ours], [o["confident"] for o in ours], result["cpu_s"]),
-            (
-                "ALIKED + LightGlue + PnP",
-                theirs,
-                [e["inliers"] >= SURE_INLIERS for e in both],
-                np.mean([e["cpu_s"] for e in both]),
-            ),
-        ):
-            wrong = sum(certain and not kept[1] for certain, kept in zip(sure, inside))
-            rows.append((name, label, len(both), *percent(*np.mean(inside, 0), np.mean(sure)), wrong, f"{seconds:.2f}"))
-    head = (
-        "scene | method | queries | within 0.1 m / 1° | within 0.25 m / 2° | confident | confident and wrong "
-        "| processor s an image"
-    )
-    return markdown_table(head, rows) if rows else ""
 
 
 def percent(*shares: float) -> list[str]:

@@ -6,41 +6,31 @@ from __future__ import annotations
 import argparse
 import json
 import math
-import os
-import subprocess
-import sys
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
 import numpy as np
 import torch
-from scipy.stats import chi2
 
 from pixloc_ros.cli.progress import show_progress
 from pixloc_ros.errors import InputError
-from pixloc_ros.evaluation.metrics import absolute_errors
 from pixloc_ros.evaluation.queries import Query, QueryResult, localize_queries, read_queries
-from pixloc_ros.evaluation.runs import TRUTH_GAP_NS, BagRun
 from pixloc_ros.evaluation.tables import write_section
 from pixloc_ros.features import Extractor, load_extractor
 from pixloc_ros.geometry import se3
 from pixloc_ros.io.files import write_text
-from pixloc_ros.io.trajectory import Trajectory, read_benchmark_poses
+from pixloc_ros.io.trajectory import read_benchmark_poses
 from pixloc_ros.localization import Localizer
 from pixloc_ros.mapping import Map
 from pixloc_ros.mapping.build import build_map_from_colmap
-from pixloc_ros.tracking.types import TrackState
 from pixloc_sim.recordings import SimulationOptions, simulate
 
 MAP_STRIDE = 3
 """Every third image of a scene's drive is in its map; simulated drives take part in no map."""
 VALIDATION_DRIVES = ("kitti07", "kitti01")
 """Drives that no network was trained on. The truth of tum_fr1_rpy is wrong by more than the poses are: name it to see."""
-
-NEES_95 = float(chi2.ppf(0.95, 6))
-"""95 % of the normalized squared errors of six degrees of freedom are smaller."""
 
 
 @dataclass(frozen=True)
@@ -100,10 +90,11 @@ class Scene:
             return localize_queries(localizer, self.queries if queries is None else queries, self.priors(priors), progress)
 
     def errors(self, results: Sequence[QueryResult]) -> np.ndarray:
-        """Degrees, distance and share of the depth [N, 3] of each query; infinite without a pose."""
-        return np.array([self._error(r.name, r.camera_from_map) for r in results])
+        """`error` [N, 3] of each query; infinite without a pose."""
+        return np.array([self.error(r.name, r.camera_from_map) for r in results])
 
-    def _error(self, name: str, camera_from_map: torch.Tensor | None) -> tuple[float, float, float]:
+    def error(self, name: str, camera_from_map: torch.Tensor | None) -> tuple[float, float, float]:
+        """Degrees, distance and share of the depth of a query."""
         if camera_from_map is None:
             return (math.inf,) * 3
         distance, angle = se3.pose_difference(se3.inverse(self.truth[name]), se3.inverse(camera_from_map))
@@ -119,15 +110,6 @@ def medians(errors: np.ndarray) -> dict[str, float | None]:
 def recall(errors: np.ndarray, degrees: float, share: float) -> float:
     """Share of `Scene.errors` within degrees and share of the depth."""
     return float(((errors[:, 0] <= degrees) & (errors[:, 2] <= share)).mean())
-
-
-def tracked_nees(run: BagRun, left_out: Collection[int] = ()) -> np.ndarray:
-    """Normalized squared errors, float64 [N], of the frames given as TRACKING whose truth is known; left_out: stamps."""
-    tracked = (r for r in run.records if r.state is TrackState.TRACKING and r.map_from_base is not None)
-    stamps_ns = np.array([r.stamp_ns for r in tracked if r.stamp_ns not in left_out], np.int64)
-    poses, known = run.truth.at(stamps_ns, TRUTH_GAP_NS)
-    nees = absolute_errors(Trajectory(stamps_ns[known], poses[known]), run.estimate, tolerance_ns=0).nees
-    return np.empty(0) if nees is None else nees[np.isfinite(nees)]
 
 
 # ---- command line
@@ -202,31 +184,3 @@ def finish(args: argparse.Namespace, tables: Mapping[str, str]) -> int:
         if args.docs and name:
             write_section(args.docs, name, table)
     return 0
-
-
-# ---- rivals
-
-
-def add_rival_arguments(parser: argparse.ArgumentParser) -> None:
-    """--python and --harness: interpreter and folder of the benchmark harness that runs other systems."""
-    parser.add_argument("--python", metavar="PYTHON", help="interpreter with the packages of the benchmark harness")
-    parser.add_argument("--harness", type=Path, metavar="DIR", help="folder of the harness (default: DATA/../tools/peers)")
-
-
-def harness_folder(args: argparse.Namespace) -> Path:
-    """Raises `InputError` where it is not there."""
-    folder = args.harness or args.data / ".." / "tools" / "peers"
-    if not folder.is_dir():
-        raise InputError(f"no benchmark harness in {folder}: give --harness")
-    return folder
-
-
-def match_features(args: argparse.Namespace, scene: Scene, result: Path, *words: object) -> dict:
-    """What `matched_features.py` writes of a scene; words: its further options."""
-    script = Path(__file__).with_name("matched_features.py")
-    command = [args.python or sys.executable, "-W", "ignore", script, harness_folder(args), scene.folder, "-o", result]
-    command += ["--cache", args.output / "matched", "--threads", torch.get_num_threads(), *words]
-    # Threads that spin while they wait would slow down whatever else runs.
-    if subprocess.run(list(map(str, command)), env=os.environ | {"OMP_WAIT_POLICY": "PASSIVE"}).returncode:
-        raise InputError(f"matching features of {scene.name} failed: look at the messages above")
-    return json.loads(result.read_text())

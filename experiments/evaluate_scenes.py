@@ -34,9 +34,12 @@ LEVELS = ((0.1, 0.002), (0.5, 0.01), (2.0, 0.05))
 SINGLE = "median deg | median % depth | median m | R@0.1°/0.2 % | R@0.5°/1 % | R@2°/5 % | ms p50 | ms p99"
 DRIVE_KEYS = (
     *("translation_error_median_m", "translation_error_p95_m", "rotation_error_median_deg", "rotation_error_p95_deg"),
-    *("odometry_error_median_m", "losses", "frame_ms_p50", "frame_ms_p99"),
+    *("odometry_error_median_m", "losses", "frame_ms_p50", "frame_ms_p99", "nees_mean", "nees_median", "nees_inside_95"),
 )
-DRIVES = "median m | p95 m | median deg | p95 deg | odometry alone, median m | losses | ms p50 | ms p99"
+DRIVES = (
+    "median m | p95 m | median deg | p95 deg | odometry alone, median m | losses | ms p50 | ms p99 | NEES mean (6 is right) "
+    "| NEES median (5.35 is right) | share inside the 95 % ellipsoid"
+)
 
 
 def main() -> int:

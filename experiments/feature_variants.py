@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import copy
 import hashlib
 
 import torch
@@ -61,42 +60,21 @@ def intensity_extractor() -> Extractor:
 
 
 class ReducedNetwork(nn.Module):
-    """A network without some of its parts.
+    """A network without its finest levels (levels: so many are kept, coarse to fine) or without its confidences, so that every
+    point counts the same."""
 
-    levels: so many are kept, coarse to fine (0: all). confidences: keep them, else every point counts the same. full_size:
-    compute the robust levels from the image at full size, whatever it is, where the network would shrink it.
-    """
-
-    def __init__(self, network: nn.Module, levels: int = 0, confidences: bool = True, full_size: bool = False) -> None:
+    def __init__(self, network: nn.Module, levels: int, confidences: bool) -> None:
         super().__init__()
-        self.levels, self.confidences, self.full_size = levels or len(network.strides), confidences, full_size
-        self.network = self._scaled(network)
-
-    def _scaled(self, network: nn.Module) -> nn.Module:
-        return network.suited_to(64, 64) if self.full_size else network
-
-    @property
-    def takes_grey(self) -> bool:
-        return self.network.takes_grey
-
-    @property
-    def strides(self) -> tuple[int, ...]:
-        return tuple(self.network.strides[: self.levels])
-
-    @property
-    def channels(self) -> tuple[int, ...]:
-        return tuple(self.network.channels[: self.levels])
+        self.network, self.levels, self.confidences = network, levels, confidences
+        self.takes_grey = network.takes_grey
+        self.strides, self.channels = tuple(network.strides[:levels]), tuple(network.channels[:levels])
 
     def suited_to(self, width: int, height: int) -> ReducedNetwork:
-        return self._around(self._scaled(self.network.suited_to(width, height)))
+        return ReducedNetwork(self.network.suited_to(width, height), self.levels, self.confidences)
 
     def with_strides(self, strides: tuple[int, ...]) -> ReducedNetwork:
-        return self._around(self.network.with_strides((*strides, *self.network.strides[self.levels :])))
-
-    def _around(self, network: nn.Module) -> ReducedNetwork:
-        reduced = copy.copy(self)
-        reduced._modules = {"network": network}
-        return reduced
+        whole = self.network.with_strides((*strides, *self.network.strides[self.levels :]))
+        return ReducedNetwork(whole, self.levels, self.confidences)
 
     def forward(self, image: torch.Tensor) -> FeaturePyramid:
         pyramid = self.network(image)
@@ -106,16 +84,13 @@ class ReducedNetwork(nn.Module):
         return FeaturePyramid(tuple(levels), pyramid.image_size)
 
 
-def reduced_extractor(
-    extractor: Extractor, levels: int = 0, confidences: bool = True, full_size: bool = False, damping: bool = True
-) -> Extractor:
-    """An extractor without some parts (see `ReducedNetwork`), or without its learned damping. Maps of differently reduced
-    features do not fit each other; the damping makes no difference to a map."""
-    levels = levels or len(extractor.strides)
-    complete = levels == len(extractor.strides)
+def reduced_extractor(extractor: Extractor, levels: int = 0, confidences: bool = True, damping: bool = True) -> Extractor:
+    """An extractor without some parts (see `ReducedNetwork`; 0: all levels), or without its learned damping. Maps of differently
+    reduced features do not fit each other; the damping makes no difference to a map."""
+    complete = levels in (0, len(extractor.strides))
     kept = extractor.companions if damping and complete else {}
-    if complete and confidences and not full_size:
+    if complete and confidences:
         return Extractor(extractor.network, extractor.name, extractor.fingerprint, extractor.execution, kept)
-    network = ReducedNetwork(extractor.network, levels, confidences, full_size)
-    parts = f"{extractor.fingerprint} levels={levels} confidences={confidences} full_size={full_size}"
+    network = ReducedNetwork(extractor.network, levels or len(extractor.strides), confidences)
+    parts = f"{extractor.fingerprint} levels={network.levels} confidences={confidences}"
     return Extractor(network, f"{extractor.name}, reduced", hashlib.sha256(parts.encode()).hexdigest()[:16], companions=kept)

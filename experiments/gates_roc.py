@@ -21,6 +21,7 @@ from dataclasses import asdict, dataclass
 import common
 import numpy as np
 import torch
+from scipy.stats import rankdata
 
 from pixloc_ros.cli.progress import show_progress
 from pixloc_ros.cli.scripts import run_script
@@ -30,9 +31,8 @@ from pixloc_ros.evaluation.runs import TRUTH_GAP_NS
 from pixloc_ros.evaluation.tables import markdown_table
 from pixloc_ros.geometry import se3
 from pixloc_ros.io.bags import BagReader
-from pixloc_ros.io.files import write_bytes, write_text
+from pixloc_ros.io.files import write_text
 from pixloc_ros.io.frames import CameraFrame
-from pixloc_ros.report.style import RUN_COLOURS, RUN_LINES, STYLE, plt, png
 from pixloc_ros.tracking.covariances import isotropic, mahalanobis, not_better_than
 from pixloc_ros.tracking.options import TrackerOptions
 from pixloc_ros.tracking.types import FrameAlignment
@@ -45,9 +45,8 @@ PRIOR_STD = (0.05, 0.005)
 PUSHED = (2.0, 0.2)
 """Metres, radians: standard deviation of a prior that is near and wrong."""
 ELSEWHERE_M = 8.0
-PRIORS = ("honest", "pushed", "elsewhere", "foreign image")
-HELD, FREE = "with the prior", "without"
-MEASURES = {"inliers": "share of inliers", "cost": "cost", "innovation": "innovation"}
+MEASURES = {"inliers": ("share of inliers", 1), "cost": ("cost", -1), "innovation": ("innovation", -1)}
+"""Title, and 1 where more is better."""
 
 
 @dataclass(frozen=True)
@@ -89,7 +88,6 @@ def main() -> int:
         parser.error("give two drives at least (each takes foreign images from the next), and --every 1 or more")
     samples = [sample for scene, other in zip(scenes, scenes[1:] + scenes[:1]) for sample in measure(scene, other, args)]
     write_text(args.output / "samples.json", json.dumps([asdict(sample) for sample in samples]) + "\n")
-    write_bytes(args.output / "roc.png", draw(samples))
     return common.finish(args, {"gates": report(samples)})
 
 
@@ -160,77 +158,60 @@ def judge(found: FrameAlignment, start: torch.Tensor, covariance: torch.Tensor, 
 # ---- figures
 
 
-def roc(goodness: np.ndarray, right: np.ndarray) -> tuple[np.ndarray, np.ndarray, float]:
-    """False and true positive rates [M], rising, over all thresholds, and the area under the curve; NaN without both classes.
+def area_under_roc(goodness: np.ndarray, right: np.ndarray) -> float:
+    """The chance that a right one looks better than a wrong one, equal ones counting half; NaN without both.
 
-    goodness: [N], larger is better. right: bool [N]. Equal values are accepted together.
+    goodness: [N], larger is better. right: bool [N].
     """
-    positives, negatives = int(right.sum()), int((~right).sum())
-    if not positives or not negatives:
-        return np.array([0.0, 1.0]), np.array([0.0, 1.0]), float("nan")
-    order = np.argsort(-goodness, kind="stable")
-    ends = np.append(np.nonzero(np.diff(goodness[order]))[0], len(goodness) - 1)
-    true_rate = np.concatenate(([0.0], np.cumsum(right[order])[ends] / positives))
-    false_rate = np.concatenate(([0.0], np.cumsum(~right[order])[ends] / negatives))
-    return false_rate, true_rate, float(np.trapezoid(true_rate, false_rate))
+    count = int(right.sum())
+    if count in (0, len(right)):
+        return float("nan")
+    return float((rankdata(goodness)[right].sum() - count * (count + 1) / 2) / (count * (len(right) - count)))
 
 
-def goodness(samples: Sequence[Sample], name: str) -> np.ndarray:
-    """Float64 [N], larger is better."""
-    values = np.array([getattr(sample, name) for sample in samples], float)
-    return values if name == "inliers" else -values
-
-
-@dataclass(frozen=True)
-class Gate:
-    """A rule in use."""
-
-    name: str
-    held: bool
-    inliers: float
-    innovation: float = float("inf")
-
-    def passes(self, sample: Sample) -> bool:
-        return sample.usable and sample.inliers >= self.inliers and sample.innovation <= self.innovation
-
-
-def gates_in_use() -> list[Gate]:
-    g = TrackerOptions().gates
+def gates_in_use() -> list[tuple[str, bool, float, float]]:
+    """Name, whether the prior takes part, least share of inliers, largest innovation."""
+    g, far = TrackerOptions().gates, float("inf")
     sure = f"inliers ≥ {g.sure_inlier_fraction:g}, innovation ≤ {g.max_innovation_sure:g}: sure"
     search = f"inliers ≥ {g.min_inlier_fraction_search:g}: a candidate, confirmed by further images"
     return [
-        Gate(f"inliers ≥ {g.min_inlier_fraction:g}", True, g.min_inlier_fraction),
-        Gate(f"innovation ≤ {g.max_innovation:g}", True, 0.0, g.max_innovation),
-        Gate("both: followed in TRACKING", True, g.min_inlier_fraction, g.max_innovation),
-        Gate(sure, True, g.sure_inlier_fraction, g.max_innovation_sure),
-        Gate(search, False, g.min_inlier_fraction_search),
+        (f"inliers ≥ {g.min_inlier_fraction:g}", True, g.min_inlier_fraction, far),
+        (f"innovation ≤ {g.max_innovation:g}", True, 0.0, g.max_innovation),
+        ("both: followed in TRACKING", True, g.min_inlier_fraction, g.max_innovation),
+        (sure, True, g.sure_inlier_fraction, g.max_innovation_sure),
+        (search, False, g.min_inlier_fraction_search, far),
     ]
 
 
 def report(samples: Sequence[Sample]) -> str:
     """The tables, as Markdown."""
     groups = {
-        HELD: lambda s: s.held,
+        "with the prior": lambda s: s.held,
         "of these, prior right": lambda s: s.held and s.prior in ("honest", "foreign image"),
-        FREE: lambda s: not s.held,
+        "without": lambda s: not s.held,
     }
     areas = []
-    for name, title in MEASURES.items():
+    for name, (title, sign) in MEASURES.items():
         row = [title]
         for group, belongs in groups.items():
             chosen = [s for s in samples if belongs(s) and s.usable]
-            area = roc(goodness(chosen, name), np.array([s.right for s in chosen], bool))[2]
-            row.append("–" if np.isnan(area) or (name == "innovation" and group == FREE) else f"{area:.4f}")
+            values, right = (np.array([getattr(s, key) for s in chosen]) for key in (name, "right"))
+            area = area_under_roc(sign * values.astype(float), right.astype(bool))
+            row.append("–" if np.isnan(area) or (name == "innovation" and group == "without") else f"{area:.4f}")
         areas.append(row)
     gates = []
-    for gate in gates_in_use():
-        chosen = [s for s in samples if s.held == gate.held]
-        good, wrong = [s for s in chosen if s.right], [s for s in chosen if not s.right]
-        clean = [s for s in good if s.images == "nominal"]
-        refused = [rate(sum(not gate.passes(s) for s in group), len(group)) for group in (good, clean)]
+    for name, held, inliers, innovation in gates_in_use():
+
+        def share(group: list[Sample], passes: bool, inliers: float = inliers, innovation: float = innovation) -> str:
+            passed = (s.usable and s.inliers >= inliers and s.innovation <= innovation for s in group)
+            count = sum(p == passes for p in passed)
+            return f"{100 * count / len(group):.2f} % ({count} of {len(group)})" if group else "–"
+
+        good, wrong = ([s for s in samples if s.held == held and s.right == right] for right in (True, False))
+        refused = [share(group, False) for group in (good, [s for s in good if s.images == "nominal"])]
         shares = [s.inliers for s in wrong if s.usable] or [float("nan")]
-        accepted, most = rate(sum(map(gate.passes, wrong)), len(wrong)), f"{np.percentile(shares, 99):.2f}, {max(shares):.2f}"
-        gates.append((gate.name, HELD if gate.held else FREE, accepted, *refused, most))
+        most = f"{np.percentile(shares, 99):.2f}, {max(shares):.2f}"
+        gates.append((name, "with the prior" if held else "without", share(wrong, True), *refused, most))
     head = (
         "gate in use | alignment | wrong ones accepted | right ones refused | right ones, image as recorded, refused "
         "| inliers of the wrong: 99th percentile, most"
@@ -240,37 +221,6 @@ def report(samples: Sequence[Sample]) -> str:
         "measure, 0.5: useless) over those that ended, with enough of the map in the image:\n\n"
         f"{markdown_table(' | '.join(('measure', *groups)), areas)}\n{markdown_table(head, gates)}"
     )
-
-
-def rate(count: int, of: int) -> str:
-    return f"{100 * count / of:.2f} % ({count} of {of})" if of else "–"
-
-
-def draw(samples: Sequence[Sample]) -> bytes:
-    """PNG: the curves, and where the gates in use are on them."""
-    with plt.rc_context(STYLE):
-        figure, columns = plt.subplots(1, 2, figsize=(11.0, 4.8), sharey=True, layout="constrained")
-        for axes, held in zip(columns, (True, False)):
-            chosen = [s for s in samples if s.held == held and s.usable]
-            right = np.array([s.right for s in chosen], bool)
-            for (name, title), colour, line in zip(MEASURES.items(), RUN_COLOURS, RUN_LINES):
-                if name != "innovation" or held:
-                    false_rate, true_rate, area = roc(goodness(chosen, name), right)
-                    style = {"color": colour, "linestyle": line, "linewidth": 1.8, "drawstyle": "steps-post"}
-                    axes.plot(100 * false_rate, 100 * true_rate, label=f"{title} (area {area:.3f})", **style)
-            for gate, marker in zip((g for g in gates_in_use() if g.held == held), "osDX"):
-                passed = np.array([gate.passes(s) for s in chosen], bool)
-                if right.any() and not right.all():
-                    style = {"color": "#1f2937", "markersize": 7, "markerfacecolor": "white", "clip_on": False, "zorder": 3}
-                    place = 100 * passed[~right].mean(), 100 * passed[right].mean()
-                    axes.plot(*place, marker, label=gate.name.split(":")[0], **style)
-            title = f"Aligned {HELD if held else 'without a prior'}"
-            axes.set(title=title, xlabel="wrong alignments accepted (%)", ylim=(0, 102))
-            axes.set_xscale("symlog", linthresh=0.1)
-            axes.set_xlim(-0.01, 100)
-            axes.legend(loc="lower right", fontsize=8)
-        columns[0].set_ylabel("right alignments accepted (%)")
-        return png(figure)
 
 
 if __name__ == "__main__":

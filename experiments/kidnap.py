@@ -13,7 +13,7 @@ counted from the event on until the end of the run, by the state it was given in
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 
 import common
 import numpy as np
@@ -54,7 +54,7 @@ def main() -> int:
                 for event in EVENTS
                 for begin in np.linspace(0.02, 0.9, args.starts)
             ]
-        results[scene.name] = [asdict(outcome) for outcome in outcomes if outcome is not None]
+        results[scene.name] = [outcome for outcome in outcomes if outcome is not None]
         common.save(args, "kidnap", results, {"kidnap": report(results)})
     return common.finish(args, {"kidnap": report(results)})
 
@@ -65,45 +65,17 @@ def report(results: dict[str, list[dict]]) -> str:
     for scene, outcomes in results.items():
         for event in EVENTS:
             runs = [o for o in outcomes if o["event"] == event]
-            if not runs:
-                continue
             found = [o for o in runs if o["seconds"] is not None]
-            values = [
-                (2, [o["seconds"] for o in found]),
-                (0, [o["images"] for o in found]),
-                (0, [ms for o in runs for ms in o["frame_ms"]]),
-            ]
-            seconds, images, times = (f"{np.median(v or np.nan):.{d}f}, {max(v, default=np.nan):.{d}f}" for d, v in values)
-            wrong = [sum(o[f"wrong_{state}"] for o in runs) for state in ("tracking", "degraded")]
-            rows.append((scene, event, len(runs), len(found), seconds, images, *wrong, times))
+            times = ([o["seconds"] for o in found], "{:.2f}, {:.2f}"), ([o["images"] for o in found], "{:.0f}, {:.0f}")
+            cells = [text.format(np.median(v), max(v)) if v else "–" for v, text in times]
+            cells += [sum(o[f"wrong_{state}"] for o in runs) for state in ("tracking", "degraded")]
+            if runs:
+                rows.append((scene, event, len(runs), len(found), *cells))
     head = (
         "drive | event | runs | right again | after s: median, worst | images: median, worst | wrong as TRACKING "
-        "| wrong as DEGRADED | ms an image: median, worst"
+        "| wrong as DEGRADED"
     )
     return markdown_table(head, rows)
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """What became of one drive.
-
-    Attributes:
-        event: One of `EVENTS`.
-        begin_s: When it happened, from the begin of the bag.
-        seconds: From the event (of a blackout: its end) to the first right TRACKING pose, None: never.
-        images: Processed after the event until then.
-        wrong_tracking: Images after the event whose pose was given as TRACKING and wrong (`FALSE_TRACK`).
-        wrong_degraded: Likewise as DEGRADED.
-        frame_ms: Of all images from the event until right again.
-    """
-
-    event: str
-    begin_s: float
-    seconds: float | None
-    images: int
-    wrong_tracking: int
-    wrong_degraded: int
-    frame_ms: tuple[float, ...]
 
 
 @dataclass(frozen=True)
@@ -160,24 +132,12 @@ def _within(stamp_ns: int, piece: tuple[int, int] | None) -> bool:
     return piece is not None and piece[0] <= stamp_ns < piece[1]
 
 
-def run_event(event: str, localizer: Localizer, bag: BagReader, begin: float, after_s: float) -> Outcome | None:
+def run_event(event: str, localizer: Localizer, bag: BagReader, begin: float, after_s: float) -> dict[str, object] | None:
     """One drive that starts at a share `begin` (0 to 1) of the bag, and goes on for `after_s` after the event.
 
     The robot is carried over a quarter of the bag's length or blinded one second after the start; the wrong initial pose is
-    that of the place a quarter of the bag away.
-
-    Args:
-        event: One of `EVENTS`.
-        localizer: Made for the map.
-        bag: The drive, open.
-        begin: Share of the bag.
-        after_s: Seconds.
-
-    Returns:
-        None where too little of the bag is left for that.
+    that of the place a quarter of the bag away. Returns its `outcome`, None where too little of the bag is left.
     """
-    if event not in EVENTS:
-        raise ValueError(event)
     stamps, truth = sorted(bag.image_stamps()), bag.truth()
     length, after_ns = stamps[-1] - stamps[0], round(after_s * _NS)
     begin_ns = next(stamp for stamp in stamps if stamp >= stamps[0] + round(begin * length))
@@ -196,27 +156,21 @@ def run_event(event: str, localizer: Localizer, bag: BagReader, begin: float, af
     if max(event_ns, part.cut[1] if part.cut else 0) > stamps[-1] - _NS:
         return None
     run = run_bag(localizer.tracker(), part.of(bag), start, cold_start=event == "cold start")
-    return outcome_of(event, part, run.records, truth, part.played_ns(event_ns), stamps[0])
+    return {"event": event, "begin": begin, **outcome(part, run.records, truth, part.played_ns(event_ns))}
 
 
-def outcome_of(event: str, part: Part, records: list[FrameRecord], truth: Trajectory, event_ns: int, zero_ns: int) -> Outcome:
-    """How a drive went on after an event.
+def outcome(part: Part, records: list[FrameRecord], truth: Trajectory, event_ns: int) -> dict[str, object]:
+    """How a drive went on after an event at a stamp as played.
 
-    Args:
-        event: One of `EVENTS`.
-        part: What was played.
-        records: What became of the images.
-        truth: Of the bag, map_from_base.
-        event_ns: The event's stamp as played.
-        zero_ns: First stamp of the bag.
+    seconds: from the event (of a blackout: its end) to the first right TRACKING pose, None: never. images: processed until then.
+    wrong_tracking, wrong_degraded: images after the event whose pose was given so and is wrong.
     """
     after = [r for r in records if r.stamp_ns >= (part.black[0] if part.black else event_ns)]
     poses, known = truth.at(np.array([part.recorded_ns(r.stamp_ns) for r in after], np.int64), TRUTH_GAP_NS)
-    seconds, wrong, times = None, {TrackState.TRACKING: 0, TrackState.DEGRADED: 0}, []
+    seconds, images, wrong = None, 0, {TrackState.TRACKING: 0, TrackState.DEGRADED: 0}
     for record, pose, sure in zip(after, poses, known):
         waited = record.stamp_ns >= event_ns and seconds is None
-        if waited:
-            times.append(record.timings_ms.get("total", 0.0))
+        images += waited
         if record.map_from_base is None or not sure:
             continue
         metres, radians = (float(v) for v in se3.pose_difference(pose, record.map_from_base))
@@ -225,8 +179,8 @@ def outcome_of(event: str, part: Part, records: list[FrameRecord], truth: Trajec
             wrong[record.state] += 1
         elif waited and record.state is TrackState.TRACKING and metres <= RIGHT[0] and degrees <= RIGHT[1]:
             seconds = (record.stamp_ns - event_ns) / _NS
-    begin_s = (part.recorded_ns(event_ns) - zero_ns) / _NS
-    return Outcome(event, begin_s, seconds, len(times), wrong[TrackState.TRACKING], wrong[TrackState.DEGRADED], tuple(times))
+    result = {f"wrong_{state.name.lower()}": count for state, count in wrong.items()}
+    return {"seconds": seconds, "images": images, **result}
 
 
 if __name__ == "__main__":

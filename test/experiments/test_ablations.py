@@ -1,138 +1,145 @@
 # Copyright the pixloc_ros authors. SPDX-License-Identifier: Apache-2.0
-"""The ablations' bookkeeping: cells that are kept, rows without weights, tables; and one cell measured for real."""
+"""The ablations: cells measured for real on a small scene, and kept; rows without weights; reduced and intensity features."""
 
 import json
 import math
 import sys
-from pathlib import Path
 
+import ablations
+import common
 import cv2
 import numpy as np
 import pytest
 import torch
+from feature_variants import intensity_extractor, reduced_extractor
 from mapping_helpers import look_at, pinhole, plane_view, texture
+from training_scene import invented_photo
 
+from pixloc_ros.alignment.damping import LearnedDamping, damping_of, damping_tensors
 from pixloc_ros.errors import InputError
+from pixloc_ros.features import Extractor, load_extractor
+from pixloc_ros.features.compact import CompactNetwork
 from pixloc_ros.features.weights import Weights
 from pixloc_ros.geometry import se3
-from pixloc_ros.io.trajectory import Trajectory, write_benchmark_poses, write_tum
+from pixloc_ros.io.trajectory import write_benchmark_poses
 from pixloc_sim.sparse_model import Keyframe, build_sparse_model, write_colmap_text
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "experiments"))
-import ablations  # noqa: E402  (a script, not a module of the package)
-
 CAMERA = pinhole(320, 240, 260.0)
+PHOTO = invented_photo(1, 320, 240)
 
 
 @pytest.fixture
 def data(tmp_path):
-    """A scene of a textured plane as the shared data has it, and what the harness would export of it."""
-    scene, picture = tmp_path / "data" / "plane", texture()
-    export = tmp_path / "out" / "export" / "plane"
-    for folder in (scene / "images", scene / "queries", *(export / v for v in ("clean", "blur"))):
-        folder.mkdir(parents=True)
-    frames = []
+    """A scene of a textured plane as the shared data has it."""
+    scene, picture, frames = tmp_path / "data" / "plane", texture(), []
+    for folder in ("images", "queries"):
+        (scene / folder).mkdir(parents=True)
     for k, x in enumerate((-0.6, 0.0, 0.6)):
         pose = look_at((x, -1.2, 2.0), (x, 0.0, 0.0))
         image, depth = plane_view(pose, CAMERA, picture)
         cv2.imwrite(str(scene / "images" / f"{k}.png"), image)
         frames.append(Keyframe(f"{k}.png", 0, np.stack([image] * 3, -1), depth.astype(np.float32), pose))
     write_colmap_text(scene / "map", build_sparse_model(frames, CAMERA, np.random.default_rng(0), 0.1), frames, CAMERA)
-    truth = [look_at((x, -1.15, 2.0), (x, 0.02, 0.0)) for x in (-0.3, 0.35)]
-    for k, pose in enumerate(truth):
-        image, _ = plane_view(pose, CAMERA, picture)
-        cv2.imwrite(str(export / "clean" / f"q{k}.png"), image)
-        cv2.imwrite(str(export / "blur" / f"q{k}.png"), cv2.blur(image, (5, 5)))
-    for variant in ("clean", "blur"):
-        (export / variant / "camera.txt").write_text("PINHOLE 320 240 260 260 160 120\n")
-    (export / "lists.json").write_text(json.dumps({"queries": [{"name": f"q{k}.jpg"} for k in range(2)]}))
-    write_tum(export / "truth.txt", Trajectory.from_poses(list(enumerate(truth))))
-    for level, size in enumerate((0.02, 0.05, 0.1)):
+    truth = {f"q{k}.png": look_at((x, -1.15, 2.0), (x, 0.02, 0.0)) for k, x in enumerate((-0.3, 0.35))}
+    for name, pose in truth.items():
+        cv2.imwrite(str(scene / "images" / name), plane_view(pose, CAMERA, picture)[0])
+    write_benchmark_poses(scene / "queries" / "truth.txt", {name: se3.inverse(pose) for name, pose in truth.items()})
+    for size, name in ((0.02, "small"), (0.05, "medium"), (0.1, "large")):
         wrong = se3.se3_exp(torch.tensor([size, -size, 0, 0, size, 0], dtype=torch.float64))
-        write_tum(export / f"prior_{level}.txt", Trajectory.from_poses([(k, pose @ wrong) for k, pose in enumerate(truth)]))
-    write_benchmark_poses(scene / "queries" / "truth.txt", {f"q{k}.jpg": se3.inverse(pose) for k, pose in enumerate(truth)})
-    (scene / "queries" / "scale.json").write_text(json.dumps({"q0.jpg": 2.3, "q1.jpg": 2.3}))
+        poses = {query: se3.inverse(pose @ wrong) for query, pose in truth.items()}
+        write_benchmark_poses(scene / "queries" / f"priors_{name}.txt", poses)
+    (scene / "queries" / "cameras.txt").write_text("".join(f"{name} PINHOLE 320 240 260 260 160 120\n" for name in truth))
+    (scene / "queries" / "scale.json").write_text(json.dumps(dict.fromkeys(truth, 2.3)))
     (scene / "scene.json").write_text(json.dumps({"metric": True}))
     return tmp_path
 
 
-def run(data, monkeypatch, capsys, *arguments):
-    monkeypatch.setattr(
-        sys, "argv", ["ablations", str(data / "data"), "-o", str(data / "out"), "--scenes", "plane", *map(str, arguments)]
-    )
-    code = ablations.main()
-    captured = capsys.readouterr()
-    return code, captured.out, captured.err
+def run(data, monkeypatch, capsys, *words):
+    command = ["ablations", data / "data", "-o", data / "out", "--scenes", "plane", "--group", "parts", *words]
+    monkeypatch.setattr(sys, "argv", list(map(str, command)))
+    assert ablations.main() == 0
+    return capsys.readouterr()
 
 
 def test_cells_are_measured_once_and_written_into_the_tables(data, monkeypatch, capsys):
-    document = data / "results.md"
+    document, cells = data / "results.md", data / "out" / "cells" / "plane" / "intensity"
     document.write_text("before\n<!-- ablations parts: begin -->\nold\n<!-- ablations parts: end -->\nafter\n")
-    call = ("--group", "parts", "--rows", "intensity", "--columns", "small", "blurred", "basin", "--basin-queries", "1")
-    code, out, err = run(data, monkeypatch, capsys, *call, "--docs", document)
-    assert code == 0 and "intensity: small, blurred, basin" in err
-    cell = json.loads((data / "out" / "cells" / "plane" / "intensity" / "small.json").read_text())
-    assert len(cell["errors"]) == 2 and all(error[0] < 0.5 and error[2] < 0.01 for error in cell["errors"])
+    call = ("--rows", "intensity", "--columns", "small", "blurred", "half", "basin", "--basin-queries", "1")
+    assert "intensity: small, blurred, half, basin" in run(data, monkeypatch, capsys, *call, "--docs", document).err
+    cell = json.loads((cells / "small.json").read_text())
+    assert cell["within"] == 1.0 and cell["queries"] == 2 and cell["median_deg"] < 0.5
     text = document.read_text()
     assert text.startswith("before\n") and text.endswith("after\n") and "old" not in text
     assert "| raw intensities" in text and "/ 100 |" in text and text.count("| – ") >= 4
     assert (data / "out" / "basin_plane.png").is_file()
     # Nothing is left to do; another setting would be.
-    assert "intensity" not in run(data, monkeypatch, capsys, *call)[2]
-    (data / "out" / "cells" / "plane" / "intensity" / "blurred.json").unlink()
-    assert "intensity: blurred\n" in run(data, monkeypatch, capsys, *call)[2]
-    changed = ablations.Row("intensity", "x", "intensity", ablations._loss("squared", 0.1))
-    monkeypatch.setitem(ablations.GROUPS, "parts", (changed,))
-    assert "intensity: small, blurred, basin\n" in run(data, monkeypatch, capsys, *call)[2]
+    assert "intensity:" not in run(data, monkeypatch, capsys, *call).err
+    (cells / "blurred.json").unlink()
+    assert "intensity: blurred\n" in run(data, monkeypatch, capsys, *call).err
+    monkeypatch.setitem(ablations.GROUPS["parts"], "intensity", ablations.Row("x", "intensity", ablations._loss("squared", 0.1)))
+    assert "intensity: small, blurred, half, basin\n" in run(data, monkeypatch, capsys, *call).err
 
 
 def test_rows_without_weights_are_skipped_with_a_word(data, monkeypatch, capsys):
     shipped, frozen = Weights.open("compact"), data / "frozen.safetensors"
     Weights(shipped.network, {key: value for key, value in shipped.card.items() if key != "start"}).save(frozen)
-    call = ("--group", "parts", "--rows", "trained", "--columns", "small", "--shipped", frozen)
-    code, out, err = run(data, monkeypatch, capsys, *call)
-    assert code == 0 and "trained: skipped, no weights 'trained': give --trained" in err
-    with pytest.raises(InputError, match="no row 'nonsense'"):
-        run(data, monkeypatch, capsys, "--rows", "nonsense")
-
-
-def test_rivals_are_in_the_same_tables_and_must_have_the_same_queries(data, monkeypatch, capsys):
-    summary = {"n": 2, "recall": [0, 0.5, 1], "med_deg": 0.1234, "med_trans": 0.0567, "med_rel": 0.02}
-    result = {"peers": {"klt": {"summary": {"clean@0": summary}}, "pixloc_ros": {"summary": {"clean@0": summary}}}}
-    (data / "out" / "plane.json").write_text(json.dumps(result))
-    assert set(ablations.rival_rows("plane", data / "out")) == {"*klt*"}
-    call = ("--group", "parts", "--rows", "intensity", "--columns", "small", "--rivals", data / "out")
-    assert "| *klt* | 0.123 / 5.67 / 50 |" in run(data, monkeypatch, capsys, *call)[1]
-    summary["n"] = 3
-    (data / "out" / "plane.json").write_text(json.dumps(result))
-    with pytest.raises(InputError, match="same --max-queries"):
-        run(data, monkeypatch, capsys, *call)
+    said = run(data, monkeypatch, capsys, "--rows", "trained", "--columns", "small", "--shipped", frozen).err
+    assert "trained: skipped, no weights 'trained': give --trained" in said
 
 
 def test_a_missing_pose_is_infinitely_wrong():
-    found = ablations.summarize([[0.1, 0.01, 0.001], None, [0.3, 0.03, 0.02]])
-    assert found["within"] == pytest.approx(1 / 3) and found["median_deg"] == pytest.approx(0.3)
-    assert ablations.summarize([[0.1, 0.01, 0.001], None])["median_deg"] is None
-    assert ablations.cells_of({"dark": ablations.summarize([None])}, True, False)[4] == "0 (lost / lost)"
-
-
-def test_a_cell_from_before_a_setting_existed_counts_as_measured_with_its_default(tmp_path):
-    settings = ablations.flat({"options": {"max_points": 1024, "new": {"choice": 0.5}}, "patches": False, "column": "small"})
-    assert settings == {"options.max_points": "1024", "options.new.choice": "0.5", "patches": "False", "column": "small"}
-    row, path = ablations.Row("", "", ""), tmp_path / "cell.json"
-    now = ablations.flat(ablations.dataclasses.asdict(row))
-    path.write_text(json.dumps({"settings": {k: v for k, v in now.items() if k != "options.max_points"}}))
-    assert ablations.read_cell(path, now) is not None
-    assert ablations.read_cell(path, {**now, "options.max_points": "512"}) is None
-    path.write_text(json.dumps({"settings": {**now, "options.max_points": "512"}}))
-    assert ablations.read_cell(path, now) is None and ablations.read_cell(tmp_path / "none.json", now) is None
+    errors = np.array([[0.1, 0.01, 0.001], [math.inf] * 3, [0.3, 0.03, 0.02]])
+    assert common.recall(errors, 0.5, 0.01) == pytest.approx(1 / 3) and common.medians(errors)["median_deg"] == 0.3
+    assert common.medians(errors[:2])["median_deg"] is None
+    lost = {"within": 0.0, **common.medians(errors[1:2])}
+    assert ablations.cells_of({"dark": lost}, True, False)[4] == "0 (lost / lost)"
 
 
 def test_the_prior_factor_has_the_covariance_of_the_priors():
     """A fixed distance in a random direction: a third of its square along each axis."""
-    rng = np.random.default_rng(0)
-    shifts = rng.standard_normal((20000, 3))
+    shifts = np.random.default_rng(0).standard_normal((20000, 3))
     shifts *= 0.1 * 2.0 / np.linalg.norm(shifts, axis=1, keepdims=True)
-    covariance = ablations.prior_covariance(1, 2.0)
+    covariance = ablations.prior_covariance("medium", 2.0)
     np.testing.assert_allclose(covariance[:3, :3], np.cov(shifts.T), atol=3e-4)
     assert float(covariance[5, 5]) == pytest.approx(math.radians(5) ** 2 / 3)
+
+
+# ---- features
+
+
+def test_intensities_do_not_see_brightness_and_hardly_see_contrast():
+    extractor, image = intensity_extractor(), (PHOTO * 0.7).astype(np.uint8)
+    for level, stride, channels in zip(extractor.extract(PHOTO).levels, extractor.strides, extractor.channels, strict=True):
+        assert level.features.shape[1:] == (channels, 240 // stride, 320 // stride)
+        torch.testing.assert_close(level.features.norm(dim=1), torch.ones_like(level.features[:, 0]))
+    plain, brighter, softer = (extractor.extract(i).levels[1].features for i in (image, image + 60, (image // 2)))
+    torch.testing.assert_close(plain, brighter)
+    assert float((plain * softer).sum(1).median()) > 0.97
+    blank = extractor.extract(np.full((64, 64), 100, np.uint8)).levels[0].features
+    torch.testing.assert_close(blank[:, -1], torch.ones_like(blank[:, -1]))
+
+
+def test_without_the_finest_levels():
+    full = load_extractor("compact")
+    extractor = reduced_extractor(full, 3)
+    assert extractor.strides == full.strides[:3] and extractor.channels == full.channels[:3]
+    for level, same in zip(extractor.extract(PHOTO).levels, full.extract(PHOTO).levels):
+        torch.testing.assert_close(level.features, same.features, atol=2e-5, rtol=0)
+    strides = extractor.suited_to(640, 480).strides  # what a map was made with is found again
+    assert strides == full.suited_to(640, 480).strides[:3] and extractor.with_strides(strides).strides == strides
+    with pytest.raises(InputError):
+        extractor.with_strides((5, 3))
+    kinds = [full, extractor, reduced_extractor(full, 4), reduced_extractor(full, confidences=False), intensity_extractor()]
+    assert len({kind.fingerprint for kind in kinds}) == len(kinds)
+
+
+def test_without_confidences_and_damping():
+    torch.manual_seed(0)
+    network = CompactNetwork(confidences=True)
+    extractor = Extractor(network, "x", "0123", companions=damping_tensors(LearnedDamping(len(network.strides))))
+    without = reduced_extractor(extractor, confidences=False)
+    for level, same in zip(without.extract(PHOTO).levels, extractor.extract(PHOTO).levels):
+        assert level.confidence is None
+        torch.testing.assert_close(level.features, same.features, atol=2e-5, rtol=0)
+    fixed = reduced_extractor(extractor, damping=False)
+    assert damping_of(fixed) is None is not damping_of(without) and fixed.fingerprint == extractor.fingerprint

@@ -1,9 +1,10 @@
 # Copyright the pixloc_ros authors. SPDX-License-Identifier: Apache-2.0
 """The bookkeeping of the commands behind docs/evidence/reliability.md: curves, rates, calibration figures, soak, pages."""
 
-import sys
-from pathlib import Path
-
+import common
+import faults
+import gates_roc
+import input_checks
 import numpy as np
 import pytest
 import torch
@@ -14,25 +15,16 @@ from pixloc_ros.errors import InputError
 from pixloc_ros.evaluation.tables import write_section
 from pixloc_ros.geometry import se3
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "experiments"))
-import common  # noqa: E402
-import consistency  # noqa: E402  (scripts, not modules of the package)
-import faults  # noqa: E402
-import gates_roc  # noqa: E402
-import input_checks  # noqa: E402
-
 
 @given(st.lists(st.tuples(st.integers(0, 6), st.booleans()), min_size=2, max_size=40))
 def test_area_under_the_curve_is_the_chance_that_right_looks_better(pairs):
     goodness, right = np.array([g for g, _ in pairs], float), np.array([r for _, r in pairs])
-    false_rate, true_rate, area = gates_roc.roc(goodness, right)
+    area = gates_roc.area_under_roc(goodness, right)
     if right.all() or not right.any():
         assert np.isnan(area)
         return
     better = goodness[right][:, None] - goodness[~right]
     assert area == pytest.approx(np.mean((better > 0) + 0.5 * (better == 0)))
-    assert (np.diff(false_rate) >= 0).all() and (np.diff(true_rate) >= 0).all()
-    assert false_rate[-1] == true_rate[-1] == 1.0
 
 
 def sample(inliers=0.5, innovation=1.0, error_m=0.01, held=True, prior="honest", usable=True):
@@ -45,18 +37,8 @@ def test_gates_are_the_tracker_s_and_are_counted_by_truth():
     text = gates_roc.report(samples)
     row = next(line for line in text.splitlines() if line.startswith("| both"))
     assert "33.33 % (1 of 3)" in row and "50.00 % (1 of 2)" in row
-    names = [gate.name for gate in gates_roc.gates_in_use()]
-    assert any("0.15" in name for name in names) and any("0.32" in name for name in names)
-    assert gates_roc.draw(samples).startswith(b"\x89PNG")
-
-
-def test_consistent_errors_are_told_from_overconfident_ones():
-    rng = np.random.default_rng(0)
-    nees = (rng.standard_normal((400, 6)) ** 2).sum(1)
-    right, sure = consistency.figures(nees), consistency.figures(4 * nees)
-    assert right["band"][0] < right["mean"] < right["band"][1] and 0.9 < right["coverage"] < 0.99
-    assert sure["mean"] > sure["band"][1] and sure["coverage"] < 0.9
-    assert "| – |" in consistency.report([{"drive": "a", "condition": "nominal", **consistency.figures(np.empty(0))}])
+    names = " ".join(name for name, *_ in gates_roc.gates_in_use())
+    assert "0.15" in names and "0.32" in names
 
 
 def test_a_soak_counts_faults_and_compares_settled_memory():
