@@ -12,6 +12,7 @@ CAMERA = pinhole(WIDTH, HEIGHT, FOCAL)
 START, STEP = 1_700_000_000_000_000_000, 100_000_000
 CAMERA_FROM_BASE = np.linalg.inv(BASE_FROM_CAMERA)
 PICTURE = texture()
+DEPTH_TOPIC = "/camera/aligned_depth/image_raw"
 
 
 def pose_at(seconds):
@@ -24,7 +25,9 @@ def view(pose):
     return plane_view(torch.from_numpy(pose), CAMERA, PICTURE)
 
 
-def write_bag(path, count=16, storage="mcap", poses="truth", image="raw", depth=None, pose_offset_ns=0, static=True, moving=None):
+def write_bag(
+    path, count=16, storage="mcap", poses="truth", image="raw", depth=None, pose_offset_ns=0, static=True, bad_pose=None, **more
+):
     """Write a bag.
 
     Args:
@@ -36,7 +39,8 @@ def write_bag(path, count=16, storage="mcap", poses="truth", image="raw", depth=
         depth: Encoding of a depth topic.
         pose_offset_ns: From the images' stamps to the poses'.
         static: Whether there are static transforms.
-        moving: Called with the image and the frame's number, changes it.
+        bad_pose: Number of an image whose pose is not a number.
+        more: As of `write_image`.
     """
     with BagWriter(path, storage) as bag:
         if static:
@@ -46,6 +50,8 @@ def write_bag(path, count=16, storage="mcap", poses="truth", image="raw", depth=
             stamp = START + k * STEP + pose_offset_ns
             pose = pose_at((k * STEP + pose_offset_ns) / 1e9)
             base = pose @ CAMERA_FROM_BASE
+            if k == bad_pose:
+                base = base * np.nan
             if poses == "truth":
                 bag.truth(stamp, base, "/ground_truth/pose")
             elif poses == "slam":
@@ -60,20 +66,32 @@ def write_bag(path, count=16, storage="mcap", poses="truth", image="raw", depth=
             else:
                 path_poses.append(bag.pose_stamped(stamp, "map", base))
             if 0 <= k < count:
-                write_image(bag, k, image, depth, moving)
+                write_image(bag, k, image, depth, **more)
         if path_poses:
             bag.put(stamp, "/slam/path", bag.make("nav_msgs/Path", bag.header(START, "map"), path_poses))
     return path
 
 
-def write_image(bag, k, image, depth, moving):
+def write_image(bag, k, image, depth, moving=None, other_depth=None, depth_units=None):
+    """The k-th image with its camera and depth.
+
+    Args:
+        bag: Where it goes.
+        k: Its number.
+        image: As of `write_bag`.
+        depth: As of `write_bag`.
+        moving: Called with the image and the number, changes it.
+        other_depth: Called with bag, number and stamp; writes another depth image and says whether it did.
+        depth_units: Per metre, by default 1000 of 16UC1 and 1 of 32FC1.
+    """
     stamp = START + k * STEP
     grey, metres = view(pose_at(k * STEP / 1e9))
     grey = grey if moving is None else moving(grey, k)
     bag.info(stamp, WIDTH, HEIGHT, FOCAL)
-    if depth is not None:
-        values = (metres * 1000).round().astype(np.uint16) if depth == "16UC1" else metres.astype(np.float32)
-        bag.image(stamp + 1_000_000 * (k % 3), values, WIDTH, HEIGHT, depth, topic="/camera/aligned_depth/image_raw")
+    if depth is not None and not (other_depth and other_depth(bag, k, stamp)):
+        units = depth_units or (1000 if depth == "16UC1" else 1)
+        values = (metres * units).round().astype(np.uint16) if depth == "16UC1" else (metres * units).astype(np.float32)
+        bag.image(stamp + 1_000_000 * (k % 3), values, WIDTH, HEIGHT, depth, topic=DEPTH_TOPIC)
     if image == "raw":
         bag.image(stamp, grey, WIDTH, HEIGHT)
     else:

@@ -103,6 +103,7 @@ def open_localizer(args: argparse.Namespace):
 def add_map_making(parser) -> None:
     """What all that makes a map of images takes."""
     path(parser, "-o --output", "FILE.pixmap")
+    option(parser, "--report", "FILE", "write as JSON what the map holds, and which images were left out and why", type=Path)
     add_network(parser)
 
 

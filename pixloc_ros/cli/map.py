@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import json
 import time
 from pathlib import Path
 
@@ -39,9 +38,7 @@ def add_parser(subparsers) -> None:
     parser = add_verb(sources, "rgbd", _run_rgbd, _run_rgbd.__doc__)
     path(parser, "--sequence", "DIR")
     option(parser, "--camera", "LINE", '"MODEL WIDTH HEIGHT PARAMS...", instead of camera.txt')
-    scale = (
-        "units of the depth images per metre, 5000 for TUM's, 1000 for millimetres (default: whichever makes the images agree)"
-    )
+    scale = "units of the depth images per metre, 5000 for TUM's, 1000 for millimetres (default: found where images tell it)"
     option(parser, "--depth-scale", "N", scale, type=float)
     add_map_making(parser)
     map_care.add_parsers(sources)
@@ -51,7 +48,6 @@ def _add_bag(sources) -> None:
     parser = add_verb(sources, "bag", _run_bag, _run_bag.__doc__)
     path(parser, "bag", "BAG", "rosbag2 folder, .mcap or .db3 file, or ROS 1 .bag")
     add_map_making(parser)
-    option(parser, "--report", "FILE", "write the report as JSON", type=Path)
     option(parser, "--keep-images", "DIR", "keep the keyframes' images, for 'map re-encode'", type=Path)
     mask = "white where points may be: one for all images, or STAMP_NS.png each"
     option(parser, "--mask", "FILE|DIR", mask, type=Path)
@@ -66,6 +62,8 @@ def _add_bag(sources) -> None:
     option(topics, "--pose-topic", "NAME", "poses in the map; 'tf': the transforms from --map-frame")
     option(topics, "--map-frame", "NAME", "for poses from TF (default map)", "map")
     option(topics, "--depth-topic", "NAME", "depth aligned with the images; 'none': triangulate")
+    unit = "its units per metre (default: 1000 for integers, 1 for floats)"
+    option(topics, "--depth-scale", "N", unit, type=float)
     option(topics, "--max-pose-gap", "S", "interpolate over gaps up to this (default 0.25)", 0.25)
 
 
@@ -85,7 +83,7 @@ def _run_colmap(args: argparse.Namespace) -> int:
     begin, limits = time.monotonic(), (args.min_track_length, args.max_error, args.working_side, args.output.stem)
     with show_progress("map") as progress:
         map_, report = build_map_from_colmap(args.model, args.images, load_extractor(args.weights), *limits, progress)
-    return finish(map_, report, args.output, begin)
+    return finish(map_, report, args, begin)
 
 
 def _run_rgbd(args: argparse.Namespace) -> int:
@@ -108,9 +106,8 @@ def _run_rgbd(args: argparse.Namespace) -> int:
     camera = Camera.parse_colmap_line(args.camera) if args.camera else None
     how = (camera, args.depth_scale, args.working_side, args.output.stem)
     with show_progress("map") as progress:
-        map_, report, scale = build_map_from_rgbd(args.sequence, extractor, *how, progress)
-    print(f"depth scale {scale.value:g} units per metre, {scale.reason}")
-    return finish(map_, report, args.output, begin)
+        map_, report = build_map_from_rgbd(args.sequence, extractor, *how, progress)
+    return finish(map_, report, args, begin)
 
 
 def _run_bag(args: argparse.Namespace) -> int:
@@ -127,7 +124,6 @@ def _run_bag(args: argparse.Namespace) -> int:
     """
     from ..errors import InputError
     from ..features import load_extractor
-    from ..io.files import write_text
     from ..io.work_folder import WorkFolder
     from ..mapping.build.keyframes import KeyframeOptions
     from ..mapping.build.posed_bag import PosedBag, PosedBagOptions, bag_identity
@@ -138,7 +134,7 @@ def _run_bag(args: argparse.Namespace) -> int:
     begin, extractor = time.monotonic(), load_extractor(args.weights)
     (mount,) = parse_poses(args, "base_from_camera")
     where = (args.image_topic, args.camera_info_topic, args.pose_topic, args.map_frame, args.base_frame, mount, args.depth_topic)
-    source = PosedBagOptions(*where, args.every, round(args.max_pose_gap * 1e9))
+    source = PosedBagOptions(*where, args.depth_scale, args.every, round(args.max_pose_gap * 1e9))
     triangulation = TriangulationOptions(min_angle_deg=args.min_angle, max_error_px=args.max_error, surest=args.surest)
     options = PosedMapOptions(args.mask, KeyframeOptions(shift=args.keyframe_shift), triangulation)
     if args.keep_images is not None and args.keep_images.exists() and any(args.keep_images.iterdir()):
@@ -159,12 +155,9 @@ def _run_bag(args: argparse.Namespace) -> int:
         with show_progress("map") as progress:
             how = (work, options, args.working_side, args.output.stem, progress)
             map_, report = build_map_from_posed_frames(frames, extractor, *how)
-    finish(map_, report.build, args.output, begin)
-    summary = report.to_json() | {"images_left_out": dict(frames.skipped), "bytes": args.output.stat().st_size}
-    summary["seconds"] = round(time.monotonic() - begin, 1)
+    summary = report.to_json()
+    finish(map_, report.build, args, begin, summary)
     _print_drive(summary)
-    if args.report is not None:
-        write_text(args.report, json.dumps(summary, indent=2) + "\n")
     if args.keep_images is not None:
         with contextlib.suppress(FileNotFoundError):
             args.keep_images.rmdir()
@@ -184,8 +177,7 @@ def _print_drive(summary: dict) -> None:
         + (f"  reprojection error: median {error[0]:.2f} px, 95 % below {error[1]:.2f} px\n" if error else "")
         + f"  descriptor consistency: median cosine {summary['descriptor_consistency']:.2f}"
     )
-    for what in ("rejected", "images_left_out"):
-        for reason, count in summary[what].items():
-            print(f"  left out {count}: {reason}")
+    for reason, count in summary["rejected"].items():
+        print(f"  left out {count}: {reason}")
     if summary["poor_keyframes"]:
         print(f"  {len(summary['poor_keyframes'])} keyframes see fewer than 50 points: the camera may get lost there")

@@ -12,6 +12,8 @@ from pathlib import Path
 from .arguments import POSE, add_map_making, add_verb, check_map_making, flag, option, parse_poses, path
 from .progress import show_progress
 
+_SHOWN = 20  # reasons why images were left out, in the terminal
+
 
 def add_parsers(sources) -> None:
     def action(name: str, run, *arguments: str) -> argparse.ArgumentParser:
@@ -245,21 +247,40 @@ def _run_re_encode(args: argparse.Namespace) -> int:
     begin, extractor = time.monotonic(), load_extractor(args.weights)
     with show_progress("map") as progress:
         map_, report = re_encode(Map.open(args.map), args.images, extractor, args.working_side, progress)
-    return finish(map_, report, args.output, begin)
+    return finish(map_, report, args, begin)
 
 
 # ---- what a map holds
 
 
-def finish(map_, report, output: Path, begin: float) -> int:
-    """Write a map that was made of images and say what it holds. begin: of the work, seconds of the monotonic clock."""
-    map_.save(output)
-    if report.missing:
-        print(f"left out {_some(report.missing)}: not found or not readable")
-    if report.empty:
-        print(f"left out {_some(report.empty)}: no point to see there")
-    info = describe(map_, output)
-    print(f"{output}: {contents(info)}, {size(info['bytes'])}, made in {time.monotonic() - begin:.1f} s")
+def finish(map_, report, args: argparse.Namespace, begin: float, more: dict | None = None) -> int:
+    """Write a map that was made of images, say what it holds, and write --report where that is given.
+
+    Args:
+        map_: The map.
+        report: `BuildReport`.
+        args: With --output and --report.
+        begin: Of the work, seconds of the monotonic clock.
+        more: What else is to be reported.
+    """
+    from ..io.files import write_text
+
+    map_.save(args.output)
+    reasons: dict[str, list[str]] = {}
+    for name, reason in report.left_out.items():
+        reasons.setdefault(reason, []).append(name)
+    for reason, names in list(reasons.items())[:_SHOWN]:
+        print(f"left out {_some(names)}: {reason}")
+    if len(reasons) > _SHOWN:
+        print(f"left out {sum(len(names) for names in list(reasons.values())[_SHOWN:])} more: --report FILE lists all of them")
+    for note in report.notes:
+        print(f"note: {note}")
+    info = describe(map_, args.output)
+    print(f"{args.output}: {contents(info)}, {size(info['bytes'])}, made in {time.monotonic() - begin:.1f} s")
+    if args.report is not None:
+        summary = {key: info[key] for key in ("keyframes", "points", "observations", "bytes")} | (more or {})
+        summary |= vars(report) | {"seconds": round(time.monotonic() - begin, 1)}
+        write_text(args.report, json.dumps(summary, indent=2) + "\n")
     return 0
 
 
@@ -301,7 +322,7 @@ def size(count: int) -> str:
     return f"{count / 1e6:.1f} MB" if count >= 1e5 else f"{count / 1e3:.1f} kB"
 
 
-def _some(names: tuple[str, ...]) -> str:
-    """How many images, and the names of some."""
+def _some(names: list[str]) -> str:
+    """The name, or how many images and the names of some."""
     shown = ", ".join(names[:3])
-    return f"{len(names)} image{'s' if len(names) > 1 else ''} ({shown}{', ...' if len(names) > 3 else ''})"
+    return shown if len(names) == 1 else f"{len(names)} images ({shown}{', ...' if len(names) > 3 else ''})"

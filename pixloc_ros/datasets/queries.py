@@ -69,8 +69,9 @@ def make_queries(
     if not map_path.is_file():
         map_, report = source.map_source.build(extractor, working_side, out.work, progress)
         map_.save(map_path)
-        if report.missing:
-            notes.append(f"{len(report.missing)} images of the map are missing or not readable, such as {report.missing[0]}.")
+        if report.left_out:
+            name, reason = next(iter(report.left_out.items()))
+            notes.append(f"{len(report.left_out)} images of the map were left out, such as {name}: {reason}.")
     map_ = Map.open(map_path)
     say(f"map of {source.made_from}: {len(map_.keyframe_names)} keyframes, {len(map_.xyz)} points")
     priors = source.priors(map_)

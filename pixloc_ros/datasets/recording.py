@@ -17,7 +17,7 @@ from ..geometry import se3
 from ..geometry.cameras import Camera
 from ..io.depth import MAX_DEPTH_OFFSET_NS
 from ..io.files import find_file
-from ..io.frames import Odometry
+from ..io.frames import Odometry, UnusableFrame
 from ..io.image_format import decode_compressed
 from ..io.trajectory import Trajectory
 from ..io.tum import SAME_INSTANT_NS, RgbdFrame, load_depth, nearest_stamp, read_stamped_list
@@ -122,24 +122,26 @@ def split_every(sequence: Recording, every: int) -> tuple[Recording, Recording]:
 
 def frames_for_map(sequences: Sequence[Recording], with_depth: bool, every: int = 1) -> FrameSource:
     """The images of known pose, one recording after the other, each `every`-th of them; with depth only those that have it, where
-    the recording has any. Raises InputError where recordings overlap in time, and, while reading, where an image has another size
-    than its camera."""
+    the recording has any; an unusable image comes as `UnusableFrame`. Raises InputError: recordings overlap in time."""
     ordered = sorted(sequences, key=lambda sequence: int(sequence.stamps_ns[0]))
     for before, after in zip(ordered, ordered[1:]):
         if before.stamps_ns[-1] >= after.stamps_ns[0]:
             raise InputError(f"{before.name} and {after.name} overlap in time: make the map of one of them")
 
-    def frames(wanted: Callable[[int], bool]) -> Iterator[PosedFrame]:
+    def frames(wanted: Callable[[int], bool]) -> Iterator[PosedFrame | UnusableFrame]:
         for sequence in ordered:
             stamps, map_from_base = sequence.posed()
             poses = dict(zip(stamps[::every].tolist(), map_from_base[::every] @ sequence.base_from_camera))
             for picture in sequence.pictures.read(lambda stamp_ns, poses=poses: stamp_ns in poses and wanted(stamp_ns)):
                 if with_depth and sequence.pictures.has_depth and picture.depth is None:
                     continue
-                image = decode_compressed(picture.encoded)
-                check_size(sequence, image)
-                depth = picture.depth() if with_depth and picture.depth is not None else None
-                yield PosedFrame(picture.stamp_ns, image, sequence.camera, poses[picture.stamp_ns], depth)
+                try:
+                    image = decode_compressed(picture.encoded)
+                    check_size(sequence, image)
+                    depth = picture.depth() if with_depth and picture.depth is not None else None
+                    yield PosedFrame(picture.stamp_ns, image, sequence.camera, poses[picture.stamp_ns], depth)
+                except InputError as error:
+                    yield UnusableFrame(picture.stamp_ns, str(error))
 
     return frames
 

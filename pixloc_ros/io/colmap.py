@@ -8,13 +8,13 @@ top-left pixel. The half pixel is taken off and added here, in cameras (`Camera.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 import torch
 
-from ..errors import InputError
+from ..errors import InputError, none_left
 from ..geometry import se3
 from ..geometry.cameras import Camera
 from .colmap_files import PARSERS, PARTS, ColmapImages, ColmapPoints, Frames, Rigs
@@ -37,6 +37,7 @@ class ColmapModel:
         observation_image: int64 [M], indices (not ids) of images.
         observation_point: int64 [M], indices (not ids) of points, rising.
         observation_px: float64 [M, 2].
+        left_out: Why images of the files are not among the K, by their names.
     """
 
     cameras: dict[int, Camera]
@@ -50,14 +51,21 @@ class ColmapModel:
     observation_image: np.ndarray
     observation_point: np.ndarray
     observation_px: np.ndarray
+    left_out: dict[str, str] = field(default_factory=dict)
 
 
-def read_colmap_model(folder: Path) -> ColmapModel:
+def read_colmap_model(folder: Path, need_points: bool = True) -> ColmapModel:
     """Read the folder of a model; the binary files where both kinds are there.
 
+    Images without a usable pose or camera are left out, and points that are not finite have no observation.
+
+    Args:
+        folder: Of the model.
+        need_points: Whether a model without any is refused.
+
     Raises:
-        InputError: Files are missing, cut short or malformed, hold no image or no point, use an unknown camera model, refer to
-            something that is not there, or hold numbers that are not finite.
+        InputError: Files are missing, cut short or malformed, hold no usable image or no point, or points refer to images or
+            observations that are not there.
     """
     folder = Path(folder)
     if not folder.is_dir():
@@ -75,18 +83,36 @@ def read_colmap_model(folder: Path) -> ColmapModel:
 
     if len(images.ids) == 0:
         raise InputError(f"{files[1]} holds no image: the COLMAP reconstruction is empty, run the mapper again")
-    if len(points.ids) == 0:
+    if len(points.ids) == 0 and need_points:
         raise InputError(f"{files[2]} holds no point: triangulate the model first (colmap point_triangulator)")
-    unknown = set(images.cameras.tolist()) - set(cameras)
-    if unknown:
-        raise InputError(f"{files[1]} refers to camera {min(unknown)}, which {files[0].name} lacks: export the model again")
     camera_from_map = _image_poses(images, rigs, frames, files[3])
-    if not np.isfinite(points.xyz).all():
-        bad = points.ids[~np.isfinite(points.xyz).all(1)][0]
-        raise InputError(f"{files[2]}: point {bad} is not finite: filter the model and export it again")
+    sound, left_out = torch.isfinite(camera_from_map).flatten(1).all(1).numpy(), {}
+    for k, (name, number) in enumerate(zip(images.names, images.cameras.tolist())):
+        camera = cameras.get(number, f"{files[1]} refers to camera {number}, which {files[0].name} lacks")
+        if not isinstance(camera, Camera):
+            left_out[name] = str(camera)
+        elif not sound[k]:
+            left_out[name] = "its pose is not finite or has a zero quaternion"
+    if len(left_out) == len(images.names):
+        raise none_left(f"no image of {files[1]} can be used", left_out)
     image, keypoint = _resolve_tracks(images, points, files[1].name, files[2])
-    observations = image, np.repeat(np.arange(len(points.ids)), points.lengths), images.keypoints[keypoint] - 0.5
-    return ColmapModel(cameras, images.ids, images.names, images.cameras, camera_from_map, *points[:3], *observations)
+    usable = np.array([name not in left_out for name in images.names])
+    point = np.repeat(np.arange(len(points.ids)), points.lengths)[: len(image)]
+    seen = usable[image] & np.isfinite(points.xyz).all(1)[point]
+    return ColmapModel(
+        cameras={number: camera for number, camera in cameras.items() if isinstance(camera, Camera)},
+        image_ids=images.ids[usable],
+        names=[name for name in images.names if name not in left_out],
+        camera_ids=images.cameras[usable],
+        camera_from_map=camera_from_map[torch.from_numpy(usable)],
+        point_ids=points.ids,
+        xyz=points.xyz,
+        error_px=points.error,
+        observation_image=(np.cumsum(usable) - 1)[image[seen]],
+        observation_point=point[seen],
+        observation_px=images.keypoints[keypoint[seen]] - 0.5,
+        left_out=left_out,
+    )
 
 
 def write_colmap_model(folder: Path, model: ColmapModel, rgb: np.ndarray) -> None:
@@ -148,7 +174,9 @@ def _missing(folder: Path) -> InputError:
 def _resolve_tracks(
     images: ColmapImages, points: ColmapPoints, images_name: str, points_file: Path
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Index of the image and of the keypoint among all keypoints, int64 [M] each."""
+    """Index of the image and of the keypoint among all keypoints, int64 [M] each; none where no image holds a keypoint."""
+    if not len(images.keypoints):
+        return np.empty(0, np.int64), np.empty(0, np.int64)
     image_id, keypoint = points.track.T
     by_id = np.argsort(images.ids, kind="stable")
     image = by_id[np.minimum(np.searchsorted(images.ids[by_id], image_id), len(by_id) - 1)]
@@ -170,7 +198,7 @@ def _resolve_tracks(
 
 
 def _image_poses(images: ColmapImages, rigs: Rigs, frames: Frames, rigs_file: Path) -> torch.Tensor:
-    """camera_from_map of every image, from the frames where the model has them, as COLMAP does."""
+    """camera_from_map of every image, from the frames where the model has them, as COLMAP does; NaN where that is no pose."""
     camera_from_map = _transforms(images.poses)
     row = {image: k for k, image in enumerate(images.ids.tolist())}
     for rig, pose, data in frames:
@@ -181,12 +209,6 @@ def _image_poses(images: ColmapImages, rigs: Rigs, frames: Frames, rigs_file: Pa
                 raise InputError(f"{rigs_file} has no pose of camera {camera} in rig {rig}: calibrate the rig first")
             camera_from_rig, rig_from_map = _transforms(np.stack((rigs[rig, camera], pose)))
             camera_from_map[row[image]] = camera_from_rig @ rig_from_map
-    sound = torch.isfinite(camera_from_map).flatten(1).all(1)
-    if not bool(sound.all()):
-        name = images.names[int(torch.nonzero(~sound)[0])]
-        raise InputError(
-            f"{rigs_file.parent}: the pose of image '{name}' is not finite or has a zero quaternion: remove the image"
-        )
     return camera_from_map
 
 

@@ -76,11 +76,12 @@ Frames = list[tuple[int, np.ndarray, list[tuple[int, int]]]]  # rig, its pose, [
 _AT_ORIGIN = np.array([1.0, 0, 0, 0, 0, 0, 0])
 
 
-def _camera(path: Path, camera_id: int, model: str, width: int, height: int, params: list[float]) -> Camera:
+def _camera(path: Path, camera_id: int, model: str, width: int, height: int, params: list[float]) -> Camera | InputError:
+    """The camera, or the error it gives: it spoils the images that use it, not the model."""
     try:
         return Camera.from_colmap(model, width, height, params)
     except InputError as error:
-        raise InputError(f"{path}: camera {camera_id}: {error}") from None
+        return InputError(f"{path}: camera {camera_id}: {error}")
 
 
 # ---- binary files
@@ -121,7 +122,7 @@ class _Bytes:
             )
 
 
-def _binary_cameras(path: Path) -> dict[int, Camera]:
+def _binary_cameras(path: Path) -> dict[int, Camera | InputError]:
     file, cameras = _Bytes(path), {}
     for _ in range(file.number()):
         camera_id, model, width, height = file.number("<u4"), file.number("<i4"), file.number(), file.number()
@@ -235,7 +236,7 @@ def _parse(text: str) -> np.ndarray | None:
             return None
 
 
-def _text_cameras(path: Path) -> dict[int, Camera]:
+def _text_cameras(path: Path) -> dict[int, Camera | InputError]:
     cameras = {}
     for number, line in _lines(path):
         words = line.split()

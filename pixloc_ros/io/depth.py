@@ -15,6 +15,8 @@ from ..errors import InputError
 from ..geometry import se3
 from ..geometry.cameras import Camera
 
+FARTHEST_M = 65.535
+"""Depth that is further away is not believed."""
 MAX_DEPTH_OFFSET_NS = 20_000_000
 """A depth image belongs to a colour image that is no further away in time."""
 _EDGE_WINDOW_PX = 7
@@ -92,21 +94,32 @@ def with_depth(frames: Iterable) -> Iterator[tuple[object, tuple[int, object] | 
         yield frame, nearest(frame.stamp_ns)
 
 
-def decode_depth(message) -> np.ndarray:
-    """Depth of a sensor_msgs Image (16UC1: millimetres, 32FC1: metres; REP-118) or of a CompressedImage of the
-    compressed_depth transport.
+def decode_depth(message, scale: float | None = None) -> np.ndarray:
+    """Depth of a sensor_msgs Image or of a CompressedImage of the compressed_depth transport.
+
+    Args:
+        message: Of one of the types.
+        scale: Units per metre; None for 1000 of 16UC1 and 1 of 32FC1 (REP-118).
 
     Returns:
         float32 [H, W] metres, 0 where unknown.
 
     Raises:
-        InputError: The message holds something else.
+        InputError: The message holds something else, or most of it is farther than depth cameras see.
     """
-    metres = _raw_depth(message) if hasattr(message, "encoding") else _compressed_depth(message)
-    return np.where(np.isfinite(metres) & (metres > 0), metres, 0).astype(np.float32)
+    values, usual = _raw_depth(message) if hasattr(message, "encoding") else _compressed_depth(message)
+    metres = values * np.float32(1 / (scale or usual))
+    known = metres[np.isfinite(metres) & (metres > 0)]
+    if known.size and (median := float(np.median(known))) > FARTHEST_M:
+        raise InputError(
+            f"depth images have a median of {median:.0f} m at {scale or usual:g} units per metre: give --depth-scale, "
+            "for example 1000 for millimetres"
+        )
+    return np.where(np.isfinite(metres) & (metres > 0) & (metres <= FARTHEST_M), metres, 0).astype(np.float32)
 
 
-def _raw_depth(message) -> np.ndarray:
+def _raw_depth(message) -> tuple[np.ndarray, float]:
+    """The numbers of an Image, float32, and their usual units per metre."""
     kinds = {"16UC1": "u2", "mono16": "u2", "32FC1": "f4"}
     if message.encoding not in kinds:
         raise InputError(f"depth images have encoding {message.encoding}: 16UC1 or 32FC1 is needed")
@@ -116,10 +129,10 @@ def _raw_depth(message) -> np.ndarray:
         raise InputError("a depth image is shorter than its size says: record the topic again")
     rows = data[: message.step * message.height].reshape(message.height, message.step)
     values = np.ascontiguousarray(rows[:, : message.width * kind.itemsize]).view(kind)
-    return values.astype(np.float32) * np.float32(0.001 if kind.itemsize == 2 else 1.0)
+    return values.astype(np.float32), 1000.0 if kind.itemsize == 2 else 1.0
 
 
-def _compressed_depth(message) -> np.ndarray:
+def _compressed_depth(message) -> tuple[np.ndarray, float]:
     """compressed_depth_image_transport: twelve bytes (format, two numbers), then a PNG; floats as a / (value - b)."""
     data = bytes(np.ascontiguousarray(message.data).view(np.uint8))
     png = np.frombuffer(data[_COMPRESSED_DEPTH_HEADER:], np.uint8)
@@ -127,6 +140,6 @@ def _compressed_depth(message) -> np.ndarray:
     if "compressedDepth" not in message.format or image is None or image.dtype != np.uint16 or image.ndim != 2:
         raise InputError(f"depth images of format '{message.format}' cannot be read: record the raw depth topic")
     if message.format.split(";")[0].strip() != "32FC1":
-        return image * np.float32(0.001)
+        return image.astype(np.float32), 1000.0
     a, b = struct.unpack_from("<ff", data, 4)
-    return np.where(image > 0, np.float32(a) / np.where(image > 0, image - np.float32(b), 1), 0)
+    return np.where(image > 0, np.float32(a) / np.where(image > 0, image - np.float32(b), 1), 0), 1.0

@@ -100,6 +100,7 @@ class DataSection:
         model: Folder of a COLMAP model.
         images: Its images.
         sequence: Folder of an RGB-D sequence.
+        depth_scale: Units of its depth images per metre; 0 where images and poses tell it.
         bag: A recording; what is found in it is kept next to the configuration.
         pose_topic: Where the bag's poses are, if that cannot be guessed.
         root: Folder of MegaDepth, or a slice of Extended CMU Seasons.
@@ -115,6 +116,7 @@ class DataSection:
     model: str = ""
     images: str = ""
     sequence: str = ""
+    depth_scale: float = 0.0
     bag: str = ""
     pose_topic: str = ""
     root: str = ""
@@ -270,7 +272,7 @@ def _build_source(section: DataSection, folder: Path, view: PairShape, held_out:
     if section.kind == "colmap" and section.model and section.images:
         return ColmapPairs(folder / section.model, folder / section.images, view, held_out)
     if section.kind == "rgbd" and section.sequence:
-        return RgbdPairs(folder / section.sequence, view, held_out)
+        return RgbdPairs(folder / section.sequence, view, held_out, section.depth_scale)
     if section.kind == "bag" and section.bag:
         bag = folder / section.bag
         return BagPairs(bag, section.pose_topic, folder / f"{bag.stem}.frames", view, held_out)

@@ -169,9 +169,9 @@ class RgbdPairs(ScenePairs):
     Raises InputError as `read_rgbd_sequence`, `load_depth` and `ScenePairs` do.
     """
 
-    def __init__(self, sequence: Path, view: PairShape, held_out: bool) -> None:
+    def __init__(self, sequence: Path, view: PairShape, held_out: bool, depth_scale: float = 0.0) -> None:
         self.frames, self.camera = read_rgbd_sequence(sequence), read_camera(sequence)
-        self.depth_scale = find_depth_scale(self.frames, self.camera).value
+        self.depth_scale = depth_scale or find_depth_scale(self.frames, self.camera)
         poses = torch.stack([frame.map_from_camera for frame in self.frames])
         some = [load_depth(frame, self.camera, self.depth_scale) for frame in self.frames[::10]]
         depth = float(np.median([np.median(image[image > 0]) for image in some if (image > 0).any()]))

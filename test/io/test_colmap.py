@@ -1,4 +1,5 @@
 # Copyright the pixloc_ros authors. SPDX-License-Identifier: Apache-2.0
+import re
 import struct
 
 import numpy as np
@@ -126,13 +127,9 @@ def test_camera_without_pose_in_its_rig(model):
 @pytest.mark.parametrize(
     "name, old, new, message",
     [
-        ("cameras", "PINHOLE 100", "KALEIDOSCOPE 100", "camera 1: .*'KALEIDOSCOPE' is not supported"),
-        ("cameras", "90 91 50 40", "90 91 50", "camera 1: .*takes 4 numbers, not 3"),
         ("cameras", "1 PINHOLE 100 80", "1 PINHOLE 100 tall", "line 2: expected CAMERA_ID"),
         ("cameras", CAMERAS, "", "refers to camera 1"),
         ("images", IMAGES, "# nothing\n", "holds no image"),
-        ("images", "0.5 0 2 1 a", "nan 0 2 1 a", "pose of image 'a folder/first image.jpg' is not finite"),
-        ("images", "5 1 0 0 0", "5 0 0 0 0", "zero quaternion"),
         ("images", "5 1 0 0 0", "5 one 0 0 0", "line 3: expected IMAGE_ID"),
         ("images", "20.25 -1", "20.25", "line 4: expected X Y POINT3D_ID"),
         ("images", "20.25 -1", "20.25 many", "line 4: expected X Y POINT3D_ID"),
@@ -140,7 +137,6 @@ def test_camera_without_pose_in_its_rig(model):
         ("points3D", "5 2 9 0", "6 2 9 0", "refers to image 6"),
         ("points3D", "5 2 9 0", "5 3 9 0", "refers to observation 3 of image 5, which has 3"),
         ("points3D", "5 2 9 0", "5 2 9", "line 2: expected POINT3D_ID"),
-        ("points3D", "12 1 2 3", "12 1 inf 3", "point 12 is not finite"),
         ("points3D", "12 1 2 3", "12 1 x 3", "line 2: expected POINT3D_ID"),
     ],
 )
@@ -151,6 +147,29 @@ def test_what_is_wrong_is_said_in_one_line(model, name, old, new, message):
     with pytest.raises(InputError, match=message) as error:
         read_colmap_model(model)
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "name, old, new, reason",
+    [
+        ("cameras", "PINHOLE 100", "KALEIDOSCOPE 100", "camera 1: .*'KALEIDOSCOPE' is not supported"),
+        ("cameras", "90 91 50 40", "90 91 50", "camera 1: .*takes 4 numbers, not 3"),
+        ("images", "0.5 0 2 1 a", "nan 0 2 1 a", "pose is not finite"),
+        ("images", "5 1 0 0 0", "5 0 0 0 0", "zero quaternion"),
+    ],
+)
+def test_images_without_a_usable_camera_or_pose_are_left_out(model, name, old, new, reason):
+    path = model / f"{name}.txt"
+    path.write_text(path.read_text().replace(old, new))
+    read = read_colmap_model(model)
+    assert re.search(reason, read.left_out["a folder/first image.jpg"])
+    assert read.names[0] == "second.jpg" and len(read.names) == len(read.image_ids) == len(read.camera_from_map) < 3
+    assert read.observation_image.tolist() == [0, 0] and read.observation_px.tolist() == [[1.0, 2.0], [4.5, 5.5]]
+
+
+def test_points_that_are_not_finite_are_not_observed(model):
+    (model / "points3D.txt").write_text(POINTS.replace("12 1 2 3", "12 1 inf 3"))
+    assert read_colmap_model(model).observation_point.tolist() == [1, 1]
 
 
 def test_missing_files(model, tmp_path):

@@ -3,15 +3,18 @@
 
 import importlib.util
 import json
+import re
 
 import cv2
 import numpy as np
 import pytest
-from mapping_helpers import FakeExtractor, look_at, texture
-from posed_bag_writing import CAMERA, FOCAL, HEIGHT, START, STEP, WIDTH, view, write_bag
+import torch
+from mapping_helpers import FakeExtractor, look_at, pinhole, texture
+from posed_bag_writing import CAMERA, DEPTH_TOPIC, FOCAL, HEIGHT, START, STEP, WIDTH, pose_at, view, write_bag
 
 from pixloc_ros.cli.main import main
 from pixloc_ros.errors import InputError
+from pixloc_ros.io.frames import UnusableFrame
 from pixloc_ros.io.work_folder import WorkFolder
 from pixloc_ros.mapping import Map
 from pixloc_ros.mapping.build.keyframes import PosedFrame
@@ -61,6 +64,23 @@ def test_map_from_depth(tmp_path, encoding):
     assert len(map_.xyz) > 300 and np.percentile(np.abs(map_.xyz[:, 2]), 95) < 0.02
 
 
+@pytest.mark.parametrize(
+    "encoding, units, message",
+    [
+        ("16UC1", 4000, "(39[5-9]|40[0-4]). for integers"),
+        ("16UC1", 256, "25[5-7] for integers"),
+        ("32FC1", 1000, "1000 for millimetres"),
+    ],
+)
+def test_depth_in_another_unit_is_refused_until_it_is_given(tmp_path, encoding, units, message, monkeypatch, capsys):
+    monkeypatch.setattr("pixloc_ros.features.load_extractor", lambda weights: FakeExtractor())
+    path = write_bag(tmp_path / "drive", 10, depth=encoding, depth_units=units)
+    command = ["map", "bag", str(path), "-o", str(tmp_path / "m.pixmap")]
+    assert main(command) == 2 and re.search(f"give --depth-scale, .*{message}", capsys.readouterr().err)
+    assert main([*command, "--depth-scale", str(units)]) == 0
+    assert np.percentile(np.abs(Map.open(tmp_path / "m.pixmap").xyz[:, 2]), 95) < 0.02
+
+
 @needs_pycolmap
 def test_of_plenty_the_surest_points_stay(bag, tmp_path):
     """On the plane z = 0. The second run finds features and matches in the work folder of the first."""
@@ -105,6 +125,55 @@ def test_masks_keep_points_away(bag, tmp_path):
     map_, _, _ = build(bag, tmp_path / "work", PosedMapOptions(mask=tmp_path / "mask.png"))
     rows = np.concatenate([keyframe_pixels(map_, k)[0][:, 1] * HEIGHT / map_.cameras[0].height for k in range(2)])
     assert len(rows) > 50 and np.mean(rows > HEIGHT / 2 + 12) < 0.35  # some are seen from other keyframes there
+
+
+@needs_pycolmap
+def test_one_bad_mask_is_left_out_and_named(bag, tmp_path):
+    """Masks are named like the keyframes; a map of bad ones alone names the first reasons."""
+    names = build(bag, tmp_path / "work")[0].keyframe_names
+    masks = tmp_path / "masks"
+    masks.mkdir()
+    with pytest.raises(InputError, match=f"named like a keyframe, such as {names[0]}"):
+        build(bag, tmp_path / "work", PosedMapOptions(mask=masks))
+    cv2.imwrite(str(masks / names[1]), np.full((20, 30), 255, np.uint8))
+    (masks / names[2]).write_text("no image")
+    map_, report, _ = build(bag, tmp_path / "left", PosedMapOptions(mask=masks))
+    assert map_.keyframe_names == [names[0], *names[3:]] and list(report.build.left_out) == names[1:3]
+    assert "is 30x20" in report.build.left_out[names[1]] and "not a readable image" in report.build.left_out[names[2]]
+    with pytest.raises(InputError, match="a map needs 2 .*the mask .* is 30x20"):
+        build(bag, tmp_path / "none", PosedMapOptions(mask=masks / names[1]))
+
+
+def test_a_bad_image_and_another_calibration_are_left_out_and_named(tmp_path):
+    frames, broken = [], UnusableFrame(START + 3 * STEP, "it is broken")
+    for k in range(14):
+        pose = torch.from_numpy(pose_at(k * STEP / 1e9))
+        image, metres = view(pose.numpy())
+        camera = pinhole(WIDTH, HEIGHT, FOCAL + 1) if k == 5 else CAMERA
+        frames.append(broken if k == 3 else PosedFrame(START + k * STEP, image, camera, pose, metres.astype(np.float32)))
+    map_, report = build_map_from_posed_frames(lambda wanted: frames, FakeExtractor(), WorkFolder(tmp_path / "work", {}))
+    changed = f"{START + 5 * STEP}.png"
+    assert sorted(report.build.left_out) == [str(broken.stamp_ns), changed] and changed not in map_.keyframe_names
+    assert "calibration" in report.build.left_out[changed] and len(map_.xyz) > 200
+    with pytest.raises(InputError, match=f"0 images with a pose .*{broken.stamp_ns}: it is broken"):
+        build_map_from_posed_frames(lambda wanted: [broken], FakeExtractor(), WorkFolder(tmp_path / "none", {}))
+
+
+def test_a_depth_image_of_another_size_or_a_pose_that_is_none_does_not_stop_the_bag(tmp_path):
+    def other(bag, k, stamp):
+        """The depth image of one instant is a thumbnail, that of another is of a foreign kind."""
+        if k == 2:
+            bag.image(stamp, np.full((20, 30), 2000, np.uint16), 30, 20, "16UC1", topic=DEPTH_TOPIC)
+        if k == 4:
+            bag.image(stamp, np.zeros((HEIGHT, WIDTH, 3), np.uint8), WIDTH, HEIGHT, "rgb8", topic=DEPTH_TOPIC)
+        return k in (2, 4)
+
+    with PosedBag(write_bag(tmp_path / "drive", 8, depth="16UC1", other_depth=other, bad_pose=6)) as frames:
+        seen = list(frames())
+    reasons = {(frame.stamp_ns - START) // STEP: frame.reason for frame in seen if isinstance(frame, UnusableFrame)}
+    assert "is 30x20 but the images are 320x240" in reasons[2] and "encoding rgb8" in reasons[4]
+    assert reasons[6] == "the pose is not a number"
+    assert sum(isinstance(frame, PosedFrame) for frame in seen) == 6
 
 
 @needs_pycolmap

@@ -27,7 +27,7 @@ def source(tmp_path_factory):
 def test_descriptors_are_the_features_where_the_points_project(source, confidence):
     extractor, calls = FakeExtractor(confidence), []
     map_, report = build_map(source, extractor, progress=lambda *call: calls.append(call))
-    assert report.missing == report.empty == () and report.outside > 0
+    assert not report.left_out and report.outside > 0
     assert calls[0] == (0, 5, "0.png") and calls[-1][:2] == (5, 5)
     assert map_.keyframe_names == source.names and map_.keyframe_stamp_ns.tolist() == [0, 100, 200, 300, 400]
     assert len(map_.cameras) == 1 and (map_.cameras[0].width, map_.cameras[0].height) == (160, 120)
@@ -71,7 +71,8 @@ def test_images_that_give_nothing_are_left_out_and_reported(source, tmp_path):
     paths = [source.paths[0], tmp_path / "gone.png", *source.paths[2:4], tmp_path / "broken.png"]
     image, point = source.observation_image[keep], source.observation_point[keep]
     map_, report = build_map(replace(source, paths=paths, observation_image=image, observation_point=point), FakeExtractor())
-    assert report.missing == ("1.png", "4.png") and report.empty == ("2.png",) and map_.keyframe_names == ["0.png", "3.png"]
+    assert sorted(report.left_out) == ["1.png", "2.png", "4.png"] and "no point" in report.left_out["2.png"]
+    assert map_.keyframe_names == ["0.png", "3.png"]
     assert torch.equal(map_.map_from_keyframe, POSES[[0, 3]])
 
 

@@ -120,8 +120,9 @@ def test_sessions_of_one_place_share_points_and_keep_both_looks(one, tmp_path):
 def test_maps_of_different_kinds_do_not_merge(one):
     with pytest.raises(InputError, match="re-encode"):
         merge([one, replace(one, extractor_fingerprint="f" * 16)], ["a", "b"])
-    with pytest.raises(InputError, match="different things"):
+    with pytest.raises(InputError, match="prune --int8"):
         merge([one, with_int8(one)], ["a", "b"])
+    assert merge([with_int8(one), with_int8(with_int8(one))], ["a", "b"])[1].points == len(one.xyz)  # as the message says
     with pytest.raises(InputError, match="two maps"):
         merge([one], ["a"])
 
@@ -177,7 +178,7 @@ def test_export_ply(one, tmp_path):
 def test_re_encode_is_the_map_built_with_that_network(tmp_path):
     map_ = session(tmp_path / "images", poses(3))
     again, report = re_encode(map_, tmp_path / "images", FakeExtractor(confidence=True), working_side=200)
-    assert not report.missing and (again.working_side, again.cameras[0].width) == (200, 200)
+    assert not report.left_out and (again.working_side, again.cameras[0].width) == (200, 200)
     assert again.confidences[0] is not None
     same, _ = re_encode(map_, tmp_path / "images", FakeExtractor())
     assert np.array_equal(same.observation_point, map_.observation_point)
@@ -185,7 +186,11 @@ def test_re_encode_is_the_map_built_with_that_network(tmp_path):
     with pytest.raises(InputError, match="no folder"):
         re_encode(map_, tmp_path / "gone", FakeExtractor())
     cv2.imwrite(str(tmp_path / "images" / "1.png"), np.zeros((300, 320), np.uint8))
-    with pytest.raises(InputError, match="made of images like"):
+    (tmp_path / "images" / "2.png").unlink()
+    one, report = re_encode(map_, tmp_path / "images", FakeExtractor())
+    assert one.keyframe_names == ["0.png"] and "made of images like" in report.left_out["1.png"] and "2.png" in report.left_out
+    (tmp_path / "images" / "0.png").unlink()
+    with pytest.raises(InputError, match="can be used .0.png: no image"):
         re_encode(map_, tmp_path / "images", FakeExtractor())
 
 

@@ -11,7 +11,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from ...errors import InputError
+from ...errors import InputError, none_left
 from ...features import Extractor
 from ...features.sampling import sample_level
 from ...geometry import se3
@@ -24,6 +24,7 @@ from .observations import rows_by_image
 
 Progress = Callable[[int, int, str], None]
 """Called with the number done, the number of all, and what is done now."""
+_NO_POINT = "no point to see there"
 
 
 @dataclass(frozen=True, eq=False)
@@ -58,14 +59,14 @@ class BuildReport:
     """What became of the source.
 
     Attributes:
-        missing: Names of images that were not found or not readable.
-        empty: Names of images that see no point.
+        left_out: Why images were left out, by their names.
         outside: Observations left out because the point lies at the border of the image or outside.
+        notes: What else is to be known of the source.
     """
 
-    missing: tuple[str, ...]
-    empty: tuple[str, ...]
+    left_out: dict[str, str]
     outside: int
+    notes: tuple[str, ...] = ()
 
 
 class _Keyframe(NamedTuple):
@@ -88,6 +89,7 @@ def build_map(
 
     The place is the projection of the 3D point with the image's pose, not the keypoint that once gave rise to it, so that the
     pose's own residual is zero in the map (PixLoc, `base_refiner`). An observation is kept where it is valid at every level.
+    Images that cannot be used are left out and reported.
 
     Args:
         source: Images and points.
@@ -97,24 +99,23 @@ def build_map(
         work: Keeps every image's features, so that killed work goes on.
 
     Raises:
-        InputError: No image is found, one has another size than its camera, or nothing is left.
+        InputError: No image can be used; it names the first reasons.
     """
     side = extractor.working_side if working_side is None else working_side
     keyframes: list[_Keyframe] = []
-    missing, empty, outside = [], [], 0
+    left_out, outside = {}, 0
     for k, rows in enumerate(rows_by_image(source.observation_image, len(source.paths))):
         if progress:
             progress(k, len(source.paths), source.names[k])
         points = np.sort(source.observation_point[rows])
         if len(points) == 0:
-            empty.append(source.names[k])
+            left_out[source.names[k]] = _NO_POINT
             continue
         try:
-            image = load_image(source.paths[k])
-        except InputError:
-            missing.append(source.names[k])
+            image, camera = fit_to_working_size(load_image(source.paths[k]), source.cameras[k], side)
+        except InputError as error:
+            left_out[source.names[k]] = str(error)
             continue
-        image, camera = fit_to_working_size(image, source.cameras[k], side)
         if not keyframes:  # one choice of levels for the whole map
             extractor = extractor.suited_to(camera.width, camera.height)
 
@@ -127,16 +128,15 @@ def build_map(
         if len(kept):
             keyframes.append(_Keyframe(k, camera, kept, encoded))
         else:
-            empty.append(source.names[k])
+            left_out[source.names[k]] = _NO_POINT
     if progress:
         progress(len(source.paths), len(source.paths), "")
-    if missing and not keyframes:
-        raise InputError(
-            f"none of the {len(missing)} images could be read, for example {source.paths[0]}: check the images folder"
-        )
     if not keyframes:
+        unusable = {name: reason for name, reason in left_out.items() if reason is not _NO_POINT}
+        if unusable:
+            raise none_left(f"none of the {len(left_out)} images can be used", unusable)
         raise InputError("no image sees a point away from its border: check that poses, camera and images belong together")
-    return _assemble(source, keyframes, extractor, side), BuildReport(tuple(missing), tuple(empty), outside)
+    return _assemble(source, keyframes, extractor, side), BuildReport(left_out, outside)
 
 
 def _encode(

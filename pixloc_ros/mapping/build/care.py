@@ -13,7 +13,7 @@ from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 from scipy.spatial import cKDTree
 
-from ...errors import InputError
+from ...errors import InputError, none_left
 from ...features import Extractor
 from ...geometry import se3
 from ...io.files import find_file
@@ -158,8 +158,8 @@ def merge(maps: list[Map], names: list[str]) -> tuple[Map, MergeReport]:
     """
     if len(maps) < 2:
         raise InputError("merge needs two maps or more")
-    for other in maps[1:]:
-        _require_same_kind(maps[0], other)
+    for other, name in zip(maps[1:], names[1:]):
+        _require_same_kind(maps[0], other, names[0], name)
     everything = [name for map_ in maps for name in map_.keyframe_names]
     if len(set(everything)) < len(everything):
         maps = [
@@ -186,16 +186,16 @@ def moved(map_: Map, new_from_map: torch.Tensor) -> Map:
     )
 
 
-def _require_same_kind(a: Map, b: Map) -> None:
+def _require_same_kind(a: Map, b: Map, name_a: str, name_b: str) -> None:
     if (a.extractor_fingerprint, a.strides, a.working_side) != (b.extractor_fingerprint, b.strides, b.working_side):
+        made = (f"{m.extractor_name} ({m.extractor_fingerprint}, strides {m.strides}, {m.working_side} px)" for m in (a, b))
         raise InputError(
-            f"map '{a.name}' was made with '{a.extractor_name}' ({a.extractor_fingerprint}, strides {a.strides}), "
-            f"'{b.name}' with '{b.extractor_name}' ({b.extractor_fingerprint}, strides {b.strides}): make one of them again "
-            "with 'pixloc map re-encode'"
+            f"map '{name_a}' was made with {next(made)}, '{name_b}' with {next(made)}: make one of them again with "
+            "'pixloc map re-encode', the same --weights and --working-side"
         )
     stored_a, stored_b = ((m.version, m.global_descriptor_name, [level is None for level in m.confidences]) for m in (a, b))
     if stored_a != stored_b:
-        raise InputError(f"maps '{a.name}' and '{b.name}' store different things: prune or make them in the same way")
+        raise InputError(f"maps '{name_a}' and '{name_b}' store descriptors differently: apply to both 'pixloc map prune --int8'")
 
 
 def _merge_two(a: Map, b: Map) -> tuple[Map, int]:
@@ -337,30 +337,35 @@ def re_encode(
 
     Args:
         map_: Gives keyframes and points.
-        images: The folder that the keyframes' names are relative to. Images may have any size of the same proportions.
+        images: The folder that the keyframes' names are relative to. Images may have any size of the same proportions; those that
+            are missing or have others are left out and reported.
         extractor: The other network.
         working_side: As of `build_map`.
         progress: As of `build_map`.
 
     Raises:
-        InputError: Images are missing or of other proportions.
+        InputError: No image can be used.
     """
     images = Path(images)
     if not images.is_dir():
         raise InputError(f"no folder {images}: give the folder of the keyframes' images")
-    paths, cameras = [find_file(images, name) for name in map_.keyframe_names], []
-    for path, index in zip(paths, map_.keyframe_camera.tolist()):
+    paths, cameras, left_out = [find_file(images, name) for name in map_.keyframe_names], [], {}
+    for name, path, index in zip(map_.keyframe_names, paths, map_.keyframe_camera.tolist()):
         camera = map_.cameras[index]
         image = cv2.imread(str(path), cv2.IMREAD_UNCHANGED | cv2.IMREAD_IGNORE_ORIENTATION) if path.is_file() else None
         if image is not None:
             height, width = image.shape[:2]
             if abs(width * camera.height - height * camera.width) > max(width, height):
-                raise InputError(
+                left_out[name] = (
                     f"{path} is {width}x{height}, the map was made of images like {camera.width}x{camera.height}: "
                     "give the images it was made of"
                 )
             camera = camera.scaled(width / camera.width, height / camera.height, width, height)
         cameras.append(camera)
+    if len(left_out) == len(paths):
+        raise none_left(f"no image of {images} fits the map", left_out)
+    keyframe = keyframe_of_observations(map_)
+    fitting = ~np.isin(np.array(map_.keyframe_names)[keyframe], list(left_out))
     source = PosedImages(
         name=map_.name,
         paths=paths,
@@ -369,8 +374,8 @@ def re_encode(
         map_from_camera=map_.map_from_keyframe,
         stamp_ns=np.array(map_.keyframe_stamp_ns),
         xyz=np.array(map_.xyz),
-        observation_image=keyframe_of_observations(map_),
-        observation_point=map_.observation_point.astype(np.int64),
+        observation_image=keyframe[fitting],
+        observation_point=map_.observation_point[fitting].astype(np.int64),
     )
     made, report = build_map(source, extractor, working_side, progress)
-    return replace(made, georeference=map_.georeference), report
+    return replace(made, georeference=map_.georeference), replace(report, left_out=report.left_out | left_out)

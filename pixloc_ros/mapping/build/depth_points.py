@@ -1,17 +1,24 @@
 # Copyright the pixloc_ros authors. SPDX-License-Identifier: Apache-2.0
-"""Points of keyframes with depth images."""
+"""Points of keyframes with depth images, and the unit of depth images."""
 
 from __future__ import annotations
 
+import tempfile
+from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 
 import cv2
 import numpy as np
 import torch
 
+from ...errors import InputError
 from ...geometry import se3
 from ...geometry.cameras import Camera
 from ...io.depth import EDGE_STEP
+from ...io.work_folder import WorkFolder
+from .keyframes import KeyframeFiles
+from .matching import Matcher, MatchingOptions
 from .observations import Observations, Views, project
 from .patch_tracks import SurfacePatches, cut_patches, neighbours, patch_pixels, refine_points, track_patches
 
@@ -19,6 +26,8 @@ _CORNERS, _CORNER_DISTANCE_PX, _CORNER_QUALITY = 700, 7.0, 0.01
 _DEPTH_AGREEMENT = 0.03  # of the depth
 _NEIGHBOURS = 30
 _DEPTH_SIGMA = 0.02  # of measured depth, as a share
+_SCALE_PAIRS, _SCALE_FEATURES, _SCALE_ANGLE_DEG, _SCALE_TURN_RAD = 12, 800, 2.0, np.radians(25.0)
+_FEWEST_MATCHES, _AGREEMENT, _LEAST_AGREEING = 50, 0.1, 0.5
 
 
 @dataclass(frozen=True, eq=False)
@@ -94,3 +103,47 @@ def _visible(xyz: np.ndarray, keyframe: DepthKeyframe, camera: Camera) -> tuple[
     measured, expected = keyframe.depth[row, column], expected[seen]
     seen[seen] = (measured > 0) & (np.abs(measured - expected) < _DEPTH_AGREEMENT * expected)
     return pixels, seen
+
+
+# ---- the unit of depth images
+
+
+def measured_depth_scale(images: KeyframeFiles, depth: Callable[[int], np.ndarray]) -> float | None:
+    """Units of depth images per metre: the median ratio between the depth of points and that by their places in two images.
+
+    Args:
+        images: Of any number; some are used.
+        depth: Gives the depth image [H, W] of an image by its number, 0 where unknown. `InputError` leaves it out.
+
+    Returns:
+        None where fewer than 50 points are seen from two places, or fewer than half of the ratios are within 10 % of the median.
+    """
+    ratios = [np.empty(0)]
+    with tempfile.TemporaryDirectory() as folder:
+        matcher = Matcher(images, WorkFolder(Path(folder) / "work", {}), MatchingOptions(features=_SCALE_FEATURES))
+        for a, b in _pairs_from_apart(images.map_from_camera):
+            try:
+                matches, raw = matcher.matches(a, b, None), depth(b)
+            except InputError:
+                continue
+            pixels, rays, _ = matcher.features(b)
+            column, row = pixels[matches[:, 1]].round().astype(int).T
+            distance = matcher.distances(a, b, matches, _SCALE_ANGLE_DEG)
+            found = raw[row, column] / (distance * rays[matches[:, 1], 2])
+            ratios.append(found[found > 0])
+    ratio = np.concatenate(ratios)
+    if len(ratio) < _FEWEST_MATCHES:
+        return None
+    median = float(np.median(ratio))
+    return median if np.mean(np.abs(ratio / median - 1) < _AGREEMENT) >= _LEAST_AGREEING else None
+
+
+def _pairs_from_apart(poses: torch.Tensor) -> list[tuple[int, int]]:
+    """Pairs of images that look the same way from places as far apart as possible."""
+    distance, angle = se3.pose_difference(poses[:, None], poses[None])
+    distance = torch.where(angle < _SCALE_TURN_RAD, distance, torch.zeros_like(distance)).triu(1)
+    value, order = distance.flatten().sort(descending=True, stable=True)
+    # Not the farthest pairs, which may share no view, but the middle of those that are some way apart.
+    usable = order[value > 0.25 * float(value[0])] if float(value[0]) > 0 else order[:0]
+    usable = usable[:: max(1, len(usable) // _SCALE_PAIRS)][:_SCALE_PAIRS]
+    return [divmod(int(k), len(poses)) for k in usable]

@@ -67,11 +67,17 @@ class KeyframeFiles:
         return load_grey(self.paths[k], self.cameras[k])
 
     def mask(self, k: int) -> np.ndarray | None:
-        """bool [H, W], where points may be; None where there is no mask for this image."""
+        """bool [H, W], where points may be; None where there is no mask for this image. Raises `InputError`: it is unusable."""
         if self.masks is None:
             return None
-        path = self.masks / self.paths[k].name if self.masks.is_dir() else self.masks
-        return load_grey(path, self.cameras[k]) > 127 if path.is_file() else None
+        path, camera = self.masks / self.paths[k].name if self.masks.is_dir() else self.masks, self.cameras[k]
+        if not path.is_file():
+            return None
+        mask = load_grey(path)
+        if mask.shape != (camera.height, camera.width):
+            size = f"{mask.shape[1]}x{mask.shape[0]} but the images are {camera.width}x{camera.height}"
+            raise InputError(f"the mask {path} is {size}: make it of their size")
+        return mask > 127
 
 
 @dataclass(frozen=True)

@@ -24,7 +24,6 @@ _RATIO, _LEAST_COSINE = 0.85, 0.7
 _NEAREST = 0.1  # of the scene's depth: nothing is searched for nearer
 _FEWEST_MATCHES = 8
 _LARGEST_TURN_COSINE = 0.5
-_LEAST_DEPTH_ANGLE_SINE = np.sin(np.radians(1.0))
 _WORKING_SIDE_PX = 640.0
 
 
@@ -108,8 +107,9 @@ class Matcher:
             for k in range(len(self.poses) - 1):
                 if progress:
                     progress(k, len(self.poses), "features")
-                depths.append(self._depths(k, k + 1, self._matches(k, k + 1, None)))
+                depths.append(self.distances(k, k + 1, self.matches(k, k + 1, None)))
             found = np.concatenate(depths)
+            found = found[np.isfinite(found)]
             return {"depth": np.array(np.median(found) if len(found) else 0.0)}
 
         return float(self.work.arrays("depth", measure)["depth"])
@@ -127,11 +127,11 @@ class Matcher:
             self.pairs |= {(n, k): stored[str(n)] for n in earlier}
 
     def _match(self, k: int, earlier: list[int], depth: float) -> dict[str, np.ndarray]:
-        return {str(n): self._matches(n, k, depth).astype(np.int32) for n in earlier}
+        return {str(n): self.matches(n, k, depth).astype(np.int32) for n in earlier}
 
-    def _matches(self, a: int, b: int, depth: float | None) -> np.ndarray:
+    def matches(self, a: int, b: int, depth: float | None) -> np.ndarray:
         """Rows [m, 2] of features of two images that look the same and lie where the poses allow it: near the epipolar plane of
-        the other, and not beyond where the nearest point could be."""
+        the other, and not beyond where the nearest point could be in a scene of that depth."""
         (_, rays_a, descriptors_a), (_, rays_b, descriptors_b) = self.features(a), self.features(b)
         if not (len(rays_a) and len(rays_b)):
             return np.empty((0, 2), np.int64)
@@ -160,8 +160,8 @@ class Matcher:
         good = mutual & (best > _LEAST_COSINE) & (near < _RATIO * far)
         return np.stack((rows[good], best_b[good]), 1)
 
-    def _depths(self, a: int, b: int, matches: np.ndarray) -> np.ndarray:
-        """Distances from image b of matched features that are seen under at least a degree."""
+    def distances(self, a: int, b: int, matches: np.ndarray, least_deg: float = 1.0) -> np.ndarray:
+        """Distances [m] from image b of matched features, NaN where they are seen under less than so many degrees."""
         b_from_a = np.linalg.inv(self.poses[b]) @ self.poses[a]
         ray_a = self.features(a)[1][matches[:, 0]] @ b_from_a[:3, :3].T
         ray_b = self.features(b)[1][matches[:, 1]]
@@ -170,7 +170,7 @@ class Matcher:
         along_a, along_b = ray_a @ b_from_a[:3, 3], ray_b @ b_from_a[:3, 3]
         sine_squared = np.maximum(1 - cosine**2, 1e-12)
         distance = (along_b - cosine * along_a) / sine_squared
-        return distance[(sine_squared > _LEAST_DEPTH_ANGLE_SINE**2) & (distance > 0)]
+        return np.where((sine_squared > np.sin(np.radians(least_deg)) ** 2) & (distance > 0), distance, np.nan)
 
 
 def _sift(features: int):

@@ -62,18 +62,6 @@ def cut_patches(
     return SurfacePatches(xyz, (points - xyz[:, None]).astype(np.float32), _values(_blurred(grey), around))
 
 
-def patch_likeness(
-    patches: SurfacePatches, grey: np.ndarray, camera: Camera, map_from_camera: torch.Tensor
-) -> tuple[np.ndarray, np.ndarray]:
-    """How similar a grey image uint8 [H, W] is where depth and pose say that the patches fall.
-
-    Returns:
-        Normalised cross-correlation [n], and bool [n], whether a patch falls well inside the image.
-    """
-    pixels, inside = _patch_pixels_in(patches, camera, map_from_camera)
-    return (_standardized(_values(_blurred(grey), pixels)) * _standardized(patches.grey)).sum(1), inside
-
-
 def track_patches(
     patches: SurfacePatches, which: np.ndarray, grey: np.ndarray, camera: Camera, map_from_camera: torch.Tensor
 ) -> tuple[np.ndarray, np.ndarray]:

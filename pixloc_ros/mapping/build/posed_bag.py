@@ -8,7 +8,6 @@ with the static transforms from its body to the camera, or from TF alone. It is 
 from __future__ import annotations
 
 import tempfile
-from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -21,7 +20,7 @@ from ...features import Extractor
 from ...geometry import se3
 from ...io.bags import BagOptions, BagReader
 from ...io.depth import decode_depth, move_depth, with_depth
-from ...io.frames import UnusableFrame
+from ...io.frames import CameraFrame, UnusableFrame
 from ...io.messages import (
     COMPRESSED,
     IMAGE,
@@ -60,6 +59,7 @@ class PosedBagOptions:
         body_frame: The frame whose pose the topic gives, where its messages do not name it.
         body_from_camera: float64 [4, 4], instead of the static transforms.
         depth: Topic, or "none".
+        depth_scale: Units of the depth images per metre, instead of 1000 of integers and 1 of floats.
         every: Use each N-th image only, from the first on.
         max_gap_ns: Poses are interpolated between neighbours no further apart.
     """
@@ -71,12 +71,13 @@ class PosedBagOptions:
     body_frame: str | None = None
     body_from_camera: torch.Tensor | None = None
     depth: str | None = None
+    depth_scale: float | None = None
     every: int = 1
     max_gap_ns: int = 250_000_000
 
     def __post_init__(self) -> None:
-        if self.every < 1 or self.max_gap_ns <= 0:
-            raise InputError("every and the longest gap between poses must be above 0")
+        if self.every < 1 or self.max_gap_ns <= 0 or not (self.depth_scale is None or 0 < self.depth_scale < np.inf):
+            raise InputError("every, the longest gap between poses and the depth scale must be above 0")
 
 
 class PosedBag:
@@ -85,14 +86,14 @@ class PosedBag:
     Attributes:
         pose_source: Where the poses come from, for people.
         depth_topic: Or None.
-        skipped: Why images were left out, and how many.
 
     Raises:
         InputError: The bag, its poses or the way from body to camera cannot be used.
     """
 
     def __init__(self, path: Path, options: PosedBagOptions = PosedBagOptions()) -> None:
-        self.options, self.skipped = options, Counter()
+        self.options = options
+        self._broken_poses: list[int] = []
         self.bag = BagReader(
             path,
             BagOptions(options.image, options.camera_info, "none", "none", base_from_camera=torch.eye(4, dtype=torch.float64)),
@@ -115,9 +116,10 @@ class PosedBag:
 
     # ---- frames
 
-    def __call__(self, wanted: Callable[[int], bool] = lambda stamp_ns: True) -> Iterator[PosedFrame]:
+    def __call__(self, wanted: Callable[[int], bool] = lambda stamp_ns: True) -> Iterator[PosedFrame | UnusableFrame]:
         """The frames whose stamps are wanted, in the order of time; images that are not are not decoded."""
         count = -1
+        unposed = [UnusableFrame(stamp_ns, "the pose is not a number") for stamp_ns in self._broken_poses]
 
         def usable(stamp_ns: int) -> bool:
             nonlocal count
@@ -125,37 +127,33 @@ class PosedBag:
             if count % self.options.every or not wanted(stamp_ns):
                 return False
             if not self.map_from_camera(np.array([stamp_ns]))[1][0]:
-                self.skipped["no pose at the image's time"] += 1
+                unposed.append(UnusableFrame(stamp_ns, "no pose at the image's time"))
                 return False
             return True
 
         frames = self.bag.frames(usable, self.depth_topic)
         for frame, depth in with_depth(frames) if self.depth_topic else ((frame, None) for frame in frames):
-            if isinstance(frame, UnusableFrame):
-                self.skipped[frame.reason] += 1
-                continue
-            posed = self._posed(frame, depth)
-            if posed is not None:
-                yield posed
+            yield from unposed
+            unposed.clear()
+            try:
+                yield frame if isinstance(frame, UnusableFrame) else self._posed(frame, depth)
+            except InputError as error:
+                yield UnusableFrame(frame.stamp_ns, str(error))
+        yield from unposed
 
     def map_from_camera(self, stamps_ns: np.ndarray) -> tuple[torch.Tensor, np.ndarray]:
         """Poses at int64 stamps [M] → (float64 [M, 4, 4], bool [M] whether known)."""
         return self._chain.at(stamps_ns, self.options.max_gap_ns)
 
-    def _posed(self, frame, depth: tuple[int, object] | None) -> PosedFrame | None:
+    def _posed(self, frame: CameraFrame, depth: tuple[int, object] | None) -> PosedFrame:
         pose = self.map_from_camera(np.array([frame.stamp_ns]))[0][0]
         posed = PosedFrame(frame.stamp_ns, frame.image, frame.camera, pose)
         if self.depth_topic is None:
             return posed
         if depth is None:
-            self.skipped["no depth image within 20 ms"] += 1
-            return None
+            raise InputError("no depth image within 20 ms")
         stamp_ns, message = depth
-        try:
-            metres = decode_depth(message)
-        except InputError as error:
-            self.skipped[str(error)] += 1
-            return None
+        metres = decode_depth(message, self.options.depth_scale)
         if metres.shape != (frame.camera.height, frame.camera.width):
             raise InputError(
                 f"{self.depth_topic} is {metres.shape[1]}x{metres.shape[0]} but the images are "
@@ -214,16 +212,14 @@ class PosedBag:
 
     def _topic_chain(self, topic: str) -> tuple[TransformChain, str]:
         """map_from_body over time, then body_from_camera."""
-        body, poses, broken = self.options.body_frame, {}, 0
+        body, poses = self.options.body_frame, {}
         for _, message in self.bag.messages([topic]):
             body = body or frame_name(getattr(message, "child_frame_id", ""))
             for stamp_ns, pose in _poses_of(message, topic):
                 if bool(torch.isfinite(pose).all()):
                     poses[stamp_ns] = pose
                 else:
-                    broken += 1
-        if broken:
-            self.skipped["poses that are not numbers"] = broken
+                    self._broken_poses.append(stamp_ns)
         if not poses:
             raise InputError(f"no usable pose on {topic} in {self.bag.path}: choose another --pose-topic")
         mount = self.options.body_from_camera

@@ -8,30 +8,32 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import cv2
 import numpy as np
 import torch
 
-from ...errors import InputError
+from ...errors import InputError, none_left
 from ...features import Extractor
 from ...geometry.cameras import Camera
 from ...io.depth import without_edges
+from ...io.frames import UnusableFrame
 from ...io.work_folder import WorkFolder
 from ..map_file import Map
 from ..statistics import coverage
-from .building import BuildReport, PosedImages, Progress, build_map
-from .depth_points import DepthKeyframe, find_points
+from .building import BuildReport, PosedImages, Progress, build_map, unique_cameras
+from .depth_points import DepthKeyframe, find_points, measured_depth_scale
 from .keyframes import KeyframeFiles, KeyframeOptions, KeyframeSelector, PosedFrame
 from .triangulation import TriangulationOptions, triangulate
 
 _DEPTH_UNITS_PER_METRE = 1000.0  # of the depth images in the work folder
 _FEWEST_KEYFRAMES = 2
 _POOR_KEYFRAME = 50
+_LARGEST_DEPTH_SCALE_LOG = np.log(1.15)
 
-FrameSource = Callable[[Callable[[int], bool]], Iterable[PosedFrame]]
+FrameSource = Callable[[Callable[[int], bool]], Iterable[PosedFrame | UnusableFrame]]
 """Called with a function that says which stamps are still wanted; yields frames in the order of time."""
 
 
@@ -87,8 +89,8 @@ class PosedMapReport:
     build: BuildReport
 
     def to_json(self) -> dict:
-        """As plain values."""
-        return asdict(self)
+        """As plain values, without what `build` says."""
+        return {key: value for key, value in asdict(self).items() if key != "build"}
 
 
 @dataclass(frozen=True, eq=False)
@@ -98,13 +100,15 @@ class PosedPoints:
     Attributes:
         source: All of it.
         images: How many were given with a pose.
-        rejected: Points and frames left out, by reason.
+        rejected: Points and blank images left out, by reason.
+        left_out: Why other images were left out, by their stamps or names.
         error_px: float64 [M], of the observations; None with depth.
     """
 
     source: PosedImages
     images: int
     rejected: dict[str, int]
+    left_out: dict[str, str]
     error_px: np.ndarray | None
 
 
@@ -153,11 +157,12 @@ def points_of_posed_frames(
     progress: Progress | None = None,
 ) -> PosedPoints:
     """All of a map but its features; arguments and errors as of `build_map_from_posed_frames`."""
-    keyframes, count, rejected = _choose_keyframes(frames, work, options.keyframes, progress)
-    paths, cameras = [work.path(f"images/{keyframe.name}") for keyframe in keyframes], [k.camera for k in keyframes]
-    images = KeyframeFiles(paths, cameras, torch.stack([k.map_from_camera for k in keyframes]), options.mask)
+    keyframes, count, rejected, left_out = _choose_keyframes(frames, work, options.keyframes, progress)
+    keyframes = _usable_keyframes(keyframes, work, options.mask, left_out)
+    images = _files(keyframes, work, options.mask)
     error = None
     if all(keyframe.depth for keyframe in keyframes):
+        _check_depth_unit(images, work)
         found = work.arrays("points", lambda: _points_from_depth(images, work))
         xyz, image, point = (found[name] for name in ("xyz", "image", "point"))
         if not len(point):
@@ -168,8 +173,36 @@ def points_of_posed_frames(
         rejected |= points.rejected
     stamps = np.array([keyframe.stamp_ns for keyframe in keyframes], np.int64)
     names = [keyframe.name for keyframe in keyframes]
-    source = PosedImages(name, paths, names, cameras, images.map_from_camera, stamps, xyz, image, point)
-    return PosedPoints(source, count, {reason: number for reason, number in rejected.items() if number}, error)
+    source = PosedImages(name, images.paths, names, images.cameras, images.map_from_camera, stamps, xyz, image, point)
+    return PosedPoints(source, count, {reason: number for reason, number in rejected.items() if number}, left_out, error)
+
+
+def _files(keyframes: list[_Keyframe], work: WorkFolder, masks: Path | None) -> KeyframeFiles:
+    paths = [work.path(f"images/{keyframe.name}") for keyframe in keyframes]
+    poses = torch.stack([keyframe.map_from_camera for keyframe in keyframes])
+    return KeyframeFiles(paths, [keyframe.camera for keyframe in keyframes], poses, masks)
+
+
+def _usable_keyframes(
+    keyframes: list[_Keyframe], work: WorkFolder, masks: Path | None, left_out: dict[str, str]
+) -> list[_Keyframe]:
+    """Those whose mask can be read, and with depth those of the calibration that most have; the others go to `left_out`."""
+    images, usable = _files(keyframes, work, masks), []
+    if masks is not None and masks.is_dir() and not any((masks / keyframe.name).is_file() for keyframe in keyframes):
+        raise InputError(f"no mask in {masks} is named like a keyframe, such as {keyframes[0].name}: rename them")
+    cameras, which = unique_cameras(images.cameras)
+    most = int(np.bincount(which).argmax())
+    for k, keyframe in enumerate(keyframes):
+        try:
+            images.mask(k)
+            if which[k] != most and all(one.depth for one in keyframes):
+                raise InputError("the calibration changes within the bag: a map from depth needs one; cut the bag there")
+            usable.append(keyframe)
+        except InputError as error:
+            left_out[keyframe.name] = str(error)
+    if len(usable) < _FEWEST_KEYFRAMES:
+        raise none_left(f"of {len(keyframes)} keyframes {len(usable)} can be used, a map needs {_FEWEST_KEYFRAMES}", left_out)
+    return usable
 
 
 # ---- keyframes
@@ -177,39 +210,45 @@ def points_of_posed_frames(
 
 def _choose_keyframes(
     frames: FrameSource, work: WorkFolder, options: KeyframeOptions, progress: Progress | None
-) -> tuple[list[_Keyframe], int, dict[str, int]]:
-    """The keyframes, their images in the work folder; the number of images with a pose; what was left out.
+) -> tuple[list[_Keyframe], int, dict[str, int], dict[str, str]]:
+    """The keyframes, their images in the work folder; the number of images with a pose; blank ones; why others were left out.
 
     Every keyframe is stored with the stamp of the frame at which its stretch ended: where the choice goes on.
     """
     keyframes: list[_Keyframe] = []
+    left_out: dict[str, str] = {}
     state = {"images": 0, "blank": 0, "next_stamp_ns": -1, "last": False}
     while (path := work.path(f"keyframes/{len(keyframes):06d}.json")).is_file():
         state = json.loads(path.read_text())
         keyframes.append(_keyframe_of(state))
+        left_out |= state["left_out"]
     images, since = state["images"], state["next_stamp_ns"]
     selector = KeyframeSelector(options, state["blank"])
     if not state["last"]:
-        frame = None
+        last, unusable = since, {}
         for frame in frames(lambda stamp_ns: stamp_ns >= since):
+            if isinstance(frame, UnusableFrame):
+                unusable[str(frame.stamp_ns)] = frame.reason
+                continue
             if progress:
                 progress(len(keyframes), images, "keyframes of images read")
             blank, done = selector.blank, selector.feed(frame)
             if done is not None:
                 # The frame that ended the stretch is counted with the next one.
-                state = {"images": images, "blank": blank, "next_stamp_ns": frame.stamp_ns, "last": False}
+                state = {"images": images, "blank": blank, "next_stamp_ns": frame.stamp_ns, "last": False, "left_out": unusable}
                 keyframes.append(_store(done, len(keyframes), work, state))
+                left_out, unusable = left_out | unusable, {}
             images += 1
+            last = frame.stamp_ns
         done = selector.finish()
         if done is not None:
-            state = {"images": images, "blank": selector.blank, "next_stamp_ns": frame.stamp_ns, "last": True}
+            state = {"images": images, "blank": selector.blank, "next_stamp_ns": last, "last": True, "left_out": unusable}
             keyframes.append(_store(done, len(keyframes), work, state))
+        left_out |= unusable
     if len(keyframes) < _FEWEST_KEYFRAMES:
-        raise InputError(
-            f"{images} images with a pose give {len(keyframes)} keyframes, a map needs {_FEWEST_KEYFRAMES}: check that the "
-            "camera moves and that the poses cover the images"
-        )
-    return keyframes, images, {"blank images": selector.blank}
+        what = f"{images} images with a pose give {len(keyframes)} keyframes, a map needs {_FEWEST_KEYFRAMES}"
+        raise none_left(f"{what}: check that the camera moves and that the poses cover the images", left_out)
+    return keyframes, images, {"blank images": selector.blank}, left_out
 
 
 def _store(frame: PosedFrame, number: int, work: WorkFolder, state: dict) -> _Keyframe:
@@ -246,14 +285,30 @@ def _write_png(path: Path, image: np.ndarray) -> None:
 def _points_from_depth(images: KeyframeFiles, work: WorkFolder) -> dict[str, np.ndarray]:
     camera, keyframes = images.cameras[0], []
     for k, path in enumerate(images.paths):
-        if not torch.equal(images.cameras[k].params, camera.params):
-            raise InputError("the calibration changes within the bag: a map from depth needs one; cut the bag there")
-        units = cv2.imread(str(work.path(f"depth/{path.name}")), cv2.IMREAD_UNCHANGED)
-        depth, mask = without_edges((units / np.float32(_DEPTH_UNITS_PER_METRE)).astype(np.float32)), images.mask(k)
+        depth, mask = without_edges(_stored_depth(work, path)), images.mask(k)
         if mask is not None:
             depth[~mask] = 0
         keyframes.append(DepthKeyframe(images.map_from_camera[k], images.grey(k), depth))
     return dict(zip(("xyz", "image", "point"), find_points(keyframes, camera)))
+
+
+def _stored_depth(work: WorkFolder, image: Path) -> np.ndarray:
+    units = cv2.imread(str(work.path(f"depth/{image.name}")), cv2.IMREAD_UNCHANGED)
+    return (units / np.float32(_DEPTH_UNITS_PER_METRE)).astype(np.float32)
+
+
+def _check_depth_unit(images: KeyframeFiles, work: WorkFolder) -> None:
+    """Raise `InputError` where images and poses say that depth is in another unit."""
+
+    def measure() -> dict[str, np.ndarray]:
+        return {"scale": np.array(measured_depth_scale(images, lambda k: _stored_depth(work, images.paths[k])) or 1.0)}
+
+    scale = float(work.arrays("depth_scale", measure)["scale"])
+    if not abs(np.log(scale)) < _LARGEST_DEPTH_SCALE_LOG:
+        raise InputError(
+            f"depth is {scale:.3g} times what images and poses say: it is in another unit, give --depth-scale, "
+            f"about {1000 * scale:.0f} for integers or {scale:.3g} for floats where none was given"
+        )
 
 
 # ---- report
@@ -277,5 +332,5 @@ def _report(map_: Map, build: BuildReport, posed: PosedPoints) -> PosedMapReport
         descriptor_consistency=float(np.median(map_.quality[map_.track_length > 1])) if (map_.track_length > 1).any() else 0.0,
         length_m=float(np.linalg.norm(np.diff(centres, axis=0), axis=1).sum()),
         rejected=posed.rejected,
-        build=build,
+        build=replace(build, left_out=posed.left_out | build.left_out),
     )
