@@ -87,6 +87,8 @@ def test_one_bad_image_or_depth_image_is_left_out_and_named(tmp_path, kind):
         (folder / kind / name).write_text("no image")
     with pytest.raises(InputError, match=f"none of the 6 images can be used .{names[0]}: .*; and 3 more"):
         build_map_from_rgbd(folder, FakeExtractor(), depth_scale=5000)
+    with pytest.raises(InputError, match=f"{kind}/.*png is not a"):
+        build_map_from_rgbd(folder, FakeExtractor())
 
 
 def test_depth_of_another_instant_is_moved_to_the_image(tmp_path):

@@ -113,25 +113,31 @@ def measured_depth_scale(images: KeyframeFiles, depth: Callable[[int], np.ndarra
 
     Args:
         images: Of any number; some are used.
-        depth: Gives the depth image [H, W] of an image by its number, 0 where unknown. `InputError` leaves it out.
+        depth: Gives the depth image [H, W] of an image by its number, 0 where unknown.
 
     Returns:
         None where fewer than 50 points are seen from two places, or fewer than half of the ratios are within 10 % of the median.
+
+    Raises:
+        InputError: No image can be read, or no depth image; single ones are passed over.
     """
-    ratios = [np.empty(0)]
+    ratios, failed = [], None
     with tempfile.TemporaryDirectory() as folder:
         matcher = Matcher(images, WorkFolder(Path(folder) / "work", {}), MatchingOptions(features=_SCALE_FEATURES))
         for a, b in _pairs_from_apart(images.map_from_camera):
             try:
                 matches, raw = matcher.matches(a, b, None), depth(b)
-            except InputError:
+            except InputError as error:
+                failed = error
                 continue
             pixels, rays, _ = matcher.features(b)
             column, row = pixels[matches[:, 1]].round().astype(int).T
             distance = matcher.distances(a, b, matches, _SCALE_ANGLE_DEG)
             found = raw[row, column] / (distance * rays[matches[:, 1], 2])
             ratios.append(found[found > 0])
-    ratio = np.concatenate(ratios)
+    if not ratios and failed:
+        raise failed
+    ratio = np.concatenate([np.empty(0), *ratios])
     if len(ratio) < _FEWEST_MATCHES:
         return None
     median = float(np.median(ratio))

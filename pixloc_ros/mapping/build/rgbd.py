@@ -69,10 +69,12 @@ def build_map_from_rgbd(
         scale = float(depth_scale)
         if not (np.isfinite(scale) and scale > 0):
             raise InputError(f"depth scale {scale:g}: give the depth images' units per metre, for example 1000 for millimetres")
-        measured, note = _measured_scale(present, camera), f"depth scale {scale:g} units per metre, as given"
+        note = f"depth scale {scale:g} units per metre, as given"
+    chosen, keyframes = _choose_keyframes(present, camera, scale, left_out, progress)
+    if depth_scale is not None:
+        measured = _measured_scale(chosen, camera)
         if measured is not None and not _agree(measured, scale, _GIVEN_TOLERANCE):
             note += f", but images and poses say about {measured:.4g}: check --depth-scale"
-    chosen, keyframes = _choose_keyframes(present, camera, scale, left_out, progress)
     xyz, image, point = find_points(keyframes, camera)
     source = PosedImages(
         name=name or sequence.resolve().name,
