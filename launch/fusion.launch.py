@@ -34,6 +34,9 @@ def generate_launch_description():
         namespace=LaunchConfiguration("namespace"),
         parameters=[LaunchConfiguration("ekf_params_file"), {"use_sim_time": use_sim_time}],
         remappings=[("/tf", "tf"), ("/tf_static", "tf_static"), ("odometry/filtered", "odometry/fused")],
+        # Some versions crash while simulated time is near 0 (docs/nav2.md).
+        respawn=True,
+        respawn_delay=2.0,
         output="screen",
     )
     declared = [DeclareLaunchArgument(name, default_value=value, description=text) for name, (value, text) in arguments.items()]
