@@ -23,7 +23,7 @@ from nav_msgs.msg import Odometry
 from pixloc_ros.msg import LocalizationStatus
 from rclpy.parameter import Parameter
 from rclpy.time import Time as RosTime
-from sensor_msgs.msg import CameraInfo, Image
+from sensor_msgs.msg import CameraInfo
 from tf2_msgs.msg import TFMessage
 from tf2_ros import Buffer, TransformBroadcaster, TransformException, TransformListener
 
@@ -83,7 +83,10 @@ def start_pose() -> dict:
 
 
 class FakeAligner:
-    """Reads the number of an image and answers with its pose."""
+    """Reads the number of an image and answers with its pose, as `answer` changes it."""
+
+    def __init__(self, answer) -> None:
+        self.answer = answer
 
     def prepare(self, image, camera) -> PreparedImage:
         return PreparedImage(image, camera, {})
@@ -93,18 +96,21 @@ class FakeAligner:
         good = value < BROKEN - 10
         number = round((value - 20) / 4)
         pose = pose_of(number) @ BASE_FROM_CAMERA if good else map_from_camera
-        return FrameAlignment(pose, 1e-4 * torch.eye(6, dtype=torch.float64), good, "fake", 0.01, 0.9, 1.0, 200, 3)
+        return self.answer(FrameAlignment(pose, 1e-4 * torch.eye(6, dtype=torch.float64), good, "fake", 0.01, 0.9, 1.0, 200, 3))
 
 
 class FakeLocalizer:
-    """Stands in for `pixloc_ros.Localizer`. answer: called with an alignment, gives another one."""
+    """Stands in for `pixloc_ros.Localizer`."""
 
     map_name = "fake.pixmap"
     network = "fake"
     georeference = None
 
     def __init__(self, *_) -> None:
-        self.aligner = FakeAligner()
+        self.aligner = FakeAligner(self.answer)
+
+    def answer(self, found: FrameAlignment) -> FrameAlignment:
+        return found
 
     def tracker(self, relocalization: bool = True) -> Tracker:
         return Tracker(self.aligner)
@@ -118,11 +124,6 @@ def grey_image(number: int | None) -> np.ndarray:
     image = np.full((HEIGHT, WIDTH), 255, np.uint8)
     image[HEIGHT // 2 :] = BROKEN if number is None else 20 + 4 * number
     return image
-
-
-def image_message(number: int | None, stamp_ns: int) -> Image:
-    """sensor_msgs/Image of `grey_image`."""
-    return robot.image_message(grey_image(number), stamp_ns)
 
 
 def camera_info() -> CameraInfo:
@@ -142,22 +143,6 @@ def initial_pose_message(number: int, stamp_ns: int | None = None) -> PoseWithCo
     message.pose.covariance[0] = message.pose.covariance[7] = 0.04
     message.pose.covariance[35] = 0.01
     return message
-
-
-def pose_in(message) -> torch.Tensor:
-    return conversions.pose_to_matrix(message.pose.pose, "pose")
-
-
-def looked_up(robot, target, source, stamp_ns) -> torch.Tensor:
-    """target_from_source, as soon as the listener knows it."""
-
-    def known():
-        try:
-            return robot.buffer.lookup_transform(target, source, RosTime(nanoseconds=stamp_ns))
-        except TransformException:
-            return None
-
-    return conversions.transform_to_matrix(robot.wait(known).transform, "transform")
 
 
 def close(a: torch.Tensor, b: torch.Tensor, atol: float = 1e-6) -> bool:
@@ -227,6 +212,12 @@ class Robot(robot.RobotTopics):
         stamp_ns = stamp_of(number) if stamp_ns is None else stamp_ns
         self.image.publish(robot.image_message(grey_image(number), stamp_ns, compressed=self.is_compressed))
 
+    def give_pose(self, number: int, stamp_ns: int | None = None, *changes) -> None:
+        """Publishes the pose of image `number` as the initial pose, and waits until the node has it."""
+        self.initial_pose.publish(having(initial_pose_message(number, stamp_ns), *changes))
+        self.initial_pose.wait_for_all_acked()
+        time.sleep(0.1)
+
     def step(self, number: int, image: int | None = -1) -> LocalizationStatus:
         """One image with its odometry (`image`: another picture than its own); the node's answer."""
         self.drive_to(stamp_of(number))
@@ -258,6 +249,20 @@ class Robot(robot.RobotTopics):
         """The status with this stamp."""
         stamp = conversions.stamp_from_ns(stamp_ns)
         return self.wait(lambda: next((s for s in self.statuses if s.header.stamp == stamp), None))
+
+    def pose(self, number: int) -> torch.Tensor:
+        """map_from_base of the pose that came as the `number`th."""
+        message = self.wait(lambda: self.poses[number] if len(self.poses) > number else None)
+        return conversions.pose_to_matrix(message.pose.pose, "pose")
+
+    def looked_up(self, target: str, source: str, stamp_ns: int) -> torch.Tensor:
+        """target_from_source, as soon as the listener knows it."""
+
+        def known():
+            with contextlib.suppress(TransformException):
+                return self.buffer.lookup_transform(target, source, RosTime(nanoseconds=stamp_ns))
+
+        return conversions.transform_to_matrix(self.wait(known).transform, "transform")
 
     def diagnosed(self, text: str) -> str:
         """Waits for a diagnostic message that contains the text."""

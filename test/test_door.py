@@ -8,11 +8,11 @@ import cv2
 import numpy as np
 import pytest
 import torch
+from scenes import simulated_scene
 
 import pixloc_ros as pixloc
 from pixloc_ros.geometry import se3
 from pixloc_ros.io.bags import BagReader
-from pixloc_sim.recordings import SimulationOptions, simulate
 
 # A process of its own: in this one other tests have compiled everything already.
 DRIVE = """
@@ -55,11 +55,8 @@ assert before and compiled() == before, compiled() - before
 @pytest.fixture(scope="module")
 def drive(tmp_path_factory):
     """(map file, bag) of a short simulated drive."""
-    folder = tmp_path_factory.mktemp("drive")
-    simulate(folder / "scene", SimulationOptions(seconds=2.0, rate_hz=6.0, width=320, height=240, texel=0.02))
-    map_, _ = pixloc.build_map_from_colmap(folder / "scene" / "map", folder / "scene" / "images", pixloc.load_extractor())
-    map_.save(folder / "site.pixmap")
-    return folder / "site.pixmap", folder / "scene" / "drive"
+    scene = simulated_scene(tmp_path_factory)
+    return scene.map, scene.drive
 
 
 @pytest.fixture(scope="module")

@@ -3,7 +3,6 @@
 
 import ast
 import configparser
-import gc
 import importlib.util
 import os
 import re
@@ -15,6 +14,7 @@ import xml.etree.ElementTree as ElementTree
 from pathlib import Path
 
 import pytest
+from test_layers import tree
 
 import pixloc_ros
 
@@ -42,9 +42,7 @@ def copy_sources(target: Path) -> None:
 
 def imported(path: Path) -> set:
     """Top-level names of the packages that a module imports, at whatever depth."""
-    gc.disable()  # a finalizer that runs while Python 3.11 builds a tree can break it (python/cpython#106905)
-    nodes = list(ast.walk(ast.parse(path.read_text())))
-    gc.enable()
+    nodes = list(ast.walk(tree(path)))
     names = {alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names}
     names |= {node.module for node in nodes if isinstance(node, ast.ImportFrom) and not node.level}
     return {name.split(".")[0] for name in names}

@@ -1,21 +1,14 @@
 # Copyright the pixloc_ros authors. SPDX-License-Identifier: Apache-2.0
 """Damping and prior factors: what they hold, along which axes, and that they learn."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 from alignment_scene import BASE, CAMERA, SIZE, perturbed, scene, some_cues, temporal_prior
 
-from pixloc_ros.alignment import (
-    AlignmentOptions,
-    LearnedDamping,
-    MotionCues,
-    PriorFactor,
-    ReferencePoints,
-    TemporalPrior,
-    View,
-    align,
-)
+from pixloc_ros.alignment import AlignmentOptions, LearnedDamping, MotionCues, PriorFactor, TemporalPrior, View, align
 from pixloc_ros.features import FeatureLevel, FeaturePyramid
 from pixloc_ros.geometry import se3
 
@@ -83,7 +76,7 @@ def test_trust_multiplies_the_information_along_the_axes_of_the_base():
     """One step on a blank image, by closed form: the normal equations are the prior's alone."""
     pyramid, points, truth = scene()
     flat = FeaturePyramid((FeatureLevel(torch.ones_like(pyramid.levels[0].features) / 8**0.5, None, 16.0),), SIZE)
-    points = ReferencePoints(points.xyz, points.descriptors[:1], (None,))
+    points = replace(points, descriptors=points.descriptors[:1], confidences=(None,))
     information = torch.randn(6, 6, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
     information = information @ information.mT + torch.eye(6, dtype=torch.float64)
     start = perturbed(truth, 0.01)

@@ -4,14 +4,13 @@ import json
 import subprocess
 import sys
 
-import numpy as np
 import pytest
-import torch
+from test_runs import off, some, walk
 
 from pixloc_ros import __version__
 from pixloc_ros.cli import main as cli
 from pixloc_ros.errors import InputError
-from pixloc_ros.io.trajectory import Trajectory, write_tum
+from pixloc_ros.io.trajectory import write_tum
 
 
 def call(capsys, *arguments) -> tuple[int, str, str]:
@@ -36,13 +35,9 @@ def leaves(parser: argparse.ArgumentParser):
 
 @pytest.fixture
 def tracks(tmp_path):
-    pose = torch.eye(4, dtype=torch.float64).repeat(5, 1, 1)
-    pose[:, 0, 3] = torch.arange(5.0)
-    stamps = np.arange(5, dtype=np.int64) * 10**9
-    write_tum(tmp_path / "a.tum", Trajectory(stamps, pose))
-    pose = pose.clone()
-    pose[:, 1, 3] = 0.02
-    write_tum(tmp_path / "b.tum", Trajectory(stamps[:4], pose[:4]))
+    track = walk(5, 10**9)
+    write_tum(tmp_path / "a.tum", track)
+    write_tum(tmp_path / "b.tum", off(some(track, range(4))))
     return tmp_path
 
 

@@ -2,15 +2,16 @@
 """The commands one after the other, on a small simulated world, with the real network and the live node."""
 
 import json
+import shutil
 
 import cv2
 import numpy as np
 import pytest
 from node_harness import isolate
+from scenes import simulated_scene
 
 from pixloc_ros.cli.main import main
 from pixloc_ros.io.trajectory import read_benchmark_poses, read_tum
-from pixloc_sim.recordings import SimulationOptions, simulate
 
 ERRORS = "translation_error_median_m rotation_error_rmse_deg aligned_translation_error_rmse_m relative_translation_error_rmse_m"
 ERRORS = ERRORS.split()
@@ -24,32 +25,24 @@ def pixloc(*arguments) -> int:
 
 @pytest.fixture(scope="module")
 def scene(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("commands") / "scene"
-    simulate(folder, SimulationOptions(seconds=2.0, rate_hz=6.0, width=320, height=240, texel=0.02))
-    return folder
-
-
-@pytest.fixture(scope="module")
-def site(scene):
-    path = scene.parent / "site.pixmap"
-    assert pixloc("map", "colmap", "--model", scene / "map", "--images", scene / "images", "-o", path) == 0
-    return path
+    return simulated_scene(tmp_path_factory)
 
 
 def model_poses(scene) -> dict[str, list[str]]:
-    lines = [line.split() for line in (scene / "map" / "images.txt").read_text().splitlines() if not line.startswith("#")]
+    lines = [line.split() for line in (scene.folder / "map" / "images.txt").read_text().splitlines() if not line.startswith("#")]
     return {words[9]: words[1:8] for words in lines[::2]}
 
 
-def test_localize_finds_the_maps_own_images(scene, site, tmp_path, capsys):
+def test_localize_finds_the_maps_own_images(scene, tmp_path, capsys):
     poses = model_poses(scene)
     names = sorted(poses)[:4]
-    camera = json.loads((scene / "simulation.json").read_text())["camera"]
+    camera = json.loads((scene.folder / "simulation.json").read_text())["camera"]
     (tmp_path / "cameras.txt").write_text("".join(f"{name} {camera}\n" for name in sorted(poses)))
     (tmp_path / "priors.txt").write_text(f"{names[0]} {' '.join(poses[names[0]])}\n")
-    (scene / "images" / "list.txt").write_text("\n".join(names))
+    images = shutil.copytree(scene.images, tmp_path / "images")
+    (images / "list.txt").write_text("\n".join(names))
     code = pixloc(
-        f"localize --map {site} --images {scene}/images/list.txt --cameras {tmp_path}/cameras.txt "
+        f"localize --map {scene.map} --images {images}/list.txt --cameras {tmp_path}/cameras.txt "
         f"--prior {tmp_path}/priors.txt -o {tmp_path}/out.txt --json {tmp_path}/stats.json"
     )
     assert code == 0 and "4 of 4 images localized" in capsys.readouterr().out
@@ -62,19 +55,19 @@ def test_localize_finds_the_maps_own_images(scene, site, tmp_path, capsys):
     assert stats["frame_ms_p50"] > 0 and [entry["name"] for entry in stats["per_image"]] == names
 
 
-def test_track_finds_its_own_start(scene, site, tmp_path, capsys):
-    assert pixloc("track", "--map", site, scene / "drive", "-o", tmp_path / "run", "--cold-start", "--no-report") == 0
+def test_track_finds_its_own_start(scene, tmp_path, capsys):
+    assert pixloc("track", "--map", scene.map, scene.drive, "-o", tmp_path / "run", "--cold-start", "--no-report") == 0
     stats = json.loads((tmp_path / "run" / "summary.json").read_text())
     assert stats["states"]["INITIALIZING"] == 2 and stats["tracked_frames"] == stats["frames"] - 2
     assert stats["time_to_first_pose_s"] == pytest.approx(2 / 6, abs=0.01)
     assert stats["translation_error_max_m"] < 0.1 and stats["false_tracked_frames"] == 0
-    code = pixloc(f"track --map {site} {scene}/drive -o {tmp_path}/p --cold-start --initial-pose 0 0 0 0 0 0 1")
+    code = pixloc(f"track --map {scene.map} {scene.drive} -o {tmp_path}/p --cold-start --initial-pose 0 0 0 0 0 0 1")
     assert code == 2 and "--cold-start" in capsys.readouterr().err
 
 
-def test_track_writes_run_figures_and_page(scene, site, tmp_path, capsys):
+def test_track_writes_run_figures_and_page(scene, tmp_path, capsys):
     output = tmp_path / "run"
-    assert pixloc("track", "--map", site, scene / "drive", "-o", output) == 0
+    assert pixloc("track", "--map", scene.map, scene.drive, "-o", output) == 0
     out = capsys.readouterr().out
     assert "state TRACKING" in out and str(output / "report.html") in out
     assert {p.name for p in output.iterdir()} == {*RUN, "summary.json", "report.html"}
@@ -88,9 +81,9 @@ def test_track_writes_run_figures_and_page(scene, site, tmp_path, capsys):
     # Scored again from its folder, and against the truth of other sources: the same figures.
     for arguments in (
         (output,),
-        (output, "--truth", scene / "drive"),
-        (output, "--truth", scene / "drive_truth.tum"),
-        (output / "poses.tum", "--truth", scene / "drive"),
+        (output, "--truth", scene.drive),
+        (output, "--truth", scene.folder / "drive_truth.tum"),
+        (output / "poses.tum", "--truth", scene.drive),
     ):
         assert pixloc("evaluate", *arguments, "--json") == 0
         again = json.loads(capsys.readouterr().out)["runs"][0]
@@ -107,7 +100,7 @@ def test_track_writes_run_figures_and_page(scene, site, tmp_path, capsys):
 def test_demo_through_the_live_node(scene, tmp_path, capsys):
     isolate()
     output = tmp_path / "demo"
-    code = pixloc("demo", "--data", scene, "-o", output, "--all-frames", "--rate", "0.7")
+    code = pixloc("demo", "--data", scene.folder, "-o", output, "--all-frames", "--rate", "0.7")
     out = capsys.readouterr().out
     summary = json.loads((output / "summary.json").read_text())
     assert code == 0 and summary["problems"] == [], summary["problems"]
@@ -120,7 +113,7 @@ def test_demo_through_the_live_node(scene, tmp_path, capsys):
     assert {p.name for p in output.iterdir()} == written
 
 
-def test_images_of_another_place_are_doubtful_and_small_ones_refused(scene, site, tmp_path, capsys):
+def test_images_of_another_place_are_doubtful_and_small_ones_refused(scene, tmp_path, capsys):
     """None may pass for localized: noise that aligns with nothing, with and without a prior, and a stamp-sized picture."""
     rng = np.random.default_rng(0)
     cv2.imwrite(str(tmp_path / "noise.png"), cv2.GaussianBlur(rng.integers(0, 255, (240, 320), np.uint8), (0, 0), 2))
@@ -128,7 +121,7 @@ def test_images_of_another_place_are_doubtful_and_small_ones_refused(scene, site
     (tmp_path / "broken.png").write_bytes(b"not an image")
     noise = "PINHOLE 320 240 250 250 160 120"
     (tmp_path / "c.txt").write_text(f"noise.png {noise}\nbroken.png {noise}\ntiny.png PINHOLE 50 40 40 40 25 20\n")
-    localize = f"localize --map {site} --images {tmp_path} --cameras {tmp_path}/c.txt -o {tmp_path}/out.txt"
+    localize = f"localize --map {scene.map} --images {tmp_path} --cameras {tmp_path}/c.txt -o {tmp_path}/out.txt"
     code, out = pixloc(localize), capsys.readouterr().out
     assert code == 1 and "0 of 3 images localized" in out
     assert ("1 doubtful" in out or "1 failed: nothing in the map looks like it" in out) and "the image is 50x40" in out

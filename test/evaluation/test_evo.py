@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from test_metrics import random_walk
 
 from pixloc_ros.cli.main import main
 from pixloc_ros.geometry import se3
@@ -33,14 +34,7 @@ def program(name: str) -> str:
 def folder(tmp_path_factory):
     """A walk of 40 m through space and an estimate of it: noisy, moved as a whole, poses missing, stamps a little off."""
     path = tmp_path_factory.mktemp("evo")
-    generator = torch.Generator().manual_seed(5)
-    pose, rows = torch.eye(4, dtype=torch.float64), []
-    for _ in range(200):
-        step = torch.randn(6, dtype=torch.float64, generator=generator) * 0.08
-        step[0] += 0.2
-        pose = pose @ se3.se3_exp(step)
-        rows.append(pose)
-    reference = Trajectory(np.arange(200, dtype=np.int64) * 100_000_000 + 1_700_000_000 * 10**9, torch.stack(rows))
+    reference, generator = random_walk(200, 5, 0.2, 0.08), torch.Generator().manual_seed(6)
     offset = se3.se3_exp(torch.tensor([0.3, -0.2, 0.1, 0.02, 0.01, -0.03], dtype=torch.float64))
     noise = se3.se3_exp(torch.randn(200, 6, dtype=torch.float64, generator=generator) * 0.02)
     estimate = offset @ reference.map_from_body @ noise

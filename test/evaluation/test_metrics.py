@@ -18,16 +18,15 @@ def straight(n: int, step: float = 0.5) -> Trajectory:
     return Trajectory(np.arange(n, dtype=np.int64) * 100_000_000, pose)
 
 
-def random_walk(n: int, seed: int) -> Trajectory:
+def random_walk(n: int, seed: int, forward: float = 0.3, turning: float = 0.05) -> Trajectory:
     generator = torch.Generator().manual_seed(seed)
-    pose = torch.eye(4, dtype=torch.float64)
-    rows = []
+    pose, rows = torch.eye(4, dtype=torch.float64), []
     for _ in range(n):
-        step = torch.randn(6, dtype=torch.float64, generator=generator) * 0.05
-        step[0] += 0.3
+        step = torch.randn(6, dtype=torch.float64, generator=generator) * turning
+        step[0] += forward
         pose = pose @ se3.se3_exp(step)
         rows.append(pose)
-    return Trajectory(np.arange(n, dtype=np.int64) * 100_000_000 + 10**18, torch.stack(rows))
+    return Trajectory(np.arange(n, dtype=np.int64) * 100_000_000 + 1_700_000_000 * 10**9, torch.stack(rows))
 
 
 def figures(reference: Trajectory, estimate: Trajectory, step: Step = Step(1.0)) -> dict:  # noqa: B008
@@ -48,17 +47,6 @@ def test_constant_offset_in_the_map_is_not_aligned_away():
     assert moved["relative_translation_error_max_m"] == pytest.approx(0, abs=1e-12)
     assert "aligned_translation_error_rmse_m" not in result  # a straight line does not say how it is turned
     assert result["recall"] == {"0.05m_1deg": 0, "0.25m_2deg": 0, "0.5m_5deg": 1, "5m_10deg": 1}
-
-
-def test_scale_error_shows_per_metre():
-    reference = straight(21)
-    stretched = reference.map_from_body.clone()
-    stretched[:, 0, 3] *= 1.02
-    result = figures(reference, Trajectory(reference.stamps_ns, stretched), Step(2.0))
-    assert result["relative_stretches"] == 17
-    assert result["relative_translation_error_median_m"] == pytest.approx(0.04)
-    assert result["translation_error_max_m"] == pytest.approx(0.2)
-    assert result["translation_error_rmse_m"] == pytest.approx(0.01 * np.sqrt(np.mean(np.arange(21) ** 2)))
 
 
 def test_missing_frames_fail_the_recall_but_not_the_median():
@@ -94,24 +82,6 @@ def test_alignment_takes_a_rigid_motion_away_and_no_scale():
     stretched = reference.map_from_body.clone()
     stretched[:, :3, 3] *= 1.1
     assert figures(reference, Trajectory(reference.stamps_ns, stretched))["aligned_translation_error_rmse_m"] > 0.1
-
-
-def test_stretches_begin_at_every_pose_and_end_nearest_to_the_step():
-    # 0, 0.32, 0.64, ... along x, then a stand of five images, then on
-    x = np.concatenate((np.arange(0, 3.1, 0.32), np.full(5, 2.9), 2.9 + np.arange(0.32, 2.0, 0.32)))
-    pose = torch.eye(4, dtype=torch.float64).repeat(len(x), 1, 1)
-    pose[:, 0, 3] = torch.from_numpy(x)
-    start, end = metrics._stretches(pose, Step(1.0))
-    assert np.all(end > start) and len(start) > 10
-    for i in range(len(x) - 1):
-        off = np.abs(x[i + 1 :] - x[i] - 1.0)
-        if off.min() <= 0.1:
-            assert end[list(start).index(i)] == i + 1 + int(off.argmin())  # 0.96 m on, the first one there
-        else:
-            assert i not in start
-    start, end = metrics._stretches(pose, Step(4, "poses"))
-    assert (end - start == 4).all() and len(start) == len(x) - 4
-    assert len(metrics._stretches(pose, Step(100.0))[0]) == len(metrics._stretches(pose[:1], Step(1.0))[0]) == 0
 
 
 def test_usual_step_tells_cars_from_robots():

@@ -48,8 +48,8 @@ def run_with(states: str, metres=0.02, **changes) -> BagRun:
     track = walk(len(states))
     covariance, times, records = torch.eye(6, dtype=torch.float64) * 1e-4, {"total": 20.0, "alignment": 5.0}, []
     for letter, stamp, pose in zip(states, track.stamps_ns.tolist(), off(track, metres).map_from_body):
-        given = (pose, covariance) if letter in "TD" else (None, None)
-        records.append(FrameRecord(stamp, TrackState[names[letter]], *given, times, 0.9))
+        given, message = ((pose, covariance), "") if letter in "TD" else ((None, None), "lost: look")
+        records.append(FrameRecord(stamp, TrackState[names[letter]], *given, times, 0.9, message))
     return BagRun(records, track, track, **changes)
 
 

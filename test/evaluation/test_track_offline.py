@@ -33,7 +33,7 @@ class TrueLocalizer:
     """Returns the truth, moved by `offset_m`, except for the frames in `fails`."""
 
     def __init__(self, offset_m=0.0, fails=()):
-        self.offset_m, self.fails, self.calls, self.priors = offset_m, set(fails), [], {}
+        self.offset_m, self.fails, self.calls = offset_m, set(fails), []
 
     def prepare(self, image, camera):
         return image
@@ -41,7 +41,6 @@ class TrueLocalizer:
     def localize_prepared(self, image, map_from_camera, prior_covariance=None, motion=None):
         number = int(image[0, 0])
         self.calls.append(number)
-        self.priors[number] = map_from_camera
         pose = torch.from_numpy(truth_at(number * PERIOD * 1e-9) @ BASE_FROM_CAMERA)
         pose[0, 3] += self.offset_m
         good = number not in self.fails
@@ -87,18 +86,6 @@ def test_every_frame_is_tracked_and_scored(tmp_path):
     assert stats["odometry_error_max_m"] == pytest.approx(0.11, abs=0.005)
     assert set(stats["stage_ms"]) == {"features", "alignment"} and stats["frame_ms_p50"] > 0
     json.dumps(stats, allow_nan=False)
-
-
-def test_prior_uses_the_odometry_at_the_image(tmp_path):
-    localizer = TrueLocalizer()
-    run(write_drive(tmp_path / "b"), localizer)
-    step = truth_at(SLIP * 0.6) @ np.linalg.inv(truth_at(SLIP * 0.5))
-    expected = step @ truth_at(0.5)
-    moved = localizer.priors[6].numpy() @ np.linalg.inv(BASE_FROM_CAMERA)
-    # In the odometry's own frame the step is the same only along the path; compare lengths.
-    length = np.linalg.norm((np.linalg.inv(truth_at(0.5)) @ moved)[:3, 3])
-    assert length == pytest.approx(SLIP * 0.1, rel=1e-3)
-    assert np.linalg.norm(moved[:3, 3] - expected[:3, 3]) < 0.02
 
 
 def test_a_time_offset_undoes_late_stamps(tmp_path):
@@ -155,15 +142,6 @@ def test_without_truth_or_odometry_a_pose_must_be_given(tmp_path):
     stats = run_figures(run(path, TrueLocalizer(), initial_pose=torch.from_numpy(truth_at(0.0))))
     assert stats["tracked_frames"] == FRAMES
     assert "translation_error_median_m" not in stats and "odometry_error_median_m" not in stats
-
-
-def test_nothing_found_at_all(tmp_path):
-    result = run(write_drive(tmp_path / "b"), TrueLocalizer(fails=range(99)))
-    stats = run_figures(result)
-    assert stats["tracked_frames"] == stats["published_frames"] == 0
-    assert stats["states"]["INITIALIZING"] == FRAMES
-    assert stats["translation_error_median_m"] is None and set(stats["recall"].values()) == {0.0}
-    assert len(result.estimate) == 0
 
 
 def test_reading_ahead_changes_nothing_but_the_time(tmp_path):

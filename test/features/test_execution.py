@@ -7,15 +7,11 @@ import numpy as np
 import pytest
 import torch
 from feature_variants import intensity_extractor
-from hypothesis import given, settings
-from hypothesis import strategies as st
-from torch.nn import functional as F
 from training_scene import invented_photo
 
 from pixloc_ros.errors import InputError
 from pixloc_ros.features import Execution, Extractor, load_extractor
-from pixloc_ros.features.compact import CompactNetwork, pad_to_multiple
-from pixloc_ros.features.execution import normalize_image
+from pixloc_ros.features.compact import CompactNetwork
 
 PHOTO = invented_photo(1, 328, 250)
 GRAPHS = ["onnxruntime", "openvino"]
@@ -71,43 +67,6 @@ def test_bfloat16_changes_features_by_its_rounding_only():
         alike = (level.features * same.features).sum(1)
         assert float(alike.median()) > 0.999
         assert torch.equal(level.features, same.features) == (k >= CompactNetwork.robust)  # patches are no convolutions
-
-
-@settings(max_examples=30, deadline=None)
-@given(st.integers(64, 200), st.integers(64, 200), st.integers(1, 4), st.integers(0, 255), st.integers(0, 2**32 - 1))
-def test_normalizing_agrees_with_the_network(height, width, shrink, level, seed):
-    image = np.random.default_rng(seed).integers(level // 2, level + 1, (height, width)).astype(np.uint8)
-    full = normalize_image(image, 32 * shrink)
-    expected = F.instance_norm(pad_to_multiple(torch.from_numpy(image)[None, None].double(), 32 * shrink))
-    torch.testing.assert_close(torch.from_numpy(full).double(), expected[0, 0], atol=1e-4, rtol=0)
-
-
-def _to_cells(image, rows, columns):
-    batch, channels, height, width = image.shape
-    cells = image.view(batch, channels, height // rows, rows, width // columns, columns)
-    return cells.permute(0, 3, 5, 1, 2, 4).reshape(batch, rows * columns * channels, height // rows, width // columns)
-
-
-@settings(max_examples=40, deadline=None)
-@given(
-    st.sampled_from([1, 3]),
-    st.sampled_from([1, 2]),
-    st.sampled_from([(1, 1), (1, 2), (2, 2), (2, 4)]),
-    st.sampled_from([(1, 1), (1, 2), (2, 2)]),
-    st.integers(0, 2**31),
-)
-def test_a_convolution_over_cells_is_the_same_convolution(size, stride, cells_in, cells_out, seed):
-    pytest.importorskip("onnx")
-    from pixloc_ros.features.onnx_graph import over_cells
-
-    if any(out * stride % into for out, into in zip(cells_out, cells_in)):
-        return  # a cell of the output must begin at a cell of the input
-    torch.manual_seed(seed)
-    image, weight, bias = torch.randn(1, 2, 16, 24).double(), torch.randn(3, 2, size, size).double(), torch.randn(3).double()
-    expected = _to_cells(F.conv2d(image, weight, bias, stride, size // 2), *cells_out)
-    weight, bias, strides, (top, left, bottom, right) = over_cells(weight, bias, stride, cells_in, cells_out)
-    cells = F.pad(_to_cells(image, *cells_in), (left, right, top, bottom))
-    torch.testing.assert_close(F.conv2d(cells, weight, bias, strides), expected)
 
 
 def test_auto_takes_onnxruntime_where_it_is_and_torch_elsewhere(monkeypatch):

@@ -1,52 +1,331 @@
 # Copyright the pixloc_ros authors. SPDX-License-Identifier: Apache-2.0
+"""The paper's network: weights in the layout of the published files, read without running what is in them, and its features."""
+
+import copy
+import fractions
+import hashlib
+import json
+import pickle
+import zipfile
+from collections import OrderedDict
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
+from torch.nn import functional as F
+from training_scene import invented_photo
 
+from pixloc_ros.alignment import damping_of
+from pixloc_ros.cli.main import main
 from pixloc_ros.errors import InputError
+from pixloc_ros.features import load_extractor
+from pixloc_ros.features.checkpoint_import import import_checkpoint
 from pixloc_ros.features.extractor import Extractor
 from pixloc_ros.features.sampling import sample_level
-from pixloc_ros.features.vgg import VggNetwork
+from pixloc_ros.features.weights import Weights
+
+# The layout of the published files, written out: where the convolutions of an encoder stage sit, and how many channels.
+ENCODER = {
+    "vgg16": [((0, 2), 64), ((1, 3), 128), ((1, 3, 5), 256), ((1, 3, 5), 512), ((1, 3, 5), 512)],
+    "vgg19": [((0, 2), 64), ((1, 3), 128), ((1, 3, 5, 7), 256), ((1, 3, 5, 7), 512), ((1, 3, 5, 7), 512)],
+}
+DECODER = [(64, 1024), (64, 320), (64, 192), (32, 128)]
+HEADS = [(32, 32), (128, 64), (128, 512)]
+MODEL = {"name": "two_view_refiner", "success_thresh": 3, "normalize_features": True, "init_target_offset": None}
+EXTRACTOR = {"name": "unet", "decoder": [64, 64, 64, 32], "output_scales": [0, 2, 4], "output_dim": [32, 128, 128]}
+EXTRACTOR |= {"freeze_batch_normalization": False, "do_average_pooling": False, "compute_uncertainty": True, "checkpointed": True}
+OPTIMIZER = {"name": "learned_optimizer", "num_iters": 15, "pad": 2, "lambda_": 0.01, "loss_fn": "scaled_barron(0, 0.1)"}
+OPTIMIZER |= {"jacobi_scaling": False, "learned_damping": True, "damping": {"type": "constant", "log_range": [-6, 5]}}
 
 
-def random_network(depth, seed=0):
-    """Random weights that keep the signal's size, so that every layer matters; normalisation that does something."""
-    torch.manual_seed(seed)
-    network = VggNetwork(depth)
-    for module in network.modules():
-        if isinstance(module, torch.nn.Conv2d):
-            torch.nn.init.kaiming_normal_(module.weight)
-            if module.bias is not None:
-                torch.nn.init.normal_(module.bias, std=0.1)
-        elif isinstance(module, torch.nn.BatchNorm2d):
-            for tensor, mean, std in ((module.weight, 1, 0.2), (module.bias, 0, 0.2), (module.running_mean, 0, 0.3)):
-                torch.nn.init.normal_(tensor, mean, std)
-            torch.nn.init.uniform_(module.running_var, 0.5, 2)
-    for head in network.uncertainty_heads:
-        torch.nn.init.normal_(head.weight, std=0.02)
-    return network.eval().requires_grad_(False)
+def shapes(encoder):
+    inputs = 3
+    for stage, (places, channels) in enumerate(ENCODER[encoder]):
+        for k in places:
+            yield f"extractor.encoder.{stage}.{k}.weight", (channels, inputs, 3, 3)
+            yield f"extractor.encoder.{stage}.{k}.bias", (channels,)
+            inputs = channels
+    for k, (out, into) in enumerate(DECODER):
+        yield f"extractor.decoder.{k}.layers.0.weight", (out, into, 3, 3)
+        for name in ("weight", "bias", "running_mean", "running_var"):
+            yield f"extractor.decoder.{k}.layers.1.{name}", (out,)
+        yield f"extractor.decoder.{k}.layers.1.num_batches_tracked", ()
+    for k, (out, into) in enumerate(HEADS):
+        for head, channels in (("adaptation", out), ("uncertainty", 1)):
+            yield f"extractor.{head}.{k}.0.weight", (channels, into, 1, 1)
+            yield f"extractor.{head}.{k}.0.bias", (channels,)
+        yield f"optimizer.{k}.dampingnet.const", (6,)
+
+
+def checkpoint(encoder="vgg19", full=False):
+    """What the authors' training saves. Unless `full`, every tensor is one number repeated: some kilobytes."""
+    torch.manual_seed(0)
+    model = OrderedDict()
+    for k, (name, shape) in enumerate(shapes(encoder)):
+        if name.endswith("num_batches_tracked"):
+            model[name] = torch.tensor(7 + k)
+        elif full:
+            scale = (2 / np.prod(shape[1:])) ** 0.5 if len(shape) == 4 else 0.1
+            model[name] = torch.randn(shape) * scale + (1 if name.endswith(("running_var", "layers.1.weight")) else 0)
+        else:
+            model[name] = torch.full((1,), 0.01 * (k + 1)).expand(shape)
+    settings = copy.deepcopy(MODEL | {"extractor": EXTRACTOR | {"encoder": encoder}, "optimizer": OPTIMIZER})
+    conf = {"data": {"name": "megadepth", "crop": 512}, "model": settings, "train": {"lr": 5e-6}}
+    adam = {"state": {0: {"step": 3, "exp_avg": torch.zeros(2)}}, "param_groups": [{"lr": 5e-6}]}
+    scheduler = {"last_epoch": 3, "lr_lambdas": [None]}
+    figures = {"loss/total": 1.5, "R_error_median": np.nanmedian([0.25, 0.75]), "t_error_median": np.float32(0.5)}
+    figures |= {"empty": np.nan, "pairs": np.int64(3)}
+    entries = {"model": model, "optimizer": adam, "lr_scheduler": scheduler, "conf": conf}
+    return entries | {"epoch": 12, "losses": None, "eval": figures}
+
+
+def saved(path, content):
+    torch.save(content, path)
+    return path
+
+
+def their_forward(model, image):
+    """The network as the layout's names say, for RGB [1, 3, H, W] in [0, 1]: features, uncertainty; fine to coarse."""
+
+    def convolved(x, name, padding=0):
+        return F.conv2d(x, model[f"extractor.{name}.weight"], model.get(f"extractor.{name}.bias"), padding=padding)
+
+    x = (image - torch.tensor((0.485, 0.456, 0.406)).view(3, 1, 1)) / torch.tensor((0.229, 0.224, 0.225)).view(3, 1, 1)
+    maps = []
+    for stage, (places, _) in enumerate(ENCODER["vgg19"]):
+        x = F.max_pool2d(x, 2) if stage else x
+        for k in places:
+            x = convolved(x, f"encoder.{stage}.{k}", 1).relu()
+        maps.append(x)
+    for k in range(4):
+        up = torch.nn.Upsample(scale_factor=2, mode="bilinear", align_corners=False)(x)
+        x = convolved(torch.cat((up, maps[3 - k][..., : up.shape[2], : up.shape[3]]), 1), f"decoder.{k}.layers.0", 1)
+        norm = f"extractor.decoder.{k}.layers.1"
+        x = F.batch_norm(x, *(model[f"{norm}.{name}"] for name in ("running_mean", "running_var", "weight", "bias"))).relu()
+        maps[3 - k] = x
+    return [[convolved(maps[2 * k], f"{head}.{k}.0") for head in ("adaptation", "uncertainty")] for k in range(3)]
 
 
 @pytest.fixture(scope="module")
-def network():
-    return random_network(16)
+def full(tmp_path_factory):
+    """(the checkpoint, its file, the weights file that the command made of it)."""
+    folder = tmp_path_factory.mktemp("weights")
+    content = checkpoint(full=True)
+    file = saved(folder / "checkpoint_best.tar", content)
+    output = folder / "vgg.safetensors"
+    assert main(["weights", "import", str(file), "-o", str(output)]) == 0
+    return content, file, output
 
 
-def image_of(height, width, seed=0):
-    """Smooth colours, uint8 [H, W, 3]."""
-    y, x = np.mgrid[:height, :width]
-    waves = np.random.default_rng(seed).uniform(0.02, 0.3, (6, 2))
-    values = sum(np.sin(a * x + b * y + k)[..., None] * np.roll((1.0, 0.3, -0.6), k) for k, (a, b) in enumerate(waves))
-    return np.uint8(np.clip(127 + 40 * values, 0, 255))
+@torch.inference_mode()
+def test_imported_network_computes_what_the_checkpoint_does(full):
+    content, _, output = full
+    extractor = load_extractor(output)
+    image = np.random.default_rng(0).integers(0, 255, (70, 90, 3), np.uint8)
+    theirs = their_forward(content["model"], torch.from_numpy(image / 255.0).permute(2, 0, 1)[None].float())
+    for level, (features, uncertainty) in zip(extractor.extract(image).levels, reversed(theirs), strict=True):
+        torch.testing.assert_close(level.features, F.normalize(features, dim=1), atol=1e-4, rtol=0)
+        torch.testing.assert_close(level.confidence, torch.sigmoid(-uncertainty)[:, 0], atol=1e-4, rtol=0)
+
+
+def test_the_damping_of_the_checkpoint_arrives(full):
+    content, _, output = full
+    weights = Weights.open(output)
+    for level, k in enumerate((2, 1, 0)):
+        constant = content["model"][f"optimizer.{k}.dampingnet.const"]
+        assert torch.equal(weights.companions["damping.theta"][level], constant)
+        torch.testing.assert_close(damping_of(load_extractor(output))(level), 10 ** (-6 + 11 * torch.sigmoid(constant)))
+
+
+def test_card_says_where_the_weights_come_from(full):
+    _, file, output = full
+    card = Weights.open(output).card
+    assert card["architecture"] == "vgg19" and card["training_data"] == "megadepth" and card["epoch"] == 12
+    assert card["source"] == file.name and card["source_sha256"] == hashlib.sha256(file.read_bytes()).hexdigest()
+    assert card["figures"] == {"loss/total": 1.5, "R_error_median": 0.5, "t_error_median": 0.5, "pairs": 3}
+    assert "without a licence" in card["licence"] and "initial_weights" in card
+
+
+def test_smaller_network_is_recognised(tmp_path):
+    weights = import_checkpoint(saved(tmp_path / "cmu.tar", checkpoint("vgg16")))
+    weights.save(tmp_path / "cmu.safetensors")
+    assert weights.card["architecture"] == "vgg16"
+    assert sum(p.numel() for p in load_extractor(tmp_path / "cmu.safetensors").network.parameters()) == 15_712_387
+
+
+@pytest.mark.parametrize(
+    ("written", "instead"),
+    [(b"numpy._core.multiarray", b"numpy.core.multiarray"), (b"numpy.core.multiarray", b"numpy._core.multiarray")],
+)
+def test_numpy_scalars_are_read_as_either_numpy_wrote_them(tmp_path, written, instead):
+    """The name of their constructor moved with NumPy 2; published files are older."""
+    file, other = saved(tmp_path / "one.tar", checkpoint("vgg16")), tmp_path / "other.tar"
+    with zipfile.ZipFile(file) as source, zipfile.ZipFile(other, "w") as target:
+        for item in source.infolist():
+            data, name = source.read(item), item.filename
+            target.writestr(name, data.replace(written, instead) if name.endswith("data.pkl") else data)
+    assert import_checkpoint(other).card["figures"]["R_error_median"] == 0.5
+
+
+def changed(content, *path, value):
+    for key in path[:-1]:
+        content = content[key]
+    if value is KeyError:
+        del content[path[-1]]
+    else:
+        content[path[-1]] = value
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "says"),
+    [
+        (("model", "optimizer.2.dampingnet.const"), KeyError, "lacks tensors of vgg19: optimizer.2.dampingnet.const"),
+        (("model", "extractor.encoder.5.0.weight"), torch.zeros(1), "unknown tensors of vgg19: extractor.encoder.5.0"),
+        (("model", "extractor.uncertainty.0.0.weight"), torch.zeros(2, 32), r"uncertainty.0.0.weight has shape \[2, 32\]"),
+        (("model", "extractor.encoder.0.0.bias"), torch.full((64,), torch.nan), "encoder.0.0.bias holds .* not finite"),
+        (("model", "extractor.encoder.0.0.bias"), 3, "not a table of tensors"),
+        (("model",), KeyError, "lacks entries: model"),
+        (("surprise",), 1, "unknown entries: surprise"),
+        (("conf", "model"), KeyError, "no section 'model'"),
+        (("conf", "model", "extractor"), 3, "conf.model.extractor is not a table"),
+        (("conf", "model", "extractor", "encoder"), "vgg16", "conf says vgg16, its tensors are those of vgg19"),
+        (("conf", "model", "extractor", "encoder"), "resnet18", "encoder is resnet18: only vgg16 or vgg19"),
+        (("conf", "model", "extractor", "dilation"), 2, "unknown settings in conf.model.extractor: dilation"),
+        (("conf", "model", "optimizer", "damping", "log_range"), [-3, 3], r"log_range is \[-3, 3\]"),
+    ],
+)
+def test_other_checkpoints_are_refused_by_name(tmp_path, path, value, says):
+    content = checkpoint()
+    changed(content, *path, value=value)
+    with pytest.raises(InputError, match=says) as error:
+        import_checkpoint(saved(tmp_path / "odd.tar", content))
+    assert "\n" not in str(error.value) and "odd.tar" in str(error.value)
+
+
+def test_files_that_are_no_checkpoint_say_so(tmp_path):
+    good = saved(tmp_path / "good.tar", checkpoint("vgg16")).read_bytes()
+    short = {"cut.tar": good[:-3000], "empty.tar": b"", "text.tar": b"not a checkpoint\n" * 99, "pickle.tar": pickle.dumps({})}
+    for name, data in short.items():
+        (tmp_path / name).write_bytes(data)
+    saved(tmp_path / "list.tar", [1, 2])
+    with zipfile.ZipFile(tmp_path / "zip.tar", "w") as other:
+        other.writestr("readme", "hello")
+    words = {"zip.tar": "cannot be read", "list.tar": "holds a list", "nowhere.tar": "no checkpoint"}
+    for name, says in (dict.fromkeys(short, "cut short") | words).items():
+        with pytest.raises(InputError, match=says) as error:
+            import_checkpoint(tmp_path / name)
+        assert "\n" not in str(error.value)
+
+
+class Payload:
+    """An object whose unpickling leaves a trace."""
+
+    def __init__(self, trace):
+        self.trace = trace
+
+    def __reduce__(self):
+        return (open, (str(self.trace), "w"))
+
+
+def test_code_in_a_checkpoint_is_not_run(tmp_path):
+    content, trace = checkpoint("vgg16"), tmp_path / "trace"
+    content["conf"]["data"]["x"] = Payload(trace)
+    with pytest.raises(InputError, match="--trust") as error:
+        import_checkpoint(saved(tmp_path / "bad.tar", content))
+    assert not trace.exists() and "\n" not in str(error.value)
+
+
+def test_trusted_objects_are_read_with_a_warning(tmp_path, capsys):
+    content = checkpoint("vgg16")
+    content["conf"]["data"]["overlap"] = fractions.Fraction(1, 3)
+    file, output = saved(tmp_path / "objects.tar", content), tmp_path / "out.safetensors"
+    assert main(["weights", "import", str(file), "-o", str(output)]) == 2
+    assert "fractions.Fraction" in capsys.readouterr().err and not output.exists()
+    assert main(["weights", "import", str(file), "-o", str(output), "--trust"]) == 0
+    assert "warning" in capsys.readouterr().err and load_extractor(output).name == "out"
+
+
+def test_show_prints_card_parameters_and_damping(full, capsys):
+    content, _, output = full
+    assert main(["weights", "show", str(output), "--json"]) == 0
+    shown = json.loads(capsys.readouterr().out)
+    assert shown["parameters"]["total"] == 21_022_083 and shown["strides"] == [16, 4, 1]
+    assert shown["damping"][2]["R_y"] == pytest.approx(
+        10 ** (-6 + 11 * float(torch.sigmoid(content["model"]["optimizer.0.dampingnet.const"][4]))), rel=1e-4
+    )
+    assert main(["weights", "show", str(output)]) == 0
+    table = capsys.readouterr().out
+    assert "21,022,083" in table and "R_z" in table and f"{shown['damping'][2]['R_y']:.3g}" in table
+    assert main(["weights", "show", "compact", "--json"]) == 0
+    shown = json.loads(capsys.readouterr().out)
+    assert shown["card"]["architecture"] == "compact" and shown["parameters"]["total"] > 100_000
+    assert main(["weights", "show", "nowhere.safetensors"]) == 2
+
+
+def test_damping_is_no_part_of_the_features(tmp_path):
+    plain = replace(Weights.open("compact"), companions={})
+    plain.save(tmp_path / "without.safetensors")
+    theta = torch.randn(5, 6)
+    replace(plain, companions={"damping.theta": theta}).save(tmp_path / "with.safetensors")
+    without, having = (load_extractor(tmp_path / f"{name}.safetensors") for name in ("without", "with"))
+    assert damping_of(without) is None and torch.equal(damping_of(having).theta, theta)
+    assert without.fingerprint == having.fingerprint
+    assert damping_of(having.with_strides(having.strides)) is not None
+    for odd in (torch.zeros(3, 6), torch.full((5, 6), torch.nan)):
+        replace(plain, companions={"damping.theta": odd}).save(tmp_path / "odd.safetensors")
+        with pytest.raises(InputError, match="damping.theta"):
+            damping_of(load_extractor(tmp_path / "odd.safetensors"))
+
+
+def test_features_of_an_image_are_written(full, tmp_path, capsys):
+    cv2 = pytest.importorskip("cv2")
+    _, _, output = full
+    image = np.random.default_rng(0).integers(0, 255, (160, 200, 3), np.uint8)
+    cv2.imwrite(str(tmp_path / "photo.png"), image[..., ::-1])
+    target = tmp_path / "new" / "features.npz"
+    command = ["features", str(tmp_path / "photo.png"), "--weights", str(output), "-o", str(target)]
+    assert main([*command, "--max-side", "100"]) == 0
+    with np.load(target) as arrays:
+        assert arrays["strides"].tolist() == [16, 4, 1] and arrays["image_size"].tolist() == [100, 80]
+        assert arrays["original_size"].tolist() == [200, 160]
+        assert [arrays[f"features_{k}"].shape for k in range(3)] == [(128, 5, 6), (128, 20, 24), (32, 80, 96)]
+        pyramid = load_extractor(output).extract(cv2.resize(image, (100, 80), interpolation=cv2.INTER_AREA))
+        for k, level in enumerate(pyramid.levels):
+            np.testing.assert_allclose(arrays[f"features_{k}"], level.features[0], atol=1e-5)
+            np.testing.assert_allclose(arrays[f"confidence_{k}"], level.confidence[0], atol=1e-5)
+    assert main(["features", str(tmp_path / "photo.png"), "-o", str(target)]) == 0
+    with np.load(target) as arrays:
+        assert arrays["image_size"].tolist() == [200, 160] and len(arrays["strides"]) == 5
+        assert all(arrays[f"confidence_{k}"].shape == arrays[f"features_{k}"].shape[1:] for k in range(5))
+    capsys.readouterr()
+    text = [*command[:-1], str(tmp_path / "features.txt")]
+    for wrong in ([*command, "--max-side", "0"], [*command, "--max-side", "20"], text):
+        assert main(wrong) == 2
+        assert capsys.readouterr().err.count("\n") == 1
+    assert [file.name for file in target.parent.iterdir()] == ["features.npz"]
+
+
+# ---- the network, with weights that were imported
+
+
+def colours(width, height):
+    """uint8 [H, W, 3]"""
+    return np.stack([invented_photo(k, width, height) for k in range(3)], -1)
 
 
 def as_input(image):
-    return torch.from_numpy(image).permute(2, 0, 1)[None].float()
+    return torch.from_numpy(np.ascontiguousarray(image)).permute(2, 0, 1)[None].float()
 
 
-@pytest.mark.parametrize(("height", "width"), [(64, 96), (65, 95), (79, 111)])
-def test_levels_of_odd_sizes_lose_less_than_sixteen_pixels(network, height, width):
-    pyramid = network(as_input(image_of(height, width)))
+@pytest.fixture(scope="module")
+def network(full):
+    return load_extractor(full[2]).network
+
+
+@pytest.mark.parametrize(("width", "height"), [(96, 64), (95, 65), (111, 79)])
+def test_levels_of_odd_sizes_lose_less_than_sixteen_pixels(network, width, height):
+    pyramid = network(as_input(colours(width, height)))
     assert pyramid.image_size == (width, height)
     for level, stride, channels in zip(pyramid.levels, network.strides, network.channels, strict=True):
         cells = (height // 16 * 16 // stride, width // 16 * 16 // stride)
@@ -59,14 +338,14 @@ def test_levels_of_odd_sizes_lose_less_than_sixteen_pixels(network, height, widt
 def test_cells_are_where_the_pixel_convention_puts_them(network):
     """With kernels that are their own mirror image, a mirrored picture has mirrored features at every image pixel. Any
     other place of the cells than (p + 0.5) / stride - 0.5 would not be symmetric."""
-    mirrored = random_network(16, seed=3)
+    mirrored = copy.deepcopy(network)
     for module in mirrored.modules():
         if isinstance(module, torch.nn.Conv2d):
             module.weight.copy_((module.weight + module.weight.flip(-1)) / 2)
-    image = image_of(64, 96)
+    image = colours(96, 64)
     pixels = torch.rand(1, 50, 2, generator=torch.Generator().manual_seed(0)) * torch.tensor((80.0, 48.0)) + 7.5
     opposite = torch.stack((95 - pixels[..., 0], pixels[..., 1]), -1)
-    one, two = (mirrored(as_input(np.ascontiguousarray(i))) for i in (image, image[:, ::-1]))
+    one, two = (mirrored(as_input(i)) for i in (image, image[:, ::-1]))
     for a, b in zip(one.levels, two.levels):
         value_a, confidence_a, inside_a = sample_level(a, pixels)
         value_b, confidence_b, inside_b = sample_level(b, opposite)
@@ -76,14 +355,11 @@ def test_cells_are_where_the_pixel_convention_puts_them(network):
 
 
 def test_extractor_takes_colour_and_grey(network):
-    extractor = Extractor(network, "test", "0")
-    image = image_of(64, 80)
-    expected = network(as_input(image))
-    grey = np.ascontiguousarray(image[..., 1])
-    for given, wanted in ((image, expected), (grey, network(as_input(np.repeat(grey[..., None], 3, 2))))):
-        for a, b in zip(extractor.extract(given).levels, wanted.levels):
+    extractor, image = Extractor(network, "test", "0"), colours(80, 64)
+    grey = image[..., 1].copy()
+    for given, wanted in ((image, image), (grey, np.repeat(grey[..., None], 3, 2))):
+        for a, b in zip(extractor.extract(given).levels, network(as_input(wanted)).levels):
             torch.testing.assert_close(a.features, b.features, atol=1e-5, rtol=0)
-    assert not torch.allclose(expected.levels[0].features, extractor.extract(grey).levels[0].features, atol=1e-3)
 
 
 def test_levels_are_the_same_for_every_map(network):

@@ -9,27 +9,14 @@ import node_harness
 import pytest
 import torch
 from geometry_msgs.msg import PoseWithCovarianceStamped
-from node_harness import (
-    START_NS,
-    WIDTH,
-    camera_info,
-    close,
-    having,
-    image_message,
-    initial_pose_message,
-    odometry_message,
-    pose_in,
-    pose_of,
-    running,
-    stamp_of,
-    start_pose,
-)
+from node_harness import camera_info, close, grey_image, having, odometry_message, pose_of, running, stamp_of, start_pose
 from pixloc_ros.msg import LocalizationStatus
 from rclpy.parameter import Parameter
 from rosgraph_msgs.msg import Clock
 from sensor_msgs.msg import CompressedImage
 
 from pixloc_ros.node import conversions
+from pixloc_ros.rig.robot import image_message
 
 TRACKING, DEGRADED, INITIALIZING = LocalizationStatus.TRACKING, LocalizationStatus.DEGRADED, LocalizationStatus.INITIALIZING
 
@@ -43,13 +30,13 @@ def test_bad_images_are_rejected_and_reported_and_the_node_goes_on():
             ("rows of 64 make 3072", [("data", b"\0" * 100)]),
             ("image size 0x48 is empty", [("width", 0)]),
             ("image step is 10 bytes", [("step", 10)]),
-            ("images are 64x24 but /camera/camera_info says 64x48", [("height", 24), ("data", b"\0" * 24 * WIDTH)]),
+            ("images are 64x24 but /camera/camera_info says 64x48", [("height", 24), ("data", b"\0" * 24 * 64)]),
             ("no transform base_link -> elsewhere", [("header.frame_id", "elsewhere")]),
             ("images have no frame_id", [("header.frame_id", "")]),
         )
         for number, (text, changes) in enumerate(bad, 1):
             robot.drive_to(stamp_of(number))
-            robot.image.publish(having(image_message(number, stamp_of(number)), *changes))
+            robot.image.publish(having(image_message(grey_image(number), stamp_of(number)), *changes))
             status = robot.status_of(stamp_of(number))
             assert text in status.message and math.isnan(status.cost) and status.frames_rejected == number, status
             robot.diagnosed(text)
@@ -57,7 +44,7 @@ def test_bad_images_are_rejected_and_reported_and_the_node_goes_on():
         robot.see(0)  # the same image again
         robot.wait(lambda: len(robot.statuses) == before + 1)
         assert "older than the last one" in robot.statuses[-1].message
-        robot.image.publish(image_message(8, 0))
+        robot.see(8, 0)
         robot.diagnosed("images have no time stamp")
         status = robot.step(9)
         assert status.state == TRACKING and status.message == ""
@@ -68,7 +55,7 @@ def test_bad_images_are_rejected_and_reported_and_the_node_goes_on():
 
 def test_garbage_jpeg():
     with running("compressed", **start_pose()) as (_, robot):
-        message = image_message(0, stamp_of(0))
+        message = image_message(grey_image(0), stamp_of(0))
         robot.drive_to(stamp_of(0))
         robot.image.publish(CompressedImage(header=message.header, format="jpeg", data=b"\xff\xd8" + bytes(38)))
         assert "cannot be decoded" in robot.status_of(stamp_of(0)).message
@@ -137,8 +124,7 @@ def test_late_images_and_wrong_wheels_are_reported_until_fixed(monkeypatch):
     monkeypatch.setattr(node_harness, "true_pose", lambda seconds: motion(1.0, seconds))
     monkeypatch.setattr(node_harness, "odometry_pose", lambda seconds: motion(1.2, seconds))
     with running(odometry_wait_s=1.0) as (node, robot):
-        robot.initial_pose.publish(initial_pose_message(0))
-        time.sleep(0.1)
+        robot.give_pose(0)
         late_ns = 80_000_000
 
         def see(number: int, stamp_ns: int) -> None:
@@ -173,17 +159,17 @@ def test_time_going_back_starts_again():
         for number in (40, 41, 42):
             # Image 40 is far from the initial pose, which is taken as valid there all the same; the fake knows better.
             robot.step(number)
-        robot.odometry_ns = START_NS - 40_000_000
+        robot.odometry_ns = stamp_of(0) - 40_000_000
         robot.buffer.clear()
-        robot.drive_to(START_NS - 20_000_000)
+        robot.drive_to(stamp_of(0) - 20_000_000)
         robot.diagnosed("odometry stamps went back by")
         for number in range(3):
             status = robot.step(number)
             assert status.state == TRACKING, status
-        assert close(pose_in(robot.poses[-1]), pose_of(2))
+        assert close(robot.pose(-1), pose_of(2))
         # The other order: images first.
-        robot.odometry_ns = START_NS - 4_000_000_000
-        early = START_NS - 3_000_000_000
+        robot.odometry_ns = stamp_of(0) - 4_000_000_000
+        early = stamp_of(0) - 3_000_000_000
         robot.see(0, early)
         robot.diagnosed("image stamps went back by")
         assert robot.status_of(early).state in (INITIALIZING, TRACKING)
@@ -195,7 +181,7 @@ def test_clock_going_back_starts_again():
         robot.wait(clock.get_subscription_count)
         clock.publish(Clock(clock=conversions.stamp_from_ns(stamp_of(30))))
         assert robot.step(0).state == TRACKING
-        clock.publish(Clock(clock=conversions.stamp_from_ns(START_NS)))
+        clock.publish(Clock(clock=conversions.stamp_from_ns(stamp_of(0))))
         robot.diagnosed("the clock went back")
         assert robot.step(1).state == TRACKING
         assert robot.statuses[-1].prior_source == "initial_pose"
@@ -222,7 +208,7 @@ def test_an_image_from_the_future_is_refused_and_nothing_starts_again():
     with running(**start_pose()) as (_, robot):
         assert robot.step(0).state == TRACKING
         for future, reference in ((stamp_of(1) + 5_000_000_000, "odometry"), (time.time_ns() + 5_000_000_000, "clock")):
-            robot.image.publish(image_message(1, future))
+            robot.see(1, future)
             assert f"ahead of the {reference}" in robot.status_of(future).message
             time.sleep(0.6)  # no odometry any more
         status = robot.step(2)

@@ -6,20 +6,7 @@ import time
 
 import pytest
 import torch
-from node_harness import (
-    BASE_FROM_CAMERA,
-    FakeLocalizer,
-    close,
-    having,
-    image_message,
-    initial_pose_message,
-    looked_up,
-    pose_in,
-    pose_of,
-    running,
-    stamp_of,
-    start_pose,
-)
+from node_harness import BASE_FROM_CAMERA, FakeLocalizer, close, pose_of, running, stamp_of, start_pose
 from pixloc_ros.msg import LocalizationStatus
 from rclpy.parameter import Parameter
 
@@ -39,10 +26,9 @@ def test_drive(transport):
             stamp = stamp_of(number)
             robot.wait(lambda n=stamp: any(stamp_to_ns(t.header.stamp) == n for t in robot.transforms))
             # The lookup that users do when a pose comes; odometry at the stamp is there, so it must not fail.
-            chain = looked_up(robot, "map", "camera_optical", stamp)
-            pose = robot.wait(lambda n=number: robot.poses[n] if len(robot.poses) > n else None)
-            assert stamp_to_ns(pose.header.stamp) == stamp and pose.header.frame_id == "map"
-            published = pose_in(pose)
+            chain = robot.looked_up("map", "camera_optical", stamp)
+            published, header = robot.pose(number), robot.poses[number].header
+            assert stamp_to_ns(header.stamp) == stamp and header.frame_id == "map"
             assert close(chain, published @ BASE_FROM_CAMERA)
             assert close(published, pose_of(number), 1e-9)
         robot.wait(lambda: len(robot.odometries) == 25)
@@ -57,23 +43,10 @@ def test_drive(transport):
         stamps = {stamp_to_ns(t.header.stamp) for t in robot.transforms}
         assert {stamp_of(n) + 100_000_000 for n in range(25)} <= stamps
         assert {(t.header.frame_id, t.child_frame_id) for t in robot.transforms} == {("map", "odom")}
-
-
-def test_transforms_hold_until_the_next_image():
-    with running(**start_pose()) as (_, robot):
-        # A lookup for now, after the image, uses the newest map -> odom, although older ones were dated beyond it.
-        for number in range(10):
-            robot.step(number)
-            map_from_odom = looked_up(robot, "map", "odom", stamp_of(number))
-            robot.wait(lambda n=number: stamp_to_ns(robot.transforms[-1].header.stamp) >= stamp_of(n) + 99_000_000)
-            time.sleep(0.01)
-            for later_ns in (1_000_000, 30_000_000, 50_000_000, 77_000_000, 100_000_000):
-                later = looked_up(robot, "map", "odom", stamp_of(number) + later_ns)
-                assert close(later, map_from_odom, 1e-9), (number, later_ns)
         # No extrapolation at the stamp of any odometry, although no image comes for a while.
-        for n in range(1, 21):
-            robot.drive_to(stamp_of(number) + n * 40_000_000)
-            looked_up(robot, "map", "base_link", stamp_of(number) + n * 40_000_000)
+        for later in range(1, 21):
+            robot.drive_to(stamp + later * 40_000_000)
+            robot.looked_up("map", "base_link", stamp + later * 40_000_000)
 
 
 def test_nothing_before_the_first_pose_then_initial_pose_of_the_past():
@@ -88,14 +61,12 @@ def test_nothing_before_the_first_pose_then_initial_pose_of_the_past():
             ("has a quaternion of length", no_rotation),
             ("is in frame 'odom'", [("header.frame_id", "odom")]),
         ):
-            robot.initial_pose.publish(having(initial_pose_message(2), *changes))
+            robot.give_pose(2, None, *changes)
             robot.diagnosed(f"the initial pose {text}")
         assert robot.step(3).state == INITIALIZING
         # Valid at image 2, given when the robot is at image 20, more than a metre further.
         robot.drive_to(stamp_of(20))
-        robot.initial_pose.publish(initial_pose_message(2, stamp_of(2)))
-        robot.wait(lambda: robot.initial_pose.wait_for_all_acked() or True)
-        time.sleep(0.1)
+        robot.give_pose(2, stamp_of(2))
         status = robot.step(20)
         assert status.state == TRACKING and status.prior_source == "initial_pose"
         assert status.prior_distance_m < 0.1, "the initial pose was not moved along with the odometry"
@@ -117,22 +88,21 @@ def test_a_time_offset_moves_the_images_and_nothing_else():
 
         for number in range(4):
             seen(number, late_ns)
-            pose = robot.wait(lambda n=number: robot.poses[n] if len(robot.poses) > n else None)
-            assert stamp_to_ns(pose.header.stamp) == stamp_of(number)
-            chain = looked_up(robot, "map", "base_link", stamp_of(number))
-            assert close(chain, pose_of(number))
+            robot.pose(number)
+            assert stamp_to_ns(robot.poses[number].header.stamp) == stamp_of(number)
+            assert close(robot.looked_up("map", "base_link", stamp_of(number)), pose_of(number))
         # The driver is fixed; what would be too early now is not.
         assert node.set_parameters([Parameter("time_offset", value=2.0)])[0].successful is False
         assert node.set_parameters([Parameter("time_offset", value=0.03)])[0].successful
         for number in range(4, 6):
             seen(number, -30_000_000)
-        robot.image.publish(image_message(None, 0))  # one without a stamp has none with the offset either
+        robot.see(None, 0)  # one without a stamp has none with the offset either
         robot.diagnosed("images have no time stamp")
         # The corrected stamp tells what is ahead of the odometry.
         robot.drive_to(stamp_of(6))
         robot.wait(lambda: node._worker.inputs.newest_ns == robot.odometry_ns)
         future = robot.odometry_ns + 990_000_000
-        robot.image.publish(image_message(6, future))
+        robot.see(6, future)
         robot.diagnosed("an image is dated 1.020 s ahead of the odometry")
 
 
@@ -162,8 +132,7 @@ def test_without_odometry():
         for number in range(8):
             robot.see(number)
             assert robot.status_of(stamp_of(number)).state == TRACKING
-            looked_up_pose = looked_up(robot, "map", "camera_optical", stamp_of(number))
-            assert close(looked_up_pose, pose_of(number) @ BASE_FROM_CAMERA)
+            assert close(robot.looked_up("map", "camera_optical", stamp_of(number)), pose_of(number) @ BASE_FROM_CAMERA)
         assert {(t.header.frame_id, t.child_frame_id) for t in robot.transforms} == {("map", "base_link")}
         robot.wait(lambda: len(robot.odometries) == 8)
         velocity = robot.odometries[-1].twist.twist
@@ -179,8 +148,7 @@ def test_odometry_from_tf():
             robot.see(number)
             status = robot.status_of(stamp_of(number))
             assert status.state == TRACKING and status.prior_source in ("initial_pose", "odometry")
-            chain = looked_up(robot, "map", "base_link", stamp_of(number))
-            assert close(chain, pose_of(number))
+            assert close(robot.looked_up("map", "base_link", stamp_of(number)), pose_of(number))
 
 
 def test_publish_tf_off_and_live_parameters():
@@ -200,15 +168,9 @@ def test_publish_tf_off_and_live_parameters():
 class SlowLocalizer(FakeLocalizer):
     """Takes a tenth of a second for an image."""
 
-    def tracker(self, relocalization=True):
-        localize = self.aligner.localize_prepared
-
-        def slowly(*arguments):
-            time.sleep(0.1)
-            return localize(*arguments)
-
-        self.aligner.localize_prepared = slowly
-        return super().tracker()
+    def answer(self, found):
+        time.sleep(0.1)
+        return found
 
 
 def test_only_the_newest_image_is_processed_and_drops_are_reported():

@@ -13,7 +13,7 @@ import yaml
 from pixloc_ros.errors import InputError
 from pixloc_ros.node import parameters
 from pixloc_ros.node.parameters import BY_NAME, PARAMETERS, check_values, image_subscription_topic
-from pixloc_ros.tracking.frame_aligner import DEFAULT, PRESETS, AlignerOptions, preset_options
+from pixloc_ros.tracking.frame_aligner import DEFAULT, PRESETS
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -41,12 +41,6 @@ def test_table_is_sound():
 def test_bad_values_are_refused(name, value, text):
     with pytest.raises(InputError, match=text):
         check_values({p.name: p.default for p in PARAMETERS} | {name: value})
-
-
-def test_presets():
-    assert preset_options() == AlignerOptions() and preset_options("fast") == PRESETS["fast"]
-    with pytest.raises(InputError, match="preset 'exact' is unknown: choose one of fast, balanced, accurate"):
-        preset_options("exact")
 
 
 def test_image_topics():

@@ -12,7 +12,8 @@ import pytest
 import rclpy
 import torch
 from diagnostic_msgs.msg import DiagnosticArray
-from node_harness import BASE_FROM_CAMERA, camera_info, image_message, isolate
+from node_harness import BASE_FROM_CAMERA, camera_info, grey_image, isolate
+from scenes import simulated_scene
 from sensor_msgs.msg import CameraInfo, Image
 from std_srvs.srv import Trigger
 from tf2_ros import StaticTransformBroadcaster
@@ -21,26 +22,20 @@ from pixloc_ros.errors import InputError
 from pixloc_ros.evaluation import offline
 from pixloc_ros.evaluation.live_run import chain_errors
 from pixloc_ros.evaluation.runs import TRUTH_GAP_NS
-from pixloc_ros.features import load_extractor
 from pixloc_ros.geometry import se3
 from pixloc_ros.io.bags import BagReader
 from pixloc_ros.localization import Localizer
-from pixloc_ros.mapping.build import build_map_from_colmap
 from pixloc_ros.node import conversions, localization_node
 from pixloc_ros.rig.node_process import NodeDied, NodeProcess, spinning_node
 from pixloc_ros.rig.replay import ReplayOptions, replay
-from pixloc_sim.recordings import SimulationOptions, simulate
+from pixloc_ros.rig.robot import image_message
 
 
 @pytest.fixture(scope="module")
 def drive(tmp_path_factory):
     """(map file, bag) of a short simulated drive with raw colour images."""
-    folder = tmp_path_factory.mktemp("drive")
-    options = SimulationOptions(seconds=3.0, rate_hz=8.0, width=320, height=240, texel=0.02, encoding="bgr8")
-    simulate(folder / "scene", options)
-    map_, _ = build_map_from_colmap(folder / "scene" / "map", folder / "scene" / "images", load_extractor())
-    map_.save(folder / "site.pixmap")
-    return folder / "site.pixmap", folder / "scene" / "drive"
+    scene = simulated_scene(tmp_path_factory, seconds=3.0, rate_hz=8.0, encoding="bgr8")
+    return scene.map, scene.drive
 
 
 def test_live_and_offline_give_the_same_poses(drive, tmp_path):
@@ -154,7 +149,7 @@ def test_terminated_while_images_are_processed(drive, tmp_path):
         process.wait_for(images.get_subscription_count, "did not listen")
         for number in range(60):
             info.publish(camera_info())
-            images.publish(image_message(number % 40, (number + 1) * 10_000_000))
+            images.publish(image_message(grey_image(number % 40), (number + 1) * 10_000_000))
             time.sleep(0.02)
             if number == 50:
                 process.send(signal.SIGTERM)

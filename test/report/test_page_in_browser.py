@@ -109,14 +109,3 @@ def test_page_is_whole_and_readable(page, width):
     assert {"Path", "Errors in the map frame", "Covariances", "Time", "All figures"} <= set(seen["headings"])
     narrow = NARROW * DPI
     assert (min(image["pixels"] for image in seen["images"][:2]) > narrow) == (width > 560)
-
-
-def test_what_a_browser_finds_wrong(tmp_path):
-    path = tmp_path / "bad.html"
-    path.write_text(
-        '<!doctype html><html><head></head><body style="width:3000px">x<img src="none.png">'
-        "<script>undefined_function()</script></body></html>"
-    )
-    seen = look(path, 800)
-    assert seen["errors"] and seen["console"] and seen["scrollWidth"] > 800
-    assert any("none.png" in name for name in seen["requests"]) and seen["images"][0]["pixels"] == 0

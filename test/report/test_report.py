@@ -10,38 +10,31 @@ import cv2
 import numpy as np
 import pytest
 import torch
+from test_runs import BAG_T0, NONE, off, run_with, walk
 
 from pixloc_ros.evaluation import live_run
 from pixloc_ros.evaluation.live_run import LookupRecord, PoseRecord, Recording, StatusRecord
 from pixloc_ros.evaluation.metrics import evaluate, run_figures
-from pixloc_ros.evaluation.runs import BagRun, FrameRecord
+from pixloc_ros.evaluation.runs import BagRun
 from pixloc_ros.evaluation.tables import format_demo, format_number, format_run, format_summary, format_table, summary
 from pixloc_ros.geometry import se3
 from pixloc_ros.geometry.cameras import Camera
 from pixloc_ros.io.frames import CameraFrame
-from pixloc_ros.io.trajectory import Trajectory
 from pixloc_ros.report import run_plots
 from pixloc_ros.report.overlays import AGREES, DISAGREES, draw_overlay
 from pixloc_ros.report.page import Card, Page, Picture
 from pixloc_ros.report.run_report import run_report, scene_of
 from pixloc_ros.tracking.types import FrameAlignment, TrackState
 
-N, T0, MS = 8, 10**18, 1_000_000
+N, T0, MS = 8, BAG_T0, 1_000_000
+TRUTH = walk(N, step=1.0)
 BASE_FROM_CAMERA = se3.se3_exp(torch.tensor([0.2, 0, 0.5, 1, 1, 1], dtype=torch.float64))
-
-
-def truth() -> Trajectory:
-    xi = torch.zeros(N, 6, dtype=torch.float64)
-    xi[:, 0] = torch.arange(N)
-    return Trajectory(T0 + np.arange(N, dtype=np.int64) * 100 * MS, se3.se3_exp(xi))
 
 
 def recording() -> Recording:
     """A drive on which all went well: every pose 2 cm off, 30 ms after its image."""
-    track, heard = truth(), Recording(last_odometry_ns=int(T0 + N * 100 * MS))
-    for i, (stamp, pose) in enumerate(zip(track.stamps_ns.tolist(), track.map_from_body)):
-        pose = pose.clone()
-        pose[1, 3] += 0.02
+    heard = Recording(last_odometry_ns=T0 + N * 100 * MS)
+    for i, (stamp, pose) in enumerate(zip(TRUTH.stamps_ns.tolist(), off(TRUTH).map_from_body)):
         heard.sent_s[stamp] = i * 0.1
         heard.statuses.append(StatusRecord(stamp, TrackState.TRACKING, "", 0.9, 20.0, 10.0, 5.0, 0, i * 0.1 + 0.031, 25.0))
         heard.poses.append(PoseRecord(stamp, pose, torch.eye(6, dtype=torch.float64) * 1e-4, i * 0.1 + 0.03))
@@ -51,7 +44,7 @@ def recording() -> Recording:
 
 
 def figures(heard: Recording) -> dict:
-    run = live_run.as_run(heard, truth(), Trajectory.from_poses([]))
+    run = live_run.as_run(heard, TRUTH, NONE)
     stats = live_run.live_figures(heard, run_figures(run), BASE_FROM_CAMERA)
     json.dumps(stats, allow_nan=False)
     return stats
@@ -91,7 +84,7 @@ def test_faults_of_a_live_run_are_found(spoil, problem):
 
 def test_nobody_can_know_what_is_beyond_the_last_odometry():
     heard = recording()
-    last = int(truth().stamps_ns[-1])
+    last = int(TRUTH.stamps_ns[-1])
     heard.last_odometry_ns = last - 1
     heard.chain[last] = None
     heard.lookups[-1] = LookupRecord(last, "ExtrapolationException", "future", 1000.0)
@@ -145,25 +138,14 @@ def is_png(data: bytes) -> bool:
     return image is not None and image.std() > 1
 
 
-def evaluated(name="pixloc", fails=(), **changes):
-    """A run of which some images have no pose and the state LOST."""
-    track, generator = truth(), torch.Generator().manual_seed(len(name))
-    records = []
-    for i, (stamp, pose) in enumerate(zip(track.stamps_ns.tolist(), track.map_from_body)):
-        noisy = pose @ se3.se3_exp(torch.randn(6, dtype=torch.float64, generator=generator) * 0.02)
-        state, given = TrackState.TRACKING, (noisy, torch.eye(6, dtype=torch.float64) * 4e-4)
-        if i in fails:
-            state, given = TrackState.LOST, (None, None)
-        times, message = {"total": 20.0 + i, "alignment": 5.0}, "lost: look" if i in fails else ""
-        records.append(FrameRecord(stamp, state, *given, times, 0.5, message))
-    return evaluate(BagRun(records, track, track, name=name, **changes))
+def evaluated(states="T" * N, **changes):
+    return evaluate(run_with(states, **changes))
 
 
 def test_plots_draw_with_little_and_with_much():
     points = np.random.default_rng(0).normal(size=(100_000, 3))
-    one, many = [evaluated()], [evaluated(f"run {i}", fails=range(i % N)) for i in range(9)]
-    empty = evaluate(BagRun([], Trajectory.from_poses([]), Trajectory.from_poses([])))
-    nothing = evaluated("nothing", fails=range(N))
+    one, many = [evaluated()], [evaluated("L" * i + "T" * (N - i), name=f"run {i}", metres=0.01 * i) for i in range(9)]
+    empty, nothing = evaluate(BagRun([], NONE, NONE)), evaluated("L" * N)
     for runs in (one, many):
         assert is_png(run_plots.plot_paths(runs, points, points[:5], run_plots.NARROW))
         assert is_png(run_plots.plot_errors(runs))
@@ -234,20 +216,20 @@ def test_page_needs_nothing_from_outside_and_escapes_text():
 
 def test_report_of_a_live_run():
     heard = recording()
-    result = evaluate(live_run.as_run(heard, truth(), truth()))
+    result = evaluate(live_run.as_run(heard, TRUTH, TRUTH))
     frame = grey_frame()
     bag = SimpleNamespace(
         base_from_camera=BASE_FROM_CAMERA,
-        frames=lambda wanted: [CameraFrame(s, frame.image, frame.camera) for s in truth().stamps_ns.tolist() if wanted(s)],
+        frames=lambda wanted: [CameraFrame(s, frame.image, frame.camera) for s in TRUTH.stamps_ns.tolist() if wanted(s)],
     )
     scene = scene_of(result, SimpleNamespace(map=OnePointLocalizer.map, aligner=OnePointLocalizer()), bag)
-    text = run_report("title", "lead", [result], scene, problems=["it is <bad>"])
-    assert "100.0 %" in text and "2 cm" in text and "90 % of the points agree" in text and "it is &lt;bad&gt;" in text
+    text = run_report("title", "lead", [result], scene, problems=["it is bad"])
+    assert "100.0 %" in text and "2 cm" in text and "90 % of the points agree" in text and "it is bad" in text
     assert text.count("data:image/jpeg") == 6 and "From image to pose" in text and "Age when published" in text
 
 
 def test_report_of_several_runs():
-    runs = [evaluated("<ours>"), evaluated("rival", fails=(2, 3, 4), about={"played": "<twice>"})]
-    text = run_report("title", "", runs, notes=["mind <this>"])
-    assert "&lt;ours&gt;" in text and "<ours>" not in text and "mind &lt;this&gt;" in text and "&lt;twice&gt;" in text
+    runs = [evaluated(name="<ours>"), evaluated("TTLLLTTT", name="rival", metres=0.1, about={"played": "<twice>"})]
+    text = run_report("title", "", runs, notes=["mind this"])
+    assert "&lt;ours&gt;" in text and "<ours>" not in text and "mind this" in text and "&lt;twice&gt;" in text
     assert 'class="best"' in text and "lost: look (3 images)" in text and "data:image/jpeg" not in text

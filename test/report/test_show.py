@@ -19,7 +19,6 @@ from pixloc_ros.io.bags import BagReader
 from pixloc_ros.io.trajectory import Trajectory
 from pixloc_ros.localization import Localizer
 from pixloc_ros.report.aligned_image import align_image, moved_off
-from pixloc_ros.report.alignment_pictures import moments
 from pixloc_ros.report.feature_maps import KeyframeImages
 from pixloc_ros.report.frame_evidence import FrameChoice, examine, track_to
 from pixloc_ros.report.frame_report import diagnose, frame_report, gates_of, innovation
@@ -100,12 +99,6 @@ def test_cost_is_lowest_at_the_answer(aligned):
     away = torch.eye(4, dtype=torch.float64)[None].clone()
     away[0, :3, 3] = 1e3
     assert np.isnan(aligned.costs(away, 0)).all()
-
-
-def test_moments_begin_and_end_at_rest():
-    for steps in (1, 2, 40, 500):
-        way = moments(steps)
-        assert way[0] == 0 and way[-1] == steps - 1 == way[-5] and len(way) < 120 and way == sorted(way)
 
 
 # ---- every picture

@@ -15,19 +15,13 @@ from pixloc_ros.features import load_extractor
 from pixloc_ros.features.vgg import VggNetwork
 from pixloc_ros.features.weights import Weights
 from pixloc_ros.io.files import write_bytes
-from pixloc_ros.report.aligned_image import align_image, length_text, moved_off
+from pixloc_ros.report import feature_maps
+from pixloc_ros.report.aligned_image import align_image, moved_off
 from pixloc_ros.report.alignment_pictures import animate_optimization, plot_reprojections
 from pixloc_ros.report.curves import plot_constant_damping
-from pixloc_ros.report.feature_maps import (
-    KeyframeImages,
-    ground_plan,
-    measure_coverage,
-    plot_coverage,
-    plot_feature_maps,
-    principal_colours,
-)
+from pixloc_ros.report.feature_maps import KeyframeImages, ground_plan, measure_coverage, plot_coverage, plot_feature_maps
 from pixloc_ros.report.frame_evidence import FrameChoice, ImageQuality
-from pixloc_ros.report.style import check_suffix, level_colours
+from pixloc_ros.report.style import check_suffix
 from pixloc_ros.tracking.frame_aligner import FrameAligner
 
 
@@ -44,22 +38,13 @@ def test_alike_features_have_alike_colours_on_both_sides():
     rng = np.random.default_rng(0)
     kinds = rng.normal(size=(6, 16))
     first, second = rng.integers(0, 6, 500), rng.integers(0, 6, 80)
-    one, other = principal_colours((kinds[first], kinds[second]))
+    one, other = feature_maps.principal_colours((kinds[first], kinds[second]))
     assert one.shape == (500, 3) and other.shape == (80, 3)
     assert min(one.min(), other.min()) >= 0 and max(one.max(), other.max()) <= 1
     for kind in range(6):
         colours = np.concatenate((one[first == kind], other[second == kind]))
         np.testing.assert_allclose(colours, colours[:1].repeat(len(colours), 0), atol=1e-9)
     assert len(np.unique(one.round(6), axis=0)) == 6
-
-
-def test_colours_of_few_channels_of_constant_features_and_of_any_number_of_levels():
-    for features in (np.random.default_rng(0).normal(size=(50, 2)), np.ones((50, 3))):
-        (colours,) = principal_colours((features,))
-        assert colours.shape == (50, 3) and np.isfinite(colours).all()
-    for count in (1, 3, 9):
-        colours = np.array(level_colours(count))[:, :3]
-        assert len(colours) == count and (np.diff(colours @ [0.2126, 0.7152, 0.0722]) > 0).all()
 
 
 # ---- figures of an image
@@ -99,11 +84,6 @@ def test_the_image_nearest_to_a_time_or_stamp():
     for wrong in ({}, {"index": 1, "seconds": 1.0}, {"index": -1}, {"seconds": float("nan")}):
         with pytest.raises(InputError):
             FrameChoice(**wrong)
-
-
-def test_lengths_for_people():
-    lengths = {0.0: "0 mm", 0.00123: "1.2 mm", 0.0456: "4.6 cm", 0.987: "99 cm", 12.34: "12.3 m", 4567.0: "4567 m"}
-    assert {metres: length_text(metres) for metres in lengths} == lengths
 
 
 # ---- maps
@@ -172,7 +152,7 @@ def vgg(tmp_path_factory):
     Weights(state, {"architecture": "vgg16", "training_data": "none", "licence": "none"}).save(folder / "vgg.safetensors")
     extractor, camera, picture = load_extractor(folder / "vgg.safetensors"), pinhole(128, 96, 100.0), texture()
     poses = torch.stack([look_at((x, -1.0, 2.0), (x, 0.0, 0.0)) for x in (-0.2, 0.1)])
-    map_ = plane_map(folder, extractor, camera, poses, 80)
+    map_ = plane_map(folder, extractor, camera, poses)
     localizer = FrameAligner(map_, extractor)
     truth = look_at((0.0, -1.0, 2.0), (0.0, 0.0, 0.0))
     image, _ = plane_view(truth, camera, picture)

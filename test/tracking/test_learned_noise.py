@@ -2,6 +2,7 @@
 """How far odometry is trusted: learned from images that move smoothly, never from images that scatter."""
 
 import math
+from itertools import accumulate
 
 import numpy as np
 import pytest
@@ -32,14 +33,10 @@ def truth(images: int) -> torch.Tensor:
 
 def dead_reckoned(poses: torch.Tensor, std: float, turn_std: float, seed: int = 0) -> torch.Tensor:
     """odom_from_base with so much noise (m, rad) in x, y and yaw of each step."""
-    rng = np.random.default_rng(seed)
-    pose, result = torch.eye(4, dtype=torch.float64), []
-    for before, after in zip(poses[:1].repeat(1, 1, 1).tolist() + poses[:-1].tolist(), poses):
-        step = se3.inverse(torch.tensor(before, dtype=torch.float64)) @ after
-        x, y, yaw = rng.normal(size=3) * (std, std, turn_std)
-        pose = pose @ step @ se3.se3_exp(torch.tensor([x, y, 0, 0, 0, yaw], dtype=torch.float64))
-        result.append(pose)
-    return torch.stack(result)
+    steps = se3.inverse(torch.cat((poses[:1], poses[:-1]))) @ poses
+    noise = torch.zeros(len(poses), 6, dtype=torch.float64)
+    noise[:, [0, 1, 5]] = torch.from_numpy(np.random.default_rng(seed).normal(size=(len(poses), 3)) * (std, std, turn_std))
+    return torch.stack(list(accumulate(steps @ se3.se3_exp(noise), torch.matmul)))
 
 
 def factors(poses: torch.Tensor, odometry: torch.Tensor) -> list[tuple[float, float]]:

@@ -5,29 +5,16 @@ import math
 
 import pytest
 import torch
-from test_tracker import (
-    BASE_FROM_CAMERA,
-    CAMERA,
-    DEGRADED,
-    IMAGE,
-    INITIALIZING,
-    LOST,
-    RELOCALIZING,
-    TRACKING,
-    Robot,
-    alignment,
-    check_contract,
-    map_from_base,
-    shifted,
-    stamp,
-)
+from test_tracker import BASE_FROM_CAMERA, CAMERA, IMAGE, Robot, alignment, check_contract, map_from_base, shifted, stamp
 
 from pixloc_ros.errors import InputError
 from pixloc_ros.geometry import se3
 from pixloc_ros.io.frames import CameraFrame
 from pixloc_ros.tracking.relocalization import spread
 from pixloc_ros.tracking.tracker import Tracker
-from pixloc_ros.tracking.types import MotionPrior
+from pixloc_ros.tracking.types import MotionPrior, TrackState
+
+INITIALIZING, TRACKING, DEGRADED, LOST, RELOCALIZING = TrackState
 
 
 class FakeSearch:
@@ -70,6 +57,11 @@ class LostRobot(Robot):
             if float(se3.pose_difference(start, offset @ truth)[0]) < 0.5:
                 return alignment(offset @ truth @ BASE_FROM_CAMERA, inliers)
         return alignment(map_from_camera, 0.02, cost=0.5)
+
+    def tracking(self) -> "LostRobot":
+        self.tracker.initialize(map_from_base(0), None, stamp(0))
+        assert self.drive(HERE).state is TRACKING
+        return self
 
     def drive(self, *places: tuple[torch.Tensor, float], step: float = 0.1):
         """One image later, in which these places are seen (offset of the map, inlier fraction)."""
@@ -154,27 +146,21 @@ def test_a_doubtful_image_near_the_initial_pose_must_be_confirmed():
 
 
 def test_a_carried_robot_falls_silent_at_once_and_is_found():
-    robot = LostRobot()
-    robot.tracker.initialize(map_from_base(0), None, stamp(0))
-    assert robot.drive(HERE).state is TRACKING
+    robot = LostRobot().tracking()
     results = [robot.drive(ALIAS) for _ in range(3)]
     assert [r.state for r in results] == [LOST, RELOCALIZING, TRACKING]
     torch.testing.assert_close(results[-1].map_from_base, ALIAS[0] @ map_from_base(robot.t), atol=1e-9, rtol=0)
 
 
 def test_a_covered_lens_is_dead_reckoned_then_found_again():
-    robot = LostRobot(max_degraded_s=0.35)
-    robot.tracker.initialize(map_from_base(0), None, stamp(0))
-    assert robot.drive(HERE).state is TRACKING
+    robot = LostRobot(max_degraded_s=0.35).tracking()
     states = [robot.drive().state for _ in range(6)]
     assert states == [DEGRADED, DEGRADED, DEGRADED, LOST, RELOCALIZING, RELOCALIZING]
     assert [robot.drive(HERE).state for _ in range(3)][-1] is TRACKING
 
 
 def test_a_doubtful_place_elsewhere_does_not_silence_dead_reckoning():
-    robot = LostRobot()
-    robot.tracker.initialize(map_from_base(0), None, stamp(0))
-    robot.drive(HERE)
+    robot = LostRobot().tracking()
     assert robot.drive((ALIAS[0], 0.36)).state is DEGRADED
     assert robot.drive(HERE).state is TRACKING
     # Two images that agree with one another there do.
@@ -182,9 +168,7 @@ def test_a_doubtful_place_elsewhere_does_not_silence_dead_reckoning():
 
 
 def test_the_search_never_gives_up():
-    robot = LostRobot(max_search_s=0.5, max_degraded_s=0.1)
-    robot.tracker.initialize(map_from_base(0), None, stamp(0))
-    robot.drive(HERE)
+    robot = LostRobot(max_search_s=0.5, max_degraded_s=0.1).tracking()
     states = [robot.drive() for _ in range(14)]
     assert states[-1].state is RELOCALIZING and not robot.tracker.has_pose and robot.tracker.can_relocalize
     assert any("searching the whole map" in r.message for r in states)
@@ -193,9 +177,7 @@ def test_the_search_never_gives_up():
 
 
 def test_relocalize_on_request():
-    robot = LostRobot()
-    robot.tracker.initialize(map_from_base(0), None, stamp(0))
-    assert robot.drive(HERE).state is TRACKING
+    robot = LostRobot().tracking()
     robot.tracker.relocalize()
     assert robot.tracker.state is RELOCALIZING
     assert [robot.drive(ALIAS).state for _ in range(3)] == [RELOCALIZING, RELOCALIZING, TRACKING]
