@@ -1,5 +1,5 @@
 # Copyright the pixloc_ros authors. SPDX-License-Identifier: Apache-2.0
-"""`pixloc map info | merge | prune | check | export | re-encode | georeference`: what is done with maps that are there."""
+"""`pixloc map info | move | merge | prune | check | export | re-encode | georeference`: what is done with maps that are there."""
 
 from __future__ import annotations
 
@@ -12,6 +12,8 @@ from pathlib import Path
 from .arguments import POSE, add_map_making, add_verb, check_map_making, flag, option, parse_poses, path
 from .progress import show_progress
 
+_MOVE_ERROR_SHARE = 0.1  # of the places' spread: a median error above is no fit
+_MOVE_LEAST_SPREAD = 0.01  # across the direction of the largest
 _SHOWN = 20  # reasons why images were left out, in the terminal
 
 
@@ -34,6 +36,14 @@ def add_parsers(sources) -> None:
     parser.add_argument("maps", type=Path, nargs="+", metavar="FILE")
     option(parser, "--second-pose", POSE, "pose of the second map's frame in the first's, for two maps", nargs=7)
     path(parser, "-o --output", "FILE.pixmap")
+
+    parser = action("move", _run_move, "map")
+    path(parser, "-o --output", "FILE.pixmap")
+    ways = parser.add_mutually_exclusive_group(required=True)
+    option(ways, "--pose", POSE, "pose of the map's frame in the new frame", nargs=7)
+    option(ways, "--points", "FILE", "places in the map and in the new frame", type=Path)
+    option(ways, "--trajectories", ("IN_MAP", "IN_NEW"), "one drive in both frames (TUM format)", type=Path, nargs=2)
+    flag(parser, "--upright", "the z axes of both frames point up: only heading and shift are fitted")
 
     parser = action("prune", _run_prune, "map")
     path(parser, "-o --output", "FILE.pixmap")
@@ -115,8 +125,11 @@ def _run_georeference(args: argparse.Namespace) -> int:
     return 0
 
 
-def read_fixes(path: Path, keyframes: dict) -> tuple:
-    """Places float64 [N, 3] in the map, fixes [N, 3], and what each is called. Raises InputError for what cannot be read."""
+def read_fixes(path: Path, keyframes: dict, columns: str = "LAT LON ALT") -> tuple:
+    """Places float64 [N, 3] in the map, fixes [N, 3], and what each is called. Raises InputError for what cannot be read.
+
+    columns: names of the fix's three numbers.
+    """
     import numpy as np
 
     from ..errors import InputError
@@ -132,12 +145,62 @@ def read_fixes(path: Path, keyframes: dict) -> tuple:
         except ValueError:
             position = fix = []
         if len(fix) != 3 or len(position) != 3:
-            expected = "'KEYFRAME LAT LON ALT' with a keyframe of the map nor 'X Y Z LAT LON ALT'"
+            expected = f"'KEYFRAME {columns}' with a keyframe of the map nor 'X Y Z {columns}'"
             raise InputError(f"{where}: '{line}' is neither {expected}")
         xyz.append(position)
         fixes.append(fix)
         names.append(place)
     return np.array(xyz, float).reshape(-1, 3), np.array(fixes, float).reshape(-1, 3), names
+
+
+def _run_move(args: argparse.Namespace) -> int:
+    """`pixloc map move`: bring a map into another frame, for example that of an occupancy grid.
+
+    The rotation and shift are given, or fitted to places or to a drive that is known in both frames. The map is not scaled. A
+    georeference moves with it.
+
+    examples:
+      pixloc map move site.pixmap -o in_grid.pixmap --pose 1.5 -2 0 0 0 0.7071068 0.7071068
+      pixloc map move site.pixmap -o in_grid.pixmap --points pairs.txt --upright
+      pixloc map move site.pixmap -o in_grid.pixmap --trajectories camera.tum slam_toolbox.tum --upright
+
+    pairs.txt: a line per place, a keyframe's file name or x y z in the map, then x y z in the new frame:
+      0001.jpg 4.20 1.35 0.60
+      12.5 -3.1 0.0 9.75 14.02 0.0
+    """
+    import numpy as np
+
+    from ..errors import InputError
+    from ..geometry import se3
+    from ..io.trajectory import read_tum
+    from ..mapping import Map
+    from ..mapping.build.care import moved
+    from ..mapping.georeference import rigid_fit
+
+    map_ = Map.open(args.map)
+    (new_from_map,) = parse_poses(args, "pose")
+    if new_from_map is None:
+        if args.points is not None:
+            centres = dict(zip(map_.keyframe_names, map_.map_from_keyframe[:, :3, 3].numpy()))
+            points, places, _ = read_fixes(args.points, centres, "X Y Z")
+        else:
+            in_map, in_new = map(read_tum, args.trajectories)
+            poses, known = in_new.at(in_map.stamps_ns, 1_000_000_000)
+            points, places = in_map.map_from_body[known, :3, 3].numpy(), poses[known, :3, 3].numpy()
+        if len(points) < (2 if args.upright else 3):
+            raise InputError(f"{len(points)} places are known in both frames: give at least 3, or 2 with --upright")
+        new_from_map, errors, spread = rigid_fit(points, places, args.upright)
+        fit = f"{len(points)} places fit with {np.median(errors):.3g} in the median, at worst {errors.max():.3g}"
+        if not np.median(errors) < _MOVE_ERROR_SHARE * spread or spread < _MOVE_LEAST_SPREAD * np.ptp(points, axis=0).max():
+            raise InputError(
+                f"{fit}; they spread over {spread:.3g}, which does not determine how the map lies: check the units and the order "
+                "of the places, and give places further apart" + ("" if args.upright else " and off one line, or --upright")
+            )
+        print(fit)
+    moved(map_, new_from_map).save(args.output)
+    x, y, z, *quaternion = (*new_from_map[:3, 3].tolist(), *se3.quaternion_from_rotation(new_from_map[:3, :3]).tolist())
+    print(f"{args.output}: moved by {x:.4g} {y:.4g} {z:.4g}, turned by {' '.join(f'{q:.6f}' for q in quaternion)} (x y z w)")
+    return 0
 
 
 def _run_merge(args: argparse.Namespace) -> int:

@@ -102,15 +102,37 @@ def fit_georeference(xyz: np.ndarray, fixes: np.ndarray, upright: bool = False) 
         raise InputError(f"a georeference needs at least {2 if upright else 3} fixes, not {len(xyz)}: give more")
     latitude, longitude, altitude = np.median(fixes, 0)
     local = Georeference(latitude, longitude, altitude, torch.eye(4, dtype=torch.float64))
-    enu = local.enu_from_fix(fixes)
-    weights = np.ones(len(xyz))
+    pose, errors, spread = rigid_fit(xyz, local.enu_from_fix(fixes), upright)
+    if spread < _LEAST_SPREAD_M:
+        raise InputError(
+            f"the fixes spread over {spread:.1f} m only, which does not determine the map's "
+            + ("heading: give fixes further apart" if upright else "roll: give fixes to the sides as well, or --upright")
+        )
+    return Georeference(float(latitude), float(longitude), float(altitude), pose), errors
+
+
+def rigid_fit(points: np.ndarray, places: np.ndarray, upright: bool = False) -> tuple[torch.Tensor, np.ndarray, float]:
+    """The rotation and shift that bring points onto their places.
+
+    Outliers count less the further off they are (Cauchy, at the median error).
+
+    Args:
+        points: float64 [N, 3] in one frame.
+        places: float64 [N, 3] of the same in another.
+        upright: The z axes of both frames point up: only heading and shift are fitted.
+
+    Returns:
+        places_from_points float64 [4, 4], how far each point is off, float64 [N], and how far the points spread across the
+        direction that determines the rotation least (upright: horizontally).
+    """
+    weights = np.ones(len(points))
     for _ in range(_ROUNDS):
         weights /= weights.sum()
-        centre_map, centre_enu = weights @ xyz, weights @ enu
-        correlation = (enu - centre_enu).T @ (weights[:, None] * (xyz - centre_map))
+        centre, target = weights @ points, weights @ places
+        correlation = (places - target).T @ (weights[:, None] * (points - centre))
         if upright:
             flat = correlation[:2, :2]
-            spread = np.sqrt(weights @ ((xyz - centre_map)[:, :2] ** 2).sum(1))
+            spread = np.sqrt(weights @ ((points - centre)[:, :2] ** 2).sum(1))
             yaw = np.arctan2(flat[1, 0] - flat[0, 1], flat[0, 0] + flat[1, 1])
             rotation = np.array([[np.cos(yaw), -np.sin(yaw), 0], [np.sin(yaw), np.cos(yaw), 0], [0, 0, 1]])
         else:
@@ -118,15 +140,10 @@ def fit_georeference(xyz: np.ndarray, fixes: np.ndarray, upright: bool = False) 
             u, s, vt = np.linalg.svd(correlation)
             spread = np.sqrt(s[1])
             rotation = u @ np.diag([1, 1, np.sign(np.linalg.det(u @ vt))]) @ vt
-        errors = np.linalg.norm(enu - centre_enu - (xyz - centre_map) @ rotation.T, axis=1)
+        errors = np.linalg.norm(places - target - (points - centre) @ rotation.T, axis=1)
         weights = 1 / (1 + (errors / max(np.median(errors), 1e-6)) ** 2)
-    if spread < _LEAST_SPREAD_M:
-        raise InputError(
-            f"the fixes spread over {spread:.1f} m only, which does not determine the map's "
-            + ("heading: give fixes further apart" if upright else "roll: give fixes to the sides as well, or --upright")
-        )
-    pose = se3.from_rotation_translation(torch.from_numpy(rotation), torch.from_numpy(centre_enu - rotation @ centre_map))
-    return Georeference(float(latitude), float(longitude), float(altitude), pose), errors
+    shift = torch.from_numpy(target - rotation @ centre)
+    return se3.from_rotation_translation(torch.from_numpy(rotation), shift), errors, float(spread)
 
 
 def _earth_from_fix(fixes: np.ndarray) -> np.ndarray:

@@ -13,6 +13,7 @@ from pixloc_ros.cli.main import main
 from pixloc_ros.errors import InputError
 from pixloc_ros.geometry import se3
 from pixloc_ros.io.colmap import read_colmap_model
+from pixloc_ros.io.trajectory import Trajectory, write_tum
 from pixloc_ros.mapping import Map
 from pixloc_ros.mapping.build.building import build_map
 from pixloc_ros.mapping.build.care import PruneOptions, check, merge, moved, prune, re_encode, subset, with_int8
@@ -211,3 +212,50 @@ def test_commands(one, tmp_path, capsys):
     assert main(["map", "check", str(tmp_path / "broken.pixmap")]) == 2
     replace(one, track_length=one.track_length + 1).save(tmp_path / "wrong.pixmap")
     assert main(["map", "check", str(tmp_path / "wrong.pixmap")]) == 1
+
+
+GRID_FROM_MAP = se3.se3_exp(torch.tensor([12.0, -3.0, 0.4, 0.0, 0.0, 2.2], dtype=torch.float64))
+
+
+def write_ways(folder, map_, grid_from_map):
+    """The options of `map move` that describe the same move."""
+    centres, pose = map_.map_from_keyframe[:, :3, 3], grid_from_map
+    places = se3.transform(pose, centres)
+    lines = [" ".join((name, *map(repr, place))) for name, place in zip(map_.keyframe_names, places.tolist())]
+    (folder / "pairs.txt").write_text("\n".join(lines) + "\n")
+    stamps = 1_000_000_000 * np.arange(len(centres))
+    write_tum(folder / "map.tum", Trajectory(stamps, map_.map_from_keyframe))
+    write_tum(folder / "grid.tum", Trajectory(stamps, pose @ map_.map_from_keyframe))
+    numbers = [*pose[:3, 3].tolist(), *se3.quaternion_from_rotation(pose[:3, :3]).tolist()]
+    return {
+        "pose": ["--pose", *map(repr, numbers)],
+        "points": ["--points", folder / "pairs.txt", "--upright"],
+        "trajectories": ["--trajectories", folder / "map.tum", folder / "grid.tum", "--upright"],
+    }
+
+
+@pytest.mark.parametrize("way", ["pose", "points", "trajectories"])
+def test_move_brings_a_map_into_the_grids_frame(one, tmp_path, way, capsys):
+    one.save(tmp_path / "site.pixmap")
+    words = write_ways(tmp_path, one, GRID_FROM_MAP)[way]
+    output = tmp_path / "grid.pixmap"
+    assert main(["map", "move", str(tmp_path / "site.pixmap"), "-o", str(output), *map(str, words)]) == 0, capsys.readouterr()
+    result = Map.open(output, verify=True)
+    assert torch.allclose(result.map_from_keyframe, GRID_FROM_MAP @ one.map_from_keyframe, atol=1e-6)
+    np.testing.assert_allclose(result.xyz, se3.transform(GRID_FROM_MAP, torch.from_numpy(np.array(one.xyz))), atol=1e-6)
+    assert not check(result) or all(not finding.serious for finding in check(result))
+
+
+@pytest.mark.parametrize("fault", ["scaled", "on one line", "two places"])
+def test_move_refuses_places_that_do_not_determine_it(one, tmp_path, fault, capsys):
+    one.save(tmp_path / "site.pixmap")
+    rng = np.random.default_rng(0)
+    places = {
+        "scaled": (a := rng.normal(size=(12, 3)), 100 * a),
+        "on one line": (b := np.outer(np.arange(9.0), [1, 2, 0.5]), b + 1),
+        "two places": (c := np.eye(3)[:2], c),
+    }[fault]
+    (tmp_path / "pairs.txt").write_text("\n".join(" ".join(map(repr, row)) for row in np.hstack(places).tolist()))
+    words = [str(tmp_path / "site.pixmap"), "-o", str(tmp_path / "out.pixmap"), "--points", str(tmp_path / "pairs.txt")]
+    assert main(["map", "move", *words]) == 2 and "give" in capsys.readouterr().err
+    assert not (tmp_path / "out.pixmap").exists()
