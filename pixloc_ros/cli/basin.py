@@ -49,7 +49,7 @@ def run(args: argparse.Namespace) -> int:
     from ..evaluation.basin import BasinOptions, BasinQuery, format_basin, measure_basin, median_depth, read_basin
     from ..evaluation.queries import read_queries
     from ..geometry import se3
-    from ..io.files import write_bytes, write_text
+    from ..io.files import match_names, write_bytes, write_text
     from ..io.images import load_image
     from ..io.trajectory import read_benchmark_poses
     from ..localization import Localizer
@@ -58,8 +58,9 @@ def run(args: argparse.Namespace) -> int:
 
     options = BasinOptions(args.rotation, args.translation / 100, args.steps, args.starts, args.seed)
     others = [read_basin(path) for path in args.beside]
-    truth = read_benchmark_poses(args.truth)
-    queries = [query for query in read_queries(args.images, args.cameras) if query.name in truth]
+    asked = read_queries(args.images, args.cameras)
+    truth = match_names([query.name for query in asked], read_benchmark_poses(args.truth))
+    queries = [query for query in asked if query.name in truth]
     if not queries:
         raise InputError(f"{args.truth} has no pose for any of the images: its names must be those of {args.cameras}")
     if args.max_images < 0:

@@ -35,12 +35,12 @@ def add_parser(subparsers) -> None:
 def run(args: argparse.Namespace) -> int:
     from ..errors import InputError
     from ..evaluation.queries import localize_queries, query_figures, read_queries
-    from ..io.files import write_text
+    from ..io.files import match_names, write_text
     from ..io.trajectory import read_benchmark_poses, write_benchmark_poses
 
     queries = read_queries(args.images, args.cameras)
     priors = read_benchmark_poses(args.prior) if args.prior else {}
-    if args.prior and not any(query.name in priors for query in queries):
+    if args.prior and not match_names([query.name for query in queries], priors):
         raise InputError(f"{args.prior} has no pose for any of the images: its names must be those of {args.cameras}")
     localizer = open_localizer(args)
     with show_progress("localize") as progress:

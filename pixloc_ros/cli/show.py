@@ -210,6 +210,7 @@ def _of_file(args: argparse.Namespace, localizer):
     from ..geometry import se3
     from ..geometry.cameras import Camera
     from ..io.camera_files import read_cameras
+    from ..io.files import match_names
     from ..io.images import load_image
     from ..io.trajectory import read_benchmark_poses
     from ..mapping.retrieval import KeyframeIndex
@@ -223,9 +224,8 @@ def _of_file(args: argparse.Namespace, localizer):
     def of_image(values: dict, source: Path):
         """The entry of the image: of its whole path as written, or of the part of it that the file knows."""
         for first in range(len(args.bag.parts)):
-            name = "/".join(args.bag.parts[first:])
-            if name in values:
-                return values[name]
+            for value in match_names(["/".join(args.bag.parts[first:])], values).values():
+                return value
         raise InputError(f"{source} has no line for {args.bag.name}: add it")
 
     camera = Camera.parse_colmap_line(args.camera) if args.camera else of_image(read_cameras(args.cameras), args.cameras)

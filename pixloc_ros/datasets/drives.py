@@ -136,6 +136,8 @@ def make_drive(
     length = float(se3.pose_difference(map_from_base[:-1], map_from_base[1:])[0].sum()) if len(stamps) > 1 else 0.0
     odometry, topic, note = _odometry(drive, stamps, options.seed)
     notes.append(note)
+    if drive.map_from_base.repeated:
+        notes.append(f"Stamps of the ground truth are repeated, {drive.map_from_base.repeated} in all: the last of each counts.")
     if not out.path("drive").is_dir():
         recorded = RecordedDrive(drive.pictures.encoding, drive.camera, drive.base_from_camera, odometry, map_from_base, topic)
         write_drive_bag(out.path("drive"), _images(drive, set(stamps.tolist()), progress), recorded)

@@ -18,7 +18,7 @@ from ..geometry import se3
 from ..geometry.cameras import Camera
 from ..io.camera_files import read_cameras
 from ..io.colmap import read_colmap_model
-from ..io.files import find_file
+from ..io.files import find_file, match_names
 from ..io.text import read_rows
 from ..io.trajectory import parse_pose
 from ..io.work_folder import WorkFolder
@@ -77,7 +77,8 @@ class ImageSet:
     def priors(self, map_: Map) -> dict[str, torch.Tensor]:
         """camera_from_map of the first image in the map that looks like a query, by query; those without one are left out."""
         place = {name: k for k, name in enumerate(map_.keyframe_names)}
-        first = {q.name: next((place[name] for name in self.pairs.get(q.name, ()) if name in place), None) for q in self.queries}
+        pairs = match_names([query.name for query in self.queries], self.pairs)
+        first = {query: next(iter(match_names(similar, place).values()), None) for query, similar in pairs.items()}
         return {name: se3.inverse(map_.map_from_keyframe[k]) for name, k in first.items() if k is not None}
 
 

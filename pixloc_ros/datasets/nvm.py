@@ -48,7 +48,7 @@ class NvmModel:
 def read_nvm(path: Path) -> NvmModel:
     """The first model of a file. Raises InputError where it is no NVM_V3 file, is cut short, or holds no image or point."""
     try:
-        with open(path, encoding="utf-8") as file:
+        with open(path, encoding="utf-8-sig") as file:
             names, values, xyz, image, point = _read(path, (line for line in file if line.strip()))
     except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or "it is not a text file"

@@ -28,9 +28,9 @@ from ..io.depth import decode_depth, move_depth, with_depth
 from ..io.frames import CameraFrame, Odometry
 from ..io.messages import IMAGE, image_of, matrix, message_stamp
 from ..io.text import read_text
-from ..io.trajectory import Trajectory
+from ..io.trajectory import Trajectory, read_stamped_list, read_tum
 from ..io.transforms import TransformTree
-from ..io.tum import read_stamped_list, read_stamped_poses
+from ..io.tum import read_stamped_files
 from . import recording
 from .odometry import twist_of_poses, with_covariances
 from .recording import Picture, Pictures, Recording
@@ -55,9 +55,9 @@ def _from_folder(folder: Path) -> Recording:
     folder = recording.need_folder(folder, "a recording of OpenLORIS-Scene: a folder like office1-1, or its .bag")
     camera = _camera(folder / "sensors.yaml")
     base_from_camera = _mount(folder / "trans_matrix.yaml")
-    truth = read_stamped_poses(folder / "groundtruth.txt")
+    truth = read_tum(folder / "groundtruth.txt", more=True)
     lists = tuple(folder / name for name in _FILES)
-    images, depths = (recording.stamped_files(path) if path.is_file() or path is lists[0] else {} for path in lists[:2])
+    images, depths = (read_stamped_files(path) if path.is_file() or path is lists[0] else {} for path in lists[:2])
     depth = recording.aligned_depth_files(images, depths, truth, base_from_camera, camera, DEPTH_SCALE)
     pictures = recording.picture_files(folder.name, images, depth)
     odometry = _odometry(folder / "odom.txt")
@@ -65,10 +65,11 @@ def _from_folder(folder: Path) -> Recording:
 
 
 def _odometry(path: Path) -> Odometry:
-    stamps, rows = read_stamped_list(path, 14)
-    odometry = read_stamped_poses(path)
+    stamps, rest = read_stamped_list(path)
+    odometry = read_tum(path, more=True)
+    rows = [row.replace(",", " ").split() for row in rest]
     try:
-        twist = np.array([[float(word) for word in row[7:13]] for row in rows])
+        twist = np.array([[float(word) for word in row[7:13]] for row in rows]).reshape(-1, 6)
     except ValueError:
         twist = np.full((len(rows), 6), np.nan)
     if not np.isfinite(twist).all():

@@ -16,11 +16,10 @@ from ..errors import InputError
 from ..geometry import se3
 from ..geometry.cameras import Camera
 from ..io.depth import MAX_DEPTH_OFFSET_NS
-from ..io.files import find_file
 from ..io.frames import Odometry, UnusableFrame
 from ..io.image_format import decode_compressed
 from ..io.trajectory import Trajectory
-from ..io.tum import SAME_INSTANT_NS, RgbdFrame, load_depth, nearest_stamp, read_stamped_list
+from ..io.tum import SAME_INSTANT_NS, RgbdFrame, load_depth, nearest_stamp
 from ..mapping.build.keyframes import PosedFrame
 from ..mapping.build.posed_frames import FrameSource
 
@@ -178,12 +177,6 @@ def picture_files(name: str, paths: Mapping[int, Path], depth: Mapping[int, Call
     missing = len(paths) - len(present)
     left_out = {"image file missing": missing} if missing else {}
     return Pictures(np.array(list(present), np.int64), kinds.pop(), read, bool(depth), left_out)
-
-
-def stamped_files(path: Path) -> dict[int, Path]:
-    """Files by stamp, from a list of lines `stamp file` whose names are relative to its folder. Raises `InputError`."""
-    stamps, rest = read_stamped_list(path, 2)
-    return {stamp: find_file(path.parent, words[0]) for stamp, words in zip(stamps.tolist(), rest)}
 
 
 def aligned_depth_files(

@@ -8,6 +8,7 @@ units per metre. Calibration comes with the name: freiburg1, 2, 3 (the last is r
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -15,9 +16,9 @@ import torch
 from ..errors import InputError
 from ..geometry import se3
 from ..geometry.cameras import Camera
-from ..io.trajectory import Trajectory
-from ..io.tum import read_camera, read_stamped_poses
-from .recording import BASE_FROM_OPTICAL, Recording, aligned_depth_files, need_folder, picture_files, stamped_files
+from ..io.trajectory import read_tum
+from ..io.tum import read_camera, read_stamped_files
+from .recording import BASE_FROM_OPTICAL, Recording, aligned_depth_files, need_folder, picture_files
 
 DEPTH_SCALE = 5000.0
 _CALIBRATION = {
@@ -42,9 +43,9 @@ def read_tum_sequence(folder: Path, camera: Camera | None = None, depth_scale: f
     folder = need_folder(folder, "a sequence of the TUM RGB-D benchmark, with rgb.txt, depth.txt and groundtruth.txt")
     camera = camera or tum_camera(folder)
     images_list, depth_list, poses = lists = tuple(folder / f"{name}.txt" for name in ("rgb", "depth", "groundtruth"))
-    truth = read_stamped_poses(poses)
-    truth = Trajectory(truth.stamps_ns, truth.map_from_body @ se3.inverse(BASE_FROM_OPTICAL))
-    images, depths = stamped_files(images_list), stamped_files(depth_list)
+    truth = read_tum(poses, more=True)
+    truth = replace(truth, map_from_body=truth.map_from_body @ se3.inverse(BASE_FROM_OPTICAL))
+    images, depths = read_stamped_files(images_list), read_stamped_files(depth_list)
     depth = aligned_depth_files(images, depths, truth, BASE_FROM_OPTICAL, camera, depth_scale)
     pictures = picture_files(folder.name, images, depth)
     return Recording(folder.resolve().name, camera, pictures, truth, BASE_FROM_OPTICAL, files=lists)

@@ -15,7 +15,7 @@ from ..errors import InputError
 from ..geometry import se3
 from ..geometry.cameras import Camera
 from ..io.camera_files import read_cameras, read_names
-from ..io.files import find_file
+from ..io.files import find_file, match_names
 from ..localization import Localizer, Location
 from ..tracking.types import FrameAlignment
 from .metrics import timing_figures
@@ -72,14 +72,18 @@ def read_queries(images: Path, cameras: Path) -> list[Query]:
         folder, names = Path(images), list(known)
     else:
         folder, names = Path(images).parent, read_names(images)
-        unknown = [name for name in names if name not in known]
+        found = match_names(names, known)
+        unknown = [name for name in names if name not in found]
         if unknown:
             raise InputError(f"{cameras} has no camera for {unknown[0]} ({len(unknown)} of {len(names)} images): add its line")
+        known = found
     paths = {name: find_file(folder, name) for name in names}
+    # A line that begins with "#" and names no image is a comment.
+    paths = {name: path for name, path in paths.items() if path.is_file() or not name.startswith("#")}
     missing = [name for name, path in paths.items() if not path.is_file()]
     if missing:
-        raise InputError(f"{len(missing)} of {len(names)} images are not in {folder}, the first is {missing[0]}: check --images")
-    return [Query(name, paths[name], known[name]) for name in names]
+        raise InputError(f"{len(missing)} of {len(paths)} images are not in {folder}, the first is {missing[0]}: check --images")
+    return [Query(name, paths[name], known[name]) for name in paths]
 
 
 def localize_queries(
@@ -89,7 +93,7 @@ def localize_queries(
     progress: Callable[[int, int], None] = lambda done, of: None,
 ) -> list[QueryResult]:
     """Localize each image; images without a prior (camera_from_map [4, 4] by name) are searched for in the whole map."""
-    results = []
+    results, priors = [], match_names([query.name for query in queries], priors)
     for index, query in enumerate(queries):
         progress(index, len(queries))
         began = time.perf_counter()

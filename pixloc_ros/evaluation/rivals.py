@@ -29,6 +29,7 @@ import torch
 from ..errors import InputError
 from ..geometry import se3
 from ..geometry.cameras import Camera
+from ..io.files import find_file
 from ..io.images import fit_to_working_size, load_image
 from ..mapping import Map
 from ..mapping.local_points import LocalPointSelector
@@ -99,7 +100,7 @@ class Rival:
         Raises:
             InputError: An image is missing.
         """
-        missing = [name for name in map_.keyframe_names if not (Path(images) / name).is_file()]
+        missing = [name for name in map_.keyframe_names if not find_file(images, name).is_file()]
         if missing:
             raise InputError(
                 f"{len(missing)} of the map's {len(map_.keyframe_names)} images are not in {images}, the first is "
@@ -161,7 +162,7 @@ class Rival:
         found = self._keyframes.pop(number, None)
         if found is None:
             camera = self.map.cameras[self.map.keyframe_camera[number]]
-            grey = _grey(load_image(self._images / self.map.keyframe_names[number]))
+            grey = _grey(load_image(find_file(self._images, self.map.keyframe_names[number])))
             if grey.shape != (camera.height, camera.width):
                 grey = cv2.resize(grey, (camera.width, camera.height), interpolation=cv2.INTER_AREA)
             ids = self.map.observation_point[self.map.observations(number)].astype(np.int64)

@@ -15,6 +15,7 @@ import torch
 from ..errors import InputError
 from ..geometry import se3
 from ..io.bag_truth import is_bag, read_bag_times, read_bag_truth
+from ..io.files import match_names
 from ..io.trajectory import Trajectory, pose_format, read_benchmark_poses, read_kitti, read_stamps, read_tum
 from .metrics import Step, associate
 from .runs import RUN_FILE, BagRun, read_run, run_of_poses
@@ -52,6 +53,7 @@ class _Poses:
         poses: float64 [N, 4, 4].
         stamps_ns: int64 [N] or None.
         names: Of the images, or None.
+        repeated: As of `Trajectory`.
     """
 
     path: Path
@@ -59,13 +61,14 @@ class _Poses:
     poses: torch.Tensor
     stamps_ns: np.ndarray | None = None
     names: list[str] | None = None
+    repeated: int = 0
 
     @classmethod
     def read(cls, path: Path) -> _Poses:
         kind = pose_format(path)
         if kind == "tum":
             track = read_tum(path)
-            return cls(path, kind, track.map_from_body, track.stamps_ns)
+            return cls(path, kind, track.map_from_body, track.stamps_ns, repeated=track.repeated)
         if kind == "kitti":
             return cls(path, kind, read_kitti(path))
         named = read_benchmark_poses(path)
@@ -76,7 +79,7 @@ class _Poses:
         if self.names is not None:
             raise InputError(f"{self.path} names images, the others say times: compare poses by name only with poses by name")
         if self.stamps_ns is not None:
-            return Trajectory(self.stamps_ns, self.poses)
+            return Trajectory(self.stamps_ns, self.poses, repeated=self.repeated)
         if times is None:
             raise InputError(f"{self.path} says no times, as KITTI files do not: give those of the images with --times")
         if len(times) != len(self.poses):
@@ -84,7 +87,7 @@ class _Poses:
                 f"{self.path} has {len(self.poses)} poses, but there are {len(times)} images: a KITTI file has a "
                 "line for each of them"
             )
-        return Trajectory(times, self.poses)
+        return Trajectory.from_poses(zip(times.tolist(), self.poses))
 
 
 def parse_step(text: str | None) -> Step | None:
@@ -106,6 +109,7 @@ def read_runs(arguments: Sequence[str], inputs: RunInputs) -> tuple[list[BagRun]
     if not inputs.tolerance_s >= 0:
         raise InputError("--tolerance must not be negative")
     named = _named_paths(arguments)
+    notes: list[str] = []
     runs = {name: replace(read_run(path), name=name) for name, path in named.items() if path.is_dir()}
     files = {name: _Poses.read(path) for name, path in named.items() if name not in runs}
     truth, times = _truth_and_times(inputs, runs)
@@ -120,14 +124,24 @@ def read_runs(arguments: Sequence[str], inputs: RunInputs) -> tuple[list[BagRun]
     for name, run in runs.items():
         if not len(run.truth):
             raise InputError(f"nothing says the truth of {named[name]}: give --truth, a file or a bag")
-    notes = []
+    if times is not None:
+        notes += _repeats("--times", "images", len(times) - len(np.unique(times)))
+    if inputs.truth is not None:
+        notes += _repeats("the truth", "poses", truth.repeated)
     if files:
         tracks = {name: file.timed(times) for name, file in files.items()}
         if truth is None:
             truth = next(iter(runs.values())).truth
-        timed_runs, notes = _with_times(tracks, truth, times, inputs.tolerance_s)
+        for name, track in tracks.items():
+            notes += _repeats(name, "poses", track.repeated)
+        timed_runs, more = _with_times(tracks, truth, None if times is None else np.unique(times), inputs.tolerance_s)
         runs.update(timed_runs)
+        notes += more
     return [runs[name] for name in named], notes
+
+
+def _repeats(whose: str, things: str, count: int) -> list[str]:
+    return [f"{whose}: stamps of its {things} are repeated, {count} in all: the last of each counts."] if count else []
 
 
 def _named_paths(arguments: Sequence[str]) -> dict[str, Path]:
@@ -185,10 +199,10 @@ def _without_times(truth: _Poses, files: dict[str, _Poses]) -> list[BagRun]:
                 f"{file.path} is a {file.kind} file and {truth.path} a {truth.kind} file: "
                 "give both in one format, or the images' --times"
             )
-        if file.names is not None and not order.keys() & set(file.names):
+        if file.names is not None and not (known := match_names(file.names, order)):
             raise InputError(f"{file.path} names none of the images of {truth.path}: names must be the same")
         if file.names is not None:
-            poses = Trajectory.from_poses((order[image], pose) for image, pose in zip(file.names, file.poses) if image in order)
+            poses = Trajectory.from_poses((known[image], pose) for image, pose in zip(file.names, file.poses) if image in known)
         else:
             poses = file.timed(stamps)
         matches = associate(stamps, poses.stamps_ns, 0)

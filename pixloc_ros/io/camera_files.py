@@ -9,22 +9,22 @@ from pathlib import Path
 
 from ..errors import InputError
 from ..geometry.cameras import Camera
+from .colmap_files import MODELS
 from .files import write_text
-from .text import read_lines
+from .text import read_named_rows, read_text
 
-_LINE = re.compile(r"(?P<name>.+?)\s+(?P<camera>[A-Z][A-Z0-9_]*\s+\d+\s+\d+(\s.*)?)")
+_LINE = re.compile(rf"(?P<name>.+)\s+(?P<rest>(?:{'|'.join(name for name, _ in MODELS)})(?:\s+[-+.\deE]+)+)")
+"""The last name of a model ends the image's."""
 
 
 def read_cameras(path: str | Path) -> dict[str, Camera]:
-    """Cameras by the name of the image, which may hold blanks.
+    """Cameras by the name of the image, which may hold blanks and begin with "#" (no comment has a camera's words behind it).
 
     Raises:
         InputError: The file cannot be read, is malformed, empty, or names an image twice.
     """
     cameras: dict[str, Camera] = {}
-    for where, line in read_lines(path):
-        match = _LINE.fullmatch(line)
-        name, text = match.group("name", "camera") if match else line.split(" ", 1) if " " in line else (line, "")
+    for where, name, text in read_named_rows(path, _LINE):
         if name in cameras:
             raise InputError(f"{where}: a second camera for '{name}': keep one")
         try:
@@ -46,8 +46,10 @@ def write_cameras(path: str | Path, cameras: Mapping[str, Camera]) -> None:
 
 
 def read_names(path: str | Path) -> list[str]:
-    """Names of images, one a line. Raises `InputError`: the file cannot be read or is empty."""
-    names = [line for _, line in read_lines(path)]
+    """Names of images beside the file, one a line; one that begins with "#" must be there. Raises `InputError`: the file cannot
+    be read or is empty."""
+    lines = (line.strip() for line in read_text(path).split("\n"))
+    names = [line for line in lines if line and (not line.startswith("#") or (Path(path).parent / line).is_file())]
     if not names:
         raise InputError(f"{path} names no image: write one file name a line")
     return names

@@ -17,7 +17,7 @@ from .text import read_text
 
 PARTS = ("cameras", "images", "points3D")
 """Names of the files that every model has."""
-_MODELS = (
+MODELS = (
     ("SIMPLE_PINHOLE", 3),
     ("PINHOLE", 4),
     ("SIMPLE_RADIAL", 4),
@@ -126,9 +126,9 @@ def _binary_cameras(path: Path) -> dict[int, Camera | InputError]:
     file, cameras = _Bytes(path), {}
     for _ in range(file.number()):
         camera_id, model, width, height = file.number("<u4"), file.number("<i4"), file.number(), file.number()
-        if not 0 <= model < len(_MODELS):
+        if not 0 <= model < len(MODELS):
             raise InputError(f"{path}: camera {camera_id} has the unknown model number {model}: undistort the images with COLMAP")
-        name, parameters = _MODELS[model]
+        name, parameters = MODELS[model]
         params = file.take("<f8", parameters).tolist()
         cameras[camera_id] = _camera(path, camera_id, name, width, height, params)
     file.finish()

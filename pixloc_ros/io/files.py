@@ -7,10 +7,14 @@ import contextlib
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+import unicodedata
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path, PurePosixPath
+from typing import TypeVar
 
 from ..errors import InputError
+
+_Value = TypeVar("_Value")
 
 
 def _unwritable(path: Path, error: OSError) -> InputError:
@@ -85,8 +89,13 @@ def write_text(path: str | Path, text: str, mode: int = 0o644) -> None:
     write_bytes(path, text.encode(), mode)
 
 
+def plain_name(name: str) -> str:
+    """What the names of one file have in common on all systems: slashes for backslashes, no "./", one case, composed letters."""
+    return unicodedata.normalize("NFC", name.strip().replace("\\", "/").removeprefix("./")).casefold()
+
+
 def find_file(folder: str | Path, name: str) -> Path:
-    """The file that a list from another system names: with backslashes, or in another case than the file on disk.
+    """The file that a list from another system names: with backslashes, in another case or with letters composed differently.
 
     Returns:
         The file; where nothing fits or several files differ by case only, the path that the name says.
@@ -97,7 +106,20 @@ def find_file(folder: str | Path, name: str) -> Path:
     path = folder
     for part in PurePosixPath(name.replace("\\", "/")).parts:
         if not (path / part).exists():
-            found = [entry for entry in path.iterdir() if entry.name.lower() == part.lower()] if path.is_dir() else []
+            plain = plain_name(part)
+            found = [entry for entry in path.iterdir() if plain_name(entry.name) == plain] if path.is_dir() else []
             part = found[0].name if len(found) == 1 else part
         path /= part
     return path
+
+
+def match_names(wanted: Iterable[str], known: Mapping[str, _Value]) -> dict[str, _Value]:
+    """What is known of each wanted name of a file; names that only differ between systems are the same (`plain_name`).
+
+    Names that nothing or several things fit are left out.
+    """
+    plain: dict[str, list[str]] = {}
+    for name in known:
+        plain.setdefault(plain_name(name), []).append(name)
+    fits = {name: [name] if name in known else plain.get(plain_name(name), []) for name in wanted}
+    return {name: known[found[0]] for name, found in fits.items() if len(found) == 1}

@@ -1,5 +1,5 @@
 # Copyright the pixloc_ros authors. SPDX-License-Identifier: Apache-2.0
-"""Reading of text files that people and other programs write: UTF-8 with or without a byte-order mark, blank lines, comments."""
+"""Reading of text files that people and other programs write: UTF-8 with or without byte order marks, blank lines, comments."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _COMMENT = re.compile(r"\s#.*")
 
 
 def read_text(path: str | Path, remedy: str = "check the path", errors: str = "strict") -> str:
-    """The content of a text file.
+    """The content of a text file, with "\\n" after every line and without byte order marks.
 
     Args:
         path: The file.
@@ -28,11 +28,17 @@ def read_text(path: str | Path, remedy: str = "check the path", errors: str = "s
         InputError: The file cannot be read or is not text.
     """
     try:
-        return Path(path).read_text(encoding="utf-8-sig", errors=errors)
+        data = Path(path).read_bytes()
     except OSError as error:
         raise InputError(f"cannot read {path} ({error.strerror}): {remedy}") from None
+    if data.startswith((b"\xff\xfe", b"\xfe\xff")) or (b"\0" in data[:2] and data.count(b"\0") > len(data) // 4):
+        raise InputError(f"{path} is UTF-16 text, as some editors save it: save it as UTF-8")
+    try:
+        text = data.decode("utf-8", errors)
     except UnicodeDecodeError:
-        raise InputError(f"{path} is not a text file: {remedy}") from None
+        raise InputError(f"{path} is not UTF-8 text: {remedy}, or save it as UTF-8") from None
+    # Marks come from editors, and between files that were joined.
+    return text.replace("\r\n", "\n").replace("\r", "\n").replace("\ufeff", "")
 
 
 def read_lines(path: str | Path, remedy: str = "check the path", skip: int = 0) -> Iterator[tuple[str, str]]:
@@ -55,6 +61,28 @@ def read_lines(path: str | Path, remedy: str = "check the path", skip: int = 0) 
 def read_rows(path: str | Path, remedy: str = "check the path", skip: int = 0) -> Iterator[tuple[str, list[str]]]:
     """("file:line", words) as `read_lines`; a comment may also stand behind the words."""
     return ((where, _COMMENT.sub("", line).split()) for where, line in read_lines(path, remedy, skip))
+
+
+def read_named_rows(path: str | Path, row: re.Pattern, remedy: str = "check the path") -> Iterator[tuple[str, str, str]]:
+    """("file:line", name, rest) of lines that begin with the name of a file, which may hold blanks and "#".
+
+    Lines that begin with "#" are comments unless they are such lines whose name begins with "#" and no blank.
+
+    Args:
+        path: The file.
+        row: Matches a line with its groups `name` and `rest`. Of lines that it does not match, the first word is the name.
+        remedy: What to do where the file cannot be read.
+
+    Raises:
+        InputError: As `read_text`.
+    """
+    for number, line in enumerate(read_text(path, remedy).split("\n"), 1):
+        line = line.strip()
+        match = row.fullmatch(line) or row.fullmatch(_COMMENT.sub("", line))
+        if match and not line.startswith("# "):
+            yield f"{path}:{number}", *match.group("name", "rest")
+        elif line and not line.startswith("#"):
+            yield f"{path}:{number}", *(line.split(maxsplit=1) + [""])[:2]
 
 
 def read_table(path: str | Path, columns: int, remedy: str = "check the path") -> np.ndarray:

@@ -9,6 +9,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +20,10 @@ import torch
 from ..errors import InputError
 from ..geometry import se3
 from .files import write_text
-from .text import parse_numbers, parse_stamp, read_rows
+from .text import parse_numbers, parse_stamp, read_lines, read_named_rows, read_rows
+
+_REMEDY = "give one pose a line"
+_NAMED = re.compile(r"(?P<name>.+?)\s+(?P<rest>[-+.\deE]+(?:\s+[-+.\deE]+){6})")
 
 
 @dataclass(frozen=True)
@@ -30,11 +34,13 @@ class Trajectory:
         stamps_ns: int64 [N], strictly increasing.
         map_from_body: float64 [N, 4, 4].
         covariances: float64 [N, 6, 6] (translation, rotation) of body perturbations, or None.
+        repeated: How many more poses its source has, at stamps that another one has.
     """
 
     stamps_ns: np.ndarray
     map_from_body: torch.Tensor
     covariances: torch.Tensor | None = None
+    repeated: int = 0
 
     def __post_init__(self) -> None:
         if self.map_from_body.shape != (len(self.stamps_ns), 4, 4):
@@ -48,10 +54,11 @@ class Trajectory:
     @classmethod
     def from_poses(cls, poses: Iterable[tuple[int, torch.Tensor]]) -> Trajectory:
         """From (stamp_ns, map_from_body [4, 4]) pairs in any order; of several poses with one stamp the last is kept."""
+        poses = list(poses)
         latest = dict(poses)
         stamps = sorted(latest)
         matrices = torch.stack([latest[s].double() for s in stamps]) if stamps else torch.empty(0, 4, 4, dtype=torch.float64)
-        return cls(np.array(stamps, np.int64), matrices)
+        return cls(np.array(stamps, np.int64), matrices, repeated=len(poses) - len(latest))
 
     def at(self, stamps_ns: np.ndarray, max_gap_ns: int) -> tuple[torch.Tensor, np.ndarray]:
         """Poses interpolated at stamps; nothing is extrapolated.
@@ -79,31 +86,52 @@ class Trajectory:
         return poses, inside
 
 
-def read_tum(path: Path) -> Trajectory:
-    """Read a TUM file; lines starting with # are comments. Raises `InputError` naming file and line of what is malformed."""
+def read_tum(path: Path, more: bool = False) -> Trajectory:
+    """Read a TUM file, lines in any order, those with # are comments; of several poses with one stamp the last counts.
+
+    Args:
+        path: The file; commas separate words, too.
+        more: Whether lines may hold more words.
+
+    Raises:
+        InputError: Naming file and line of what is malformed.
+    """
     poses: list[tuple[int, torch.Tensor]] = []
-    for where, words in read_rows(path, "give one pose a line"):
-        if len(words) != 8:
+    for where, words in read_rows(path, _REMEDY):
+        words = [word for part in words for word in part.split(",") if word]
+        if len(words) != 8 and not (more and len(words) > 8):
             raise InputError(f"{where}: {len(words)} words instead of 8: write 'stamp tx ty tz qx qy qz qw'")
-        values = parse_numbers(where, words[1:])
-        stamp_ns = _rising(where, words[0], poses[-1][0] if poses else None)
-        poses.append((stamp_ns, _pose(where, values[:3], values[3:])))
+        poses.append((parse_stamp(where, words[0]), parse_pose(words[1:8], where)))
     return Trajectory.from_poses(poses)
 
 
 def read_stamps(path: Path) -> np.ndarray:
     """Stamps of images, from a text file whose lines begin with seconds (KITTI's times.txt, TUM's rgb.txt) → int64 [N]
-    nanoseconds. Raises `InputError` as `read_tum`."""
-    stamps: list[int] = []
-    for where, words in read_rows(path, "give one pose a line"):
-        stamps.append(_rising(where, words[0], stamps[-1] if stamps else None))
-    return np.array(stamps, np.int64)
+    nanoseconds, in the file's order. Raises `InputError` as `read_tum`."""
+    rows = read_rows(path, "give one stamp a line")
+    return np.array([parse_stamp(where, words[0].split(",")[0]) for where, words in rows], np.int64)
+
+
+def read_stamped_list(path: Path) -> tuple[np.ndarray, list[str]]:
+    """Lines of a time in seconds and, behind blanks or a comma, the rest → stamps, int64 nanoseconds [N], in the order of time,
+    and the rest of each line. Raises `InputError`: the file is missing, malformed or empty."""
+    stamps, rest = [], []
+    for where, line in read_lines(path, "a sequence needs it"):
+        stamp, *words = re.split(r"[\s,]+", line, maxsplit=1)
+        if not words or not words[0]:
+            raise InputError(f"{where}: 1 words where 2 are needed: fix or remove the line")
+        stamps.append(parse_stamp(where, stamp))
+        rest.append(words[0])
+    if not stamps:
+        raise InputError(f"{path} is empty: record the sequence again")
+    order = np.argsort(stamps, kind="stable")
+    return np.array(stamps, np.int64)[order], [rest[k] for k in order]
 
 
 def read_kitti(path: Path) -> torch.Tensor:
     """Poses of a KITTI odometry file → map_from_body float64 [N, 4, 4]. Raises `InputError` naming file and line."""
     poses = []
-    for where, words in read_rows(path, "give one pose a line"):
+    for where, words in read_rows(path, _REMEDY):
         if len(words) != 12:
             raise InputError(f"{where}: {len(words)} words instead of 12: write the first three rows of the pose's matrix")
         pose = torch.eye(4, dtype=torch.float64)
@@ -115,19 +143,33 @@ def read_kitti(path: Path) -> torch.Tensor:
 
 def pose_format(path: Path) -> str:
     """ "tum", "kitti" or "benchmark", by the first line that says something. Raises `InputError` where it is none of them."""
-    where, words = next(iter(read_rows(path, "give one pose a line")), (str(path), []))
-    if len(words) == 12:
-        return "kitti"
-    if len(words) == 8:
-        try:
-            float(words[0])
-        except ValueError:
-            return "benchmark"
-        return "tum"
+    rows = list(read_named_rows(path, _NAMED, _REMEDY))
+    # A pose that is commented out looks as if its name began with "#".
+    where, name, rest = next((row for row in rows if not row[1].startswith("#")), rows[0] if rows else (str(path), "", ""))
+    words = [*name.split(), *rest.split()]
+    numbers = [_is_number(word) for word in words]
+    if len(words) in (8, 12) and all(numbers):
+        return {8: "tum", 12: "kitti"}[len(words)]
+    if len(words) >= 8 and all(numbers[-7:]) and not all(numbers):
+        if len(words) == 8 and not _is_unit(words[1:5]) and _is_unit(words[4:]):
+            raise InputError(f"{where}: the stamp '{name}' is not a time: write seconds")
+        return "benchmark"
     raise InputError(
-        f"{where}: no line of poses: write 'stamp tx ty tz qx qy qz qw' (TUM), the 12 numbers of a matrix's first "
-        "three rows (KITTI), or 'name qw qx qy qz tx ty tz' (benchmark)"
+        f"{where}: no line of poses (a heading must begin with #): write 'stamp tx ty tz qx qy qz qw' (TUM), the 12 numbers of a "
+        "matrix's first three rows (KITTI), or 'name qw qx qy qz tx ty tz' (benchmark)"
     )
+
+
+def _is_number(word: str) -> bool:
+    try:
+        float(word)
+        return True
+    except ValueError:
+        return False
+
+
+def _is_unit(quaternion: list[str]) -> bool:
+    return 0.9 < math.hypot(*map(float, quaternion)) < 1.1
 
 
 def write_tum(path: Path, trajectory: Trajectory) -> None:
@@ -144,15 +186,17 @@ def write_tum(path: Path, trajectory: Trajectory) -> None:
 
 
 def read_benchmark_poses(path: Path) -> dict[str, torch.Tensor]:
-    """Lines ``name qw qx qy qz tx ty tz`` → camera_from_map [4, 4] by name, in the file's order. Raises `InputError`."""
+    """Lines ``name qw qx qy qz tx ty tz`` → camera_from_map [4, 4] by name, in the file's order; names may hold blanks and begin
+    with "#" (no comment ends with such numbers). Raises `InputError`."""
     poses: dict[str, torch.Tensor] = {}
-    for where, words in read_rows(path, "give one pose a line"):
-        if len(words) != 8:
-            raise InputError(f"{where}: {len(words)} words instead of 8: write 'name qw qx qy qz tx ty tz', names without spaces")
-        if words[0] in poses:
-            raise InputError(f"{where}: a second pose for '{words[0]}': keep one")
-        w, x, y, z, *translation = parse_numbers(where, words[1:])
-        poses[words[0]] = _pose(where, translation, [x, y, z, w])
+    for where, name, rest in read_named_rows(path, _NAMED, _REMEDY):
+        words = rest.split()
+        if len(words) != 7:
+            raise InputError(f"{where}: {len(words) + 1} words instead of 8: write 'name qw qx qy qz tx ty tz'")
+        if name in poses:
+            raise InputError(f"{where}: a second pose for '{name}': keep one")
+        w, x, y, z, *translation = parse_numbers(where, words)
+        poses[name] = _pose(where, translation, [x, y, z, w])
     return poses
 
 
@@ -171,14 +215,6 @@ def parse_pose(words: list[str], what: str) -> torch.Tensor:
         raise InputError(f"{what} takes 7 numbers x y z qx qy qz qw, not {len(words)}")
     values = parse_numbers(what, words)
     return _pose(what, values[:3], values[3:])
-
-
-def _rising(where: str, word: str, last_ns: int | None) -> int:
-    """The stamp of a word, which comes after `last_ns`."""
-    stamp_ns = parse_stamp(where, word)
-    if last_ns is not None and stamp_ns <= last_ns:
-        raise InputError(f"{where}: the stamp does not increase: sort the lines and drop repeated stamps")
-    return stamp_ns
 
 
 def _pose(where: str, translation: list[float], quaternion_xyzw: list[float]) -> torch.Tensor:

@@ -19,8 +19,9 @@ from ..errors import InputError
 from ..geometry import se3
 from ..geometry.cameras import Camera
 from .depth import MAX_DEPTH_OFFSET_NS, move_depth
-from .text import parse_stamp, read_lines
-from .trajectory import Trajectory, parse_pose
+from .files import find_file
+from .text import read_lines
+from .trajectory import Trajectory, read_stamped_list, read_tum
 
 SAME_INSTANT_NS = 1_000_000
 """Depth that is no further away in time is taken as it is."""
@@ -59,17 +60,17 @@ def read_rgbd_sequence(sequence: Path) -> list[RgbdFrame]:
     sequence = Path(sequence)
     if not sequence.is_dir():
         raise InputError(f"no folder {sequence}: give a folder with rgb.txt, depth.txt and groundtruth.txt")
-    rgb_stamps, rgb = read_stamped_list(sequence / "rgb.txt", 2)
-    depth_stamps, depth = read_stamped_list(sequence / "depth.txt", 2)
-    trajectory = read_stamped_poses(sequence / "groundtruth.txt")
+    rgb, depth = (read_stamped_files(sequence / f"{kind}.txt") for kind in ("rgb", "depth"))
+    trajectory, depth_stamps = read_tum(sequence / "groundtruth.txt", more=True), np.array(list(depth), np.int64)
+    if not len(trajectory):
+        raise InputError(f"{sequence / 'groundtruth.txt'} is empty: record the sequence again")
     frames = []
-    for stamp, (name, *_) in zip(rgb_stamps.tolist(), rgb):
-        k = nearest_stamp(depth_stamps, stamp)
-        depth_stamp = int(depth_stamps[k])
+    for stamp, image in rgb.items():
+        depth_stamp = int(depth_stamps[nearest_stamp(depth_stamps, stamp)])
         image_pose, depth_pose = (_pose_at(trajectory, instant) for instant in (stamp, depth_stamp))
         if abs(depth_stamp - stamp) <= MAX_DEPTH_OFFSET_NS and image_pose is not None and depth_pose is not None:
             same = abs(stamp - depth_stamp) < SAME_INSTANT_NS
-            frames.append(RgbdFrame(stamp, sequence / name, sequence / depth[k][0], image_pose, depth_pose, same))
+            frames.append(RgbdFrame(stamp, image, depth[depth_stamp], image_pose, depth_pose, same))
     if not frames:
         raise InputError(
             f"{sequence}: no colour image has a depth image and a pose within 20 ms: check that rgb.txt, depth.txt and "
@@ -78,36 +79,12 @@ def read_rgbd_sequence(sequence: Path) -> list[RgbdFrame]:
     return frames
 
 
-def read_stamped_list(path: Path, words: int) -> tuple[np.ndarray, list[list[str]]]:
-    """Lines that begin with a time in seconds, in the order of time. Words are separated by blanks or commas.
-
-    Args:
-        path: The file.
-        words: How many a line has at least.
-
-    Returns:
-        Stamps, int64 nanoseconds, rising, and the rest of each line.
-
-    Raises:
-        InputError: The file is missing, malformed or empty.
-    """
-    lines = [(where, line.replace(",", " ").split()) for where, line in read_lines(path, "an RGB-D sequence needs it")]
-    for where, parts in lines:
-        if len(parts) < words:
-            raise InputError(f"{where}: {len(parts)} words where {words} are needed: fix or remove the line")
-    if not lines:
-        raise InputError(f"{path} is empty: record the sequence again")
-    stamps = np.array([parse_stamp(where, parts[0]) for where, parts in lines], np.int64)
-    order = np.argsort(stamps, kind="stable")
-    return stamps[order], [lines[k][1][1:] for k in order]
-
-
-def read_stamped_poses(path: Path) -> Trajectory:
-    """Lines `stamp tx ty tz qx qy qz qw`, in any order; of several with one stamp the last counts. Raises `InputError`."""
-    stamps, rows = read_stamped_list(path, 8)
-    return Trajectory.from_poses(
-        (stamp, parse_pose(row[:7], f"{path}: the pose at {stamp / 1e9:.6f} s")) for stamp, row in zip(stamps.tolist(), rows)
-    )
+def read_stamped_files(path: Path) -> dict[int, Path]:
+    """Lines `stamp file`, names relative to the list's folder → files by stamp, in the order of time. Raises `InputError`."""
+    stamps, names = read_stamped_list(path)
+    files = (find_file(path.parent, name) for name in names)  # a name may hold blanks; else more words may follow it
+    files = (file if file.exists() else find_file(path.parent, name.split()[0]) for file, name in zip(files, names))
+    return dict(zip(stamps.tolist(), files))
 
 
 def read_camera(sequence: Path) -> Camera:

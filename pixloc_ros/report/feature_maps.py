@@ -17,6 +17,7 @@ from scipy.sparse import csr_array
 from ..errors import InputError
 from ..features.pyramid import FeatureLevel, FeaturePyramid
 from ..geometry.cameras import Camera
+from ..io.files import find_file
 from ..io.images import fit_to_working_size, load_image
 from ..mapping.map_file import Map, decode_descriptors
 from ..mapping.statistics import coverage, keyframe_pixels
@@ -75,7 +76,7 @@ class KeyframeImages:
         """folder: what the keyframes' names are relative to, None where the images are not at hand. Raises InputError where one
         is missing."""
         self.folder = folder
-        missing = [name for name in map_.keyframe_names if folder is not None and not (folder / name).is_file()]
+        missing = [name for name in map_.keyframe_names if folder is not None and not find_file(folder, name).is_file()]
         if missing:
             raise InputError(
                 f"{len(missing)} of {len(map_.keyframe_names)} images of map '{map_.name}' are not in {folder}, "
@@ -86,7 +87,7 @@ class KeyframeImages:
         """The keyframe with its image (of the size of its shrunk camera) and features, as far as they are at hand."""
         if self.folder is None:
             return ReferenceView(localizer.map, keyframe)
-        image = load_image(self.folder / localizer.map.keyframe_names[keyframe])
+        image = load_image(find_file(self.folder, localizer.map.keyframe_names[keyframe]))
         camera = localizer.map.cameras[int(localizer.map.keyframe_camera[keyframe])]
         (height, width), size = image.shape[:2], (camera.width, camera.height)
         if (width, height) != size:

@@ -17,6 +17,7 @@ from ..evaluation.offline import run_bag
 from ..evaluation.runs import TRUTH_GAP_NS, FrameRecord
 from ..geometry import se3
 from ..io.bags import BagReader
+from ..io.files import find_file
 from ..io.frames import CameraFrame, UnusableFrame
 from ..io.images import load_image
 from ..localization import Localizer
@@ -271,7 +272,9 @@ def _usual(localizer: Localizer, bag: BagReader, keyframes: KeyframeImages) -> t
     if keyframes.folder is not None:
         names = localizer.map.keyframe_names
         wanted = [names[k] for k in np.unique(np.linspace(0, len(names) - 1, _USUAL_IMAGES).round().astype(int))]
-        return ImageQuality.typical([ImageQuality.of(load_image(keyframes.folder / name)) for name in wanted]), "the map's"
+        return ImageQuality.typical(
+            [ImageQuality.of(load_image(find_file(keyframes.folder, name))) for name in wanted]
+        ), "the map's"
     stamps = sorted(bag.image_stamps())
     chosen = {stamps[k] for k in np.linspace(0, len(stamps) - 1, _USUAL_IMAGES).round().astype(int)}
     frames = bag.frames(lambda stamp: stamp in chosen)

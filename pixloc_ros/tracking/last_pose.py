@@ -62,7 +62,7 @@ def load_last_pose(path: Path, map_name: str) -> LastPose | None:
     Raises InputError where the file is damaged.
     """
     try:
-        values = json.loads(path.read_text(encoding="utf-8"))
+        values = json.loads(path.read_text(encoding="utf-8-sig"))
         if values["version"] != _VERSION:
             raise ValueError(f"version {values['version']}")
         numbers = np.array(values["covariance"], float).reshape(6, 6)

@@ -198,6 +198,19 @@ def test_a_dense_truth_counts_at_the_runs_own_rate(tmp_path):
     assert alone["frames"] == 50 and alone["published_frames"] == 40 and notes == []
 
 
+def test_stamps_in_any_order_and_repeated_count_once_and_are_told(tmp_path):
+    track = walk(30)
+    for name, poses in (("truth", track), ("run", off(track))):
+        write_tum(tmp_path / name, poses)
+        lines = (tmp_path / name).read_text().splitlines(keepends=True)
+        twice = lines[7].split()[0] + " 9 9 9 0 0 0 1\n"
+        (tmp_path / name).write_text("\ufeff" + "".join([*lines[20:], twice, *lines[:20]]))
+    (tmp_path / "times").write_text("".join(f"{stamp / 1e9:.9f}\r\n" for stamp in [*track.stamps_ns[::-1], track.stamps_ns[3]]))
+    (figures,), notes = figures_of([tmp_path / "run"], truth=tmp_path / "truth", times=tmp_path / "times")
+    assert figures["frames"] == 30 and figures["translation_error_max_m"] == pytest.approx(0.02, rel=1e-4)
+    assert [note.split(":")[0] for note in notes] == ["--times", "the truth", "run"] and all("1 in all" in n for n in notes)
+
+
 def test_poses_without_an_image_are_told(tmp_path):
     track = walk(40)
     write_tum(tmp_path / "truth.tum", track)
@@ -264,6 +277,8 @@ def test_benchmark_poses_go_by_their_names(tmp_path):
     (figures,), _ = figures_of([tmp_path / "run.txt"], truth=tmp_path / "truth.txt")
     assert figures["frames"] == 20 and figures["completion"] == 0.5 and figures["recall"]["0.05m_1deg"] == 0.5
     assert figures["translation_error_max_m"] == pytest.approx(0.04) and "relative_step" not in figures
+    write_benchmark_poses(tmp_path / "windows.txt", {f".\\{name.upper()}": pose for name, pose in moved.items()})
+    assert figures_of([tmp_path / "windows.txt"], truth=tmp_path / "truth.txt")[0][0]["completion"] == 1
     write_benchmark_poses(tmp_path / "other.txt", {"x.jpg": named["0.jpg"]})
     with pytest.raises(InputError, match="names none of the images"):
         figures_of([tmp_path / "other.txt"], truth=tmp_path / "truth.txt")

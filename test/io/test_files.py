@@ -8,9 +8,9 @@ import torch
 from pixloc_ros.errors import InputError
 from pixloc_ros.geometry.cameras import Camera
 from pixloc_ros.io.camera_files import read_cameras, read_names, write_cameras
-from pixloc_ros.io.files import find_file, replacing, replacing_folder, write_text
+from pixloc_ros.io.files import find_file, match_names, replacing, replacing_folder, write_text
 from pixloc_ros.io.text import read_lines, read_rows, read_table
-from pixloc_ros.io.trajectory import Trajectory
+from pixloc_ros.io.trajectory import Trajectory, pose_format, read_tum
 from pixloc_ros.io.transforms import TransformTree
 
 
@@ -59,14 +59,35 @@ def test_lines_and_tables_of_text_files(tmp_path):
         list(read_lines(tmp_path / "none"))
 
 
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-16-le", "utf-16-be"])
+def test_text_of_another_encoding_is_named(tmp_path, encoding):
+    (tmp_path / "wide.txt").write_bytes("1 0 0 0 0 0 0 1\r\n".encode(encoding))
+    for read in (read_cameras, read_names, read_tum, pose_format, lambda path: read_table(path, 8)):
+        with pytest.raises(InputError, match="wide.txt is UTF-16 text.*save it as UTF-8"):
+            read(tmp_path / "wide.txt")
+
+
+def test_marks_of_joined_files_are_no_text(tmp_path):
+    (tmp_path / "joined.txt").write_bytes(b"\xef\xbb\xbf1 2\r\n\xef\xbb\xbf3 4\r5 6")
+    assert read_table(tmp_path / "joined.txt", 2).tolist() == [[1, 2], [3, 4], [5, 6]]
+
+
+def test_names_of_one_file_on_several_systems_match():
+    known = {"cam0/A.JPG": 1, "u\u0308.png": 2, "b.png": 3, "B.png": 4}
+    wanted = ["cam0\\a.jpg", "./cam0/A.jpg", "\u00fc.png", "b.PNG", "B.png", "c.png"]
+    assert match_names(wanted, known) == {wanted[0]: 1, wanted[1]: 1, wanted[2]: 2, "B.png": 4}
+
+
 def test_cameras_by_names_with_blanks(tmp_path):
+    names = ["my photo 1.jpg", "#2.jpg", "#3 of 4.jpg", "PINHOLE 5 6.jpg", "ünï #7.jpg", "b.jpg"]
     camera = Camera("plumb_bob", 64, 48, torch.tensor([50.0, 51, 31, 24, 0.1, 0, 0, 0, 0], dtype=torch.float64))
-    write_cameras(tmp_path / "cameras.txt", {"my photo 1.jpg": camera, "b.jpg": camera})
+    write_cameras(tmp_path / "cameras.txt", dict.fromkeys(names, camera))
     found = read_cameras(tmp_path / "cameras.txt")
-    assert list(found) == ["my photo 1.jpg", "b.jpg"]
+    assert list(found) == names
     torch.testing.assert_close(found["my photo 1.jpg"].params, camera.params)
-    (tmp_path / "names.txt").write_text("my photo 1.jpg\n")
-    assert read_names(tmp_path / "names.txt") == ["my photo 1.jpg"]
+    (tmp_path / "#2.jpg").touch()
+    (tmp_path / "names.txt").write_text("# comment\nmy photo 1.jpg\n#2.jpg\n#3.jpg\n")
+    assert read_names(tmp_path / "names.txt") == ["my photo 1.jpg", "#2.jpg"]
 
 
 def test_chains_of_transforms_go_up_and_down():
