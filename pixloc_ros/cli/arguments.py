@@ -149,6 +149,7 @@ def add_topics(parser, base: str):
     option(topics, "--base-frame", "NAME", base)
     mount = "where the camera (optical axes) sits, if the bag has no static transforms"
     option(topics, "--base-from-camera", POSE, mount, nargs=7)
+    flag(topics, "--recording-time", "date images by when they were recorded, where their stamps are 0 or of another clock")
     hidden = {"help_": argparse.SUPPRESS, "default": argparse.SUPPRESS, "type": None}
     option(topics, "--body-frame", dest="base_frame", **hidden)
     option(topics, "--body-from-camera", dest="base_from_camera", nargs=7, **hidden)
@@ -200,7 +201,7 @@ def bag_options(args: argparse.Namespace):
         raise InputError(f"--time-offset {args.time_offset:g}: give seconds from {least:g} to {most:g}")
     topics = (args.image_topic, args.camera_info_topic, args.odometry_topic, args.truth_topic)
     (mount,) = parse_poses(args, "base_from_camera")
-    return BagOptions(*topics, args.odom_frame, args.base_frame, mount, args.time_offset)
+    return BagOptions(*topics, args.odom_frame, args.base_frame, mount, args.time_offset, args.recording_time)
 
 
 def initial_pose(args: argparse.Namespace):

@@ -134,7 +134,7 @@ def _run_bag(args: argparse.Namespace) -> int:
     begin, extractor = time.monotonic(), load_extractor(args.weights)
     (mount,) = parse_poses(args, "base_from_camera")
     where = (args.image_topic, args.camera_info_topic, args.pose_topic, args.map_frame, args.base_frame, mount, args.depth_topic)
-    source = PosedBagOptions(*where, args.depth_scale, args.every, round(args.max_pose_gap * 1e9))
+    source = PosedBagOptions(*where, args.depth_scale, args.every, round(args.max_pose_gap * 1e9), args.recording_time)
     triangulation = TriangulationOptions(min_angle_deg=args.min_angle, max_error_px=args.max_error, surest=args.surest)
     options = PosedMapOptions(args.mask, KeyframeOptions(shift=args.keyframe_shift), triangulation)
     if args.keep_images is not None and args.keep_images.exists() and any(args.keep_images.iterdir()):
@@ -155,9 +155,12 @@ def _run_bag(args: argparse.Namespace) -> int:
         with show_progress("map") as progress:
             how = (work, options, args.working_side, args.output.stem, progress)
             map_, report = build_map_from_posed_frames(frames, extractor, *how)
+        notes = frames.bag.notes
     summary = report.to_json()
     finish(map_, report.build, args, begin, summary)
     _print_drive(summary)
+    for note in notes:
+        print(f"  WARNING: {note}")
     if args.keep_images is not None:
         with contextlib.suppress(FileNotFoundError):
             args.keep_images.rmdir()

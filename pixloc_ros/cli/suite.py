@@ -102,7 +102,8 @@ def run(args: argparse.Namespace) -> int:
 
 def _experiment(args: argparse.Namespace, bag):
     from ..evaluation.suite import Experiment
-    from ..io.bag_truth import is_bag, read_bag_truth
+    from ..io.bag_storage import is_bag
+    from ..io.bag_truth import read_bag_truth
     from ..io.trajectory import read_tum
     from ..mapping.build.posed_bag import bag_identity
 

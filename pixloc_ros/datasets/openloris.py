@@ -12,6 +12,7 @@ TFMessage with base_link's pose), /tf_static from base_link to d400_color.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
@@ -133,7 +134,14 @@ def _from_bag(path: Path) -> Recording:
         camera, base_from_camera = _recorded_camera(bag), bag.base_from_camera
         poses = {message_stamp(t): matrix(t.transform) for _, m in bag.messages([_TRUTH]) for t in m.transforms}
         odometry = _recorded_odometry(bag)
-        stamps = np.unique(np.fromiter(bag.image_stamps(), np.int64))
+        stamps, left_out = set(), Counter()
+        for _, message in bag.messages([_IMAGES]):
+            try:
+                image_of(message)
+                stamps.add(message_stamp(message))
+            except InputError as error:
+                left_out[str(error)] += 1
+        left_out.update(bag.notes)
         topics = [_IMAGES] + ([_DEPTH] if _DEPTH in bag.topics_of_type(IMAGE) else [])
     if not poses:
         raise InputError(f"{path} has no poses on {_TRUTH}: it is no bag of OpenLORIS-Scene")
@@ -144,7 +152,7 @@ def _from_bag(path: Path) -> Recording:
             stamp = message_stamp(message)
             if topic == _DEPTH:
                 yield stamp, message
-            elif wanted(stamp):
+            elif stamp in stamps and wanted(stamp):
                 yield CameraFrame(stamp, image_of(message), camera)
 
     def read(wanted: Callable[[int], bool]) -> Iterator[Picture]:
@@ -160,7 +168,7 @@ def _from_bag(path: Path) -> Recording:
             return np.zeros_like(metres)
         return move_depth(metres, se3.inverse(now @ base_from_camera) @ then @ base_from_camera, camera)
 
-    pictures = Pictures(stamps, "png", read, _DEPTH in topics)
+    pictures = Pictures(np.array(sorted(stamps), np.int64), "png", read, _DEPTH in topics, left_out)
     return Recording(path.stem, camera, pictures, truth, base_from_camera, odometry, (path,))
 
 

@@ -154,7 +154,7 @@ def run_bag(
             process(None)
     odometry = tracker.check_odometry()
     findings = {key: number for name, figure in odometry.known().items() for key, number in zip((name, f"{name}_std"), figure)}
-    remarks = tuple(odometry.warnings(bag.options.time_offset_s).values())
+    remarks = (*bag.notes, *odometry.warnings(bag.options.time_offset_s).values())
     remarks += (tracker.odometry.twist_check.problem,) if tracker.odometry.twist_check.problem else ()
     calibration = tracker.check_calibration()
     if calibration is not None:

@@ -14,7 +14,8 @@ import torch
 
 from ..errors import InputError
 from ..geometry import se3
-from ..io.bag_truth import is_bag, read_bag_times, read_bag_truth
+from ..io.bag_storage import is_bag
+from ..io.bag_truth import read_bag_times, read_bag_truth
 from ..io.files import match_names
 from ..io.trajectory import Trajectory, pose_format, read_benchmark_poses, read_kitti, read_stamps, read_tum
 from .metrics import Step, associate

@@ -13,8 +13,6 @@ from .bags import BagOptions, BagReader
 from .messages import COMPRESSED, IMAGE
 from .trajectory import Trajectory
 
-_SUFFIXES = (".mcap", ".db3", ".bag")
-
 
 class _TruthReader(BagReader):
     """Looks for images, odometry's frames and the truth; a bag without images or camera will do."""
@@ -25,15 +23,8 @@ class _TruthReader(BagReader):
         self.odometry_topic = None
         with contextlib.suppress(InputError):  # for the name of the base's frame; the odometry itself is not needed
             self._find_odometry()
-        self._read_static_transforms()
+        self._find_transforms()
         self._find_truth()
-
-
-def is_bag(path: Path) -> bool:
-    """Whether a path looks like a bag: by its suffix, or a folder with a rosbag2's metadata or storage in it."""
-    return path.suffix in _SUFFIXES or (
-        path.is_dir() and any(file.name == "metadata.yaml" or file.suffix in _SUFFIXES for file in path.iterdir())
-    )
 
 
 def read_bag_truth(path: Path, topic: str | None) -> tuple[Trajectory, np.ndarray | None]:

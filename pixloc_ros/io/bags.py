@@ -7,24 +7,26 @@ Needs no ROS. Header stamps decide the order, never the times of recording: the 
 from __future__ import annotations
 
 import heapq
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field
-from itertools import count
+from dataclasses import dataclass, field, replace
+from functools import partial
+from itertools import count, islice
 from pathlib import Path
 
 import numpy as np
 import torch
-from rosbags.highlevel import AnyReader
 from rosbags.typesys import Stores, get_typestore
 
 from ..errors import InputError
 from ..geometry import se3
 from ..geometry.cameras import Camera
 from . import messages
+from .bag_storage import BagStorage
 from .frames import CameraFrame, Event, OdometryMessage, UnusableFrame
 from .messages import RawMessage
 from .trajectory import Trajectory
-from .transforms import TransformChain, TransformTree
+from .transforms import RecordedTransforms
 
 _POSE_TYPES = (messages.POSE, messages.POSE_COVARIANCE, messages.ODOMETRY, messages.TRANSFORM)
 _NOT_PICTURES = ("depth", "disparity", "mask", "theora")
@@ -33,6 +35,8 @@ REORDER_NS = 1_000_000_000
 """Messages are sorted by stamp within this span; one that comes later than that is passed on as it comes."""
 TF_GAP_NS = 1_000_000_000
 """Moving transforms are interpolated between two that are no further apart."""
+_CLOCKS_APART_NS = 10_000_000_000
+"""Stamps of images and odometry that were recorded at one time are less apart, unless they come from two clocks."""
 
 
 @dataclass(frozen=True)
@@ -48,6 +52,7 @@ class BagOptions:
         base_frame: Name of the frame.
         base_from_camera: float64 [4, 4], instead of the static transforms.
         time_offset_s: Added to the stamps of the images and of their calibration, as the node's parameter time_offset does.
+        recording_time: Whether images and their calibration have the time when they were recorded instead of their stamp.
     """
 
     image: str | None = None
@@ -58,6 +63,7 @@ class BagOptions:
     base_frame: str | None = None
     base_from_camera: torch.Tensor | None = None
     time_offset_s: float = field(default=0.0, repr=False)
+    recording_time: bool = False
 
     @property
     def time_offset_ns(self) -> int:
@@ -78,6 +84,7 @@ class BagReader:
         camera_frame: Name.
         image_compressed: Whether the images are CompressedImages.
         base_from_camera: float64 [4, 4].
+        transforms: Between the frames.
 
     Raises:
         InputError: Something is missing, or there are several candidates.
@@ -85,20 +92,14 @@ class BagReader:
 
     def __init__(self, path: Path, options: BagOptions = BagOptions()) -> None:
         self.path, self.options = Path(path), options
+        self._storage, self._left_out = BagStorage(self.path), Counter()
         try:
-            self._reader = AnyReader([self.path], default_typestore=get_typestore(Stores.ROS2_HUMBLE))
-            self._reader.open()
-        except FileNotFoundError:
-            raise InputError(f"no bag at {path}: give a rosbag2 folder, an .mcap or .db3 file, or a ROS 1 .bag") from None
-        except Exception as error:  # as many kinds as there are ways to damage a bag; MemoryError for a length nobody has
-            raise InputError(
-                f"cannot open the bag {path}: {str(error) or type(error).__name__} (is it complete? try 'ros2 bag reindex')"
-            ) from error
-        try:
-            self._types = {c.topic: c.msgtype for c in self._reader.connections}
+            self._types = {c.topic: c.msgtype for c in self._storage.connections}
             self._find_topics()
-        except BaseException:
+        except BaseException as error:
             self.close()
+            if isinstance(error, InputError) and self._storage.notes:
+                raise InputError(f"{error}. {'. '.join(self._storage.notes)}") from None
             raise
 
     def __enter__(self) -> BagReader:
@@ -109,7 +110,13 @@ class BagReader:
 
     def close(self) -> None:
         """Close the files."""
-        self._reader.close()
+        self._storage.close()
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What could not be read so far."""
+        notes = *self._storage.notes, *self.transforms.notes
+        return (*notes, *(f"{what}: {number} left out" for what, number in self._left_out.items() if number))
 
     # ---- what is in it
 
@@ -148,12 +155,16 @@ class BagReader:
 
     def truth(self) -> Trajectory:
         """map_from_base as the bag knows it; empty where it does not."""
-        return Trajectory.from_poses(self._truth_poses())
+        poses = list(self._truth_poses())
+        truth = Trajectory.from_poses((stamp_ns, pose) for stamp_ns, pose in poses if bool(torch.isfinite(pose).all()))
+        self._left_out["poses of the truth at a stamp that another one has"] = truth.repeated
+        self._left_out["poses of the truth that are no numbers"] = len(poses) - len(truth) - truth.repeated
+        return truth
 
     @property
     def image_count(self) -> int:
         """Images on the image topic."""
-        return sum(c.msgcount for c in self._reader.connections if c.topic == self.image_topic)
+        return sum(c.msgcount for c in self._storage.connections if c.topic == self.image_topic)
 
     def image_stamps(self) -> Iterator[int]:
         """Stamps of the images in the order of recording."""
@@ -162,14 +173,13 @@ class BagReader:
     def raw_messages(self, topics: Iterable[str]) -> Iterator[RawMessage]:
         """Messages of some topics in the order they were recorded, with the stamps they were recorded with, for playing them
         again."""
-        wanted = set(topics)
-        connections = [c for c in self._reader.connections if c.topic in wanted]
-        if not connections:
-            return
         ros2 = get_typestore(Stores.ROS2_HUMBLE)  # tells what a ROS 1 message becomes: its header has no seq
-        for connection, time_ns, data in self._checked(self._reader.messages(connections)):
-            cdr = data if self._reader.is2 else ros2.ros1_to_cdr(data, connection.msgtype)
-            yield RawMessage(time_ns, connection.topic, connection.msgtype, bytes(cdr))
+        for connection, time_ns, data, _ in self._storage.messages(topics):
+            cdr = bytes(ros2.ros1_to_cdr(data, connection.msgtype) if self._storage.is_ros1 else data)
+            if self.options.recording_time and connection.msgtype in messages.OF_CAMERAS:
+                order = "little" if cdr[1] & 1 else "big"
+                cdr = cdr[:4] + b"".join(part.to_bytes(4, order) for part in divmod(time_ns, 10**9)) + cdr[12:]
+            yield RawMessage(time_ns, connection.topic, connection.msgtype, cdr)
 
     def tf_has_odometry(self) -> bool:
         """Whether the moving transforms hold odom_frame → base_frame (among the first messages)."""
@@ -208,21 +218,47 @@ class BagReader:
             raise InputError(f"no message on {self.camera_info_topic} in {self.path}: give another --camera-info-topic")
         self._first_camera = messages.camera_of(info)
         self._find_odometry()
-        self._read_static_transforms()
+        self._check_stamps()
+        self._find_transforms()
         self.base_from_camera = options.base_from_camera
         if self.base_from_camera is None:
-            self.base_from_camera = self.static_transform(self.base_frame, self.camera_frame)
+            self.base_from_camera = self.transforms.static(self.base_frame, self.camera_frame)
         self._find_truth()
 
-    def _read_static_transforms(self) -> None:
-        edges = [
-            (*messages.frames_of(t), messages.matrix(t.transform))
-            for _, m in self.messages(self._tf_topics("tf_static"))
-            for t in m.transforms
-        ]
-        for parent, child, pose in edges:
-            se3.check_pose(pose, f"static transform {parent} -> {child}")
-        self._static_edges, self._static = edges, TransformTree(edges)
+    def _check_stamps(self) -> None:
+        """Images without stamps, and those of another clock than the odometry, can be placed by the times of recording alone."""
+        stamps = [messages.message_stamp(message) for _, message in islice(self.messages([self.image_topic]), 5)]
+        what, hint = None, "let the driver stamp its images, or take the times of recording with --recording-time"
+        if not any(stamps):
+            what = "have no stamp (0)"
+        elif len(stamps) > 1 and len(set(stamps)) == 1:
+            what = f"all have the same stamp ({stamps[0] / 1e9:.3f} s)"
+        elif self.odometry_topic is not None:
+            late = [self._late_ns(topics) for topics in ([self.image_topic], self._odometry_topics())]
+            if None not in late and abs(late[0] - late[1]) > _CLOCKS_APART_NS:
+                what = f"are dated {(late[1] - late[0]) / 1e9:+.0f} s from odometry that was recorded at the same time"
+                hint = "synchronise the clocks" if self.options.recording_time else f"synchronise the clocks, or {hint}"
+        if what:
+            raise InputError(f"the images on {self.image_topic} in {self.path} {what}: {hint}")
+
+    def _late_ns(self, topics: list[str]) -> int | None:
+        """From the stamp of the first message to the time when it was recorded."""
+        for connection, time_ns, _, message in self._storage.messages(topics):
+            if self.options.recording_time and connection.msgtype in messages.OF_CAMERAS:
+                return 0
+            stamped = next(filter(self._is_odometry, message.transforms), None) if hasattr(message, "transforms") else message
+            if stamped is not None:
+                return time_ns - messages.message_stamp(stamped)
+        return None
+
+    def _find_transforms(self) -> None:
+        moving, static = self.transform_topics()
+        self.transforms = RecordedTransforms(self.path, *(partial(self._transforms_on, topics) for topics in (static, moving)))
+
+    def _transforms_on(self, topics: list[str]) -> Iterator[tuple[tuple[str, str], int, torch.Tensor]]:
+        """((parent, child), stamp_ns, parent_from_child)."""
+        for transform in (t for _, message in self.messages(topics) for t in message.transforms):
+            yield messages.frames_of(transform), messages.message_stamp(transform), messages.matrix(transform.transform)
 
     def _chosen(self, what: str, asked: str | None, candidates: list[str], types: tuple[str, ...]) -> str:
         if asked:
@@ -291,43 +327,14 @@ class BagReader:
     def _is_odometry(self, transform) -> bool:
         return messages.frames_of(transform) == (self.odom_frame, self.base_frame)
 
-    def static_transform(self, parent: str, child: str) -> torch.Tensor:
-        """parent_from_child, float64 [4, 4], along the static transforms, upwards and downwards. Raises InputError where none
-        leads there."""
-        pose = self._static.static(parent, child)
-        if pose is not None:
-            return pose
-        known = ", ".join(self._static.frames) or "none at all"
-        raise InputError(
-            f"no static transform from {parent} to {child or 'an unnamed frame'} in {self.path} (frames on "
-            f"/tf_static: {known}): give --base-from-camera, or the right --base-frame"
-        )
-
     # ---- reading
 
-    def _checked(self, messages: Iterator) -> Iterator:
-        """The messages, with one line of error for a damaged bag."""
-        try:
-            yield from messages
-        except InputError:
-            raise
-        except Exception as error:  # the storage layers raise whatever their decoders do
-            raise InputError(
-                f"{self.path} is damaged: {type(error).__name__}: {error}; record it again or recover it with "
-                "'mcap recover' or 'ros2 bag reindex'"
-            ) from error
-
     def messages(self, topics: Iterable[str]) -> Iterator[tuple[str, object]]:
-        """(topic, message) in the order of recording."""
-        wanted = set(topics)
-        connections = [c for c in self._reader.connections if c.topic in wanted]
-        if not connections:
-            return
-        for connection, _, data in self._checked(self._reader.messages(connections)):
-            try:
-                message = self._reader.deserialize(data, connection.msgtype)
-            except Exception as error:
-                raise InputError(f"{self.path}: a message on {connection.topic} cannot be read: {error}") from error
+        """(topic, message) in the order of recording; those that cannot be read are left out (`notes`)."""
+        for connection, time_ns, _, message in self._storage.messages(topics):
+            if self.options.recording_time and connection.msgtype in messages.OF_CAMERAS:
+                stamp = replace(message.header.stamp, sec=time_ns // 10**9, nanosec=time_ns % 10**9)
+                message = replace(message, header=replace(message.header, stamp=stamp))
             yield connection.topic, message
 
     def _sorted_messages(self, other: str | None = None) -> Iterator[tuple[int, int, object]]:
@@ -387,7 +394,7 @@ class BagReader:
         if self.truth_topic.startswith("tf:"):
             _, parent, child = self.truth_topic.split(":")
             body_from_base = se3.inverse(self._base_from(child))
-            chain = self.transform_chain(messages.frame_name(parent), messages.frame_name(child))
+            chain = self.transforms.chain(messages.frame_name(parent), messages.frame_name(child))
             poses, known = chain.at(chain.stamps_ns, TF_GAP_NS)
             yield from zip(chain.stamps_ns[known].tolist(), poses[torch.from_numpy(known)] @ body_from_base)
             return
@@ -395,26 +402,11 @@ class BagReader:
             body = messages.frame_name(getattr(message, "child_frame_id", ""))
             yield messages.message_stamp(message), messages.matrix(messages.pose_of(message)) @ se3.inverse(self._base_from(body))
 
-    def transform_chain(self, parent: str, child: str) -> TransformChain:
-        """parent_from_child along moving and static transforms. Raises `InputError` where none leads there."""
-        moving: dict[tuple[str, str], list[tuple[int, torch.Tensor]]] = {}
-        for _, message in self.messages(self._tf_topics("tf")):
-            for transform in message.transforms:
-                pose = messages.matrix(transform.transform)
-                if bool(torch.isfinite(pose).all()):
-                    moving.setdefault(messages.frames_of(transform), []).append((messages.message_stamp(transform), pose))
-        tracks = {edge: Trajectory.from_poses(poses) for edge, poses in moving.items()}
-        chain = TransformTree(self._static_edges, tracks).chain(parent, child)
-        if chain is None:
-            frames = ", ".join(sorted({frame for edge in moving for frame in edge})) or "none"
-            raise InputError(f"no transforms lead from {parent} to {child} in {self.path}: its frames on /tf are {frames}")
-        return chain
-
     def _base_from(self, body: str) -> torch.Tensor:
-        """base_from_body; a body that no static transform knows (a marker's name, say) is taken for the base itself."""
-        if body in ("", self.base_frame) or body not in self._static:
+        """base_from_body; a body that no transform of the robot knows (a marker's name, say) is taken for the base itself."""
+        if body in ("", self.base_frame) or body not in self.transforms:
             return torch.eye(4, dtype=torch.float64)
-        return self.static_transform(self.base_frame, body)
+        return self.transforms.static(self.base_frame, body)
 
     def _frame(self, stamp_ns: int, message, camera: Camera | InputError) -> CameraFrame | UnusableFrame:
         try:

@@ -135,13 +135,24 @@ def decode_compressed(data: bytes | np.ndarray | memoryview) -> np.ndarray:
         raise InputError(
             f"a compressed image of {flat.size} bytes claims to be {width}x{height}: more than {MAX_PIXELS} pixels are not read"
         )
-    image = cv2.imdecode(flat, cv2.IMREAD_UNCHANGED) if width * height else None
+    image = decode_file(flat) if width * height else None
     if image is None:
         raise InputError(f"a compressed image of {flat.size} bytes cannot be decoded: it is cut short, or not JPEG or PNG")
+    return image
+
+
+def decode_file(data: np.ndarray) -> np.ndarray | None:
+    """The bytes uint8 [N] of an image file of any kind that OpenCV reads → as `decode_compressed`; None where they are none.
+
+    Alpha is dropped. Raises `InputError` for pixels that are neither of 8 nor of 16 bits.
+    """
+    image = cv2.imdecode(data, cv2.IMREAD_UNCHANGED) if data.size else None
+    if image is None:
+        return None
     if image.dtype == np.uint16:
         image = to_8_bits(image)
     if image.dtype != np.uint8:
-        raise InputError(f"a compressed image holds {image.dtype} pixels: publish 8-bit or 16-bit images")
+        raise InputError(f"an image holds {image.dtype} pixels: make it of 8 or 16 bits")
     if image.ndim == 2:
         return image
     return cv2.cvtColor(image, cv2.COLOR_BGRA2RGB if image.shape[2] == 4 else cv2.COLOR_BGR2RGB)
@@ -181,5 +192,6 @@ def to_8_bits(values: np.ndarray) -> np.ndarray:
     decides; a few hot pixels saturate instead of darkening the rest.
     """
     # Steps of five visit every colour of a mosaic and of interleaved channels.
-    bright = int(np.percentile(values[::5, ::5], 99.5, method="higher"))
+    some = values[::5, ::5] if values.ndim == 2 else values[::5, ::5, :3]  # alpha is full whatever the sensor fills
+    bright = int(np.percentile(some, 99.5, method="higher"))
     return np.minimum(values >> max(bright.bit_length() - 8, 0), 255).astype(np.uint8)

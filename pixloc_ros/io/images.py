@@ -10,6 +10,7 @@ import numpy as np
 
 from ..errors import InputError
 from ..geometry.cameras import Camera
+from .image_format import decode_file
 
 SMALLEST_SIDE_PX = 64
 """Smaller images hold too few cells of the robust levels to say anything, also when they are enlarged."""
@@ -22,13 +23,19 @@ def check_image_size(width: int, height: int) -> None:
 
 
 def load_image(path: Path) -> np.ndarray:
-    """An image file as uint8 [H, W] (grey file) or [H, W, 3] RGB. Raises InputError where it is missing or not an image."""
+    """An image file as uint8 [H, W] (grey file) or [H, W, 3] RGB, as a message with the same content is read (`decode_file`).
+
+    Orientation tags are not obeyed. Raises InputError where it is missing or not an image.
+    """
     if not Path(path).is_file():
         raise InputError(f"no image {path}: check the images folder")
-    image = cv2.imread(str(path), cv2.IMREAD_ANYCOLOR | cv2.IMREAD_IGNORE_ORIENTATION)
+    try:
+        image = decode_file(np.fromfile(path, np.uint8))
+    except (InputError, OSError, cv2.error) as error:
+        raise InputError(f"{path} cannot be read: {error}") from None
     if image is None:
         raise InputError(f"{path} is not a readable image: replace the file or take it off the list")
-    return image if image.ndim == 2 else cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
+    return image
 
 
 def to_grey(image: np.ndarray) -> np.ndarray:
@@ -65,8 +72,10 @@ def fit_to_working_size(
     """
     height, width = image.shape[:2]
     if (width, height) != (camera.width, camera.height):
+        swapped = (height, width) == (camera.width, camera.height)
+        turned = ", turned by 90° (orientation tags of files are not obeyed)" if swapped else ""
         raise InputError(
-            f"the image is {width}x{height} but its camera says {camera.width}x{camera.height}: "
+            f"the image is {width}x{height} but its camera says {camera.width}x{camera.height}{turned}: "
             "give the calibration of this resolution"
         )
     scale = working_side / max(width, height)

@@ -16,6 +16,7 @@ from .image_format import decode_compressed, decode_raw
 IMAGE, COMPRESSED = "sensor_msgs/msg/Image", "sensor_msgs/msg/CompressedImage"
 INFO, ODOMETRY = "sensor_msgs/msg/CameraInfo", "nav_msgs/msg/Odometry"
 POSE, POSE_COVARIANCE = "geometry_msgs/msg/PoseStamped", "geometry_msgs/msg/PoseWithCovarianceStamped"
+OF_CAMERAS = IMAGE, COMPRESSED, INFO
 TRANSFORM, TF = "geometry_msgs/msg/TransformStamped", "tf2_msgs/msg/TFMessage"
 _TRUTH_WORDS = ("truth", "gt", "mocap", "vicon", "reference")
 

@@ -4,16 +4,21 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import cached_property
+from pathlib import Path
 
 import numpy as np
 import torch
 
+from ..errors import InputError
 from ..geometry import se3
 from .trajectory import Trajectory
 
 Link = torch.Tensor | tuple[Trajectory, bool]
 """a_from_b float64 [4, 4], or how it moves and whether that is b_from_a."""
+_STILL_M, _STILL_RAD = 1e-3, 1e-3
+"""A transform that is published again and again is static where it changes less."""
 
 
 class TransformChain:
@@ -93,3 +98,76 @@ class TransformTree:
         """parent_from_child float64 [4, 4] where the way is static; None where there is none."""
         chain = self.chain(parent, child)
         return None if chain is None or len(chain.stamps_ns) else chain.at(np.zeros(1, np.int64), 0)[0][0]
+
+
+class RecordedTransforms:
+    """The static and moving transforms of a recording.
+
+    Args:
+        path: Of the recording, for errors.
+        static: Gives ((parent, child), stamp_ns, parent_from_child float64 [4, 4]) as on /tf_static.
+        moving: Likewise, as on /tf; called where it must be.
+
+    Attributes:
+        notes: What is left out, for people.
+    """
+
+    def __init__(self, path: Path, static: Callable[[], Iterable], moving: Callable[[], Iterable]) -> None:
+        self._path, self._read_moving, self.notes = path, moving, []
+        self._edges = []
+        for edge, _, pose in static():
+            try:
+                se3.check_pose(pose, "it")
+                self._edges.append((*edge, pose))
+            except InputError:
+                self.notes.append(f"the static transform {edge[0]} -> {edge[1]} is no pose: it is left out")
+        self._static = TransformTree(self._edges)
+
+    def __contains__(self, frame: str) -> bool:
+        """Whether it is a frame of the robot, fixed to others."""
+        return frame in self._static or frame in self._fixed
+
+    @cached_property
+    def _moving(self) -> dict[tuple[str, str], Trajectory]:
+        moving: dict[tuple[str, str], list[tuple[int, torch.Tensor]]] = {}
+        for edge, stamp_ns, pose in self._read_moving():
+            if bool(torch.isfinite(pose).all()):
+                moving.setdefault(edge, []).append((stamp_ns, pose))
+        return {edge: Trajectory.from_poses(poses) for edge, poses in moving.items()}
+
+    @cached_property
+    def _fixed(self) -> TransformTree:
+        """The static transforms, and those on /tf that do not change."""
+        still = []
+        for edge, track in self._moving.items():
+            metres, radians = se3.pose_difference(track.map_from_body, track.map_from_body[:1])
+            if float(metres.max()) <= _STILL_M and float(radians.max()) <= _STILL_RAD:
+                still.append((*edge, track.map_from_body[0]))
+        return TransformTree([*still, *self._edges])
+
+    def static(self, parent: str, child: str) -> torch.Tensor:
+        """parent_from_child, float64 [4, 4], along transforms that do not change, upwards and downwards. Raises InputError where
+        none leads there."""
+        pose = self._static.static(parent, child)
+        pose = self._fixed.static(parent, child) if pose is None else pose
+        if pose is not None:
+            return pose
+        if TransformTree(self._edges, self._moving).chain(parent, child) is not None:
+            raise InputError(
+                f"the transform from {parent} to {child} changes on /tf in {self._path}: the camera must be fixed to the robot; "
+                "give --base-from-camera if it is"
+            )
+        moving = sorted({frame for edge in self._moving for frame in edge})
+        static, moving = (", ".join(frames) or "none at all" for frames in (self._static.frames, moving))
+        raise InputError(
+            f"no static transform from {parent} to {child or 'an unnamed frame'} in {self._path} (frames on /tf_static: "
+            f"{static}; on /tf: {moving}): give --base-from-camera, or the right --base-frame"
+        )
+
+    def chain(self, parent: str, child: str) -> TransformChain:
+        """parent_from_child along moving and static transforms. Raises `InputError` where none leads there."""
+        chain = TransformTree(self._edges, self._moving).chain(parent, child)
+        if chain is None:
+            frames = ", ".join(sorted({frame for edge in self._moving for frame in edge})) or "none"
+            raise InputError(f"no transforms lead from {parent} to {child} in {self._path}: its frames on /tf are {frames}")
+        return chain

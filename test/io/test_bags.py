@@ -32,7 +32,7 @@ def write_drive(path: Path, storage="mcap", static=True, truth=True, odometry=Tr
             if odometry:
                 for j in (1, 0):
                     bag.odometry(stamp + j * 50 * MS, shifted(i + j / 2), time_ns=stamp)
-            pixels = np.full((H, W), 10 * i, np.uint8)
+            pixels = np.full((H, W), 10 * i % 250, np.uint8)
             bag.image(stamp, pixels, W, H, time_ns=stamp + 30 * MS)
             bag.info(stamp, W, H, 70.0, time_ns=stamp + 31 * MS)
             if truth:
@@ -159,15 +159,118 @@ def test_clock_set_back_starts_over(tmp_path):
     assert stamps == [0, 3, 6, 0, 3]
 
 
+def with_channel(path: Path, language: bytes, schema: bytes, encoding: bytes) -> None:
+    """An MCAP file with one more channel, /log, as converters of other tools write it, and without an index."""
+
+    def record(kind: int, *parts: bytes) -> bytes:
+        return bytes([kind]) + sum(map(len, parts)).to_bytes(8, "little") + b"".join(parts)
+
+    def text(content: bytes) -> bytes:
+        return len(content).to_bytes(4, "little") + content
+
+    data, number, time = path.read_bytes(), (99).to_bytes(2, "little"), T0.to_bytes(8, "little")
+    summary = int.from_bytes(data[-28:-20], "little")
+    foreign = record(3, number, text(b"foxglove.Log"), text(language), text(schema))
+    foreign += record(4, number, number if language else bytes(2), text(b"/log"), text(encoding), text(b""))
+    foreign += record(5, number, bytes(4), time, time, b'{"level": 2}')
+    end = data[summary - 13 : summary]
+    path.write_bytes(data[: summary - 13] + foreign + end + record(2, bytes(20)) + data[-8:])
+
+
+@pytest.mark.parametrize(
+    ("language", "schema", "encoding"),
+    [
+        (b"jsonschema", b"{}", b"json"),
+        (b"protobuf", b"\x0a\xff\xfe", b"protobuf"),
+        (b"flatbuffer", b"\x00\x80", b"flatbuffer"),
+        (b"", b"", b"json"),
+        (b"ros2msg", b"this is { no definition", b"cdr"),
+    ],
+)
+def test_channels_of_other_tools_are_left_out(tmp_path, language, schema, encoding):
+    (file,) = write_drive(tmp_path / "drive").glob("*.mcap")
+    with_channel(file, language, schema, encoding)
+    for path in (file, tmp_path / "drive"):
+        with BagReader(path) as bag:
+            assert len(list(bag.events())) == 9 and bag.image_count == 3
+            left_out = [] if encoding == b"cdr" else [f"/log is left out: its messages are {encoding.decode()}, not ROS's"]
+            assert list(bag.notes) == left_out
+    with pytest.raises(InputError, match="no image topic /log"):
+        BagReader(file, BagOptions(image="/log"))
+
+
+@pytest.mark.parametrize("storage", ["mcap", "sqlite3"])
+@pytest.mark.parametrize("metadata", [None, "", "rosbag2_bagfile_information: {relative_file_paths: [gone.mcap]}", "\t: ["])
+def test_a_folder_whose_metadata_is_of_no_use_is_read(tmp_path, storage, metadata):
+    path = write_drive(tmp_path / "drive", storage)
+    (path / "metadata.yaml").unlink()
+    if metadata is not None:
+        (path / "metadata.yaml").write_text(metadata)
+    with BagReader(path) as bag:
+        assert len(list(bag.events())) == 9 and len(bag.notes) == (metadata is not None)
+
+
+def test_a_recording_in_several_files_is_read_without_those_that_are_damaged(tmp_path):
+    parts = [write_drive(tmp_path / f"part{k}", images=k + 1) for k in range(3)]
+    (tmp_path / "drive").mkdir()
+    for number, part in zip((2, 9, 10), parts):
+        (file,) = part.glob("*.mcap")
+        file.rename(tmp_path / "drive" / f"drive_{number}.mcap")
+    with BagReader(tmp_path / "drive") as bag:
+        assert bag.image_count == 6 and bag.notes == ()
+    (tmp_path / "drive" / "drive_10.mcap").write_bytes(b"")
+    with BagReader(tmp_path / "drive") as bag:
+        assert bag.image_count == 3 and "drive_10.mcap: it is empty" in bag.notes[0]
+    (tmp_path / "drive" / "drive_9.mcap").rename(tmp_path / "drive" / "other_0.mcap")
+    with pytest.raises(InputError, match="several recordings .*give the file"):
+        BagReader(tmp_path / "drive")
+    with pytest.raises(InputError, match=f"did you mean {tmp_path}/drive"):
+        BagReader(tmp_path)
+
+
+def test_what_a_killed_recorder_left_is_read(tmp_path):
+    (file,) = write_drive(tmp_path / "drive", images=700).glob("*.mcap")
+    whole = file.read_bytes()
+    file.write_bytes(whole[: len(whole) // 2])
+    with BagReader(file) as bag:
+        events = list(bag.events())
+        assert 300 < len(events) < 2100 and "was not closed" in bag.notes[0]
+    assert [e.stamp_ns for e in events] == sorted(e.stamp_ns for e in events)
+
+
+def test_single_messages_that_cannot_be_read_are_left_out_and_named(tmp_path):
+    path = tmp_path / "b"
+    with BagWriter(path) as bag:
+        bag.transform("/tf_static", T0, "base_link", "camera_optical", BASE_FROM_CAMERA)
+        bag.transform("/tf_static", T0, "base_link", "laser", shifted(np.nan))
+        for i in range(4):
+            stamp = T0 + i * 100 * MS
+            bag.odometry(stamp, shifted(i))
+            bag.info(stamp, W, H, 70.0)
+            bag.image(stamp, np.zeros((H, W), np.uint8), W, H)
+            bag.truth(stamp, shifted(i) * (np.nan if i == 1 else 1))
+            if i == 2:
+                for connection in bag._connections.values():
+                    bag._writer.write(connection, stamp, b"\0\1\0\0abc")
+    with BagReader(path) as bag:
+        assert [type(e) for e in bag.events()] == [OdometryMessage, CameraFrame] * 4
+        assert len(bag.truth()) == 3 and len(list(bag.raw_messages(["/odom", "/camera/image_raw"]))) == 8
+        notes = "\n".join(bag.notes)
+        for topic in ("/camera/image_raw", "/camera/camera_info", "/odom", "/tf_static", "/ground_truth/pose"):
+            assert f"1 messages on {topic} cannot be read" in notes
+        assert "base_link -> laser is no pose" in notes and "poses of the truth that are no numbers: 1" in notes
+
+
 def test_bad_bags_give_one_line(tmp_path):
     with pytest.raises(InputError, match="no bag at"):
         BagReader(tmp_path / "missing")
     (tmp_path / "empty").mkdir()
-    with pytest.raises(InputError, match="no bag at"):
+    with pytest.raises(InputError, match="no bag at .*holds no .mcap"):
         BagReader(tmp_path / "empty")
-    (tmp_path / "foreign.mcap").write_bytes(b"nothing of the kind" * 10)
-    with pytest.raises(InputError, match="cannot open the bag"):
-        BagReader(tmp_path / "foreign.mcap")
+    for content, message in ((b"nothing of the kind" * 10, "no MCAP, sqlite3 or ROS 1"), (b"", "it is empty")):
+        (tmp_path / "foreign.mcap").write_bytes(content)
+        with pytest.raises(InputError, match=f"cannot open the bag .*{message}"):
+            BagReader(tmp_path / "foreign.mcap")
     for storage in ("mcap", "sqlite3"):
         path = write_drive(tmp_path / storage, storage)
         file = next(f for f in path.iterdir() if f.name != "metadata.yaml")
@@ -178,6 +281,51 @@ def test_bad_bags_give_one_line(tmp_path):
         bag.odometry(T0, np.eye(4))
     with pytest.raises(InputError, match="0 topics that could be the image"):
         BagReader(tmp_path / "odometry_only")
+
+
+@pytest.mark.parametrize(
+    ("stamps", "message"),
+    [
+        ([0, 0, 0], r"have no stamp \(0\)"),
+        ([5, 5, 5], "all have the same stamp"),
+        ([100 * MS, 200 * MS, 300 * MS], "are dated -1.* s from odometry"),
+    ],
+)
+def test_images_that_nothing_dates_are_refused_or_dated_by_their_recording(tmp_path, stamps, message):
+    with BagWriter(tmp_path / "b") as bag:
+        bag.transform("/tf_static", T0, "base_link", "camera_optical", BASE_FROM_CAMERA)
+        for i, stamp in enumerate(stamps):
+            time = T0 + i * 100 * MS
+            bag.odometry(time, shifted(i))
+            bag.info(stamp, W, H, 70.0, time_ns=time + 1)
+            bag.image(stamp, np.full((H, W), i, np.uint8), W, H, time_ns=time + 1)
+    with pytest.raises(InputError, match=f"{message}.*--recording-time"):
+        BagReader(tmp_path / "b")
+    with BagReader(tmp_path / "b", BagOptions(recording_time=True)) as bag:
+        frames = [e for e in bag.events() if isinstance(e, CameraFrame)]
+        assert [f.stamp_ns for f in frames] == [T0 + i * 100 * MS + 1 for i in range(3)] == list(bag.image_stamps())
+        raw = [m.cdr for m in bag.raw_messages([bag.image_topic])]
+        assert [int.from_bytes(c[4:8], "little") * 10**9 + int.from_bytes(c[8:12], "little") for c in raw] == list(
+            bag.image_stamps()
+        )
+
+
+@pytest.mark.parametrize("step", [0.0, 0.0004, 0.02])
+def test_a_mount_that_is_published_again_and_again_is_static_where_it_does_not_change(tmp_path, step):
+    with BagWriter(tmp_path / "b") as bag:
+        for i in range(3):
+            stamp = T0 + i * 100 * MS
+            bag.transform("/tf", stamp, "base_link", "head", shifted(1.0 + i * step))
+            bag.transform("/tf", stamp, "head", "camera_optical", BASE_FROM_CAMERA)
+            bag.odometry(stamp, shifted(i))
+            bag.info(stamp, W, H, 70.0)
+            bag.image(stamp, np.zeros((H, W), np.uint8), W, H)
+    if step > 0.01:
+        with pytest.raises(InputError, match="from base_link to camera_optical changes on /tf .*--base-from-camera"):
+            BagReader(tmp_path / "b")
+    else:
+        with BagReader(tmp_path / "b") as bag:
+            assert torch.allclose(bag.base_from_camera, torch.from_numpy(shifted(1.0) @ BASE_FROM_CAMERA), atol=1e-12)
 
 
 def test_raw_messages_are_cdr_whatever_the_bag(tmp_path):

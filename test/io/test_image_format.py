@@ -2,14 +2,21 @@
 import cv2
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pixloc_ros.errors import InputError
+from pixloc_ros.geometry.cameras import Camera
 from pixloc_ros.io import image_format
 from pixloc_ros.io.image_format import check_layout, decode_compressed, decode_raw
+from pixloc_ros.io.images import fit_to_working_size, load_image
 
 H, W = 6, 8
+PALETTE = bytes.fromhex(  # a red and a blue pixel
+    "89504e470d0a1a0a0000000d4948445200000002000000010803000000c3fc8fb800000006504c5445ff00000000ff6ca1fd8e0000000b49444154789c6360"
+    "60040000040002bf7a3f4a0000000049454e44ae426082"
+)
 COLOUR = np.array([200, 120, 40], np.uint8)  # red, green, blue
 
 
@@ -140,3 +147,36 @@ def test_compressed():
     for bad in (b"", b"no image", jpeg.tobytes()[:20]):
         with pytest.raises(InputError, match="cannot be decoded"):
             decode_compressed(bad)
+
+
+@pytest.mark.parametrize("suffix", [".png", ".tiff"])
+@pytest.mark.parametrize("channels", [1, 2, 3, 4])
+@pytest.mark.parametrize("bits", [8, 10, 12, 14, 16])
+def test_files_are_read_as_messages(tmp_path, suffix, channels, bits):
+    """Grey, grey with alpha, colour, colour with alpha; sensors of 10, 12 and 14 bits fill part of 16."""
+    expected = np.tile(np.arange(256, dtype=np.uint8), (64, 1))[:, ::-1]
+    values = expected.astype(np.uint16) << (bits - 8) if bits > 8 else expected
+    alpha = np.full_like(values, np.iinfo(values.dtype).max)
+    image = {1: [values], 2: [values] * 3 + [alpha], 3: [values] * 3, 4: [values] * 3 + [alpha]}[channels]
+    path = tmp_path / f"image{suffix}"
+    assert cv2.imwrite(str(path), np.stack(image, -1).squeeze())
+    found = load_image(path)
+    assert found.dtype == np.uint8 and np.array_equal(found if found.ndim == 2 else found[..., 1], expected)
+    if suffix == ".png":
+        assert np.array_equal(found, decode_compressed(path.read_bytes()))
+    if channels == 1 and bits > 8:
+        assert np.array_equal(found, decode_raw(values.tobytes(), 64, 256, "mono16", 512, False))
+
+
+def test_palettes_and_pictures_that_are_none(tmp_path):
+    data = np.frombuffer(PALETTE, np.uint8)
+    data.tofile(tmp_path / "palette.png")
+    assert load_image(tmp_path / "palette.png").tolist() == decode_compressed(PALETTE).tolist() == [[[255, 0, 0], [0, 0, 255]]]
+    cv2.imwrite(str(tmp_path / "float.tiff"), np.zeros((8, 8), np.float32))
+    (tmp_path / "empty.png").touch()
+    for name, message in (("float.tiff", "float32 pixels"), ("empty.png", "not a readable image")):
+        with pytest.raises(InputError, match=message):
+            load_image(tmp_path / name)
+    camera = Camera("pinhole", 128, 96, torch.tensor([100.0, 100, 64, 48], dtype=torch.float64))
+    with pytest.raises(InputError, match="turned by 90°.*orientation tags"):
+        fit_to_working_size(np.zeros((128, 96), np.uint8), camera, 128)

@@ -62,6 +62,7 @@ class PosedBagOptions:
         depth_scale: Units of the depth images per metre, instead of 1000 of integers and 1 of floats.
         every: Use each N-th image only, from the first on.
         max_gap_ns: Poses are interpolated between neighbours no further apart.
+        recording_time: As of `BagOptions`.
     """
 
     image: str | None = None
@@ -74,6 +75,7 @@ class PosedBagOptions:
     depth_scale: float | None = None
     every: int = 1
     max_gap_ns: int = 250_000_000
+    recording_time: bool = False
 
     def __post_init__(self) -> None:
         if self.every < 1 or self.max_gap_ns <= 0 or not (self.depth_scale is None or 0 < self.depth_scale < np.inf):
@@ -94,10 +96,8 @@ class PosedBag:
     def __init__(self, path: Path, options: PosedBagOptions = PosedBagOptions()) -> None:
         self.options = options
         self._broken_poses: list[int] = []
-        self.bag = BagReader(
-            path,
-            BagOptions(options.image, options.camera_info, "none", "none", base_from_camera=torch.eye(4, dtype=torch.float64)),
-        )
+        bag = BagOptions(options.image, options.camera_info, "none", "none", recording_time=options.recording_time)
+        self.bag = BagReader(path, replace(bag, base_from_camera=torch.eye(4, dtype=torch.float64)))
         try:
             self.depth_topic = self._find_depth()
             self._chain, self.pose_source = self._find_poses()
@@ -202,7 +202,7 @@ class PosedBag:
                 f"{bag.path} has {len(candidates)} topics with poses ({', '.join(candidates)}): choose with --pose-topic"
             )
         try:
-            return bag.transform_chain(self.options.map_frame, bag.camera_frame), f"TF {self.options.map_frame} to camera"
+            return bag.transforms.chain(self.options.map_frame, bag.camera_frame), f"TF {self.options.map_frame} to camera"
         except InputError as error:
             if asked:
                 raise
@@ -226,7 +226,7 @@ class PosedBag:
         if mount is None:
             body = body or "base_link"
             try:
-                mount = self.bag.static_transform(body, self.bag.camera_frame)
+                mount = self.bag.transforms.static(body, self.bag.camera_frame)
             except InputError as error:
                 raise InputError(f"{error}; --base-frame names the frame whose pose {topic} gives") from None
         return TransformChain([(Trajectory.from_poses(poses.items()), False), mount]), topic
