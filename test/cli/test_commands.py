@@ -55,22 +55,18 @@ def test_localize_finds_the_maps_own_images(scene, tmp_path, capsys):
     assert stats["frame_ms_p50"] > 0 and [entry["name"] for entry in stats["per_image"]] == names
 
 
-<<<<<<< HEAD
-def test_track_finds_its_own_start(scene, tmp_path, capsys):
-    assert pixloc("track", "--map", scene.map, scene.drive, "-o", tmp_path / "run", "--cold-start", "--no-report") == 0
-=======
-def test_names_that_other_systems_write_go_from_localize_to_evaluate(scene, site, tmp_path, capsys):
-    poses, camera = model_poses(scene), json.loads((scene / "simulation.json").read_text())["camera"]
+def test_names_that_other_systems_write_go_from_localize_to_evaluate(scene, tmp_path, capsys):
+    poses, camera = model_poses(scene), json.loads((scene.folder / "simulation.json").read_text())["camera"]
     names = ["#1.jpg", "My photo 2 # new.jpg", "Ünterwegs/3.jpg"]
     (tmp_path / "Ünterwegs").mkdir()
     for name, source in zip(names, sorted(poses)):
-        (tmp_path / name).write_bytes((scene / "images" / source).read_bytes())
+        (tmp_path / name).write_bytes((scene.images / source).read_bytes())
     written = names[:2] + ["ünterwegs\\3.JPG"]
     (tmp_path / "cameras.txt").write_text("\ufeff# NAME CAMERA\r\n" + "".join(f"{name} {camera}\r\n" for name in written))
     truth = "".join(f"{name} {' '.join(poses[source])}\n" for name, source in zip(names, sorted(poses)))
     (tmp_path / "truth.txt").write_text(truth)
     files = f"--cameras {tmp_path}/cameras.txt --prior {tmp_path}/truth.txt -o {tmp_path}/out.txt"
-    assert pixloc(f"localize --map {site} --images {tmp_path} {files} --json {tmp_path}/stats.json") == 0
+    assert pixloc(f"localize --map {scene.map} --images {tmp_path} {files} --json {tmp_path}/stats.json") == 0
     assert json.loads((tmp_path / "stats.json").read_text())["priors"] == {"given": 3}
     assert list(read_benchmark_poses(tmp_path / "out.txt")) == written
     assert pixloc(f"evaluate --truth {tmp_path}/truth.txt {tmp_path}/out.txt -o {tmp_path}/evaluated") == 0
@@ -78,9 +74,8 @@ def test_names_that_other_systems_write_go_from_localize_to_evaluate(scene, site
     assert figures["frames"] == figures["published_frames"] == 3 and figures["translation_error_max_m"] < 0.02
 
 
-def test_track_finds_its_own_start(scene, site, tmp_path, capsys):
-    assert pixloc("track", "--map", site, scene / "drive", "-o", tmp_path / "run", "--cold-start", "--no-report") == 0
->>>>>>> 479edcc (Text: byte order marks, UTF-16, repeated and unsorted stamps, names with blanks, # and backslashes in every reader; the format of poses is no guess)
+def test_track_finds_its_own_start(scene, tmp_path, capsys):
+    assert pixloc("track", "--map", scene.map, scene.drive, "-o", tmp_path / "run", "--cold-start", "--no-report") == 0
     stats = json.loads((tmp_path / "run" / "summary.json").read_text())
     assert stats["states"]["INITIALIZING"] == 2 and stats["tracked_frames"] == stats["frames"] - 2
     assert stats["time_to_first_pose_s"] == pytest.approx(2 / 6, abs=0.01)
