@@ -90,7 +90,8 @@ def replay_and_report(
         recording = replay(map_path, bag, start_ns, start, output / "node.log", options, progress)
     played = f"at {options.rate:g} times real time to the live node{', every image' if options.all_frames else ''}"
     about = about_run(bag, map_path, options.weights, options.preset, played)
-    run = replace(live_run.as_run(recording, truth, odometry), skip_map_frames=skip_map_frames, about=about)
+    run = live_run.as_run(recording, truth, odometry)
+    run = replace(run, skip_map_frames=skip_map_frames, about=about, remarks=(*run.remarks, *bag.notes))
     result = evaluate(run)
     stats = live_run.live_figures(recording, result.figures, bag.base_from_camera)
     recording.write(output / "recording.jsonl")
