@@ -17,6 +17,7 @@ from ruamel.yaml.error import YAMLError
 
 from ..errors import InputError
 from ..geometry.cameras import Camera
+from ..io.files import find_file
 from ..io.text import read_lines, read_text
 from ..io.trajectory import Trajectory, parse_pose
 from .recording import Recording, need_folder, picture_files, rigid
@@ -35,7 +36,7 @@ def read_euroc_sequence(folder: Path, camera_name: str = "cam0") -> Recording:
         mav / "state_groundtruth_estimate0" / "data.csv",
     )
     camera, body_from_camera = _read_sensor(sensor)
-    paths = {stamp: mav / camera_name / "data" / row[0] for stamp, row in _read_csv(images, 1)}
+    paths = {stamp: find_file(mav / camera_name / "data", row[0]) for stamp, row in _read_csv(images, 1)}
     poses = Trajectory.from_poses(
         (stamp, parse_pose([*row[:3], *row[4:7], row[3]], f"{truth}: the row of {stamp}")) for stamp, row in _read_csv(truth, 7)
     )

@@ -237,7 +237,8 @@ class BagReader:
             late = [self._late_ns(topics) for topics in ([self.image_topic], self._odometry_topics())]
             if None not in late and abs(late[0] - late[1]) > _CLOCKS_APART_NS:
                 what = f"are dated {(late[1] - late[0]) / 1e9:+.0f} s from odometry that was recorded at the same time"
-                hint = "synchronise the clocks" if self.options.recording_time else f"synchronise the clocks, or {hint}"
+                if abs(late[1]) > _CLOCKS_APART_NS:  # the recorder had the clock of the images
+                    hint = "synchronise the clocks, or leave the odometry out with --odometry-topic none"
         if what:
             raise InputError(f"the images on {self.image_topic} in {self.path} {what}: {hint}")
 
@@ -346,6 +347,8 @@ class BagReader:
         topics = [self.image_topic, self.camera_info_topic, *self._odometry_topics(), *([other] if other else [])]
         for topic, message in self.messages(topics):
             for kind, stamp_ns, item in self._classified(topic, message, other):
+                if kind == _INFO and newest is not None and stamp_ns < newest - reorder_ns:
+                    stamp_ns = newest  # some drivers stamp their calibration once, or never
                 if newest is not None and stamp_ns < newest - reorder_ns:
                     # The clock was set back: what came before is over.
                     yield from _drain(heap, None)

@@ -310,6 +310,19 @@ def test_images_that_nothing_dates_are_refused_or_dated_by_their_recording(tmp_p
         )
 
 
+def test_odometry_of_another_clock_than_the_recording_is_named_as_what_to_leave_out(tmp_path):
+    with BagWriter(tmp_path / "b") as bag:
+        bag.transform("/tf_static", T0, "base_link", "camera_optical", BASE_FROM_CAMERA)
+        bag.odometry(0, shifted(0), time_ns=T0)
+        for i in range(3):  # the calibration has no stamp: that does no harm
+            bag.info(0, W, H, 70.0, time_ns=T0 + i * 100 * MS)
+            bag.image(T0 + i * 100 * MS, np.zeros((H, W), np.uint8), W, H)
+    with pytest.raises(InputError, match="dated .* s from odometry .*--odometry-topic none"):
+        BagReader(tmp_path / "b")
+    with BagReader(tmp_path / "b", BagOptions(odometry="none")) as bag:
+        assert [e.stamp_ns for e in bag.events()] == [T0, T0 + 100 * MS, T0 + 200 * MS]
+
+
 @pytest.mark.parametrize("step", [0.0, 0.0004, 0.02])
 def test_a_mount_that_is_published_again_and_again_is_static_where_it_does_not_change(tmp_path, step):
     with BagWriter(tmp_path / "b") as bag:

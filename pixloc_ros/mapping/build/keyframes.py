@@ -13,6 +13,7 @@ import torch
 from ...errors import InputError
 from ...geometry import se3
 from ...geometry.cameras import Camera
+from ...io.files import find_file
 from ...io.images import load_grey
 
 _SMALL_SIDE_PX = 320
@@ -70,7 +71,7 @@ class KeyframeFiles:
         """bool [H, W], where points may be; None where there is no mask for this image. Raises `InputError`: it is unusable."""
         if self.masks is None:
             return None
-        path, camera = self.masks / self.paths[k].name if self.masks.is_dir() else self.masks, self.cameras[k]
+        path, camera = find_file(self.masks, self.paths[k].name) if self.masks.is_dir() else self.masks, self.cameras[k]
         if not path.is_file():
             return None
         mask = load_grey(path)
