@@ -8,6 +8,7 @@ people notice a single bad message among many good ones as well.
 
 from __future__ import annotations
 
+import math
 import threading
 import time
 from collections import deque
@@ -15,8 +16,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 from diagnostic_msgs.msg import DiagnosticStatus, KeyValue
 
+from ..geometry import se3
+from ..tracking.covariances import mahalanobis
 from ..tracking.odometry_check import FIGURES, WARNINGS
 from ..tracking.tracker import Tracker
 from ..tracking.types import TrackResult, TrackState
@@ -33,6 +37,8 @@ MOST_DROPPED = 0.5
 """If more than this share of the images is dropped, diagnostics warn."""
 _PACE_IMAGES = 20
 """The share is computed from at least so many images."""
+_FILTER_LIMIT, _FILTER_PATIENCE_NS = 5.3, NS_PER_S
+"""A filter's pose further from ours, in standard deviations (1 in 10 000 by chance), for so long, is wrong."""
 
 
 @dataclass
@@ -143,6 +149,7 @@ class Health:
         self._untracked = 0
         self._frame_ms: deque[float] = deque(maxlen=100)
         self._delay_ms: deque[float] = deque(maxlen=100)
+        self._agreed_ns: int | None = None
 
     def count(self, outcome: str) -> None:
         """One more image was received, processed, dropped or rejected."""
@@ -218,6 +225,25 @@ class Health:
         warnings = findings.warnings(time_offset_ns / NS_PER_S)
         for name in WARNINGS:
             self._board.update("odometry", name, warnings.get(name, ""))
+
+    def judge_filter(self, result: TrackResult, published: tuple[torch.Tensor, torch.Tensor] | None) -> None:
+        """Whether the map -> base that a filter publishes, with its covariance, agrees with a pose of the images."""
+        if published is None or result.state is not TrackState.TRACKING:
+            return
+        ours = result.map_from_base
+        if mahalanobis(ours, result.covariance, *published) < _FILTER_LIMIT:
+            self._agreed_ns = result.stamp_ns
+            self._board.clear("transforms", "filter")
+        elif self._agreed_ns is None or abs(result.stamp_ns - self._agreed_ns) < _FILTER_PATIENCE_NS:
+            self._agreed_ns = self._agreed_ns or result.stamp_ns
+        else:
+            distance, angle = se3.pose_difference(ours, published[0])
+            text = (
+                f"the published map -> {self._setting('base_frame_id')} is {float(distance):.2f} m and "
+                f"{math.degrees(float(angle)):.1f} degrees away from the pose of the images, more than both covariances allow: "
+                "the filter does not take ~/pose; check its topic, and that it has no rejection threshold (config/ekf.yaml)"
+            )
+            self._board.report("transforms", "filter", ERROR, text)
 
     def judge_calibration(self, tracker: Tracker) -> None:
         """Whether the focal length fits the images."""

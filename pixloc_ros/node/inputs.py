@@ -38,6 +38,8 @@ FUTURE_NS = NS_PER_S
 _ODOMETRY_ALIVE_S = 0.5
 
 _ODOMETRY_LIMIT = 20_000
+_FILTER_STD, _FILTER_FLOOR = (0.2, 0.05), (0.03, 0.01)
+"""Standard deviations (m, rad) of a filter's pose if it publishes none, and those that its delay adds to the published ones."""
 
 
 @dataclass(frozen=True)
@@ -98,6 +100,7 @@ class Inputs:
         self._newest_image_ns: int | None = None
         self._initial_pose: InitialPose | None = None
         self._fix: tuple[np.ndarray, np.ndarray] | None = None
+        self._filter_covariance: torch.Tensor | None = None
 
     def subscribe(self) -> None:
         """Begins to listen. Images come last: whoever waits for that subscription knows that the node is ready."""
@@ -112,6 +115,7 @@ class Inputs:
         listen(PoseWithCovarianceStamped, "initialpose", self._on_initial_pose, 1)
         listen(NavSatFix, setting("fix_topic"), self._on_fix, qos_profile_sensor_data)
         listen(CameraInfo, setting("camera_info_topic"), self._on_camera_info, qos_profile_sensor_data)
+        listen(Odometry, setting("filter_topic"), self._on_filter, qos_profile_sensor_data)
         if setting("odom_source") == "topic":
             qos = QoSProfile(depth=200, reliability=ReliabilityPolicy.BEST_EFFORT)
             listen(Odometry, setting("odom_topic"), self._on_odometry, qos)
@@ -249,6 +253,15 @@ class Inputs:
         with self._lock:
             self._fix = place, covariance
 
+    def _on_filter(self, message: Odometry) -> None:
+        try:
+            pose = conversions.pose_to_matrix(message.pose.pose, "filter")
+            covariance = conversions.covariance_from_message(message.pose.covariance, pose, "filter")
+        except InputError:
+            return
+        with self._lock:
+            self._filter_covariance = covariance
+
     # ---- start and time jumps
 
     def expect_start(self) -> None:
@@ -295,6 +308,16 @@ class Inputs:
         with self._lock:
             fix, self._fix = self._fix, None
         return fix
+
+    def published_pose(self, stamp_ns: int) -> tuple[torch.Tensor, torch.Tensor] | None:
+        """map_from_base [4, 4] at a stamp as others publish it on TF, and its covariance [6, 6] in base axes as the filter says,
+        at least `_FILTER_FLOOR`; None where it is not known."""
+        pose = self.transforms.map_from_base(stamp_ns)
+        if pose is None:
+            return None
+        with self._lock:
+            covariance = self._filter_covariance
+        return pose, isotropic(*_FILTER_STD) if covariance is None else covariance + isotropic(*_FILTER_FLOOR)
 
     def take_odometry(self, stamp_ns: int, deadline: float) -> list[ReceivedOdometry]:
         """Waits for odometry at or after a stamp; returns the new messages up to and including the first such message.

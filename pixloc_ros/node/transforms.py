@@ -79,6 +79,15 @@ class Transforms:
         remedy = "start the robot's odometry, or set odom_source to topic or none"
         return self._lookup(odom, base, stamp_ns, deadline, "odometry", remedy)
 
+    def map_from_base(self, stamp_ns: int) -> torch.Tensor | None:
+        """float64 [4, 4] at a stamp, as others publish it; None where it is not known."""
+        frames, stamp = ("global_frame_id", "base_frame_id"), Time(nanoseconds=stamp_ns, clock_type=ClockType.ROS_TIME)
+        try:
+            message = self._buffer.lookup_transform(*map(self._setting, frames), stamp)
+            return conversions.transform_to_matrix(message.transform, "the published transform of the map")
+        except (InputError, TransformException):
+            return None
+
     def _lookup(self, target: str, source: str, stamp_ns: int, deadline: float, condition: str, remedy: str) -> torch.Tensor:
         stamp = Time(nanoseconds=stamp_ns, clock_type=ClockType.ROS_TIME)
         while True:

@@ -6,11 +6,13 @@ import time
 
 import pytest
 import torch
-from node_harness import BASE_FROM_CAMERA, FakeLocalizer, close, pose_of, running, stamp_of, start_pose
+from nav_msgs.msg import Odometry
+from node_harness import BASE_FROM_CAMERA, FakeLocalizer, close, odometry_pose, pose_of, running, stamp_of, start_pose
 from pixloc_ros.msg import LocalizationStatus
 from rclpy.parameter import Parameter
 
 from pixloc_ros.geometry import se3
+from pixloc_ros.node import conversions
 from pixloc_ros.node.conversions import stamp_to_ns
 
 TRACKING, DEGRADED, INITIALIZING = LocalizationStatus.TRACKING, LocalizationStatus.DEGRADED, LocalizationStatus.INITIALIZING
@@ -104,6 +106,27 @@ def test_a_time_offset_moves_the_images_and_nothing_else():
         future = robot.odometry_ns + 990_000_000
         robot.see(6, future)
         robot.diagnosed("an image is dated 1.020 s ahead of the odometry")
+
+
+@pytest.mark.parametrize("off_m", [0.0, 2.0])
+def test_a_filter_that_ignores_the_poses_is_noticed(off_m):
+    """Something else publishes map -> odom: right, or 2 m off with a covariance of a centimetre."""
+    with running(publish_tf=False, filter_topic="fused", **start_pose()) as (node, robot):
+        fused = robot.node.create_publisher(Odometry, "fused", 10)
+        robot.wait(fused.get_subscription_count)
+        for number in range(26):
+            pose = pose_of(number)
+            pose[1, 3] += off_m
+            odom = odometry_pose((stamp_of(number) - stamp_of(0)) * 1e-9)
+            robot.tf.sendTransform(conversions.transform_stamped("map", "odom", stamp_of(number), pose @ se3.inverse(odom)))
+            message = Odometry(pose=conversions.pose_with_covariance(pose, 1e-4 * torch.eye(6, dtype=torch.float64)))
+            fused.publish(message)
+            robot.drive_to(stamp_of(number))
+            robot.wait(lambda n=number: node._worker.inputs.transforms.map_from_base(stamp_of(n)) is not None)
+            assert robot.step(number).state == TRACKING
+        if off_m:
+            robot.diagnosed("transforms: the published map -> base_link is 2.00 m and 0.0 degrees away")
+        assert off_m or not any("the published map" in text for text in robot.texts)
 
 
 def test_lost_is_silent():
