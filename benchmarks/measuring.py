@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import argparse
-import io
 import json
 import multiprocessing
 import os
@@ -12,7 +11,6 @@ import platform
 import shutil
 import subprocess
 import sys
-import tarfile
 import tempfile
 import time
 from collections.abc import Callable, Sequence
@@ -39,9 +37,8 @@ Figures = TypeVar("Figures")
 
 def describe_machine() -> dict[str, object]:
     """Processor and cores, versions, commit and load: what figures are worth nothing without."""
-    commit = subprocess.run(
-        ["git", "describe", "--always", "--dirty"], capture_output=True, text=True, cwd=Path(__file__).parent, check=False
-    ).stdout.strip()
+    command, here = ["git", "describe", "--always", "--dirty"], Path(__file__).parent
+    commit = subprocess.run(command, capture_output=True, text=True, cwd=here, check=False).stdout.strip()
     return {
         "processor": machine_name(),
         "threads": torch.get_num_threads(),
@@ -76,18 +73,24 @@ def map_of_drive(drive: Path, extractor: Extractor) -> Path:
     return path
 
 
-def parser(doc: str, compare: bool = True) -> argparse.ArgumentParser:
-    """The arguments that all benchmarks take.
-
-    Args:
-        doc: Description of the script.
-        compare: Whether it takes `--compare` and `--against`, for `earlier`.
-    """
+def parser(doc: str) -> argparse.ArgumentParser:
+    """The arguments that all benchmarks take. doc: description of the script."""
     result = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
     result.add_argument("--weights", default="compact", metavar="NAME|FILE", help="network (default compact)")
     result.add_argument("--data", type=Path, default=DATA, help="where simulated drives and maps are kept (up to 2 GB)")
-    add_figures_arguments(result) if compare else add_output_arguments(result)
+    add_output_arguments(result)
+    old = result.add_mutually_exclusive_group()
+    old.add_argument("--compare", type=Path, metavar="OLD.json", help="figures of an earlier run to compare with")
+    old.add_argument("--against", metavar="COMMIT", help="run that commit's code first and compare with it")
     return result
+
+
+def add_output_arguments(parser: argparse.ArgumentParser) -> None:
+    """--json, --docs and --section, for `report`."""
+    parser.add_argument("--json", type=Path, help="write the figures here")
+    markers = "<!-- benchmark SECTION: begin --> and ... end -->"
+    parser.add_argument("--docs", type=Path, metavar="PAGE", help=f"put the tables into this page, between {markers}")
+    parser.add_argument("--section", default=Path(sys.argv[0]).stem, help="of the page (default: the benchmark's name)")
 
 
 def in_process(work: Callable[..., Figures], *arguments: object) -> Figures:
@@ -114,39 +117,21 @@ def report(figures: dict[str, object], args: argparse.Namespace, *tables: Sequen
     return 0
 
 
-def add_output_arguments(parser: argparse.ArgumentParser) -> None:
-    """--json, --docs and --section, for `report`."""
-    parser.add_argument("--json", type=Path, help="write the figures here")
-    markers = "<!-- benchmark SECTION: begin --> and ... end -->"
-    parser.add_argument("--docs", type=Path, metavar="PAGE", help=f"put the tables into this page, between {markers}")
-    parser.add_argument("--section", default=Path(sys.argv[0]).stem, help="of the page (default: the benchmark's name)")
-
-
-def add_figures_arguments(parser: argparse.ArgumentParser) -> None:
-    """--json, --docs, --compare and --against, for `earlier` and `report`."""
-    add_output_arguments(parser)
-    old = parser.add_mutually_exclusive_group()
-    old.add_argument("--compare", type=Path, metavar="OLD.json", help="figures of an earlier run to compare with")
-    old.add_argument("--against", metavar="COMMIT", help="run that commit's code first and compare with it")
-
-
 def earlier(args: argparse.Namespace) -> dict[str, object]:
     """The figures to compare with: read, or taken now with the code of another commit; empty where not asked for."""
     if args.compare:
         return json.loads(args.compare.read_text())
     if not args.against:
         return {}
-    tree = _checked_out(args.against)
+    ours = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    ours.add_argument("--against")
+    add_output_arguments(ours)
+    tree, script = _checked_out(args.against), Path("benchmarks") / Path(sys.argv[0]).name
+    print(f"now the code of {args.against}", file=sys.stderr)
     with tempfile.TemporaryDirectory() as folder:
         figures = Path(folder) / "figures.json"
-        words = _without(sys.argv[1:], "--against", "--json", "--docs", "--section")
-        print(f"now the code of {args.against}", file=sys.stderr)
-        done = subprocess.run(
-            [sys.executable, str(tree / "benchmarks" / Path(sys.argv[0]).name), *words, "--json", str(figures)],
-            env=os.environ | {"PYTHONPATH": str(tree)},
-            stdout=subprocess.DEVNULL,
-            check=False,
-        )
+        command = [sys.executable, tree / script, *ours.parse_known_args()[1], "--json", figures]
+        done = subprocess.run(command, env=os.environ | {"PYTHONPATH": str(tree)}, stdout=subprocess.DEVNULL, check=False)
         if done.returncode:
             raise InputError(f"the benchmark of commit {args.against} failed: it may not know these options")
         return json.loads(figures.read_text())
@@ -154,10 +139,9 @@ def earlier(args: argparse.Namespace) -> dict[str, object]:
 
 def _checked_out(commit: str) -> Path:
     """The files of a commit, kept in out/benchmarks/commits; what it compiles is kept with them."""
-    root = Path(__file__).resolve().parents[1]
 
-    def git(*words: str) -> bytes:
-        done = subprocess.run(["git", *words], cwd=root, capture_output=True, check=False)
+    def git(*words: object) -> bytes:
+        done = subprocess.run(["git", *map(str, words)], cwd=Path(__file__).parent, capture_output=True, check=False)
         if done.returncode:
             raise InputError(f"git has no commit {commit}: {done.stderr.decode().strip()}")
         return done.stdout
@@ -166,20 +150,13 @@ def _checked_out(commit: str) -> Path:
     if not tree.is_dir():
         part = tree.with_name(f"{tree.name}.part")
         shutil.rmtree(part, ignore_errors=True)
-        with tarfile.open(fileobj=io.BytesIO(git("archive", commit))) as archive:
-            archive.extractall(part, filter="data")
+        part.mkdir(parents=True)
+        archive = part.with_suffix(".tar")
+        git("-C", "..", "archive", "-o", archive, commit)
+        shutil.unpack_archive(archive, part, filter="data")
+        archive.unlink()
         part.rename(tree)
     return tree
-
-
-def _without(words: list[str], *options: str) -> list[str]:
-    """A command's words without some options, all of which take a value."""
-    kept, skip = [], False
-    for word in words:
-        if not skip and not word.startswith(tuple(f"{option}=" for option in options)) and word not in options:
-            kept.append(word)
-        skip = not skip and word in options
-    return kept
 
 
 def compared(new: dict[str, float], old: dict[str, float], *keys: str) -> list[str]:

@@ -15,7 +15,6 @@ import argparse
 import json
 import multiprocessing
 import os
-import queue
 import re
 import resource
 import shutil
@@ -23,7 +22,7 @@ import sys
 import tempfile
 import time
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -244,10 +243,6 @@ def put(files: Files, folder: Path) -> None:
         (folder / name).write_bytes(data)
 
 
-def peak_mb() -> float:
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-
-
 def attempt(parser: Parser, folder: Path) -> str:
     """What went wrong with the input in the folder; empty if nothing."""
     began = time.process_time()
@@ -262,72 +257,61 @@ def attempt(parser: Parser, folder: Path) -> str:
     return f"took {seconds:.1f} s" if seconds > TIME_BOUND_S else ""
 
 
-def run_batch(parser: Parser, seed: int, numbers: range, folder: Path, results: multiprocessing.Queue) -> None:
+def peak_mb() -> float:
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+
+def attempt_all(parser: Parser, seed: int, numbers: range, folder: Path, current, memory_mb, findings) -> None:
     """In a process of its own: a crash of the interpreter is a finding, not the end."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # image libraries complain of every broken image by themselves
     put(parser.seeds[0], folder)
     attempt(parser, folder)
     before = peak_mb()
     for number in numbers:
+        current.value = number
         put(changed(parser.seeds, seed, number), folder)
-        results.put((number, None))
-        problem = attempt(parser, folder)
-        if not problem and peak_mb() - before > MEMORY_BOUND_MB:
-            problem = f"took {peak_mb() - before:.0f} MB"
-            before = peak_mb()
+        problem, took_mb = attempt(parser, folder), peak_mb() - before
+        memory_mb.value = max(memory_mb.value, took_mb)
+        if not problem and took_mb > MEMORY_BOUND_MB:
+            problem, before = f"took {took_mb:.0f} MB", peak_mb()
         if problem:
-            results.put((number, problem))
-    results.put((None, peak_mb() - before))
+            findings.put((number, problem))
+    current.value = numbers.stop
 
 
-def fuzz(parser: Parser, seed: int, inputs: int, batch: int = 500) -> Iterator[tuple[int, str] | float]:
-    """(number, problem) of each failure, and the memory that each batch took, in MB."""
-    context = multiprocessing.get_context("fork")
-    number = 0
-    while number < inputs:
-        results = context.Queue()
+def fuzz(parser: Parser, seed: int, inputs: int) -> tuple[dict[int, str], float]:
+    """The problem of each input that failed, by number, and the most memory that was taken, in MB."""
+    context, problems = multiprocessing.get_context("fork"), {}
+    current, memory_mb = context.Value("q", 0), context.Value("d", 0.0)
+    while current.value < inputs:
+        findings, began, hung = context.SimpleQueue(), current.value, False
         with tempfile.TemporaryDirectory() as folder:
-            numbers = range(number, min(number + batch, inputs))
-            child = context.Process(target=run_batch, args=(parser, seed, numbers, Path(folder), results))
+            work = (parser, seed, range(began, inputs), Path(folder), current, memory_mb, findings)
+            child = context.Process(target=attempt_all, args=work)
             child.start()
-            current = number
-            while True:
-                try:
-                    current_or_none, problem = next_result(child, results)
-                except queue.Empty:
-                    dead = not child.is_alive()
-                    yield current, f"ended the process ({child.exitcode})" if dead else "hung"
-                    child.kill()
-                    number = current + 1
-                    break
-                if current_or_none is None:
-                    yield float(problem)
-                    number = numbers.stop
-                    break
-                current = current_or_none
-                if problem is not None:
-                    yield current, problem
+            at, meter = began, UsageMeter(child.pid)
+            while child.is_alive() and not hung:
+                child.join(0.2)
+                while not findings.empty():
+                    problems.update([findings.get()])
+                if current.value != at:
+                    at, meter = current.value, UsageMeter(child.pid)
+                # Processor time: time by the clock says nothing on a busy machine.
+                hung = (meter.read().cpu_s or 0.0) > 2 * TIME_BOUND_S
+            child.kill()
             child.join()
-
-
-def next_result(child: multiprocessing.Process, results: multiprocessing.Queue) -> tuple:
-    """The child's next message. Raises queue.Empty if it has died, or computes for too long without one."""
-    meter = UsageMeter(child.pid)
-    while True:
-        alive = child.is_alive()
-        try:
-            return results.get(timeout=0.2)
-        except queue.Empty:
-            # Processor time: time by the clock says nothing on a busy machine.
-            if not alive or (meter.read().cpu_s or 0.0) > 2 * TIME_BOUND_S:
-                raise
+            while not findings.empty():
+                problems.update([findings.get()])
+        if current.value < inputs:
+            problems[current.value] = "hung" if hung else f"ended the process ({child.exitcode})"
+            current.value += 1
+    return problems, memory_mb.value
 
 
 def main() -> int:
-    split = argparse.RawDescriptionHelpFormatter
-    arguments = argparse.ArgumentParser(description=__doc__, formatter_class=split)
+    arguments = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     arguments.add_argument("--inputs", type=int, default=10_000, help="inputs per parser")
-    arguments.add_argument("--parser", action="append", help="only this one; may be repeated")
+    arguments.add_argument("--parser", nargs="+", help="only these")
     arguments.add_argument("--seed", type=int, default=0)
     arguments.add_argument("--out", type=Path, default=Path("out/fuzz"), help="where inputs that fail are kept")
     arguments.add_argument("--reproduce", type=int, help="run only the input of this number, in this process")
@@ -337,30 +321,23 @@ def main() -> int:
     failures = 0
     with tempfile.TemporaryDirectory() as folder:
         parsers = make_parsers(Path(folder))
-        unknown = set(given.parser or ()) - set(parsers)
-        if unknown:
-            arguments.error(f"no parser {', '.join(sorted(unknown))}: give one of {', '.join(parsers)}")
+        if unknown := set(given.parser or ()) - set(parsers):
+            raise InputError(f"no parser {', '.join(sorted(unknown))}: give one of {', '.join(parsers)}")
         print(f"{'parser':18} {'inputs':>7} {'failures':>8} {'memory':>8} {'time':>7}")
         for name in given.parser or parsers:
-            parser = parsers[name]
+            parser, kept = parsers[name], given.out / name
             if given.reproduce is not None:
-                at = given.out / name / str(given.reproduce)
-                put(changed(parser.seeds, given.seed, given.reproduce), at)
-                print(attempt(parser, at) or "nothing wrong", f"\ninput: {at}")
+                put(changed(parser.seeds, given.seed, given.reproduce), kept / str(given.reproduce))
+                print(attempt(parser, kept / str(given.reproduce)) or "nothing wrong", f"\ninput: {kept / str(given.reproduce)}")
                 continue
-            began, count, memory = time.monotonic(), 0, 0.0
-            for finding in fuzz(parser, given.seed, given.inputs):
-                if isinstance(finding, float):
-                    memory = max(memory, finding)
-                    continue
-                number, problem = finding
-                count += 1
-                at = given.out / name / str(number)
-                put(changed(parser.seeds, given.seed, number) | {"problem.txt": problem.encode()}, at)
-                if count <= 5:
-                    print(f"  {name} {number}: {problem.strip().splitlines()[-1]} (kept in {at})", file=sys.stderr)
-            failures += count
-            print(f"{name:18} {given.inputs:7d} {count:8d} {memory:5.0f} MB {time.monotonic() - began:5.0f} s", flush=True)
+            began, (problems, memory_mb) = time.monotonic(), fuzz(parser, given.seed, given.inputs)
+            for number, problem in problems.items():
+                put(changed(parser.seeds, given.seed, number) | {"problem.txt": problem.encode()}, kept / str(number))
+            for number, problem in list(problems.items())[:5]:
+                print(f"  {name} {number}: {problem.strip().splitlines()[-1]} (kept in {kept / str(number)})", file=sys.stderr)
+            failures += len(problems)
+            took = f"{memory_mb:5.0f} MB {time.monotonic() - began:5.0f} s"
+            print(f"{name:18} {given.inputs:7d} {len(problems):8d} {took}", flush=True)
     print(f"{failures} failures" + (f", kept in {given.out}" if failures else ""))
     return 1 if failures else 0
 
