@@ -6,7 +6,6 @@ Simulated drives (made once, kept in out/benchmarks) are tracked at several imag
 
     benchmarks/frame.py
     benchmarks/frame.py --json new.json --compare old.json      # and how the medians moved
-    benchmarks/frame.py --map kitti07.pixmap --bag kitti07/drive
 
 Stages: "decode" the JPEG; "prepare" the image (grey, size); "features", the network; "gather", choice of map points and
 their descriptors; "alignment"; "tracker", everything else a frame takes (motion prior, gates, covariances). Times are
@@ -62,26 +61,19 @@ class Recording:
 def main() -> int:
     parser = measuring.parser(__doc__)
     parser.add_argument("--sizes", nargs="+", default=SIZES, metavar="WxH", help="of the simulated images")
-    parser.add_argument("--map", type=Path, help="with --bag: time this map and drive instead")
-    parser.add_argument("--bag", type=Path)
     parser.add_argument("--preset", nargs="+", default=["balanced"], help="fast, balanced (default), accurate")
     parser.add_argument("--frames", type=int, default=200, help="how many to time at each size (default 200)")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="of the network (default: all)")
     args = parser.parse_args()
-    if (args.map is None) != (args.bag is None):
-        parser.error("--map and --bag go together")
     torch.set_num_threads(args.threads)
     figures: dict[str, object] = {"machine": measuring.describe_machine(), "sizes": {}}
-    if args.bag:
-        cases = {args.bag.resolve().parent.name: (args.map, args.bag)}
-    else:
-        drives = {size: measuring.simulated_drive(*map(int, size.split("x")), args.data) for size in args.sizes}
-        extractor = load_extractor(args.weights)
-        cases = {size: (measuring.map_of_drive(drive, extractor), drive / "drive") for size, drive in drives.items()}
-    for name, (map_path, bag) in cases.items():
+    extractor = load_extractor(args.weights)
+    for size in args.sizes:
+        drive = measuring.simulated_drive(*map(int, size.split("x")), args.data)
+        map_path = measuring.map_of_drive(drive, extractor)
         for preset in args.preset:
-            run = measuring.in_process(time_drive, map_path, bag, args.weights, preset, args.frames, args.threads)
-            figures["sizes"][name if len(args.preset) == 1 else f"{name} {preset}"] = run
+            run = measuring.in_process(time_drive, map_path, drive / "drive", args.weights, preset, args.frames, args.threads)
+            figures["sizes"][size if len(args.preset) == 1 else f"{size} {preset}"] = run
     return measuring.report(figures, args, rows(figures["sizes"], measuring.earlier(args).get("sizes", {})))
 
 

@@ -7,7 +7,7 @@ calibration, all from this process to `localization_node` in another one, as a r
 
     benchmarks/live.py                                   # 30 Hz, 20 seconds
     benchmarks/live.py --minutes 10 --json live.json     # what docs/evidence/performance.md quotes
-    benchmarks/live.py --rates 15 30 --transport compressed --parameters preset:=fast
+    benchmarks/live.py --rates 15 30 --parameters preset:=fast
 
 "age": from the image's stamp until the pose goes out, by the node's clock (so with serialization and transport of the image);
 "heard": until a listener has it. "cores": processor time of the node, all threads, per second. Memory of the node in the first
@@ -33,14 +33,15 @@ from geometry_msgs.msg import PoseWithCovarianceStamped
 from pixloc_ros.msg import LocalizationStatus
 from rclpy.node import Node
 from rclpy.serialization import deserialize_message
-from sensor_msgs.msg import CameraInfo, CompressedImage, Image
+from sensor_msgs.msg import CameraInfo, Image
 
 from pixloc_ros.cli.scripts import run_script
 from pixloc_ros.errors import InputError
 from pixloc_ros.evaluation import offline
 from pixloc_ros.evaluation.tables import format_number
-from pixloc_ros.evaluation.usage import Usage, UsageMeter, busy_s, memory_mib
+from pixloc_ros.evaluation.usage import UsageMeter, busy_s, memory_mib
 from pixloc_ros.features import load_extractor
+from pixloc_ros.geometry import se3
 from pixloc_ros.io.bags import BagReader
 from pixloc_ros.io.frames import CameraFrame
 from pixloc_ros.io.trajectory import Trajectory
@@ -63,7 +64,7 @@ class Drive:
     """What is sent. stamps_s [n] and the odometry are in the drive's own time."""
 
     stamps_s: np.ndarray
-    images: list[Image | CompressedImage]
+    images: list[Image]
     info: CameraInfo
     odometry: Trajectory
     base_from_camera: torch.Tensor
@@ -92,22 +93,20 @@ def main() -> int:
     parser = measuring.parser(__doc__)
     parser.add_argument("--minutes", type=float, default=1 / 3, help="at each rate (default a third)")
     parser.add_argument("--rates", type=float, nargs="+", default=[30.0], metavar="HZ", help="of the images (default 30)")
-    parser.add_argument("--size", default="640x480", metavar="WxH")
-    parser.add_argument("--transport", choices=("raw", "compressed"), default="raw")
     parser.add_argument("--parameters", nargs="*", default=[], metavar="NAME:=VALUE", help="further ones of the node")
     args = parser.parse_args()
     if args.minutes <= 0 or min(args.rates) <= 0:
         parser.error("--minutes and --rates must be positive")
     figures: dict[str, object] = {"machine": measuring.describe_machine(), "rates": {}}
     for rate in args.rates:
-        path = measuring.simulated_drive(*(int(side) for side in args.size.split("x")), args.data, rate)
+        path = measuring.simulated_drive(640, 480, args.data, rate)
         map_path = measuring.map_of_drive(path, load_extractor(args.weights))
         figures["rates"][f"{rate:g} Hz"] = run(path, map_path, rate, args)
     old = measuring.earlier(args).get("rates", {})
     return measuring.report(figures, args, rows(figures["rates"], old), stage_rows(figures["rates"]))
 
 
-def read_drive(path: Path, compressed: bool) -> Drive:
+def read_drive(path: Path) -> Drive:
     """The test drive in memory, as messages."""
     with BagReader(path / "drive") as bag:
         start_ns, start = offline.first_pose(bag, bag.truth(), None)
@@ -116,7 +115,7 @@ def read_drive(path: Path, compressed: bool) -> Drive:
         info.header.frame_id = bag.camera_frame
         return Drive(
             np.array([frame.stamp_ns / NS_PER_S for frame in frames]),
-            [image_message(frame.image, 0, bag.camera_frame, compressed) for frame in frames],
+            [image_message(frame.image, 0, bag.camera_frame) for frame in frames],
             info,
             bag.odometry(),
             bag.base_from_camera,
@@ -127,26 +126,24 @@ def read_drive(path: Path, compressed: bool) -> Drive:
 
 def run(path: Path, map_path: Path, rate: float, args: argparse.Namespace) -> dict[str, object]:
     """Figures of one node fed at one rate."""
-    compressed = args.transport == "compressed"
-    drive = read_drive(path, compressed)
-    parameters = {"map": map_path.resolve(), "weights": args.weights, "image_transport": args.transport}
+    drive, parameters = read_drive(path), {"map": map_path.resolve(), "weights": args.weights, "image_transport": "raw"}
     parameters |= dict(setting.split(":=", 1) for setting in args.parameters)
     with (
         tempfile.TemporaryDirectory() as folder,
         NodeProcess(parameters, Path(folder) / "node.log") as process,
         spinning_node("robot") as node,
     ):
-        return Robot(drive, node, process, compressed).feed(rate, 60 * args.minutes)
+        return Robot(drive, node, process).feed(rate, 60 * args.minutes)
 
 
 class Robot:
     """Camera, wheels and listener."""
 
-    def __init__(self, drive: Drive, node: Node, process: NodeProcess, compressed: bool) -> None:
+    def __init__(self, drive: Drive, node: Node, process: NodeProcess) -> None:
         self._drive, self._process = drive, process
         self._statuses: list[LocalizationStatus] = []
         self._heard_ms: list[float] = []
-        self._topics = RobotTopics(node, compressed)
+        self._topics = RobotTopics(node)
         mount = conversions.transform_stamped("base_link", drive.camera_frame, 0, drive.base_from_camera)
         self._topics.static_tf.sendTransform(mount)
         node.create_subscription(PoseWithCovarianceStamped, f"{NODE}/pose", self._on_pose, 10)
@@ -174,8 +171,9 @@ class Robot:
             if wait_s > 0:
                 time.sleep(wait_s)
             if what == "odometry":
-                pose = self._drive.odom_from_base(max((due[what] - began) * rate, 0.0))
-                self._topics.odometry.publish(odometry_message(time.time_ns(), pose))
+                before, pose = (self._drive.odom_from_base(max((due[what] - began) * rate - back, 0.0)) for back in (0.5, 0.0))
+                twist = se3.se3_log(se3.inverse(before) @ pose) * 2 * rate
+                self._topics.odometry.publish(odometry_message(time.time_ns(), pose, twist))
             elif due[what] >= end:
                 pass
             elif what == "image":
@@ -191,40 +189,30 @@ class Robot:
                     meter, outside, first = UsageMeter(self._process.pid), busy_s(), sent
             due[what] += step[what]
         time.sleep(0.5)
-        return self._figures(meter.read(), memory, late_ms, sent - first, busy_s() - outside)
+        usage, others_s, own, file = meter.read(), busy_s() - outside, *([m[name] for m in memory] for name in ("own", "file"))
+        statuses, tenth = list(self._statuses), max(1, len(memory) // 10)
+        aligned = [s for s in statuses if math.isfinite(s.alignment_ms)]
+        if not aligned:
+            raise InputError("no image was aligned; the last status: " + (statuses[-1].message if statuses else "none"))
+        return {
+            "sent": sent - first,
+            "tracked": sum(s.state == TrackState.TRACKING for s in aligned) / max(sent - first, 1),
+            "dropped": sum("dropped" in s.message for s in statuses),
+            "age_ms": measuring.percentiles([s.age_ms for s in aligned]) | {"max": max(s.age_ms for s in aligned)},
+            "heard_ms": measuring.percentiles(self._heard_ms),
+            "stages_ms": {stage: measuring.percentiles([getattr(s, f"{stage}_ms") for s in aligned]) for stage in STAGES},
+            "cores": usage.cpu_s / usage.wall_s,
+            "own_mib": [float(np.median(own[: tenth + 1])), float(np.median(own[-tenth:]))],
+            "file_mib": [float(np.median(file[: tenth + 1])), float(np.median(file[-tenth:]))],
+            "late_p95_ms": float(np.percentile(late_ms, 95)),
+            "others_cores": (others_s - usage.cpu_s) / usage.wall_s,
+        }
 
     def _send_image(self, image: int) -> None:
         message = self._drive.images[self._drive.index(image)]
         message.header.stamp = self._drive.info.header.stamp = stamp_from_ns(time.time_ns())
         self._topics.info.publish(self._drive.info)
         self._topics.image.publish(message)
-
-    def _figures(
-        self, usage: Usage, memory: list[dict[str, float]], late_ms: list[float], sent: int, busy_s: float
-    ) -> dict[str, object]:
-        statuses = list(self._statuses)
-        aligned = [s for s in statuses if math.isfinite(s.alignment_ms)]
-        if not aligned:
-            raise InputError("no image was aligned; the last status: " + (statuses[-1].message if statuses else "none"))
-        tenth = max(1, len(memory) // 10)
-        mib = {f"{name}_mib": [sample[name] for sample in memory] for name in ("own", "file")}
-        return {
-            "sent": sent,
-            "seconds": usage.wall_s,
-            "reported": len(statuses),
-            "aligned": len(aligned),
-            "tracked": sum(s.state == TrackState.TRACKING for s in aligned) / max(sent, 1),
-            "dropped": sum("dropped" in s.message for s in statuses),
-            "age_ms": measuring.percentiles([s.age_ms for s in aligned]) | {"max": max(s.age_ms for s in aligned)},
-            "heard_ms": measuring.percentiles(self._heard_ms),
-            "stages_ms": {stage: measuring.percentiles([getattr(s, f"{stage}_ms") for s in aligned]) for stage in STAGES},
-            "cores": usage.cpu_s / usage.wall_s,
-            "cpu_ms": 1e3 * usage.cpu_s / len(aligned),
-            "own_mib_each_second": [round(value, 1) for value in mib["own_mib"]],
-            **{name: [float(np.median(v[: tenth + 1])), float(np.median(v[-tenth:]))] for name, v in mib.items()},
-            "late_p95_ms": float(np.percentile(late_ms, 95)),
-            "others_cores": (busy_s - usage.cpu_s) / usage.wall_s,
-        }
 
 
 def rows(rates: dict[str, dict], old: dict[str, dict]) -> list[tuple[str, ...]]:
@@ -242,11 +230,9 @@ def rows(rates: dict[str, dict], old: dict[str, dict]) -> list[tuple[str, ...]]:
 
 
 def stage_rows(rates: dict[str, dict]) -> list[tuple[str, ...]]:
-    def cell(of: dict[str, float]) -> str:
-        return f"{format_number(of['p50'])} / {format_number(of['p99'])}"
-
-    cells = [(name, *(cell(entry["stages_ms"][stage]) for stage in STAGES)) for name, entry in rates.items()]
-    return [("stages, p50 / p99 ms", *STAGES), *cells]
+    percentiles = {name: [entry["stages_ms"][stage] for stage in STAGES] for name, entry in rates.items()}
+    cells = {name: [f"{format_number(p['p50'])} / {format_number(p['p99'])}" for p in of] for name, of in percentiles.items()}
+    return [("stages, p50 / p99 ms", *STAGES), *((name, *of) for name, of in cells.items())]
 
 
 if __name__ == "__main__":

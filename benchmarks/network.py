@@ -11,6 +11,8 @@ processor time of all threads per image, "difference" the largest one of any des
 
 from __future__ import annotations
 
+import contextlib
+import itertools
 import time
 from collections.abc import Callable
 
@@ -24,7 +26,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from pixloc_ros.cli.scripts import run_script
 from pixloc_ros.errors import InputError
 from pixloc_ros.evaluation.tables import format_number
-from pixloc_ros.features import Execution, Extractor, FeaturePyramid, load_extractor
+from pixloc_ros.features import Execution, FeaturePyramid, load_extractor
 
 SIZES = ("320x240", "640x480", "1280x720")
 SIDE, CHANNELS = 512, 64
@@ -68,7 +70,11 @@ def time_network(weights: str, width: int, height: int, threads: int, seconds: f
     with FlopCounterMode(display=False) as counter:
         expected = network(grey.float())
     ways: dict[str, Callable[[], FeaturePyramid]] = {PLAIN: lambda: network(grey.float())}
-    ways |= {name: lambda e=extractor: e.extract(image) for name, extractor in installed(weights, width, height).items()}
+    for backend, precision in itertools.product(("torch", "onnxruntime", "openvino"), ("float32", "bfloat16")):
+        with contextlib.suppress(InputError):  # what cannot run here
+            extractor = load_extractor(weights, Execution(backend, precision=precision)).suited_to(width, height)
+            name = backend if precision == "float32" else f"{backend}, {precision}"
+            ways[name] = lambda e=extractor: e.extract(image)
     multiply_adds, peak = counter.get_total_flops() / 2, peak_gflops()
     times = time_in_turn(ways, seconds)
     for name, run in ways.items():
@@ -83,37 +89,19 @@ def time_network(weights: str, width: int, height: int, threads: int, seconds: f
     }
 
 
-def installed(weights: str, width: int, height: int) -> dict[str, Extractor]:
-    """The network by every backend and precision that can run here."""
-    ways = {}
-    for backend in ("torch", "onnxruntime", "openvino"):
-        for precision in ("float32", "bfloat16"):
-            try:
-                execution = Execution(backend, precision=precision)
-            except InputError:
-                continue
-            name = backend if precision == "float32" else f"{backend}, {precision}"
-            ways[name] = load_extractor(weights, execution).suited_to(width, height)
-    return ways
-
-
 def time_in_turn(ways: dict[str, Callable[[], object]], seconds: float) -> dict[str, dict[str, float]]:
     """Of each: median milliseconds by the clock, mean milliseconds of the processor."""
-    walls, cpu = {name: [] for name in ways}, {name: [] for name in ways}
-    began = None
-    while began is None or time.perf_counter() - began < seconds:
+    for run in ways.values():  # makes the sessions
+        run()
+    walls, cpu, began = {name: [] for name in ways}, {name: [] for name in ways}, time.perf_counter()
+    while time.perf_counter() - began < seconds:
         for name, run in ways.items():
             run()
             for _ in range(BURST - 1):
-                wall, processor = time.perf_counter(), time.process_time()
-                run()
-                walls[name].append(time.perf_counter() - wall)
-                cpu[name].append(time.process_time() - processor)
-        if began is None:  # the first round made the sessions
-            began = time.perf_counter()
-            for times in (*walls.values(), *cpu.values()):
-                times.clear()
-    return {name: {"ms": 1e3 * float(np.median(walls[name])), "cpu_ms": 1e3 * float(np.mean(cpu[name]))} for name in ways}
+                processor = time.process_time()
+                walls[name].append(measuring.timed_ms(run))
+                cpu[name].append(1e3 * (time.process_time() - processor))
+    return {name: {"ms": float(np.median(walls[name])), "cpu_ms": float(np.mean(cpu[name]))} for name in ways}
 
 
 def peak_gflops() -> float:

@@ -6,7 +6,7 @@ from __future__ import annotations
 import contextlib
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -80,10 +80,11 @@ class Event:
         return replace(self, message=robot.image_message(np.ascontiguousarray(pixels), self.stamp_ns))
 
     def along(self, metres: float, pose: torch.Tensor | None = None) -> Event:
-        """Odometry that is moved along its x axis."""
-        pose = conversions.pose_to_matrix(self.message.pose.pose, "odometry") if pose is None else pose.clone()
+        """Odometry that is moved along its x axis, with the same twist."""
+        pose = conversions.pose_to_matrix(self.message.pose.pose, "odometry") if pose is None else pose
         message = robot.odometry_message(self.stamp_ns, pose)
         message.pose.pose.position.x += metres
+        message.twist = self.message.twist
         return replace(self, message=message)
 
 
@@ -123,7 +124,8 @@ def make_drive(folder: Path, rate_hz: float) -> Drive:
                 # Images come a little after their stamp, as from a real camera.
                 events.append(Event(at_s + 0.02, "image", robot.image_message(item.image, item.stamp_ns), item.stamp_ns))
             else:
-                events.append(Event(at_s, "odom", robot.odometry_message(item.stamp_ns, item.odom_from_base), item.stamp_ns))
+                message = robot.odometry_message(item.stamp_ns, item.odom_from_base, item.twist)
+                events.append(Event(at_s, "odom", message, item.stamp_ns))
     pose = robot.initial_pose_message(start, offline.initial_covariance())
     return Drive(map_path, sorted(events, key=lambda e: e.at_s), truth, robot.camera_info_message(camera), mount, pose)
 
@@ -183,18 +185,12 @@ class Run:
         return "did not recover" if self.recovered_s is None else ""
 
 
-@contextlib.contextmanager
-def staged(drive: Drive, folder: Path) -> Iterator[Stage]:
-    """A stage; at the end of the block its processes are stopped."""
-    with contextlib.ExitStack() as stack:
-        yield Stage(drive, folder, stack)
+class Stage(contextlib.ExitStack):
+    """A node under test and the robot that feeds it, for a `with` block; at its end the processes are stopped."""
 
-
-class Stage:
-    """A node under test and the robot that feeds it; made by `staged`."""
-
-    def __init__(self, drive: Drive, folder: Path, stack: contextlib.ExitStack) -> None:
-        self.drive, self.folder, self._stack = drive, folder, stack
+    def __init__(self, drive: Drive, folder: Path) -> None:
+        super().__init__()
+        self.drive, self.folder = drive, folder
         self.parameters = {"map": drive.map_path, "image_transport": "raw"}
         self.notes: list[str] = []
         self.statuses: list[LocalizationStatus] = []
@@ -202,13 +198,13 @@ class Stage:
         self.true_ns: dict[int, int] = {}
         self.sent_s: dict[int, float] = {}
         self.info: CameraInfo | None = drive.info
-        node = stack.enter_context(spinning_node("fault_injector"))
+        node = self.enter_context(spinning_node("fault_injector"))
         self.topics = robot.RobotTopics(node)
         node.create_subscription(LocalizationStatus, f"{NODE}/status", self.statuses.append, 1000)
         node.create_subscription(PoseWithCovarianceStamped, f"{NODE}/pose", self.poses.append, 1000)
         node.create_subscription(DiagnosticArray, "/diagnostics", self._on_diagnostics, 100)
         self.loader = node.create_client(LoadMap, f"{NODE}/load_map")
-        self.start_node()
+        self.start_node()  # a process that ends with this one, whatever happens
         self.process.wait_for(self.topics.is_heard, "did not listen", 180.0)
         time.sleep(0.3)  # discovery is one-sided
 
@@ -221,7 +217,7 @@ class Stage:
 
     def started(self, process: NodeProcess) -> NodeProcess:
         """A process that is stopped with the stage."""
-        self._stack.callback(process.stop)
+        self.callback(process.stop)
         return process
 
     def start_node(self) -> None:

@@ -23,13 +23,12 @@ import threading
 import time
 from array import array
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from pathlib import Path
 
 import cv2
 import numpy as np
 import torch
-from fault_stage import BEGIN_S, END_S, SECONDS, Drive, Event, Fault, Run, Stage, make_drive, staged
+from fault_stage import BEGIN_S, END_S, SECONDS, Drive, Event, Fault, Run, Stage, make_drive
 
 from pixloc_ros.cli.scripts import run_script
 from pixloc_ros.evaluation.tables import markdown_table, write_section
@@ -144,7 +143,7 @@ def run_all(names: list[str], drive: Drive, folder: Path) -> tuple[bool, str]:
     """Whether all runs were good, and the table."""
     runs = []
     for number, name in enumerate(names, 1):
-        with staged(drive, folder) as stage:
+        with Stage(drive, folder) as stage:
             runs.append(stage.play(name, faults()[name]))
         runs[-1].exit_code = stage.process.process.returncode
         print(f"{number:2d}/{len(names)}  {name:36} {runs[-1].problem() or 'good'}", flush=True)
@@ -162,107 +161,83 @@ def run_all(names: list[str], drive: Drive, folder: Path) -> tuple[bool, str]:
 # ---- random faults on one node
 
 
-@dataclass
-class Soak:
-    """What happened so far.
-
-    Attributes:
-        minutes, rate_hz, seed: how it was run.
-        memory_mb: (seconds since the start, MB) before the first round and after each.
-        rounds: one run of the drive each.
-        exit_code: of the node; None while it runs.
-        problem: why the soak ended early.
-    """
-
-    minutes: float
-    rate_hz: float
-    seed: int
-    memory_mb: list[tuple[float, float]] = field(default_factory=list)
-    rounds: list[Run] = field(default_factory=list)
-    exit_code: int | None = None
-    problem: str = ""
-
-    def summary(self) -> dict[str, object]:
-        """The figures, ready for JSON. Memory settles: medians of the second tenth and of the last tenth of the rounds."""
-        values = [mb for _, mb in self.memory_mb]
-        tenth = max(len(values) // 10, 1)
-        warm, end = (float(np.median(v)) for v in (values[tenth : 2 * tenth] or values[-1:], values[-tenth:]))
-        names, total = sorted({run.name for run in self.rounds}), _figures(self.rounds)
-        return {
-            "minutes": self.memory_mb[-1][0] / 60, "asked_minutes": self.minutes, "rate_hz": self.rate_hz, "seed": self.seed,
-            "images": sum(run.images for run in self.rounds), "tracked": sum(run.tracked for run in self.rounds),
-            "memory_mb": {"start": values[0], "after_warm_up": warm, "end": end, "most": max(values)},
-            "growth_percent": 100 * (end / warm - 1),
-            "faults": len(self.rounds), "missed_recoveries": total["missed"],
-            "worst_recovery_s": total["worst_recovery_s"], "wrong_poses": total["wrong_poses"],
-            "exit_code": self.exit_code, "problem": self.problem,
-            "by_fault": {name: _figures([run for run in self.rounds if run.name == name]) for name in names},
-        }  # fmt: skip
-
-    def good(self) -> bool:
-        """Whether the node lived, always recovered, was never wrong, and did not grow."""
-        figures = self.summary()
-        failed = self.exit_code or self.problem or figures["missed_recoveries"] or figures["wrong_poses"]
-        return not failed and figures["growth_percent"] <= GROWTH_PERCENT
-
-
-def _figures(runs: list[Run]) -> dict[str, object]:
-    found = [run.recovered_s for run in runs if run.recovered_s is not None]
-    figures = {"injected": len(runs), "missed": len(runs) - len(found), "wrong_poses": sum(run.wrong for run in runs)}
-    return figures | {"worst_recovery_s": max(found, default=None)}
-
-
-def soak(drive: Drive, folder: Path, result: Soak) -> tuple[bool, str]:
+def soak(drive: Drive, folder: Path, minutes: float, rate_hz: float, seed: int) -> tuple[bool, str]:
     """Random faults on one node for so long; soak.json has the figures so far. Faults that are there from the start of a node, or
     end it or start another, are left out. Returns whether all was good, and the table."""
-    choice = random.Random(result.seed)
+    choice, rounds, problem = random.Random(seed), [], ""
     names = sorted(name for name, fault in faults().items() if not fault.missing and not fault.ends_node)
-    with staged(drive, folder) as stage:
-        began = time.monotonic()
-        result.memory_mb.append((0.0, stage.memory_mb()))
-        while time.monotonic() - began < 60 * result.minutes:
+    with Stage(drive, folder) as stage:
+        began, memory_mb = time.monotonic(), [stage.memory_mb()]
+        while time.monotonic() - began < 60 * minutes and not problem:
             name = choice.choice(names)
             # Each round is later than all of the one before, whichever way its fault moved the clock.
-            run = stage.play(name, faults()[name], 200.0 * len(result.rounds))
+            run = stage.play(name, faults()[name], 200.0 * len(rounds))
             if stage.process.process.poll() is not None:
-                result.problem = f"the node ended in round {len(result.rounds) + 1}: {name}"
+                problem = f"the node ended in round {len(rounds) + 1}: {name}"
                 break
-            result.rounds.append(run)
-            result.memory_mb.append((time.monotonic() - began, stage.memory_mb()))
-            write_text(folder / "soak.json", json.dumps(result.summary(), indent=1) + "\n")
-            minutes, mb = result.memory_mb[-1][0] / 60, result.memory_mb[-1][1]
+            rounds.append(run)
+            memory_mb.append(stage.memory_mb())
+            figures = {"minutes": (time.monotonic() - began) / 60, "rate_hz": rate_hz, "seed": seed} | summary(rounds, memory_mb)
+            write_text(folder / "soak.json", json.dumps(figures, indent=1) + "\n")
             outcome = f"right again {seconds(run.recovered_s)}  tracked {run.tracked}/{run.images}  wrong {run.wrong}"
-            print(f"{minutes:5.1f} min  {name:34} {outcome}  memory {mb:.1f} MB", flush=True)
-    result.exit_code = stage.process.process.returncode
-    write_text(folder / "soak.json", json.dumps(result.summary(), indent=1) + "\n")
-    return result.good(), soak_table(result.summary()) + result.problem
+            print(f"{figures['minutes']:5.1f} min  {name:34} {outcome}  memory {memory_mb[-1]:.1f} MB", flush=True)
+    if not rounds:
+        return False, problem
+    figures |= {"exit_code": stage.process.process.returncode, "problem": problem}
+    write_text(folder / "soak.json", json.dumps(figures, indent=1) + "\n")
+    return is_good(figures), soak_table(figures) + problem
+
+
+def summary(rounds: list[Run], memory_mb: list[float]) -> dict[str, object]:
+    """The figures, ready for JSON. Memory settles: medians of the second tenth and of the last tenth of the rounds."""
+    tenth = max(len(memory_mb) // 10, 1)
+    warm, end = (float(np.median(v)) for v in (memory_mb[tenth : 2 * tenth] or memory_mb[-1:], memory_mb[-tenth:]))
+
+    def counts(runs: list[Run]) -> dict[str, object]:
+        found = [run.recovered_s for run in runs if run.recovered_s is not None]
+        figures = {"injected": len(runs), "missed": len(runs) - len(found), "wrong_poses": sum(run.wrong for run in runs)}
+        return figures | {"worst_recovery_s": max(found, default=None)}
+
+    return {
+        "images": sum(run.images for run in rounds),
+        "tracked": sum(run.tracked for run in rounds),
+        "memory_mb": {"start": memory_mb[0], "after_warm_up": warm, "end": end, "most": max(memory_mb)},
+        "growth_percent": 100 * (end / warm - 1),
+        **counts(rounds),
+        "by_fault": {name: counts([r for r in rounds if r.name == name]) for name in sorted({r.name for r in rounds})},
+    }
+
+
+def is_good(figures: dict) -> bool:
+    """Whether the node lived, always recovered, was never wrong, and did not grow."""
+    failed = figures["exit_code"] or figures["problem"] or figures["missed"] or figures["wrong_poses"]
+    return not failed and figures["growth_percent"] <= GROWTH_PERCENT
 
 
 def seconds(value: float | None) -> str:
     return "never" if value is None else f"{value:.1f} s"
 
 
-def soak_table(summary: dict) -> str:
+def soak_table(figures: dict) -> str:
     """The summary, and a row per fault."""
-    memory = summary["memory_mb"]
+    memory = figures["memory_mb"]
     text = (
-        f"{summary['minutes']:.0f} minutes at {summary['rate_hz']:g} Hz, {summary['images']} images, {summary['faults']} faults "
-        f"on one node: {summary['missed_recoveries']} recoveries missed, {seconds(summary['worst_recovery_s'])} for the slowest, "
-        f"{summary['wrong_poses']} wrong poses given as TRACKING. Memory {memory['start']:.0f} MB before the first image, "
+        f"{figures['minutes']:.0f} minutes at {figures['rate_hz']:g} Hz, {figures['images']} images, {figures['injected']} "
+        f"faults on one node: {figures['missed']} recoveries missed, {seconds(figures['worst_recovery_s'])} for the slowest, "
+        f"{figures['wrong_poses']} wrong poses given as TRACKING. Memory {memory['start']:.0f} MB before the first image, "
         f"{memory['after_warm_up']:.1f} MB after the warm-up (median of the second tenth of the time), {memory['end']:.1f} MB at "
-        f"the end (of the last tenth): {summary['growth_percent']:+.1f} %; {memory['most']:.1f} MB at most. "
-        f"Exit code {summary['exit_code']}."
+        f"the end (of the last tenth): {figures['growth_percent']:+.1f} %; {memory['most']:.1f} MB at most. "
+        f"Exit code {figures['exit_code']}."
     )
     rows = [
         (name, row["injected"], row["missed"], seconds(row["worst_recovery_s"]), row["wrong_poses"])
-        for name, row in summary["by_fault"].items()
+        for name, row in figures["by_fault"].items()
     ]
     return text + "\n\n" + markdown_table("fault | injected | recoveries missed | slowest | wrong as TRACKING", rows)
 
 
 def main() -> int:
-    split = argparse.RawDescriptionHelpFormatter
-    arguments = argparse.ArgumentParser(description=__doc__, formatter_class=split)
+    arguments = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     arguments.add_argument("-o", "--out", type=Path, required=True, help="folder for data, logs and results")
     arguments.add_argument("--only", action="append", choices=faults(), metavar="FAULT", help="only this fault; may be repeated")
     arguments.add_argument("--soak-minutes", type=float, help="random faults on one node for so long")
@@ -277,7 +252,7 @@ def main() -> int:
     rate_hz = given.rate or (SOAK_RATE_HZ if given.soak_minutes else RATE_HZ)
     drive, section = make_drive(given.out, rate_hz), "soak" if given.soak_minutes else "faults"
     if given.soak_minutes:
-        good, text = soak(drive, given.out, Soak(given.soak_minutes, rate_hz, given.seed))
+        good, text = soak(drive, given.out, given.soak_minutes, rate_hz, given.seed)
     else:
         good, text = run_all(given.only or list(faults()), drive, given.out)
     print(text)

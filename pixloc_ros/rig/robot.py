@@ -58,11 +58,13 @@ def image_message(
     return message
 
 
-def odometry_message(stamp_ns: int, odom_from_base: torch.Tensor) -> Odometry:
-    """nav_msgs/Odometry of base_link in odom, without velocity."""
+def odometry_message(stamp_ns: int, odom_from_base: torch.Tensor, twist: np.ndarray | torch.Tensor | None = None) -> Odometry:
+    """nav_msgs/Odometry of base_link in odom. twist: [6], its velocity (linear m/s, angular rad/s); None for an empty one."""
     message = Odometry(child_frame_id="base_link")
     message.header.frame_id, message.header.stamp = "odom", stamp_from_ns(stamp_ns)
     message.pose.pose = conversions.matrix_to_pose(odom_from_base)
+    if twist is not None:
+        message.twist.twist = conversions.twist_from_vector(twist)
     return message
 
 
