@@ -138,19 +138,16 @@ def parser(
     result.add_argument("--docs", type=Path, metavar="PAGE", help="also put the tables between their markers in this page")
     if drives:
         result.add_argument("--simulated", action="store_true", help="also a simulated drive of 40 s, made in the output folder")
-        result.add_argument("--simulations", nargs="*", type=Path, default=[], metavar="DIR", help="made by pixloc simulate")
     return result
 
 
 def scenes_of(args: argparse.Namespace) -> list[Scene]:
     """The scenes that the command line asks for. Raises `InputError` for one that is not there."""
-    names, drives = args.scenes, "simulations" in args
+    names, drives = args.scenes, "simulated" in args
     if names is None:
         found = args.data.glob("*/drive" if drives else "*/queries")
         names = sorted(path.parent.name for path in found if (path.parent / "map").is_dir())
     folders = [args.data / name for name in names]
-    if drives:
-        folders += args.simulations
     if drives and args.simulated:
         folders.append(args.output / "simulated")
         if not folders[-1].is_dir():
@@ -159,11 +156,6 @@ def scenes_of(args: argparse.Namespace) -> list[Scene]:
         if not (folder / "map").is_dir():
             raise InputError(f"{folder} is no scene: give a folder of scenes, and names of scenes in it")
     return [Scene(folder) for folder in folders]
-
-
-def map_stride(scene: Scene, args: argparse.Namespace) -> int:
-    """Of its drive, every so many-th image is in its map (0: none)."""
-    return MAP_STRIDE if scene.folder.parent == args.data else 0
 
 
 def save(args: argparse.Namespace, name: str, results: object, tables: Mapping[str, str]) -> None:

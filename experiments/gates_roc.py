@@ -25,8 +25,7 @@ from scipy.stats import rankdata
 
 from pixloc_ros.cli.progress import show_progress
 from pixloc_ros.cli.scripts import run_script
-from pixloc_ros.evaluation.altered_bag import AlteredBag
-from pixloc_ros.evaluation.degradation import CONDITIONS, degraded
+from pixloc_ros.evaluation.degradation import degraded
 from pixloc_ros.evaluation.runs import TRUTH_GAP_NS
 from pixloc_ros.evaluation.tables import markdown_table
 from pixloc_ros.geometry import se3
@@ -79,9 +78,7 @@ class Sample:
 
 def main() -> int:
     parser = common.parser(__doc__, "out/gates", common.VALIDATION_DRIVES, drives=True)
-    parser.add_argument("--images", nargs="+", choices=CONDITIONS, default=list(IMAGES))
     parser.add_argument("--every", type=int, default=1, metavar="N", help="only every Nth image")
-    parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
     scenes = common.scenes_of(args)
     if len(scenes) < 2 or args.every < 1:
@@ -96,16 +93,18 @@ def main() -> int:
 
 def measure(scene: common.Scene, other: common.Scene, args) -> Iterator[Sample]:
     """All samples of one drive."""
-    localizer, rng = scene.localizer(args), np.random.default_rng(args.seed)
+    localizer, rng = scene.localizer(args), np.random.default_rng(0)
     with BagReader(scene.drive) as bag, BagReader(other.drive) as foreign_bag:
         truth, stamps = bag.truth(), np.array(list(bag.image_stamps()))
         poses, known = truth.at(stamps, TRUTH_GAP_NS)
         cameras = poses @ bag.base_from_camera
-        in_map = stamps[:: common.map_stride(scene, args)] if common.map_stride(scene, args) else stamps[:0]
-        left_out = {*in_map.tolist(), *stamps[~known].tolist()}
-        for condition in args.images:
-            frames = [f for f in frames_of(degraded(bag, condition, args.seed, 0.0)) if f.stamp_ns not in left_out]
-            frames, foreign = frames[:: args.every], list(frames_of(degraded(foreign_bag, condition, args.seed, 0.0)))
+        left_out = {*stamps[:: common.MAP_STRIDE].tolist(), *stamps[~known].tolist()}
+        for condition in IMAGES:
+            frames, foreign = (
+                [event for event in degraded(drive, condition, clear_s=0.0).events() if isinstance(event, CameraFrame)]
+                for drive in (bag, foreign_bag)
+            )
+            frames = [frame for frame in frames if frame.stamp_ns not in left_out][:: args.every]
             with show_progress(f"{scene.name}, {condition}") as progress:
                 for count, frame in enumerate(frames):
                     progress(count, len(frames))
@@ -119,10 +118,6 @@ def measure(scene: common.Scene, other: common.Scene, args) -> Iterator[Sample]:
                             covariance = isotropic(*PRIOR_STD)
                             found = localizer.aligner.localize_prepared(image, start, covariance if held else None)
                             yield Sample(scene.name, condition, prior, held, *judge(found, start, covariance, true))
-
-
-def frames_of(bag: AlteredBag) -> Iterator[CameraFrame]:
-    return (event for event in bag.events() if isinstance(event, CameraFrame))
 
 
 def priors(here: torch.Tensor, places: torch.Tensor, rng: np.random.Generator) -> dict[str, torch.Tensor]:
