@@ -71,21 +71,16 @@ class Drive:
     camera_frame: str
     start: torch.Tensor
 
-    def place(self, image: float) -> float:
-        """Time in the drive at the (fractional) `image`-th image sent: to the end and back, again and again."""
-        before = math.floor(image)
-        first, second = self.stamps_s[self.index(before)], self.stamps_s[self.index(before + 1)]
-        return float(first + (image - before) * (second - first))
-
     def index(self, image: int) -> int:
         """Of the drive's image that is the `image`-th one sent."""
         last = len(self.stamps_s) - 1
         return last - abs(image % (2 * last) - last)
 
     def odom_from_base(self, image: float) -> torch.Tensor:
-        """float64 [4, 4] at that place."""
-        stamps_ns = self.odometry.stamps_ns
-        stamp_ns = np.clip(round(self.place(image) * NS_PER_S), stamps_ns[0], stamps_ns[-1])
+        """float64 [4, 4] at the (fractional) `image`-th image sent: to the end and back, again and again."""
+        before, stamps_ns = math.floor(image), self.odometry.stamps_ns
+        first, second = self.stamps_s[self.index(before)], self.stamps_s[self.index(before + 1)]
+        stamp_ns = np.clip(round((first + (image - before) * (second - first)) * NS_PER_S), stamps_ns[0], stamps_ns[-1])
         return self.odometry.at(stamp_ns[None], offline.TRUTH_GAP_NS)[0][0]
 
 

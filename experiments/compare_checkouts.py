@@ -16,6 +16,7 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 PRIORS = ("small", "medium", "large", "none")
@@ -27,8 +28,14 @@ def main() -> int:
     parser.add_argument("--data", type=Path, required=True, nargs="+", help="folders of scenes")
     parser.add_argument("-o", "--output", type=Path, default=Path("out/compare"))
     args = parser.parse_args()
-    scenes = sorted(folder.parent for data in args.data for folder in data.glob("*/queries"))
-    hashes = [run_all(checkout.resolve(), scenes, args.output.resolve() / str(k)) for k, checkout in enumerate(args.checkouts)]
+    scenes = sorted(folder.parent.resolve() for data in args.data for folder in data.glob("*/queries"))
+    hashes: list[dict[str, str]] = []
+    for number, checkout in enumerate(args.checkouts):
+        hashes.append({})
+        for scene in scenes:
+            for name, result, words in commands(scene, args.output.resolve() / str(number) / scene.name):
+                pixloc(checkout.resolve(), result, *words)
+                hashes[-1][f"{scene.name}: {name}"] = hashlib.sha256(result.read_bytes()).hexdigest()
     if len(hashes) == 1:
         print(f"{len(hashes[0])} files of poses in {args.output / '0'}: name a second checkout to compare")
         return 0
@@ -40,45 +47,30 @@ def main() -> int:
     return 1 if different or not names else 0
 
 
-def run_all(checkout: Path, scenes: list[Path], output: Path) -> dict[str, str]:
-    """SHA-256 of each file of poses by scene and kind."""
-    found = {}
-    for scene in scenes:
-        folder = output / scene.name
-        for name, path in run_scene(checkout, scene.resolve(), folder).items():
-            found[f"{scene.name}: {name}"] = hashlib.sha256(path.read_bytes()).hexdigest()
-    return found
-
-
-def run_scene(checkout: Path, scene: Path, folder: Path) -> dict[str, Path]:
-    """Files of poses of one scene, made by the checkout's own command line."""
-    folder.mkdir(parents=True, exist_ok=True)
-    pixmap = folder / "map.pixmap"
+def commands(scene: Path, folder: Path) -> Iterator[tuple[str, Path, list[object]]]:
+    """Name, result and words of each command for a scene, in their order."""
+    pixmap, rgbd, of_drive = (folder / f"{name}.pixmap" for name in ("map", "rgbd", "drive"))
     images = scene / "images" if (scene / "images").is_dir() else scene.parent / "images"
-    pixloc(checkout, pixmap, "map", "colmap", "--model", scene / "map", "--images", images, "-o", pixmap)
-    files = {"map": pixmap}
+    yield "map", pixmap, ["map", "colmap", "--model", scene / "map", "--images", images, "-o", pixmap]
     for prior in PRIORS:
         start = [] if prior == "none" else ["--prior", scene / "queries" / f"priors_{prior}.txt"]
-        poses = files[f"priors {prior}"] = folder / f"poses_{prior}.txt"
-        words = ["--map", pixmap, "--images", images, "--cameras", scene / "queries" / "cameras.txt", *start, "-o", poses]
-        pixloc(checkout, poses, "localize", *words)
+        poses, cameras = folder / f"poses_{prior}.txt", scene / "queries" / "cameras.txt"
+        words = ["localize", "--map", pixmap, "--images", images, "--cameras", cameras, *start, "-o", poses]
+        yield f"priors {prior}", poses, words
     if (scene / "tum").is_dir():
-        files["RGB-D map"] = folder / "rgbd.pixmap"
-        pixloc(checkout, files["RGB-D map"], "map", "rgbd", "--sequence", scene / "tum", "-o", files["RGB-D map"])
+        yield "RGB-D map", rgbd, ["map", "rgbd", "--sequence", scene / "tum", "-o", rgbd]
     if (scene / "drive").is_dir():
-        for name, option in (("drive", []), ("drive, cold start", ["--cold-start"])):
-            out = folder / name.replace(", ", "_").replace(" ", "_")
-            files[name] = out / "poses.tum"
-            pixloc(checkout, files[name], "track", "--map", pixmap, scene / "drive", "-o", out, "--no-report", *option)
-        files["map of the drive"] = folder / "drive.pixmap"
-        pixloc(checkout, files["map of the drive"], "map", "bag", scene / "drive", "--every", 3, "-o", files["map of the drive"])
-    return files
+        for name, option in (("drive", []), ("drive_cold_start", ["--cold-start"])):
+            words = ["track", "--map", pixmap, scene / "drive", "-o", folder / name, "--no-report", *option]
+            yield name, folder / name / "poses.tum", words
+        yield "map of the drive", of_drive, ["map", "bag", scene / "drive", "--every", 3, "-o", of_drive]
 
 
 def pixloc(checkout: Path, result: Path, *words: object) -> None:
     """Run a verb, unless its result is there. One thread: what is compared is arithmetic, not its order."""
     if result.exists():
         return
+    result.parent.mkdir(parents=True, exist_ok=True)
     command = [sys.executable, "-m", "pixloc_ros.cli.main", *map(str, words)]
     print(json.dumps(command[2:]), file=sys.stderr)
     done = subprocess.run(command, cwd=checkout, env={**os.environ, "OMP_NUM_THREADS": "1"}, stdout=subprocess.DEVNULL)

@@ -10,8 +10,6 @@ from each set of priors and without one; for scenes with drive/, the bag tracked
 
 from __future__ import annotations
 
-import time
-
 import common
 import numpy as np
 
@@ -58,15 +56,15 @@ def main() -> int:
 
 def evaluate(scene: common.Scene, kind: str, extractor: Extractor, args) -> dict[str, object]:
     """Everything about one map of one scene; its files go to the output folder."""
-    began, folder = time.perf_counter(), args.output / scene.name
+    folder = args.output / scene.name
     path = folder / f"{scene.name}_{kind}.pixmap"
     if kind == "colmap":
         map_ = scene.build_map(extractor, path)
     else:
         build_map_from_rgbd(scene.folder / "tum", extractor)[0].save(path)
         map_ = Map.open(path)
-    about = {"keyframes": len(map_.keyframe_names), "points": len(map_.xyz), "mebibytes": path.stat().st_size / 2**20}
-    result: dict[str, object] = {"map": about | {"seconds": time.perf_counter() - began}}
+    size = {"keyframes": len(map_.keyframe_names), "points": len(map_.xyz), "mebibytes": path.stat().st_size / 2**20}
+    result: dict[str, object] = {"map": size}
     localizer = Localizer(map_, extractor, preset_options(args.preset))
     for priors in args.priors:
         found = scene.localize(localizer, priors)

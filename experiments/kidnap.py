@@ -92,44 +92,36 @@ class Part:
 
     begin_ns: int
     end_ns: int
-    cut: tuple[int, int] | None = None
-    black: tuple[int, int] | None = None
+    cut: tuple[int, int] = (0, 0)
+    black: tuple[int, int] = (0, 0)
 
     def played_ns(self, recorded_ns: int) -> int:
         """The stamp given to what the bag has at another."""
-        return recorded_ns - self._cut_ns if self.cut is not None and recorded_ns >= self.cut[1] else recorded_ns
+        return recorded_ns - (self.cut[1] - self.cut[0]) * (recorded_ns >= self.cut[1])
 
     def recorded_ns(self, played_ns: int) -> int:
         """The other way."""
-        return played_ns + self._cut_ns if self.cut is not None and played_ns >= self.cut[0] else played_ns
-
-    @property
-    def _cut_ns(self) -> int:
-        return self.cut[1] - self.cut[0]
+        return played_ns + (self.cut[1] - self.cut[0]) * (played_ns >= self.cut[0])
 
     def of(self, bag: BagReader) -> AlteredBag:
         """The bag played so."""
         rebased = torch.eye(4, dtype=torch.float64)
-        if self.cut is not None and bag.odometry_topic is not None:
+        if self.cut[1] and bag.odometry_topic is not None:
             poses, known = bag.odometry().at(np.array(self.cut), TRUTH_GAP_NS)
             if known.all():
                 rebased = poses[0] @ se3.inverse(poses[1])
 
         def keeps(stamp_ns: int, is_image: bool) -> bool:
             begin_ns = self.begin_ns - (0 if is_image else _ODOMETRY_AHEAD_NS)
-            return begin_ns <= stamp_ns < self.end_ns and not _within(stamp_ns, self.cut)
+            return begin_ns <= stamp_ns < self.end_ns and not self.cut[0] <= stamp_ns < self.cut[1]
 
         def image(image: np.ndarray, stamp_ns: int) -> np.ndarray:
-            return np.zeros_like(image) if _within(stamp_ns, self.black) else image
+            return np.zeros_like(image) if self.black[0] <= stamp_ns < self.black[1] else image
 
         def odometry(stamp_ns: int, odom_from_base: torch.Tensor) -> torch.Tensor:
-            return rebased @ odom_from_base if self.cut is not None and stamp_ns >= self.cut[1] else odom_from_base
+            return rebased @ odom_from_base if stamp_ns >= self.cut[1] else odom_from_base
 
         return AlteredBag(bag, Change(image, lambda: odometry, keeps, self.played_ns), cause=self)
-
-
-def _within(stamp_ns: int, piece: tuple[int, int] | None) -> bool:
-    return piece is not None and piece[0] <= stamp_ns < piece[1]
 
 
 def run_event(event: str, localizer: Localizer, bag: BagReader, begin: float, after_s: float) -> dict[str, object] | None:
@@ -153,7 +145,7 @@ def run_event(event: str, localizer: Localizer, bag: BagReader, begin: float, af
         dark_ns = begin_ns + _NS
         event_ns = dark_ns + min(round(BLACKOUT_S * _NS), length // 3)
         part = Part(begin_ns, event_ns + after_ns, black=(dark_ns, event_ns))
-    if max(event_ns, part.cut[1] if part.cut else 0) > stamps[-1] - _NS:
+    if max(event_ns, part.cut[1]) > stamps[-1] - _NS:
         return None
     run = run_bag(localizer.tracker(), part.of(bag), start, cold_start=event == "cold start")
     return {"event": event, "begin": begin, **outcome(part, run.records, truth, part.played_ns(event_ns))}
@@ -165,7 +157,7 @@ def outcome(part: Part, records: list[FrameRecord], truth: Trajectory, event_ns:
     seconds: from the event (of a blackout: its end) to the first right TRACKING pose, None: never. images: processed until then.
     wrong_tracking, wrong_degraded: images after the event whose pose was given so and is wrong.
     """
-    after = [r for r in records if r.stamp_ns >= (part.black[0] if part.black else event_ns)]
+    after = [r for r in records if r.stamp_ns >= (part.black[0] or event_ns)]
     poses, known = truth.at(np.array([part.recorded_ns(r.stamp_ns) for r in after], np.int64), TRUTH_GAP_NS)
     seconds, images, wrong = None, 0, {TrackState.TRACKING: 0, TrackState.DEGRADED: 0}
     for record, pose, sure in zip(after, poses, known):
