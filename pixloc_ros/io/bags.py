@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from functools import partial
-from itertools import count, islice
+from itertools import count
 from pathlib import Path
 
 import numpy as np
@@ -227,30 +227,36 @@ class BagReader:
 
     def _check_stamps(self) -> None:
         """Images without stamps, and those of another clock than the odometry, can be placed by the times of recording alone."""
-        stamps = [messages.message_stamp(message) for _, message in islice(self.messages([self.image_topic]), 5)]
-        what, hint = None, "let the driver stamp its images, or take the times of recording with --recording-time"
-        if not any(stamps):
-            what = "have no stamp (0)"
-        elif len(stamps) > 1 and len(set(stamps)) == 1:
-            what = f"all have the same stamp ({stamps[0] / 1e9:.3f} s)"
+        stamps = (messages.message_stamp(message) for _, message in self.messages([self.image_topic]))
+        first, what, hint = (
+            next(stamps),
+            None,
+            "let the driver stamp its images, or take the times of recording with --recording-time",
+        )
+        if all(stamp == first for stamp in stamps) and (first == 0 or self.image_count > 1):
+            what = f"all have the same stamp ({first / 1e9:.3f} s)" if first else "have no stamp (0)"
         elif self.odometry_topic is not None:
-            late = [self._late_ns(topics) for topics in ([self.image_topic], self._odometry_topics())]
-            if None not in late and abs(late[0] - late[1]) > _CLOCKS_APART_NS:
-                what = f"are dated {(late[1] - late[0]) / 1e9:+.0f} s from odometry that was recorded at the same time"
-                if abs(late[1]) > _CLOCKS_APART_NS:  # the recorder had the clock of the images
+            (seen, image), (heard, odometry) = (self._times(t) for t in ([self.image_topic], self._odometry_topics()))
+            late = (seen - image) - (heard - odometry)
+            # A converter may have written one topic after the other: then the stamps are near each other.
+            if seen and heard and min(abs(late), abs(image - odometry)) > _CLOCKS_APART_NS:
+                what = f"are dated {-late / 1e9:+.0f} s from odometry that was recorded at the same time"
+                if abs(heard - odometry) > _CLOCKS_APART_NS:  # the recorder had the clock of the images
                     hint = "synchronise the clocks, or leave the odometry out with --odometry-topic none"
         if what:
             raise InputError(f"the images on {self.image_topic} in {self.path} {what}: {hint}")
 
-    def _late_ns(self, topics: list[str]) -> int | None:
-        """From the stamp of the first message to the time when it was recorded."""
+    def _times(self, topics: list[str]) -> tuple[int, int]:
+        """When the first message was recorded, and its stamp; of images the first with a stamp."""
         for connection, time_ns, _, message in self._storage.messages(topics):
-            if self.options.recording_time and connection.msgtype in messages.OF_CAMERAS:
-                return 0
+            if connection.msgtype in messages.OF_CAMERAS and self.options.recording_time:
+                return time_ns, time_ns
+            if connection.msgtype in messages.OF_CAMERAS and not messages.message_stamp(message):
+                continue
             stamped = next(filter(self._is_odometry, message.transforms), None) if hasattr(message, "transforms") else message
             if stamped is not None:
-                return time_ns - messages.message_stamp(stamped)
-        return None
+                return time_ns, messages.message_stamp(stamped)
+        return 0, 0
 
     def _find_transforms(self) -> None:
         moving, static = self.transform_topics()

@@ -310,6 +310,19 @@ def test_images_that_nothing_dates_are_refused_or_dated_by_their_recording(tmp_p
         )
 
 
+def test_what_was_recorded_one_topic_after_the_other_has_one_clock_all_the_same(tmp_path):
+    """As converters write it; and the first images of a simulation have no stamp yet."""
+    with BagWriter(tmp_path / "b") as bag:
+        bag.transform("/tf_static", T0, "base_link", "camera_optical", BASE_FROM_CAMERA)
+        for i in range(3):
+            bag.odometry(T0 + i * 100 * MS, shifted(i), time_ns=T0 + 10**12 + i)
+        for i, stamp in enumerate((0, T0, T0 + 100 * MS)):
+            bag.info(stamp, W, H, 70.0, time_ns=T0 + 2 * 10**12 + i)
+            bag.image(stamp, np.zeros((H, W), np.uint8), W, H, time_ns=T0 + 2 * 10**12 + i)
+    with BagReader(tmp_path / "b") as bag:
+        assert bag.odometry_topic == "/odom" and bag.image_count == 3
+
+
 def test_odometry_of_another_clock_than_the_recording_is_named_as_what_to_leave_out(tmp_path):
     with BagWriter(tmp_path / "b") as bag:
         bag.transform("/tf_static", T0, "base_link", "camera_optical", BASE_FROM_CAMERA)
