@@ -27,6 +27,7 @@ from ..tracking.types import PreparedFrame, TrackResult, TrackState
 from . import conversions
 from .conversions import NS_PER_S, stamp_from_ns
 from .parameters import Value
+from .planar import Planar, planar
 from .transform_schedule import TransformSchedule
 
 _UNKNOWN_VARIANCE = 1e3
@@ -44,7 +45,15 @@ _POINT_SIZE_M = 0.03
 
 
 class Outputs:
-    """Publishers. setting: value of a parameter by name. Thread-safe except for `result`, which the worker calls."""
+    """Publishers. Thread-safe except for `result`, which the worker calls.
+
+    Args:
+        node: the node that publishes.
+        setting: value of a parameter by name.
+
+    Attributes:
+        planar: the last transform with the parameter `planar`.
+    """
 
     def __init__(self, node: Node, setting: Callable[[str], Value]) -> None:
         self._node, self._setting = node, setting
@@ -57,6 +66,7 @@ class Outputs:
         self._schedule = TransformSchedule()
         self._transforms: list[TransformStamped] = []
         self._last: TrackResult | None = None
+        self.planar: Planar | None = None
         # What was sent recently: it comes back through our own transform listener.
         self._sent: deque[tuple] = deque(maxlen=_SENT_REMEMBERED)
         self._pose_topic = self._pose.topic_name
@@ -78,6 +88,9 @@ class Outputs:
             return
         blind = self._setting("odom_source") == "none"
         transform = result.map_from_base if blind else result.map_from_odom
+        if self._setting("planar") and transform is not None:
+            self.planar = planar(result.map_from_base, se3.inverse(transform) @ result.map_from_base)
+            transform = self.planar.transform
         pose = PoseWithCovarianceStamped()
         pose.header.frame_id, pose.header.stamp = self._setting("global_frame_id"), stamp_from_ns(result.stamp_ns)
         pose.pose = conversions.pose_with_covariance(result.map_from_base, result.covariance)

@@ -290,6 +290,8 @@ class Worker:
         if result.state is TrackState.TRACKING:
             self._pose_to_keep = LastPose(self.map_name, received.stamp_ns, result.map_from_base, result.covariance)
         self.health.judge(result, assembly.tracker)
+        if self._outputs.planar is not None:
+            self._board.update("localization", "planar", self._outputs.planar.warning)
         if not self._setting("publish_tf"):
             self.health.judge_filter(result, self.inputs.published_pose(result.stamp_ns))
         self.health.judge_odometry(assembly.tracker, assembly.time_offset_ns)

@@ -129,6 +129,19 @@ def test_a_filter_that_ignores_the_poses_is_noticed(off_m):
         assert off_m or not any("the published map" in text for text in robot.texts)
 
 
+def test_planar_publishes_a_flat_transform_and_reports_the_rest():
+    """The robot of these tests drives uphill: 0.3 m above the floor and more."""
+    with running(planar=True, **start_pose()) as (_, robot):
+        for number in range(3):
+            assert robot.step(number).state == TRACKING
+        chain, pose = robot.looked_up("map", "base_link", stamp_of(2)), pose_of(2)
+        flat = robot.looked_up("map", "odom", stamp_of(2))
+        assert close(chain[:2, 3], pose[:2, 3]) and flat[2].tolist() == pytest.approx([0.0, 0.0, 1.0, 0.0], abs=1e-9)
+        assert math.atan2(chain[1, 0], chain[0, 0]) == pytest.approx(math.atan2(pose[1, 0], pose[0, 0]), abs=1e-6)
+        assert close(robot.pose(2), pose, 1e-9)
+        robot.diagnosed("localization: planar: the images see the robot")
+
+
 def test_lost_is_silent():
     """Images that fit nothing: dead reckoning for a while, then no pose, no TF, and diagnostics that say so."""
     with running(**start_pose()) as (_, robot):

@@ -19,6 +19,7 @@ from pixloc_ros.geometry import se3
 from pixloc_ros.io.image_format import bytes_per_pixel, decode_raw
 from pixloc_ros.node import conversions
 from pixloc_ros.node.diagnostics import ERROR, HOLD_S, OK, WARN, DiagnosticBoard
+from pixloc_ros.node.planar import planar
 from pixloc_ros.node.transform_schedule import TransformSchedule
 from pixloc_ros.node.work_queue import ReceivedImage, WorkQueue
 
@@ -234,3 +235,24 @@ def test_board():
     now[0] = HOLD_S + 0.1
     assert board.take_changed()
     assert {s.level for s in board.statuses("node", "")} == {OK}
+
+
+@given(TANGENT, TANGENT)
+def test_a_planar_transform_places_the_base_as_seen_from_above(xi, odometry_xi):
+    level = lambda x: conversions.matrix_from_euler((x[0], x[1], 0.1 * x[2]), 0.1 * x[3], 0.1 * x[4], x[5])  # noqa: E731
+    map_from_base, odom_from_base = level(xi), level(odometry_xi)
+    found = planar(map_from_base, odom_from_base)
+    placed = found.transform @ odom_from_base
+    assert torch.allclose(placed[:2, 3], map_from_base[:2, 3], atol=1e-9)
+    heading = [math.atan2(pose[1, 0], pose[0, 0]) for pose in (placed, map_from_base)]
+    assert math.cos(heading[0] - heading[1]) == pytest.approx(1.0, abs=1e-9)
+    assert found.transform[2].tolist() == [0.0, 0.0, 1.0, 0.0]
+    assert placed[2, 3] == pytest.approx(float(odom_from_base[2, 3]))
+
+
+def test_a_planar_transform_says_what_it_leaves_out():
+    base, floor = conversions.matrix_from_euler((3.0, 1.0, 0.02), 0.01, 0.0, 0.5), torch.eye(4, dtype=torch.float64)
+    assert planar(base, floor).warning == ""
+    found = planar(conversions.matrix_from_euler((3.0, 1.0, 0.5), 0.0, math.radians(10), 0.5), floor)
+    assert (found.height_m, math.degrees(found.tilt_rad)) == pytest.approx((0.5, 10.0), abs=1e-6)
+    assert "0.50 m above" in found.warning and "pixloc map move" in found.warning
