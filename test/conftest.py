@@ -21,5 +21,13 @@ def shared_data() -> Path:
     return SHARED_DATA
 
 
+@pytest.fixture(scope="session")
+def scene(tmp_path_factory):
+    """`scenes.Scene`: a simulated data set, its map, the map's images and a drive."""
+    from scenes import simulated_scene
+
+    return simulated_scene(tmp_path_factory)
+
+
 settings.register_profile("pixloc", deadline=None)  # the first call of torch takes long; hangs show in the test's own time
 settings.load_profile("pixloc")

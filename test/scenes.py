@@ -47,3 +47,10 @@ def plane_map(folder: Path, extractor, camera: Camera, poses: torch.Tensor) -> M
     corners = cv2.goodFeaturesToTrack(picture, 1000, 0.01, 8)[:, 0]
     xyz = np.pad((corners + 0.5) * metres / len(picture) - metres / 2, ((0, 0), (0, 1))).astype(float)
     return build_map(plane_images(folder, poses, camera, xyz), extractor)[0]
+
+
+def decoded(data: bytes) -> np.ndarray:
+    """A picture of which something is to be seen."""
+    image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR)
+    assert image is not None and image.std() > 5
+    return image

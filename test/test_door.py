@@ -8,7 +8,6 @@ import cv2
 import numpy as np
 import pytest
 import torch
-from scenes import simulated_scene
 
 import pixloc_ros as pixloc
 from pixloc_ros.geometry import se3
@@ -53,9 +52,8 @@ assert before and compiled() == before, compiled() - before
 
 
 @pytest.fixture(scope="module")
-def drive(tmp_path_factory):
+def drive(scene):
     """(map file, bag) of a short simulated drive."""
-    scene = simulated_scene(tmp_path_factory)
     return scene.map, scene.drive
 
 

@@ -8,7 +8,6 @@ import cv2
 import numpy as np
 import pytest
 from node_harness import isolate
-from scenes import simulated_scene
 
 from pixloc_ros.cli.main import main
 from pixloc_ros.io.trajectory import read_benchmark_poses, read_tum
@@ -21,11 +20,6 @@ RUN = ("run.json", "poses.tum", "truth.tum", "odometry.tum")
 def pixloc(*arguments) -> int:
     """The exit code. arguments: text is split at spaces."""
     return main([word for a in arguments for word in (a.split() if isinstance(a, str) else [str(a)])])
-
-
-@pytest.fixture(scope="module")
-def scene(tmp_path_factory):
-    return simulated_scene(tmp_path_factory)
 
 
 def model_poses(scene) -> dict[str, list[str]]:

@@ -5,7 +5,6 @@ import cv2
 import numpy as np
 import pytest
 import torch
-from scenes import simulated_scene
 
 from pixloc_ros.errors import InputError
 from pixloc_ros.evaluation import rivals
@@ -22,11 +21,6 @@ LENSES = {
     "equidistant": (300.0, 300, 320, 240, 0.02, 0.001, 0, 0),
 }
 CAMERAS = {model: Camera(model, 640, 480, torch.tensor(lens, dtype=torch.float64)) for model, lens in LENSES.items()}
-
-
-@pytest.fixture(scope="module")
-def scene(tmp_path_factory):
-    return simulated_scene(tmp_path_factory)
 
 
 def a_view(camera, count=300, noise_px=0.0, outliers=0, seed=0):

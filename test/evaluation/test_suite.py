@@ -7,7 +7,6 @@ import re
 import numpy as np
 import pytest
 import torch
-from scenes import simulated_scene
 from test_track_offline import FRAMES, PERIOD, SLIP, T0, TrueLocalizer, write_drive
 
 from pixloc_ros.cli.main import main
@@ -32,11 +31,6 @@ def pixloc(*arguments) -> int:
 
 def suite_of(scene) -> tuple:
     return ("evaluate", "--suite", "--map", scene.map, scene.drive)
-
-
-@pytest.fixture(scope="module")
-def scene(tmp_path_factory):
-    return simulated_scene(tmp_path_factory)
 
 
 @pytest.fixture

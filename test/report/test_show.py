@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from scenes import simulated_scene
 
 from pixloc_ros.cli.main import main
 from pixloc_ros.evaluation.altered_bag import AlteredBag, Change
@@ -23,11 +22,6 @@ from pixloc_ros.report.feature_maps import KeyframeImages
 from pixloc_ros.report.frame_evidence import FrameChoice, examine, track_to
 from pixloc_ros.report.frame_report import diagnose, frame_report, gates_of, innovation
 from pixloc_ros.tracking.types import TrackState
-
-
-@pytest.fixture(scope="module")
-def scene(tmp_path_factory):
-    return simulated_scene(tmp_path_factory)
 
 
 @pytest.fixture(scope="module")

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 from mapping_helpers import look_at, numbers_map, pinhole, plane_view, texture
-from scenes import plane_map
+from scenes import decoded, plane_map
 
 from pixloc_ros.alignment.damping import LearnedDamping
 from pixloc_ros.cli.main import main
@@ -23,13 +23,6 @@ from pixloc_ros.report.feature_maps import KeyframeImages, ground_plan, measure_
 from pixloc_ros.report.frame_evidence import FrameChoice, ImageQuality
 from pixloc_ros.report.style import check_suffix
 from pixloc_ros.tracking.frame_aligner import FrameAligner
-
-
-def decoded(data: bytes) -> np.ndarray:
-    image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR)
-    assert image is not None and image.std() > 5
-    return image
-
 
 # ---- features as colours
 

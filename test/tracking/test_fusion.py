@@ -10,18 +10,16 @@ from geometry_msgs.msg import PoseWithCovarianceStamped
 from nav_msgs.msg import Odometry
 from node_harness import isolate
 from rclpy.node import Node
+from scenes import simulated_scene
 
 from pixloc_ros.evaluation.offline import first_pose
 from pixloc_ros.evaluation.runs import TRUTH_GAP_NS, odometry_in_map
-from pixloc_ros.features import load_extractor
 from pixloc_ros.geometry import se3
 from pixloc_ros.io.bags import BagReader
-from pixloc_ros.mapping.build import build_map_from_colmap
 from pixloc_ros.node import conversions
 from pixloc_ros.node.conversions import stamp_to_ns
 from pixloc_ros.rig.node_process import spinning_node
 from pixloc_ros.rig.replay import ReplayOptions, replay
-from pixloc_sim.recordings import SimulationOptions, simulate
 
 BLACKOUT_S = (3.0, 5.5)
 
@@ -119,16 +117,14 @@ def test_a_gate_without_an_uncertain_start_refuses_for_ever(parameters):
     assert filter_.refused > 50 and float(filter_.map_from_base[0, 3]) < 10.0
 
 
-def test_fused_beats_each_alone(tmp_path, parameters):
+def test_fused_beats_each_alone(tmp_path_factory, tmp_path, parameters):
     isolate()
-    scene = tmp_path / "scene"
-    simulate(scene, SimulationOptions(seconds=8.0, rate_hz=8.0, width=320, height=240, texel=0.02, seed=3))
-    build_map_from_colmap(scene / "map", scene / "images", load_extractor())[0].save(tmp_path / "site.pixmap")
-    with BlindBag(scene / "drive") as bag, spinning_node("reference_filter") as node:
+    scene = simulated_scene(tmp_path_factory, seconds=8.0, rate_hz=8.0, seed=3)
+    with BlindBag(scene.drive) as bag, spinning_node("reference_filter") as node:
         truth, odometry = bag.truth(), bag.odometry()
         filter_node = FilterNode(node, bag.odometry_topic, "localization_node/pose", parameters)
         start = first_pose(bag, truth, None)
-        replay(tmp_path / "site.pixmap", bag, *start, tmp_path / "node.log", ReplayOptions(rate=0.5, all_frames=True))
+        replay(scene.map, bag, *start, tmp_path / "node.log", ReplayOptions(rate=0.5, all_frames=True))
     alone = odometry_in_map(odometry, truth)
 
     def error(stamps, poses):
