@@ -25,17 +25,12 @@ from pathlib import Path
 
 from pixloc_ros.cli.progress import show_progress
 from pixloc_ros.cli.scripts import run_script
-from pixloc_ros.datasets.aachen import open_aachen
-from pixloc_ros.datasets.cambridge import open_cambridge
-from pixloc_ros.datasets.cmu import open_cmu
+from pixloc_ros.datasets.image_benchmarks import open_aachen, open_cambridge, open_cmu, open_robotcar
 from pixloc_ros.datasets.image_set import ImageSet
-from pixloc_ros.datasets.licences import licence_note
-from pixloc_ros.datasets.queries import localize_set, made_already, make_queries, query_errors, write_submission
-from pixloc_ros.datasets.robotcar import open_robotcar
+from pixloc_ros.datasets.output import licence_note, localize_set, made_already, make_queries, query_errors, write_submission
 from pixloc_ros.datasets.seven_scenes import open_seven_scenes
 from pixloc_ros.evaluation.queries import QueryResult
 from pixloc_ros.evaluation.tables import markdown_table
-from pixloc_ros.features import load_extractor
 from pixloc_ros.io.files import write_text
 from pixloc_ros.localization import Localizer
 
@@ -83,7 +78,7 @@ class Run:
         """The poses of a set's queries; the folder is made unless it is there."""
         if not made_already(folder, source):
             with show_progress("map") as progress:
-                make_queries(folder, source, load_extractor(self.weights), self.working_side, self.weights, progress, print)
+                make_queries(folder, source, self.weights, self.working_side, progress, print)
         localizer = Localizer.open(folder / "map.pixmap", self.weights, self.preset)
         with show_progress(f"{source.name} {source.scene}") as progress:
             return localize_set(folder, source, localizer, progress)

@@ -31,6 +31,7 @@ from pixloc_ros.errors import InputError
 from pixloc_ros.geometry import se3
 from pixloc_ros.geometry.cameras import Camera
 from pixloc_ros.io.bag_writer import ENCODINGS, RecordedDrive, encode_image, write_drive_bag
+from pixloc_ros.io.colmap import write_colmap_model
 from pixloc_ros.io.files import replacing_folder
 from pixloc_ros.io.trajectory import Trajectory, write_tum
 
@@ -38,7 +39,7 @@ from .drives import START_NS, DriveOptions, OdometryErrors, SimulatedDrive, came
 from .lighting import Lighting
 from .rendering import Renderer, TextureSheet
 from .sensor import Sensor
-from .sparse_model import Keyframe, build_sparse_model, write_colmap_text, write_tum_rgbd
+from .sparse_model import Keyframe, build_sparse_model, write_tum_rgbd
 from .world import build_world
 
 SUMMARY = "simulation.json"
@@ -127,92 +128,113 @@ def simulate(output: Path, options: SimulationOptions, progress: Progress | None
     progress = progress or (lambda what, done, total: None)
     with replacing_folder(output) as folder:
         folder.mkdir()
-        summary = _simulate(folder, options, progress)
+        summary = _Simulation(options, progress).write(folder)
         (folder / SUMMARY).write_text(json.dumps(summary, indent=2) + "\n")
     return summary
 
 
-def _simulate(folder: Path, options: SimulationOptions, progress: Progress) -> dict:
-    camera, mount = options.make_camera(), camera_mount()
-    progress("building the world", 0, 3)
-    sheet = TextureSheet(build_world(options.seed, options.texel))
-    progress("building the world", 1, 3)
-    spacing = max(0.15, 30.0 * options.texel)
-    renderer = Renderer(sheet, dataclasses.replace(MAPPING_LIGHT, spacing=spacing))
-    progress("building the world", 2, 3)
-    test_renderer = Renderer(sheet, dataclasses.replace(TEST_LIGHT, spacing=spacing))
-    progress("building the world", 3, 3)
+class _Simulation:
+    """A data set in the making."""
 
-    test = SimulatedDrive(
-        DriveOptions(
-            duration_s=options.seconds, speed=_TEST_SPEED, wander=_TEST_WANDER_M, start=_TEST_START_M, seed=options.seed + 1
-        )
-    )
-    keyframes = _mapping_drive(options, renderer, camera, mount, test.length, progress)
-    (folder / "images").mkdir()
-    for frame in keyframes:
-        cv2.imwrite(str(folder / "images" / frame.name), frame.image[..., ::-1], _JPEG)
-    progress("points of the map", 0, 1)
-    model = build_sparse_model(keyframes, camera, np.random.default_rng([options.seed, 5]))
-    write_colmap_text(folder / "map", model, keyframes, camera)
-    if options.rgbd:
-        write_tum_rgbd(folder / "rgbd", keyframes, camera, "../images")
-    progress("points of the map", 1, 1)
+    def __init__(self, options: SimulationOptions, progress: Progress) -> None:
+        self.options, self.progress = options, progress
+        self.camera, self.mount = options.make_camera(), camera_mount()
+        progress("building the world", 0, 3)
+        sheet = TextureSheet(build_world(options.seed, options.texel))
+        progress("building the world", 1, 3)
+        spacing = max(0.15, 30.0 * options.texel)
+        self.mapping_renderer = Renderer(sheet, dataclasses.replace(MAPPING_LIGHT, spacing=spacing))
+        progress("building the world", 2, 3)
+        self.test_renderer = Renderer(sheet, dataclasses.replace(TEST_LIGHT, spacing=spacing))
+        progress("building the world", 3, 3)
+        way = DriveOptions(options.seconds, _TEST_SPEED, wander=_TEST_WANDER_M, start=_TEST_START_M, seed=options.seed + 1)
+        self.test = SimulatedDrive(way)
 
-    start_ns = START_NS + 1000 * 10**9
-    stamps_ns = _image_stamps(options, start_ns)
-    truth = test.at((stamps_ns - start_ns) * 1e-9)
-    odometry = wheel_odometry(test, OdometryErrors(), options.seed, start_ns)
-    images = _test_images(options, test_renderer, camera, mount, test, stamps_ns, start_ns, progress)
-    write_drive_bag(folder / "drive", images, RecordedDrive(options.encoding, camera, mount, odometry, truth))
-    write_tum(folder / "drive_truth.tum", Trajectory(stamps_ns, truth))
+    def write(self, folder: Path) -> dict:
+        """Everything into an empty folder → what simulation.json holds."""
+        options, camera = self.options, self.camera
+        keyframes = self.mapping_drive()
+        (folder / "images").mkdir()
+        for frame in keyframes:
+            cv2.imwrite(str(folder / "images" / frame.name), frame.image[..., ::-1], _JPEG)
+        self.progress("points of the map", 0, 1)
+        model, rgb = build_sparse_model(keyframes, camera, np.random.default_rng([options.seed, 5]))
+        write_colmap_model(folder / "map", model, rgb)
+        if options.rgbd:
+            write_tum_rgbd(folder / "rgbd", keyframes, camera, "../images")
+        self.progress("points of the map", 1, 1)
 
-    nearest = np.searchsorted(odometry.stamps_ns, stamps_ns).clip(0, len(odometry.stamps_ns) - 1)
-    dead_reckoned = truth[0] @ se3.inverse(odometry.odom_from_base[nearest[0]]) @ odometry.odom_from_base[nearest]
-    drift, _ = se3.pose_difference(truth, dead_reckoned)
-    name, params = camera.to_colmap()
-    plain = {field.name: getattr(options, field.name) for field in dataclasses.fields(options) if field.name != "camera"}
-    return {
-        "options": plain,
-        "camera": f"{name} {camera.width} {camera.height} " + " ".join(f"{v:.10g}" for v in params),
-        "base_from_camera": mount.tolist(),
-        "keyframes": len(keyframes),
-        "points": len(model.xyz),
-        "observations": len(model.point),
-        "point_noise_px": 0.5,
-        "frames": len(stamps_ns),
-        "drive_length_m": round(test.length, 3),
-        "odometry_drift_end_m": round(float(drift[-1]), 3),
-        "odometry_drift_median_m": round(float(drift.median()), 3),
-    }
+        start_ns = START_NS + 1000 * 10**9
+        stamps_ns = _image_stamps(options, start_ns)
+        truth = self.test.at((stamps_ns - start_ns) * 1e-9)
+        odometry = wheel_odometry(self.test, OdometryErrors(), options.seed, start_ns)
+        recorded = RecordedDrive(options.encoding, camera, self.mount, odometry, truth)
+        write_drive_bag(folder / "drive", self.test_images(stamps_ns, start_ns), recorded)
+        write_tum(folder / "drive_truth.tum", Trajectory(stamps_ns, truth))
 
+        nearest = np.searchsorted(odometry.stamps_ns, stamps_ns).clip(0, len(odometry.stamps_ns) - 1)
+        dead_reckoned = truth[0] @ se3.inverse(odometry.odom_from_base[nearest[0]]) @ odometry.odom_from_base[nearest]
+        drift, _ = se3.pose_difference(truth, dead_reckoned)
+        name, params = camera.to_colmap()
+        line = f"{name} {camera.width} {camera.height} " + " ".join(f"{v:.10g}" for v in params)
+        plain = {field.name: getattr(options, field.name) for field in dataclasses.fields(options) if field.name != "camera"}
+        summary = {"options": plain, "camera": line, "base_from_camera": self.mount.tolist(), "keyframes": len(keyframes)}
+        summary |= {"points": len(model.xyz), "observations": len(model.observation_point), "point_noise_px": 0.5}
+        summary |= {"frames": len(stamps_ns), "drive_length_m": round(self.test.length, 3)}
+        return summary | {
+            f"odometry_drift_{n}_m": round(float(v), 3) for n, v in (("end", drift[-1]), ("median", drift.median()))
+        }
 
-def _mapping_drive(
-    options: SimulationOptions, renderer: Renderer, camera: Camera, mount: torch.Tensor, length: float, progress: Progress
-) -> list[Keyframe]:
-    """Sharp keyframes every 0.4 m or 18 degrees, over the whole round or as much of it as the test drive sees."""
-    drive = SimulatedDrive(DriveOptions(speed=_MAPPING_SPEED, seed=options.seed))
-    needed = _TEST_START_M + length + 1.5
-    time = np.arange(0.0, drive.duration_s, 0.02)
-    planar = drive.planar(time)
-    chosen, distance, driven = [0], 0.0, 0.0
-    for i in range(1, len(time)):
-        step = float(np.hypot(*(planar[i, :2] - planar[i - 1, :2])))
-        distance, driven = distance + step, driven + step
-        if driven > needed:
-            break
-        if distance >= _KEYFRAME_DISTANCE or abs(planar[i, 2] - planar[chosen[-1], 2]) >= _KEYFRAME_TURN:
-            chosen.append(i)
-            distance = 0.0
+    def mapping_drive(self) -> list[Keyframe]:
+        """Sharp keyframes every 0.4 m or 18 degrees, over the whole round or as much of it as the test drive sees."""
+        drive = SimulatedDrive(DriveOptions(speed=_MAPPING_SPEED, seed=self.options.seed))
+        needed = _TEST_START_M + self.test.length + 1.5
+        time = np.arange(0.0, drive.duration_s, 0.02)
+        planar = drive.planar(time)
+        chosen, distance, driven = [0], 0.0, 0.0
+        for i in range(1, len(time)):
+            step = float(np.hypot(*(planar[i, :2] - planar[i - 1, :2])))
+            distance, driven = distance + step, driven + step
+            if driven > needed:
+                break
+            if distance >= _KEYFRAME_DISTANCE or abs(planar[i, 2] - planar[chosen[-1], 2]) >= _KEYFRAME_TURN:
+                chosen.append(i)
+                distance = 0.0
 
-    def make(number: int) -> Keyframe:
-        at = float(time[chosen[number]])
-        rng = np.random.default_rng([options.seed, 11, number])
-        pose = drive.at(at) @ mount
-        radiance, depth = renderer.radiance(camera, pose)
-        return Keyframe(f"{number:04d}.jpg", START_NS + round(at * 1e9), MAPPING_SENSOR.develop(radiance, rng), depth, pose)
+        def make(number: int) -> Keyframe:
+            at = float(time[chosen[number]])
+            rng = np.random.default_rng([self.options.seed, 11, number])
+            pose = drive.at(at) @ self.mount
+            radiance, depth = self.mapping_renderer.radiance(self.camera, pose)
+            return Keyframe(f"{number:04d}.jpg", START_NS + round(at * 1e9), MAPPING_SENSOR.develop(radiance, rng), depth, pose)
 
-    return list(_in_order(make, len(chosen), options.workers, "mapping drive", progress))
+        return list(self._in_order(make, len(chosen), "mapping drive"))
+
+    def test_images(self, stamps_ns: np.ndarray, start_ns: int) -> Iterator[tuple[int, np.ndarray]]:
+        def make(number: int) -> tuple[int, np.ndarray]:
+            at = float(stamps_ns[number] - start_ns) * 1e-9
+            rng = np.random.default_rng([self.options.seed, 13, number])
+            poses = lambda offset: self.test.at(at + offset) @ self.mount  # noqa: E731
+            image = TEST_SENSOR.capture(self.test_renderer, self.camera, poses, rng)
+            return int(stamps_ns[number]), encode_image(image, self.options.encoding)
+
+        return self._in_order(make, len(stamps_ns), "test drive")
+
+    def _in_order(self, make: Callable, count: int, what: str) -> Iterator:
+        """make(0), make(1), ... by several threads, a few ahead of the reader.
+
+        NumPy and OpenCV let go of the interpreter's lock, so threads do what processes would.
+        """
+        self.progress(what, 0, count)
+        workers = self.options.workers
+        with ThreadPoolExecutor(workers) as pool:
+            waiting = [pool.submit(make, number) for number in range(min(2 * workers, count))]
+            for number in range(count):
+                result = waiting.pop(0).result()
+                if number + 2 * workers < count:
+                    waiting.append(pool.submit(make, number + 2 * workers))
+                self.progress(what, number + 1, count)
+                yield result
 
 
 def _image_stamps(options: SimulationOptions, start_ns: int) -> np.ndarray:
@@ -221,38 +243,3 @@ def _image_stamps(options: SimulationOptions, start_ns: int) -> np.ndarray:
     count = int((options.seconds - 0.1) / period)
     jitter = np.random.default_rng([options.seed, 7]).uniform(-0.02, 0.02, count) * period
     return start_ns + np.rint((0.053 + np.arange(count) * period + jitter) * 1e9).astype(np.int64)
-
-
-def _test_images(
-    options: SimulationOptions,
-    renderer: Renderer,
-    camera: Camera,
-    mount: torch.Tensor,
-    drive: SimulatedDrive,
-    stamps_ns: np.ndarray,
-    start_ns: int,
-    progress: Progress,
-) -> Iterator[tuple[int, np.ndarray]]:
-    def make(number: int) -> tuple[int, np.ndarray]:
-        at = float(stamps_ns[number] - start_ns) * 1e-9
-        rng = np.random.default_rng([options.seed, 13, number])
-        image = TEST_SENSOR.capture(renderer, camera, lambda offset: drive.at(at + offset) @ mount, rng)
-        return int(stamps_ns[number]), encode_image(image, options.encoding)
-
-    return _in_order(make, len(stamps_ns), options.workers, "test drive", progress)
-
-
-def _in_order(make: Callable, count: int, workers: int, what: str, progress: Progress) -> Iterator:
-    """make(0), make(1), ... by several threads, a few ahead of the reader.
-
-    NumPy and OpenCV let go of the interpreter's lock, so threads do what processes would.
-    """
-    progress(what, 0, count)
-    with ThreadPoolExecutor(workers) as pool:
-        waiting = [pool.submit(make, number) for number in range(min(2 * workers, count))]
-        for number in range(count):
-            result = waiting.pop(0).result()
-            if number + 2 * workers < count:
-                waiting.append(pool.submit(make, number + 2 * workers))
-            progress(what, number + 1, count)
-            yield result

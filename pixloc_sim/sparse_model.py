@@ -1,11 +1,10 @@
 # Copyright the pixloc_ros authors. SPDX-License-Identifier: Apache-2.0
-"""A sparse model of rendered keyframes that looks like the work of structure from motion, as a COLMAP text model.
+"""A sparse model of rendered keyframes that looks like the work of structure from motion.
 
 What is real about it: points sit on corners that a detector finds, are seen by the keyframes that could match them,
-their observations are noisy (half a pixel by default) and each point is triangulated from those, so that its error is
-that of
-structure from motion: small sideways, larger along the view where the baseline is short. What is ideal: the poses are
-exact and there are no wrong matches.
+their observations are noisy (half a pixel by default) and each point is triangulated from those, so that its error is that of
+structure from motion: small sideways, larger along the view where the baseline is short. What is ideal: the poses are exact and
+there are no wrong matches.
 """
 
 from __future__ import annotations
@@ -20,7 +19,7 @@ import torch
 
 from pixloc_ros.geometry import se3
 from pixloc_ros.geometry.cameras import Camera
-from pixloc_ros.io.colmap import ColmapModel, write_colmap_model
+from pixloc_ros.io.colmap import ColmapModel
 from pixloc_ros.io.trajectory import Trajectory, write_tum
 
 _CORNERS_PER_IMAGE = 500
@@ -52,42 +51,24 @@ class Keyframe:
     map_from_camera: torch.Tensor
 
 
-@dataclass(frozen=True)
-class SparseModel:
-    """Points and who sees them.
-
-    Attributes:
-        xyz: float64 [P, 3], map frame.
-        rgb: uint8 [P, 3].
-        error: Mean reprojection error, float64 [P] (px).
-        point: Of each observation, int64 [M].
-        keyframe: Of each observation, int64 [M].
-        pixel: Of each observation, float64 [M, 2], pixel centres at integers.
-    """
-
-    xyz: np.ndarray
-    rgb: np.ndarray
-    error: np.ndarray
-    point: np.ndarray
-    keyframe: np.ndarray
-    pixel: np.ndarray
-
-
 def build_sparse_model(
     keyframes: Sequence[Keyframe], camera: Camera, rng: np.random.Generator, noise_px: float = 0.5
-) -> SparseModel:
-    """Detect corners, follow them through the keyframes by projection and depth, and triangulate noisy observations."""
+) -> tuple[ColmapModel, np.ndarray]:
+    """Detect corners, follow them through the keyframes by projection and depth, and triangulate noisy observations → the model,
+    whose ids count from 1, and the points' colours uint8 [P, 3]."""
     true_xyz, rgb, origin = _detect(keyframes, camera)
     point, keyframe, pixel = _observe(true_xyz, origin, keyframes, camera, rng)
     pixel = pixel + rng.normal(size=pixel.shape) * noise_px
     count = np.bincount(point, minlength=len(true_xyz))
     kept = (count >= 2) & _has_parallax(true_xyz, point, keyframe, keyframes)
-    number = np.cumsum(kept) - 1
     used = kept[point]
-    point, keyframe, pixel, xyz, rgb = number[point[used]], keyframe[used], pixel[used], true_xyz[kept], rgb[kept]
-    poses = torch.stack([k.map_from_camera for k in keyframes])
-    xyz, error = _triangulate(xyz, point, pixel, poses[keyframe], camera)
-    return SparseModel(xyz, rgb, error, point, keyframe, pixel)
+    point, keyframe, pixel = (np.cumsum(kept) - 1)[point[used]], keyframe[used], pixel[used]
+    camera_from_map = se3.inverse(torch.stack([frame.map_from_camera for frame in keyframes]))
+    xyz, error = _triangulate(true_xyz[kept], point, pixel, camera_from_map[keyframe], camera)
+    names, count = [frame.name for frame in keyframes], len(keyframes)
+    images, cameras, points = np.arange(1, count + 1), np.ones(count, int), np.arange(1, len(xyz) + 1)
+    observations = keyframe, point, pixel
+    return ColmapModel({1: camera}, images, names, cameras, camera_from_map, points, xyz, error, *observations), rgb[kept]
 
 
 def _detect(keyframes: Sequence[Keyframe], camera: Camera) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -176,9 +157,8 @@ def _has_parallax(points: np.ndarray, point: np.ndarray, keyframe: np.ndarray, k
     return lowest < np.sqrt((1 + _MIN_PARALLAX_COSINE) / 2)
 
 
-def _triangulate(xyz: np.ndarray, point: np.ndarray, pixel: np.ndarray, map_from_camera: torch.Tensor, camera: Camera):
+def _triangulate(xyz: np.ndarray, point: np.ndarray, pixel: np.ndarray, camera_from_map: torch.Tensor, camera: Camera):
     """Points that fit their observations best, three Gauss-Newton steps from the given ones; mean errors (px)."""
-    camera_from_map = se3.inverse(map_from_camera)
     rotation = camera_from_map[:, :3, :3]
     target, index = torch.from_numpy(pixel), torch.from_numpy(point)
     xyz = torch.from_numpy(xyz.copy())
@@ -193,25 +173,6 @@ def _triangulate(xyz: np.ndarray, point: np.ndarray, pixel: np.ndarray, map_from
     local = se3.transform(camera_from_map, xyz[index].unsqueeze(-2)).squeeze(-2)
     error = (camera.project(local)[0] - target).norm(dim=-1).numpy()
     return xyz.numpy(), np.bincount(point, error, len(xyz)) / np.bincount(point, minlength=len(xyz))
-
-
-def write_colmap_text(folder: Path, model: SparseModel, keyframes: Sequence[Keyframe], camera: Camera) -> None:
-    """Write cameras.txt, images.txt and points3D.txt; ids count from 1."""
-    images, points = len(keyframes), len(model.xyz)
-    colmap = ColmapModel(
-        cameras={1: camera},
-        image_ids=np.arange(1, images + 1),
-        names=[frame.name for frame in keyframes],
-        camera_ids=np.ones(images, int),
-        camera_from_map=se3.inverse(torch.stack([frame.map_from_camera for frame in keyframes])),
-        point_ids=np.arange(1, points + 1),
-        xyz=model.xyz,
-        error_px=model.error,
-        observation_image=model.keyframe,
-        observation_point=model.point,
-        observation_px=model.pixel,
-    )
-    write_colmap_model(folder, colmap, model.rgb)
 
 
 def write_tum_rgbd(folder: Path, keyframes: Sequence[Keyframe], camera: Camera, images: str) -> None:

@@ -113,11 +113,11 @@ def _add_common(parser, depth: bool = True, keyframe_shift: float = 0.05) -> Non
 
 
 def _run_tum(args: argparse.Namespace) -> int:
-    from ..datasets.tum import DEPTH_SCALE, read_tum_sequence
+    from ..datasets.sequences import TUM_DEPTH_SCALE, read_tum_sequence
     from ..errors import InputError
     from ..geometry.cameras import Camera
 
-    scale = DEPTH_SCALE if args.depth_scale is None else args.depth_scale
+    scale = TUM_DEPTH_SCALE if args.depth_scale is None else args.depth_scale
     if not 0 < scale < float("inf"):
         raise InputError(f"--depth-scale {scale:g}: give the depth images' units per metre, for example 5000")
     camera = Camera.parse_colmap_line(args.camera) if args.camera else None
@@ -129,7 +129,7 @@ def _run_tum(args: argparse.Namespace) -> int:
 
 
 def _run_euroc(args: argparse.Namespace) -> int:
-    from ..datasets.euroc import read_euroc_sequence
+    from ..datasets.sequences import read_euroc_sequence
 
     return _run_recordings(args, read_euroc_sequence, "The map frame is that of the ground truth; the base is the IMU.")
 
@@ -143,7 +143,7 @@ def _run_openloris(args: argparse.Namespace) -> int:
 
 
 def _run_kitti(args: argparse.Namespace) -> int:
-    from ..datasets.kitti import read_kitti_sequence
+    from ..datasets.sequences import read_kitti_sequence
 
     args.map_sequence = []
     return _run_recordings(
@@ -155,7 +155,7 @@ def _run_kitti(args: argparse.Namespace) -> int:
 
 
 def _run_recordings(args: argparse.Namespace, read, *notes: str) -> int:
-    from ..datasets.drives import SequenceSet
+    from ..datasets.output import SequenceSet
     from ..datasets.recording import split_every
     from ..errors import InputError
 
@@ -173,7 +173,7 @@ def _run_recordings(args: argparse.Namespace, read, *notes: str) -> int:
 
 def _run_seven_scenes(args: argparse.Namespace) -> int:
     from ..datasets import seven_scenes
-    from ..datasets.drives import SequenceSet
+    from ..datasets.output import SequenceSet
     from ..errors import InputError
 
     if args.model or args.queries:
@@ -201,13 +201,12 @@ def _run_seven_scenes(args: argparse.Namespace) -> int:
 
 
 def _make_drive(args: argparse.Namespace, source) -> int:
-    from ..datasets.drives import SequenceOptions, make_drive
-    from ..features import load_extractor
+    from ..datasets.output import SequenceOptions, make_drive
 
     check_working_side(args)
     options = SequenceOptions(args.every, args.keyframe_shift, not getattr(args, "no_depth", True), args.working_side, args.seed)
     with show_progress(args.set) as progress:
-        make_drive(args.output, source, load_extractor(args.weights), options, args.weights, progress, print)
+        make_drive(args.output, source, options, args.weights, progress, print)
     _say_where(args.output)
     return 0
 
@@ -216,20 +215,15 @@ def _make_drive(args: argparse.Namespace, source) -> int:
 
 
 def _run_images(args: argparse.Namespace) -> int:
-    from ..datasets.aachen import open_aachen
-    from ..datasets.cambridge import open_cambridge
-    from ..datasets.cmu import open_cmu
-    from ..datasets.robotcar import open_robotcar
+    from ..datasets import image_benchmarks
 
     _say_licence(args.set)
-    openers = {"cambridge": open_cambridge, "aachen": open_aachen, "cmu": open_cmu, "robotcar": open_robotcar}
-    open_ = openers[args.set]
+    open_ = getattr(image_benchmarks, f"open_{args.set}")
     return _make_queries(args, open_(args.root, args.model, args.pairs, args.queries))
 
 
 def _make_queries(args: argparse.Namespace, source) -> int:
-    from ..datasets.queries import localize_set, made_already, make_queries, query_errors
-    from ..features import load_extractor
+    from ..datasets.output import localize_set, made_already, make_queries, query_errors
     from ..localization import Localizer
     from ..tracking.frame_aligner import preset_options
 
@@ -238,7 +232,7 @@ def _make_queries(args: argparse.Namespace, source) -> int:
     wanted = getattr(args, "localize", False)
     if not (wanted and made_already(args.output, source)):
         with show_progress(args.set) as progress:
-            make_queries(args.output, source, load_extractor(args.weights), args.working_side, args.weights, progress, print)
+            make_queries(args.output, source, args.weights, args.working_side, progress, print)
         _say_where(args.output)
     if not wanted:
         return 0
@@ -261,7 +255,7 @@ def _make_queries(args: argparse.Namespace, source) -> int:
 
 
 def _say_licence(name: str) -> None:
-    from ..datasets.licences import licence_note
+    from ..datasets.output import licence_note
 
     print(licence_note(name))
 

@@ -44,7 +44,7 @@ class ImageSet:
     """A set of single images.
 
     Attributes:
-        name: Of the set, as in `licences`.
+        name: Of the set, as in `output.licence_note`.
         scene: What of it.
         images: The folder that the queries' names are relative to.
         queries: What to localize.
@@ -73,6 +73,10 @@ class ImageSet:
     def made_from(self) -> str:
         """What the map is made from, for people."""
         return self.map_source.made_from
+
+    def summary(self) -> dict[str, object]:
+        """What the results depend on, for dataset.json."""
+        return {"set": self.name, "scene": self.scene, "made_from": self.made_from, "queries": len(self.queries)}
 
     def priors(self, map_: Map) -> dict[str, torch.Tensor]:
         """camera_from_map of the first image in the map that looks like a query, by query; those without one are left out."""

@@ -20,11 +20,9 @@ from ..features.weights import Weights
 from ..io.text import read_text
 from .augmentation import AugmentationOptions
 from .loss import LossOptions
-from .pair_mixture import Curriculum, PairMixture
-from .pairs import PairShape, PairSource
+from .pairs import Curriculum, PairMixture, PairShape, PairSource
 from .photos import MotionRange, PhotoPairs, list_photos
-from .public_data import BagPairs, CmuPairs, MegaDepthPairs
-from .scenes import ColmapPairs, RgbdPairs
+from .scenes import BagPairs, CmuPairs, ColmapPairs, MegaDepthPairs, RgbdPairs
 from .sequences import OdometryDisturbance, with_odometry
 
 CONFIDENCE_HEADS = "confidence."
@@ -167,22 +165,17 @@ class RunSection:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if (
-            min(self.steps, self.batch, self.checkpoint_every, self.validate_every, self.validation_pairs, self.report_every) < 1
-            or min(self.warmup, self.workers, self.threads, self.seed) < 0
+        for names, good, what in (
+            ("steps batch checkpoint_every validate_every validation_pairs report_every", lambda v: v >= 1, "at least 1"),
+            ("warmup workers threads seed", lambda v: v >= 0, "at least 0"),
+            ("learning_rate damping_rate clip_norm", lambda v: v > 0, "above 0"),
+            ("average start_share", lambda v: 0 <= v < 1, "at least 0 and below 1"),
         ):
-            raise InputError(
-                "run: steps, batch, the intervals and validation_pairs must be at least 1, warmup, workers, "
-                "threads and seed not negative"
-            )
-        if not (self.learning_rate > 0 and self.damping_rate > 0 and self.clip_norm > 0):
-            raise InputError("run: learning_rate, damping_rate and clip_norm must be above 0")
+            for name in names.split():
+                if not good(getattr(self, name)):
+                    raise InputError(f"run: {name} must be {what}")
         if any(isinstance(v, bool) or not isinstance(v, (int, float)) or not 0 < v < math.inf for v in self.rates.values()):
             raise InputError("run: rates must be positive numbers; parameters that shall not change go to network.frozen")
-        if not 0 <= self.average < 1:
-            raise InputError("run: average must be at least 0 and below 1")
-        if not 0 <= self.start_share < 1:
-            raise InputError("run: start_share must be at least 0 and below 1")
 
 
 @dataclass(frozen=True)

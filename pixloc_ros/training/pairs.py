@@ -1,5 +1,9 @@
 # Copyright the pixloc_ros authors. SPDX-License-Identifier: Apache-2.0
-"""Pairs of images with known points and motion, and batches of them: what every data source hands to training."""
+"""Pairs of images with known points and motion: what every data source hands to training; and batches of them by step number.
+
+Every sample is a function of the seed and its number alone, so a run that was killed goes on with the same data, and several
+machines share the samples of a step without talking to each other.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +18,11 @@ import torch
 from ..errors import InputError
 from ..geometry import se3
 from ..geometry.cameras import Camera
+from .augmentation import AugmentationOptions, augment
 
+_ATTEMPTS = 40
+_TRAINING, _VALIDATION = 0, 1
+_SAME_TROUBLE = 0.7
 _PREFIX_MODELS = ("pinhole", "radial", "plumb_bob", "rational_polynomial")
 """Camera models whose parameters begin with those of the models before them, the rest being zero there."""
 
@@ -40,7 +48,8 @@ class PairShape:
 
 @dataclass(frozen=True, eq=False)
 class Step:
-    """How a query's camera got there since the frame before, and what odometry says of it.
+    """How a query's camera got there since the frame before, and what odometry says of it; or those of a batch together: a batch
+    dimension goes before, the image is float32 [B, 1, H, W], seconds float64 [B].
 
     Covariances are float64 [6, 6], base axes, of body perturbations.
 
@@ -56,14 +65,14 @@ class Step:
         base_from_camera: float64 [4, 4].
     """
 
-    previous: np.ndarray
+    previous: np.ndarray | torch.Tensor
     previous_camera: Camera
     previous_from_reference: torch.Tensor
     previous_start: torch.Tensor
     previous_covariance: torch.Tensor
     odometry: torch.Tensor
     covariance: torch.Tensor
-    seconds: float
+    seconds: float | torch.Tensor
     base_from_camera: torch.Tensor
 
 
@@ -99,21 +108,6 @@ class PairSource(Protocol):
 
 
 @dataclass(frozen=True, eq=False)
-class StepBatch:
-    """`Step`s together: as there, with a batch dimension first; previous float32 [B, 1, H, W], seconds float64 [B]."""
-
-    previous: torch.Tensor
-    previous_camera: Camera
-    previous_from_reference: torch.Tensor
-    previous_start: torch.Tensor
-    previous_covariance: torch.Tensor
-    odometry: torch.Tensor
-    covariance: torch.Tensor
-    seconds: torch.Tensor
-    base_from_camera: torch.Tensor
-
-
-@dataclass(frozen=True, eq=False)
 class Batch:
     """Pairs of one image size. Cameras have params [B, P].
 
@@ -139,7 +133,7 @@ class Batch:
     initial: torch.Tensor
     names: tuple[str, ...]
     skipped: tuple[str, ...] = ()
-    steps: StepBatch | None = None
+    steps: Step | None = None
 
     def __len__(self) -> int:
         return len(self.names)
@@ -157,33 +151,28 @@ def collate(pairs: Sequence[Pair], initial: Sequence[torch.Tensor], points: int,
         xyz[b, :count] = pair.xyz[:count].float()
         xyz[b, count:] = pair.xyz[0].float()
         mask[b, :count] = True
+    together = ("reference", "query", "reference_camera", "query_camera", "query_from_reference")
+    steps = None
+    if all(pair.step is not None for pair in pairs):
+        steps = Step(**{field.name: _stacked([getattr(pair.step, field.name) for pair in pairs]) for field in fields(Step)})
     return Batch(
-        _stack_images([pair.reference for pair in pairs]),
-        _stack_images([pair.query for pair in pairs]),
-        stack_cameras([pair.reference_camera for pair in pairs]),
-        stack_cameras([pair.query_camera for pair in pairs]),
-        xyz,
-        mask,
-        torch.stack([pair.query_from_reference for pair in pairs]),
-        torch.stack(list(initial)),
-        tuple(pair.name for pair in pairs),
-        tuple(skipped),
-        _stack_steps([pair.step for pair in pairs]),
+        **{name: _stacked([getattr(pair, name) for pair in pairs]) for name in together},
+        xyz=xyz,
+        mask=mask,
+        initial=torch.stack(list(initial)),
+        names=tuple(pair.name for pair in pairs),
+        skipped=tuple(skipped),
+        steps=steps,
     )
 
 
-def _stack_steps(steps: Sequence[Step | None]) -> StepBatch | None:
-    if any(step is None for step in steps):
-        return None
-    columns = {field.name: [getattr(step, field.name) for step in steps] for field in fields(Step)}
-    together = {name: torch.stack(values) for name, values in columns.items() if isinstance(values[0], torch.Tensor)}
-    seconds = torch.tensor(columns["seconds"], dtype=torch.float64)
-    images, cameras = _stack_images(columns["previous"]), stack_cameras(columns["previous_camera"])
-    return StepBatch(previous=images, previous_camera=cameras, seconds=seconds, **together)
-
-
-def _stack_images(images: Sequence[np.ndarray]) -> torch.Tensor:
-    return torch.from_numpy(np.stack(images)).float()[:, None]
+def _stacked(values: list) -> torch.Tensor | Camera:
+    """Images, cameras, tensors or numbers with a batch dimension."""
+    if isinstance(values[0], np.ndarray):
+        return torch.from_numpy(np.stack(values)).float()[:, None]
+    if isinstance(values[0], Camera):
+        return stack_cameras(values)
+    return torch.stack([torch.as_tensor(value, dtype=torch.float64) for value in values])
 
 
 def stack_cameras(cameras: Sequence[Camera]) -> Camera:
@@ -205,11 +194,6 @@ def stack_cameras(cameras: Sequence[Camera]) -> Camera:
     else:
         raise InputError("fisheye cameras cannot share a batch with others: undistort those images")
     return Camera(model, first.width, first.height, torch.stack(params), torch.stack([camera.limit for camera in cameras]))
-
-
-def member_camera(camera: Camera, index: int) -> Camera:
-    """One camera of a batch."""
-    return replace(camera, params=camera.params[index], limit=camera.limit[index])
 
 
 def perturbed(
@@ -259,3 +243,125 @@ def spread_corners(
         return corners
     chosen = rng.choice(len(rows), min(count - len(corners), len(rows)), replace=False)
     return np.concatenate((corners, np.stack((columns[chosen], rows[chosen]), 1)))
+
+
+# ---- batches of a run
+
+
+@dataclass(frozen=True)
+class Curriculum:
+    """Initial errors are random from 0 to a limit that grows linearly from the first value to the second.
+
+    Attributes:
+        rotation_deg: Degrees.
+        translation: Share of the median depth of the points.
+        steps: Over which the limits grow; 0 starts at the second value.
+        exponent: Of the uniform random number that the limit is multiplied with; below 1 far starts are more frequent than near
+            ones.
+    """
+
+    rotation_deg: tuple[float, float] = (2.0, 12.0)
+    translation: tuple[float, float] = (0.03, 0.18)
+    steps: int = 2000
+    exponent: float = 1.0
+
+    def __post_init__(self) -> None:
+        if min(*self.rotation_deg, *self.translation) < 0 or self.steps < 0:
+            raise InputError("initial_error: rotation_deg, translation and steps must not be negative")
+        if not self.exponent > 0:
+            raise InputError("initial_error: exponent must be above 0")
+
+    def limits(self, step: int) -> tuple[float, float]:
+        """Largest rotation in degrees and translation as a share of the depth at a step."""
+        done = min(step / self.steps, 1.0) if self.steps else 1.0
+        (a, b), (c, d) = self.rotation_deg, self.translation
+        return a + done * (b - a), c + done * (d - c)
+
+
+@dataclass(frozen=True, eq=False)
+class PairMixture:
+    """Data sources and what happens to their pairs.
+
+    Attributes:
+        sources: To draw pairs from.
+        weights: How often each is drawn.
+        points: Per pair, padded to that.
+        seed: Of all randomness.
+        augmentation: Of the images, or None.
+        exponent: As in `Curriculum`.
+    """
+
+    sources: Sequence[PairSource]
+    weights: Sequence[float]
+    points: int
+    seed: int
+    augmentation: AugmentationOptions | None
+    exponent: float = 1.0
+
+    def sample(self, key: tuple[int, ...], limits: tuple[float, float]) -> tuple[Pair, torch.Tensor, list[str]]:
+        """Pair, initial pose [4, 4] and the reasons of draws that were skipped. Raises InputError after 40 bad draws."""
+        skipped: list[str] = []
+        share = np.array(self.weights, float) / sum(self.weights)
+        for attempt in range(_ATTEMPTS):
+            rng = np.random.default_rng((self.seed, *key, attempt))
+            source = self.sources[rng.choice(len(share), p=share)]
+            try:
+                pair = source.draw(rng)
+            except (BadSample, InputError) as error:
+                skipped.append(str(error))
+                continue
+            initial = self._initial(pair, limits, rng)
+            if self.augmentation is not None:
+                pair = self._augmented(pair, self.augmentation, rng)
+            return pair, initial, skipped
+        raise InputError(
+            f"training data: {_ATTEMPTS} draws in a row were unusable, the last one for '{skipped[-1]}': check the data sources"
+        )
+
+    def batch(self, keys: Sequence[tuple[int, ...]], limits: tuple[float, float]) -> Batch:
+        """The samples of the keys together."""
+        samples = [self.sample(key, limits) for key in keys]
+        return collate(
+            [pair for pair, _, _ in samples],
+            [initial for _, initial, _ in samples],
+            self.points,
+            [reason for _, _, reasons in samples for reason in reasons],
+        )
+
+    @staticmethod
+    def _augmented(pair: Pair, options: AugmentationOptions, rng: np.random.Generator) -> Pair:
+        pair = replace(pair, reference=augment(pair.reference, rng, options, reference=True))
+        if pair.step is None:
+            return replace(pair, query=augment(pair.query, rng, options))
+        # What spoils a frame has often spoilt the one before in the same way.
+        seed = int(rng.integers(2**32))
+        query = augment(pair.query, np.random.default_rng(seed), options)
+        previous = augment(pair.step.previous, np.random.default_rng(seed + (rng.random() > _SAME_TROUBLE)), options)
+        return replace(pair, query=query, step=replace(pair.step, previous=previous))
+
+    def _initial(self, pair: Pair, limits: tuple[float, float], rng: np.random.Generator) -> torch.Tensor:
+        depth = float(se3.transform(pair.query_from_reference, pair.xyz)[:, 2].median())
+        rotation, translation = (limit * rng.random() ** self.exponent for limit in limits)
+        return perturbed(pair.query_from_reference, np.radians(rotation), translation * abs(depth), rng)
+
+
+@dataclass(frozen=True, eq=False)
+class TrainingSteps(torch.utils.data.Dataset):
+    """Step number to this process's batch. Of the `batch * world` samples of a step, a process takes `batch` in a row."""
+
+    mixture: PairMixture
+    curriculum: Curriculum
+    batch: int
+    rank: int = 0
+    world: int = 1
+
+    def __getitem__(self, step: int) -> Batch:
+        cv2.setNumThreads(1)
+        first = (step * self.world + self.rank) * self.batch
+        return self.mixture.batch([(_TRAINING, first + k) for k in range(self.batch)], self.curriculum.limits(step))
+
+
+def validation_batches(mixture: PairMixture, pairs: int, batch: int, limits: tuple[float, float]) -> list[Batch]:
+    """The fixed pairs that a run is watched with."""
+    keys = [(_VALIDATION, k) for k in range(pairs)]
+    return [mixture.batch(keys[k : k + batch], limits) for k in range(0, pairs, batch)]

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import TypeVar
 
 import torch
 from torch import nn
@@ -19,35 +20,26 @@ from ..alignment import (
     View,
     align,
 )
-from ..features.pyramid import FeatureLevel, FeaturePyramid
+from ..alignment.types import map_tensors
+from ..features.pyramid import FeaturePyramid
 from ..features.sampling import sample_level
 from ..geometry import se3
 from ..tracking.covariances import isotropic, not_better_than
 from ..tracking.frame_aligner import hessian_covariance
 from ..tracking.options import QualityGates, TrackerOptions
 from .loss import LossOptions, PairLoss, pair_loss
-from .pairs import Batch, member_camera
+from .pairs import Batch
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
 class Start:
-    """Where the alignment of a batch begins, and what holds it there.
-
-    Attributes:
-        initial: query_from_reference float64 [B, 4, 4].
-    """
+    """Where the alignment of a batch begins, query_from_reference float64 [B, 4, 4], and what holds it there."""
 
     initial: torch.Tensor
     prior: PriorFactor | None = None
     cues: MotionCues | None = None
-
-    def member(self, b: int) -> Start:
-        """One of the batch, without its batch dimension."""
-        return Start(
-            self.initial[b],
-            None if self.prior is None else PriorFactor(self.prior.camera_from_map[b], self.prior.information[b]),
-            None if self.cues is None else MotionCues(self.cues.values[b], self.cues.camera_from_base[b]),
-        )
 
 
 class PairRefiner(nn.Module):
@@ -78,7 +70,9 @@ class PairRefiner(nn.Module):
         start = self.start(batch, points, mask, strides)
         if torch.is_grad_enabled() and not any(p.requires_grad for p in self.damping.parameters()):
             taught = [k for k, level in enumerate(query.levels, 1) if level.features.requires_grad]
-            points, query = first_levels(points, query, max(taught, default=len(query.levels)))
+            some = slice(max(taught, default=None))
+            points = replace(points, descriptors=points.descriptors[some], confidences=points.confidences[some])
+            query = replace(query, levels=query.levels[some])
         view = View(query, batch.query_camera, points, mask)
         result = align(view, start.initial, self.alignment, self.damping, start.prior, start.cues)
         loss = pair_loss(result.trace, batch.query_camera, batch.xyz, mask, batch.query_from_reference, start.initial, self.loss)
@@ -97,17 +91,17 @@ class PairRefiner(nn.Module):
         floors, gates = TrackerOptions(), QualityGates()
         poses, covariances, inliers = [], [], []
         for b in range(len(batch)):
-            one, camera = member_points(points, b), member_camera(steps.previous_camera, b)
-            view = View(image_subset(previous, slice(b, b + 1)), camera, one, mask[b : b + 1])
-            found = align(view, steps.previous_start[b], options)
+            step, image = member(steps, b), member(previous, slice(b, b + 1))
+            view = View(image, step.previous_camera, member(points, b), mask[b : b + 1])
+            pose, covariance = step.previous_start, step.previous_covariance
+            found = align(view, pose, options)
             share = float(found.inliers.sum() / found.visible.sum().clamp(min=1))
-            pose, covariance = steps.previous_start[b], steps.previous_covariance[b]
             if bool(found.converged) and share >= gates.min_inlier_fraction:
                 pose = found.camera_from_map.double()
                 measured = hessian_covariance(found.hessian.double(), float(found.cost))
                 if bool(measured.isfinite().all()):
                     covariance = not_better_than(
-                        se3.transform_covariance(measured / share**2, steps.base_from_camera[b]),
+                        se3.transform_covariance(measured / share**2, step.base_from_camera),
                         isotropic(floors.prior_translation_floor, floors.prior_rotation_floor),
                     )
             poses.append(se3.inverse(pose) @ camera_from_base[b])
@@ -126,8 +120,7 @@ class PairRefiner(nn.Module):
         """Descriptors of the points where the reference sees them, as maps store them; which points exist, bool [B, N];
         and the query's pyramid. Both images go through the network together."""
         pyramid = self._pyramid(torch.cat((batch.reference, batch.query)), strides)
-        count = len(batch)
-        reference, query = image_subset(pyramid, slice(0, count)), image_subset(pyramid, slice(count, None))
+        reference, query = (member(pyramid, some) for some in (slice(len(batch)), slice(len(batch), None)))
         pixels, valid = batch.reference_camera.project(batch.xyz)
         mask = batch.mask & valid & batch.reference_camera.in_image(pixels)
         descriptors, confidences = [], []
@@ -145,24 +138,6 @@ class PairRefiner(nn.Module):
         return network(images.contiguous(memory_format=torch.channels_last))
 
 
-def first_levels(points: ReferencePoints, pyramid: FeaturePyramid, count: int) -> tuple[ReferencePoints, FeaturePyramid]:
-    """Both with their coarsest levels only."""
-    return (
-        ReferencePoints(points.xyz, points.descriptors[:count], points.confidences[:count]),
-        FeaturePyramid(pyramid.levels[:count], pyramid.image_size),
-    )
-
-
-def member_points(points: ReferencePoints, b: int) -> ReferencePoints:
-    """The points of one of a batch, which teach nothing."""
-    descriptors = tuple(d[b].detach() for d in points.descriptors)
-    return ReferencePoints(points.xyz[b], descriptors, tuple(c if c is None else c[b].detach() for c in points.confidences))
-
-
-def image_subset(pyramid: FeaturePyramid, which: slice) -> FeaturePyramid:
-    """Some images of a batch."""
-    levels = (
-        FeatureLevel(level.features[which], None if level.confidence is None else level.confidence[which], level.stride)
-        for level in pyramid.levels
-    )
-    return FeaturePyramid(tuple(levels), pyramid.image_size)
+def member(value: T, which: int | slice) -> T:
+    """One of a batch, or some, of a camera, points, a pyramid or whatever else `map_tensors` takes."""
+    return map_tensors(value, lambda tensor: tensor[which])

@@ -2,7 +2,8 @@
 """The training loop: one process, or several under torchrun.
 
 A run's folder holds config.json, log.jsonl (a line per step and validation), checkpoint.safetensors, weights.safetensors (the
-latest), best.safetensors (lowest validation loss) and curves.png.
+latest), best.safetensors (lowest validation loss) and curves.png. The checkpoint holds all tensors of a run, and the rest as JSON
+in its header: no pickle, never half written.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.distributed as dist
+from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from ..alignment import AlignmentOptions, ReferencePoints, View, align
@@ -31,15 +33,15 @@ from ..features.pyramid import FeaturePyramid
 from ..features.weights import Weights
 from ..geometry import se3
 from ..io.files import write_text
-from ..io.tensor_file import save_tensors
-from .checkpoint import FILE_NAME, load_checkpoint, save_checkpoint
+from ..io.tensor_file import TensorFileError, load_tensors, save_tensors
 from .config import RunSection, TrainingConfig, build_mixture, build_network
 from .loss import squared_distances
-from .pair_mixture import TrainingSteps, validation_batches
-from .pairs import Batch, member_camera
-from .refiner import PairRefiner, Start, image_subset, member_points
+from .pairs import Batch, TrainingSteps, validation_batches
+from .refiner import PairRefiner, Start, member
 from .report import Validation, draw_curves, progress_line, read_log, validation_table
 
+FILE_NAME = "checkpoint.safetensors"
+_RANDOM = "random.torch"
 FINAL_RATE = 0.1
 """What the learning rate ends at, as a share of its highest value."""
 
@@ -142,15 +144,9 @@ class Trainer:
         steps = TrainingSteps(self.training, self.config.initial_error, run.batch, self.rank, self.world)
         # Fresh processes, since OpenCV's threads do not survive a fork; an own generator, since the loader takes a number from
         # it each time that a run goes on.
-        yield from torch.utils.data.DataLoader(
-            steps,
-            batch_size=None,
-            sampler=range(self.step, run.steps),
-            num_workers=run.workers,
-            multiprocessing_context="spawn" if run.workers else None,
-            generator=torch.Generator(),
-            worker_init_fn=_ignore_interrupts,
-        )
+        how = {"num_workers": run.workers, "multiprocessing_context": "spawn" if run.workers else None}
+        how |= {"generator": torch.Generator(), "worker_init_fn": _ignore_interrupts}
+        yield from torch.utils.data.DataLoader(steps, batch_size=None, sampler=range(self.step, run.steps), **how)
 
     def learning_rate(self, step: int) -> float:
         """Share of the highest rate: a linear rise, then half a cosine down to a tenth."""
@@ -186,19 +182,10 @@ class Trainer:
         rotation, translation = self.config.initial_error.limits(self.step)
         self.step += 1
         self.skipped += int(totals[3])
-        return {
-            "kind": "step",
-            "step": self.step,
-            "loss": float(totals[1]) / count,
-            "error_px": float(totals[2]) / count,
-            "success": (totals[5:] / count).tolist(),
-            "kept": int(totals[0]),
-            "gradient": float(norm),
-            "rate": self.optimizer.param_groups[0]["lr"],
-            "rotation_deg": rotation,
-            "translation": translation,
-            "skipped": self.skipped,
-        }
+        record = {"kind": "step", "step": self.step, "loss": float(totals[1]) / count, "error_px": float(totals[2]) / count}
+        record |= {"success": (totals[5:] / count).tolist(), "kept": int(totals[0]), "gradient": float(norm)}
+        record |= {"rate": self.optimizer.param_groups[0]["lr"], "rotation_deg": rotation, "translation": translation}
+        return record | {"skipped": self.skipped}
 
     @torch.no_grad()
     def _average(self) -> None:
@@ -257,13 +244,8 @@ class Trainer:
     def _export(self, name: str, result: PairRefiner, figures: dict) -> None:
         state = {k: v.detach().contiguous() for k, v in result.network.state_dict().items()}
         companions = damping_tensors(result.damping) if self.config.network.learn_damping else {}
-        training = {
-            "date": date.today().isoformat(),
-            "steps": self.step,
-            "pairs": self.step * self.config.run.batch * self.world,
-            "hours": round(self.seconds / 3600, 3),
-            "validation": figures,
-        }
+        training = {"date": date.today().isoformat(), "steps": self.step, "hours": round(self.seconds / 3600, 3)}
+        training |= {"pairs": self.step * self.config.run.batch * self.world, "validation": figures}
         card = {"architecture": self.config.network.architecture, **self.config.card}
         card |= {"start": self.start_card, "training": training}
         Weights(state, card, companions).save(self.out / name)
@@ -292,11 +274,46 @@ class Trainer:
             self._export("best.safetensors", result, figures)
 
 
+def save_checkpoint(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer, state: dict) -> None:
+    """model's (all modules of a run together) and optimizer's tensors, torch's random state, and `state`, which JSON must be
+    able to hold."""
+    tensors = {f"model.{name}": value for name, value in model.state_dict().items()}
+    for index, values in optimizer.state_dict()["state"].items():
+        tensors |= {f"optimizer.{index}.{name}": value for name, value in values.items()}
+    tensors[_RANDOM] = torch.get_rng_state()
+    save_tensors(path, tensors, {"state": json.dumps(state)})
+
+
+def load_checkpoint(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> dict:
+    """Put a checkpoint's tensors in place → its `state`. Raises InputError where the file is damaged or of another model."""
+    try:
+        tensors, metadata = load_tensors(path)
+        state = json.loads(metadata["state"])
+    except (TensorFileError, OSError, KeyError, json.JSONDecodeError) as error:
+        raise InputError(f"{path} is not a readable checkpoint ({error}): start again in another folder") from error
+    try:
+        model.load_state_dict({n.removeprefix("model."): v for n, v in tensors.items() if n.startswith("model.")})
+        slots: dict[int, dict[str, torch.Tensor]] = {}
+        for name, value in tensors.items():
+            if name.startswith("optimizer."):
+                _, index, key = name.split(".")
+                slots.setdefault(int(index), {})[key] = value
+        groups = optimizer.state_dict()["param_groups"]
+        optimizer.load_state_dict({"state": slots, "param_groups": groups})
+    except (RuntimeError, ValueError) as error:
+        raise InputError(
+            f"{path} is of another network ({str(error).splitlines()[-1].strip()}): resume with the configuration "
+            "it was made with"
+        ) from error
+    torch.set_rng_state(tensors[_RANDOM])
+    return state
+
+
 @torch.no_grad()
 def evaluate(refiner: PairRefiner, batches: list[Batch], strides: tuple[tuple[int, ...], ...]) -> Validation:
     """The training loss, and the errors of the running system's optimizer (`AlignmentOptions()` with the learned damping) on
     the same pairs. The sets of levels take turns over the batches."""
-    losses, success, pixels, degrees, shares = [], [], [], [], []
+    losses, success, errors = [], [], []
     for k, batch in enumerate(batches):
         levels = strides[k % len(strides)]
         loss, _ = refiner.refine(batch, levels)
@@ -304,12 +321,8 @@ def evaluate(refiner: PairRefiner, batches: list[Batch], strides: tuple[tuple[in
         success.append(loss.success[loss.kept].double())
         points, mask, query = refiner.features(batch, levels)
         start = refiner.start(batch, points, mask, levels)
-        for b in range(len(batch)):
-            error_px, rotation, translation = _running_errors(refiner, batch, b, points, mask, query, start.member(b))
-            pixels.append(error_px)
-            degrees.append(rotation)
-            shares.append(translation)
-    degrees, shares = np.array(degrees), np.array(shares)
+        errors += [_running_errors(refiner, batch, b, points, mask, query, member(start, b)) for b in range(len(batch))]
+    pixels, degrees, shares = np.array(errors).T
     within = (float(((degrees < angle) & (shares < share)).mean()) for angle, share in ((0.1, 0.002), (0.5, 0.01)))
     levels_reached = tuple(torch.cat(success).mean(0).tolist())
     return Validation(float(torch.cat(losses).mean()), levels_reached, float(np.median(pixels)), *within)
@@ -319,10 +332,9 @@ def _running_errors(
     refiner: PairRefiner, batch: Batch, b: int, points: ReferencePoints, mask: torch.Tensor, query: FeaturePyramid, start: Start
 ) -> tuple[float, float, float]:
     """Mean reprojection error in pixels, rotation in degrees and translation as a share of the depth, of one pair."""
-    one, camera = slice(b, b + 1), member_camera(batch.query_camera, b)
-    member = member_points(points, b)
+    one, camera = slice(b, b + 1), member(batch.query_camera, b)
     options = replace(AlignmentOptions(), loss=refiner.alignment.loss)
-    view = View(image_subset(query, one), camera, member, mask[one])
+    view = View(member(query, one), camera, member(points, b), mask[one])
     result = align(view, start.initial, options, refiner.damping, start.prior, start.cues)
     truth, estimate, xyz = batch.query_from_reference[b], result.camera_from_map, batch.xyz[b].double()
     seen = camera.in_image(camera.project(se3.transform(truth, xyz))[0]) & mask[b]

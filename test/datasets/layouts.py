@@ -19,12 +19,13 @@ from scipy.spatial.transform import Rotation
 from pixloc_ros.cli.main import main
 from pixloc_ros.geometry import se3
 from pixloc_ros.geometry.cameras import Camera
+from pixloc_ros.io.colmap import ColmapModel, write_colmap_model
 from pixloc_ros.io.messages import matrix, message_stamp
 from pixloc_sim.drives import DriveOptions, SimulatedDrive, camera_mount
 from pixloc_sim.lighting import Lighting
 from pixloc_sim.recordings import MAPPING_SENSOR
 from pixloc_sim.rendering import Renderer
-from pixloc_sim.sparse_model import Keyframe
+from pixloc_sim.sparse_model import Keyframe, build_sparse_model
 from pixloc_sim.world import build_world
 
 KINECT = Camera("pinhole", 640, 480, torch.tensor([525.0, 525.0, 319.5, 239.5], dtype=torch.float64))
@@ -109,25 +110,32 @@ def numbers(values) -> str:
 # ---- sets recorded over time
 
 
-def write_tum(folder: Path, shots: list[Shot], units: float = 5000.0) -> None:
-    """rgb.txt, depth.txt (taken 4 ms later, as of the same instant), groundtruth.txt at 100 Hz, as the benchmark has them."""
-    rgb, depth = ["# color images", "# timestamp filename"], ["# depth maps", "# timestamp filename"]
-    for shot in shots:
-        stamp, later = f"{START_S + shot.seconds:.6f}", f"{START_S + shot.seconds + 0.0004:.6f}"
-        save(folder / "rgb" / f"{stamp}.png", shot.image)
-        save(folder / "depth" / f"{later}.png", np.rint(shot.depth * units).clip(0, 65535).astype(np.uint16))
-        rgb.append(f"{stamp} rgb/{stamp}.png")
-        depth.append(f"{later} depth/{later}.png")
-    (folder / "rgb.txt").write_text("\n".join(rgb) + "\n")
-    (folder / "depth.txt").write_text("\n".join(depth) + "\n")
+def write_images(folder: Path, kind: str, shots: list[tuple[float, np.ndarray]]) -> None:
+    """Seconds and images as KIND/STAMP.png and in KIND.txt, as TUM's and OpenLORIS' recordings have them."""
+    lines = ["# timestamp filename"]
+    for at, image in shots:
+        name = f"{kind}/{START_S + at:.6f}.png"
+        save(folder / name, image)
+        lines.append(f"{START_S + at:.6f} {name}")
+    (folder / f"{kind}.txt").write_text("\n".join(lines) + "\n")
 
 
-def write_stamped_poses(path: Path, seconds: np.ndarray, poses, heading: str) -> None:
+def write_stamped_poses(path: Path, seconds: np.ndarray, poses, heading: str, ending: str = "") -> None:
     rows = [
-        f"{START_S + at:.4f} {numbers(pose[:3, 3])} {numbers(Rotation.from_matrix(pose[:3, :3]).as_quat())}"
+        f"{START_S + at:.4f} {numbers(pose[:3, 3])} {numbers(Rotation.from_matrix(pose[:3, :3]).as_quat())}{ending}\n"
         for at, pose in zip(seconds, poses)
     ]
-    path.write_text(f"{heading}\n" + "\n".join(rows) + "\n")
+    path.write_text(f"{heading}\n" + "".join(rows))
+
+
+def write_tum(folder: Path, studio: Studio, shots: list[Shot]) -> None:
+    """Depth is taken 0.4 ms later, as of the same instant; poses at 100 Hz."""
+    write_images(folder, "rgb", [(shot.seconds, shot.image) for shot in shots])
+    depth = [(shot.seconds + 0.0004, np.rint(shot.depth * 5000).clip(0, 65535).astype(np.uint16)) for shot in shots]
+    write_images(folder, "depth", depth)
+    seconds = np.arange(-0.1, shots[-1].seconds + 0.1, 0.01)
+    heading = "# ground truth trajectory\n# timestamp tx ty tz qx qy qz qw"
+    write_stamped_poses(folder / "groundtruth.txt", seconds, map(studio.pose, seconds), heading)
 
 
 def write_seven_scenes(scene: Path, train: list[Shot], test: list[Shot], depth_of, colour_from_depth: np.ndarray) -> None:
@@ -141,64 +149,33 @@ def write_seven_scenes(scene: Path, train: list[Shot], test: list[Shot], depth_o
             pose = shot.pose @ colour_from_depth  # of the depth camera
             depth = np.rint(depth_of(pose) * 1000).astype(np.uint16)
             depth[:4] = 65535
-            save(stem.with_name(f"{stem.name}.color.png"), shot.image)
-            save(stem.with_name(f"{stem.name}.depth.png"), depth)
-            stem.with_name(f"{stem.name}.pose.txt").write_text(
-                "\n".join("\t ".join(f"{value: .7e}" for value in row) for row in pose) + "\n"
-            )
-
-
-EUROC_SENSOR = """\
-# General sensor definitions.
-sensor_type: camera
-comment: VI-Sensor cam0 (MT9M034)
-
-# Sensor extrinsics wrt. the body-frame.
-T_BS:
-  cols: 4
-  rows: 4
-  data: [{pose}]
-
-# Camera specific definitions.
-rate_hz: 20
-resolution: [{width}, {height}]
-camera_model: pinhole
-intrinsics: [{intrinsics}] #fu, fv, cu, cv
-distortion_model: radial-tangential
-distortion_coefficients: [{distortion}]
-"""
+            save(Path(f"{stem}.color.png"), shot.image)
+            save(Path(f"{stem}.depth.png"), depth)
+            rows = ("\t ".join(f"{value: .7e}" for value in row) for row in pose)
+            Path(f"{stem}.pose.txt").write_text("\n".join(rows) + "\n")
 
 
 def write_euroc(folder: Path, shots: list[Shot], camera: Camera, body_from_camera: np.ndarray, studio: Studio) -> None:
     cam, truth = folder / "mav0" / "cam0", folder / "mav0" / "state_groundtruth_estimate0"
     truth.mkdir(parents=True)
-    params = camera.params.tolist()
     rows = ["#timestamp [ns],filename"]
     for shot in shots:
         stamp = START_S * 10**9 + round(shot.seconds * 1e9)
         save(cam / "data" / f"{stamp}.png", cv2.cvtColor(shot.image, cv2.COLOR_RGB2GRAY))
         rows.append(f"{stamp},{stamp}.png")
     (cam / "data.csv").write_text("\r\n".join(rows) + "\r\n")
+    params = camera.params.tolist()
+    pose, intrinsics, distortion = (", ".join(map(str, v)) for v in (body_from_camera.ravel(), params[:4], params[4:8]))
     (cam / "sensor.yaml").write_text(
-        EUROC_SENSOR.format(
-            pose=", ".join(f"{v:.12g}" for v in body_from_camera.ravel()),
-            width=camera.width,
-            height=camera.height,
-            intrinsics=", ".join(map(str, params[:4])),
-            distortion=", ".join(map(str, params[4:8])),
-        )
+        f"# General sensor definitions.\nsensor_type: camera\n\nT_BS:\n  cols: 4\n  rows: 4\n  data: [{pose}]\n\nrate_hz: 20\n"
+        f"resolution: [{camera.width}, {camera.height}]\ncamera_model: pinhole\nintrinsics: [{intrinsics}] #fu, fv, cu, cv\n"
+        f"distortion_model: radial-tangential\ndistortion_coefficients: [{distortion}]\n"
     )
-    names = ["p_RS_R_x [m]", "p_RS_R_y [m]", "p_RS_R_z [m]", "q_RS_w []", "q_RS_x []", "q_RS_y []", "q_RS_z []"]
-    names += [
-        f"{what}_{axis} [{unit}]"
-        for what, unit in (("v_RS_R", "m s^-1"), ("b_w_RS_S", "rad s^-1"), ("b_a_RS_S", "m s^-2"))
-        for axis in "xyz"
-    ]
-    lines = ["#timestamp, " + ", ".join(names)]
+    lines = ["#timestamp, p_RS_R_x [m], p_RS_R_y [m], p_RS_R_z [m], q_RS_w [], q_RS_x [], q_RS_y [], q_RS_z [], ..."]
     for at in np.arange(shots[0].seconds - 0.1, shots[-1].seconds + 0.1, 0.005):
         body = studio.pose(at) @ np.linalg.inv(body_from_camera)
         x, y, z, w = Rotation.from_matrix(body[:3, :3]).as_quat()
-        values = [*body[:3, 3], w, x, y, z, *np.zeros(9)]
+        values = [*body[:3, 3], w, x, y, z, *np.zeros(9)]  # velocity and biases follow
         lines.append(f"{START_S * 10**9 + round(at * 1e9)}," + ",".join(f"{value:.7f}" for value in values))
     (truth / "data.csv").write_text("\n".join(lines) + "\n")
 
@@ -221,44 +198,8 @@ def write_kitti(root: Path, shots: list[Shot], camera: Camera, baseline: float =
     (folder / "calib.txt").write_text("\n".join([*lines, "Tr: " + numbers(np.eye(4)[:3])]) + "\n")
     (folder / "times.txt").write_text("".join(f"{shot.seconds - shots[0].seconds:e}\n" for shot in shots))
     (root / "poses").mkdir()
-    start = np.linalg.inv(poses[0])
-    (root / "poses" / "07.txt").write_text(
-        "".join(" ".join(f"{v:e}" for v in (start @ pose)[:3].ravel()) + "\n" for pose in poses)
-    )
-
-
-OPENLORIS_SENSORS = """\
-%YAML:1.0
----
-d400_color_optical_frame:
-   sensor_type: camera
-   sensor_name: d400_color_optical_frame
-   fps: 30
-   width: {width}
-   height: {height}
-   model: pinhole
-   intrinsics: !!opencv-matrix
-      rows: 1
-      cols: 4
-      dt: d
-      data: [ {fx}, {cx}, {fy}, {cy} ]
-   distortion_model: radial-tangential
-   distortion_coefficients: !!opencv-matrix
-      rows: 1
-      cols: 5
-      dt: d
-      data: [ 0., 0., 0., 0., 0. ]
-"""
-OPENLORIS_TRANSFORM = """\
-   -
-      parent_frame: {parent}
-      child_frame: {child}
-      matrix: !!opencv-matrix
-         rows: 4
-         cols: 4
-         dt: d
-         data: [ {values} ]
-"""
+    rows = (" ".join(f"{v:e}" for v in (np.linalg.inv(poses[0]) @ pose)[:3].ravel()) for pose in poses)
+    (root / "poses" / "07.txt").write_text("\n".join(rows) + "\n")
 
 
 def openloris_bases(shots: list[Shot], base_from_camera: np.ndarray, studio: Studio) -> tuple[np.ndarray, list[np.ndarray]]:
@@ -268,44 +209,36 @@ def openloris_bases(shots: list[Shot], base_from_camera: np.ndarray, studio: Stu
 
 
 def write_openloris(folder: Path, shots: list[Shot], camera: Camera, base_from_camera: np.ndarray, studio: Studio) -> None:
-    fx, fy, cx, cy = camera.params.tolist()
-    colour, depth = [], []
-    for shot in shots:
-        stamp, later = f"{START_S + shot.seconds:.6f}", f"{START_S + shot.seconds + 0.012:.6f}"
-        save(folder / "color" / f"{stamp}.png", shot.image)
-        seen = studio.depth(camera, studio.pose(shot.seconds + 0.012))
-        save(folder / "aligned_depth" / f"{later}.png", np.rint(seen * 1000).astype(np.uint16))
-        colour.append(f"{stamp} color/{stamp}.png")
-        depth.append(f"{later} aligned_depth/{later}.png")
-    (folder / "color.txt").write_text("\n".join(colour) + "\n")
-    (folder / "aligned_depth.txt").write_text("\n".join(depth) + "\n")
+    write_images(folder, "color", [(shot.seconds, shot.image) for shot in shots])
+    times = [shot.seconds + 0.012 for shot in shots]
+    depth = [(at, np.rint(studio.depth(camera, studio.pose(at)) * 1000).astype(np.uint16)) for at in times]
+    write_images(folder, "aligned_depth", depth)
     seconds, bases = openloris_bases(shots, base_from_camera, studio)
     write_stamped_poses(folder / "groundtruth.txt", seconds, bases, "#Time px py pz qx qy qz qw")
-    odom = np.linalg.inv(bases[0])
-    write_stamped_poses(
-        folder / "odom.txt",
-        seconds,
-        [odom @ base for base in bases],
-        "#Time pose.position.x y z pose.orientation.x y z w twist.linear.x y z twist.angular.x y z",
-    )
-    lines = (folder / "odom.txt").read_text().splitlines()
-    (folder / "odom.txt").write_text("\n".join([lines[0], *(f"{line} 0.5 0.0 0.0 0.0 0.0 0.1" for line in lines[1:])]) + "\n")
-    (folder / "sensors.yaml").write_text(
-        OPENLORIS_SENSORS.format(width=camera.width, height=camera.height, fx=fx, fy=fy, cx=cx, cy=cy)
-    )
+    moved, heading = [np.linalg.inv(bases[0]) @ base for base in bases], "#Time pose position, orientation, twist linear, angular"
+    write_stamped_poses(folder / "odom.txt", seconds, moved, heading, " 0.5 0.0 0.0 0.0 0.0 0.1")
+    fx, fy, cx, cy = camera.params.tolist()
+    file = cv2.FileStorage(str(folder / "sensors.yaml"), cv2.FileStorage_WRITE)
+    file.startWriteStruct("d400_color_optical_frame", cv2.FileNode_MAP)
+    for name, value in (("width", camera.width), ("height", camera.height), ("distortion_model", "radial-tangential")):
+        file.write(name, value)
+    file.write("intrinsics", np.array([[fx, cx, fy, cy]]))
+    file.write("distortion_coefficients", np.zeros((1, 5)))
+    file.endWriteStruct()
+    file.release()
     base_from_laser = np.eye(4)
     base_from_laser[:3, 3] = 0.35, 0, 1.28
-    links = (
-        ("base_link", "laser", base_from_laser),
-        ("laser", "d400_color_optical_frame", np.linalg.inv(base_from_laser) @ base_from_camera),
-    )
-    (folder / "trans_matrix.yaml").write_text(
-        "%YAML:1.0\n---\ntrans_matrix:\n"
-        + "".join(
-            OPENLORIS_TRANSFORM.format(parent=parent, child=child, values=", ".join(f"{v:.12g}" for v in pose.ravel()))
-            for parent, child, pose in links
-        )
-    )
+    laser_from_camera = np.linalg.inv(base_from_laser) @ base_from_camera
+    file = cv2.FileStorage(str(folder / "trans_matrix.yaml"), cv2.FileStorage_WRITE)
+    file.startWriteStruct("trans_matrix", cv2.FileNode_SEQ)
+    links = ("base_link", "laser", base_from_laser), ("laser", "d400_color_optical_frame", laser_from_camera)
+    for link in links:
+        file.startWriteStruct("", cv2.FileNode_MAP)
+        for name, value in zip(("parent_frame", "child_frame", "matrix"), link):
+            file.write(name, value)
+        file.endWriteStruct()
+    file.endWriteStruct()
+    file.release()
 
 
 class _OpenLorisBag(BagWriter):
@@ -338,24 +271,28 @@ def write_openloris_bag(path: Path, shots: list[Shot], camera: Camera, base_from
 # ---- sets of single images
 
 
-def keyframes(shots: list[Shot], names: list[str]) -> list[Keyframe]:
-    return [Keyframe(name, -1, shot.image, shot.depth, torch.from_numpy(shot.pose)) for shot, name in zip(shots, names)]
+def sparse_model(shots: list[Shot], names: list[str]) -> tuple[ColmapModel, np.ndarray]:
+    """A model of the shots as structure from motion makes it, and the colours of its points."""
+    frames = [Keyframe(name, -1, shot.image, shot.depth, torch.from_numpy(shot.pose)) for shot, name in zip(shots, names)]
+    return build_sparse_model(frames, KINECT, np.random.default_rng(0))
 
 
-def write_nvm(path: Path, shots: list[Shot], names: list[str], model, focal: float, radial: float = 0.0) -> None:
-    """model: the `SparseModel` of the shots."""
+def write_colmap(folder: Path, shots: list[Shot], names: list[str]) -> None:
+    write_colmap_model(folder, *sparse_model(shots, names))
+
+
+def write_nvm(path: Path, shots: list[Shot], names: list[str], focal: float) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     lines = ["NVM_V3 ", "", str(len(shots))]
     for shot, name in zip(shots, names):
-        lines.append(f"{name}\t{focal:.9g} {numbers(shot.inverse_wxyz)} {numbers(shot.pose[:3, 3])} {radial:.9g} 0 ")
+        lines.append(f"{name}\t{focal:.9g} {numbers(shot.inverse_wxyz)} {numbers(shot.pose[:3, 3])} 0 0 ")
+    model, colours = sparse_model(shots, names)
     lines += ["", str(len(model.xyz))]
-    height, width = shots[0].image.shape[:2]
-    starts = np.searchsorted(model.point, np.arange(len(model.xyz) + 1))
-    for index, (xyz, rgb) in enumerate(zip(model.xyz, model.rgb)):
-        rows = range(starts[index], starts[index + 1])
-        pixels = model.pixel + 0.5 - [width / 2, height / 2]
-        seen = " ".join(f"{model.keyframe[m]} {m} {pixels[m][0]:.3f} {pixels[m][1]:.3f}" for m in rows)
-        lines.append(f"{numbers(xyz)} {' '.join(str(int(v)) for v in rgb)} {len(rows)} {seen} ")
+    pixels = model.observation_px + 0.5 - np.array(shots[0].image.shape[1::-1]) / 2
+    for index, (xyz, rgb) in enumerate(zip(model.xyz, colours)):
+        rows = np.flatnonzero(model.observation_point == index)
+        seen = " ".join(f"{model.observation_image[m]} {m} {pixels[m][0]:.3f} {pixels[m][1]:.3f}" for m in rows)
+        lines.append(f"{numbers(xyz)} {' '.join(map(str, rgb))} {len(rows)} {seen} ")
     path.write_text("\n".join([*lines, "", "", "0", "", "#the last part of NVM file points to the PLY files", "0"]) + "\n")
 
 
@@ -376,3 +313,22 @@ def colmap_line(camera: Camera) -> str:
 
 def inverse(pose: np.ndarray) -> torch.Tensor:
     return se3.inverse(torch.from_numpy(pose))
+
+
+def write_cmu(root: Path, shots: list[Shot], training: bool = False) -> dict[str, Shot]:
+    """A slice and intrinsics.txt next to it; each second shot is a query → these by name. Training slices list the queries'
+    poses, here with one more whose image is kept back, the others their names."""
+    names = [f"img_{k:05d}_c{k // 2 % 2}_130339847477948{k}us.jpg" for k in range(len(shots))]
+    for k, (shot, name) in enumerate(zip(shots, names)):
+        save(root / ("query" if k % 2 else "database") / name, shot.image)
+    write_colmap(root / "sparse", shots[::2], names[::2])
+    truth = dict(zip(names[1::2], shots[1::2]))
+    if training:
+        lines = [f"{name} {numbers(shot.inverse_wxyz)} {numbers(shot.pose[:3, 3])}\n" for name, shot in truth.items()]
+        (root / "camera-poses").mkdir()
+        (root / "camera-poses" / "slice-01-Sep-2010.txt").write_text("".join([*lines, "img_00099_c0_1us.jpg 1 0 0 0 0 0 0\n"]))
+    else:
+        (root / f"test-images-{root.name}.txt").write_text("\n".join(truth) + "\n")
+    line, other = (f"OPENCV 640 480 {focal} {focal} 320 240 0 0 0 0\n" for focal in (525, 400))
+    (root.parent / "intrinsics.txt").write_text(f"# name model width height parameters\nc0 {line}c1 {line}c2 {other}")
+    return truth

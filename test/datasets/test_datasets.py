@@ -11,13 +11,11 @@ import torch
 from layouts import KINECT, OPTICAL, START_S, Studio, check_twist, pixloc, save
 from scipy.spatial.transform import Rotation
 
-from pixloc_ros.datasets import drives, recording
-from pixloc_ros.datasets.euroc import read_euroc_sequence
-from pixloc_ros.datasets.kitti import read_kitti_sequence
+from pixloc_ros.datasets import output, recording
 from pixloc_ros.datasets.odometry import ERRORS, odometry_from_truth
 from pixloc_ros.datasets.openloris import read_openloris_sequence
+from pixloc_ros.datasets.sequences import read_euroc_sequence, read_kitti_sequence, read_tum_sequence, tum_camera
 from pixloc_ros.datasets.seven_scenes import read_seven_scenes_sequence
-from pixloc_ros.datasets.tum import read_tum_sequence, tum_camera
 from pixloc_ros.geometry import se3
 from pixloc_ros.geometry.cameras import Camera
 from pixloc_ros.io.bags import BagReader
@@ -25,6 +23,15 @@ from pixloc_ros.io.trajectory import Trajectory, read_benchmark_poses, read_tum
 from pixloc_ros.localization import Localizer
 from pixloc_sim.drives import OdometryErrors
 
+KINECT_DEPTH = Camera("pinhole", 640, 480, torch.tensor([585.0, 585.0, 319.5, 239.5], dtype=torch.float64))
+COLOUR_FROM_DEPTH = np.array(  # of LIRIS' calibration
+    [
+        [0.9999651801256764, 0.002676512646895034, -0.00790410123130009, -0.025558943178152542],
+        [-0.00274093112813167, 0.9999630280302759, -0.0081504520778013286, 0.00010109636268061706],
+        [0.0078819942130445332, 0.0081718328771890631, 0.9999355455801403, 0.0020318321729487039],
+        [0, 0, 0, 1],
+    ]
+)
 SECONDS = np.arange(12) * 0.4
 SMALL = KINECT.scaled(0.5, 0.5, 320, 240)
 
@@ -92,21 +99,10 @@ def check_recording(recording_, studio, camera, start_ns=START_S * 10**9, map_fr
     assert known.mean() > 0.8 and np.median(np.abs(seen - exact)[known] / exact[known]) < 5e-4  # moved the wrong way: 1.5e-3
 
 
-def write_tum_sequence(folder, studio, shots):
-    layouts.write_tum(folder, shots)
-    seconds = np.arange(-0.1, SECONDS[-1] + 0.1, 0.01)
-    layouts.write_stamped_poses(
-        folder / "groundtruth.txt",
-        seconds,
-        [studio.pose(at) for at in seconds],
-        "# ground truth trajectory\n# timestamp tx ty tz qx qy qz qw",
-    )
-
-
 def test_tum(studio, tmp_path, capsys):
     camera = Camera("pinhole", 640, 480, torch.tensor([535.4, 539.2, 320.1, 247.6], dtype=torch.float64))
     folder = tmp_path / "rgbd_dataset_freiburg3_workshop"
-    write_tum_sequence(folder, studio, studio.shoot(camera, SECONDS))
+    layouts.write_tum(folder, studio, studio.shoot(camera, SECONDS))
     check_recording(read_tum_sequence(folder), studio, camera)
     assert pixloc(f"dataset tum {folder} -o {tmp_path}/out") == 0
     assert "CC BY 4.0" in capsys.readouterr().out
@@ -131,15 +127,8 @@ def test_tum_calibration_is_opencvs(name, fx, fy, cx, cy, distortion, tmp_path):
 
 
 def test_seven_scenes(studio, shots, tmp_path):
-    kinect_depth = Camera("pinhole", 640, 480, torch.tensor([585.0, 585.0, 319.5, 239.5], dtype=torch.float64))
-    colour_from_depth = np.eye(4)
-    colour_from_depth[:3] = [
-        [0.9999651801256764, 0.002676512646895034, -0.00790410123130009, -0.025558943178152542],
-        [-0.00274093112813167, 0.9999630280302759, -0.0081504520778013286, 0.00010109636268061706],
-        [0.0078819942130445332, 0.0081718328771890631, 0.9999355455801403, 0.0020318321729487039],
-    ]
     scene = tmp_path / "workshop"
-    layouts.write_seven_scenes(scene, shots[::2], shots[1::2], lambda pose: studio.depth(kinect_depth, pose), colour_from_depth)
+    layouts.write_seven_scenes(scene, shots[::2], shots[1::2], lambda pose: studio.depth(KINECT_DEPTH, pose), COLOUR_FROM_DEPTH)
     # Stamps are made up there, so poses and depth are compared by number.
     test = read_seven_scenes_sequence(scene, "seq-02")
     stamps, bases = test.posed()
@@ -244,11 +233,11 @@ def test_work_that_was_killed_goes_on_and_an_output_is_never_overwritten(studio,
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(drives, "write_drive_bag", killed)
+        patch.setattr(output, "write_drive_bag", killed)
         assert pixloc(arguments) == 130
     assert not (tmp_path / "out").exists() and (tmp_path / "out.work" / "result" / "map.pixmap").is_file()
     with monkeypatch.context() as patch:
-        patch.setattr(drives, "build_map_from_posed_frames", killed)  # the map is there
+        patch.setattr(output, "build_map_from_posed_frames", killed)  # the map is there
         assert pixloc(arguments) == 0
     assert "going on with" in capsys.readouterr().out
     assert (tmp_path / "out" / "drive").is_dir() and not (tmp_path / "out.work").exists()

@@ -9,17 +9,15 @@ import layouts
 import numpy as np
 import pytest
 import torch
-from layouts import KINECT, Studio, colmap_line, inverse, keyframes, pixloc, save
+from layouts import KINECT, Studio, colmap_line, inverse, pixloc, save, write_colmap, write_nvm
 
-from pixloc_ros.datasets.cambridge import open_cambridge
+from pixloc_ros.datasets.image_benchmarks import open_cambridge
 from pixloc_ros.datasets.image_set import read_pairs
 from pixloc_ros.datasets.nvm import nvm_camera, read_nvm
-from pixloc_ros.datasets.seven_scenes import COLOUR_FROM_DEPTH
+from pixloc_ros.datasets.seven_scenes import COLOUR_FROM_DEPTH, DEPTH
 from pixloc_ros.errors import InputError
 from pixloc_ros.geometry import se3
-from pixloc_ros.geometry.cameras import Camera
 from pixloc_ros.io.trajectory import read_benchmark_poses
-from pixloc_sim.sparse_model import build_sparse_model, write_colmap_text
 
 EXPERIMENTS = Path(__file__).resolve().parents[2] / "experiments"
 FOCAL = 525.0
@@ -35,12 +33,6 @@ def shots(studio):
     return studio.shoot(KINECT, np.arange(16) * 0.4)
 
 
-@pytest.fixture(scope="module")
-def model(shots):
-    """Of all images, as the sets' own models are."""
-    return build_sparse_model(keyframes(shots, [""] * len(shots)), KINECT, np.random.default_rng(0))
-
-
 def check_poses(path, truth):
     """A file of poses holds those that are true, under these names. truth: shot by name."""
     found = read_benchmark_poses(path)
@@ -50,19 +42,19 @@ def check_poses(path, truth):
     assert float(distance.max()) < 0.03 and float(angle.max()) < np.radians(0.5), (distance, angle)
 
 
-def write_cambridge(scene, shots, model):
+def write_cambridge(scene, shots):
     """The first and then each second image is for the training; VisualSFM's model holds all, and calls them .jpg."""
     names = [f"seq{1 + k % 2}/frame{k:05d}.png" for k in range(len(shots))]
     for shot, name in zip(shots, names):
         save(scene / name, shot.image)
     layouts.write_cambridge_list(scene / "dataset_train.txt", shots[::2], names[::2])
     layouts.write_cambridge_list(scene / "dataset_test.txt", shots[1::2], names[1::2])
-    layouts.write_nvm(scene / "reconstruction.nvm", shots, [name.replace(".png", ".jpg") for name in names], model, FOCAL)
+    write_nvm(scene / "reconstruction.nvm", shots, [name.replace(".png", ".jpg") for name in names], FOCAL)
     return names
 
 
-def test_cambridge(shots, model, tmp_path, capsys):
-    names = write_cambridge(tmp_path / "ShopFacade", shots, model)
+def test_cambridge(shots, tmp_path, capsys):
+    names = write_cambridge(tmp_path / "ShopFacade", shots)
     nearest = [f"{query} {names[k - 1]}\n{query} {names[0]}" for k, query in enumerate(names) if k % 2]
     (tmp_path / "pairs.txt").write_text("\n".join(nearest) + "\n")
     out = tmp_path / "out"
@@ -84,12 +76,11 @@ def test_cambridge(shots, model, tmp_path, capsys):
     assert len(source.queries) == 8 and "8 training images" in source.made_from
 
 
-def test_seven_scenes_from_a_colmap_model(studio, shots, model, tmp_path, capsys):
+def test_seven_scenes_from_a_colmap_model(studio, shots, tmp_path, capsys):
     scene = tmp_path / "chess"
     # With the original poses taken for the colour camera's, as the published tables do.
     layouts.write_seven_scenes(scene, shots[::2], shots[1::2], lambda pose: shots[0].depth, np.eye(4))
-    training = keyframes(shots[::2], [f"seq-01/frame-{k:06d}.color.png" for k in range(8)])
-    write_colmap_text(tmp_path / "sfm", build_sparse_model(training, KINECT, np.random.default_rng(0)), training, KINECT)
+    write_colmap(tmp_path / "sfm", shots[::2], [f"seq-01/frame-{k:06d}.color.png" for k in range(8)])
     queries = [f"seq-02/frame-{k:06d}.color.png" for k in range(8)]
     (tmp_path / "queries.txt").write_text("".join(f"{name} {colmap_line(KINECT)}\n" for name in queries))
     (tmp_path / "pairs.txt").write_text("".join(f"{name} seq-01/frame-{k:06d}.color.png\n" for k, name in enumerate(queries)))
@@ -102,20 +93,16 @@ def test_seven_scenes_from_a_colmap_model(studio, shots, model, tmp_path, capsys
     check_poses(out / "truth.txt", truth)
     check_poses(out / "poses.txt", truth)
     # A model with the test images in it would be measured on what it was made of.
-    leaking = keyframes(shots[1::2], queries)
-    write_colmap_text(tmp_path / "leak", build_sparse_model(leaking, KINECT, np.random.default_rng(0)), leaking, KINECT)
+    write_colmap(tmp_path / "leak", shots[1::2], queries)
     capsys.readouterr()
     assert pixloc(f"dataset 7scenes {scene} --model {tmp_path}/leak --queries {tmp_path}/queries.txt -o {tmp_path}/leaked") == 2
     assert "holds the query" in capsys.readouterr().err
 
 
-def write_aachen(root, shots, model):
+def write_aachen(root, shots):
     for k, shot in enumerate(shots):
         save(root / "images_upright" / (f"query/day/milestone/{k}.jpg" if k % 2 else f"db/{k}.jpg"), shot.image)
-    training = keyframes(shots[::2], [f"db/{k}.jpg" for k in range(0, len(shots), 2)])
-    write_colmap_text(
-        root / "3D-models" / "aachen_v_1_1", build_sparse_model(training, KINECT, np.random.default_rng(0)), training, KINECT
-    )
+    write_colmap(root / "3D-models" / "aachen_v_1_1", shots[::2], [f"db/{k}.jpg" for k in range(0, len(shots), 2)])
     (root / "queries").mkdir()
     for name, numbers in (("day", range(1, 8, 2)), ("night", range(9, 16, 2))):
         (root / "queries" / f"{name}_time_queries_with_intrinsics.txt").write_text(
@@ -124,45 +111,26 @@ def write_aachen(root, shots, model):
     return {f"{k}.jpg": shots[k] for k in range(1, 16, 2)}
 
 
-def write_aachen_v1(root, shots, model):
-    truth = write_aachen(root, shots, model)
+def write_aachen_v1(root, shots):
+    truth = write_aachen(root, shots)
     for file in (root / "3D-models" / "aachen_v_1_1").iterdir():
         file.unlink()
     names = [f"./query/day/milestone/{k}.jpg" if k % 2 else f"./db/{k}.jpg" for k in range(len(shots))]
-    layouts.write_nvm(root / "3D-models" / "aachen_cvpr2018_db.nvm", shots, names, model, FOCAL)
+    write_nvm(root / "3D-models" / "aachen_cvpr2018_db.nvm", shots, names, FOCAL)
     (root / "3D-models" / "database_intrinsics.txt").write_text(
         "".join(f"db/{k}.jpg {colmap_line(KINECT)}\n" for k in range(0, len(shots), 2))
     )
     return truth
 
 
-def write_cmu(root, shots, model):
-    names = [f"img_{k:05d}_c0_130339847477948{k}us.jpg" for k in range(len(shots))]
-    for k, (shot, name) in enumerate(zip(shots, names)):
-        save(root / ("query" if k % 2 else "database") / name, shot.image)
-    training = keyframes(shots[::2], names[::2])
-    write_colmap_text(root / "sparse", build_sparse_model(training, KINECT, np.random.default_rng(0)), training, KINECT)
-    (root / f"test-images-{root.name}.txt").write_text("\n".join(names[1::2]) + "\n")
-    (root.parent / "intrinsics.txt").write_text(
-        "# name model width height parameters\n"
-        + "".join(f"{name} OPENCV 640 480 {focal} {focal} 320 240 0 0 0 0\n" for name, focal in (("c0", FOCAL), ("c1", 400)))
-    )
-    return dict(zip(names[1::2], shots[1::2]))
-
-
-def write_robotcar(root, shots, model):
+def write_robotcar(root, shots):
     names = [f"night/rear/{k}.jpg" if k % 2 else f"overcast-reference/rear/{k}.jpg" for k in range(len(shots))]
     for shot, name in zip(shots, names):
         save(root / "images" / name, shot.image)
     (root / "intrinsics").mkdir()
     (root / "intrinsics" / "rear_intrinsics.txt").write_text(f"fx {FOCAL}\nfy {FOCAL}\ncx 320.0\ncy 240.0\n")
-    layouts.write_nvm(
-        root / "3D-models" / "all-merged" / "all.nvm",
-        shots[::2],
-        [f"./{name.replace('.jpg', '.png')}" for name in names[::2]],
-        build_sparse_model(keyframes(shots[::2], [""] * 8), KINECT, np.random.default_rng(0)),
-        FOCAL,
-    )
+    reference = [f"./{name.replace('.jpg', '.png')}" for name in names[::2]]
+    write_nvm(root / "3D-models" / "all-merged" / "all.nvm", shots[::2], reference, FOCAL)
     return {f"rear/{k}.jpg": shots[k] for k in sorted(range(1, len(shots), 2), key=str)}
 
 
@@ -171,34 +139,29 @@ def write_robotcar(root, shots, model):
     [
         ("aachen", "aachen_v1.1", write_aachen),
         ("aachen", "aachen", write_aachen_v1),
-        ("cmu", "slice2", write_cmu),
+        ("cmu", "slice2", layouts.write_cmu),
         ("robotcar", "robotcar", write_robotcar),
     ],
     ids=["aachen 1.1", "aachen 1.0", "cmu", "robotcar"],
 )
-def test_benchmark_sets(name, folder, write, shots, model, tmp_path, capsys):
+def test_benchmark_sets(name, folder, write, shots, tmp_path, capsys):
     (tmp_path / folder).mkdir()
-    truth = write(tmp_path / folder, shots, model)
+    truth = write(tmp_path / folder, shots)
     assert pixloc(f"dataset {name} {tmp_path}/{folder} -o {tmp_path}/out --localize") == 0
     assert "submission.txt: 8 of 8 queries localized" in capsys.readouterr().out
     check_poses(tmp_path / "out" / "submission.txt", truth)
     assert not (tmp_path / "out" / "truth.txt").exists()
 
 
-def test_cmu_training_slices_have_truth(shots, model, tmp_path, capsys):
-    truth = write_cmu(tmp_path / "slice7", shots, model)
-    (tmp_path / "slice7" / "test-images-slice7.txt").unlink()
-    (tmp_path / "slice7" / "camera-poses").mkdir()
-    (tmp_path / "slice7" / "camera-poses" / "slice-7-01-Sep-2010.txt").write_text(
-        "".join(f"{name} {' '.join(map(str, [*shot.inverse_wxyz, *shot.pose[:3, 3]]))}\n" for name, shot in truth.items())
-    )
+def test_cmu_training_slices_have_truth(shots, tmp_path, capsys):
+    truth = layouts.write_cmu(tmp_path / "slice7", shots, training=True)
     assert pixloc(f"dataset cmu {tmp_path}/slice7 -o {tmp_path}/out --localize") == 0
     assert "within 5 cm and 5 deg: 100.0 %" in capsys.readouterr().out
     check_poses(tmp_path / "out" / "truth.txt", truth)
 
 
-def test_two_queries_never_share_a_name_in_the_submission(shots, model, tmp_path, capsys):
-    write_aachen(tmp_path / "aachen", shots, model)
+def test_two_queries_never_share_a_name_in_the_submission(shots, tmp_path, capsys):
+    write_aachen(tmp_path / "aachen", shots)
     path = tmp_path / "aachen" / "queries" / "night_time_queries_with_intrinsics.txt"
     save(tmp_path / "aachen" / "images_upright" / "query/night/nexus5x/1.jpg", shots[1].image)
     path.write_text(f"query/night/nexus5x/1.jpg {colmap_line(KINECT)}\n")
@@ -219,14 +182,8 @@ def test_visualsfm_distortion_is_fitted_to_a_hundredth_of_a_pixel():
         nvm_camera(300.0, -2.0, width, height)
 
 
-def test_bad_files_are_told(shots, model, tmp_path):
-    layouts.write_nvm(
-        tmp_path / "a.nvm",
-        shots[:2],
-        ["a.jpg", "b.jpg"],
-        build_sparse_model(keyframes(shots[:2], ["a", "b"]), KINECT, np.random.default_rng(0)),
-        FOCAL,
-    )
+def test_bad_files_are_told(shots, tmp_path):
+    write_nvm(tmp_path / "a.nvm", shots[:2], ["a.jpg", "b.jpg"], FOCAL)
     text = (tmp_path / "a.nvm").read_text()
     assert len(read_nvm(tmp_path / "a.nvm").names) == 2
     for old, new in (
@@ -244,19 +201,13 @@ def test_bad_files_are_told(shots, model, tmp_path):
         read_pairs(tmp_path / "pairs.txt")
 
 
-def test_paper_tables(studio, shots, model, tmp_path, capsys, monkeypatch):
-    write_cambridge(tmp_path / "cambridge" / "ShopFacade", shots, model)
+def test_paper_tables(studio, shots, tmp_path, capsys, monkeypatch):
+    write_cambridge(tmp_path / "cambridge" / "ShopFacade", shots)
     layouts.write_seven_scenes(
-        tmp_path / "7scenes" / "chess",
-        shots[::2],
-        shots[1::2],
-        lambda pose: studio.depth(
-            Camera("pinhole", 640, 480, torch.tensor([585.0, 585.0, 319.5, 239.5], dtype=torch.float64)), pose
-        ),
-        COLOUR_FROM_DEPTH.numpy(),
+        tmp_path / "7scenes" / "chess", shots[::2], shots[1::2], lambda pose: studio.depth(DEPTH, pose), COLOUR_FROM_DEPTH.numpy()
     )
     (tmp_path / "aachen").mkdir()
-    write_aachen(tmp_path / "aachen", shots, model)
+    write_aachen(tmp_path / "aachen", shots)
     options = [("--cambridge", "cambridge"), ("--7scenes", "7scenes"), ("--aachen", "aachen"), ("-o", "out")]
     monkeypatch.setattr(
         sys, "argv", ["paper_tables.py", *(word for option, name in options for word in (option, str(tmp_path / name)))]

@@ -21,8 +21,9 @@ from pixloc_ros.features import Extractor, load_extractor
 from pixloc_ros.features.compact import CompactNetwork
 from pixloc_ros.features.weights import Weights
 from pixloc_ros.geometry import se3
+from pixloc_ros.io.colmap import write_colmap_model
 from pixloc_ros.io.trajectory import write_benchmark_poses
-from pixloc_sim.sparse_model import Keyframe, build_sparse_model, write_colmap_text
+from pixloc_sim.sparse_model import Keyframe, build_sparse_model
 
 CAMERA = pinhole(320, 240, 260.0)
 PHOTO = invented_photo(1, 320, 240)
@@ -39,7 +40,7 @@ def data(tmp_path):
         image, depth = plane_view(pose, CAMERA, picture)
         cv2.imwrite(str(scene / "images" / f"{k}.png"), image)
         frames.append(Keyframe(f"{k}.png", 0, np.stack([image] * 3, -1), depth.astype(np.float32), pose))
-    write_colmap_text(scene / "map", build_sparse_model(frames, CAMERA, np.random.default_rng(0), 0.1), frames, CAMERA)
+    write_colmap_model(scene / "map", *build_sparse_model(frames, CAMERA, np.random.default_rng(0), 0.1))
     truth = {f"q{k}.png": look_at((x, -1.15, 2.0), (x, 0.02, 0.0)) for k, x in enumerate((-0.3, 0.35))}
     for name, pose in truth.items():
         cv2.imwrite(str(scene / "images" / name), plane_view(pose, CAMERA, picture)[0])

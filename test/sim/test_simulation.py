@@ -9,12 +9,18 @@ import numpy as np
 import pytest
 import torch
 from layouts import check_twist
+from rosbags.highlevel import AnyReader
 
+from pixloc_ros.cli.main import main
 from pixloc_ros.errors import InputError
 from pixloc_ros.geometry import se3
 from pixloc_ros.geometry.cameras import Camera
 from pixloc_ros.io import bag_writer
 from pixloc_ros.io.colmap import read_colmap_model
+from pixloc_ros.io.image_format import decode_compressed, decode_raw
+from pixloc_ros.io.messages import matrix, message_stamp
+from pixloc_ros.io.trajectory import read_tum
+from pixloc_ros.io.tum import load_depth, read_camera, read_rgbd_sequence
 from pixloc_sim import drives
 from pixloc_sim import recordings as datasets
 from pixloc_sim.lighting import Lighting
@@ -248,97 +254,69 @@ def test_points_project_into_the_keyframes_of_the_written_model(dataset):
 
 def test_rgbd_sequence_matches_the_model(dataset):
     folder, summary = dataset
-    lists = [(folder / "rgbd" / f"{name}.txt").read_text().splitlines() for name in ("rgb", "depth", "groundtruth")]
-    rows = [[line for line in lines if not line.startswith("#")] for lines in lists]
-    assert [len(r) for r in rows] == [summary["keyframes"]] * 3
-    depth = cv2.imread(str(folder / "rgbd" / rows[1][0].split()[1]), cv2.IMREAD_UNCHANGED)
-    assert depth.dtype == np.uint16 and 300 < np.median(depth) < 9000
-    assert (folder / "rgbd" / rows[0][0].split()[1]).is_file()
+    frames, lens = read_rgbd_sequence(folder / "rgbd"), read_camera(folder / "rgbd")
+    assert len(frames) == summary["keyframes"] and all(frame.image.is_file() and frame.same_instant for frame in frames)
+    assert 0.3 < np.median(load_depth(frames[0], lens, 1000.0)) < 9
+    poses = torch.stack([frame.map_from_camera for frame in frames])
+    torch.testing.assert_close(se3.inverse(poses), read_colmap_model(folder / "map").camera_from_map, atol=1e-6, rtol=0)
 
 
 def read_bag(folder):
-    from rosbags.highlevel import AnyReader
-
+    """Messages by topic, and the durability of each topic."""
     messages = {}
     with AnyReader([folder]) as reader:
-        qos = {c.topic: c.ext.offered_qos_profiles for c in reader.connections}
+        durability = {c.topic: [profile.durability.name for profile in c.ext.offered_qos_profiles] for c in reader.connections}
         for connection, stamp_ns, raw in reader.messages():
-            messages.setdefault(connection.topic, []).append((stamp_ns, reader.deserialize(raw, connection.msgtype)))
-    return messages, qos
-
-
-def pose_of(message) -> torch.Tensor:
-    position = getattr(message, "position", getattr(message, "translation", None))
-    q = getattr(message, "orientation", getattr(message, "rotation", None))
-    rotation = se3.rotation_from_quaternion(torch.tensor([q.x, q.y, q.z, q.w], dtype=torch.float64))
-    return se3.from_rotation_translation(rotation, torch.tensor([position.x, position.y, position.z], dtype=torch.float64))
-
-
-def stamp_of(message) -> int:
-    return message.header.stamp.sec * 10**9 + message.header.stamp.nanosec
+            message = reader.deserialize(raw, connection.msgtype)
+            messages.setdefault(connection.topic, []).append(message)
+            assert stamp_ns == message_stamp(message.transforms[0] if connection.topic.startswith("/tf") else message)
+    return messages, durability
 
 
 def test_bag_is_consistent(dataset, rough_options):
     folder, summary = dataset
-    messages, qos = read_bag(folder / "drive")
+    messages, durability = read_bag(folder / "drive")
     camera_topics = ("/camera/image_raw/compressed", "/camera/camera_info")
     assert set(messages) == {*camera_topics, "/odom", "/tf", "/tf_static", "/ground_truth/pose"}
-    assert [q.durability.name for q in qos["/tf_static"]] == ["TRANSIENT_LOCAL"]
+    assert durability["/tf_static"] == ["TRANSIENT_LOCAL"]
     images, infos, truths = (messages[topic] for topic in (*camera_topics, "/ground_truth/pose"))
-    assert len(images) == len(infos) == len(truths) == summary["frames"]
-    for (when, image), (_, info), (_, truth) in zip(images, infos, truths):
-        assert when == stamp_of(image) == stamp_of(info) == stamp_of(truth)
-        assert image.header.frame_id == info.header.frame_id == "camera_optical" and truth.header.frame_id == "map"
-    decoded = cv2.imdecode(images[0][1].data, cv2.IMREAD_COLOR)
-    assert decoded.shape == (240, 320, 3) and decoded.std() > 15
-    info, lens = infos[0][1], rough_options.make_camera()
+    image_stamps, *others = ([message_stamp(message) for message in part] for part in (images, infos, truths))
+    assert len(images) == summary["frames"] and others == [image_stamps] * 2
+    assert {m.header.frame_id for m in (*images, *infos)} == {"camera_optical"} and {m.header.frame_id for m in truths} == {"map"}
+    info = infos[0]
     read = Camera.from_camera_info(info.distortion_model, info.width, info.height, info.k, info.d)
-    torch.testing.assert_close(read.params, lens.params)
+    torch.testing.assert_close(read.params, rough_options.make_camera().params)
 
-    odometry, transforms = messages["/odom"], messages["/tf"]
-    stamps = np.array([stamp_of(m) for _, m in odometry])
+    odometry, links = messages["/odom"], [tf.transforms[0] for tf in messages["/tf"]]
+    stamps = np.array([message_stamp(m) for m in odometry])
     assert (np.diff(stamps) == 20_000_000).all()
-    image_stamps = np.array([stamp_of(m) for _, m in images])
     assert (np.diff(image_stamps) > 0).all() and stamps[0] < image_stamps[0] and image_stamps[-1] < stamps[-1]
-    for (_, message), (_, tf) in zip(odometry, transforms):
-        (link,) = tf.transforms
+    for message, link in zip(odometry, links, strict=True):
         assert (link.header.frame_id, link.child_frame_id, message.child_frame_id) == ("odom", "base_link", "base_link")
-        torch.testing.assert_close(pose_of(link.transform), pose_of(message.pose.pose), rtol=0, atol=1e-12)
-    check_twist([message for _, message in odometry])
-    (static,) = messages["/tf_static"][0][1].transforms
+        torch.testing.assert_close(matrix(link.transform), matrix(message.pose.pose), rtol=0, atol=1e-12)
+    check_twist(odometry)
+    (static,) = messages["/tf_static"][0].transforms
     assert (static.header.frame_id, static.child_frame_id) == ("base_link", "camera_optical")
-    torch.testing.assert_close(pose_of(static.transform), drives.camera_mount(), rtol=0, atol=1e-12)
-    true = torch.stack([pose_of(m.pose) for _, m in truths])
-    lines = (folder / "drive_truth.tum").read_text().splitlines()
-    np.testing.assert_allclose([[float(v) for v in line.split()[1:4]] for line in lines], true[:, :3, 3], atol=1e-9)
+    torch.testing.assert_close(matrix(static.transform), drives.camera_mount(), rtol=0, atol=1e-12)
+    true = torch.stack([matrix(m.pose) for m in truths])
+    torch.testing.assert_close(read_tum(folder / "drive_truth.tum").map_from_body, true, atol=1e-9, rtol=0)
     assert float(true[:, :3, 3].diff(dim=0).norm(dim=-1).max()) < 1.0 / rough_options.rate_hz
-
-
-def test_image_of_the_bag_is_seen_from_its_true_pose(dataset, rough_options):
-    """Truth, mount and image belong together: a render from that pose is the same picture but for the light."""
-    folder, _ = dataset
-    messages, _ = read_bag(folder / "drive")
-    image = cv2.imdecode(messages["/camera/image_raw/compressed"][-1][1].data, cv2.IMREAD_GRAYSCALE)
-    pose = pose_of(messages["/ground_truth/pose"][-1][1].pose) @ drives.camera_mount()
+    # Truth, mount and image belong together: a render from that pose is the same picture but for the light.
+    image = cv2.imdecode(images[-1].data, cv2.IMREAD_GRAYSCALE)
     renderer = Renderer(build_world(rough_options.seed, rough_options.texel))
-    render, _ = renderer.render(rough_options.make_camera(), pose)
-    shift, response = cv2.phaseCorrelate(
-        *(cv2.Laplacian(cv2.GaussianBlur(i, (0, 0), 1.5), cv2.CV_64F) for i in (image, cv2.cvtColor(render, cv2.COLOR_RGB2GRAY)))
-    )
+    render, _ = renderer.render(rough_options.make_camera(), true[-1] @ drives.camera_mount())
+    pictures = (cv2.GaussianBlur(i, (0, 0), 1.5) for i in (image, cv2.cvtColor(render, cv2.COLOR_RGB2GRAY)))
+    shift, response = cv2.phaseCorrelate(*(cv2.Laplacian(picture, cv2.CV_64F) for picture in pictures))
     assert response > 0.2 and np.hypot(*shift) < 0.1
 
 
 @pytest.mark.parametrize("encoding", bag_writer.ENCODINGS)
 def test_encodings_decode_to_the_same_picture(encoding):
-    from pixloc_ros.io.image_format import decode_compressed, decode_raw
-
     rng = np.random.default_rng(0)
     image = cv2.resize(rng.integers(0, 256, (6, 8, 3), np.uint8), (64, 48), interpolation=cv2.INTER_CUBIC)
     data = bag_writer.encode_image(image, encoding)
-    if encoding in bag_writer.COMPRESSED:
-        decoded = decode_compressed(data)
-    else:
-        decoded = decode_raw(data, 48, 64, encoding, len(data) // 48, False)
+    compressed = encoding in bag_writer.COMPRESSED
+    decoded = decode_compressed(data) if compressed else decode_raw(data, 48, 64, encoding, len(data) // 48, False)
     expected = image if decoded.ndim == 3 else cv2.cvtColor(image, cv2.COLOR_RGB2GRAY)
     assert np.abs(decoded.astype(int) - expected)[2:-2, 2:-2].mean() < 6
 
@@ -356,8 +334,6 @@ def test_bad_requests_are_refused_in_one_line(tmp_path, rough_options):
 
 
 def test_command_line(tmp_path, capsys):
-    from pixloc_ros.cli.main import main
-
     assert main(["simulate", "-o", str(tmp_path / "x"), "--size", "abc"]) == 2
     assert "640x480" in capsys.readouterr().err
     options = {"--seconds": 1, "--rate": 1.2, "--size": "96x64", "--texel": 0.05, "--encoding": "mono8"}
@@ -368,5 +344,5 @@ def test_command_line(tmp_path, capsys):
     assert json.loads((tmp_path / "x" / "simulation.json").read_text())["frames"] == 1
     assert [p.name for p in tmp_path.iterdir()] == ["x"], "nothing temporary is left"
     messages, _ = read_bag(tmp_path / "x" / "drive")
-    ((_, image),) = messages["/camera/image_raw"]
+    (image,) = messages["/camera/image_raw"]
     assert (image.encoding, image.width, image.height, image.step, len(image.data)) == ("mono8", 96, 64, 96, 96 * 64)

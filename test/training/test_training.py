@@ -10,7 +10,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from training_scene import SMALL, invented_photo, write_config, write_photos
+from training_scene import SMALL, drawn, invented_photo, write_config, write_photos
 
 from pixloc_ros import alignment
 from pixloc_ros.alignment import AlignmentOptions, LearnedDamping, ReferencePoints, RobustLoss, align
@@ -23,8 +23,16 @@ from pixloc_ros.training import photos
 from pixloc_ros.training.augmentation import AugmentationOptions
 from pixloc_ros.training.config import build_mixture, build_network, read_config
 from pixloc_ros.training.loss import LossOptions, pair_loss, robust_error
-from pixloc_ros.training.pair_mixture import Curriculum, PairMixture, TrainingSteps
-from pixloc_ros.training.pairs import BadSample, Pair, PairShape, fit_view, perturbed, stack_cameras
+from pixloc_ros.training.pairs import (
+    BadSample,
+    Curriculum,
+    PairMixture,
+    PairShape,
+    TrainingSteps,
+    fit_view,
+    perturbed,
+    stack_cameras,
+)
 from pixloc_ros.training.photos import MotionRange, PhotoPairs, list_photos, meet, render_pair
 from pixloc_ros.training.refiner import PairRefiner
 from pixloc_ros.training.scenes import ColmapPairs, RgbdPairs
@@ -130,10 +138,9 @@ def test_points_outside_either_view_do_not_count_and_few_points_drop_the_pair():
     assert bool(pair_loss(traces, CAMERA, xyz, mask & (torch.arange(40) < 10), truth, truth).kept)
 
 
-def small_problem(levels=((8.0, 3, 12, 16),)):
-    """Double precision features that are leaves, points, truth and start."""
+def small_problem(*levels):
+    """Truth and start, and for each level (stride, channels, height, width) double precision features and descriptors: leaves."""
     generator = torch.Generator().manual_seed(3)
-    xyz = random_points(24, 5)
     truth = se3.se3_exp(torch.tensor([[0.02, -0.01, 0.03, 0.01, 0.02, -0.01]], dtype=torch.float64))
     initial = se3.retract(truth, torch.tensor([[0.05, -0.04, 0.03, 0.01, -0.02, 0.015]], dtype=torch.float64))
     features, descriptors = [], []
@@ -143,35 +150,33 @@ def small_problem(levels=((8.0, 3, 12, 16),)):
         features.append(torch.nn.functional.normalize(smooth, dim=1).requires_grad_())
         values = torch.randn(1, 24, channels, generator=generator, dtype=torch.float64)
         descriptors.append(torch.nn.functional.normalize(values, dim=-1).requires_grad_())
-    return xyz, truth, initial, features, descriptors
+    return truth, initial, features, descriptors
 
 
-def unrolled_loss(problem, levels, features, confidence, descriptors, damping, theta, strategy):
-    xyz, truth, initial, *_ = problem
+def unrolled(levels, initial, features, descriptors, options, confidence=None, damping=None):
+    """The poses of every level on 24 points."""
     pyramid = FeaturePyramid(tuple(FeatureLevel(f, confidence, stride) for f, (stride, *_) in zip(features, levels)), (128, 96))
-    points = ReferencePoints(xyz, tuple(descriptors), (None,) * len(features))
-    options = AlignmentOptions(strategy, 4, RobustLoss("cauchy", 0.1))
-    with_theta = torch.func.functional_call  # theta as an argument, for the check
-    damping_of = lambda level: with_theta(damping, {"theta": theta}, (level,))  # noqa: E731
-    result = align(alignment.View(pyramid, CAMERA, points), initial, options, damping_of)
-    return pair_loss(
-        result.trace, CAMERA, xyz, torch.ones(1, 24, dtype=torch.bool), truth, initial, LossOptions(success_px=100.0)
-    ).loss.sum()
+    points = ReferencePoints(random_points(24, 5), tuple(descriptors), (None,) * len(levels))
+    return align(alignment.View(pyramid, CAMERA, points), initial, options, damping).trace
+
+
+COARSE, FINE = (16.0, 3, 6, 8), (8.0, 3, 12, 16)
 
 
 @pytest.mark.parametrize("strategy", ["paper", "adaptive"])
 def test_gradient_of_the_loss_through_the_unrolled_alignment(strategy):
     """In double precision, against finite differences: in features, confidences, descriptors and damping."""
-    levels = ((8.0, 3, 12, 16),)
-    problem = small_problem(levels)
+    truth, initial, (feature,), (descriptor,) = small_problem(FINE)
     confidence = torch.rand(1, 12, 16, generator=torch.Generator().manual_seed(1), dtype=torch.float64) * 0.8 + 0.1
-    damping = LearnedDamping(1).double()
-    theta = damping.theta.detach().clone().requires_grad_()
+    damping, options = LearnedDamping(1).double(), AlignmentOptions(strategy, 4, RobustLoss("cauchy", 0.1))
 
-    def loss(features, confidence, descriptors, theta):
-        return unrolled_loss(problem, levels, [features], confidence, [descriptors], damping, theta, strategy)
+    def loss(feature, confidence, descriptor, theta):
+        damped = lambda level: torch.func.functional_call(damping, {"theta": theta}, (level,))  # noqa: E731
+        trace = unrolled([FINE], initial, [feature], [descriptor], options, confidence, damped)
+        every, lenient = torch.ones(1, 24, dtype=torch.bool), LossOptions(success_px=100.0)
+        return pair_loss(trace, CAMERA, random_points(24, 5), every, truth, initial, lenient).loss.sum()
 
-    inputs = (problem[3][0], confidence.requires_grad_(), problem[4][0], theta)
+    inputs = (feature, confidence.requires_grad_(), descriptor, damping.theta.detach().clone().requires_grad_())
     assert torch.autograd.gradcheck(loss, inputs, eps=1e-6, atol=1e-5, rtol=1e-4, fast_mode=True)
     gradients = torch.autograd.grad(loss(*inputs), inputs)
     assert all(float(gradient.abs().max()) > 1e-6 for gradient in gradients)
@@ -179,20 +184,16 @@ def test_gradient_of_the_loss_through_the_unrolled_alignment(strategy):
 
 def test_detached_steps_teach_only_themselves():
     """Same poses and the same gradient of the first step; the second step's gradient leaves out where it began."""
-    levels = ((8.0, 3, 12, 16),)
-    xyz, truth, initial, features, descriptors = small_problem(levels)
-
-    def run(start, iterations, detach):
-        pyramid = FeaturePyramid((FeatureLevel(features[0], None, 8.0),), (128, 96))
-        options = AlignmentOptions("adaptive", iterations, RobustLoss("cauchy", 0.1), stop_cells=0.0, detach_steps=detach)
-        view = alignment.View(pyramid, CAMERA, ReferencePoints(xyz, tuple(descriptors), (None,)))
-        return align(view, start, options).trace[0].camera_from_map
-
-    poses, whole = run(initial, 3, True), run(initial, 3, False)
+    _, *problem = small_problem(FINE)
+    options = AlignmentOptions("adaptive", 3, RobustLoss("cauchy", 0.1), stop_cells=0.0)
+    poses, whole = (
+        unrolled([FINE], *problem, dataclasses.replace(options, detach_steps=detach))[0].camera_from_map
+        for detach in (True, False)
+    )
     torch.testing.assert_close(poses, whole)
 
     def gradient(pose):
-        return torch.autograd.grad(pose[:3].sum(), features, retain_graph=True)[0]
+        return torch.autograd.grad(pose[:3].sum(), problem[1], retain_graph=True)[0]
 
     torch.testing.assert_close(gradient(poses[0, 1]), gradient(whole[0, 1]))
     assert not torch.allclose(gradient(poses[0, 2]), gradient(whole[0, 2]))
@@ -200,15 +201,10 @@ def test_detached_steps_teach_only_themselves():
 
 def test_a_level_teaches_only_itself():
     """The pose is a constant between levels: the second level's loss has no gradient in the first level's features."""
-    levels = ((16.0, 3, 6, 8), (8.0, 3, 12, 16))
-    problem = small_problem(levels)
-    damping = LearnedDamping(2).double()
-    xyz, truth, initial, features, descriptors = problem
-    pyramid = FeaturePyramid(tuple(FeatureLevel(f, None, s) for f, (s, *_) in zip(features, levels)), (128, 96))
-    view = alignment.View(pyramid, CAMERA, ReferencePoints(xyz, tuple(descriptors), (None, None)))
-    result = align(view, initial, AlignmentOptions("paper", 3), damping)
-    fine = result.trace[1].camera_from_map[:, -1].sum()
-    coarse_gradient, fine_gradient = torch.autograd.grad(fine, features, allow_unused=True)
+    _, *problem = small_problem(COARSE, FINE)
+    trace = unrolled([COARSE, FINE], *problem, AlignmentOptions("paper", 3), damping=LearnedDamping(2).double())
+    fine = trace[1].camera_from_map[:, -1].sum()
+    coarse_gradient, fine_gradient = torch.autograd.grad(fine, problem[1], allow_unused=True)
     assert coarse_gradient is None and float(fine_gradient.abs().sum()) > 0
 
 
@@ -313,26 +309,18 @@ def test_initial_errors_grow_to_their_limits():
 
 @pytest.mark.parametrize("kind", ["colmap", "rgbd"])
 def test_pairs_of_a_real_scene(shared_data, kind):
-    scene = shared_data / "tum_fr1_rpy"
-    source = (
-        ColmapPairs(scene / "map", scene / "images", VIEW, False) if kind == "colmap" else RgbdPairs(scene / "tum", VIEW, False)
-    )
-    drawn = 0
-    for seed in range(12):
-        try:
-            pair = source.draw(np.random.default_rng(seed))
-        except BadSample:
-            continue
-        drawn += 1
+    scene, colmap = shared_data / "tum_fr1_rpy", kind == "colmap"
+    source = ColmapPairs(scene / "map", scene / "images", VIEW, False) if colmap else RgbdPairs(scene / "tum", VIEW, False)
+    pairs, _ = drawn(source, 12)
+    assert len(pairs) >= 4
+    for pair in pairs:
         assert pair.reference.shape == pair.query.shape == (96, 128) and 32 <= len(pair.xyz) <= VIEW.points
         pixels, valid = pair.reference_camera.project(pair.xyz)
         assert bool((valid & pair.reference_camera.in_image(pixels)).all())
-    assert drawn >= 4
 
 
 def test_cut_out_views_keep_the_camera_right():
     camera = Camera("radial", 640, 480, torch.tensor([500.0, 505, 321, 238, -0.1, 0.02], dtype=torch.float64))
-    dot = np.zeros((480, 640), np.float32)
     point = torch.tensor([[0.05, -0.04, 1.0]], dtype=torch.float64)
     ((x, y),) = camera.project(point)[0].tolist()
     rows, columns = np.mgrid[:480, :640]
@@ -409,10 +397,3 @@ def test_frozen_parameters_are_left_out(tmp_path):
     network, _, _ = build_network(section, tmp_path)
     trained = {name.split(".")[0] for name, p in network.named_parameters() if p.requires_grad}
     assert trained == {"confidence", "skip", "fusion"}
-
-
-def test_pair_is_what_it_says():
-    """A pair's fields have the types and units that the data sources promise."""
-    pair = render_pair([invented_photo(4)], VIEW, MotionRange(), np.random.default_rng(1), "x")
-    assert isinstance(pair, Pair) and pair.xyz.dtype == torch.float64 and pair.reference.dtype == np.uint8
-    assert bool((pair.xyz[:, 2] > 0).all()) and len(pair.xyz) <= VIEW.points

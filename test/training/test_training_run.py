@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 import torch
 from feature_variants import ReducedNetwork
-from training_scene import invented_photo, write_config
+from training_scene import invented_photo, one_thread, write_config  # noqa: F401
 
 from pixloc_ros import alignment
 from pixloc_ros.alignment import AlignmentOptions, ReferencePoints, align, damping_of
@@ -25,24 +25,17 @@ from pixloc_ros.features import load_extractor
 from pixloc_ros.features.compact import CompactNetwork
 from pixloc_ros.features.sampling import sample_level
 from pixloc_ros.io.tensor_file import load_tensors
-from pixloc_ros.training.checkpoint import FILE_NAME, load_checkpoint
 from pixloc_ros.training.config import build_mixture, build_network, read_config
-from pixloc_ros.training.pair_mixture import validation_batches
-from pixloc_ros.training.pairs import PairShape, collate, member_camera, perturbed
+from pixloc_ros.training.pairs import PairShape, collate, perturbed, validation_batches
 from pixloc_ros.training.photos import MotionRange, render_pair
-from pixloc_ros.training.refiner import PairRefiner
+from pixloc_ros.training.refiner import PairRefiner, member
 from pixloc_ros.training.report import read_log
-from pixloc_ros.training.trainer import Diverged, Trainer, evaluate
+from pixloc_ros.training.trainer import FILE_NAME, Diverged, Trainer, evaluate, load_checkpoint
 
 ENVIRONMENT = {**os.environ, "PYTHONPATH": str(Path(__file__).resolve().parents[2]), "OMP_NUM_THREADS": "1"}
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def silent(_):
@@ -180,11 +173,11 @@ def test_inference_gives_the_poses_of_training(tmp_path):
     options = dataclasses.replace(config.alignment.options(), stop_cells=0.0)
     for b in range(3):
         reference, query = (extractor.extract(images[b, 0].byte().numpy()) for images in (batch.reference, batch.query))
-        pixels, _ = member_camera(batch.reference_camera, b).project(batch.xyz[b])
+        pixels, _ = member(batch.reference_camera, b).project(batch.xyz[b])
         samples = [sample_level(level, pixels[None]) for level in reference.levels]
         descriptors = tuple(torch.nn.functional.normalize(v[0], dim=-1) for v, _, _ in samples)
         points = ReferencePoints(batch.xyz[b], descriptors, tuple(c if c is None else c[0] for _, c, _ in samples))
-        camera, damping = member_camera(batch.query_camera, b), damping_of(extractor)
+        camera, damping = member(batch.query_camera, b), damping_of(extractor)
         with torch.inference_mode():
             view = alignment.View(query, camera, points, batch.mask[b : b + 1])
             result = align(view, batch.initial[b], options, damping)

@@ -1,12 +1,35 @@
 # Copyright the pixloc_ros authors. SPDX-License-Identifier: Apache-2.0
-"""Invented photos and a configuration small enough to train in a test."""
+"""Invented photos, a configuration small enough to train in a test, and draws from a data source."""
 
 import json
 
 import cv2
 import numpy as np
+import pytest
+import torch
+
+from pixloc_ros.training.pairs import BadSample
 
 SMALL = {"width": 128, "height": 96, "points": 64}
+
+
+@pytest.fixture
+def one_thread():
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+def drawn(source, attempts, seed=0):
+    """The pairs of so many draws that are usable, and why the others are not."""
+    rng, pairs, bad = np.random.default_rng(seed), [], []
+    for _ in range(attempts):
+        try:
+            pairs.append(source.draw(rng))
+        except BadSample as error:
+            bad.append(str(error))
+    return pairs, bad
 
 
 def invented_photo(seed, width=200, height=150):
