@@ -28,7 +28,12 @@ from pixloc_sim.rendering import Renderer
 from pixloc_sim.sparse_model import Keyframe, build_sparse_model
 from pixloc_sim.world import build_world
 
-KINECT = Camera("pinhole", 640, 480, torch.tensor([525.0, 525.0, 319.5, 239.5], dtype=torch.float64))
+
+def lens(model: str, width: int, height: int, *params: float) -> Camera:
+    return Camera(model, width, height, torch.tensor(params, dtype=torch.float64))
+
+
+KINECT = lens("pinhole", 640, 480, 525.0, 525.0, 319.5, 239.5)
 OPTICAL = np.array([[0, 0, 1, 0], [-1, 0, 0, 0], [0, -1, 0, 0], [0, 0, 0, 1.0]])
 START_S = 1_300_000_000
 

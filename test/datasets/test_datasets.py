@@ -8,7 +8,7 @@ import layouts
 import numpy as np
 import pytest
 import torch
-from layouts import KINECT, OPTICAL, START_S, Studio, check_twist, pixloc, save
+from layouts import KINECT, OPTICAL, START_S, Studio, check_twist, lens, pixloc, save
 from scipy.spatial.transform import Rotation
 
 from pixloc_ros.datasets import output, recording
@@ -17,13 +17,12 @@ from pixloc_ros.datasets.openloris import read_openloris_sequence
 from pixloc_ros.datasets.sequences import read_euroc_sequence, read_kitti_sequence, read_tum_sequence, tum_camera
 from pixloc_ros.datasets.seven_scenes import read_seven_scenes_sequence
 from pixloc_ros.geometry import se3
-from pixloc_ros.geometry.cameras import Camera
 from pixloc_ros.io.bags import BagReader
 from pixloc_ros.io.trajectory import Trajectory, read_benchmark_poses, read_tum
 from pixloc_ros.localization import Localizer
 from pixloc_sim.drives import OdometryErrors
 
-KINECT_DEPTH = Camera("pinhole", 640, 480, torch.tensor([585.0, 585.0, 319.5, 239.5], dtype=torch.float64))
+KINECT_DEPTH = lens("pinhole", 640, 480, 585.0, 585.0, 319.5, 239.5)
 COLOUR_FROM_DEPTH = np.array(  # of LIRIS' calibration
     [
         [0.9999651801256764, 0.002676512646895034, -0.00790410123130009, -0.025558943178152542],
@@ -100,7 +99,7 @@ def check_recording(recording_, studio, camera, start_ns=START_S * 10**9, map_fr
 
 
 def test_tum(studio, tmp_path, capsys):
-    camera = Camera("pinhole", 640, 480, torch.tensor([535.4, 539.2, 320.1, 247.6], dtype=torch.float64))
+    camera = lens("pinhole", 640, 480, 535.4, 539.2, 320.1, 247.6)
     folder = tmp_path / "rgbd_dataset_freiburg3_workshop"
     layouts.write_tum(folder, studio, studio.shoot(camera, SECONDS))
     check_recording(read_tum_sequence(folder), studio, camera)
@@ -151,12 +150,7 @@ def test_seven_scenes(studio, shots, tmp_path):
 
 
 def test_euroc(studio, tmp_path):
-    camera = Camera(
-        "plumb_bob",
-        376,
-        240,
-        torch.tensor([229.3, 228.6, 183.4, 123.9, -0.2834, 0.074, 1.9e-4, 1.8e-5, 0.0], dtype=torch.float64),
-    )
+    camera = lens("plumb_bob", 376, 240, 229.3, 228.6, 183.4, 123.9, -0.2834, 0.074, 1.9e-4, 1.8e-5, 0.0)
     body_from_camera = np.eye(4)  # the IMU of the VI sensor: its x axis points up
     body_from_camera[:3] = [
         [0.0148655429818, -0.999880929698, 0.00414029679422, -0.0216401454975],

@@ -144,30 +144,6 @@ def test_texture_seen_from_afar_keeps_its_mean():
             assert image[inside].std() < 5.0, "fine texture does not alias into noise"
 
 
-def test_image_warped_by_depth_agrees_with_the_other_view(place):
-    """Sub-pixel agreement of two views of the full world: the warped image is best at no shift."""
-    lens, first, second = camera(), looking((0.0, 0.1, 0.6), -2.8), looking((-0.12, 0.16, 0.62), -2.77, 0.01)
-    image, depth = place.render(lens, first)
-    other, other_depth = place.render(lens, second)
-    grid = torch.stack(torch.meshgrid(torch.arange(320.0), torch.arange(240.0), indexing="xy"), -1).double().reshape(-1, 2)
-    rays, _ = lens.unproject(grid)
-    points = rays / rays[:, 2:] * torch.from_numpy(depth.astype(float)).reshape(-1, 1)
-    local = se3.transform(se3.inverse(second) @ first, points)
-    pixels, valid = lens.project(local)
-    maps = pixels.float().reshape(240, 320, 2).numpy()
-    there = cv2.remap(other_depth, maps[..., 0], maps[..., 1], cv2.INTER_NEAREST)
-    good = (valid & lens.in_image(pixels, 2)).reshape(240, 320).numpy()
-    good &= np.abs(there - local[:, 2].reshape(240, 320).numpy()) < 0.02
-    assert good.mean() > 0.6
-    grey, target = (cv2.GaussianBlur(cv2.cvtColor(i, cv2.COLOR_RGB2GRAY), (0, 0), 1.0).astype(np.float32) for i in (other, image))
-    cost = {}
-    for dx in (-0.1, 0.0, 0.1):
-        for dy in (-0.1, 0.0, 0.1):
-            warped = cv2.remap(grey, maps[..., 0] + dx, maps[..., 1] + dy, cv2.INTER_CUBIC)
-            cost[dx, dy] = float(np.clip((warped - target)[good] ** 2, 0, 100).mean())
-    assert min(cost, key=cost.get) == (0.0, 0.0), cost
-
-
 def test_same_seed_same_image_other_seed_other_place(place):
     lens, pose = camera(), looking((0.0, 0.0, 0.6), 0.3)
     image, _ = place.render(lens, pose)
