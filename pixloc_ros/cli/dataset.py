@@ -39,11 +39,11 @@ def add_parser(subparsers) -> None:
 
     files = "a sequence: rgb.txt, depth.txt, groundtruth.txt"
     example = "rgbd_dataset_freiburg2_desk -o out/fr2_desk"
-    tum = add("tum", _run_tum, "TUM RGB-D benchmark, a sequence", files, example)
+    tum = add("tum", _run_recordings, "TUM RGB-D benchmark, a sequence", files, example)
     _add_map_sequence(tum)
     camera = '"MODEL WIDTH HEIGHT PARAMS..." as in COLMAP, instead of camera.txt or the calibration of freiburg1, 2, 3'
     option(tum, "--camera", "LINE", camera)
-    option(tum, "--depth-scale", "N", "units of the depth images per metre (default 5000)", type=float)
+    option(tum, "--depth-scale", "N", "units of the depth images per metre (default 5000)", 5000.0)
     _add_common(tum)
 
     files = "a scene: TrainSplit.txt, TestSplit.txt, seq-01"
@@ -55,19 +55,19 @@ def add_parser(subparsers) -> None:
     _add_common(scenes, keyframe_shift=0.1)
 
     example = "V1_02_medium --map-sequence V1_01_easy -o out/v102"
-    euroc = add("euroc", _run_euroc, "EuRoC MAV, a sequence in the ASL layout", "a sequence: mav0", example)
+    euroc = add("euroc", _run_recordings, "EuRoC MAV, a sequence in the ASL layout", "a sequence: mav0", example)
     _add_map_sequence(euroc)
     _add_common(euroc, depth=False)
 
     files, example = "the benchmark's folder: sequences, poses", "kitti/dataset --sequence 07 -o out/kitti07"
-    kitti = add("kitti", _run_kitti, "KITTI odometry, a sequence", files, example)
+    kitti = add("kitti", _run_recordings, "KITTI odometry, a sequence", files, example)
     option(kitti, "--sequence", "NN", "00 to 10", required=True)
     option(kitti, "--camera-name", "NAME", "image_0 (left, grey; default) to image_3", "image_0")
     option(kitti, "--map-every", "N", "each N-th image is for the map, the others for the drive (default 3)", 3)
     _add_common(kitti, depth=False)
 
     files, example = "a recording: office1-1 or office1-1.bag", "office1-2 --map-sequence office1-1 -o out/office"
-    openloris = add("openloris", _run_openloris, "OpenLORIS-Scene, a recording as folder or bag", files, example)
+    openloris = add("openloris", _run_recordings, "OpenLORIS-Scene, a recording as folder or bag", files, example)
     _add_map_sequence(openloris)
     _add_common(openloris)
 
@@ -112,58 +112,43 @@ def _add_common(parser, depth: bool = True, keyframe_shift: float = 0.05) -> Non
 # ---- sets recorded over time
 
 
-def _run_tum(args: argparse.Namespace) -> int:
-    from ..datasets.sequences import TUM_DEPTH_SCALE, read_tum_sequence
+_FRAMES = {
+    "tum": ("The map frame is the world of the motion capture; the base is the colour camera, x forward.",),
+    "euroc": ("The map frame is that of the ground truth; the base is the IMU.",),
+    "kitti": (
+        "The map frame is camera 0 at the start, turned to z up; the base is camera 0, x forward.",
+        "Stamps are the set's seconds plus 1e9.",
+    ),
+    "openloris": ("The map frame is the scene's, shared by its recordings; the base is base_link.",),
+}
+
+
+def _reader(args: argparse.Namespace):
+    """What reads a recording of the set from its path."""
+    from ..datasets import openloris, sequences
     from ..errors import InputError
     from ..geometry.cameras import Camera
 
-    scale = TUM_DEPTH_SCALE if args.depth_scale is None else args.depth_scale
-    if not 0 < scale < float("inf"):
-        raise InputError(f"--depth-scale {scale:g}: give the depth images' units per metre, for example 5000")
+    if args.set == "kitti":
+        return lambda root: sequences.read_kitti_sequence(root, args.sequence, args.camera_name)
+    if args.set != "tum":
+        return {"euroc": sequences.read_euroc_sequence, "openloris": openloris.read_openloris_sequence}[args.set]
+    if not 0 < args.depth_scale < float("inf"):
+        raise InputError(f"--depth-scale {args.depth_scale:g}: give the depth images' units per metre, for example 5000")
     camera = Camera.parse_colmap_line(args.camera) if args.camera else None
-    return _run_recordings(
-        args,
-        lambda path: read_tum_sequence(path, camera, scale),
-        "The map frame is the world of the motion capture; the base is the colour camera, x forward.",
-    )
+    return lambda path: sequences.read_tum_sequence(path, camera, args.depth_scale)
 
 
-def _run_euroc(args: argparse.Namespace) -> int:
-    from ..datasets.sequences import read_euroc_sequence
-
-    return _run_recordings(args, read_euroc_sequence, "The map frame is that of the ground truth; the base is the IMU.")
-
-
-def _run_openloris(args: argparse.Namespace) -> int:
-    from ..datasets.openloris import read_openloris_sequence
-
-    return _run_recordings(
-        args, read_openloris_sequence, "The map frame is the scene's, shared by its recordings; the base is base_link."
-    )
-
-
-def _run_kitti(args: argparse.Namespace) -> int:
-    from ..datasets.sequences import read_kitti_sequence
-
-    args.map_sequence = []
-    return _run_recordings(
-        args,
-        lambda root: read_kitti_sequence(root, args.sequence, args.camera_name),
-        "The map frame is camera 0 at the start, turned to z up; the base is camera 0, x forward.",
-        "Stamps are the set's seconds plus 1e9.",
-    )
-
-
-def _run_recordings(args: argparse.Namespace, read, *notes: str) -> int:
+def _run_recordings(args: argparse.Namespace) -> int:
     from ..datasets.output import SequenceSet
     from ..datasets.recording import split_every
     from ..errors import InputError
 
     _say_licence(args.set)
-    if any(path.resolve() == args.root.resolve() for path in args.map_sequence):
+    read, others, notes = _reader(args), getattr(args, "map_sequence", []), _FRAMES[args.set]
+    if any(path.resolve() == args.root.resolve() for path in others):
         raise InputError(f"--map-sequence {args.root} is the drive's own: leave it out, and --map-every parts the images")
-    drive = read(args.root)
-    mapping = [read(path) for path in args.map_sequence]
+    drive, mapping = read(args.root), [read(path) for path in others]
     if not mapping:
         mapped, drive = split_every(drive, args.map_every)
         mapping = [mapped]

@@ -22,7 +22,6 @@ from ..io.trajectory import Trajectory, parse_pose, read_tum
 from ..io.tum import read_camera, read_stamped_files
 from .recording import BASE_FROM_OPTICAL, EPOCH_NS, Recording, aligned_depth_files, need_folder, picture_files, rigid
 
-TUM_DEPTH_SCALE = 5000.0
 _TUM_CALIBRATION = {
     1: (517.3, 516.5, 318.6, 255.3, 0.2624, -0.9531, -0.0054, 0.0026, 1.1633),
     2: (520.9, 521.0, 325.1, 249.7, 0.2312, -0.7849, -0.0033, -0.0001, 0.9172),
@@ -35,7 +34,7 @@ KITTI_CAMERAS = ("image_0", "image_1", "image_2", "image_3")
 _KITTI = "the KITTI odometry benchmark has it"
 
 
-def read_tum_sequence(folder: Path, camera: Camera | None = None, depth_scale: float = TUM_DEPTH_SCALE) -> Recording:
+def read_tum_sequence(folder: Path, camera: Camera | None = None, depth_scale: float = 5000.0) -> Recording:
     """A sequence of the TUM RGB-D benchmark (Sturm et al., IROS 2012). Its base is the colour camera.
 
     A folder per sequence in the layout of `io.tum`; poses are the colour camera's in the world of the motion capture, depth has

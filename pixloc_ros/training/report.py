@@ -14,7 +14,7 @@ import numpy as np
 from ..io.files import replacing
 
 
-def progress_line(records: Sequence[dict], steps: int, strides: Sequence[int]) -> str:
+def progress_line(records: Sequence[dict], steps: int) -> str:
     """One line over the latest records of a run's log."""
     last = records[-1]
     mean = {key: float(np.mean([record[key] for record in records])) for key in ("loss", "error_px", "step_ms", "data_ms")}

@@ -128,7 +128,7 @@ class Trainer:
                 if self.rank == 0:
                     self._log(record)
                     if self.step % run.report_every == 0 or last:
-                        self.say(progress_line(recent, run.steps, self.strides[0]))
+                        self.say(progress_line(recent, run.steps))
                         recent = []
                     if self.step % run.validate_every == 0 or last:
                         self._validate()

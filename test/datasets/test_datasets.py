@@ -219,7 +219,7 @@ def test_odometry_from_truth_is_wrong_as_stated():
     np.testing.assert_allclose(step.std(0), deviation, rtol=0.15)
 
 
-def test_work_that_was_killed_goes_on_and_an_output_is_never_overwritten(studio, small, tmp_path, monkeypatch, capsys):
+def test_work_that_was_killed_goes_on_and_an_output_is_never_overwritten(small, tmp_path, monkeypatch, capsys):
     layouts.write_kitti(tmp_path / "dataset", small[:8], SMALL)
     arguments = f"dataset kitti {tmp_path}/dataset --sequence 07 --camera-name image_2 -o {tmp_path}/out"
 
@@ -244,7 +244,7 @@ def break_file(path, old, new):
     path.write_text(text.replace(old, new))
 
 
-def test_bad_input_is_told_in_one_line(studio, small, tmp_path, capsys):
+def test_bad_input_is_told_in_one_line(small, tmp_path, capsys):
     root = tmp_path / "dataset"
     layouts.write_kitti(root, small[:4], SMALL)
     out, folder = f"-o {tmp_path}/out", root / "sequences" / "07"

@@ -76,7 +76,7 @@ def test_cambridge(shots, tmp_path, capsys):
     assert len(source.queries) == 8 and "8 training images" in source.made_from
 
 
-def test_seven_scenes_from_a_colmap_model(studio, shots, tmp_path, capsys):
+def test_seven_scenes_from_a_colmap_model(shots, tmp_path, capsys):
     scene = tmp_path / "chess"
     # With the original poses taken for the colour camera's, as the published tables do.
     layouts.write_seven_scenes(scene, shots[::2], shots[1::2], lambda pose: shots[0].depth, np.eye(4))

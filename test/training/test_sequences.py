@@ -161,7 +161,7 @@ def test_learned_constants_are_the_prior_without_a_network(tmp_path):
     assert len(damping.theta.unique()) > 6  # every level and degree of freedom its own
 
 
-def test_scenes_need_a_frame_rate(tmp_path):
+def test_scenes_need_a_frame_rate():
     class Scene:
         name = "office"
 
