@@ -175,15 +175,12 @@ class _Simulation:
         nearest = np.searchsorted(odometry.stamps_ns, stamps_ns).clip(0, len(odometry.stamps_ns) - 1)
         dead_reckoned = truth[0] @ se3.inverse(odometry.odom_from_base[nearest[0]]) @ odometry.odom_from_base[nearest]
         drift, _ = se3.pose_difference(truth, dead_reckoned)
-        name, params = camera.to_colmap()
-        line = f"{name} {camera.width} {camera.height} " + " ".join(f"{v:.10g}" for v in params)
         plain = {field.name: getattr(options, field.name) for field in dataclasses.fields(options) if field.name != "camera"}
-        summary = {"options": plain, "camera": line, "base_from_camera": self.mount.tolist(), "keyframes": len(keyframes)}
-        summary |= {"points": len(model.xyz), "observations": len(model.observation_point), "point_noise_px": 0.5}
-        summary |= {"frames": len(stamps_ns), "drive_length_m": round(self.test.length, 3)}
-        return summary | {
-            f"odometry_drift_{n}_m": round(float(v), 3) for n, v in (("end", drift[-1]), ("median", drift.median()))
-        }
+        summary = {"options": plain, "camera": camera.to_colmap_line(), "base_from_camera": self.mount.tolist()}
+        summary |= {"keyframes": len(keyframes), "points": len(model.xyz), "observations": len(model.observation_point)}
+        summary |= {"point_noise_px": 0.5, "frames": len(stamps_ns), "drive_length_m": round(self.test.length, 3)}
+        drifts = {"odometry_drift_end_m": drift[-1], "odometry_drift_median_m": drift.median()}
+        return summary | {name: round(float(metres), 3) for name, metres in drifts.items()}
 
     def mapping_drive(self) -> list[Keyframe]:
         """Sharp keyframes every 0.4 m or 18 degrees, over the whole round or as much of it as the test drive sees."""

@@ -195,5 +195,4 @@ def write_tum_rgbd(folder: Path, keyframes: Sequence[Keyframe], camera: Camera, 
     for key, lines in rows.items():
         (folder / f"{key}.txt").write_text("# timestamp filename\n" + "".join(lines))
     write_tum(folder / "groundtruth.txt", Trajectory.from_poses((frame.stamp_ns, frame.map_from_camera) for frame in keyframes))
-    name, params = camera.to_colmap()
-    (folder / "camera.txt").write_text(f"{name} {camera.width} {camera.height} {' '.join(f'{v:.12g}' for v in params)}\n")
+    (folder / "camera.txt").write_text(f"{camera.to_colmap_line()}\n")

@@ -207,10 +207,8 @@ def make_drive(
     out = _OutputFolder(output, key, say)
 
     def make_map() -> Map:
-        how, name = (
-            PosedMapOptions(keyframes=KeyframeOptions(shift=options.keyframe_shift)),
-            f"{source.name} {source.mapping[0].name}",
-        )
+        how = PosedMapOptions(keyframes=KeyframeOptions(shift=options.keyframe_shift))
+        name = f"{source.name} {source.mapping[0].name}"
         map_, report = build_map_from_posed_frames(frames, extractor, out.work, how, options.working_side, name, progress)
         write_text(out.path("map_report.json"), json.dumps(report.to_json(), indent=2) + "\n")
         return map_
@@ -249,12 +247,11 @@ def make_drive(
             f"-o {output}/queries_poses.txt{_network(weights)}",
             f"pixloc evaluate --truth {output}/queries_truth.txt {output}/queries_poses.txt",
         ]
-    model, params = drive.camera.to_colmap()
-    camera = f"{model} {drive.camera.width} {drive.camera.height} " + " ".join(f"{value:.10g}" for value in params)
     summary = {"set": source.name, "map_of": [recording.name for recording in source.mapping], "drive_of": drive.name}
-    summary |= {"options": vars(options), "camera": camera, "base_from_camera": drive.base_from_camera.tolist()}
-    summary |= {"keyframes": len(map_.keyframe_names), "points": len(map_.xyz), "images": len(stamps)}
-    summary |= {"length_m": round(length, 3), "odometry": topic, "queries": len(source.queries), "left_out": unusable}
+    summary |= {"options": vars(options), "camera": drive.camera.to_colmap_line()}
+    summary |= {"base_from_camera": drive.base_from_camera.tolist(), "keyframes": len(map_.keyframe_names)}
+    summary |= {"points": len(map_.xyz), "images": len(stamps), "length_m": round(length, 3), "odometry": topic}
+    summary |= {"queries": len(source.queries), "left_out": unusable}
     title = f"{source.name}: map of {mapped}, drive of {drive.name}"
     return out.finish(summary, title, table, (*source.notes, note, *left_out), commands)
 

@@ -231,6 +231,11 @@ class Camera:
         names = {"pinhole": "PINHOLE", "rational_polynomial": "FULL_OPENCV", "equidistant": "OPENCV_FISHEYE"}
         return names[self.model], values
 
+    def to_colmap_line(self) -> str:
+        """`MODEL WIDTH HEIGHT PARAMS...`, as `parse_colmap_line` reads it."""
+        name, params = self.to_colmap()
+        return f"{name} {self.width} {self.height} {' '.join(f'{value:.12g}' for value in params)}"
+
     def to(self, *args, **kwargs) -> Camera:
         """Same camera with tensors on another device or of another dtype (arguments of `torch.Tensor.to`)."""
         return replace(self, params=self.params.to(*args, **kwargs), limit=self.limit.to(*args, **kwargs))

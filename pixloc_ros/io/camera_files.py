@@ -38,11 +38,7 @@ def read_cameras(path: str | Path) -> dict[str, Camera]:
 
 def write_cameras(path: str | Path, cameras: Mapping[str, Camera]) -> None:
     """Write cameras by the name of the image, in the order given. Raises `InputError`."""
-    lines = []
-    for name, camera in cameras.items():
-        model, params = camera.to_colmap()
-        lines.append(f"{name} {model} {camera.width} {camera.height} {' '.join(f'{value:.12g}' for value in params)}\n")
-    write_text(path, "".join(lines))
+    write_text(path, "".join(f"{name} {camera.to_colmap_line()}\n" for name, camera in cameras.items()))
 
 
 def read_names(path: str | Path) -> list[str]:
