@@ -29,6 +29,7 @@ PARAMETER_ARGUMENTS = {
 }
 SWITCH_ARGUMENTS = {
     "autostart": "true: active at once; false: a lifecycle manager configures and activates the node",
+    "planar": "true: map -> odom in x, y and heading only, for 2D costmaps",
     "publish_tf": "false: a filter publishes map -> odom (fusion.launch.py)",
 }
 CONFIG = Path(get_package_share_directory("pixloc_ros"), "config")

@@ -81,15 +81,16 @@ def launch_file(monkeypatch):
     def made(*positional, **named):
         return types.SimpleNamespace(positional=positional, **named)
 
-    kinds = dict.fromkeys(("LaunchDescription", "DeclareLaunchArgument", "OpaqueFunction", "Node"), made)
+    kinds = "LaunchDescription DeclareLaunchArgument OpaqueFunction Node GroupAction IncludeLaunchDescription"
+    kinds = dict.fromkeys(f"{kinds} PythonLaunchDescriptionSource".split(), made)
     fake = types.SimpleNamespace(
         **kinds,
         LaunchConfiguration=lambda name: types.SimpleNamespace(perform=lambda values: values[name]),
         ParameterValue=lambda value, value_type: value_type(value),
         get_package_share_directory=lambda name: str(ROOT),
     )
-    modules = "launch launch.actions launch.substitutions launch_ros launch_ros.actions launch_ros.parameter_descriptions"
-    for name in (*modules.split(), "ament_index_python.packages"):
+    modules = "launch launch.actions launch.launch_description_sources launch.substitutions launch_ros launch_ros.actions"
+    for name in (*modules.split(), "launch_ros.parameter_descriptions", "ament_index_python.packages"):
         monkeypatch.setitem(sys.modules, name, fake)
     launched = runpy.run_path(str(ROOT / "launch" / "localization.launch.py"))
 
@@ -126,6 +127,18 @@ def test_launch_arguments_are_nav2s(launch_file):
     assert ("/tf", "tf") in node.remappings and ("/tf_static", "tf_static") in node.remappings
     (_, rviz), *_ = launch_file(use_rviz="true")
     assert rviz.package == "rviz2" and Path(rviz.arguments[1]).is_file()
+
+
+def test_nav2_launch_has_a_map_server_the_node_and_navigation(launch_file):
+    del launch_file  # the stand-ins for launch are in place
+    entities = runpy.run_path(str(ROOT / "launch" / "nav2_camera.launch.py"))["generate_launch_description"]().positional[0]
+    nodes = {entity.executable: entity for entity in entities if hasattr(entity, "executable")}
+    assert set(nodes) == {"map_server", "lifecycle_manager"}
+    assert nodes["lifecycle_manager"].parameters[0] == {"autostart": True, "node_names": ["map_server"]}
+    groups = [e.positional[0][0] for e in entities if e.positional and isinstance(e.positional[0], list)]
+    included = {Path(group.positional[0].positional[0]).name: dict(group.launch_arguments) for group in groups}
+    assert set(included) == {"localization.launch.py", "navigation_launch.py"}
+    assert included["navigation_launch.py"].keys() == {"namespace", "use_sim_time", "params_file"}
 
 
 def test_launch_starts_the_node_with_its_arguments(monkeypatch):
