@@ -15,6 +15,7 @@ from ..geometry import se3
 _AXIS, _FLATTENING = 6378137.0, 1 / 298.257223563
 _ECCENTRICITY2 = _FLATTENING * (2 - _FLATTENING)
 _LEAST_SPREAD_M = 1.0
+_LARGEST_ERROR = 0.25  # in the median, as a share of the distance from the middle: some 14 degrees of heading
 _ROUNDS = 20
 
 
@@ -95,7 +96,7 @@ def fit_georeference(xyz: np.ndarray, fixes: np.ndarray, upright: bool = False) 
         The georeference, and how far each point is off, float64 [N] metres.
 
     Raises:
-        InputError: The fixes do not determine it.
+        InputError: The fixes do not determine it, or fit nowhere.
     """
     check_fix(fixes)
     if len(xyz) < (2 if upright else 3):
@@ -108,7 +109,17 @@ def fit_georeference(xyz: np.ndarray, fixes: np.ndarray, upright: bool = False) 
             f"the fixes spread over {spread:.1f} m only, which does not determine the map's "
             + ("heading: give fixes further apart" if upright else "roll: give fixes to the sides as well, or --upright")
         )
+    off, reach, away = np.median(errors), _reach(xyz), _reach(local.enu_from_fix(fixes))
+    if off > _LARGEST_ERROR * reach:
+        raise InputError(
+            f"the fixes are {off:.1f} m off in the median wherever the map is ({away:.1f} m from their middle, in the map "
+            f"{reach:.1f} m): check that they belong to these places, latitude before longitude, and that the map is in metres"
+        )
     return Georeference(float(latitude), float(longitude), float(altitude), pose), errors
+
+
+def _reach(places: np.ndarray) -> float:
+    return float(np.median(np.linalg.norm(places - np.median(places, 0), axis=1)))
 
 
 def rigid_fit(points: np.ndarray, places: np.ndarray, upright: bool = False) -> tuple[torch.Tensor, np.ndarray, float]:

@@ -74,6 +74,24 @@ def test_a_straight_road_does_not_tell_the_roll():
         fit_georeference(xyz, fixes[:, ::-1] * 10)
 
 
+@pytest.mark.parametrize(
+    ("spoil", "upright"),
+    [
+        (lambda xyz: 2 * xyz, False),
+        (lambda xyz: 2 * xyz, True),
+        (lambda xyz: np.random.default_rng(0).permutation(xyz), False),
+        (lambda xyz: xyz[:, [1, 0, 2]], True),
+    ],
+)
+def test_fixes_that_fit_nowhere_are_refused(spoil, upright):
+    """A map that is not in metres, places of others, a mirrored map: the best fit is not a good one."""
+    xyz = drive("bend")
+    fixes = np.array([48.1, 11.5, 520.0]) + xyz[:, [1, 0, 2]] * [1 / 111200.0, 1 / (111300.0 * math.cos(math.radians(48.1))), 1]
+    fit_georeference(xyz, fixes, upright=True)
+    with pytest.raises(InputError, match="off in the median"):
+        fit_georeference(spoil(xyz), fixes, upright)
+
+
 def test_a_fix_is_a_prior_with_unknown_heading():
     place = Georeference(48.1, 11.5, 520.0, se3.se3_exp(torch.tensor([5.0, 2, 1, 0, 0, 1.0], dtype=torch.float64)))
     pose, covariance = place.prior(np.array([48.1, 11.5, 521.2]), np.diag([4.0, 9.0, 25.0]), antenna_height=1.2)
