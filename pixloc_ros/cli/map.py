@@ -16,6 +16,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import time
+from dataclasses import replace
 from pathlib import Path
 
 from . import map_care
@@ -155,12 +156,9 @@ def _run_bag(args: argparse.Namespace) -> int:
         with show_progress("map") as progress:
             how = (work, options, args.working_side, args.output.stem, progress)
             map_, report = build_map_from_posed_frames(frames, extractor, *how)
-        notes = frames.bag.notes
-    summary = report.to_json()
-    finish(map_, report.build, args, begin, summary)
-    _print_drive(summary)
-    for note in notes:
-        print(f"  WARNING: {note}")
+        report = replace(report, notes=(*report.notes, *frames.bag.notes))
+    finish(map_, report, args, begin)
+    _print_drive(report)
     if args.keep_images is not None:
         with contextlib.suppress(FileNotFoundError):
             args.keep_images.rmdir()
@@ -170,17 +168,16 @@ def _run_bag(args: argparse.Namespace) -> int:
     return 0
 
 
-def _print_drive(summary: dict) -> None:
-    low, median = summary["points_per_keyframe"]
-    error = summary["reprojection_px"]
+def _print_drive(report) -> None:
+    (low, median), error = report.points_per_keyframe, report.reprojection_px
     print(
-        f"  {summary['images']} images with a pose over {summary['length_m']:.1f} m gave {summary['keyframes']} keyframes\n"
-        f"  points per keyframe: median {median:.0f}, 5 % have fewer than {low:.0f}; they cover {100 * summary['coverage']:.0f} %"
+        f"  {report.images} images with a pose over {report.length_m:.1f} m gave {report.keyframes} keyframes\n"
+        f"  points per keyframe: median {median:.0f}, 5 % have fewer than {low:.0f}; they cover {100 * report.coverage:.0f} %"
         " of an image\n"
         + (f"  reprojection error: median {error[0]:.2f} px, 95 % below {error[1]:.2f} px\n" if error else "")
-        + f"  descriptor consistency: median cosine {summary['descriptor_consistency']:.2f}"
+        + f"  descriptor consistency: median cosine {report.descriptor_consistency:.2f}"
     )
-    for reason, count in summary["rejected"].items():
+    for reason, count in report.rejected.items():
         print(f"  left out {count}: {reason}")
-    if summary["poor_keyframes"]:
-        print(f"  {len(summary['poor_keyframes'])} keyframes see fewer than 50 points: the camera may get lost there")
+    if report.poor_keyframes:
+        print(f"  {len(report.poor_keyframes)} keyframes see fewer than 50 points: the camera may get lost there")

@@ -222,10 +222,10 @@ def _run_merge(args: argparse.Namespace) -> int:
         if len(maps) != 2:
             raise InputError("--second-pose goes with two maps: merge the others afterwards")
         maps[1] = moved(maps[1], second)
-    merged, report = merge(maps, [path.stem for path in args.maps])
+    merged, fused = merge(maps, [path.stem for path in args.maps])
     merged.save(args.output)
-    print(f"{args.output}: {contents(describe(merged, args.output))}; {report.fused} points were in more than one map")
-    if report.fused == 0:
+    print(f"{args.output}: {contents(describe(merged, args.output))}; {fused} points were in more than one map")
+    if fused == 0:
         print("no point was: if the maps show one place, they are not in one frame")
     return 0
 
@@ -280,7 +280,7 @@ def _run_export(args: argparse.Namespace) -> int:
     """
     from ..errors import InputError
     from ..mapping import Map
-    from ..mapping.build.export import export_colmap, export_ply
+    from ..mapping.build.care import export_colmap, export_ply
 
     if args.colmap is None and args.ply is None:
         raise InputError("nothing to write: give --colmap DIR or --ply FILE")
@@ -316,16 +316,9 @@ def _run_re_encode(args: argparse.Namespace) -> int:
 # ---- what a map holds
 
 
-def finish(map_, report, args: argparse.Namespace, begin: float, more: dict | None = None) -> int:
-    """Write a map that was made of images, say what it holds, and write --report where that is given.
-
-    Args:
-        map_: The map.
-        report: `BuildReport`.
-        args: With --output and --report.
-        begin: Of the work, seconds of the monotonic clock.
-        more: What else is to be reported.
-    """
+def finish(map_, report, args: argparse.Namespace, begin: float) -> int:
+    """Write a map that was made of images, say what it holds, and write --report, if given. begin: of the work, seconds of the
+    monotonic clock."""
     from ..io.files import write_text
 
     map_.save(args.output)
@@ -341,8 +334,8 @@ def finish(map_, report, args: argparse.Namespace, begin: float, more: dict | No
     info = describe(map_, args.output)
     print(f"{args.output}: {contents(info)}, {size(info['bytes'])}, made in {time.monotonic() - begin:.1f} s")
     if args.report is not None:
-        summary = {key: info[key] for key in ("keyframes", "points", "observations", "bytes")} | (more or {})
-        summary |= vars(report) | {"seconds": round(time.monotonic() - begin, 1)}
+        summary = {key: info[key] for key in ("keyframes", "points", "observations", "bytes")} | vars(report)
+        summary["seconds"] = round(time.monotonic() - begin, 1)
         write_text(args.report, json.dumps(summary, indent=2) + "\n")
     return 0
 

@@ -210,7 +210,7 @@ def make_drive(
         how = PosedMapOptions(keyframes=KeyframeOptions(shift=options.keyframe_shift))
         name = f"{source.name} {source.mapping[0].name}"
         map_, report = build_map_from_posed_frames(frames, extractor, out.work, how, options.working_side, name, progress)
-        write_text(out.path("map_report.json"), json.dumps(report.to_json(), indent=2) + "\n")
+        write_text(out.path("map_report.json"), json.dumps(vars(report), indent=2) + "\n")
         return map_
 
     map_ = out.map(make_map, mapped, say)

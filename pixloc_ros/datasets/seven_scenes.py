@@ -143,8 +143,7 @@ def _training_map(training: list[Recording], every: int, name: str) -> MapBuilde
     def build(extractor: Extractor, side: int | None, work: WorkFolder, progress: Progress | None) -> tuple[Map, BuildReport]:
         options = PosedMapOptions(keyframes=KeyframeOptions(shift=KEYFRAME_SHIFT))
         frames = frames_for_map(training, True, every)
-        map_, report = build_map_from_posed_frames(frames, extractor, work, options, side, f"7scenes {name}", progress)
-        return map_, report.build
+        return build_map_from_posed_frames(frames, extractor, work, options, side, f"7scenes {name}", progress)
 
     return build
 

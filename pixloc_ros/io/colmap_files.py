@@ -263,7 +263,9 @@ def _text_images(path: Path) -> ColmapImages:
         names.append(words[9].rstrip())
         keypoint_lines.append(next(lines, (number + 1, "")))
     head = np.array(heads).reshape(-1, 9)
-    values, counts = _numbers(path, keypoint_lines, "X Y POINT3D_ID of each observation", 0, 3)
+    values, counts = _numbers(
+        path, keypoint_lines, "X Y POINT3D_ID of each observation (the second line of an image, which may be empty)", 0, 3
+    )
     ids, cameras = head[:, 0].astype(np.int64), head[:, 8].astype(np.int64)
     return ColmapImages(ids, head[:, 1:8], cameras, names, values.reshape(-1, 3)[:, :2], np.cumsum([0, *counts // 3]))
 

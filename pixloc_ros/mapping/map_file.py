@@ -27,6 +27,7 @@ VERSIONS = {"1": np.float16, "2": np.int8}
 """Dtype of the descriptors by version of the format. A map is written in the earliest version that can hold it."""
 POOLED_FEATURES = "mean of the coarsest features"
 """Name of the default global descriptor (`retrieval.PooledFeatures`)."""
+_COVERAGE_GRID = (8, 6)
 _TENSORS = (
     ("keyframe.map_from_keyframe", "map_from_keyframe", np.float64, ("K", 4, 4)),
     ("keyframe.camera", "keyframe_camera", np.int32, ("K",)),
@@ -169,6 +170,31 @@ class Map:
             description["georeference"] = {**vars(place), "enu_from_map": place.enu_from_map.tolist()}
         text = json.dumps(description, sort_keys=True)
         return {"format": FORMAT, "version": self.version, "map": text, "map_crc32": str(zlib.crc32(text.encode()))}
+
+
+def keyframe_of_observations(map_: Map) -> np.ndarray:
+    """Index of the keyframe of each observation, int64 [M]."""
+    return np.repeat(np.arange(len(map_.keyframe_names)), np.diff(map_.observation_offsets))
+
+
+def keyframe_pixels(map_: Map, keyframe: int) -> tuple[np.ndarray, np.ndarray, Camera]:
+    """Where a keyframe's points project.
+
+    Returns:
+        Pixels float64 [n, 2] of its (shrunk) image; bool [n], whether the projection is valid and inside; its camera.
+    """
+    camera = map_.cameras[int(map_.keyframe_camera[keyframe])]
+    xyz = torch.from_numpy(map_.xyz[map_.observation_point[map_.observations(keyframe)]])
+    pixels, valid = camera.project(se3.transform(se3.inverse(map_.map_from_keyframe[keyframe]), xyz))
+    return pixels.numpy(), (valid & camera.in_image(pixels)).numpy(), camera
+
+
+def coverage(map_: Map, keyframe: int) -> float:
+    """Share of the cells of an 8x6 grid over a keyframe's image that hold a point."""
+    pixels, _, camera = keyframe_pixels(map_, keyframe)
+    columns, rows = _COVERAGE_GRID
+    cell = np.floor((pixels + 0.5) / [camera.width / columns, camera.height / rows]).astype(int)
+    return len(np.unique(np.clip(cell, 0, [columns - 1, rows - 1]), axis=0)) / (columns * rows)
 
 
 def describe_camera(camera: Camera) -> dict:

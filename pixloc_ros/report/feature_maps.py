@@ -19,8 +19,7 @@ from ..features.pyramid import FeatureLevel, FeaturePyramid
 from ..geometry.cameras import Camera
 from ..io.files import find_file
 from ..io.images import fit_to_working_size, load_image
-from ..mapping.map_file import Map, decode_descriptors
-from ..mapping.statistics import coverage, keyframe_pixels
+from ..mapping.map_file import Map, coverage, decode_descriptors, keyframe_pixels
 from ..tracking.frame_aligner import FrameAligner
 from .aligned_image import AlignedImage
 from .style import BLUE, INK, SHARES, TRUTH, VERMILION, encode, level_name, plt, show_image, styled

@@ -9,9 +9,8 @@ from hypothesis import strategies as st
 from mapping_helpers import look_at, pinhole, visible
 
 from pixloc_ros.geometry import se3
-from pixloc_ros.mapping.build.observations import Observations, Views
+from pixloc_ros.mapping.build.observations import Observations, Views, expected_error, surest_points
 from pixloc_ros.mapping.build.patch_tracks import refine_points
-from pixloc_ros.mapping.build.point_uncertainty import expected_error, surest_points
 
 CAMERA = pinhole()
 SIGMA_PX = 0.1

@@ -1,5 +1,5 @@
 # Copyright the pixloc_ros authors. SPDX-License-Identifier: Apache-2.0
-"""Maps made smaller, merged, checked, and made again with another network."""
+"""Maps made smaller, merged, checked, made again with another network, and written for other programs (COLMAP, PLY)."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from scipy.spatial import cKDTree
 from ...errors import InputError, none_left
 from ...features import Extractor
 from ...geometry import se3
-from ...io.files import find_file
+from ...io.colmap import ColmapModel, write_colmap_model
+from ...io.files import find_file, write_bytes
 from .. import selection
-from ..map_file import Map, decode_descriptors, encode_descriptors
-from ..statistics import keyframe_of_observations, keyframe_pixels
+from ..map_file import Map, decode_descriptors, encode_descriptors, keyframe_of_observations, keyframe_pixels
 from .building import BuildReport, PosedImages, Progress, build_map, observation_fields
 
 _SAME_POINT_SHARE, _SAME_POINT_COSINE = 0.004, 0.8
@@ -128,22 +128,7 @@ def _best_spread(map_: Map, keep: np.ndarray, limit: int) -> np.ndarray:
 # ---- merged
 
 
-@dataclass(frozen=True)
-class MergeReport:
-    """What became of maps that were merged.
-
-    Attributes:
-        fused: Points of a later map that are points of an earlier one.
-        keyframes: Of the result.
-        points: Of the result.
-    """
-
-    fused: int
-    keyframes: int
-    points: int
-
-
-def merge(maps: list[Map], names: list[str]) -> tuple[Map, MergeReport]:
+def merge(maps: list[Map], names: list[str]) -> tuple[Map, int]:
     """Several maps in one frame as one: sessions of a place, or places next to each other.
 
     A point that two maps have, at the same place and of the same look, becomes one, with the descriptors of both: every keyframe
@@ -152,6 +137,9 @@ def merge(maps: list[Map], names: list[str]) -> tuple[Map, MergeReport]:
     Args:
         maps: At least two.
         names: Of the maps, put before their keyframes' names where those are not unique.
+
+    Returns:
+        The map, and how many points of a later map are points of an earlier one.
 
     Raises:
         InputError: The maps are of different networks or levels, or differ in precision.
@@ -170,7 +158,7 @@ def merge(maps: list[Map], names: list[str]) -> tuple[Map, MergeReport]:
     for other in maps[1:]:
         result, count = _merge_two(result, other)
         fused += count
-    return result, MergeReport(fused, len(result.keyframe_names), len(result.xyz))
+    return result, fused
 
 
 def moved(map_: Map, new_from_map: torch.Tensor) -> Map:
@@ -366,16 +354,52 @@ def re_encode(
         raise none_left(f"no image of {images} fits the map", left_out)
     keyframe = keyframe_of_observations(map_)
     fitting = ~np.isin(np.array(map_.keyframe_names)[keyframe], list(left_out))
-    source = PosedImages(
-        name=map_.name,
-        paths=paths,
-        names=map_.keyframe_names,
-        cameras=cameras,
-        map_from_camera=map_.map_from_keyframe,
-        stamp_ns=np.array(map_.keyframe_stamp_ns),
-        xyz=np.array(map_.xyz),
-        observation_image=keyframe[fitting],
-        observation_point=map_.observation_point[fitting].astype(np.int64),
-    )
+    images_seen, points_seen = keyframe[fitting], map_.observation_point[fitting].astype(np.int64)
+    known = map_.map_from_keyframe, np.array(map_.keyframe_stamp_ns), np.array(map_.xyz)
+    source = PosedImages(map_.name, paths, map_.keyframe_names, cameras, *known, images_seen, points_seen)
     made, report = build_map(source, extractor, working_side, progress)
     return replace(made, georeference=map_.georeference), replace(report, left_out=report.left_out | left_out)
+
+
+# ---- for other programs
+
+
+def export_colmap(map_: Map, folder: Path) -> None:
+    """Write a COLMAP model as text: the shrunk images' cameras, observations where points project, the quality as grey.
+
+    Raises:
+        InputError: The folder cannot be written.
+    """
+    keyframes, points = len(map_.keyframe_names), len(map_.xyz)
+    by_point = np.argsort(map_.observation_point, kind="stable")
+    pixels = np.concatenate([keyframe_pixels(map_, k)[0] for k in range(keyframes)])
+    model = ColmapModel(
+        cameras=dict(enumerate(map_.cameras, 1)),
+        image_ids=np.arange(1, keyframes + 1),
+        names=map_.keyframe_names,
+        camera_ids=map_.keyframe_camera + 1,
+        camera_from_map=se3.inverse(map_.map_from_keyframe),
+        point_ids=np.arange(1, points + 1),
+        xyz=map_.xyz,
+        error_px=np.zeros(points),
+        observation_image=keyframe_of_observations(map_)[by_point],
+        observation_point=map_.observation_point[by_point],
+        observation_px=pixels[by_point],
+    )
+    write_colmap_model(folder, model, np.repeat(_grey(map_)[:, None], 3, 1))
+
+
+def export_ply(map_: Map, path: Path) -> None:
+    """Write a binary PLY: the points, grey by quality, and the keyframes' centres in red. Raises `InputError` where it cannot."""
+    centres = map_.map_from_keyframe[:, :3, 3].numpy()
+    vertices = np.empty(len(map_.xyz) + len(centres), [("xyz", "<f8", 3), ("rgb", "u1", 3)])
+    vertices["xyz"] = np.concatenate((map_.xyz, centres))
+    vertices["rgb"][: len(map_.xyz)] = _grey(map_)[:, None]
+    vertices["rgb"][len(map_.xyz) :] = (255, 0, 0)
+    fields = [f"property double {axis}" for axis in "xyz"] + [f"property uchar {name}" for name in ("red", "green", "blue")]
+    header = ["ply", "format binary_little_endian 1.0", f"element vertex {len(vertices)}", *fields, "end_header", ""]
+    write_bytes(path, "\n".join(header).encode() + vertices.tobytes())
+
+
+def _grey(map_: Map) -> np.ndarray:
+    return np.round(55 + 200 * np.clip(map_.quality, 0, 1)).astype(np.uint8)

@@ -60,17 +60,12 @@ def build_map_from_colmap(
     reconstruction, images = read_colmap_model(model, need_points=False), Path(images)
     if not images.is_dir():
         raise InputError(f"no folder {images}: give the folder that the model's image names are relative to")
-    source = PosedImages(
-        name=name or Path(model).resolve().name,
-        paths=[find_file(images, image_name) for image_name in reconstruction.names],
-        names=reconstruction.names,
-        cameras=[reconstruction.cameras[c] for c in reconstruction.camera_ids.tolist()],
-        map_from_camera=se3.inverse(reconstruction.camera_from_map),
-        stamp_ns=np.full(len(reconstruction.names), -1, np.int64),
-        xyz=reconstruction.xyz,
-        observation_image=reconstruction.observation_image,
-        observation_point=reconstruction.observation_point,
-    )
+    names, seen = reconstruction.names, (reconstruction.observation_image, reconstruction.observation_point)
+    paths = [find_file(images, image_name) for image_name in names]
+    cameras = [reconstruction.cameras[number] for number in reconstruction.camera_ids.tolist()]
+    poses, stamps = se3.inverse(reconstruction.camera_from_map), np.full(len(names), -1, np.int64)
+    name = name or Path(model).resolve().name
+    source = PosedImages(name, paths, names, cameras, poses, stamps, reconstruction.xyz, *seen)
     left_out, notes = dict(reconstruction.left_out), []
     if len(reconstruction.observation_point):
         image, point, note = _good_observations(reconstruction, source.cameras, min_track_length, max_error_px, model)

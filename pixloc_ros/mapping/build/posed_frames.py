@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import cv2
@@ -21,8 +21,7 @@ from ...geometry.cameras import Camera
 from ...io.depth import without_edges
 from ...io.frames import UnusableFrame
 from ...io.work_folder import WorkFolder
-from ..map_file import Map
-from ..statistics import coverage
+from ..map_file import Map, coverage
 from .building import BuildReport, PosedImages, Progress, build_map, unique_cameras
 from .depth_points import DepthKeyframe, find_points, measured_depth_scale
 from .keyframes import KeyframeFiles, KeyframeOptions, KeyframeSelector, PosedFrame
@@ -56,26 +55,25 @@ class PosedMapOptions:
         return {**asdict(self), "mask": str(self.mask) if self.mask else None}
 
 
-@dataclass(frozen=True)
-class PosedMapReport:
-    """How good a map of images with poses is.
+@dataclass(frozen=True, kw_only=True)
+class PosedMapReport(BuildReport):
+    """What became of images with poses, and how good their map is.
 
     Attributes:
+        left_out, outside, notes: As of `BuildReport`; also of images that did not become keyframes, by their stamps.
         images: Given with a pose.
-        keyframes: Of the map.
-        points: Of the map.
-        observations: Of the map.
+        rejected: Points and blank images left out, by reason.
+        keyframes, points, observations: Of the map.
         points_per_keyframe: 5th percentile and median.
         coverage: Share of the cells of an 8x6 grid over the image that hold a point, median over keyframes.
         poor_keyframes: Names of those with fewer than 50 points.
         reprojection_px: Median and 95th percentile of the observations' distance from the projection, pixels; None with depth.
         descriptor_consistency: Median of the points' quality.
         length_m: Of the path through the keyframes.
-        rejected: Points and frames left out, by reason.
-        build: Of the features.
     """
 
     images: int
+    rejected: dict[str, int]
     keyframes: int
     points: int
     observations: int
@@ -85,12 +83,6 @@ class PosedMapReport:
     reprojection_px: tuple[float, float] | None
     descriptor_consistency: float
     length_m: float
-    rejected: dict[str, int]
-    build: BuildReport
-
-    def to_json(self) -> dict:
-        """As plain values, without what `build` says."""
-        return {key: value for key, value in asdict(self).items() if key != "build"}
 
 
 @dataclass(frozen=True, eq=False)
@@ -320,8 +312,11 @@ def _report(map_: Map, build: BuildReport, posed: PosedPoints) -> PosedMapReport
     error = None
     if posed.error_px is not None:
         error = tuple(float(v) for v in np.percentile(posed.error_px, (50, 95)))
+    several = map_.track_length > 1
     return PosedMapReport(
+        **vars(build) | {"left_out": posed.left_out | build.left_out},
         images=posed.images,
+        rejected=posed.rejected,
         keyframes=len(counts),
         points=len(map_.xyz),
         observations=len(map_.observation_point),
@@ -329,8 +324,6 @@ def _report(map_: Map, build: BuildReport, posed: PosedPoints) -> PosedMapReport
         coverage=float(np.median([coverage(map_, k) for k in range(len(counts))])),
         poor_keyframes=tuple(map_.keyframe_names[k] for k in np.flatnonzero(counts < _POOR_KEYFRAME)),
         reprojection_px=error,
-        descriptor_consistency=float(np.median(map_.quality[map_.track_length > 1])) if (map_.track_length > 1).any() else 0.0,
+        descriptor_consistency=float(np.median(map_.quality[several])) if several.any() else 0.0,
         length_m=float(np.linalg.norm(np.diff(centres, axis=0), axis=1).sum()),
-        rejected=posed.rejected,
-        build=replace(build, left_out=posed.left_out | build.left_out),
     )

@@ -76,17 +76,10 @@ def build_map_from_rgbd(
         if measured is not None and not _agree(measured, scale, _GIVEN_TOLERANCE):
             note += f", but images and poses say about {measured:.4g}: check --depth-scale"
     xyz, image, point = find_points(keyframes, camera)
-    source = PosedImages(
-        name=name or sequence.resolve().name,
-        paths=[frame.image for frame in chosen],
-        names=[frame.image.name for frame in chosen],
-        cameras=[camera] * len(keyframes),
-        map_from_camera=torch.stack([frame.map_from_camera for frame in chosen]),
-        stamp_ns=np.array([frame.stamp_ns for frame in chosen], np.int64),
-        xyz=xyz,
-        observation_image=image,
-        observation_point=point,
-    )
+    paths, cameras = [frame.image for frame in chosen], [camera] * len(chosen)
+    poses, stamps = torch.stack([frame.map_from_camera for frame in chosen]), np.array([f.stamp_ns for f in chosen], np.int64)
+    name, names = name or sequence.resolve().name, [path.name for path in paths]
+    source = PosedImages(name, paths, names, cameras, poses, stamps, xyz, image, point)
     map_, report = build_map(source, extractor, working_side, progress)
     return map_, replace(report, left_out=left_out | report.left_out, notes=(note, *report.notes))
 

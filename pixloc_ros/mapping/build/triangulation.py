@@ -21,9 +21,8 @@ from ...io.work_folder import WorkFolder
 from .building import Progress
 from .keyframes import KeyframeFiles
 from .matching import Matcher, MatchingOptions, colmap_tracks, pixel_scale, require_pycolmap
-from .observations import Observations, Views, project, reprojection_errors, rows_by_image
+from .observations import Observations, Views, expected_error, project, reprojection_errors, rows_by_image, surest_points
 from .patch_tracks import SurfacePatches, cut_patches, neighbours, patch_pixels, refine_points, track_patches
-from .point_uncertainty import expected_error, surest_points
 
 _POINT_DEPTH_SIGMA = 0.5
 _SEEN_ANGLE_COSINE, _SEEN_SCALE = float(np.cos(np.radians(20.0))), 1.6
