@@ -86,12 +86,13 @@ class Trajectory:
         return poses, inside
 
 
-def read_tum(path: Path, more: bool = False) -> Trajectory:
+def read_tum(path: Path, more: bool = False, left_out: dict[str, str] | None = None) -> Trajectory:
     """Read a TUM file, lines in any order, those with # are comments; of several poses with one stamp the last counts.
 
     Args:
         path: The file; commas separate words, too.
         more: Whether lines may hold more words.
+        left_out: Gets the numbers that make no pose, by file and line; they are errors without it.
 
     Raises:
         InputError: Naming file and line of what is malformed.
@@ -101,7 +102,13 @@ def read_tum(path: Path, more: bool = False) -> Trajectory:
         words = [word for part in words for word in part.split(",") if word]
         if len(words) != 8 and not (more and len(words) > 8):
             raise InputError(f"{where}: {len(words)} words instead of 8: write 'stamp tx ty tz qx qy qz qw'")
-        poses.append((parse_stamp(where, words[0]), parse_pose(words[1:8], where)))
+        stamp_ns = parse_stamp(where, words[0])
+        try:
+            poses.append((stamp_ns, parse_pose(words[1:8], where)))
+        except InputError as error:
+            if left_out is None:
+                raise
+            left_out[where] = str(error)
     return Trajectory.from_poses(poses)
 
 

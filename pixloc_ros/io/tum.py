@@ -49,10 +49,14 @@ class RgbdFrame:
     same_instant: bool
 
 
-def read_rgbd_sequence(sequence: Path) -> list[RgbdFrame]:
+def read_rgbd_sequence(sequence: Path, left_out: dict[str, str] | None = None) -> list[RgbdFrame]:
     """Colour images that have a depth image and a pose within 20 ms, in time order.
 
     Poses are interpolated between their neighbours in time, or taken from the nearest one where those lie far apart.
+
+    Args:
+        sequence: The folder.
+        left_out: Gets why images and poses are left out, by name; without it, a pose that is none is an error.
 
     Raises:
         InputError: A list is missing or malformed, a pose is not a number, or nothing fits together.
@@ -61,7 +65,10 @@ def read_rgbd_sequence(sequence: Path) -> list[RgbdFrame]:
     if not sequence.is_dir():
         raise InputError(f"no folder {sequence}: give a folder with rgb.txt, depth.txt and groundtruth.txt")
     rgb, depth = (read_stamped_files(sequence / f"{kind}.txt") for kind in ("rgb", "depth"))
-    trajectory, depth_stamps = read_tum(sequence / "groundtruth.txt", more=True), np.array(list(depth), np.int64)
+    trajectory, depth_stamps = (
+        read_tum(sequence / "groundtruth.txt", more=True, left_out=left_out),
+        np.array(list(depth), np.int64),
+    )
     if not len(trajectory):
         raise InputError(f"{sequence / 'groundtruth.txt'} is empty: record the sequence again")
     frames = []
@@ -71,6 +78,8 @@ def read_rgbd_sequence(sequence: Path) -> list[RgbdFrame]:
         if abs(depth_stamp - stamp) <= MAX_DEPTH_OFFSET_NS and image_pose is not None and depth_pose is not None:
             same = abs(stamp - depth_stamp) < SAME_INSTANT_NS
             frames.append(RgbdFrame(stamp, image, depth[depth_stamp], image_pose, depth_pose, same))
+        elif left_out is not None:
+            left_out[image.name] = "no depth image and pose within 20 ms"
     if not frames:
         raise InputError(
             f"{sequence}: no colour image has a depth image and a pose within 20 ms: check that rgb.txt, depth.txt and "

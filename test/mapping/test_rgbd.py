@@ -1,8 +1,10 @@
 # Copyright the pixloc_ros authors. SPDX-License-Identifier: Apache-2.0
+import re
+
 import cv2
 import numpy as np
 import pytest
-from mapping_helpers import SEQUENCE_CAMERA, FakeExtractor, look_at, sequence_pose, visible, write_sequence
+from mapping_helpers import SEQUENCE_CAMERA, SEQUENCE_START, FakeExtractor, look_at, sequence_pose, visible, write_sequence
 from scipy.spatial import cKDTree
 
 from pixloc_ros.cli.main import main
@@ -72,6 +74,17 @@ def test_a_depth_scale_that_is_not_usual_or_that_nothing_tells_is_asked_for(tmp_
     with pytest.raises(InputError, match="give the depth scale .--depth-scale., units per metre .1000 millimetres"):
         build_map_from_rgbd(folder, FakeExtractor())
     assert "as given" in build_map_from_rgbd(folder, FakeExtractor(), depth_scale=5000)[1].notes[0]
+
+
+def test_a_pose_that_is_none_and_images_without_one_are_left_out_and_named(tmp_path):
+    folder = write_sequence(tmp_path / "a", np.arange(0, 1.8, 0.3), pose_rate=20)
+    lines = (folder / "groundtruth.txt").read_text().splitlines()
+    bad = next(k for k, line in enumerate(lines) if line.startswith(f"{SEQUENCE_START}.9"))
+    lines[bad] = " ".join([lines[bad].split()[0], *["nan"] * 7])
+    (folder / "groundtruth.txt").write_text("\n".join(lines) + "\n")
+    map_, report = build_map_from_rgbd(folder, FakeExtractor())
+    assert re.search("groundtruth.txt:.* NaN", " ".join(report.left_out.values())) and "0.900.png" in report.left_out
+    assert "0.900.png" not in map_.keyframe_names and "0.600.png" in map_.keyframe_names
 
 
 @pytest.mark.parametrize("kind", ["rgb", "depth"])

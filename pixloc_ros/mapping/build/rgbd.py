@@ -56,9 +56,10 @@ def build_map_from_rgbd(
         InputError: As `read_rgbd_sequence` and `build_map`, or no frame can be used.
     """
     sequence = Path(sequence)
-    frames = read_rgbd_sequence(sequence)
+    left_out: dict[str, str] = {}
+    frames = read_rgbd_sequence(sequence, left_out)
     camera = read_camera(sequence) if camera is None else camera
-    left_out = {f.image.name: f"no file {path}" for f in frames for path in (f.depth, f.image) if not path.is_file()}
+    left_out |= {f.image.name: f"no file {path}" for f in frames for path in (f.depth, f.image) if not path.is_file()}
     present = [frame for frame in frames if frame.image.name not in left_out]
     if not present:
         raise none_left(f"none of the {len(frames)} images of {sequence} was found: keep the folders its lists name", left_out)
