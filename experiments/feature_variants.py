@@ -63,7 +63,7 @@ class ReducedNetwork(nn.Module):
     """A network without its finest levels (levels: so many are kept, coarse to fine) or without its confidences, so that every
     point counts the same."""
 
-    def __init__(self, network: nn.Module, levels: int, confidences: bool) -> None:
+    def __init__(self, network: nn.Module, levels: int, confidences: bool = True) -> None:
         super().__init__()
         self.network, self.levels, self.confidences = network, levels, confidences
         self.takes_grey = network.takes_grey

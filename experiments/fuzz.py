@@ -18,6 +18,7 @@ import os
 import re
 import resource
 import shutil
+import struct
 import sys
 import tempfile
 import time
@@ -189,24 +190,19 @@ def binary_model() -> Files:
 
 
 def raw_image(encoding: str) -> Files:
-    """A message's fields as JSON, and its data."""
+    """A message's numbers and encoding, and its data."""
     step = 16 * {"mono8": 1, "bayer_rggb8": 1, "rgb8": 3, "bgra8": 4}.get(encoding, 2)
-    fields = {"height": 8, "width": 16, "encoding": encoding, "step": step, "is_bigendian": 0}
-    return {"fields": json.dumps(fields).encode(), "data": bytes(range(256)) * (8 * step // 256) + bytes(8 * step % 256)}
+    fields = struct.pack("<III?", 8, 16, step, False) + encoding.encode()
+    return {"fields": fields, "data": bytes(range(256)) * (8 * step // 256) + bytes(8 * step % 256)}
 
 
 def read_raw_image(at: Path) -> None:
-    try:
-        fields = json.loads((at / "fields").read_bytes())
-        height, width, step = (int(fields[name]) for name in ("height", "width", "step"))
-        encoding, bigendian = str(fields["encoding"]), bool(fields["is_bigendian"])
-    except (ValueError, KeyError, TypeError, OverflowError, RecursionError):
-        return  # not what a ROS message can hold
-    if not all(0 <= value < 2**32 for value in (height, width, step)):
-        return
-    data = (at / "data").read_bytes()
-    check_layout(height, width, encoding, step, bigendian, len(data))
-    decode_raw(data, height, width, encoding, step, bigendian)
+    fields, data = ((at / name).read_bytes() for name in ("fields", "data"))
+    if len(fields) >= 13:  # else not what a ROS message can hold
+        height, width, step, bigendian = struct.unpack("<III?", fields[:13])
+        encoding = fields[13:].decode(errors="replace")
+        check_layout(height, width, encoding, step, bigendian, len(data))
+        decode_raw(data, height, width, encoding, step, bigendian)
 
 
 def compressed_images() -> list[Files]:

@@ -16,7 +16,6 @@ from pixloc_ros.errors import InputError
 from pixloc_ros.geometry.cameras import Camera
 from pixloc_ros.io.colmap import read_colmap_model
 from pixloc_ros.io.image_format import decode_compressed
-from pixloc_ros.io.trajectory import read_tum
 from pixloc_ros.io.tum import read_camera
 
 INPUTS = 120
@@ -91,9 +90,3 @@ def test_distortion_beyond_all_measure():
     for numbers in ([1e308] * 4, [float("inf"), 0.0, 0.0, 0.0], [1e200, 1e-200, 0.0, 0.0]):
         with pytest.raises(InputError):
             Camera("plumb_bob", 64, 48, torch.tensor([50.0, 50.0, 32.0, 24.0, *numbers, 0.0], dtype=torch.float64))
-
-
-def test_stamp_beyond_all_time(tmp_path):
-    (tmp_path / "poses.tum").write_text("99999999999999999999 0 0 0 0 0 0 1\n")
-    with pytest.raises(InputError, match="is not a time"):
-        read_tum(tmp_path / "poses.tum")
