@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import os
 import struct
-import warnings
+from array import array
 from pathlib import Path
 from typing import NamedTuple
 
@@ -215,25 +215,17 @@ def _malformed(path: Path, number: int, expected: str) -> InputError:
 
 def _numbers(path: Path, lines: list[tuple[int, str]], expected: str, head: int, group: int) -> tuple[np.ndarray, np.ndarray]:
     """All numbers of the lines one after another, float64, and how many each line has: `head`, and groups after them."""
-    counts = np.array([len(line.split()) for _, line in lines], np.int64)
-    values = _parse("\n".join(line for _, line in lines))
-    wrong = (counts < head) | ((counts - head) % group != 0)
-    if values is None or len(values) != counts.sum():
-        parsed = [_parse(line) for _, line in lines]
-        wrong = np.array([v is None or len(v) != count for v, count in zip(parsed, counts)])
-        values = np.concatenate([np.empty(0), *(v for v in parsed if v is not None)])
-    if wrong.any():
-        raise _malformed(path, lines[int(wrong.argmax())][0], expected)
-    return values, counts
-
-
-def _parse(text: str) -> np.ndarray | None:
-    with warnings.catch_warnings():
-        warnings.simplefilter("error", DeprecationWarning)
+    values, counts = array("d"), []
+    for number, line in lines:
+        words = line.split()
         try:
-            return np.fromstring(text, np.float64, sep=" ") if text.strip() else np.empty(0)
-        except (DeprecationWarning, ValueError):
-            return None
+            values.extend(map(float, words))
+        except ValueError:
+            raise _malformed(path, number, expected) from None
+        if len(words) < head or (len(words) - head) % group:
+            raise _malformed(path, number, expected)
+        counts.append(len(words))
+    return np.array(values), np.array(counts, np.int64)
 
 
 def _text_cameras(path: Path) -> dict[int, Camera | InputError]:
@@ -256,9 +248,10 @@ def _text_images(path: Path) -> ColmapImages:
         if not line.strip():
             continue
         words = line.split(maxsplit=9)
-        values = _parse(" ".join(words[:9]))
-        if len(words) < 10 or values is None or len(values) != 9:
-            raise _malformed(path, number, "IMAGE_ID QW QX QY QZ TX TY TZ CAMERA_ID NAME")
+        expected = "IMAGE_ID QW QX QY QZ TX TY TZ CAMERA_ID NAME"
+        if len(words) < 10:
+            raise _malformed(path, number, expected)
+        values, _ = _numbers(path, [(number, " ".join(words[:9]))], expected, 9, 1)
         heads.append(values)
         names.append(words[9].rstrip())
         keypoint_lines.append(next(lines, (number + 1, "")))
