@@ -41,6 +41,7 @@ from pixloc_ros.features.weights import Weights
 from pixloc_ros.geometry.cameras import Camera
 from pixloc_ros.io import trajectory
 from pixloc_ros.io.bags import BagReader
+from pixloc_ros.io.camera_files import read_cameras, read_names
 from pixloc_ros.io.colmap import read_colmap_model
 from pixloc_ros.io.image_format import check_layout, decode_compressed, decode_raw
 from pixloc_ros.io.trajectory import Trajectory
@@ -135,6 +136,7 @@ def make_parsers(folder: Path) -> dict[str, Parser]:
     write_run(scene / "run", short_run())
     tum = [f"{n}.5 {n} 2 3 0 0 0 1" for n in range(30)]
     named = [f"image{n}.jpg 1 0 0 0 {n} 2 3" for n in range(30)]
+    cameras = "".join(f"my image {n}.jpg PINHOLE 320 240 {200 + n} 200 160 120\n" for n in range(9))
     values = {p.name: p.default for p in PARAMETERS}
     model = {name: b"\n".join(data.split(b"\n")[:40]) + b"\n" for name, data in contents(scene / "map", "*.txt").items()}
     return {
@@ -145,14 +147,22 @@ def make_parsers(folder: Path) -> dict[str, Parser]:
         "rgbd": Parser([contents(scene / "rgbd", "*.txt")], lambda at: (read_rgbd_sequence(at), read_camera(at))),
         "image_raw": Parser([raw_image(encoding) for encoding in ENCODINGS], read_raw_image),
         "image_compressed": Parser(compressed_images(), lambda at: decode_compressed((at / "image").read_bytes())),
-        "poses_tum": Parser([{"poses": "\n".join(tum).encode()}], lambda at: trajectory.read_tum(at / "poses")),
+        "poses_tum": Parser([{"poses": "\n".join(tum).encode()}], read_poses),
         "poses_named": Parser([{"poses": "\n".join(named).encode()}], lambda at: trajectory.read_benchmark_poses(at / "poses")),
+        "cameras": Parser([{"list": cameras.encode()}], lambda at: (read_cameras(at / "list"), read_names(at / "list"))),
         "parameters": Parser([{"values": json.dumps(values).encode()}], read_parameters),
         "last_pose": Parser([contents(folder, "last.json")], lambda at: load_last_pose(at / "last.json", "site.pixmap")),
         "run": Parser([contents(scene / "run")], lambda at: evaluate(read_run(at))),
         "bag": Parser([contents(scene / "drive")], read_bag),
         "training_config": Parser([contents(CONFIG.parent, CONFIG.name)], lambda at: read_config(at / CONFIG.name)),
     }
+
+
+def read_poses(at: Path) -> None:
+    """As `pixloc evaluate` reads a file."""
+    {"tum": trajectory.read_tum, "kitti": trajectory.read_kitti, "benchmark": trajectory.read_benchmark_poses}[
+        trajectory.pose_format(at / "poses")
+    ](at / "poses")
 
 
 def contents(folder: Path, pattern: str = "*") -> Files:

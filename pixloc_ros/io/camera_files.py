@@ -11,10 +11,16 @@ from ..errors import InputError
 from ..geometry.cameras import Camera
 from .colmap_files import MODELS
 from .files import write_text
-from .text import read_named_rows, read_text
+from .text import is_number, read_named_rows, read_text
 
-_LINE = re.compile(rf"(?P<name>.+)\s+(?P<rest>(?:{'|'.join(name for name, _ in MODELS)})(?:\s+[-+.\deE]+)+)")
-"""The last name of a model ends the image's."""
+
+def _split_camera(line: str) -> tuple[str, str] | None:
+    """The name, and the camera's words, which begin with the last name of a model."""
+    words = list(re.finditer(r"\S+", line))
+    while len(words) > 1 and is_number(words[-1].group()):
+        words.pop()
+    at = words[-1].start() if len(words) > 1 and words[-1].group() in dict(MODELS) else 0
+    return (line[:at].rstrip(), line[at:]) if at else None
 
 
 def read_cameras(path: str | Path) -> dict[str, Camera]:
@@ -24,7 +30,7 @@ def read_cameras(path: str | Path) -> dict[str, Camera]:
         InputError: The file cannot be read, is malformed, empty, or names an image twice.
     """
     cameras: dict[str, Camera] = {}
-    for where, name, text in read_named_rows(path, _LINE):
+    for where, name, text in read_named_rows(path, _split_camera):
         if name in cameras:
             raise InputError(f"{where}: a second camera for '{name}': keep one")
         try:

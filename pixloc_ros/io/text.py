@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from decimal import Decimal, InvalidOperation
 from pathlib import Path
 
@@ -63,14 +63,16 @@ def read_rows(path: str | Path, remedy: str = "check the path", skip: int = 0) -
     return ((where, _COMMENT.sub("", line).split()) for where, line in read_lines(path, remedy, skip))
 
 
-def read_named_rows(path: str | Path, row: re.Pattern, remedy: str = "check the path") -> Iterator[tuple[str, str, str]]:
+def read_named_rows(
+    path: str | Path, split: Callable[[str], tuple[str, str] | None], remedy: str = "check the path"
+) -> Iterator[tuple[str, str, str]]:
     """("file:line", name, rest) of lines that begin with the name of a file, which may hold blanks and "#".
 
     Lines that begin with "#" are comments unless they are such lines whose name begins with "#" and no blank.
 
     Args:
         path: The file.
-        row: Matches a line with its groups `name` and `rest`. Of lines that it does not match, the first word is the name.
+        split: Gives name and rest of a line, None where it is no such line: then its first word is the name.
         remedy: What to do where the file cannot be read.
 
     Raises:
@@ -78,11 +80,20 @@ def read_named_rows(path: str | Path, row: re.Pattern, remedy: str = "check the 
     """
     for number, line in enumerate(read_text(path, remedy).split("\n"), 1):
         line = line.strip()
-        match = row.fullmatch(line) or row.fullmatch(_COMMENT.sub("", line))
-        if match and not line.startswith("# "):
-            yield f"{path}:{number}", *match.group("name", "rest")
-        elif line and not line.startswith("#"):
-            yield f"{path}:{number}", *(line.split(maxsplit=1) + [""])[:2]
+        parts = split(line) or split(_COMMENT.sub("", line))
+        if parts is None and not line.startswith("#"):
+            parts = tuple((line.split(maxsplit=1) + [""])[:2]) if line else None
+        if parts is not None and not line.startswith("# "):
+            yield f"{path}:{number}", *parts
+
+
+def is_number(word: str) -> bool:
+    """Whether a word is a number, NaN and infinity too."""
+    try:
+        float(word)
+        return True
+    except ValueError:
+        return False
 
 
 def read_table(path: str | Path, columns: int, remedy: str = "check the path") -> np.ndarray:

@@ -20,10 +20,9 @@ import torch
 from ..errors import InputError
 from ..geometry import se3
 from .files import write_text
-from .text import parse_numbers, parse_stamp, read_lines, read_named_rows, read_rows
+from .text import is_number, parse_numbers, parse_stamp, read_lines, read_named_rows, read_rows
 
 _REMEDY = "give one pose a line"
-_NAMED = re.compile(r"(?P<name>.+?)\s+(?P<rest>[-+.\deE]+(?:\s+[-+.\deE]+){6})")
 
 
 @dataclass(frozen=True)
@@ -150,11 +149,11 @@ def read_kitti(path: Path) -> torch.Tensor:
 
 def pose_format(path: Path) -> str:
     """ "tum", "kitti" or "benchmark", by the first line that says something. Raises `InputError` where it is none of them."""
-    rows = list(read_named_rows(path, _NAMED, _REMEDY))
+    rows = list(read_named_rows(path, _split_pose, _REMEDY))
     # A pose that is commented out looks as if its name began with "#".
     where, name, rest = next((row for row in rows if not row[1].startswith("#")), rows[0] if rows else (str(path), "", ""))
     words = [*name.split(), *rest.split()]
-    numbers = [_is_number(word) for word in words]
+    numbers = [is_number(word) for word in words]
     if len(words) in (8, 12) and all(numbers):
         return {8: "tum", 12: "kitti"}[len(words)]
     if len(words) >= 8 and all(numbers[-7:]) and not all(numbers):
@@ -167,12 +166,10 @@ def pose_format(path: Path) -> str:
     )
 
 
-def _is_number(word: str) -> bool:
-    try:
-        float(word)
-        return True
-    except ValueError:
-        return False
+def _split_pose(line: str) -> tuple[str, str] | None:
+    """The name, and the 7 numbers behind it."""
+    name, *numbers = line.rsplit(maxsplit=7) or [""]
+    return (name, " ".join(numbers)) if len(numbers) == 7 and all(map(is_number, numbers)) else None
 
 
 def _is_unit(quaternion: list[str]) -> bool:
@@ -196,7 +193,7 @@ def read_benchmark_poses(path: Path) -> dict[str, torch.Tensor]:
     """Lines ``name qw qx qy qz tx ty tz`` → camera_from_map [4, 4] by name, in the file's order; names may hold blanks and begin
     with "#" (no comment ends with such numbers). Raises `InputError`."""
     poses: dict[str, torch.Tensor] = {}
-    for where, name, rest in read_named_rows(path, _NAMED, _REMEDY):
+    for where, name, rest in read_named_rows(path, _split_pose, _REMEDY):
         words = rest.split()
         if len(words) != 7:
             raise InputError(f"{where}: {len(words) + 1} words instead of 8: write 'name qw qx qy qz tx ty tz'")

@@ -1,4 +1,5 @@
 # Copyright the pixloc_ros authors. SPDX-License-Identifier: Apache-2.0
+import contextlib
 from pathlib import Path
 
 import cv2
@@ -19,6 +20,20 @@ def shifted(x: float) -> np.ndarray:
     pose = np.eye(4)
     pose[0, 3] = x
     return pose
+
+
+@contextlib.contextmanager
+def mounted(path: Path):
+    """A new bag with the camera's mount."""
+    with BagWriter(path) as bag:
+        bag.transform("/tf_static", T0, "base_link", "camera_optical", BASE_FROM_CAMERA)
+        yield bag
+
+
+def shoot(bag: BagWriter, stamp: int, value=0, time_ns=None, topic="/camera/image_raw") -> None:
+    """An image with its calibration."""
+    bag.info(stamp, W, H, 70.0, topic.rpartition("/")[0] + "/camera_info", time_ns=time_ns)
+    bag.image(stamp, np.full((H, W), value, np.uint8), W, H, topic=topic, time_ns=time_ns)
 
 
 def write_drive(path: Path, storage="mcap", static=True, truth=True, odometry=True, images=3) -> Path:
@@ -86,14 +101,12 @@ def test_a_single_file_opens_too(tmp_path):
 
 
 def test_odometry_and_truth_from_tf(tmp_path):
-    with BagWriter(tmp_path / "b") as bag:
-        bag.transform("/tf_static", T0, "base_link", "camera_optical", BASE_FROM_CAMERA)
+    with mounted(tmp_path / "b") as bag:
         bag.transform("/tf_static", T0, "base_link", "marker", shifted(2.0))
         for i in range(3):
             bag.transform("/tf", T0 + i * MS, "odom", "base_link", shifted(float(i)))
             bag.transform("/tf", T0 + i * MS, "world", "marker", shifted(10.0 + i))
-        bag.info(T0, W, H, 70.0)
-        bag.image(T0 + 1, np.zeros((H, W), np.uint8), W, H)
+        shoot(bag, T0)
     with BagReader(tmp_path / "b", BagOptions(truth="tf:world:marker")) as bag:
         assert bag.odometry_topic == "tf"
         assert bag.odometry().map_from_body[:, 0, 3].tolist() == [0, 1, 2]
@@ -116,11 +129,9 @@ def test_missing_static_transform_names_what_is_there(tmp_path):
 
 
 def test_several_cameras_have_to_be_chosen(tmp_path):
-    with BagWriter(tmp_path / "b") as bag:
-        bag.transform("/tf_static", T0, "base_link", "camera_optical", BASE_FROM_CAMERA)
+    with mounted(tmp_path / "b") as bag:
         for side in ("left", "right"):
-            bag.info(T0, W, H, 70.0, topic=f"/{side}/camera_info")
-            bag.image(T0, np.zeros((H, W), np.uint8), W, H, topic=f"/{side}/image_raw")
+            shoot(bag, T0, topic=f"/{side}/image_raw")
         bag.image(T0, np.zeros((H, W), np.uint16), W, H, "16UC1", topic="/depth/image_raw")
     with pytest.raises(InputError, match="2 topics .*/left/image_raw, /right/image_raw; choose with --image-topic"):
         BagReader(tmp_path / "b")
@@ -131,8 +142,7 @@ def test_several_cameras_have_to_be_chosen(tmp_path):
 
 
 def test_frames_that_cannot_be_used_are_told_not_dropped(tmp_path):
-    with BagWriter(tmp_path / "b") as bag:
-        bag.transform("/tf_static", T0, "base_link", "camera_optical", BASE_FROM_CAMERA)
+    with mounted(tmp_path / "b") as bag:
         good = cv2.imencode(".jpg", np.zeros((H, W), np.uint8))[1].tobytes()
         small = cv2.imencode(".jpg", np.zeros((H // 2, W), np.uint8))[1].tobytes()
         for i, data in enumerate((good, good[:30], small, good)):
@@ -148,10 +158,8 @@ def test_frames_that_cannot_be_used_are_told_not_dropped(tmp_path):
 
 
 def test_clock_set_back_starts_over(tmp_path):
-    with BagWriter(tmp_path / "b") as bag:
-        bag.transform("/tf_static", T0, "base_link", "camera_optical", BASE_FROM_CAMERA)
-        bag.info(T0, W, H, 70.0)
-        bag.image(T0, np.zeros((H, W), np.uint8), W, H)
+    with mounted(tmp_path / "b") as bag:
+        shoot(bag, T0)
         for i, seconds in enumerate((0, 3, 6, 0, 3)):
             bag.odometry(T0 + seconds * 10**9, shifted(float(i)), time_ns=T0 + i)
     with BagReader(tmp_path / "b") as bag:
@@ -240,14 +248,12 @@ def test_what_a_killed_recorder_left_is_read(tmp_path):
 
 def test_single_messages_that_cannot_be_read_are_left_out_and_named(tmp_path):
     path = tmp_path / "b"
-    with BagWriter(path) as bag:
-        bag.transform("/tf_static", T0, "base_link", "camera_optical", BASE_FROM_CAMERA)
+    with mounted(path) as bag:
         bag.transform("/tf_static", T0, "base_link", "laser", shifted(np.nan))
         for i in range(4):
             stamp = T0 + i * 100 * MS
             bag.odometry(stamp, shifted(i))
-            bag.info(stamp, W, H, 70.0)
-            bag.image(stamp, np.zeros((H, W), np.uint8), W, H)
+            shoot(bag, stamp)
             bag.truth(stamp, shifted(i) * (np.nan if i == 1 else 1))
             if i == 2:
                 for connection in bag._connections.values():
@@ -292,13 +298,11 @@ def test_bad_bags_give_one_line(tmp_path):
     ],
 )
 def test_images_that_nothing_dates_are_refused_or_dated_by_their_recording(tmp_path, stamps, message):
-    with BagWriter(tmp_path / "b") as bag:
-        bag.transform("/tf_static", T0, "base_link", "camera_optical", BASE_FROM_CAMERA)
+    with mounted(tmp_path / "b") as bag:
         for i, stamp in enumerate(stamps):
             time = T0 + i * 100 * MS
             bag.odometry(time, shifted(i))
-            bag.info(stamp, W, H, 70.0, time_ns=time + 1)
-            bag.image(stamp, np.full((H, W), i, np.uint8), W, H, time_ns=time + 1)
+            shoot(bag, stamp, i, time + 1)
     with pytest.raises(InputError, match=f"{message}.*--recording-time"):
         BagReader(tmp_path / "b")
     with BagReader(tmp_path / "b", BagOptions(recording_time=True)) as bag:
@@ -312,20 +316,17 @@ def test_images_that_nothing_dates_are_refused_or_dated_by_their_recording(tmp_p
 
 def test_what_was_recorded_one_topic_after_the_other_has_one_clock_all_the_same(tmp_path):
     """As converters write it; and the first images of a simulation have no stamp yet."""
-    with BagWriter(tmp_path / "b") as bag:
-        bag.transform("/tf_static", T0, "base_link", "camera_optical", BASE_FROM_CAMERA)
+    with mounted(tmp_path / "b") as bag:
         for i in range(3):
             bag.odometry(T0 + i * 100 * MS, shifted(i), time_ns=T0 + 10**12 + i)
         for i, stamp in enumerate((0, T0, T0 + 100 * MS)):
-            bag.info(stamp, W, H, 70.0, time_ns=T0 + 2 * 10**12 + i)
-            bag.image(stamp, np.zeros((H, W), np.uint8), W, H, time_ns=T0 + 2 * 10**12 + i)
+            shoot(bag, stamp, i, T0 + 2 * 10**12 + i)
     with BagReader(tmp_path / "b") as bag:
         assert bag.odometry_topic == "/odom" and bag.image_count == 3
 
 
 def test_odometry_of_another_clock_than_the_recording_is_named_as_what_to_leave_out(tmp_path):
-    with BagWriter(tmp_path / "b") as bag:
-        bag.transform("/tf_static", T0, "base_link", "camera_optical", BASE_FROM_CAMERA)
+    with mounted(tmp_path / "b") as bag:
         bag.odometry(0, shifted(0), time_ns=T0)
         for i in range(3):  # the calibration has no stamp: that does no harm
             bag.info(0, W, H, 70.0, time_ns=T0 + i * 100 * MS)
@@ -344,8 +345,7 @@ def test_a_mount_that_is_published_again_and_again_is_static_where_it_does_not_c
             bag.transform("/tf", stamp, "base_link", "head", shifted(1.0 + i * step))
             bag.transform("/tf", stamp, "head", "camera_optical", BASE_FROM_CAMERA)
             bag.odometry(stamp, shifted(i))
-            bag.info(stamp, W, H, 70.0)
-            bag.image(stamp, np.zeros((H, W), np.uint8), W, H)
+            shoot(bag, stamp)
     if step > 0.01:
         with pytest.raises(InputError, match="from base_link to camera_optical changes on /tf .*--base-from-camera"):
             BagReader(tmp_path / "b")
