@@ -6,6 +6,7 @@ The node, the command line, evaluation and Python users all assemble their local
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -225,26 +226,32 @@ class Localizer:
         ]
         return best, "another place looks the same" if rivals else ""
 
-    def warm_up(self) -> None:
+    def warm_up(self, progress: Callable[[int, int], None] = lambda done, of: None) -> None:
         """Pays for first calls, which cost many times what later ones do, before images come: right after an installation, when
-        nothing is compiled yet, some twenty seconds."""
+        nothing is compiled yet, some twenty seconds. progress: called with the steps done and all steps; it may raise."""
         map_, aligner = self.map, self.aligner
         keyframe = int(np.diff(map_.observation_offsets).argmax())
         camera, pose = map_.cameras[int(map_.keyframe_camera[keyframe])], map_.map_from_keyframe[keyframe]
         noise = np.random.default_rng(0).integers(0, 255, (camera.height, camera.width), np.uint8)
+        steps = iter(range(1, _REHEARSED_IMAGES + 3))
+        advance = lambda: progress(next(steps), _REHEARSED_IMAGES + 2)  # noqa: E731
+        progress(0, _REHEARSED_IMAGES + 2)
         rehearsal = _Rehearsal(aligner, self.relocalizer)
         tracker = Tracker(rehearsal, pose_search=rehearsal)
         base_from_camera = torch.eye(4, dtype=torch.float64)
         tracker.initialize(pose, None, 0)
         aligner.prepare(noise, camera)  # the network's second call may still be slow
         frame = PreparedFrame(0, noise, camera, aligner.prepare(noise, camera))
+        advance()
         for number in range(1, _REHEARSED_IMAGES + 1):
             if number == _REHEARSED_IMAGES // 2:
                 tracker.relocalize()
             for offset_ns in (-_REHEARSED_PERIOD_NS // 4, _REHEARSED_PERIOD_NS // 4):
                 tracker.add_odometry(number * _REHEARSED_PERIOD_NS + offset_ns, base_from_camera)
             tracker.track(replace(frame, stamp_ns=number * _REHEARSED_PERIOD_NS), base_from_camera)
+            advance()
         aligner.focal_length(frame.prepared, aligner.localize_prepared(frame.prepared, pose))
+        advance()
 
 
 class _Rehearsal:

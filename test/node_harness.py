@@ -33,6 +33,7 @@ from pixloc_ros.node import conversions
 from pixloc_ros.node.localization_node import LocalizationNode
 from pixloc_ros.rig import robot
 from pixloc_ros.rig.node_process import spinning_node
+from pixloc_ros.tracking.options import TrackerOptions
 from pixloc_ros.tracking.tracker import Tracker
 from pixloc_ros.tracking.types import FrameAlignment, PreparedImage
 
@@ -92,9 +93,9 @@ class FakeAligner:
         return PreparedImage(image, camera, {})
 
     def localize_prepared(self, prepared, map_from_camera, prior_covariance=None, motion=None) -> FrameAlignment:
-        value = float(prepared.pyramid[HEIGHT - 8 :].mean())
-        good = value < BROKEN - 10
-        number = round((value - 20) / 4)
+        units, fifties = (float(part.mean()) for part in (prepared.pyramid[-8:], prepared.pyramid[HEIGHT // 2 : -8]))
+        good = units < BROKEN - 10
+        number = round((units - 20) / 4) + 50 * round((fifties - 20) / 4)
         pose = pose_of(number) @ BASE_FROM_CAMERA if good else map_from_camera
         return self.answer(FrameAlignment(pose, 1e-4 * torch.eye(6, dtype=torch.float64), good, "fake", 0.01, 0.9, 1.0, 200, 3))
 
@@ -112,17 +113,18 @@ class FakeLocalizer:
     def answer(self, found: FrameAlignment) -> FrameAlignment:
         return found
 
-    def tracker(self, relocalization: bool = True) -> Tracker:
-        return Tracker(self.aligner)
+    def tracker(self, options: TrackerOptions | None = None, relocalization: bool = True) -> Tracker:
+        return Tracker(self.aligner, options)
 
-    def warm_up(self) -> None:
+    def warm_up(self, progress) -> None:
         pass
 
 
 def grey_image(number: int | None) -> np.ndarray:
-    """uint8 [HEIGHT, WIDTH]: white upper half, the number below; None: an image that aligns with nothing."""
+    """uint8 [HEIGHT, WIDTH]: white upper half, the number's fifties and units below; None: an image that aligns with nothing."""
     image = np.full((HEIGHT, WIDTH), 255, np.uint8)
-    image[HEIGHT // 2 :] = BROKEN if number is None else 20 + 4 * number
+    fifties, units = (BROKEN, BROKEN) if number is None else (20 + 4 * digit for digit in divmod(number, 50))
+    image[HEIGHT // 2 : -8], image[-8:] = fifties, units
     return image
 
 

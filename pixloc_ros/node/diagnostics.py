@@ -39,6 +39,8 @@ _PACE_IMAGES = 20
 """The share is computed from at least so many images."""
 _FILTER_LIMIT, _FILTER_PATIENCE_NS = 5.3, NS_PER_S
 """A filter's pose further from ours, in standard deviations (1 in 10 000 by chance), for so long, is wrong."""
+_CALM_NS = 10 * NS_PER_S
+"""A search for the first pose that takes no longer is no fault."""
 
 
 @dataclass
@@ -147,6 +149,7 @@ class Health:
         self._lock = threading.Lock()
         self._counted = self.counters  # as they were at the last check of the pace
         self._untracked = 0
+        self._searched_since_ns: int | None = None
         self._frame_ms: deque[float] = deque(maxlen=100)
         self._delay_ms: deque[float] = deque(maxlen=100)
         self._agreed_ns: int | None = None
@@ -205,13 +208,29 @@ class Health:
                 cost=f"{alignment.cost:.4f}", iterations=alignment.iterations,
                 prior_distance_m=f"{result.prior_distance_m:.3f}", prior_rotation_rad=f"{result.prior_rotation_rad:.4f}",
             )  # fmt: skip
-        silent = result.state in (TrackState.LOST, TrackState.RELOCALIZING)
-        text = f"{result.state.name.lower()}: {result.message}" + ("; no pose is published" if silent else "")
-        self._board.update("localization", "state", "" if tracking and not result.message else text, ERROR if silent else WARN)
+        text = result.message if tracking else f"{result.state.name.lower()}: {result.message}"
+        calm = self._is_calm(result, tracker)
+        self.report_state(result.state, text, OK if calm else WARN)
         text = "there is no pose to start from: publish one on initialpose (RViz: 2D Pose Estimate)"
         if tracker.can_relocalize:
-            text = "no pose yet: the whole map is searched; a pose on initialpose (RViz: 2D Pose Estimate) may help"
-        self._board.update("initial pose", "missing", "" if tracker.has_pose else text)
+            text = "no pose yet: the whole map is searched" + ("" if calm else "; a pose on initialpose may help")
+        self._board.update("initial pose", "missing", "" if tracker.has_pose else text, OK if calm else WARN)
+
+    def report_state(self, state: TrackState, text: str, level: bytes = WARN) -> None:
+        """Diagnostics of the state. level: where a pose is published or has never been known; empty text: all is well."""
+        silent = state in (TrackState.LOST, TrackState.RELOCALIZING)
+        self._board.update(
+            "localization", "state", text + ("; no pose is published" if silent else ""), ERROR if silent else level
+        )
+
+    def _is_calm(self, result: TrackResult, tracker: Tracker) -> bool:
+        """Whether the first pose is being searched for, and has not been for long."""
+        if result.state is not TrackState.INITIALIZING or not tracker.can_relocalize:
+            self._searched_since_ns = None
+            return False
+        if self._searched_since_ns is None or self._searched_since_ns > result.stamp_ns:
+            self._searched_since_ns = result.stamp_ns
+        return result.stamp_ns - self._searched_since_ns < _CALM_NS
 
     def judge_odometry(self, tracker: Tracker, time_offset_ns: int) -> None:
         """Compares the odometry with the poses. time_offset_ns: added to the stamps of the images."""

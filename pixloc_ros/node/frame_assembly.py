@@ -25,6 +25,7 @@ from .work_queue import ReceivedImage
 
 _MAX_INITIAL_POSE_AGE_NS = 10 * NS_PER_S
 """How old an initial pose may be: as long as the tracker keeps odometry."""
+_ODOMETRY_ALIVE_S = 1.0
 
 
 class FrameAssembly:
@@ -49,6 +50,7 @@ class FrameAssembly:
         self.twist: TwistWithCovariance | None = None
         self.last_image_ns: int | None = None
         self.time_offset_ns = 0
+        self._odometry_moved_at = 0.0
 
     def use(self, tracker: Tracker, map_name: str, georeference: Georeference | None) -> None:
         """Frames are made for this tracker from now on. It starts from the last pose in its file, if that is of this map."""
@@ -103,7 +105,7 @@ class FrameAssembly:
         frame = tracker.prepare(CameraFrame(stamp_ns, pixels, camera))
         began = time.monotonic()
         base_from_camera = self._inputs.transforms.base_from_camera(received.message.header.frame_id, stamp_ns, deadline)
-        self._feed_odometry(stamp_ns, deadline)
+        self._feed_odometry(stamp_ns, received.received_at, deadline)
         stages_ms["wait_ms"] = (time.monotonic() - began) * 1e3
         self._feed_initial_pose(stamp_ns)
         if not tracker.has_pose:
@@ -112,30 +114,40 @@ class FrameAssembly:
         self._board.clear("calibration", "missing", "size")
         return frame, base_from_camera
 
-    def _feed_odometry(self, stamp_ns: int, deadline: float) -> None:
+    def catch_up(self, elapsed_ns: int) -> int:
+        """Takes the odometry that came since the last image. Returns the time, as a stamp: that of the newest odometry or, where
+        that stands still, the last image's and `elapsed_ns`."""
+        source, before_ns = self._setting("odom_source"), self.tracker.odometry.newest_stamp_ns
+        if source == "tf" and (newest := self._inputs.transforms.newest_odom_from_base()) is not None:
+            self.tracker.add_odometry(*newest)
+        if source == "topic":
+            self._take_odometry(self._inputs.newest_ns)
+        newest_ns = self.tracker.odometry.newest_stamp_ns
+        if newest_ns != before_ns:
+            self._odometry_moved_at = time.monotonic()
+        if newest_ns is not None and time.monotonic() - self._odometry_moved_at < _ODOMETRY_ALIVE_S:
+            return max(newest_ns, self.last_image_ns)
+        return self.last_image_ns + elapsed_ns
+
+    def _feed_odometry(self, stamp_ns: int, received_at: float, deadline: float) -> None:
         source = self._setting("odom_source")
         if source == "tf":
             self.tracker.add_odometry(stamp_ns, self._inputs.transforms.odom_from_base(stamp_ns, deadline))
         if source != "topic":
             return
-        for message, twist in self._inputs.take_odometry(stamp_ns, deadline):
+        self._inputs.wait_for_odometry(stamp_ns, received_at, deadline)
+        self._take_odometry(stamp_ns)
+        newest_ns = self.tracker.odometry.newest_stamp_ns
+        if newest_ns is not None and stamp_ns - newest_ns > NS_PER_S:
+            self.twist = None
+
+    def _take_odometry(self, stamp_ns: int) -> None:
+        for message, twist in self._inputs.take_odometry(stamp_ns):
             self.twist = twist
             report = self.tracker.add_odometry(message.stamp_ns, message.odom_from_base, message.twist_covariance, message.twist)
             if report.message:
                 self._board.report_once("odometry", "tracker", WARN, report.message)
         self._complete_twist()
-        newest_ns = self.tracker.odometry.newest_stamp_ns
-        if newest_ns is None or newest_ns >= stamp_ns:
-            self._board.clear("odometry", "late")
-            return
-        behind_s = (stamp_ns - newest_ns) / NS_PER_S
-        if behind_s > 1.0:
-            self.twist = None
-        text = (
-            f"the newest odometry ({newest_ns / NS_PER_S:.3f}) is {behind_s:.3f} s older than the image "
-            f"({stamp_ns / NS_PER_S:.3f}): raise odometry_wait_s, or synchronise the clocks of camera and odometry"
-        )
-        self._board.report("odometry", "late", WARN, text)
 
     def _complete_twist(self) -> None:
         """What the twist leaves empty is taken from the poses."""

@@ -24,9 +24,11 @@ from ..errors import InputError
 from ..geometry.cameras import Camera
 from ..io.frames import OdometryMessage
 from ..tracking.covariances import isotropic
+from ..tracking.silence import LEAST_S
 from . import conversions
 from .conversions import NS_PER_S, stamp_to_ns
-from .diagnostics import ERROR, WARN, DiagnosticBoard
+from .diagnostics import ERROR, OK, WARN, DiagnosticBoard
+from .input_watch import InputWatch
 from .parameters import FRAME_QUEUE_LIMIT, Value, image_subscription_topic
 from .transforms import POLL_S, Rejected, Transforms
 
@@ -74,6 +76,8 @@ class Inputs:
 
     Attributes:
         transforms: what came in over TF.
+        watch: since when inputs have been silent.
+        hears_images: whether images are subscribed to.
     """
 
     def __init__(
@@ -89,9 +93,9 @@ class Inputs:
         self._on_image_checked, self._on_time_jump = on_image, on_time_jump
         self.transforms = Transforms(node, setting, board, is_own)
         self._subscriptions: list[Subscription] = []
+        self.hears_images = False
         self._arrived = threading.Event()
-        self._heard_at = dict.fromkeys(("image", "calibration", "odometry"), time.monotonic())
-        self._ever_heard: set[str] = set()
+        self.watch = InputWatch(node, setting, board)
         self._lock = threading.Lock()  # guards the following
         self._camera: Camera | None = None
         self._camera_info_key: tuple | None = None
@@ -102,15 +106,16 @@ class Inputs:
         self._fix: tuple[np.ndarray, np.ndarray] | None = None
         self._filter_covariance: torch.Tensor | None = None
 
+    def _listen(self, *arguments) -> None:
+        overridable = QoSOverridingOptions.with_default_policies()
+        self._subscriptions.append(self._node.create_subscription(*arguments, qos_overriding_options=overridable))
+
     def subscribe(self) -> None:
-        """Begins to listen. Images come last: whoever waits for that subscription knows that the node is ready."""
-        node, setting = self._node, self._setting
-
-        def listen(*arguments) -> None:
-            overridable = QoSOverridingOptions.with_default_policies()
-            self._subscriptions.append(node.create_subscription(*arguments, qos_overriding_options=overridable))
-
-        self._heard_at = dict.fromkeys(self._heard_at, time.monotonic())
+        """Begins to listen to all but images."""
+        listen, setting = self._listen, self._setting
+        self._image_topic = self._node.resolve_topic_name(
+            image_subscription_topic(setting("image_topic"), setting("image_transport"))
+        )
         self.transforms.subscribe()
         listen(PoseWithCovarianceStamped, "initialpose", self._on_initial_pose, 1)
         listen(NavSatFix, setting("fix_topic"), self._on_fix, qos_profile_sensor_data)
@@ -119,16 +124,24 @@ class Inputs:
         if setting("odom_source") == "topic":
             qos = QoSProfile(depth=200, reliability=ReliabilityPolicy.BEST_EFFORT)
             listen(Odometry, setting("odom_topic"), self._on_odometry, qos)
+
+    def subscribe_to_images(self) -> None:
+        """Begins to listen to images: whoever waits for that subscription knows that the node is ready."""
+        setting = self._setting
+        self.watch.begin()
         reliable = setting("image_reliability") == "reliable"
         reliability = ReliabilityPolicy.RELIABLE if reliable else ReliabilityPolicy.BEST_EFFORT
         qos = QoSProfile(depth=FRAME_QUEUE_LIMIT if setting("process_all_frames") else 5, reliability=reliability)
-        transport = setting("image_transport")
-        topic = image_subscription_topic(setting("image_topic"), transport)
-        listen(CompressedImage if transport == "compressed" else Image, topic, self._on_image, qos)
-        self._image_topic = self._subscriptions[-1].topic_name
+        kind = CompressedImage if setting("image_transport") == "compressed" else Image
+        self._listen(kind, self._image_topic, self._on_image, qos)
+        self.hears_images = True
+        topics = [self._image_topic, self.topic("camera_info_topic")]
+        topics += [self.topic("odom_topic")] if setting("odom_source") == "topic" else []
+        self._node.get_logger().info(f"listening to {', '.join(topics)}")
 
     def unsubscribe(self) -> None:
         """Stops listening."""
+        self.hears_images = False
         for subscription in self._subscriptions:
             self._node.destroy_subscription(subscription)
         self._subscriptions.clear()
@@ -136,12 +149,8 @@ class Inputs:
 
     # ---- callbacks
 
-    def _heard(self, component: str) -> None:
-        self._heard_at[component] = time.monotonic()
-        self._ever_heard.add(component)
-
     def _on_image(self, message: Image | CompressedImage) -> None:
-        self._heard("image")
+        self.watch.heard("image")
         stamp_ns = stamp_to_ns(message.header.stamp)
         if stamp_ns > 0:  # not before the beginning of a simulated time
             stamp_ns = max(stamp_ns + round(self._setting("time_offset") * NS_PER_S), 1)
@@ -149,7 +158,7 @@ class Inputs:
             back_ns = 0 if self._newest_image_ns is None else self._newest_image_ns - stamp_ns
             newest_odometry_ns = self._newest_odometry_ns or 0
         # A recording may be played without simulated time: then the odometry gives the time, as long as it comes.
-        alive = newest_odometry_ns and time.monotonic() - self._heard_at["odometry"] < _ODOMETRY_ALIVE_S
+        alive = newest_odometry_ns and self.watch.silent_s("odometry") < _ODOMETRY_ALIVE_S
         now_ns = newest_odometry_ns if alive else self._node.get_clock().now().nanoseconds
         if now_ns and stamp_ns - now_ns > FUTURE_NS:  # 0: simulated time has not begun
             text = (
@@ -166,7 +175,7 @@ class Inputs:
         self._on_image_checked(message, stamp_ns, None)
 
     def _on_camera_info(self, message: CameraInfo) -> None:
-        self._heard("calibration")
+        self.watch.heard("calibration")
         roi = message.roi
         key = (
             *(message.width, message.height, message.distortion_model, tuple(message.k), tuple(message.d)),
@@ -185,7 +194,7 @@ class Inputs:
         self._arrived.set()
 
     def _on_odometry(self, message: Odometry) -> None:
-        self._heard("odometry")
+        self.watch.heard("odometry")
         board, topic = self._board, self.topic("odom_topic")
         for parameter, name in (("odom_frame_id", message.header.frame_id), ("base_frame_id", message.child_frame_id)):
             wanted = self._setting(parameter)
@@ -214,6 +223,7 @@ class Inputs:
         with self._lock:
             self._odometry.append(_received(stamp_ns, odom_from_base, message.twist))
             self._newest_odometry_ns = stamp_ns
+        self.watch.odometry_came(stamp_ns)
         self._arrived.set()
 
     def _on_initial_pose(self, message: PoseWithCovarianceStamped) -> None:
@@ -267,6 +277,9 @@ class Inputs:
     def expect_start(self) -> None:
         """Takes the initial pose of the parameters, or asks for one in diagnostics. A pose that came in already stays."""
         if not self._setting("set_initial_pose"):
+            if self._setting("relocalization"):
+                self._board.report("initial pose", "missing", OK, "none is given: the whole map is searched")
+                return
             text = (
                 "there is no pose to start from: publish one on initialpose (RViz: 2D Pose Estimate), or set "
                 "set_initial_pose and initial_pose.*"
@@ -319,14 +332,25 @@ class Inputs:
             covariance = self._filter_covariance
         return pose, isotropic(*_FILTER_STD) if covariance is None else covariance + isotropic(*_FILTER_FLOOR)
 
-    def take_odometry(self, stamp_ns: int, deadline: float) -> list[ReceivedOdometry]:
-        """Waits for odometry at or after a stamp; returns the new messages up to and including the first such message.
+    def wait_for_odometry(self, stamp_ns: int, received_at: float, deadline: float) -> None:
+        """Waits for odometry at or after the stamp of an image that came at `received_at` (`time.monotonic`)."""
+
+        def covered() -> bool:
+            return (self._newest_odometry_ns or 0) >= stamp_ns
+
+        # If odometry has stopped, there is nothing to wait for.
+        if self.watch.silent_s("odometry") < self._setting("input_timeout_s"):
+            self._wait_until(covered, deadline)
+        if covered():
+            self._board.clear("odometry", "late")
+        else:
+            self.watch.wait_for_odometry(stamp_ns, received_at)
+
+    def take_odometry(self, stamp_ns: int) -> list[ReceivedOdometry]:
+        """The new messages up to and including the first one at or after a stamp.
 
         Later ones stay: the pose of an image must not depend on how much came in meanwhile.
         """
-        # If odometry has stopped, there is nothing to wait for.
-        if time.monotonic() - self._heard_at["odometry"] < self._setting("input_timeout_s"):
-            self._wait_until(lambda: (self._newest_odometry_ns or 0) >= stamp_ns, deadline)
         taken = []
         with self._lock:
             while self._odometry:
@@ -345,7 +369,7 @@ class Inputs:
             text = f"no CameraInfo on {topic} yet: start its publisher, or set camera_info_topic"
             if key is not None:
                 text = f"the CameraInfo on {topic} cannot be used: images wait for a better one"
-            raise Rejected("calibration", "missing", text)
+            raise Rejected("calibration", "missing", text, may_come=key is None)
         return camera
 
     def _wait_until(self, ready: Callable[[], bool], deadline: float) -> None:
@@ -360,35 +384,20 @@ class Inputs:
         return self._node.resolve_topic_name(self._setting(parameter))
 
     def check_silence(self) -> None:
-        """Reports inputs that have been silent for a while, and the likely reason."""
+        """Reports inputs that have been silent for a while. Does nothing before `subscribe_to_images`."""
+        if not self.hears_images:
+            return
         topics = {"image": self._image_topic, "calibration": self.topic("camera_info_topic")}
         if self._setting("odom_source") == "topic":
             topics["odometry"] = self.topic("odom_topic")
-        for component, topic in topics.items():
-            silent_s = time.monotonic() - self._heard_at[component]
-            # A calibration may be published just once (transient local).
-            known = component == "calibration" and self._camera is not None
-            if known or silent_s <= self._setting("input_timeout_s"):
-                self._board.clear(component, "silent")
-                continue
-            since = f"nothing for {silent_s:.1f} s" if component in self._ever_heard else "nothing yet"
-            self._board.report(component, "silent", WARN, f"{since} on {topic}, {self._why_silent(component, topic)}")
+        # A calibration may be published just once (transient local).
+        self.watch.check(topics, {"calibration"} if self._camera is not None else set())
 
-    def _why_silent(self, component: str, topic: str) -> str:
-        publishers = self._node.get_publishers_info_by_topic(topic)
-        if not publishers:
-            parameters = {
-                "image": "image_topic and image_transport",
-                "calibration": "camera_info_topic",
-                "odometry": "odom_topic, or odom_source to none if the robot has no odometry",
-            }
-            return f"it has no publisher: start it, or set {parameters[component]}"
-        if component == "image":
-            best_effort = all(p.qos_profile.reliability == ReliabilityPolicy.BEST_EFFORT for p in publishers)
-            if best_effort and self._setting("image_reliability") == "reliable":
-                return "its publisher is best effort: set image_reliability to best_effort"
-            return "it has a publisher: check image_transport; for large images see docs/troubleshooting.md"
-        return "it has a publisher: check that it publishes"
+    def describe_images(self) -> str:
+        """Why no image could be used for a while."""
+        if self.watch.silent_s("image") < LEAST_S:
+            return f"images come on {self._image_topic}, but none can be used: see the diagnostics"
+        return self.watch.describe("image", self._image_topic)
 
 
 def _received(stamp_ns: int, odom_from_base: torch.Tensor, twist: TwistWithCovariance) -> ReceivedOdometry:

@@ -4,7 +4,9 @@
 from __future__ import annotations
 
 import functools
+import os
 import sys
+import threading
 import time
 import traceback
 from collections.abc import Callable
@@ -25,10 +27,10 @@ from ..errors import InputError
 from ..localization import Localizer
 from ..srv import LoadMap, SetPose
 from . import conversions
-from .diagnostics import ERROR, DiagnosticBoard
+from .diagnostics import ERROR, WARN, DiagnosticBoard
 from .inputs import JUMP_BACK_NS
 from .parameters import BY_NAME, PARAMETERS, Value, check_values
-from .worker import OpenLocalizer, Worker
+from .worker import WORKER, OpenLocalizer, Worker
 
 
 def _explained(transition):
@@ -96,12 +98,12 @@ class LocalizationNode(LifecycleNode):
 
     @_explained
     def on_configure(self, state: LifecycleState) -> TransitionCallbackReturn:
-        """Loads map and network, creates publishers and services. Diagnostics report a map that cannot be used."""
+        """Creates publishers and services; the worker begins to load the map. Diagnostics report one that cannot be used."""
         self._worker = Worker(self, self._setting, self._board, self._open_localizer, self._on_failure)
         worker = self._worker
         services = (  # name, type, action, whether the node must be active
             ("load_map", LoadMap, lambda request: worker.load_map(request.map), False),
-            ("relocalize", Trigger, lambda _: worker.relocalize(), False),
+            ("relocalize", Trigger, lambda _: worker.relocalize(), True),
             ("set_pose", SetPose, lambda request: worker.inputs.set_initial_pose(request.pose), True),
             ("pause", Trigger, lambda _: worker.pause(), True),
             ("resume", Trigger, lambda _: worker.resume(), True),
@@ -129,6 +131,7 @@ class LocalizationNode(LifecycleNode):
             self._stop_listening()
             raise
         self._board.clear("localization", "transition")
+        self.get_logger().info("active")
         return super().on_activate(state)
 
     def on_deactivate(self, state: LifecycleState) -> TransitionCallbackReturn:
@@ -213,11 +216,13 @@ class LocalizationNode(LifecycleNode):
     # ---- diagnostics
 
     def _on_tick(self) -> None:
-        self._worker.repeat_transform()
+        self._worker.on_tick()
         if self._board.take_changed():
             self._publish_diagnostics()
 
     def _on_second(self) -> None:
+        if self._worker is not None:
+            self._worker.tell_progress()
         if self._active:
             self._worker.on_second()
         self._publish_diagnostics()
@@ -233,11 +238,13 @@ class LocalizationNode(LifecycleNode):
         self._diagnostics.publish(message)
 
     def _log_condition(self, level: bytes, text: str) -> None:
-        # Two calls in two lines: rclpy refuses another severity from the same line.
+        # A line each: rclpy refuses another severity from the same line.
         if level == ERROR:
             self.get_logger().error(text)
-        else:
+        elif level == WARN:
             self.get_logger().warning(text)
+        else:
+            self.get_logger().info(text)
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -264,10 +271,16 @@ def main(arguments: list[str] | None = None) -> int:
         if node is not None:
             node.destroy_node()
         rclpy.try_shutdown()
+    code = 0
     if node is not None and node.failure is not None:
         traceback.print_exception(node.failure)
-        return 1
-    return 0
+        code = 1
+    if any(isinstance(thread, threading.Thread) and thread.name == WORKER for thread in threading.enumerate()):
+        # It compiles or loads, for a minute perhaps, and Python would wait for it.
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+    return code
 
 
 def _ends_soon(seconds: float = 1.0) -> bool:

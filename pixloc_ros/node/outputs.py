@@ -84,7 +84,7 @@ class Outputs:
             twist: of the robot's odometry; without it the velocity is computed from the last two poses.
         """
         if result.map_from_base is None:
-            self.fall_silent()
+            self.lose()
             return
         blind = self._setting("odom_source") == "none"
         transform = result.map_from_base if blind else result.map_from_odom
@@ -105,6 +105,11 @@ class Outputs:
         self._pose.publish(pose)
         self._odometry.publish(odometry)
         self._last = result
+
+    def lose(self) -> None:
+        """The tracker no longer knows the pose: the transform is not repeated, unless `publish_tf_when_lost` is set."""
+        if not self._setting("publish_tf_when_lost"):
+            self.fall_silent()
 
     def fall_silent(self) -> None:
         """The pose is no longer known: the transform is not repeated."""

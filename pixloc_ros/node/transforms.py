@@ -23,11 +23,11 @@ POLL_S = 0.005
 
 
 class Rejected(Exception):
-    """An image that cannot be used: the diagnostic condition that says why."""
+    """An image that cannot be used: the diagnostic condition that says why. may_come: what is missing may be on its way."""
 
-    def __init__(self, component: str, name: str, message: str, level: bytes = ERROR) -> None:
+    def __init__(self, component: str, name: str, message: str, level: bytes = ERROR, may_come: bool = False) -> None:
         super().__init__(message)
-        self.component, self.name, self.level = component, name, level
+        self.component, self.name, self.level, self.may_come = component, name, level, may_come
 
 
 class Transforms:
@@ -88,6 +88,14 @@ class Transforms:
         except (InputError, TransformException):
             return None
 
+    def newest_odom_from_base(self) -> tuple[int, torch.Tensor] | None:
+        """The newest transform and its stamp; None without any."""
+        try:
+            message = self._buffer.lookup_transform(self._setting("odom_frame_id"), self._setting("base_frame_id"), Time())
+            return conversions.stamp_to_ns(message.header.stamp), conversions.transform_to_matrix(message.transform, "odometry")
+        except (InputError, TransformException):
+            return None
+
     def _lookup(self, target: str, source: str, stamp_ns: int, deadline: float, condition: str, remedy: str) -> torch.Tensor:
         stamp = Time(nanoseconds=stamp_ns, clock_type=ClockType.ROS_TIME)
         while True:
@@ -100,7 +108,7 @@ class Transforms:
             except TransformException as error:
                 if time.monotonic() >= deadline:
                     text = f"no transform {target} -> {source} ({error}): {remedy}"
-                    raise Rejected("transforms", condition, text) from None
+                    raise Rejected("transforms", condition, text, may_come=True) from None
             time.sleep(POLL_S)
         self._board.clear("transforms", condition)
         return matrix

@@ -84,11 +84,17 @@ class WorkQueue:
                 self._condition.notify()
             return not self._closed
 
-    def take(self) -> ReceivedImage | Request | None:
-        """Waits for the next request or image; None when the queue is closed."""
+    @property
+    def closed(self) -> bool:
+        """Whether the worker is to end."""
+        return self._closed
+
+    def take(self, timeout_s: float | None = None) -> ReceivedImage | Request | None:
+        """Waits for the next request or image; None when time is up or the queue is closed."""
         with self._condition:
-            self._condition.wait_for(lambda: self._requests or self._frames or self._closed)
-            return None if self._closed else (self._requests or self._frames).popleft()
+            self._condition.wait_for(lambda: self._requests or self._frames or self._closed, timeout_s)
+            waiting = self._requests or self._frames
+            return None if self._closed or not waiting else waiting.popleft()
 
     def clear_frames(self) -> list[ReceivedImage]:
         """Takes out the images that wait."""

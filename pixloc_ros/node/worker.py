@@ -23,6 +23,8 @@ from ..errors import InputError
 from ..features import Execution
 from ..localization import Localizer
 from ..tracking.last_pose import LastPose, save_last_pose
+from ..tracking.options import TrackerOptions
+from ..tracking.silence import LEAST_S
 from ..tracking.types import TrackResult, TrackState
 from .diagnostics import ERROR, WARN, DiagnosticBoard, Health
 from .frame_assembly import FrameAssembly
@@ -32,6 +34,18 @@ from .parameters import FRAME_QUEUE_LIMIT, Value
 from .work_queue import ReceivedImage, Request, WorkQueue
 
 OpenLocalizer = Callable[[str, str, str, int, Execution], Localizer]
+WORKER = "localization"
+"""Name of the thread."""
+_WATCH_S = 0.1
+"""How often the worker looks whether images still come."""
+_END_S = 0.5
+"""So long it may take to finish an image when the node ends."""
+_TELL_S = 5.0
+"""How often the log tells how far compiling has come."""
+
+
+class _Closed(Exception):
+    """The node ends while the worker loads."""
 
 
 class Worker:
@@ -65,41 +79,50 @@ class Worker:
         self._start_anew = threading.Event()
         self._publishing = threading.Lock()
 
-        # Wakes the executor, which does not notice by itself that the worker has answered a request.
-        self._answered = node.create_guard_condition(lambda: None)
+        self._listens = self._loaded = False
+        self._used_at, self._used_ns = 0.0, 0  # when an image was tracked: monotonic seconds, and by the node's clock
+        self._compiling: tuple[float, int, int] | None = None  # since when, steps done, steps in all
+        self._told_at = 0.0
+        self._held: Rejected | None = None  # why images cannot be used, while what they need may be on its way
+
+        # Wakes the executor, which does not notice by itself what the worker has done.
+        self._answered = node.create_guard_condition(self._subscribe_when_loaded)
         self._queue = WorkQueue(FRAME_QUEUE_LIMIT if setting("process_all_frames") else 1)
         self._outputs, self._debug = Outputs(node, setting), DebugOutputs(node, setting)
         self.inputs = Inputs(node, setting, board, self._on_image, self.restart, self._outputs.is_own)
         self.health = Health(board, setting)
         self._assembly = FrameAssembly(self.inputs, setting, board)
-        ready = threading.Event()
-        self._thread = threading.Thread(target=self._work, args=(ready,), name="localization")
+        # Compiling cannot be interrupted: Python must be able to end without this thread.
+        self._thread = threading.Thread(target=self._work, name=WORKER, daemon=True)
         self._thread.start()
-        try:
-            ready.wait()
-        except BaseException:  # a signal to stop: nobody else knows of the thread yet
-            self.close()
-            raise
 
     # ---- for the node
 
     def start(self) -> None:
-        """Begins to listen, with the initial pose of the parameters."""
+        """Begins to listen, with the initial pose of the parameters; to images as soon as the map is loaded."""
         self.inputs.expect_start()
+        self._held = None
         self.inputs.subscribe()
+        self._listens = True
+        self._subscribe_when_loaded()
+
+    def _subscribe_when_loaded(self) -> None:
+        if self._listens and self._loaded and not self.inputs.hears_images:
+            self.inputs.subscribe_to_images()
 
     def stop(self) -> None:
         """Stops listening and forgets the pose."""
+        self._listens = False
         self.inputs.unsubscribe()
         self.restart("deactivated")
         self._paused.clear()
         self._board.clear_all(keep=("map",))
 
     def close(self) -> None:
-        """Ends the thread and the publishers."""
+        """Ends the publishers, and the thread as soon as it can be: it may be compiling."""
         for request in self._queue.close():
             request.refuse("the node is being cleaned up")
-        self._thread.join()
+        self._thread.join(_END_S)
         self._node.destroy_guard_condition(self._answered)
         self._outputs.destroy()
         self._debug.destroy()
@@ -141,10 +164,24 @@ class Worker:
         self.inputs.check_silence()
         self._check_rivals()
         self.health.check_pace(self._paused.is_set())
+        held = self._held
+        if held is not None and not self.inputs.watch.is_settling:
+            self._held = None
+            self._board.report(held.component, held.name, held.level, str(held))
         self._keep_pose()
 
-    def repeat_transform(self) -> None:
-        """Sends the transform again if it would soon be too old."""
+    def tell_progress(self) -> None:
+        """Says how far compiling has come, if it takes long. For a timer."""
+        compiling, now = self._compiling, time.monotonic()
+        if compiling is None or now - max(compiling[0], self._told_at) < _TELL_S:
+            return
+        self._told_at = now
+        began, done, of = compiling
+        text = f"compiling for this machine: {done} of {of} steps in {now - began:.0f} s; only the first start takes so long"
+        self._node.get_logger().info(text)
+
+    def on_tick(self) -> None:
+        """Sends the transform again if it would soon be too old. For a timer."""
         self._outputs.repeat_transform(self.inputs.newest_ns)
 
     @property
@@ -177,7 +214,7 @@ class Worker:
 
     def _on_image(self, message: Image | CompressedImage, stamp_ns: int, rejection: Rejected | None) -> None:
         self.health.count("received")
-        arrival_ms = (self._node.get_clock().now().nanoseconds - stamp_ns) * 1e-6
+        arrival_ms = (self._now_ns() - stamp_ns) * 1e-6
         frame = ReceivedImage(message, stamp_ns, time.monotonic(), arrival_ms)
         if rejection is not None:
             self._reject(frame, rejection)
@@ -195,7 +232,7 @@ class Worker:
 
     # ---- the thread
 
-    def _work(self, ready: threading.Event) -> None:
+    def _work(self) -> None:
         try:
             with torch.inference_mode():
                 # Here, because compute threads belong to the thread that first asks for them.
@@ -204,16 +241,21 @@ class Worker:
                 except InputError as error:
                     text = f"{error}. Fix it and call ~/load_map, or start the node again: nothing is localized until then"
                     self._board.report("map", "load", ERROR, text)
-                ready.set()
-                while (job := self._queue.take()) is not None:
+                self._loaded = True
+                self._answered.trigger()
+                while not self._queue.closed:
+                    job = self._queue.take(_WATCH_S)
                     if isinstance(job, Request):
                         job.settle()
-                    else:
+                    elif job is not None:
                         self._process(job)
+                    self._watch()
+        except _Closed:
+            pass
         except BaseException as error:
-            self._on_failure(error)
+            if not self._queue.closed:
+                self._on_failure(error)
         finally:
-            ready.set()
             for request in self._queue.close():
                 request.refuse("the node is ending")
 
@@ -224,13 +266,26 @@ class Worker:
             torch.set_num_threads(self._setting("threads"))
         weights, preset, max_points = (self._setting(name) for name in ("weights", "preset", "max_points"))
         execution = Execution(*(self._setting(name) for name in ("backend", "device", "precision")))
+        began, log = time.monotonic(), self._node.get_logger().info
+        log(f"map {map_path}: loading")
         localizer = self._open_localizer(map_path, weights, preset, max_points, execution)
-        localizer.warm_up()
+
+        def tell(done: int, of: int) -> None:
+            self._compiling = began, done, of
+            if self._queue.closed:
+                raise _Closed
+
+        tell(0, 1)
+        try:
+            localizer.warm_up(tell)
+        finally:
+            self._compiling = None
         # What exists now stays. Otherwise Python's collector visits it all every minute or so: a third of a million objects,
         # most of them the libraries', while every thread waits for 150 ms.
         gc.unfreeze()
         gc.collect()
         gc.freeze()
+        log(f"map {map_path}: loaded in {time.monotonic() - began:.1f} s, network {localizer.network}")
         return localizer
 
     def _use(self, localizer: Localizer) -> None:
@@ -240,7 +295,8 @@ class Worker:
         self._board.clear("map", "load")
 
     def _new_tracker(self) -> None:
-        tracker = self._localizer.tracker(relocalization=self._setting("relocalization"))
+        options = TrackerOptions(max_degraded_s=self._setting("max_dead_reckoning_s"))
+        tracker = self._localizer.tracker(options, relocalization=self._setting("relocalization"))
         self._assembly.use(tracker, self.map_name, self._localizer.georeference)
 
     def _change_map(self, path: str) -> None:
@@ -277,11 +333,14 @@ class Worker:
         with self._publishing:
             outdated = self._start_anew.is_set() or self._paused.is_set()
             if not outdated:
-                assembly.last_image_ns, self._state = received.stamp_ns, result.state
+                assembly.last_image_ns = received.stamp_ns
+                self._used_at, self._used_ns = time.monotonic(), self._now_ns()
+                self._enter(result.state, result)
                 self._outputs.result(result, assembly.twist)
         if outdated:
             self._drop(received, "dropped: paused or started again meanwhile")
             return
+        self._held = None
         now = time.monotonic()
         stages_ms |= {"publish_ms": (now - tracked) * 1e3, "frame_ms": (now - began) * 1e3}
         self.health.took(stages_ms["frame_ms"], (now - received.received_at) * 1e3)
@@ -298,6 +357,42 @@ class Worker:
         self._debug.result(frame, received.message.header.frame_id, result)
         self.health.judge_calibration(assembly.tracker)
 
+    def _now_ns(self) -> int:
+        return self._node.get_clock().now().nanoseconds
+
+    def _enter(self, state: TrackState, result: TrackResult | None = None) -> None:
+        if state is self._state:
+            return
+        text = f"{self._state.name} -> {state.name}"
+        if state is TrackState.TRACKING and self._state is not TrackState.DEGRADED:
+            x, y, z = result.map_from_base[:3, 3].tolist()
+            text += f": pose found at x={x:.2f} y={y:.2f} z={z:.2f}"
+        self._node.get_logger().info(text)
+        self._state = state
+
+    def _watch(self) -> None:
+        """While no image can be tracked: dead reckoning ends in time."""
+        tracker = self._assembly.tracker
+        silent = time.monotonic() - self._used_at > LEAST_S and self._state in (TrackState.TRACKING, TrackState.DEGRADED)
+        if tracker is None or not silent or self._start_anew.is_set() or self._paused.is_set():
+            return
+        stamp_ns = self._assembly.catch_up(max(self._now_ns() - self._used_ns, 0))
+        silent_s = tracker.watch(stamp_ns)
+        if not silent_s or tracker.state is TrackState.TRACKING:
+            return
+        with self._publishing:
+            if self._start_anew.is_set() or self._paused.is_set():
+                return
+            changed = tracker.state is not self._state
+            self._enter(tracker.state)
+            if tracker.state is TrackState.LOST:
+                self._outputs.lose()
+        text = f"no image could be used for {silent_s:.1f} s; {self.inputs.describe_images()}"
+        self.health.report_state(tracker.state, f"{tracker.state.name.lower()}: {text}")
+        if changed:
+            counters = self.health.counters
+            self._outputs.status(stamp_ns, self._state, text, self.map_name, counters)
+
     def _begin(self) -> None:
         self._start_anew.clear()
         self._assembly.forget()
@@ -313,7 +408,10 @@ class Worker:
         self._publish_status(frame, message)
 
     def _reject(self, frame: ReceivedImage, rejection: Rejected) -> None:
-        self._board.report(rejection.component, rejection.name, rejection.level, str(rejection))
+        if self.inputs.watch.is_settling and rejection.may_come:
+            self._held = rejection
+        else:
+            self._board.report(rejection.component, rejection.name, rejection.level, str(rejection))
         self.health.count("rejected")
         self._publish_status(frame, str(rejection))
 

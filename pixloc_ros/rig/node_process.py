@@ -49,7 +49,7 @@ class NodeProcess:
         with open(log, "a", encoding="utf-8") as file:
             # In a session of its own: Ctrl-C reaches the node through `stop` only.
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "pixloc_ros.node.localization_node", "--ros-args", *words],
+                [sys.executable, "-m", "pixloc_ros.node", "--ros-args", *words],
                 stdin=subprocess.DEVNULL, stdout=file, stderr=subprocess.STDOUT, start_new_session=True,
             )  # fmt: skip
         # Its input ends with this process. Not PR_SET_PDEATHSIG: that would act when the thread that started the node ends.

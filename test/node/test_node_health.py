@@ -1,13 +1,32 @@
 # Copyright the pixloc_ros authors. SPDX-License-Identifier: Apache-2.0
 """Inputs that fail while all else goes on, over real DDS: what the node says, and what it no longer publishes."""
 
+import re
+import time
+import types
+
 import pytest
-from node_harness import START_NS, having, odometry_message, odometry_pose, running, stamp_of, start_pose
+from node_harness import (
+    PERIOD_NS,
+    START_NS,
+    FakeLocalizer,
+    having,
+    image_message,
+    odometry_message,
+    odometry_pose,
+    running,
+    stamp_of,
+    start_pose,
+)
 from pixloc_ros.msg import LocalizationStatus
+from sensor_msgs.msg import CompressedImage, Image
 
 from pixloc_ros.geometry import se3
+from pixloc_ros.node.conversions import stamp_to_ns
+from pixloc_ros.tracking.tracker import Tracker
 
 TRACKING, DEGRADED, LOST = LocalizationStatus.TRACKING, LocalizationStatus.DEGRADED, LocalizationStatus.LOST
+INITIALIZING = LocalizationStatus.INITIALIZING
 
 
 def drive(robot, numbers, odometry=lambda message: message, image=True) -> None:
@@ -35,3 +54,128 @@ def test_an_empty_twist_is_said_and_the_velocity_taken_from_the_poses():
         assert twist.covariance[0] > 0
         drive(robot, range(40, 54))
         robot.wait(lambda: robot.levels["odometry"] == b"\0")
+
+
+def run_blind(robot, seconds: float) -> None:
+    """Odometry and its TF in real time, without images."""
+    end_ns = robot.odometry_ns + round(seconds * 1e9)
+    while robot.odometry_ns < end_ns:
+        robot.drive_to(robot.odometry_ns + 20_000_000)
+        time.sleep(0.02)
+
+
+def found_again(robot, number: int) -> bool:
+    """Images from `number` on until one gives a pose."""
+    return any(robot.step(n).state == TRACKING for n in range(number, number + 4))
+
+
+@pytest.mark.parametrize("keep", [False, True])
+def test_a_dead_camera_ends_the_transform(keep):
+    """Odometry goes on: after a while state, diagnostics and TF tell, and images bring the pose back."""
+    with running(max_dead_reckoning_s=2.0, publish_tf_when_lost=keep, **start_pose()) as (_, robot):
+        for number in range(3):
+            assert robot.step(number).state == TRACKING
+        run_blind(robot, 1.6)
+        assert robot.wait(lambda: robot.statuses[-1].state == DEGRADED)
+        newest_ns = robot.odometry_ns
+        robot.wait(lambda: stamp_to_ns(robot.transforms[-1].header.stamp) > newest_ns)
+        run_blind(robot, 1.0)
+        text = robot.diagnosed("localization: lost: no image could be used for")
+        assert "on /camera/image_raw (before at " in text and "it has a publisher: check that it publishes" in text
+        robot.wait(lambda: robot.levels["localization"] == b"\2")
+        assert robot.statuses[-1].state == LOST
+        newest_ns = robot.odometry_ns
+        run_blind(robot, 0.5)
+        time.sleep(0.2)
+        assert (stamp_to_ns(robot.transforms[-1].header.stamp) > newest_ns + 100_000_000) is keep
+        assert robot.wait(lambda: robot.levels["image"] == b"\2")
+        assert found_again(robot, (robot.odometry_ns - START_NS) // PERIOD_NS + 1)
+
+
+def test_images_that_cannot_be_used_are_as_good_as_none():
+    with running(max_dead_reckoning_s=1.5, **start_pose()) as (_, robot):
+        assert robot.step(0).state == TRACKING
+        end = time.monotonic() + 20.0
+        number = 0
+        while robot.statuses[-1].state != LOST:
+            assert time.monotonic() < end
+            number += 1
+            robot.drive_to(stamp_of(number))
+            robot.image.publish(having(image_message(1, stamp_of(number)), ("encoding", "jpegish")))
+            time.sleep(0.05)
+        robot.diagnosed("images come on /camera/image_raw, but none can be used: see the diagnostics")
+
+
+def test_a_camera_without_odometry_that_stops():
+    with running(odom_source="none", max_dead_reckoning_s=1.5, **start_pose()) as (_, robot):
+        for number in range(3):
+            robot.see(number)
+            assert robot.status_of(stamp_of(number)).state == TRACKING
+        robot.diagnosed("localization: lost: no image could be used for")
+
+
+class Searching(FakeLocalizer):
+    """Finds the pose in the whole map."""
+
+    def tracker(self, options=None, relocalization=True):
+        def search(frame, base_from_camera, *_):
+            return [self.aligner.localize_prepared(frame.prepared, base_from_camera)]
+
+        return Tracker(self.aligner, options, types.SimpleNamespace(search=search))
+
+
+def test_a_healthy_start_warns_of_nothing_and_tells_how_far_it_is(capfd):
+    """Images come before the camera's mount and calibration, and nobody gives a pose."""
+    with running(open_localizer=Searching, ready=False) as (node, robot):
+        for number in range(3):
+            robot.drive_to(stamp_of(number))
+            robot.see(number)
+            assert robot.status_of(stamp_of(number)).state == INITIALIZING
+        robot.describe_camera()
+        robot.wait(lambda: node._worker.inputs._camera is not None)
+        assert found_again(robot, 3)
+        robot.wait(lambda: robot.levels["localization"] == b"\0")
+        assert set(robot.levels.values()) == {b"\0"}, robot.texts[-7:]
+    said = capfd.readouterr().err
+    assert "[WARN]" not in said and "[ERROR]" not in said, said
+    steps = "map fake.pixmap: loading", "map fake.pixmap: loaded in", "active", "listening to /camera", "TRACKING: pose found at"
+    for text in steps:
+        assert text in said
+    assert "initialpose" not in " ".join(robot.texts) + said
+
+
+@pytest.mark.parametrize(
+    ("parameters", "published", "text"),
+    [
+        ({}, CompressedImage, "but /camera/image_raw/compressed has: set image_transport to compressed"),
+        ({"transport": "compressed"}, Image, "but /camera/image_raw has: set image_transport to raw"),
+    ],
+)
+def test_the_sibling_topic_that_has_the_images_is_named(parameters, published, text):
+    with running(connect=False, input_timeout_s=0.2, **parameters) as (_, robot):
+        robot.node.destroy_publisher(robot.image)
+        topic = "camera/image_raw/compressed" if published is CompressedImage else "camera/image_raw"
+        robot.node.create_publisher(published, topic, 1)
+        robot.diagnosed(f"it has no publisher, {text}")
+
+
+def test_late_odometry_is_measured():
+    """The advice is a number; one image without odometry at the end of a recording is no reason for any."""
+    with running(odometry_wait_s=0.05, **start_pose()) as (_, robot):
+        assert robot.step(0).state == TRACKING
+        time.sleep(2.2)  # the node has only just begun to listen
+        robot.drive_to(stamp_of(0))
+        for number in range(1, 8):
+            robot.drive_to(stamp_of(number) - 20_000_000)
+            robot.see(number)
+            robot.status_of(stamp_of(number))
+            time.sleep(0.25)
+        text = robot.diagnosed("odometry: the odometry of an image's time comes 0.")
+        late_s, advised_s = (float(word) for word in re.findall(r"0\.\d+", text))
+        assert 0.25 <= late_s < advised_s < 2.0
+    with running(odometry_wait_s=0.05, **start_pose()) as (_, robot):
+        assert robot.step(0).state == TRACKING
+        robot.see(1)
+        robot.status_of(stamp_of(1))
+        time.sleep(1.2)
+        assert not [text for text in robot.texts if "odometry_wait_s" in text]
