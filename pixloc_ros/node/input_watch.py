@@ -42,15 +42,15 @@ class InputWatch:
 
     def begin(self) -> None:
         """The node listens from now on."""
-        now = time.monotonic()
-        self._heard_at, self._settled_at = dict.fromkeys(_PARAMETERS, now), now + _SETTLE_S
+        self._began_at = now = time.monotonic()
+        self._heard_at = dict.fromkeys(_PARAMETERS, now)
         self._images_at: deque[float] = deque(maxlen=_RATE_IMAGES)
         self._awaited: deque[tuple[int, float]] = deque(maxlen=_LATE_LIMIT)
 
     @property
     def is_settling(self) -> bool:
         """Whether the node has only just begun to listen."""
-        return time.monotonic() < self._settled_at
+        return time.monotonic() < self._began_at + _SETTLE_S
 
     def heard(self, component: str) -> None:
         """A message came."""
@@ -67,14 +67,15 @@ class InputWatch:
 
     def wait_for_odometry(self, stamp_ns: int, received_at: float) -> None:
         """An image that came at `received_at` (`time.monotonic`) had to do without odometry of its stamp."""
-        self._awaited.append((stamp_ns, received_at))
+        if self._heard_at["odometry"] > self._began_at:
+            self._awaited.append((stamp_ns, received_at))
 
     def odometry_came(self, stamp_ns: int) -> None:
         """Measures how much later than the image the odometry of its stamp came: only now that is known."""
         late_s = 0.0
         while self._awaited and self._awaited[0][0] <= stamp_ns:
             late_s = max(late_s, time.monotonic() - self._awaited.popleft()[1])
-        if not late_s or self.is_settling:
+        if not late_s:
             return
         wanted_s, most_s = math.ceil(late_s * 1.2 / 0.05) * 0.05, BY_NAME["odometry_wait_s"].bounds[1]
         remedy = f"set odometry_wait_s to {wanted_s:.2f}" if wanted_s <= min(1.0, most_s) else "synchronise the clocks of both"

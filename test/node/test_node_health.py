@@ -163,8 +163,6 @@ def test_late_odometry_is_measured():
     """The advice is a number; one image without odometry at the end of a recording is no reason for any."""
     with running(odometry_wait_s=0.05, **start_pose()) as (_, robot):
         assert robot.step(0).state == TRACKING
-        time.sleep(2.2)  # the node has only just begun to listen
-        robot.drive_to(stamp_of(0))
         for number in range(1, 8):
             robot.drive_to(stamp_of(number) - 20_000_000)
             robot.see(number)
