@@ -10,8 +10,8 @@ from node_harness import (
     PERIOD_NS,
     START_NS,
     FakeLocalizer,
+    grey_image,
     having,
-    image_message,
     odometry_message,
     odometry_pose,
     running,
@@ -23,6 +23,7 @@ from sensor_msgs.msg import CompressedImage, Image
 
 from pixloc_ros.geometry import se3
 from pixloc_ros.node.conversions import stamp_to_ns
+from pixloc_ros.rig.robot import image_message
 from pixloc_ros.tracking.tracker import Tracker
 
 TRACKING, DEGRADED, LOST = LocalizationStatus.TRACKING, LocalizationStatus.DEGRADED, LocalizationStatus.LOST
@@ -101,7 +102,7 @@ def test_images_that_cannot_be_used_are_as_good_as_none():
             assert time.monotonic() < end
             number += 1
             robot.drive_to(stamp_of(number))
-            robot.image.publish(having(image_message(1, stamp_of(number)), ("encoding", "jpegish")))
+            robot.image.publish(having(image_message(grey_image(1), stamp_of(number)), ("encoding", "jpegish")))
             time.sleep(0.05)
         robot.diagnosed("images come on /camera/image_raw, but none can be used: see the diagnostics")
 
