@@ -38,6 +38,7 @@ class ColmapModel:
         observation_point: int64 [M], indices (not ids) of points, rising.
         observation_px: float64 [M, 2].
         left_out: Why images of the files are not among the K, by their names.
+        trackless: Why there is no observation; empty where there are some.
     """
 
     cameras: dict[int, Camera]
@@ -52,6 +53,7 @@ class ColmapModel:
     observation_point: np.ndarray
     observation_px: np.ndarray
     left_out: dict[str, str] = field(default_factory=dict)
+    trackless: str = ""
 
 
 def read_colmap_model(folder: Path, need_points: bool = True) -> ColmapModel:
@@ -61,7 +63,7 @@ def read_colmap_model(folder: Path, need_points: bool = True) -> ColmapModel:
 
     Args:
         folder: Of the model.
-        need_points: Whether a model without any is refused.
+        need_points: Whether a model without points, or whose tracks are wrong, is refused; else it has no observations.
 
     Raises:
         InputError: Files are missing, cut short or malformed, hold no usable image or no point, or points refer to images or
@@ -95,7 +97,13 @@ def read_colmap_model(folder: Path, need_points: bool = True) -> ColmapModel:
             left_out[name] = "its pose is not finite or has a zero quaternion"
     if len(left_out) == len(images.names):
         raise none_left(f"no image of {files[1]} can be used", left_out)
-    image, keypoint = _resolve_tracks(images, points, files[1].name, files[2])
+    trackless = ""
+    try:
+        image, keypoint = _resolve_tracks(images, points, files[1].name, files[2])
+    except InputError as error:
+        if need_points:
+            raise
+        image, keypoint, trackless = np.empty(0, np.int64), np.empty(0, np.int64), str(error)
     usable = np.array([name not in left_out for name in images.names])
     point = np.repeat(np.arange(len(points.ids)), points.lengths)[: len(image)]
     seen = usable[image] & np.isfinite(points.xyz).all(1)[point]
@@ -112,6 +120,7 @@ def read_colmap_model(folder: Path, need_points: bool = True) -> ColmapModel:
         observation_point=point[seen],
         observation_px=images.keypoints[keypoint[seen]] - 0.5,
         left_out=left_out,
+        trackless=trackless or ("" if seen.any() else f"no point of {folder} has a track that images show"),
     )
 
 

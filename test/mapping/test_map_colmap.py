@@ -130,6 +130,14 @@ def without_keypoints(text):
     return "\n".join("" if k % 2 and not line.startswith("#") else line for k, line in enumerate(text.split("\n")[2:])) + "\n"
 
 
+def keypoints_of_another_size(text):
+    lines = text.split("\n")
+    for row in range(3, len(lines), 2):
+        words = lines[row].split()
+        lines[row] = " ".join(word if k % 3 == 2 else f"{3 * float(word):.2f}" for k, word in enumerate(words))
+    return "\n".join(lines)
+
+
 @pytest.mark.skipif(importlib.util.find_spec("pycolmap") is None, reason="no pycolmap")
 @pytest.mark.parametrize(
     "changes",
@@ -138,31 +146,17 @@ def without_keypoints(text):
         {"points3D": without_tracks, "images": without_keypoints},
         {"images": without_keypoints},
         {"points3D": lambda text: "", "images": without_keypoints},
+        {"images": keypoints_of_another_size},
+        {"points3D": lambda text: line_with(text, "3 ", (9, "5000"))},
+        {"points3D": lambda text: line_with(text, "3 ", (8, "7"))},
     ],
 )
-def test_points_without_tracks_are_triangulated_anew(large_model, tmp_path, changes):
+def test_points_without_tracks_or_with_wrong_ones_are_triangulated_anew(large_model, tmp_path, changes):
     folder, images = spoilt(large_model, tmp_path / "m", **changes), shutil.copytree(large_model / "images", tmp_path / "images")
     bad_image(images / "0.png")
     map_, report = build_map_from_colmap(folder, images, FakeExtractor())
     assert "triangulated" in report.notes[0] and list(report.left_out) == ["0.png"]
     assert len(map_.xyz) > 100 and np.median(np.abs(map_.xyz[:, 2])) < 0.02 and map_.track_length.mean() > 2
-
-
-def test_2d_points_of_another_size_are_noticed(model, tmp_path):
-    def moved(text):
-        lines = text.split("\n")
-        for row in range(3, len(lines), 2):
-            words = lines[row].split()
-            lines[row] = " ".join(word if k % 3 == 2 else f"{3 * float(word):.2f}" for k, word in enumerate(words))
-        return "\n".join(lines)
-
-    folder = spoilt(model, tmp_path / "all", images=moved)
-    with pytest.raises(InputError, match="% of the observations .* do not belong together"):
-        build_map_from_colmap(folder, model / "images", FakeExtractor(), min_track_length=1)
-    with pytest.raises(InputError, match="refers to observation 5000 of image"):
-        build_map_from_colmap(
-            spoilt(model, tmp_path / "out", points3D=lambda t: line_with(t, "3 ", (9, "5000"))), model / "images", FakeExtractor()
-        )
 
 
 def test_command_line(model, tmp_path, capsys, monkeypatch):

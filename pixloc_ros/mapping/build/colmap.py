@@ -12,8 +12,7 @@ import numpy as np
 from ...errors import InputError, none_left
 from ...features import Extractor
 from ...geometry import se3
-from ...geometry.cameras import Camera
-from ...io.colmap import ColmapModel, read_colmap_model
+from ...io.colmap import read_colmap_model
 from ...io.files import find_file
 from ...io.images import load_grey
 from ...io.work_folder import WorkFolder
@@ -24,8 +23,8 @@ from .matching import require_pycolmap
 from .observations import Observations, reprojection_errors
 from .triangulation import triangulate
 
-_LEAST_GOOD_SHARE = 0.5
-"""Of the observations: below it poses, cameras or 2D points are odd."""
+_USUAL_ERROR_PX, _USUAL_GOOD_SHARE, _LEAST_GOOD_SHARE = 4.0, 0.5, 0.1
+"""A model is odd where fewer observations than the first share lie near their projection, nonsense below the second."""
 
 
 def build_map_from_colmap(
@@ -41,7 +40,7 @@ def build_map_from_colmap(
 ) -> tuple[Map, BuildReport]:
     """Map of a COLMAP model and its images. Images that cannot be used are left out and reported.
 
-    A model whose points have no tracks, or that has no points, gets points by triangulation with its poses (`triangulate`).
+    A model without points or tracks, or whose tracks are wrong, gets points by triangulation with its poses (`triangulate`).
 
     Args:
         model: Folder of the model.
@@ -66,16 +65,26 @@ def build_map_from_colmap(
     poses, stamps = se3.inverse(reconstruction.camera_from_map), np.full(len(names), -1, np.int64)
     name = name or Path(model).resolve().name
     source = PosedImages(name, paths, names, cameras, poses, stamps, reconstruction.xyz, *seen)
-    left_out, notes = dict(reconstruction.left_out), []
-    if len(reconstruction.observation_point):
-        image, point, note = _good_observations(reconstruction, source.cameras, min_track_length, max_error_px, model)
-        source, notes = replace(source, observation_image=image, observation_point=point), [note] if note else []
-    else:
+    left_out, why, notes = dict(reconstruction.left_out), reconstruction.trackless, []
+    if not why:
+        observed = Observations(*seen, reconstruction.observation_px)
+        error = reprojection_errors(reconstruction.xyz, cameras, reconstruction.camera_from_map, observed)
+        share = float((error <= max(max_error_px, _USUAL_ERROR_PX)).mean())
+        odd = (
+            f"{100 * share:.0f} % of the observations of {model} lie where their points project (median error "
+            f"{np.median(error):.1f} pixels): poses, cameras, points and 2D points hardly belong together"
+        )
+        why = odd if share < _LEAST_GOOD_SHARE else ""
+        notes = [odd] if share < _USUAL_GOOD_SHARE else []
+    if why:
         try:
             source = _with_triangulated_points(source, left_out, work, progress)
-        except InputError as error:
-            raise InputError(f"no point of {model} has a track that images show, and {error}") from None
-        notes = [f"no point of {model} has a track that images show: points were triangulated with its poses"]
+        except InputError as failure:
+            raise InputError(f"{why}; and points cannot be triangulated anew: {failure}") from None
+        notes = [f"{why}: points were triangulated anew with its poses"]
+    else:
+        image, point = _long_tracks(observed.only(error <= max_error_px), min_track_length, max_error_px, model)
+        source = replace(source, observation_image=image, observation_point=point)
     map_, report = build_map(source, extractor, working_side, progress, work)
     return map_, replace(report, left_out=report.left_out | left_out, notes=tuple(notes))
 
@@ -102,26 +111,14 @@ def _with_triangulated_points(
     return replace(source, xyz=found.xyz, observation_image=image, observation_point=found.observation_point)
 
 
-def _good_observations(
-    model: ColmapModel, cameras: list[Camera], min_track_length: int, max_error_px: float, folder: Path
-) -> tuple[np.ndarray, np.ndarray, str | None]:
-    """Image and point of each observation to use, each pair once; and what is odd about them. Raises `InputError`: none."""
-    seen = Observations(model.observation_image, model.observation_point, model.observation_px)
-    error = reprojection_errors(model.xyz, cameras, model.camera_from_map, seen)
-    good = seen.only(error <= max_error_px)
-    share = len(good.point) / len(seen.point)
-    odd = (
-        f"{100 * share:.0f} % of the observations of {folder} lie within {max_error_px:g} pixels of where their point projects "
-        f"(median error {np.median(error):.1f} pixels)"
-    )
-    if not len(good.point):
-        raise InputError(f"{odd}: its poses, cameras, points and 2D points do not belong together, export the model again")
+def _long_tracks(good: Observations, min_track_length: int, max_error_px: float, model: Path) -> tuple[np.ndarray, np.ndarray]:
+    """Image and point of each observation to use, each pair once. Raises `InputError`: none."""
     point, image = np.unique(np.stack((good.point, good.image)), axis=1)
-    length = np.bincount(point, minlength=len(model.xyz))
+    length = np.bincount(point, minlength=1)
     enough = length[point] >= min_track_length
     if not enough.any():
         raise InputError(
-            f"{folder} has no point that {min_track_length} images see within {max_error_px:g} pixels, the longest track has "
-            f"{length.max()}: give --min-track-length {length.max()}"
+            f"{model} has no point that {min_track_length} images see within {max_error_px:g} pixels, the longest track has "
+            f"{length.max()}: " + (f"give --min-track-length {length.max()}" if length.max() else "give a larger --max-error")
         )
-    return image[enough], point[enough], odd if share < _LEAST_GOOD_SHARE else None
+    return image[enough], point[enough]
