@@ -1,14 +1,16 @@
 # Copyright the pixloc_ros authors. SPDX-License-Identifier: Apache-2.0
 """How verbs say what they take: the same option for the same thing in every verb, and help from docstrings."""
 
-from __future__ import annotations
-
 import argparse
 import inspect
 from collections.abc import Callable
 from pathlib import Path
 
-POSE = ("X", "Y", "Z", "QX", "QY", "QZ", "QW")
+from ..errors import InputError
+from .lazy import io, node, pixloc
+
+POSE = "X Y Z QX QY QZ QW"
+_PATHS = {"FILE", "DIR", "BAG", "LIST", "SCENE"}
 
 
 class HelpFormatter(argparse.HelpFormatter):
@@ -45,17 +47,35 @@ def add_verb(subparsers, name: str, run: Callable[[argparse.Namespace], int] | N
     return parser
 
 
-def option(parser, names: str, metavar: str | tuple = "", help_: str = "", default=None, **more) -> None:
-    """An option with a value, of the default's type unless `type` says which. names: all of them, with spaces."""
+def option(parser, names: str, help_: str = "", default=None, **more) -> None:
+    """An option with a value.
+
+    Args:
+        parser: Or a group of one.
+        names: All names, and what stands for the value or values: "-o --output DIR". FILE, DIR and the like are paths.
+        help_: The default is added, unless the text says what it means.
+        default: Says the type of the value, too.
+        more: As of `add_argument`.
+    """
+    words = names.split()
+    values = [word for word in words[1:] if not word.startswith("-")]
+    if values and _PATHS.issuperset(values[0].split("|")):
+        more = {"type": Path, **more}
+    if len(values) > 1:
+        more = {"nargs": len(values), **more}
     if default is not None:
         more = {"type": type(default), "default": default, **more}
-    parser.add_argument(*names.split(), metavar=metavar or None, help=help_, **more)
+    if default not in (None, "", []) and "default" not in help_:
+        help_ += f" (default {default:g})" if isinstance(default, float) else f" (default {default})"
+    metavar = tuple(values) if len(values) > 1 else "".join(values) or None
+    parser.add_argument(*words[: len(words) - len(values)], metavar=metavar, help=help_, **more)
 
 
-def path(parser, names: str, metavar: str, help_: str = "", **more) -> None:
-    """A file or folder that must be given: an option, or an argument without dashes."""
-    required = {"required": True} if names.startswith("-") else {}
-    parser.add_argument(*names.split(), type=Path, metavar=metavar, help=help_, **{**required, **more})
+def path(parser, names: str, help_: str = "", **more) -> None:
+    """A file or folder that must be given: an option, or an argument without dashes, and what stands for it: "map FILE"."""
+    *names, metavar = names.split()
+    required = {"required": True} if names[0].startswith("-") else {}
+    parser.add_argument(*names, type=Path, metavar=metavar, help=help_, **required, **more)
 
 
 def flag(parser, name: str, help_: str) -> None:
@@ -67,63 +87,54 @@ def flag(parser, name: str, help_: str) -> None:
 
 
 def add_weights(parser, help_: str = "network: a shipped name or a .safetensors file; localize with the same") -> None:
-    option(parser, "--weights", "NAME|FILE", f"{help_} (default compact)", "compact")
+    option(parser, "--weights NAME|FILE", f"{help_}", "compact")
 
 
 def add_map(parser, preset: bool = True) -> None:
     """A map and what localizes in it."""
-    path(parser, "--map", "FILE", "made by 'pixloc map'")
+    path(parser, "--map FILE", "made by 'pixloc map'")
     add_weights(parser, "the network that made the map")
     if preset:
         add_preset(parser)
 
 
 def add_preset(parser) -> None:
-    option(parser, "--preset", "NAME", "fast, balanced (default) or accurate: how much is spent on an image", "balanced")
+    option(parser, "--preset NAME", "fast, balanced (default) or accurate: how much is spent on an image", "balanced")
 
 
 def add_execution(parser) -> None:
     group = parser.add_argument_group("what runs the network")
-    option(
-        group, "--backend", "NAME", "torch, onnxruntime, openvino, or auto (default): ONNX Runtime where it can be used", "auto"
-    )
-    option(group, "--device", "NAME", "cpu (default) or cuda; of the optimizer, too", "cpu")
-    option(group, "--precision", "NAME", "float32 (default), bfloat16 or float16", "float32")
+    option(group, "--backend NAME", "torch, onnxruntime, openvino, or auto (default): ONNX Runtime where it serves", "auto")
+    option(group, "--device NAME", "cpu (default) or cuda; of the optimizer, too", "cpu")
+    option(group, "--precision NAME", "float32 (default), bfloat16 or float16", "float32")
 
 
 def open_localizer(args: argparse.Namespace):
     """`Localizer` of the arguments. Raises InputError for what cannot be used, or what this machine cannot do."""
-    from ..features import Execution
-    from ..localization import Localizer
-
-    execution = Execution(args.backend, args.device, args.precision) if hasattr(args, "backend") else None
-    return Localizer.open(args.map, args.weights, args.preset, execution=execution)
+    execution = pixloc.Execution(args.backend, args.device, args.precision) if hasattr(args, "backend") else None
+    return pixloc.Localizer.open(args.map, args.weights, args.preset, execution=execution)
 
 
 def add_map_making(parser) -> None:
     """What all that makes a map of images takes."""
-    path(parser, "-o --output", "FILE.pixmap")
-    option(parser, "--report", "FILE", "write as JSON what the map holds, and which images were left out and why", type=Path)
+    path(parser, "-o --output FILE.pixmap")
+    option(parser, "--report FILE", "write as JSON what the map holds, and which images were left out and why")
     add_network(parser)
 
 
 def add_network(parser) -> None:
     """The network that maps are made with."""
     add_weights(parser)
-    option(parser, "--working-side", "PX", "shrink images to this longer side (default: the network's, 640)", type=int)
+    option(parser, "--working-side PX", "shrink images to this longer side (default: the network's, 640)", type=int)
 
 
 def check_working_side(args: argparse.Namespace) -> None:
-    from ..errors import InputError
-
     if args.working_side is not None and args.working_side < 64:
         raise InputError(f"--working-side {args.working_side}: give at least 64 pixels")
 
 
 def check_map_making(args: argparse.Namespace) -> None:
     """What would otherwise come out only after the work. Raises InputError."""
-    from ..errors import InputError
-
     check_working_side(args)
     if getattr(args, "min_track_length", 1) < 1 or not getattr(args, "max_error", 1.0) > 0:
         raise InputError("--min-track-length must be at least 1 and --max-error above 0")
@@ -136,43 +147,36 @@ def check_map_making(args: argparse.Namespace) -> None:
 
 def add_images(parser) -> None:
     """Images with their cameras."""
-    help_ = "folder of the images that --cameras names, or a text file with some of their names"
-    path(parser, "--images", "DIR|LIST", help_)
-    path(parser, "--cameras", "FILE", "one camera an image")
+    path(parser, "--images DIR|LIST", "folder of the images that --cameras names, or a text file with some of their names")
+    path(parser, "--cameras FILE", "one camera an image")
 
 
 def add_topics(parser, base: str):
     """The group of what cannot be found in a bag by itself; --body-... are former names."""
     topics = parser.add_argument_group("what cannot be found in the bag by itself")
-    option(topics, "--image-topic", "NAME")
-    option(topics, "--camera-info-topic", "NAME")
-    option(topics, "--base-frame", "NAME", base)
-    mount = "where the camera (optical axes) sits, if the bag has no static transforms"
-    option(topics, "--base-from-camera", POSE, mount, nargs=7)
+    option(topics, "--image-topic NAME")
+    option(topics, "--camera-info-topic NAME")
+    option(topics, "--base-frame NAME", base)
+    option(topics, f"--base-from-camera {POSE}", "where the camera (optical axes) sits, if the bag has no static transforms")
     flag(topics, "--recording-time", "date images by when they were recorded, where their stamps are 0 or of another clock")
-    hidden = {"help_": argparse.SUPPRESS, "default": argparse.SUPPRESS, "type": None}
-    option(topics, "--body-frame", dest="base_frame", **hidden)
-    option(topics, "--body-from-camera", dest="base_from_camera", nargs=7, **hidden)
+    hidden = {"help": argparse.SUPPRESS, "default": argparse.SUPPRESS}
+    topics.add_argument("--body-frame", dest="base_frame", **hidden)
+    topics.add_argument("--body-from-camera", dest="base_from_camera", nargs=7, **hidden)
     return topics
 
 
 def add_bag(parser) -> None:
     """A drive to track in a map."""
-    path(parser, "bag", "BAG", "rosbag2 folder, .mcap or .db3 file, or ROS 1 .bag")
+    path(parser, "bag BAG", "rosbag2 folder, .mcap or .db3 file, or ROS 1 .bag")
     add_map(parser)
-    start = "of the base in the map at the first image (default: from the bag's ground truth)"
-    option(parser, "--initial-pose", POSE, start, nargs=7)
-    skip = "leave every N-th image, from the first on, out of the errors: those the map was made of"
-    option(parser, "--skip-map-frames", "N", skip, 0)
-    offset = (
-        "seconds added to the images' stamps, as by the node's parameter time_offset: negative where the "
-        "camera's driver stamped late (default 0)"
-    )
-    option(parser, "--time-offset", "S", offset, 0.0)
+    option(parser, f"--initial-pose {POSE}", "of the base in the map at the first image (default: from the bag's ground truth)")
+    option(parser, "--skip-map-frames N", "every N-th image, from the first on, is in the map: leave it out of the errors", 0)
+    offset = "seconds added to the images' stamps, as by the node's time_offset: negative where the camera's driver stamped late"
+    option(parser, "--time-offset S", offset, 0.0)
     topics = add_topics(parser, "default: the child frame of the odometry, or base_link")
-    option(topics, "--odometry-topic", "NAME", "'tf': the transform odom -> base; 'none': there is none")
-    option(topics, "--truth-topic", "NAME", "'tf:PARENT:CHILD': that transform; 'none': there is none")
-    option(topics, "--odom-frame", "NAME", "for odometry from TF (default odom)", "odom")
+    option(topics, "--odometry-topic NAME", "'tf': the transform odom -> base; 'none': there is none")
+    option(topics, "--truth-topic NAME", "'tf:PARENT:CHILD': that transform; 'none': there is none")
+    option(topics, "--odom-frame NAME", "for odometry from TF", "odom")
 
 
 def add_cold_start(parser) -> None:
@@ -181,33 +185,25 @@ def add_cold_start(parser) -> None:
 
 def parse_poses(args: argparse.Namespace, *names: str) -> list:
     """float64 [4, 4] of options of seven numbers, None where one is not given. Raises InputError for numbers that are no pose."""
-    from ..io.trajectory import parse_pose
-
     given = [(getattr(args, name), f"--{name.replace('_', '-')}") for name in names]
-    return [parse_pose(numbers, option) if numbers else None for numbers, option in given]
+    return [io.trajectory.parse_pose(numbers, option) if numbers else None for numbers, option in given]
 
 
 def bag_options(args: argparse.Namespace):
     """`BagOptions` of the arguments. Raises InputError for numbers that make no pose, and for a time offset the node would
     refuse."""
-    from ..errors import InputError
-    from ..io.bags import BagOptions
-    from ..node.parameters import BY_NAME
-
     if args.skip_map_frames < 0 or args.skip_map_frames == 1:
         raise InputError("--skip-map-frames takes 2 or more (every second, third, ... image), or 0 for none")
-    least, most = BY_NAME["time_offset"].bounds
+    least, most = node.parameters.BY_NAME["time_offset"].bounds
     if not least <= args.time_offset <= most:
         raise InputError(f"--time-offset {args.time_offset:g}: give seconds from {least:g} to {most:g}")
     topics = (args.image_topic, args.camera_info_topic, args.odometry_topic, args.truth_topic)
     (mount,) = parse_poses(args, "base_from_camera")
-    return BagOptions(*topics, args.odom_frame, args.base_frame, mount, args.time_offset, args.recording_time)
+    return io.bags.BagOptions(*topics, args.odom_frame, args.base_frame, mount, args.time_offset, args.recording_time)
 
 
 def initial_pose(args: argparse.Namespace):
     """The pose to start from, None for the truth's or, with --cold-start, none. Raises InputError where both are given."""
-    from ..errors import InputError
-
     (pose,) = parse_poses(args, "initial_pose")
     if getattr(args, "cold_start", False) and pose is not None:
         raise InputError("--cold-start and --initial-pose contradict each other: give one")

@@ -12,31 +12,27 @@ examples:
   pixloc demo --data ../shared/data/kitti07
 """
 
-from __future__ import annotations
-
 import argparse
+import dataclasses
 import json
 from pathlib import Path
 
-from .arguments import add_verb, option, path
+from ..errors import InputError
+from .arguments import add_verb, option
+from .lazy import evaluation, io, pixloc, rig
 from .progress import show_progress
 from .replay import add_pace, check_pace, replay_and_report
 
 
 def add_parser(subparsers) -> None:
     parser = add_verb(subparsers, "demo", run, __doc__)
-    scene = "a folder with map/ (COLMAP), images/ and drive/ (bag), instead of the simulation"
-    option(parser, "--data", "SCENE", scene, type=Path)
-    path(parser, "-o --output", "DIR", "default out/demo", default=Path("out/demo"), required=False)
-    option(parser, "--seconds", "S", "length of the simulated drive (default 25)", 25.0)
+    option(parser, "--data SCENE", "a folder with map/ (COLMAP), images/ and drive/ (bag), instead of the simulation")
+    option(parser, "-o --output DIR", "made, or gone on with", Path("out/demo"))
+    option(parser, "--seconds S", "length of the simulated drive", 25.0)
     add_pace(parser)
 
 
 def run(args: argparse.Namespace) -> int:
-    from ..evaluation.tables import format_demo
-    from ..io.bags import BagReader
-    from ..rig.replay import ReplayOptions
-
     check_pace(args)
     if args.data is None:
         print("1/3 world: two drives through a simulated workshop", flush=True)
@@ -49,22 +45,20 @@ def run(args: argparse.Namespace) -> int:
     print("2/3 map: features of the mapping drive's images", flush=True)
     map_path = _cached_map(scene, args.output / f"{scene.name}.pixmap")
     print("3/3 replay: the other drive, played to the live node over DDS", flush=True)
-    with BagReader(scene / "drive") as bag:
+    with io.bags.BagReader(scene / "drive") as bag:
         lead = (
             f"Tracking {name} with the live ROS 2 node at {args.rate:g} times real time: {bag.image_count} images, each aligned "
             f"with a map {mapped}"
         )
-        options, page = ReplayOptions(args.rate, args.all_frames), ("index.html", "pixloc demo", lead)
+        options, page = rig.replay.ReplayOptions(args.rate, args.all_frames), ("index.html", "pixloc demo", lead)
         stats = replay_and_report(map_path, bag, None, args.output, options, _map_stride(scene), page)
-    print("\n" + format_demo(stats))
+    print("\n" + evaluation.tables.format_demo(stats))
     print(f"\nfigures: {args.output / 'summary.json'}    page: {args.output / 'index.html'}")
     return 1 if stats["problems"] else 0
 
 
 def _simulated_world(folder: Path, seconds: float) -> Path:
     """The simulation in `folder`, made unless it is there with the same options."""
-    import dataclasses
-
     from pixloc_sim.recordings import SUMMARY, SimulationOptions, simulate
 
     options = SimulationOptions(seconds=seconds)
@@ -82,8 +76,6 @@ def _simulated_world(folder: Path, seconds: float) -> Path:
 
 
 def _checked_scene(scene: Path) -> Path:
-    from ..errors import InputError
-
     missing = [part for part in ("map", "images", "drive") if not (scene / part).is_dir()]
     if missing:
         raise InputError(f"{scene} has no folder {' and no '.join(missing)}: a scene is map/ (COLMAP), images/ and drive/ (bag)")
@@ -92,22 +84,17 @@ def _checked_scene(scene: Path) -> Path:
 
 def _cached_map(scene: Path, path: Path) -> Path:
     """The scene's map, made unless it is there, newer than the scene and of the same network."""
-    from ..errors import InputError
-    from ..features import load_extractor
-    from ..mapping import Map
-    from ..mapping.build import build_map_from_colmap
-
-    extractor = load_extractor()
+    extractor = pixloc.load_extractor()
     newest = max(file.stat().st_mtime for file in (scene / "map").iterdir())
     try:
         if path.stat().st_mtime > newest:
-            Map.open(path).require_extractor(extractor)
+            pixloc.Map.open(path).require_extractor(extractor)
             print("    kept from the last run", flush=True)
             return path
     except (OSError, InputError):
         pass
     with show_progress("   ") as progress:
-        map_, _ = build_map_from_colmap(scene / "map", scene / "images", extractor, progress=progress)
+        map_, _ = pixloc.build_map_from_colmap(scene / "map", scene / "images", extractor, progress=progress)
     map_.save(path)
     print(f"    {len(map_.keyframe_names)} images, {len(map_.xyz)} points, {path.stat().st_size / 2**20:.1f} MiB", flush=True)
     return path

@@ -18,55 +18,43 @@ Images that count: those of --times, of the bag or of the folder; else one for e
 that has many more poses than the runs, at the runs' own rate.
 """
 
-from __future__ import annotations
-
 import argparse
 import json
-from pathlib import Path
 
+from ..io.files import write_text
 from .arguments import add_verb, flag, option
+from .lazy import evaluation, report
 
 
 def add_parser(subparsers) -> None:
     parser = add_verb(subparsers, "evaluate", run, __doc__)
     parser.add_argument("runs", nargs="+", metavar="[NAME=]RUN", help="a folder of 'pixloc track' or 'replay', or poses")
-    truth = "true poses: a file in one of the formats, or a bag (default: what the runs' folders hold)"
-    option(parser, "--truth", "FILE|BAG", truth, type=Path)
-    topic = "of a bag: a topic of poses or odometry, or 'tf:PARENT:CHILD' (default: the one that looks like it)"
-    option(parser, "--truth-topic", "NAME", topic)
-    times = "when the images were taken: lines that begin with seconds (KITTI's times.txt, TUM's rgb.txt), or a bag"
-    option(parser, "--times", "FILE|BAG", times, type=Path)
-    tolerance = "largest difference between a pose's stamp and its image's (default 0.01)"
-    option(parser, "--tolerance", "S", tolerance, 0.01)
-    step = "over what relative errors are taken: metres, or '10poses' (default 1; 10 for cars)"
-    option(parser, "--step", "M|Nposes", step)
-    option(parser, "-o --output", "DIR", "folder of evaluation.json and report.html", type=Path)
+    option(parser, "--truth FILE|BAG", "true poses: a file, in one of the formats, or a bag (default: of the runs' folders)")
+    option(parser, "--truth-topic NAME", "of a bag: of poses or odometry, or 'tf:PARENT:CHILD' (default: what looks like it)")
+    option(parser, "--times FILE|BAG", "when the images were taken: a bag, or lines that begin with seconds (KITTI, TUM)")
+    option(parser, "--tolerance S", "largest difference between a pose's stamp and its image's", 0.01)
+    option(parser, "--step M|Nposes", "over what relative errors are taken: metres, or '10poses' (default 1; 10 for cars)")
+    option(parser, "-o --output DIR", "folder of evaluation.json and report.html")
     flag(parser, "--json", "print JSON instead of a table")
 
 
 def run(args: argparse.Namespace) -> int:
-    from ..evaluation.metrics import evaluate
-    from ..evaluation.run_inputs import RunInputs, parse_step, read_runs
-    from ..evaluation.tables import format_summary
-    from ..io.files import write_text
-
-    step = parse_step(args.step)
-    runs, notes = read_runs(args.runs, RunInputs(args.truth, args.truth_topic, args.times, args.tolerance))
-    evaluations = [evaluate(each, step) for each in runs]
+    inputs = evaluation.run_inputs
+    step, options = inputs.parse_step(args.step), inputs.RunInputs(args.truth, args.truth_topic, args.times, args.tolerance)
+    runs, notes = inputs.read_runs(args.runs, options)
+    evaluations = [evaluation.metrics.evaluate(each, step) for each in runs]
     figures = [{"name": e.name, **e.figures} for e in evaluations]
-    content = json.dumps(
-        {"truth": str(args.truth) if args.truth else None, "notes": notes, "runs": figures}, indent=2, allow_nan=False
-    )
+    content = {"truth": str(args.truth) if args.truth else None, "notes": notes, "runs": figures}
+    content = json.dumps(content, indent=2, allow_nan=False)
     if args.output:
-        from ..report.run_report import run_report
-
         write_text(args.output / "evaluation.json", content + "\n")
         lead = f"Truth: {args.truth}." if args.truth else ""
-        write_text(args.output / "report.html", run_report("pixloc evaluate", lead, evaluations, notes=notes))
+        page = report.run_report.run_report("pixloc evaluate", lead, evaluations, notes=notes)
+        write_text(args.output / "report.html", page)
     if args.json:
         print(content)
     else:
-        print(format_summary([e.name for e in evaluations], [e.figures for e in evaluations]))
+        print(evaluation.tables.format_summary([e.name for e in evaluations], [e.figures for e in evaluations]))
         print("".join(f"\nnote: {note}" for note in notes), end="\n" if notes else "")
     if args.output and not args.json:
         print(f"report: {args.output / 'report.html'}")

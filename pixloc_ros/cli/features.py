@@ -9,35 +9,30 @@ example:
   pixloc features photo.jpg --weights vgg.safetensors -o features.npz
 """
 
-from __future__ import annotations
-
 import argparse
 
+from ..errors import InputError
+from ..io.files import replacing
 from .arguments import add_verb, add_weights, option, path
+from .lazy import io, pixloc
 
 
 def add_parser(subparsers) -> None:
     parser = add_verb(subparsers, "features", run, __doc__)
-    path(parser, "image", "IMAGE")
+    path(parser, "image IMAGE")
     add_weights(parser, "a .safetensors file, or the name of a shipped network")
-    path(parser, "-o --output", "FILE.npz")
-    side = "shrink the image to this longer side first (default: what the network works at)"
-    option(parser, "--max-side", "PX", side, type=int)
+    path(parser, "-o --output FILE.npz")
+    option(parser, "--max-side PX", "shrink the image to this longer side first (default: what the network works at)", type=int)
 
 
 def run(args: argparse.Namespace) -> int:
     import cv2
     import numpy as np
 
-    from ..errors import InputError
-    from ..features import load_extractor
-    from ..io.files import replacing
-    from ..io.images import load_image
-
     if args.output.suffix != ".npz":
         raise InputError(f"{args.output} must end in .npz: features are written in that format")
-    image = load_image(args.image)
-    extractor = load_extractor(args.weights)
+    image = io.images.load_image(args.image)
+    extractor = pixloc.load_extractor(args.weights)
     height, width = image.shape[:2]
     scale = min(1.0, (extractor.working_side if args.max_side is None else args.max_side) / max(width, height))
     size = (round(width * scale), round(height * scale))

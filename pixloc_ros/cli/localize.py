@@ -12,13 +12,13 @@ cameras.txt: NAME MODEL WIDTH HEIGHT PARAMS... as in COLMAP, for example
   0001.jpg PINHOLE 640 480 517.3 516.5 319.1 255.8
 """
 
-from __future__ import annotations
-
 import argparse
 import json
-from pathlib import Path
 
+from ..errors import InputError
+from ..io.files import match_names, write_text
 from .arguments import add_execution, add_images, add_map, add_verb, open_localizer, option, path
+from .lazy import evaluation, io
 from .progress import show_progress
 
 
@@ -26,27 +26,22 @@ def add_parser(subparsers) -> None:
     parser = add_verb(subparsers, "localize", run, __doc__)
     add_map(parser)
     add_images(parser)
-    option(parser, "--prior", "FILE", "rough poses, in the format of the output", type=Path)
-    path(parser, "-o --output", "FILE")
-    option(parser, "--json", "FILE", "write counts and times", type=Path)
+    option(parser, "--prior FILE", "rough poses, in the format of the output")
+    path(parser, "-o --output FILE")
+    option(parser, "--json FILE", "write counts and times")
     add_execution(parser)
 
 
 def run(args: argparse.Namespace) -> int:
-    from ..errors import InputError
-    from ..evaluation.queries import localize_queries, query_figures, read_queries
-    from ..io.files import match_names, write_text
-    from ..io.trajectory import read_benchmark_poses, write_benchmark_poses
-
-    queries = read_queries(args.images, args.cameras)
-    priors = read_benchmark_poses(args.prior) if args.prior else {}
+    queries = evaluation.queries.read_queries(args.images, args.cameras)
+    priors = io.trajectory.read_benchmark_poses(args.prior) if args.prior else {}
     if args.prior and not match_names([query.name for query in queries], priors):
         raise InputError(f"{args.prior} has no pose for any of the images: its names must be those of {args.cameras}")
     localizer = open_localizer(args)
     with show_progress("localize") as progress:
-        results = localize_queries(localizer, queries, priors, progress)
-    write_benchmark_poses(args.output, {r.name: r.camera_from_map for r in results if not r.reason})
-    stats = query_figures(results)
+        results = evaluation.queries.localize_queries(localizer, queries, priors, progress)
+    io.trajectory.write_benchmark_poses(args.output, {r.name: r.camera_from_map for r in results if not r.reason})
+    stats = evaluation.queries.query_figures(results)
     if args.json:
         write_text(args.json, json.dumps(stats, indent=2) + "\n")
     times = "" if stats["frame_ms_p50"] is None else f", {stats['frame_ms_p50']:.0f} ms an image"

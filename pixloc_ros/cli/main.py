@@ -1,10 +1,8 @@
 # Copyright the pixloc_ros authors. SPDX-License-Identifier: Apache-2.0
 """The command `pixloc`. Each verb is a module of its name with `add_parser(subparsers)` and `run(args)`.
 
-The modules import what is heavy inside `run`, so that help and usage errors come at once.
+The modules import what is heavy through `lazy`, so that help and usage errors come at once.
 """
-
-from __future__ import annotations
 
 import argparse
 import importlib

@@ -11,16 +11,15 @@ examples:
   pixloc map info site.pixmap
 """
 
-from __future__ import annotations
-
 import argparse
 import contextlib
 import time
 from dataclasses import replace
-from pathlib import Path
 
+from ..errors import InputError
 from . import map_care
 from .arguments import add_map_making, add_topics, add_verb, check_map_making, option, parse_poses, path
+from .lazy import io, mapping, pixloc
 from .map_care import finish
 from .progress import show_progress
 
@@ -29,43 +28,38 @@ def add_parser(subparsers) -> None:
     sources = add_verb(subparsers, "map", None, __doc__).add_subparsers(title="what to do", metavar="ACTION", required=True)
     _add_bag(sources)
     parser = add_verb(sources, "colmap", _run_colmap, _run_colmap.__doc__)
-    path(parser, "--model", "DIR", "cameras, images, points3D as .bin or .txt")
-    path(parser, "--images", "DIR", "what the model's image names are relative to")
-    option(parser, "--min-track-length", "N", "use points that at least N images see (default 2)", 2)
-    far = "leave out observations farther than this from their point's projection (default 4)"
-    option(parser, "--max-error", "PX", far, 4.0)
+    path(parser, "--model DIR", "cameras, images, points3D as .bin or .txt")
+    path(parser, "--images DIR", "what the model's image names are relative to")
+    option(parser, "--min-track-length N", "use points that at least N images see", 2)
+    option(parser, "--max-error PX", "leave out observations farther than this from their point's projection", 4.0)
     add_map_making(parser)
 
     parser = add_verb(sources, "rgbd", _run_rgbd, _run_rgbd.__doc__)
-    path(parser, "--sequence", "DIR")
-    option(parser, "--camera", "LINE", '"MODEL WIDTH HEIGHT PARAMS...", instead of camera.txt')
+    path(parser, "--sequence DIR")
+    option(parser, "--camera LINE", '"MODEL WIDTH HEIGHT PARAMS...", instead of camera.txt')
     scale = "units of the depth images per metre, 5000 for TUM's, 1000 for millimetres (default: found where images tell it)"
-    option(parser, "--depth-scale", "N", scale, type=float)
+    option(parser, "--depth-scale N", scale, type=float)
     add_map_making(parser)
     map_care.add_parsers(sources)
 
 
 def _add_bag(sources) -> None:
     parser = add_verb(sources, "bag", _run_bag, _run_bag.__doc__)
-    path(parser, "bag", "BAG", "rosbag2 folder, .mcap or .db3 file, or ROS 1 .bag")
+    path(parser, "bag BAG", "rosbag2 folder, .mcap or .db3 file, or ROS 1 .bag")
     add_map_making(parser)
-    option(parser, "--keep-images", "DIR", "keep the keyframes' images, for 'map re-encode'", type=Path)
-    mask = "white where points may be: one for all images, or STAMP_NS.png each"
-    option(parser, "--mask", "FILE|DIR", mask, type=Path)
-    option(parser, "--every", "N", "use each N-th image only, from the first on", 1)
-    shift = "a keyframe wherever the picture has shifted by this share of its width (default 0.03)"
-    option(parser, "--keyframe-shift", "SHARE", shift, 0.03)
-    option(parser, "--min-angle", "DEG", "least angle under which a point is seen (default 1)", 1.0)
-    option(parser, "--max-error", "PX", "largest reprojection error at 640 px (default 3)", 3.0)
-    surest = "triangulated points stay that are among the N surest of a keyframe, spread over its image (default 200; 0: all)"
-    option(parser, "--surest", "N", surest, 200)
+    option(parser, "--keep-images DIR", "keep the keyframes' images, for 'map re-encode'")
+    option(parser, "--mask FILE|DIR", "white where points may be: one for all images, or STAMP_NS.png each")
+    option(parser, "--every N", "use each N-th image only, from the first on", 1)
+    option(parser, "--keyframe-shift SHARE", "a keyframe wherever the picture has shifted by this share of its width", 0.03)
+    option(parser, "--min-angle DEG", "least angle under which a point is seen", 1.0)
+    option(parser, "--max-error PX", "largest reprojection error at 640 px", 3.0)
+    option(parser, "--surest N", "triangulated points that stay: the N surest of a keyframe, spread over its image; 0: all", 200)
     topics = add_topics(parser, "whose pose the topic tells (default: as it says, or base_link)")
-    option(topics, "--pose-topic", "NAME", "poses in the map; 'tf': the transforms from --map-frame")
-    option(topics, "--map-frame", "NAME", "for poses from TF (default map)", "map")
-    option(topics, "--depth-topic", "NAME", "depth aligned with the images; 'none': triangulate")
-    unit = "its units per metre (default: 1000 for integers, 1 for floats)"
-    option(topics, "--depth-scale", "N", unit, type=float)
-    option(topics, "--max-pose-gap", "S", "interpolate over gaps up to this (default 0.25)", 0.25)
+    option(topics, "--pose-topic NAME", "poses in the map; 'tf': the transforms from --map-frame")
+    option(topics, "--map-frame NAME", "for poses from TF", "map")
+    option(topics, "--depth-topic NAME", "depth aligned with the images; 'none': triangulate")
+    option(topics, "--depth-scale N", "its units per metre (default: 1000 for integers, 1 for floats)", type=float)
+    option(topics, "--max-pose-gap S", "interpolate over gaps up to this", 0.25)
 
 
 def _run_colmap(args: argparse.Namespace) -> int:
@@ -77,13 +71,11 @@ def _run_colmap(args: argparse.Namespace) -> int:
     example:
       pixloc map colmap --model sparse/0 --images images -o site.pixmap
     """
-    from ..features import load_extractor
-    from ..mapping.build import build_map_from_colmap
-
     check_map_making(args)
     begin, limits = time.monotonic(), (args.min_track_length, args.max_error, args.working_side, args.output.stem)
     with show_progress("map") as progress:
-        map_, report = build_map_from_colmap(args.model, args.images, load_extractor(args.weights), *limits, progress)
+        network = pixloc.load_extractor(args.weights)
+        map_, report = pixloc.build_map_from_colmap(args.model, args.images, network, *limits, progress)
     return finish(map_, report, args, begin)
 
 
@@ -98,16 +90,12 @@ def _run_rgbd(args: argparse.Namespace) -> int:
       pixloc map rgbd --sequence rgbd_dataset_freiburg1_desk -o desk.pixmap \\
           --camera "OPENCV 640 480 517.3 516.5 319.1 255.8 0.2624 -0.9531 -0.0054 0.0026" --depth-scale 5000
     """
-    from ..features import load_extractor
-    from ..geometry.cameras import Camera
-    from ..mapping.build import build_map_from_rgbd
-
     check_map_making(args)
-    begin, extractor = time.monotonic(), load_extractor(args.weights)
-    camera = Camera.parse_colmap_line(args.camera) if args.camera else None
+    begin, extractor = time.monotonic(), pixloc.load_extractor(args.weights)
+    camera = pixloc.Camera.parse_colmap_line(args.camera) if args.camera else None
     how = (camera, args.depth_scale, args.working_side, args.output.stem)
     with show_progress("map") as progress:
-        map_, report = build_map_from_rgbd(args.sequence, extractor, *how, progress)
+        map_, report = pixloc.build_map_from_rgbd(args.sequence, extractor, *how, progress)
     return finish(map_, report, args, begin)
 
 
@@ -123,39 +111,33 @@ def _run_bag(args: argparse.Namespace) -> int:
       pixloc map bag drive.mcap -o site.pixmap --pose-topic /lio/odometry --base-frame imu_link
       pixloc map bag drive.bag -o site.pixmap --pose-topic tf --map-frame map --depth-topic none
     """
-    from ..errors import InputError
-    from ..features import load_extractor
-    from ..io.work_folder import WorkFolder
-    from ..mapping.build.keyframes import KeyframeOptions
-    from ..mapping.build.posed_bag import PosedBag, PosedBagOptions, bag_identity
-    from ..mapping.build.posed_frames import PosedMapOptions, build_map_from_posed_frames
-    from ..mapping.build.triangulation import TriangulationOptions
-
     check_map_making(args)
-    begin, extractor = time.monotonic(), load_extractor(args.weights)
+    begin, extractor, build = time.monotonic(), pixloc.load_extractor(args.weights), mapping.build
     (mount,) = parse_poses(args, "base_from_camera")
     where = (args.image_topic, args.camera_info_topic, args.pose_topic, args.map_frame, args.base_frame, mount, args.depth_topic)
-    source = PosedBagOptions(*where, args.depth_scale, args.every, round(args.max_pose_gap * 1e9), args.recording_time)
-    triangulation = TriangulationOptions(min_angle_deg=args.min_angle, max_error_px=args.max_error, surest=args.surest)
-    options = PosedMapOptions(args.mask, KeyframeOptions(shift=args.keyframe_shift), triangulation)
+    timing = (args.every, round(args.max_pose_gap * 1e9), args.recording_time)
+    source = build.posed_bag.PosedBagOptions(*where, args.depth_scale, *timing)
+    limits = {"min_angle_deg": args.min_angle, "max_error_px": args.max_error, "surest": args.surest}
+    chosen = build.keyframes.KeyframeOptions(shift=args.keyframe_shift)
+    options = build.posed_frames.PosedMapOptions(args.mask, chosen, build.triangulation.TriangulationOptions(**limits))
     if args.keep_images is not None and args.keep_images.exists() and any(args.keep_images.iterdir()):
         raise InputError(f"{args.keep_images} is not empty: give a new folder for the images")
-    with PosedBag(args.bag, source) as frames:
+    with build.posed_bag.PosedBag(args.bag, source) as frames:
         key = {
-            "bag": bag_identity(args.bag),
+            "bag": build.posed_bag.bag_identity(args.bag),
             "frames": {name: value.tolist() if hasattr(value, "tolist") else value for name, value in vars(source).items()},
             "options": options.to_json(),
             "network": extractor.fingerprint,
             "working_side": args.working_side,
         }
-        work = WorkFolder(args.output.with_name(f"{args.output.name}.work"), key)
+        work = io.work_folder.WorkFolder(args.output.with_name(f"{args.output.name}.work"), key)
         if work.resumed:
             print(f"going on with what is in {work.folder}")
         points = f"depth from {frames.depth_topic}" if frames.depth_topic else "points by triangulation"
         print(f"poses from {frames.pose_source}; {points}")
         with show_progress("map") as progress:
             how = (work, options, args.working_side, args.output.stem, progress)
-            map_, report = build_map_from_posed_frames(frames, extractor, *how)
+            map_, report = build.posed_frames.build_map_from_posed_frames(frames, extractor, *how)
         report = replace(report, notes=(*report.notes, *frames.bag.notes))
     finish(map_, report, args, begin)
     _print_drive(report)

@@ -1,15 +1,16 @@
 # Copyright the pixloc_ros authors. SPDX-License-Identifier: Apache-2.0
 """`pixloc map info | move | merge | prune | check | export | re-encode | georeference`: what is done with maps that are there."""
 
-from __future__ import annotations
-
 import argparse
 import json
 import time
 from dataclasses import replace
 from pathlib import Path
 
+from ..errors import InputError
+from ..io.files import write_text
 from .arguments import POSE, add_map_making, add_verb, check_map_making, flag, option, parse_poses, path
+from .lazy import geometry, io, mapping, pixloc
 from .progress import show_progress
 
 _MOVE_ERROR_SHARE = 0.1  # of the places' spread: a median error above is no fit
@@ -21,47 +22,46 @@ def add_parsers(sources) -> None:
     def action(name: str, run, *arguments: str) -> argparse.ArgumentParser:
         parser = add_verb(sources, name, run, run.__doc__)
         for argument in arguments:
-            path(parser, argument, "FILE")
+            path(parser, f"{argument} FILE")
         return parser
 
     flag(action("info", _run_info, "map"), "--json", "print JSON")
 
     parser = action("georeference", _run_georeference, "map")
-    path(parser, "--fixes", "FILE", "places and their fixes")
-    upright = "the map's z axis points up: only its heading is searched for, for which a straight road is enough"
-    flag(parser, "--upright", upright)
-    option(parser, "-o --output", "FILE", "another file than the map itself", type=Path)
+    path(parser, "--fixes FILE", "places and their fixes")
+    flag(parser, "--upright", "the map's z axis points up: only its heading is searched for, for which a straight road is enough")
+    option(parser, "-o --output FILE", "another file than the map itself")
 
     parser = action("merge", _run_merge)
     parser.add_argument("maps", type=Path, nargs="+", metavar="FILE")
-    option(parser, "--second-pose", POSE, "pose of the second map's frame in the first's, for two maps", nargs=7)
-    path(parser, "-o --output", "FILE.pixmap")
+    option(parser, f"--second-pose {POSE}", "pose of the second map's frame in the first's, for two maps")
+    path(parser, "-o --output FILE.pixmap")
 
     parser = action("move", _run_move, "map")
-    path(parser, "-o --output", "FILE.pixmap")
+    path(parser, "-o --output FILE.pixmap")
     ways = parser.add_mutually_exclusive_group(required=True)
-    option(ways, "--pose", POSE, "pose of the map's frame in the new frame", nargs=7)
-    option(ways, "--points", "FILE", "places in the map and in the new frame", type=Path)
-    option(ways, "--trajectories", ("IN_MAP", "IN_NEW"), "one drive in both frames (TUM format)", type=Path, nargs=2)
+    option(ways, f"--pose {POSE}", "pose of the map's frame in the new frame")
+    option(ways, "--points FILE", "places in the map and in the new frame")
+    option(ways, "--trajectories IN_MAP IN_NEW", "one drive in both frames (TUM format)", type=Path)
     flag(parser, "--upright", "the z axes of both frames point up: only heading and shift are fitted")
 
     parser = action("prune", _run_prune, "map")
-    path(parser, "-o --output", "FILE.pixmap")
-    option(parser, "--points-per-keyframe", "N", "at most so many, spread over the image", type=int)
+    path(parser, "-o --output FILE.pixmap")
+    option(parser, "--points-per-keyframe N", "at most so many, spread over the image", type=int)
     spacing = "leave out keyframes nearer to another than this share of the scene's depth, if turned by less than 8 degrees"
-    option(parser, "--keyframe-spacing", "SHARE", spacing, 0.0)
-    option(parser, "--min-track-length", "N", "points that at least N keyframes see", 0)
-    option(parser, "--min-quality", "Q", "points whose descriptors agree at least so well, 0 to 1", 0.0)
+    option(parser, "--keyframe-spacing SHARE", spacing, 0.0)
+    option(parser, "--min-track-length N", "points that at least N keyframes see", 0)
+    option(parser, "--min-quality Q", "points whose descriptors agree at least so well, 0 to 1", 0.0)
     flag(parser, "--int8", "descriptors in eight bits, half the size")
 
     action("check", _run_check, "map")
 
     parser = action("export", _run_export, "map")
-    option(parser, "--colmap", "DIR", "write cameras.txt, images.txt, points3D.txt", type=Path)
-    option(parser, "--ply", "FILE", "write points (grey: quality) and keyframes (red)", type=Path)
+    option(parser, "--colmap DIR", "write cameras.txt, images.txt, points3D.txt")
+    option(parser, "--ply FILE", "write points (grey: quality) and keyframes (red)")
 
     parser = action("re-encode", _run_re_encode, "map")
-    path(parser, "--images", "DIR", "what the keyframes' names are relative to")
+    path(parser, "--images DIR", "what the keyframes' names are relative to")
     add_map_making(parser)
 
 
@@ -71,9 +71,7 @@ def _run_info(args: argparse.Namespace) -> int:
     example:
       pixloc map info site.pixmap
     """
-    from ..mapping import Map
-
-    map_ = Map.open(args.map)
+    map_ = pixloc.Map.open(args.map)
     info = describe(map_, args.map)
     if args.json:
         print(json.dumps(info, indent=2))
@@ -111,12 +109,9 @@ def _run_georeference(args: argparse.Namespace) -> int:
     """
     import numpy as np
 
-    from ..mapping import Map
-    from ..mapping.georeference import fit_georeference
-
-    map_ = Map.open(args.map)
+    map_ = pixloc.Map.open(args.map)
     xyz, fixes, names = read_fixes(args.fixes, dict(zip(map_.keyframe_names, map_.map_from_keyframe[:, :3, 3].numpy())))
-    georeference, errors = fit_georeference(xyz, fixes, args.upright)
+    georeference, errors = mapping.georeference.fit_georeference(xyz, fixes, args.upright)
     output = args.output or args.map
     replace(map_, georeference=georeference).save(output)
     worst = int(np.argmax(errors))
@@ -132,11 +127,8 @@ def read_fixes(path: Path, keyframes: dict, columns: str = "LAT LON ALT") -> tup
     """
     import numpy as np
 
-    from ..errors import InputError
-    from ..io.text import read_lines
-
     xyz, fixes, names = [], [], []
-    for where, line in read_lines(path):
+    for where, line in io.text.read_lines(path):
         words = line.split()
         place = " ".join(words[:-3])
         try:
@@ -170,26 +162,19 @@ def _run_move(args: argparse.Namespace) -> int:
     """
     import numpy as np
 
-    from ..errors import InputError
-    from ..geometry import se3
-    from ..io.trajectory import read_tum
-    from ..mapping import Map
-    from ..mapping.build.care import moved
-    from ..mapping.georeference import rigid_fit
-
-    map_ = Map.open(args.map)
+    map_ = pixloc.Map.open(args.map)
     (new_from_map,) = parse_poses(args, "pose")
     if new_from_map is None:
         if args.points is not None:
             centres = dict(zip(map_.keyframe_names, map_.map_from_keyframe[:, :3, 3].numpy()))
             points, places, _ = read_fixes(args.points, centres, "X Y Z")
         else:
-            in_map, in_new = map(read_tum, args.trajectories)
+            in_map, in_new = map(io.trajectory.read_tum, args.trajectories)
             poses, known = in_new.at(in_map.stamps_ns, 1_000_000_000)
             points, places = in_map.map_from_body[known, :3, 3].numpy(), poses[known, :3, 3].numpy()
         if len(points) < (2 if args.upright else 3):
             raise InputError(f"{len(points)} places are known in both frames: give at least 3, or 2 with --upright")
-        new_from_map, errors, spread = rigid_fit(points, places, args.upright)
+        new_from_map, errors, spread = mapping.georeference.rigid_fit(points, places, args.upright)
         fit = f"{len(points)} places fit with {np.median(errors):.3g} in the median, at worst {errors.max():.3g}"
         if not np.median(errors) < _MOVE_ERROR_SHARE * spread or spread < _MOVE_LEAST_SPREAD * np.ptp(points, axis=0).max():
             raise InputError(
@@ -197,8 +182,8 @@ def _run_move(args: argparse.Namespace) -> int:
                 "of the places, and give places further apart" + ("" if args.upright else " and off one line, or --upright")
             )
         print(fit)
-    moved(map_, new_from_map).save(args.output)
-    x, y, z, *quaternion = (*new_from_map[:3, 3].tolist(), *se3.quaternion_from_rotation(new_from_map[:3, :3]).tolist())
+    mapping.build.care.moved(map_, new_from_map).save(args.output)
+    x, y, z, *quaternion = (*new_from_map[:3, 3].tolist(), *geometry.se3.quaternion_from_rotation(new_from_map[:3, :3]).tolist())
     print(f"{args.output}: moved by {x:.4g} {y:.4g} {z:.4g}, turned by {' '.join(f'{q:.6f}' for q in quaternion)} (x y z w)")
     return 0
 
@@ -212,17 +197,13 @@ def _run_merge(args: argparse.Namespace) -> int:
     example:
       pixloc map merge morning.pixmap evening.pixmap -o site.pixmap
     """
-    from ..errors import InputError
-    from ..mapping import Map
-    from ..mapping.build.care import merge, moved
-
-    maps = [Map.open(path) for path in args.maps]
+    maps = [pixloc.Map.open(path) for path in args.maps]
     (second,) = parse_poses(args, "second_pose")
     if second is not None:
         if len(maps) != 2:
             raise InputError("--second-pose goes with two maps: merge the others afterwards")
-        maps[1] = moved(maps[1], second)
-    merged, fused = merge(maps, [path.stem for path in args.maps])
+        maps[1] = mapping.build.care.moved(maps[1], second)
+    merged, fused = mapping.build.care.merge(maps, [path.stem for path in args.maps])
     merged.save(args.output)
     print(f"{args.output}: {contents(describe(merged, args.output))}; {fused} points were in more than one map")
     if fused == 0:
@@ -238,14 +219,11 @@ def _run_prune(args: argparse.Namespace) -> int:
     example:
       pixloc map prune site.pixmap -o small.pixmap --points-per-keyframe 300 --int8
     """
-    from ..mapping import Map
-    from ..mapping.build.care import PruneOptions, prune
-
-    options = PruneOptions(args.keyframe_spacing, args.points_per_keyframe, args.min_track_length, args.min_quality, args.int8)
-    prune(Map.open(args.map), options).save(args.output)
-    before, after = describe(Map.open(args.map), args.map), describe(Map.open(args.output), args.output)
-    print(f"{args.map}: {contents(before)}, {size(before['bytes'])}")
-    print(f"{args.output}: {contents(after)}, {size(after['bytes'])}")
+    how = (args.keyframe_spacing, args.points_per_keyframe, args.min_track_length, args.min_quality, args.int8)
+    mapping.build.care.prune(pixloc.Map.open(args.map), mapping.build.care.PruneOptions(*how)).save(args.output)
+    for file in (args.map, args.output):
+        info = describe(pixloc.Map.open(file), file)
+        print(f"{file}: {contents(info)}, {size(info['bytes'])}")
     return 0
 
 
@@ -258,10 +236,7 @@ def _run_check(args: argparse.Namespace) -> int:
     example:
       pixloc map check site.pixmap
     """
-    from ..mapping import Map
-    from ..mapping.build.care import check
-
-    findings = check(Map.open(args.map, verify=True))
+    findings = mapping.build.care.check(pixloc.Map.open(args.map, verify=True))
     for finding in findings:
         print(f"{'serious' if finding.serious else 'note'}: {finding.text}")
     serious = any(finding.serious for finding in findings)
@@ -278,18 +253,14 @@ def _run_export(args: argparse.Namespace) -> int:
       pixloc map export site.pixmap --colmap model
       pixloc map export site.pixmap --ply points.ply
     """
-    from ..errors import InputError
-    from ..mapping import Map
-    from ..mapping.build.care import export_colmap, export_ply
-
     if args.colmap is None and args.ply is None:
         raise InputError("nothing to write: give --colmap DIR or --ply FILE")
-    map_ = Map.open(args.map, verify=True)
+    map_ = pixloc.Map.open(args.map, verify=True)
     if args.colmap is not None:
-        export_colmap(map_, args.colmap)
+        mapping.build.care.export_colmap(map_, args.colmap)
         print(f"{args.colmap}: {contents(describe(map_, args.map))}")
     if args.ply is not None:
-        export_ply(map_, args.ply)
+        mapping.build.care.export_ply(map_, args.ply)
         print(f"{args.ply}: {len(map_.xyz)} points, {len(map_.keyframe_names)} keyframes")
     return 0
 
@@ -302,14 +273,10 @@ def _run_re_encode(args: argparse.Namespace) -> int:
     example:
       pixloc map re-encode site.pixmap --images images --weights vgg.safetensors -o site_vgg.pixmap
     """
-    from ..features import load_extractor
-    from ..mapping import Map
-    from ..mapping.build.care import re_encode
-
     check_map_making(args)
-    begin, extractor = time.monotonic(), load_extractor(args.weights)
+    begin, extractor, old = time.monotonic(), pixloc.load_extractor(args.weights), pixloc.Map.open(args.map)
     with show_progress("map") as progress:
-        map_, report = re_encode(Map.open(args.map), args.images, extractor, args.working_side, progress)
+        map_, report = mapping.build.care.re_encode(old, args.images, extractor, args.working_side, progress)
     return finish(map_, report, args, begin)
 
 
@@ -319,8 +286,6 @@ def _run_re_encode(args: argparse.Namespace) -> int:
 def finish(map_, report, args: argparse.Namespace, begin: float) -> int:
     """Write a map that was made of images, say what it holds, and write --report, if given. begin: of the work, seconds of the
     monotonic clock."""
-    from ..io.files import write_text
-
     map_.save(args.output)
     reasons: dict[str, list[str]] = {}
     for name, reason in report.left_out.items():
@@ -344,8 +309,6 @@ def describe(map_, path: Path) -> dict:
     """What a map holds, for JSON."""
     import numpy as np
 
-    from ..mapping.map_file import describe_camera
-
     centres = map_.map_from_keyframe[:, :3, 3].numpy()
     return {
         "name": map_.name,
@@ -357,7 +320,7 @@ def describe(map_, path: Path) -> dict:
         "track_length_mean": len(map_.observation_point) / max(len(map_.xyz), 1),
         "depth_median": float(np.median(map_.keyframe_depth)),
         "extent": (centres.max(0) - centres.min(0)).tolist(),
-        "cameras": [describe_camera(camera) for camera in map_.cameras],
+        "cameras": [mapping.map_file.describe_camera(camera) for camera in map_.cameras],
         "extractor": {
             "name": map_.extractor_name,
             "fingerprint": map_.extractor_fingerprint,

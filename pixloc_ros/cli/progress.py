@@ -1,8 +1,6 @@
 # Copyright the pixloc_ros authors. SPDX-License-Identifier: Apache-2.0
 """Progress on the terminal."""
 
-from __future__ import annotations
-
 import contextlib
 import shutil
 import sys

@@ -10,47 +10,43 @@ examples:
   pixloc replay --map site.pixmap drive_bag --rate 0.5 --all-frames -o out/replay
 """
 
-from __future__ import annotations
-
 import argparse
 import json
 from dataclasses import replace
 from pathlib import Path
 
+from ..errors import InputError
+from ..io.files import write_text
 from .arguments import add_bag, add_verb, bag_options, flag, initial_pose, option, path
+from .lazy import evaluation, io, pixloc, report, rig
 from .progress import show_progress
+from .track import about_run
 
 
 def add_parser(subparsers) -> None:
     parser = add_verb(subparsers, "replay", run, __doc__)
     add_bag(parser)
-    path(parser, "-o --output", "DIR")
+    path(parser, "-o --output DIR")
     add_pace(parser)
 
 
 def add_pace(parser) -> None:
-    option(parser, "--rate", "R", "speed of the clock (default 1: real time)", 1.0)
+    option(parser, "--rate R", "speed of the clock (default 1: real time)", 1.0)
     flag(parser, "--all-frames", "the node works through every image in order; default: it drops those it has no time for")
 
 
 def check_pace(args: argparse.Namespace) -> None:
-    from ..errors import InputError
-
     if not args.rate > 0:
         raise InputError("--rate must be positive: 1 is real time")
 
 
 def run(args: argparse.Namespace) -> int:
-    from ..evaluation.tables import format_run
-    from ..io.bags import BagReader
-    from ..rig.replay import ReplayOptions
-
     check_pace(args)
     options, start = bag_options(args), initial_pose(args)
-    with BagReader(args.bag, options) as bag:
-        replaying = ReplayOptions(args.rate, args.all_frames, args.weights, args.preset)
+    with io.bags.BagReader(args.bag, options) as bag:
+        replaying = rig.replay.ReplayOptions(args.rate, args.all_frames, args.weights, args.preset)
         stats = replay_and_report(args.map, bag, start, args.output, replaying, args.skip_map_frames)
-    print(format_run(stats))
+    print(evaluation.tables.format_run(stats))
     for problem in stats["problems"]:
         print(f"PROBLEM: {problem}")
     print(f"report: {args.output / 'report.html'}")
@@ -74,30 +70,22 @@ def replay_and_report(
     Returns:
         The summary.
     """
-    from ..evaluation import live_run, offline
-    from ..evaluation.metrics import evaluate
-    from ..evaluation.runs import write_run
-    from ..io.files import write_text
-    from ..localization import Localizer
-    from ..report.run_report import run_report, scene_of
-    from ..rig.replay import replay
-    from .track import about_run
-
-    localizer = Localizer.open(map_path, options.weights, options.preset)  # first: a bad map is reported in one line
+    localizer = pixloc.Localizer.open(map_path, options.weights, options.preset)  # first: a bad map is reported in one line
     truth, odometry = bag.truth(), bag.odometry()
-    start_ns, start = offline.first_pose(bag, truth, start)
+    start_ns, start = evaluation.offline.first_pose(bag, truth, start)
     with show_progress("replay") as progress:
-        recording = replay(map_path, bag, start_ns, start, output / "node.log", options, progress)
+        recording = rig.replay.replay(map_path, bag, start_ns, start, output / "node.log", options, progress)
     played = f"at {options.rate:g} times real time to the live node{', every image' if options.all_frames else ''}"
     about = about_run(bag, map_path, options.weights, options.preset, played)
-    run = live_run.as_run(recording, truth, odometry)
+    run = evaluation.live_run.as_run(recording, truth, odometry)
     run = replace(run, skip_map_frames=skip_map_frames, about=about, remarks=(*run.remarks, *bag.notes))
-    result = evaluate(run)
-    stats = live_run.live_figures(recording, result.figures, bag.base_from_camera)
+    result = evaluation.metrics.evaluate(run)
+    stats = evaluation.live_run.live_figures(recording, result.figures, bag.base_from_camera)
     recording.write(output / "recording.jsonl")
-    write_run(output, run)
+    evaluation.runs.write_run(output, run)
     write_text(output / "summary.json", json.dumps(stats, indent=2, allow_nan=False) + "\n")
     name, title, lead = page
     lead = lead or f"{bag.path}, map {map_path.name}, played {played}."
-    write_text(output / name, run_report(title, lead, [result], scene_of(result, localizer, bag), problems=stats["problems"]))
+    scene = report.run_report.scene_of(result, localizer, bag)
+    write_text(output / name, report.run_report.run_report(title, lead, [result], scene, problems=stats["problems"]))
     return stats

@@ -12,12 +12,13 @@ Elsewhere: 'pixloc basin' measures and draws the convergence basin, 'pixloc weig
 'pixloc track' writes a page of a whole drive; RViz shows overlay and points live (config/localization.rviz).
 """
 
-from __future__ import annotations
-
 import argparse
 from pathlib import Path
 
+from ..errors import InputError
+from ..io.files import match_names, write_bytes
 from .arguments import add_bag, add_cold_start, add_verb, bag_options, initial_pose, open_localizer, option, path
+from .lazy import evaluation, geometry, io, mapping, pixloc, report
 from .progress import show_progress
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp")
@@ -28,26 +29,24 @@ def add_parser(subparsers) -> None:
 
     def picture(name: str, run, output: str = "FILE", suffixes: str = ".png, .jpg or .webp") -> argparse.ArgumentParser:
         parser = add_verb(kinds, name, run, run.__doc__)
-        path(parser, "-o --output", output, suffixes)
+        path(parser, f"-o --output {output}", suffixes)
         return parser
 
     parser = picture("reprojections", _run_reprojections)
     _add_source(parser)
-    colour = "residual (distance of the features, default), inliers, confidence, or weight after the robust loss"
-    option(parser, "--colour", "WHAT", colour, "residual")
-    option(parser, "--level", "K", "of the features: 0 is the coarsest (default: the finest)", -1)
+    option(parser, "--colour WHAT", "residual (distance of features, default), inliers, confidence, weight (robust)", "residual")
+    option(parser, "--level K", "of the features: 0 is the coarsest (default: the finest)", -1)
 
     parser = picture("features", _run_features)
     _add_source(parser)
     _add_map_images(parser)
 
-    parser = picture(
-        "optimization", _run_optimization, "FILE", ".gif or .webp: an animation and FILE.png; .png or .jpg: the still"
-    )
+    animation = ".gif or .webp: an animation and FILE.png; .png or .jpg: the still"
+    parser = picture("optimization", _run_optimization, "FILE", animation)
     _add_source(parser)
-    option(parser, "--width", "PX", "of the animation (default 840)", 840)
+    option(parser, "--width PX", "of the animation", 840)
 
-    path(picture("map", _run_map), "map", "FILE.pixmap")
+    path(picture("map", _run_map), "map FILE.pixmap")
 
     parser = picture("frame", _run_frame, "FILE.html", "")
     add_bag(parser)
@@ -61,15 +60,14 @@ def add_parser(subparsers) -> None:
 
 
 def _add_map_images(parser) -> None:
-    help_ = "the images that the map was made of, to show them too (the map holds none)"
-    option(parser, "--map-images", "DIR", help_, type=Path)
+    option(parser, "--map-images DIR", "the images that the map was made of, to show them too (the map holds none)")
 
 
 def _add_frame(parser) -> None:
     choice = parser.add_argument_group("which image of the bag (one of)")
-    option(choice, "--frame", "N", "its number, from 0, in the order of stamps", type=int)
-    option(choice, "--at", "S", "the one nearest to so many seconds after the first", type=float)
-    option(choice, "--stamp", "NS", "the one nearest to this stamp, nanoseconds", type=int)
+    option(choice, "--frame N", "its number, from 0, in the order of stamps", type=int)
+    option(choice, "--at S", "the one nearest to so many seconds after the first", type=float)
+    option(choice, "--stamp NS", "the one nearest to this stamp, nanoseconds", type=int)
 
 
 def _add_source(parser) -> None:
@@ -77,15 +75,12 @@ def _add_source(parser) -> None:
     add_bag(parser)
     _add_frame(parser)
     single = parser.add_argument_group("for an image file in place of the bag")
-    camera = "as in COLMAP's cameras.txt: 'PINHOLE 640 480 520 520 320 240'"
-    option(single, "--camera", "'MODEL W H P...'", camera)
-    option(single, "--cameras", "FILE", "instead: one camera an image, as for 'pixloc localize'", type=Path)
-    prior = "poses 'name qw qx qy qz tx ty tz', camera_from_map (default: of the most similar keyframe)"
-    option(single, "--prior", "FILE", prior, type=Path)
-    option(single, "--truth", "FILE", "true poses in the same format", type=Path)
-    off = "start further away: turned by DEG degrees, shifted by PERCENT of the depth"
-    option(parser, "--start-off", ("DEG", "PERCENT"), off, nargs=2, type=float)
-    option(parser, "--seed", "N", "of the direction of --start-off (default 0)", 0)
+    option(single, "--camera LINE", "as in COLMAP's cameras.txt: 'PINHOLE 640 480 520 520 320 240'")
+    option(single, "--cameras FILE", "instead: one camera an image, as for 'pixloc localize'")
+    option(single, "--prior FILE", "poses 'name qw qx qy qz tx ty tz', camera_from_map (default: of the most similar keyframe)")
+    option(single, "--truth FILE", "true poses in the same format")
+    option(parser, "--start-off DEG PERCENT", "start further away: turned, and shifted by a share of the depth", type=float)
+    option(parser, "--seed N", "of the direction of --start-off", 0)
 
 
 # ---- one image
@@ -100,9 +95,8 @@ def _run_reprojections(args: argparse.Namespace) -> int:
     example:
       pixloc show reprojections --map site.pixmap drive_bag --frame 120 --colour inliers -o reprojections.png
     """
-    from ..report.alignment_pictures import plot_reprojections
-
-    return _draw(args, lambda aligned: plot_reprojections(aligned, args.colour, args.level, args.output.suffix.lower()))
+    draw = report.alignment_pictures.plot_reprojections
+    return _draw(args, lambda aligned: draw(aligned, args.colour, args.level, args.output.suffix.lower()))
 
 
 def _run_features(args: argparse.Namespace) -> int:
@@ -114,12 +108,11 @@ def _run_features(args: argparse.Namespace) -> int:
     example:
       pixloc show features --map site.pixmap drive_bag --frame 120 --map-images site/images -o features.png
     """
-    from ..report.feature_maps import KeyframeImages, plot_feature_maps
 
     def draw(aligned) -> bytes:
-        keyframes = KeyframeImages(aligned.localizer.map, args.map_images)
+        keyframes = report.feature_maps.KeyframeImages(aligned.localizer.map, args.map_images)
         reference = keyframes.view(aligned.localizer, int(aligned.points.keyframe_ids[0]))
-        return plot_feature_maps(aligned, reference, args.output.suffix.lower())
+        return report.feature_maps.plot_feature_maps(aligned, reference, args.output.suffix.lower())
 
     return _draw(args, draw)
 
@@ -133,21 +126,16 @@ def _run_optimization(args: argparse.Namespace) -> int:
     example:
       pixloc show optimization --map site.pixmap drive_bag --frame 120 --start-off 6 15 -o way.webp
     """
-    from ..errors import InputError
-    from ..io.files import write_bytes
-    from ..report.alignment_pictures import ANIMATIONS, animate_optimization, plot_optimization
-    from ..report.style import SUFFIXES, check_suffix
-
-    animated = args.output.suffix.lower() in ANIMATIONS
-    check_suffix(args.output, (*ANIMATIONS, *SUFFIXES))
+    animated = args.output.suffix.lower() in report.alignment_pictures.ANIMATIONS
+    report.style.check_suffix(args.output, (*report.alignment_pictures.ANIMATIONS, *report.style.SUFFIXES))
     if not 320 <= args.width <= 2000:
         raise InputError("--width must lie between 320 and 2000 pixels")
     aligned = _aligned_image(args)
     still = args.output.with_suffix(".png") if animated else args.output
-    write_bytes(still, plot_optimization(aligned, still.suffix.lower()))
+    write_bytes(still, report.alignment_pictures.plot_optimization(aligned, still.suffix.lower()))
     if animated:
         with show_progress("animation") as progress:
-            animate_optimization(aligned, args.output, args.width, progress)
+            report.alignment_pictures.animate_optimization(aligned, args.output, args.width, progress)
         print(f"{args.output} ({args.output.stat().st_size / 1e6:.1f} MB)")
     print(_summary(aligned, still))
     return 0
@@ -155,10 +143,7 @@ def _run_optimization(args: argparse.Namespace) -> int:
 
 def _draw(args: argparse.Namespace, draw) -> int:
     """Align the image, draw it and write the picture."""
-    from ..io.files import write_bytes
-    from ..report.style import check_suffix
-
-    check_suffix(args.output)
+    report.style.check_suffix(args.output)
     aligned = _aligned_image(args)
     write_bytes(args.output, draw(aligned))
     print(_summary(aligned, args.output))
@@ -166,13 +151,10 @@ def _draw(args: argparse.Namespace, draw) -> int:
 
 
 def _summary(aligned, output: Path) -> str:
-    from ..report.aligned_image import difference_text
-
-    answer = aligned.answer
-    off = "" if aligned.truth is None else f", {difference_text(aligned.truth, answer.map_from_camera)} off the truth"
-    moved = difference_text(aligned.prior, answer.map_from_camera)
-    agree = f"{answer.inlier_fraction:.0%} of the points agree"
-    return f"{output}: {aligned.title}, {answer.reason}, moved by {moved}, {agree}{off}"
+    answer, difference = aligned.answer, report.aligned_image.difference_text
+    off = "" if aligned.truth is None else f", {difference(aligned.truth, answer.map_from_camera)} off the truth"
+    moved = difference(aligned.prior, answer.map_from_camera)
+    return f"{output}: {aligned.title}, {answer.reason}, moved by {moved}, {answer.inlier_fraction:.0%} of the points agree{off}"
 
 
 def _aligned_image(args: argparse.Namespace):
@@ -182,40 +164,26 @@ def _aligned_image(args: argparse.Namespace):
 
 
 def _of_bag(args: argparse.Namespace, localizer):
-    from ..errors import InputError
-    from ..io.bags import BagReader
-    from ..io.frames import UnusableFrame
-    from ..report.aligned_image import align_image
-    from ..report.frame_evidence import FrameChoice, track_to
-
     if args.camera or args.cameras or args.prior or args.truth:
         raise InputError(f"--camera, --cameras, --prior and --truth are for an image file, and {args.bag} is taken for a bag")
-    choice = FrameChoice(args.frame, args.at, args.stamp)
-    with BagReader(args.bag, bag_options(args)) as bag, show_progress("track") as progress:
-        tracked = track_to(localizer, bag, choice, initial_pose(args), progress=progress)
+    choice = report.frame_evidence.FrameChoice(args.frame, args.at, args.stamp)
+    with io.bags.BagReader(args.bag, bag_options(args)) as bag, show_progress("track") as progress:
+        tracked = report.frame_evidence.track_to(localizer, bag, choice, initial_pose(args), progress=progress)
     title = f"image {tracked.index} of {args.bag.name} ({tracked.seconds:.2f} s)"
-    if isinstance(tracked.frame, UnusableFrame):
+    if isinstance(tracked.frame, io.frames.UnusableFrame):
         raise InputError(f"{title} cannot be used: {tracked.frame.reason}")
     start, covariance = (tracked.camera_truth, None) if tracked.prior is None else (tracked.prior, tracked.prior_covariance)
     if start is None:
         raise InputError(f"{title}: the tracker has no prior there: choose an image after it was found, or give --initial-pose")
-    prepared = localizer.aligner.prepare(tracked.frame.image, tracked.frame.camera)
+    image = tracked.frame.image
+    prepared = localizer.aligner.prepare(image, tracked.frame.camera)
     if args.start_off:
         start, covariance = _started_off(args, localizer, prepared.camera, start), None
-    return align_image(localizer.aligner, title, tracked.frame.image, prepared, start, covariance, tracked.camera_truth)
+    align = report.aligned_image.align_image
+    return align(localizer.aligner, title, image, prepared, start, covariance, tracked.camera_truth)
 
 
 def _of_file(args: argparse.Namespace, localizer):
-    from ..errors import InputError
-    from ..geometry import se3
-    from ..geometry.cameras import Camera
-    from ..io.camera_files import read_cameras
-    from ..io.files import match_names
-    from ..io.images import load_image
-    from ..io.trajectory import read_benchmark_poses
-    from ..mapping.retrieval import KeyframeIndex
-    from ..report.aligned_image import align_image
-
     if (args.frame, args.at, args.stamp) != (None, None, None):
         raise InputError(f"--frame, --at and --stamp choose an image of a bag, and {args.bag} is an image")
     if bool(args.camera) == bool(args.cameras):
@@ -228,30 +196,31 @@ def _of_file(args: argparse.Namespace, localizer):
                 return value
         raise InputError(f"{source} has no line for {args.bag.name}: add it")
 
-    camera = Camera.parse_colmap_line(args.camera) if args.camera else of_image(read_cameras(args.cameras), args.cameras)
-    image, title, map_ = load_image(args.bag), args.bag.name, localizer.map
+    def pose(file: Path | None):
+        return None if file is None else geometry.se3.inverse(of_image(io.trajectory.read_benchmark_poses(file), file))
+
+    if args.camera:
+        camera = pixloc.Camera.parse_colmap_line(args.camera)
+    else:
+        camera = of_image(io.camera_files.read_cameras(args.cameras), args.cameras)
+    image, title, map_ = io.images.load_image(args.bag), args.bag.name, localizer.map
     prepared = localizer.aligner.prepare(image, camera)
-    truth, start = (
-        None if file is None else se3.inverse(of_image(read_benchmark_poses(file), file)) for file in (args.truth, args.prior)
-    )
+    truth, start = pose(args.truth), pose(args.prior)
     if start is None:
-        index = KeyframeIndex(map_)
+        index = mapping.retrieval.KeyframeIndex(map_)
         keyframe = int(index.most_similar(index.descriptor.describe(image, prepared.pyramid), 1)[0])
         start, title = map_.map_from_keyframe[keyframe], f"{title}, from keyframe {map_.keyframe_names[keyframe]}"
     if args.start_off:
         start = _started_off(args, localizer, prepared.camera, start)
-    return align_image(localizer.aligner, title, image, prepared, start, truth=truth)
+    return report.aligned_image.align_image(localizer.aligner, title, image, prepared, start, truth=truth)
 
 
 def _started_off(args: argparse.Namespace, localizer, camera, map_from_camera):
-    from ..errors import InputError
-    from ..evaluation.basin import median_depth
-    from ..report.aligned_image import moved_off
-
     degrees, percent = args.start_off
     if not (0 <= degrees <= 180 and 0 <= percent <= 1000):
         raise InputError("--start-off: give 0 to 180 degrees and 0 to 1000 per cent of the depth")
-    return moved_off(map_from_camera, degrees, percent / 100 * median_depth(localizer.map, map_from_camera, camera), args.seed)
+    metres = percent / 100 * evaluation.basin.median_depth(localizer.map, map_from_camera, camera)
+    return report.aligned_image.moved_off(map_from_camera, degrees, metres, args.seed)
 
 
 # ---- a map, a drive
@@ -266,15 +235,10 @@ def _run_map(args: argparse.Namespace) -> int:
     example:
       pixloc show map site.pixmap -o coverage.png
     """
-    from ..io.files import write_bytes
-    from ..mapping import Map
-    from ..report.feature_maps import measure_coverage, plot_coverage
-    from ..report.style import check_suffix
-
-    check_suffix(args.output)
-    map_ = Map.open(args.map)
-    found = measure_coverage(map_)
-    write_bytes(args.output, plot_coverage(map_, found, args.output.suffix.lower()))
+    report.style.check_suffix(args.output)
+    map_ = pixloc.Map.open(args.map)
+    found = report.feature_maps.measure_coverage(map_)
+    write_bytes(args.output, report.feature_maps.plot_coverage(map_, found, args.output.suffix.lower()))
     print(found.summary())
     print(args.output)
     return 0
@@ -290,22 +254,15 @@ def _run_frame(args: argparse.Namespace) -> int:
     example:
       pixloc show frame --map site.pixmap drive_bag --at 12.5 --map-images site/images -o why.html
     """
-    from ..io.bags import BagReader
-    from ..io.files import write_bytes
-    from ..report.feature_maps import KeyframeImages
-    from ..report.frame_evidence import FrameChoice, examine, track_to
-    from ..report.frame_report import diagnose, frame_report
-    from ..report.style import check_suffix
-
-    check_suffix(args.output, (".html",))
-    choice, start = FrameChoice(args.frame, args.at, args.stamp), initial_pose(args)
+    report.style.check_suffix(args.output, (".html",))
+    choice, start = report.frame_evidence.FrameChoice(args.frame, args.at, args.stamp), initial_pose(args)
     localizer = open_localizer(args)
-    keyframes = KeyframeImages(localizer.map, args.map_images)
-    with BagReader(args.bag, bag_options(args)) as bag, show_progress("frame") as progress:
-        tracked = track_to(localizer, bag, choice, start, args.cold_start, progress)
-        evidence = examine(localizer, bag, tracked, keyframes)
-        findings = diagnose(evidence)
-        page = frame_report(evidence, findings, keyframes, localizer.map, progress)
+    keyframes = report.feature_maps.KeyframeImages(localizer.map, args.map_images)
+    with io.bags.BagReader(args.bag, bag_options(args)) as bag, show_progress("frame") as progress:
+        tracked = report.frame_evidence.track_to(localizer, bag, choice, start, args.cold_start, progress)
+        evidence = report.frame_evidence.examine(localizer, bag, tracked, keyframes)
+        findings = report.frame_report.diagnose(evidence)
+        page = report.frame_report.frame_report(evidence, findings, keyframes, localizer.map, progress)
     write_bytes(args.output, page.encode())
     print(findings.verdict)
     for line in (*findings.causes, *findings.notes):
@@ -324,17 +281,12 @@ def _run_run(args: argparse.Namespace) -> int:
       pixloc show run --map site.pixmap drive_bag -o run.rrd
       rerun run.rrd
     """
-    from ..io.bags import BagReader
-    from ..report.run_recording import record_run, viewer
-    from ..report.style import check_suffix
-    from ..tracking.types import TrackState
-
-    check_suffix(args.output, (".rrd",))
-    viewer()
-    start, localizer = initial_pose(args), open_localizer(args)
-    with BagReader(args.bag, bag_options(args)) as bag, show_progress("record") as progress:
-        run = record_run(args.output, localizer, bag, initial_pose=start, cold_start=args.cold_start, progress=progress)
-    tracked = sum(record.state is TrackState.TRACKING for record in run.records)
+    report.style.check_suffix(args.output, (".rrd",))
+    report.run_recording.viewer()
+    start, localizer = {"initial_pose": initial_pose(args), "cold_start": args.cold_start}, open_localizer(args)
+    with io.bags.BagReader(args.bag, bag_options(args)) as bag, show_progress("record") as progress:
+        run = report.run_recording.record_run(args.output, localizer, bag, progress=progress, **start)
+    tracked = sum(record.state is pixloc.TrackState.TRACKING for record in run.records)
     print(f"{tracked} of {len(run.records)} images tracked")
     print(f"{args.output} ({args.output.stat().st_size / 1e6:.1f} MB); open it with: rerun {args.output}")
     return 0

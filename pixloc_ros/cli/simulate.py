@@ -12,36 +12,32 @@ example:
   pixloc evaluate out/drive
 """
 
-from __future__ import annotations
-
 import argparse
 
+from ..errors import InputError
 from .arguments import add_verb, flag, option, path
+from .lazy import pixloc
 from .progress import show_progress
 
 
 def add_parser(subparsers) -> None:
     parser = add_verb(subparsers, "simulate", run, __doc__)
-    path(parser, "-o --output", "DIR", "made, or replaced if it is a simulation")
-    option(parser, "--seed", "N", "another seed is another place (default 0)", 0)
-    option(parser, "--seconds", "S", "length of the test drive (default 25)", 25.0)
-    option(parser, "--rate", "HZ", "images a second (default 10)", 10.0)
-    option(parser, "--size", "WxH", "image size (default 640x480)", "640x480")
-    camera = "a camera as in COLMAP's cameras.txt, instead of --size (default: a pinhole that sees 80 degrees)"
-    option(parser, "--camera", "'MODEL W H P...'", camera)
-    encoding = "images of the bag: jpeg, png, rgb8, bgr8, mono8, mono16, bayer_rggb8, yuv422, yuv422_yuy2 (default jpeg)"
-    option(parser, "--encoding", "NAME", encoding, "jpeg")
-    option(parser, "--texel", "M", "detail of the textures; 0.01 is rough and quick (default 0.004)", 0.004)
+    path(parser, "-o --output DIR", "made, or replaced if it is a simulation")
+    option(parser, "--seed N", "another seed is another place", 0)
+    option(parser, "--seconds S", "length of the test drive", 25.0)
+    option(parser, "--rate HZ", "images a second", 10.0)
+    option(parser, "--size WxH", "image size", "640x480")
+    option(parser, "--camera LINE", "as in COLMAP's cameras.txt, instead of --size (default: a pinhole that sees 80 degrees)")
+    encodings = "of the images: jpeg, png, rgb8, bgr8, mono8, mono16, bayer_rggb8, yuv422, yuv422_yuy2"
+    option(parser, "--encoding NAME", encodings, "jpeg")
+    option(parser, "--texel M", "detail of the textures; 0.01 is rough and quick", 0.004)
     flag(parser, "--rgbd", "write the mapping drive in TUM RGB-D format too")
 
 
 def run(args: argparse.Namespace) -> int:
     from pixloc_sim.recordings import SimulationOptions, simulate
 
-    from ..errors import InputError
-    from ..geometry.cameras import Camera
-
-    camera = Camera.parse_colmap_line(args.camera) if args.camera else None
+    camera = pixloc.Camera.parse_colmap_line(args.camera) if args.camera else None
     try:
         width, height = (camera.width, camera.height) if camera else (int(word) for word in args.size.lower().split("x"))
     except ValueError:

@@ -13,12 +13,14 @@ examples:
   pixloc suite --map site.pixmap drive_bag --external other=out/poses -o out/suite
 """
 
-from __future__ import annotations
-
 import argparse
 from pathlib import Path
 
+from .. import __version__
+from ..errors import InputError
+from ..io.files import write_bytes, write_text
 from .arguments import add_bag, add_execution, add_verb, bag_options, initial_pose, open_localizer, option
+from .lazy import evaluation, io, mapping, report
 
 RIVALS = ("klt", "orb")
 
@@ -26,41 +28,29 @@ RIVALS = ("klt", "orb")
 def add_parser(subparsers) -> None:
     parser = add_verb(subparsers, "suite", run, __doc__)
     add_bag(parser)
-    option(parser, "-o --output", "DIR", "folder of suite.json, suite.md and suite.html", type=Path)
+    option(parser, "-o --output DIR", "folder of suite.json, suite.md and suite.html")
     kinds = "blur dark noise compression occlusion drops odometry calibration time (default: all)"
-    option(parser, "--kinds", "KIND", kinds, nargs="+")
-    option(parser, "--severities", "X", "of the one kind given, instead of the usual ones", nargs="+", type=float)
-    truth = "true poses: a TUM file or another bag (default: a topic of this bag)"
-    option(parser, "--truth", "FILE|BAG", truth, type=Path)
-    option(parser, "--seed", "N", "of all that is random (default 0)", 0)
-    clear = "images of the first seconds stay as recorded and are not scored (default 1)"
-    option(parser, "--clear-start", "S", clear, 1.0)
-    option(parser, "--name", "NAME", "of the drive in tables (default: the bag's)")
+    option(parser, "--kinds KIND", kinds, nargs="+")
+    option(parser, "--severities X", "of the one kind given, instead of the usual ones", nargs="+", type=float)
+    option(parser, "--truth FILE|BAG", "true poses: a TUM file or another bag (default: a topic of this bag)")
+    option(parser, "--seed N", "of all that is random", 0)
+    option(parser, "--clear-start S", "images of the first seconds stay as recorded and are not scored", 1.0)
+    option(parser, "--name NAME", "of the drive in tables (default: the bag's)")
     page = (
-        "also put the tables into a Markdown page, between <!-- suite NAME: begin --> and <!-- suite NAME: end -->, and the plot "
-        "into images/ next to it"
+        "put tables into a Markdown page, too, from <!-- suite NAME: begin --> to <!-- suite NAME: end -->, the plot into images/"
     )
-    option(parser, "--write", "FILE", page, type=Path)
+    option(parser, "--write FILE", page)
     methods = parser.add_argument_group("other methods")
-    images = "the images that the map was made of; the rivals need them: KLT + PnP and ORB + PnP (OpenCV)"
-    option(methods, "--images", "DIR", images, type=Path)
-    option(methods, "--rivals", "NAME", "klt, orb (default: both, given --images)", nargs="*", choices=RIVALS)
+    option(methods, "--images DIR", "the images that the map was made of; the rivals need them: KLT + PnP and ORB + PnP (OpenCV)")
+    option(methods, "--rivals NAME", "klt, orb (default: both, given --images)", nargs="*", choices=RIVALS)
     external = "trajectories of another system, DIR/CELL.tum, scored too; may be repeated"
-    option(methods, "--external", "NAME=DIR", external, action="append", type=str, default=[])
-    export = "write the degraded bags, DIR/CELL, for other systems to run on, and stop"
-    option(methods, "--export", "DIR", export, type=Path)
+    option(methods, "--external NAME=DIR", external, [], action="append", type=str)
+    option(methods, "--export DIR", "write the degraded bags, DIR/CELL, for other systems to run on, and stop")
     add_execution(parser)
 
 
 def run(args: argparse.Namespace) -> int:
-    from ..errors import InputError
-    from ..evaluation import suite
-    from ..evaluation.altered_bag import export_bag
-    from ..evaluation.tables import around_section, format_table, write_section
-    from ..io.bags import BagReader
-    from ..io.files import write_bytes, write_text
-    from ..report.suite import plot_overview, suite_page
-
+    suite, tables = evaluation.suite, evaluation.tables
     cells = suite.plan(args.kinds, args.severities)
     if not 0 <= args.clear_start < float("inf") or args.seed < 0:
         raise InputError("--clear-start and --seed must not be negative")
@@ -68,17 +58,17 @@ def run(args: argparse.Namespace) -> int:
         raise InputError("give -o, the folder of the results, or --export")
     name = args.name or args.bag.stem
     if args.write:
-        around_section(args.write, f"suite {name}")  # before the work, not after
-    with BagReader(args.bag, bag_options(args)) as bag:
+        tables.around_section(args.write, f"suite {name}")  # before the work, not after
+    with io.bags.BagReader(args.bag, bag_options(args)) as bag:
         experiment = _experiment(args, bag)
         if args.export:
             for number, degradation in enumerate(cells, 1):
                 path = args.export / suite.cell_name(degradation)
-                export_bag(path, experiment.degraded(degradation))
+                evaluation.altered_bag.export_bag(path, experiment.degraded(degradation))
                 print(f"{number}/{len(cells)}  {degradation}: {path}", flush=True)
             print(f"{len(cells)} bags: {args.export}; score poses of theirs with --external NAME=DIR, DIR/CELL.tum")
             return 0
-        methods, notes = _methods(args, suite)
+        methods, notes = _methods(args)
         about = {"name": name, "bag": args.bag.name, "map": args.map.name, "seed": args.seed}
         about |= {"clear_start_s": args.clear_start, "right": suite.RIGHT}
         results = suite.Results.open(args.output / "suite.json", about)
@@ -89,48 +79,42 @@ def run(args: argparse.Namespace) -> int:
         suite.run(experiment, methods, cells, results, say)
     text = suite.markdown(results)
     write_text(args.output / "suite.md", f"# {name}\n\n{text}")
-    write_text(args.output / "suite.html", suite_page(results, notes))
+    write_text(args.output / "suite.html", report.suite.suite_page(results, notes))
     if args.write:
         picture = args.write.parent / "images" / f"suite_{name}.png"
-        write_bytes(picture, plot_overview(results))
+        write_bytes(picture, report.suite.plot_overview(results))
         plot = f"![right poses against severity, {name}](images/{picture.name})"
-        write_section(args.write, f"suite {name}", f"{plot}\n\n{text}")
-    print("\n" + format_table(suite.summary_rows(results)))
+        tables.write_section(args.write, f"suite {name}", f"{plot}\n\n{text}")
+    print("\n" + tables.format_table(suite.summary_rows(results)))
     print("".join(f"note: {note}\n" for note in notes) + f"page: {args.output / 'suite.html'}    figures: {results.path}")
     return 0
 
 
 def _experiment(args: argparse.Namespace, bag):
-    from ..evaluation.suite import Experiment
-    from ..io.bag_storage import is_bag
-    from ..io.bag_truth import read_bag_truth
-    from ..io.trajectory import read_tum
-    from ..mapping.build.posed_bag import bag_identity
-
+    identify = mapping.build.posed_bag.bag_identity
     if args.truth is None:
         truth = bag.truth()
+    elif io.bag_storage.is_bag(args.truth):
+        truth, _ = io.bag_truth.read_bag_truth(args.truth, args.truth_topic)
     else:
-        truth = read_bag_truth(args.truth, args.truth_topic)[0] if is_bag(args.truth) else read_tum(args.truth)
-    identity = [bag_identity(args.bag), repr(bag.options), bag_identity(args.truth) if args.truth else None]
+        truth = io.trajectory.read_tum(args.truth)
+    identity = [identify(args.bag), repr(bag.options), identify(args.truth) if args.truth else None]
     identity += [args.time_offset] if args.time_offset else []  # results of before there was such a thing stay good
-    return Experiment(bag, truth, initial_pose(args), args.skip_map_frames, args.seed, args.clear_start, identity)
+    how = (initial_pose(args), args.skip_map_frames, args.seed, args.clear_start)
+    return evaluation.suite.Experiment(bag, truth, *how, identity)
 
 
-def _methods(args: argparse.Namespace, suite) -> tuple[list, list[str]]:
+def _methods(args: argparse.Namespace) -> tuple[list, list[str]]:
     """What is measured, and what the reader should know of what is not."""
-    from .. import __version__
-    from ..errors import InputError
-    from ..evaluation.rivals import RIVALS as KNOWN
-    from ..mapping.build.posed_bag import bag_identity
-
-    start, localizer = initial_pose(args), open_localizer(args)
-    settings = [__version__, bag_identity(args.map), repr(localizer.aligner.options), repr(localizer.extractor.execution)]
+    suite, start, localizer = evaluation.suite, initial_pose(args), open_localizer(args)
+    settings = [__version__, mapping.build.posed_bag.bag_identity(args.map)]
+    settings += [repr(localizer.aligner.options), repr(localizer.extractor.execution)]
     methods = [suite.tracker_method(suite.OURS, localizer, start, settings)]
     wanted = args.rivals if args.rivals is not None else list(RIVALS) if args.images else []
     if wanted and args.images is None:
         raise InputError("the rivals need the images that the map was made of: give --images")
     for name in wanted:
-        title, make = KNOWN[name]
+        title, make = evaluation.rivals.RIVALS[name]
         rival = make(localizer.map, args.images)
         methods.append(suite.tracker_method(title, rival, start, [__version__, rival.fingerprint]))
     for given in args.external:

@@ -13,13 +13,14 @@ examples:
 'pixloc evaluate out/drive out/other' compares runs.
 """
 
-from __future__ import annotations
-
 import argparse
 import json
 from dataclasses import replace
 
+from ..errors import InputError
+from ..io.files import write_text
 from .arguments import add_bag, add_cold_start, add_execution, add_verb, bag_options, flag, initial_pose, open_localizer, path
+from .lazy import evaluation, io, report
 from .progress import show_progress
 
 
@@ -27,50 +28,35 @@ def add_parser(subparsers) -> None:
     parser = add_verb(subparsers, "track", run, __doc__)
     add_bag(parser)
     add_cold_start(parser)
-    help_ = "folder of poses.tum (stamp tx ty tz qx qy qz qw), run.json, summary.json and report.html"
-    path(parser, "-o --output", "DIR", help_)
+    path(parser, "-o --output DIR", "folder of poses.tum (stamp tx ty tz qx qy qz qw), run.json, summary.json and report.html")
     flag(parser, "--no-report", "leave report.html out, which takes some seconds")
     add_execution(parser)
 
 
 def run(args: argparse.Namespace) -> int:
-    from ..errors import InputError
-    from ..evaluation import offline
-    from ..evaluation.metrics import evaluate
-    from ..evaluation.runs import write_run
-    from ..evaluation.tables import format_run
-    from ..evaluation.usage import UsageMeter
-    from ..io.bags import BagReader
-    from ..io.files import write_text
-
     options, start = bag_options(args), initial_pose(args)
     if args.output.is_file() or args.output.suffix in (".tum", ".txt", ".json", ".html"):
         raise InputError(f"-o {args.output}: give a folder; the poses go to poses.tum in it")
     localizer = open_localizer(args)
-    with BagReader(args.bag, options) as bag, show_progress("track") as progress:
-        meter = UsageMeter()
+    with io.bags.BagReader(args.bag, options) as bag, show_progress("track") as progress:
+        meter = evaluation.usage.UsageMeter()
         tracker = localizer.tracker()
-        result = offline.run_bag(tracker, bag, start, cold_start=args.cold_start, progress=progress, ahead=True)
+        result = evaluation.offline.run_bag(tracker, bag, start, cold_start=args.cold_start, progress=progress, ahead=True)
         about = about_run(bag, args.map, args.weights, args.preset, "offline, image by image")
         result = replace(result, usage=meter.read(), skip_map_frames=args.skip_map_frames, about=about)
-        evaluation = evaluate(result)
-        write_run(args.output, result)
-        write_text(args.output / "summary.json", json.dumps(evaluation.figures, indent=2, allow_nan=False) + "\n")
+        evaluated = evaluation.metrics.evaluate(result)
+        evaluation.runs.write_run(args.output, result)
+        write_text(args.output / "summary.json", json.dumps(evaluated.figures, indent=2, allow_nan=False) + "\n")
         if not args.no_report:
-            from ..report.run_report import run_report, scene_of
-
-            lead = f"{args.bag}, map {args.map.name}, offline."
-            page = run_report("pixloc track", lead, [evaluation], scene_of(evaluation, localizer, bag))
-            write_text(args.output / "report.html", page)
-    print(format_run(evaluation.figures))
+            lead, scene = f"{args.bag}, map {args.map.name}, offline.", report.run_report.scene_of(evaluated, localizer, bag)
+            write_text(args.output / "report.html", report.run_report.run_report("pixloc track", lead, [evaluated], scene))
+    print(evaluation.tables.format_run(evaluated.figures))
     print(f"run: {args.output}" + ("" if args.no_report else f"    report: {args.output / 'report.html'}"))
-    return 0 if evaluation.figures["published_frames"] else 1
+    return 0 if evaluated.figures["published_frames"] else 1
 
 
 def about_run(bag, map_path, weights: str, preset: str, played: str) -> dict[str, str]:
     """What a run's page tells of how it was made."""
-    from ..evaluation.usage import machine_name
-
     about = {"bag": str(bag.path), "map": str(map_path), "weights": weights, "preset": preset, "played": played}
-    offset_s = bag.options.time_offset_s
-    return about | {"machine": machine_name()} | ({"time offset": f"{offset_s:+g} s on the images' stamps"} if offset_s else {})
+    about["machine"], offset_s = evaluation.usage.machine_name(), bag.options.time_offset_s
+    return about | ({"time offset": f"{offset_s:+g} s on the images' stamps"} if offset_s else {})

@@ -11,26 +11,22 @@ examples:
   torchrun --nproc_per_node 4 -m pixloc_ros.cli.main train CONFIG.json -o runs/compact
 """
 
-from __future__ import annotations
-
 import argparse
 import functools
 
 from .arguments import add_verb, flag, path
+from .lazy import training
 
 
 def add_parser(subparsers) -> None:
     parser = add_verb(subparsers, "train", run, __doc__)
-    path(parser, "config", "CONFIG.json")
-    path(parser, "-o --out", "DIR", "the run's folder")
+    path(parser, "config CONFIG.json")
+    path(parser, "-o --out DIR", "the run's folder")
     flag(parser, "--resume", "go on from the folder's checkpoint, if it has one")
 
 
 def run(args: argparse.Namespace) -> int:
-    from ..training.config import read_config
-    from ..training.trainer import Trainer, processes
-
-    config = read_config(args.config)
-    with processes():
-        Trainer(config, args.out, args.resume, functools.partial(print, flush=True)).run()
+    config = training.config.read_config(args.config)
+    with training.trainer.processes():
+        training.trainer.Trainer(config, args.out, args.resume, functools.partial(print, flush=True)).run()
     return 0

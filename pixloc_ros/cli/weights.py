@@ -9,13 +9,14 @@ examples:
   pixloc weights plot compact -o prior.png
 """
 
-from __future__ import annotations
-
 import argparse
 import json
 import sys
 
+from ..errors import InputError
+from ..io.files import write_bytes
 from .arguments import add_verb, flag, path
+from .lazy import alignment, features, pixloc, report
 
 DEGREES_OF_FREEDOM = ("t_x", "t_y", "t_z", "R_x", "R_y", "R_z")
 BASE_DEGREES_OF_FREEDOM = ("forward", "left", "up", "roll", "pitch", "yaw")
@@ -25,15 +26,15 @@ BASE_DEGREES_OF_FREEDOM = ("forward", "left", "up", "roll", "pitch", "yaw")
 def add_parser(subparsers) -> None:
     actions = add_verb(subparsers, "weights", None, __doc__).add_subparsers(title="actions", metavar="ACTION", required=True)
     parser = add_verb(actions, "import", run_import, run_import.__doc__)
-    path(parser, "checkpoint", "FILE.tar", "checkpoint_best.tar as published")
-    path(parser, "-o --output", "FILE.safetensors")
+    path(parser, "checkpoint FILE.tar", "checkpoint_best.tar as published")
+    path(parser, "-o --output FILE.safetensors")
     flag(parser, "--trust", "read the file even if it holds Python objects; this runs any code hidden in it")
     parser = add_verb(actions, "show", run_show, run_show.__doc__)
     parser.add_argument("weights", metavar="FILE", help="a .safetensors file, or the name of a shipped network")
     flag(parser, "--json", "print JSON instead of a table")
     parser = add_verb(actions, "plot", run_plot, run_plot.__doc__)
     parser.add_argument("weights", metavar="FILE", help="a .safetensors file with a learned damping, or a shipped name")
-    path(parser, "-o --output", "FILE.png")
+    path(parser, "-o --output FILE.png")
 
 
 def run_import(args: argparse.Namespace) -> int:
@@ -45,14 +46,11 @@ def run_import(args: argparse.Namespace) -> int:
     example:
       pixloc weights import checkpoint_best.tar -o vgg.safetensors
     """
-    from ..errors import InputError
-    from ..features.checkpoint_import import import_checkpoint
-
     if args.output.suffix != ".safetensors":
         raise InputError(f"{args.output} must end in .safetensors: weights files are written in that format")
     if args.trust:
         print(f"pixloc: warning: --trust lets {args.checkpoint} run code while it is read", file=sys.stderr)
-    weights = import_checkpoint(args.checkpoint, args.trust)
+    weights = features.checkpoint_import.import_checkpoint(args.checkpoint, args.trust)
     weights.save(args.output)
     network = f"{weights.card['architecture']}, trained on {weights.card['training_data']}"
     print(f"{args.output}: {network}; see 'pixloc weights show {args.output}'")
@@ -84,22 +82,16 @@ def run_plot(args: argparse.Namespace) -> int:
     example:
       pixloc weights plot compact -o prior.png
     """
-    from ..alignment import TemporalPrior, damping_of
-    from ..errors import InputError
-    from ..features import load_extractor
-    from ..io.files import write_bytes
-    from ..report.curves import plot_constant_damping, plot_temporal_prior
-    from ..report.style import check_suffix
-
-    check_suffix(args.output, (".png",))
-    extractor = load_extractor(args.weights)
-    damping = damping_of(extractor)
+    report.style.check_suffix(args.output, (".png",))
+    extractor = pixloc.load_extractor(args.weights)
+    damping = alignment.damping_of(extractor)
     if damping is None:
         raise InputError(
             f"{args.weights} holds no learned damping: the optimizer adapts its own. Import the authors' weights, "
             "or train a temporal prior (config/training/temporal.json)"
         )
-    draw = plot_temporal_prior if isinstance(damping, TemporalPrior) else plot_constant_damping
+    temporal, curves = isinstance(damping, alignment.TemporalPrior), report.curves
+    draw = curves.plot_temporal_prior if temporal else curves.plot_constant_damping
     write_bytes(args.output, draw(damping, extractor.strides))
     print(args.output)
     return 0
@@ -107,24 +99,19 @@ def run_plot(args: argparse.Namespace) -> int:
 
 def _summary(weights: str) -> dict:
     """Everything `show` prints; loading the network checks that the file is complete."""
-    from ..alignment.damping import TemporalPrior, damping_of, typical_cues
-    from ..features import load_extractor
-    from ..features.weights import Weights
-
-    extractor = load_extractor(weights)
-    learned = damping_of(extractor)
+    extractor = pixloc.load_extractor(weights)
+    learned = alignment.damping_of(extractor)
     counts = {name: sum(p.numel() for p in part.parameters()) for name, part in extractor.network.named_children()}
     damping = trust = None
-    if isinstance(learned, TemporalPrior):
-        damping, trust = (
-            [dict(zip(BASE_DEGREES_OF_FREEDOM, row)) for row in values.tolist()] for values in learned.predict(typical_cues())
-        )
+    if isinstance(learned, alignment.TemporalPrior):
+        predicted = learned.predict(alignment.damping.typical_cues())
+        damping, trust = ([dict(zip(BASE_DEGREES_OF_FREEDOM, row)) for row in values.tolist()] for values in predicted)
     elif learned is not None:
         damping = [dict(zip(DEGREES_OF_FREEDOM, learned(k).tolist())) for k in range(len(extractor.strides))]
     return {
         "name": extractor.name,
         "fingerprint": extractor.fingerprint,
-        "card": Weights.open(weights).card,
+        "card": features.weights.Weights.open(weights).card,
         "strides": list(extractor.strides),
         "channels": list(extractor.channels),
         "parameters": {**counts, "total": sum(counts.values())},

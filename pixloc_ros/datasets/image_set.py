@@ -18,7 +18,7 @@ from ..geometry import se3
 from ..geometry.cameras import Camera
 from ..io.camera_files import read_cameras
 from ..io.colmap import read_colmap_model
-from ..io.files import find_file, match_names
+from ..io.files import find_file, find_files, match_names
 from ..io.text import read_rows
 from ..io.trajectory import parse_pose
 from ..io.work_folder import WorkFolder
@@ -131,12 +131,8 @@ def read_query_lists(lists: list[Path], images: Path) -> list[Query]:
 
 def queries_of(cameras: Mapping[str, Camera], images: Path) -> list[Query]:
     """Queries by the name of the image. Raises `InputError` where images are missing."""
-    queries = [Query(name, find_file(images, name), camera) for name, camera in cameras.items()]
-    missing = [query.name for query in queries if not query.path.is_file()]
-    if missing:
-        count = f"{len(missing)} of {len(cameras)} query images"
-        raise InputError(f"{count} are not in {images}, the first is {missing[0]}: unpack all of the set's images")
-    return queries
+    paths = find_files(images, cameras, "query images", "unpack all of the set's images")
+    return [Query(name, paths[name], camera) for name, camera in cameras.items()]
 
 
 def read_centred_poses(path: Path, remedy: str, centre_first: bool = False, skip: int = 0) -> dict[str, torch.Tensor]:

@@ -4,8 +4,7 @@
 Such a drive can be exported as a bag for other systems, with the same images, odometry, calibration and stamps as ours sees.
 """
 
-from __future__ import annotations
-
+import heapq
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
@@ -159,18 +158,13 @@ class _Exporter:
         moving, static = drive.transform_topics()
         topics = [drive.camera_info_topic, *moving, *static]
         topics += [t for t in (drive.odometry_topic, drive.truth_topic) if t and t != "tf" and not t.startswith("tf:")]
-        images = self._images()
-        upcoming = next(images, None)
-        for raw in drive.raw_messages(dict.fromkeys(topics)):
-            while upcoming is not None and upcoming[0] <= raw.time_ns:
-                self._bag.put(*upcoming)
-                upcoming = next(images, None)
-            self._bag.put(*self._changed(raw, self._bag.store.deserialize_cdr(raw.cdr, raw.type_name), static))
-        while upcoming is not None:
-            self._bag.put(*upcoming)
-            upcoming = next(images, None)
+        images = ((image[0], image) for image in self._images())
+        others = ((raw.time_ns, self._changed(raw, static)) for raw in drive.raw_messages(dict.fromkeys(topics)))
+        for _, message in heapq.merge(images, others, key=lambda timed: timed[0]):
+            self._bag.put(*message)
 
-    def _changed(self, raw: RawMessage, message, static: list[str]) -> tuple[int, str, object]:
+    def _changed(self, raw: RawMessage, static: list[str]) -> tuple[int, str, object]:
+        message = self._bag.store.deserialize_cdr(raw.cdr, raw.type_name)
         drive, time_ns = self._drive, raw.time_ns
         if raw.topic == drive.camera_info_topic:
             time_ns += self._offset_ns
@@ -221,10 +215,5 @@ class _Exporter:
         pose: torch.Tensor = poses[0]
         place = dict(zip("xyz", pose[:3, 3].tolist()))
         turn = dict(zip("xyzw", se3.quaternion_from_rotation(pose[:3, :3]).tolist()))
-        return replace(
-            message,
-            **{
-                translation: replace(getattr(message, translation), **place),
-                rotation: replace(getattr(message, rotation), **turn),
-            },
-        )
+        changed = {translation: place, rotation: turn}
+        return replace(message, **{part: replace(getattr(message, part), **value) for part, value in changed.items()})

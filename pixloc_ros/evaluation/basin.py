@@ -5,8 +5,6 @@ Each query's true pose is turned, shifted, or both, by amounts that grow step by
 alignment starts from there. The image is prepared once a query and the map is what it is: only the alignment runs again.
 """
 
-from __future__ import annotations
-
 import json
 import math
 import zlib

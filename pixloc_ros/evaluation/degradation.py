@@ -7,8 +7,6 @@ the random numbers are the same at every severity: a streak of blur gets longer 
 darkness 2 and 30 % covered are what the single-image tables of docs/evidence/results.md use.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable
 from dataclasses import dataclass

@@ -1,8 +1,6 @@
 # Copyright the pixloc_ros authors. SPDX-License-Identifier: Apache-2.0
 """What the live node did with a replayed bag: the recording, and the figures drawn from it. The recorder itself is in `rig`."""
 
-from __future__ import annotations
-
 import json
 import math
 from collections import Counter
@@ -87,8 +85,8 @@ class Recording:
     def write(self, path: Path) -> None:
         """As JSON lines, in the order of stamps."""
         rows: list[dict[str, object]] = [{"kind": "sent", "stamp_ns": k, "at_s": v} for k, v in self.sent_s.items()]
-        for kind, records in (("status", self.statuses), ("pose", self.poses), ("lookup", self.lookups)):
-            rows += [{"kind": kind, **_row(record)} for record in records]
+        rows += [{"kind": "status", **vars(record), "state": record.state.name} for record in self.statuses]
+        rows += [{"kind": kind, **vars(record)} for kind in ("pose", "lookup") for record in getattr(self, f"{kind}s")]
         rows += [{"kind": "chain", "stamp_ns": k, "map_from_camera": v} for k, v in self.chain.items()]
         rows.sort(key=lambda row: row["stamp_ns"])
         write_text(path, "".join(json.dumps(row, default=torch.Tensor.tolist) + "\n" for row in rows))
@@ -96,10 +94,6 @@ class Recording:
     def knows_odometry(self, stamp_ns: int) -> bool:
         """Whether odom → base is known at a stamp; beyond the last odometry nobody can know."""
         return self.last_odometry_ns is None or stamp_ns <= self.last_odometry_ns
-
-
-def _row(record: StatusRecord | PoseRecord | LookupRecord) -> dict[str, object]:
-    return {key: value.name if isinstance(value, TrackState) else value for key, value in vars(record).items()}
 
 
 def as_run(recording: Recording, truth: Trajectory, odometry: Trajectory) -> BagRun:

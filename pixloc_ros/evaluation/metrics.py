@@ -196,17 +196,13 @@ def _associated(reference: Trajectory, estimate: Trajectory, tolerance_ns: int) 
 def error_figures(errors: Errors) -> dict[str, object]:
     """Statistics, recall and consistency of the errors; None where nothing was estimated."""
     found = np.isfinite(errors.translation_m)
+    right = {recall_name(m, deg): (errors.translation_m <= m) & (errors.rotation_deg <= deg) for m, deg in RECALL_LEVELS}
     figures: dict[str, object] = {
         "frames": int(found.size),
         "estimated_frames": int(found.sum()),
         "estimated_fraction": float(found.mean()) if found.size else 0.0,
         **_error_statistics("", errors.translation_m[found], errors.rotation_rad[found]),
-        "recall": {
-            recall_name(metres, degrees): float(np.mean((errors.translation_m <= metres) & (errors.rotation_deg <= degrees)))
-            if found.size
-            else 0.0
-            for metres, degrees in RECALL_LEVELS
-        },
+        "recall": {name: float(among.mean()) if found.size else 0.0 for name, among in right.items()},
     }
     if errors.nees is not None:
         nees = errors.nees[np.isfinite(errors.nees)]
@@ -337,11 +333,7 @@ def evaluate(run: BagRun, step: Step | None = None) -> Evaluation:
         figures |= _false_tracks(run, errors, scored)
         if len(dead_reckoned):
             known = error_figures(absolute_errors(reference, dead_reckoned, 0))
-            figures |= {
-                f"odometry_{key.removeprefix('translation_')}": known[key]
-                for what, unit in (("translation", "m"), ("rotation", "deg"))
-                for key in (f"{what}_error_{name}_{unit}" for name in ("median", "p95", "max", "rmse"))
-            }
+            figures |= {f"odometry_{key.removeprefix('translation_')}": known[key] for key in known if "_error_" in key}
     return Evaluation(run, seconds, errors, alone, scored, tuple(lost), figures)
 
 

@@ -5,8 +5,6 @@ A frame waits for the odometry of its stamp as in the node: it is processed once
 once any data shows that `ODOMETRY_WAIT_NS` have passed.
 """
 
-from __future__ import annotations
-
 import contextlib
 from collections import Counter, deque
 from collections.abc import Callable, Iterator

@@ -1,8 +1,6 @@
 # Copyright the pixloc_ros authors. SPDX-License-Identifier: Apache-2.0
 """Single images to localize: which they are, their poses in a map, from a prior or from a search, and the figures of all."""
 
-from __future__ import annotations
-
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -15,7 +13,7 @@ from ..errors import InputError
 from ..geometry import se3
 from ..geometry.cameras import Camera
 from ..io.camera_files import read_cameras, read_names
-from ..io.files import find_file, match_names
+from ..io.files import find_file, find_files, match_names
 from ..localization import Localizer, Location
 from ..tracking.types import FrameAlignment
 from .metrics import timing_figures
@@ -77,12 +75,9 @@ def read_queries(images: Path, cameras: Path) -> list[Query]:
         if unknown:
             raise InputError(f"{cameras} has no camera for {unknown[0]} ({len(unknown)} of {len(names)} images): add its line")
         known = found
-    paths = {name: find_file(folder, name) for name in names}
     # A line that begins with "#" and names no image is a comment.
-    paths = {name: path for name, path in paths.items() if path.is_file() or not name.startswith("#")}
-    missing = [name for name, path in paths.items() if not path.is_file()]
-    if missing:
-        raise InputError(f"{len(missing)} of {len(paths)} images are not in {folder}, the first is {missing[0]}: check --images")
+    names = [name for name in names if not name.startswith("#") or find_file(folder, name).is_file()]
+    paths = find_files(folder, names, "images", "check --images")
     return [Query(name, paths[name], known[name]) for name in paths]
 
 

@@ -11,8 +11,6 @@ the map does not hold, its images, they need as well. They never run on a robot;
   there and back; after PnP once more from the pose found. Grey values are equalised (CLAHE), as visual-inertial front ends do.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import hashlib
 import math
@@ -26,10 +24,9 @@ import cv2
 import numpy as np
 import torch
 
-from ..errors import InputError
 from ..geometry import se3
 from ..geometry.cameras import Camera
-from ..io.files import find_file
+from ..io.files import find_files
 from ..io.images import fit_to_working_size, load_image
 from ..mapping import Map
 from ..mapping.local_points import LocalPointSelector
@@ -100,16 +97,11 @@ class Rival:
         Raises:
             InputError: An image is missing.
         """
-        missing = [name for name in map_.keyframe_names if not find_file(images, name).is_file()]
-        if missing:
-            raise InputError(
-                f"{len(missing)} of the map's {len(map_.keyframe_names)} images are not in {images}, the first is "
-                f"{missing[0]}: give the folder that the map was made of with --images"
-            )
+        remedy = "give the folder that the map was made of with --images"
+        self._images = find_files(images, map_.keyframe_names, "images of the map", remedy)
         # How similar a point's descriptors are is our network's knowledge: without it, a rival depends on no network.
         self.map = dataclasses.replace(map_, quality=np.full_like(map_.quality, _EQUAL_QUALITY))
-        self._max_points, self._images = max_points, Path(images)
-        self._selector = LocalPointSelector(self.map)
+        self._max_points, self._selector = max_points, LocalPointSelector(self.map)
         self._focal_px = float(np.median([float(c.params[:2].mean()) for c in map_.cameras]))
         self._keyframes: OrderedDict[int, _Keyframe] = OrderedDict()
 
@@ -162,7 +154,7 @@ class Rival:
         found = self._keyframes.pop(number, None)
         if found is None:
             camera = self.map.cameras[self.map.keyframe_camera[number]]
-            grey = _grey(load_image(find_file(self._images, self.map.keyframe_names[number])))
+            grey = _grey(load_image(self._images[self.map.keyframe_names[number]]))
             if grey.shape != (camera.height, camera.width):
                 grey = cv2.resize(grey, (camera.width, camera.height), interpolation=cv2.INTER_AREA)
             ids = self.map.observation_point[self.map.observations(number)].astype(np.int64)
@@ -218,7 +210,8 @@ class OrbPnp(Rival):
     def _with_points(self, image: _Image, map_from_keyframe: torch.Tensor, ids: np.ndarray) -> _Keyframe:
         points = super()._with_points(image, map_from_keyframe, ids)
         if not len(points.xyz) or not len(image.pixels):
-            return _Keyframe(_without_features(image), np.empty((0, 2)), np.empty((0, 3)), np.empty(0, np.int64))
+            nothing = _Image(image.grey, image.camera, {}, np.empty((0, 2)), np.empty((0, 32), np.uint8))
+            return _Keyframe(nothing, np.empty((0, 2)), np.empty((0, 3)), np.empty(0, np.int64))
         gaps = np.linalg.norm(image.pixels[:, None].astype(np.float32) - points.pixels.astype(np.float32), axis=-1)
         nearest = gaps.argmin(1)
         near = gaps[np.arange(len(nearest)), nearest] <= _ORB_DEPTH_PX
@@ -334,10 +327,6 @@ def _project(camera: Camera, map_from_camera: torch.Tensor, xyz: np.ndarray) -> 
     """Pixels float64 [n, 2] of points [n, 3], and which lie in the image."""
     pixels, valid = camera.project(se3.transform(se3.inverse(map_from_camera), torch.from_numpy(xyz)))
     return pixels.numpy(), (valid & camera.in_image(pixels)).numpy()
-
-
-def _without_features(image: _Image) -> _Image:
-    return _Image(image.grey, image.camera, {}, np.empty((0, 2)), np.empty((0, 32), np.uint8))
 
 
 def _grey(image: np.ndarray) -> np.ndarray:

@@ -30,6 +30,7 @@ TRUTH_GAP_NS = 250_000_000
 RUN_FILE, POSES_FILE, TRUTH_FILE, ODOMETRY_FILE = "run.json", "poses.tum", "truth.tum", "odometry.tum"
 _FORMAT, _VERSION = "pixloc_ros run", 1
 _UPPER = np.triu_indices(6)
+_HEAD = ("name", "about", "skip_map_frames", "dropped_frames", "findings", "remarks")
 _NUMBERS = ("inlier_fraction", "latency_ms", "age_ms")
 """Of a record, left out of the file where they are NaN."""
 
@@ -147,12 +148,9 @@ def run_of_poses(
         truth: map_from_base.
         timed: As in `BagRun`.
     """
-    records = []
-    for stamp_ns, match in zip(stamps_ns.tolist(), matches.tolist()):
-        found = () if match < 0 else (estimate.map_from_body[match],)
-        if found and estimate.covariances is not None:
-            found += (estimate.covariances[match],)
-        records.append(FrameRecord(stamp_ns, None, *found))
+    known = [values for values in (estimate.map_from_body, estimate.covariances) if values is not None]
+    found = ([values[match] for values in known if match >= 0] for match in matches.tolist())
+    records = [FrameRecord(stamp_ns, None, *pose) for stamp_ns, pose in zip(stamps_ns.tolist(), found)]
     return BagRun(records, truth, Trajectory.from_poses([]), name=name, timed=timed)
 
 
@@ -165,35 +163,24 @@ def write_run(folder: Path, run: BagRun) -> None:
             write_tum(folder / name, track)
         else:
             (folder / name).unlink(missing_ok=True)  # of an earlier run in this folder
-    head = {
-        "format": _FORMAT,
-        "version": _VERSION,
-        "name": run.name,
-        "about": dict(run.about),
-        "skip_map_frames": run.skip_map_frames,
-        "dropped_frames": run.dropped_frames,
-        "findings": dict(run.findings),
-        "remarks": list(run.remarks),
-        "odometry_messages": dict(run.odometry_refused),
-        "usage": vars(run.usage) if run.usage is not None else None,
-    }
+    head = {"format": _FORMAT, "version": _VERSION} | {name: getattr(run, name) for name in _HEAD}
+    head |= {"odometry_messages": run.odometry_refused, "usage": run.usage and vars(run.usage)}
     frames = ",\n".join(json.dumps(_frame(record), allow_nan=False) for record in run.records)
     write_text(folder / RUN_FILE, json.dumps(head, indent=1)[:-2] + f',\n "frames": [\n{frames}\n]}}\n')
 
 
 def _frame(record: FrameRecord) -> dict[str, object]:
-    covariance = record.covariance
-    if covariance is not None and not bool(torch.isfinite(covariance).all()):
-        covariance = None
     frame = {"stamp_ns": record.stamp_ns, "state": record.state.name if record.state is not None else None}
     optional = {
         "timings_ms": {stage: round(ms, 3) for stage, ms in record.timings_ms.items()},
         "message": record.message,
         "unusable": record.unusable,
-        **{key: float(value) for key in _NUMBERS if math.isfinite(value := getattr(record, key))},
-        "covariance": covariance.numpy()[_UPPER].tolist() if covariance is not None else None,
     }
-    return frame | {key: value for key, value in optional.items() if value not in (None, "", {}, False) or key in _NUMBERS}
+    frame |= {key: value for key, value in optional.items() if value}
+    frame |= {key: float(value) for key in _NUMBERS if math.isfinite(value := getattr(record, key))}
+    if record.covariance is not None and bool(torch.isfinite(record.covariance).all()):
+        frame["covariance"] = record.covariance.numpy()[_UPPER].tolist()
+    return frame
 
 
 def read_run(folder: Path) -> BagRun:

@@ -2,8 +2,6 @@
 """Figures as text: numbers, tables for a terminal, which figures of a run are shown under which name, and tables that commands
 write into Markdown pages."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path

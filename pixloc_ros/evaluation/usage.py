@@ -1,8 +1,6 @@
 # Copyright the pixloc_ros authors. SPDX-License-Identifier: Apache-2.0
 """What a run costs: processor time and memory of a process, read from Linux' /proc; and on which machine."""
 
-from __future__ import annotations
-
 import os
 import platform
 import time

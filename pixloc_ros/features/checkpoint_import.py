@@ -5,8 +5,6 @@ The only module that unpickles: those files hold numpy scalars beside the tensor
 loaded by guess: a key that is missing or unknown, a shape or a setting that this network does not have ends the import.
 """
 
-from __future__ import annotations
-
 import hashlib
 import math
 import pickle

@@ -6,8 +6,6 @@ brought to zero mean and unit variance in NumPy, the convolutions run in torch, 
 unit length in place, and the exact levels are compiled.
 """
 
-from __future__ import annotations
-
 import copy
 import importlib.util
 import io

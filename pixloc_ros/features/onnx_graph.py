@@ -6,8 +6,6 @@ first layers are therefore written over cells of several pixels, whose values st
 in another order. The graph is made in memory from the weights, for images of any size.
 """
 
-from __future__ import annotations
-
 import numpy as np
 import onnx
 import torch

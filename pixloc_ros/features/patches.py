@@ -9,8 +9,6 @@ Every coefficient is a filter along the rows, then one along the columns. `patch
 device, `patch_features_compiled` the CPU: one pass over the image instead of a convolution, a transposition and a division.
 """
 
-from __future__ import annotations
-
 import math
 
 import numba

@@ -5,8 +5,6 @@ Level coordinates follow the project's pixel convention: the centre of the top-l
 lies at (p + 0.5) / stride - 0.5 on a level of that stride.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 import torch

@@ -6,8 +6,6 @@ derivative of the bilinear patch, which jumps at cell borders). Both are linear 
 one gather and one small matrix product give value and slopes together.
 """
 
-from __future__ import annotations
-
 import torch
 
 from .pyramid import FeatureLevel

@@ -94,6 +94,15 @@ def plain_name(name: str) -> str:
     return unicodedata.normalize("NFC", name.strip().replace("\\", "/").removeprefix("./")).casefold()
 
 
+def find_files(folder: str | Path, names: Iterable[str], what: str, remedy: str) -> dict[str, Path]:
+    """`find_file` of each name. Raises InputError where files are missing, with how many of what, and the remedy."""
+    found = {name: find_file(folder, name) for name in names}
+    missing = [name for name, path in found.items() if not path.is_file()]
+    if missing:
+        raise InputError(f"{len(missing)} of {len(found)} {what} are not in {folder}, the first is {missing[0]}: {remedy}")
+    return found
+
+
 def find_file(folder: str | Path, name: str) -> Path:
     """The file that a list from another system names: with backslashes, in another case or with letters composed differently.
 

@@ -2,8 +2,6 @@
 """One image aligned with the map, and what pictures of it need: where the map's points lie and how well they agree, at any
 pose and level, and the way the pose took."""
 
-from __future__ import annotations
-
 import math
 from dataclasses import dataclass, replace
 

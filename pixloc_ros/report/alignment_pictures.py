@@ -2,8 +2,6 @@
 """Pictures of one alignment: the map's points over the image before and after it, level by level, the cost around a pose, and
 the way to the answer step by step, also as an animation."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping
 from pathlib import Path
 

@@ -2,8 +2,6 @@
 """What the network and the map see: the features of every level as colours (PCA, the same for map and image) with their
 confidences, and from above what a map covers and where it is thin."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,10 +12,9 @@ from matplotlib.collections import LineCollection
 from matplotlib.colors import BoundaryNorm
 from scipy.sparse import csr_array
 
-from ..errors import InputError
 from ..features.pyramid import FeatureLevel, FeaturePyramid
 from ..geometry.cameras import Camera
-from ..io.files import find_file
+from ..io.files import find_file, find_files
 from ..io.images import fit_to_working_size, load_image
 from ..mapping.map_file import Map, coverage, decode_descriptors, keyframe_pixels
 from ..tracking.frame_aligner import FrameAligner
@@ -74,13 +71,9 @@ class KeyframeImages:
     def __init__(self, map_: Map, folder: Path | None = None) -> None:
         """folder: what the keyframes' names are relative to, None where the images are not at hand. Raises InputError where one
         is missing."""
-        self.folder = folder
-        missing = [name for name in map_.keyframe_names if folder is not None and not find_file(folder, name).is_file()]
-        if missing:
-            raise InputError(
-                f"{len(missing)} of {len(map_.keyframe_names)} images of map '{map_.name}' are not in {folder}, "
-                f"the first is {missing[0]}: give the folder that the map was made of, or none"
-            )
+        self.folder, remedy = folder, "give the folder that the map was made of, or none"
+        if folder is not None:
+            find_files(folder, map_.keyframe_names, f"images of map '{map_.name}'", remedy)
 
     def view(self, localizer: FrameAligner, keyframe: int) -> ReferenceView:
         """The keyframe with its image (of the size of its shrunk camera) and features, as far as they are at hand."""

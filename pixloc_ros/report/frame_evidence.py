@@ -140,10 +140,8 @@ def track_to(
         del seen[:-2]  # a drive's images would fill the memory
         return frame.stamp_ns >= stamps[index]
 
-    def progress_to(done: int, of: int, note: str = "") -> None:
-        progress(done, index + 1, note)
-
-    run = run_bag(localizer.tracker(), bag, initial_pose, cold_start=cold_start, progress=progress_to, watch=watch)
+    how = {"cold_start": cold_start, "progress": lambda done, of, note="": progress(done, index + 1, note), "watch": watch}
+    run = run_bag(localizer.tracker(), bag, initial_pose, **how)
     frame, result, before = seen[-1]
     truth, known = run.truth.at(np.array([frame.stamp_ns]), TRUTH_GAP_NS)
     return TrackedFrame(

@@ -1,8 +1,6 @@
 # Copyright the pixloc_ros authors. SPDX-License-Identifier: Apache-2.0
 """The map's points drawn where a pose puts them in an image."""
 
-from __future__ import annotations
-
 import cv2
 import numpy as np
 import torch

@@ -1,8 +1,6 @@
 # Copyright the pixloc_ros authors. SPDX-License-Identifier: Apache-2.0
 """One HTML file that holds everything it shows: no network, no scripts."""
 
-from __future__ import annotations
-
 import base64
 import html
 from collections.abc import Collection, Mapping, Sequence
@@ -92,10 +90,9 @@ class Page:
         """
         head = "".join(f"<th>{_text(cell)}</th>" for cell in rows[0])
         body = ""
-        for number, row in enumerate(rows[1:]):
+        for number, (name, *cells) in enumerate(rows[1:]):
             dot = _dot(colours[number]) if number < len(colours) and colours[number] is not None else ""
-            cells = "".join(_cell(cell, (number, column) in best) for column, cell in enumerate(row[1:]))
-            body += f"<tr><td>{dot}{_text(row[0])}</td>{cells}</tr>"
+            body += _row(name, cells, {column for row, column in best if row == number}, dot)
         self._add("div", 'class="panel scroll"', f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>")
 
     def groups(self, names: Sequence[str], groups: Sequence[Group], colours: Sequence[Colour] = ()) -> None:
@@ -104,10 +101,7 @@ class Page:
         head = f"<thead><tr><th></th>{head}</tr></thead>" if len(names) > 1 else ""
         panels = ""
         for group in groups:
-            body = ""
-            for row in group.rows:
-                cells = "".join(_cell(cell, i in row.best) for i, cell in enumerate(row.cells))
-                body += f"<tr><td>{_text(row.label)}</td>{cells}</tr>"
+            body = "".join(_row(row.label, row.cells, row.best) for row in group.rows)
             panels += (
                 f'<div class="panel"><h3>{_text(group.title)}</h3><p>{_text(group.note)}</p><div class="scroll">'
                 f'<table class="small">{head}<tbody>{body}</tbody></table></div></div>'
@@ -159,8 +153,9 @@ def _caption(text: str) -> str:
     return f"<figcaption>{_text(text)}</figcaption>" if text else ""
 
 
-def _cell(text: str, best: bool) -> str:
-    return f"""<td{' class="best"' if best else ""}>{_text(text)}</td>"""
+def _row(name: str, cells: Sequence[str], best: Collection[int], dot: str = "") -> str:
+    cells = "".join(f"""<td{' class="best"' if i in best else ""}>{_text(cell)}</td>""" for i, cell in enumerate(cells))
+    return f"<tr><td>{dot}{_text(name)}</td>{cells}</tr>"
 
 
 def _dot(colour: Colour) -> str:

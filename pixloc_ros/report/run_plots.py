@@ -2,8 +2,6 @@
 """Plots of runs side by side, as PNG images. Narrow ones are drawn so that their letters can be read on a phone; which colour is
 whose stands on the page."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import numpy as np

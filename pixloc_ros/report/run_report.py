@@ -1,8 +1,6 @@
 # Copyright the pixloc_ros authors. SPDX-License-Identifier: Apache-2.0
 """The page about one run or several: a table, path, errors, recall, times, covariances, images with the map on top."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -114,8 +112,8 @@ def run_report(
         )
         kinds = ("translation", "rotation")
         pictures = [Picture(run_plots.plot_recall(runs, kind), f"Recall: {kind}", _READ_RECALL) for kind in kinds]
-        for kind in kinds:
-            pictures.append(Picture(run_plots.plot_histogram(runs, kind), f"Which errors occur: {kind}", _READ_HISTOGRAM))
+        histograms = ((run_plots.plot_histogram(runs, kind), f"Which errors occur: {kind}", _READ_HISTOGRAM) for kind in kinds)
+        pictures += [Picture(*histogram) for histogram in histograms]
         page.pictures(pictures)
         if any(e.figures.get("nees_mean") is not None for e in runs):
             page.heading("Covariances")

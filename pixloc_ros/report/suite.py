@@ -1,8 +1,6 @@
 # Copyright the pixloc_ros authors. SPDX-License-Identifier: Apache-2.0
 """The robustness suite as plots and a page: accuracy against severity, a small plot per kind, a curve per method."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import numpy as np

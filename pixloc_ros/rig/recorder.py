@@ -1,8 +1,6 @@
 # Copyright the pixloc_ros authors. SPDX-License-Identifier: Apache-2.0
 """Listens to the localization node as a robot's other nodes would, and records what it hears."""
 
-from __future__ import annotations
-
 import threading
 import time
 from typing import NamedTuple

@@ -1,8 +1,6 @@
 # Copyright the pixloc_ros authors. SPDX-License-Identifier: Apache-2.0
 """Drives a live node with a bag over DDS: starts `localization_node`, plays, records, stops it."""
 
-from __future__ import annotations
-
 import importlib
 import time
 from collections.abc import Callable

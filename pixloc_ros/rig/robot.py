@@ -1,8 +1,6 @@
 # Copyright the pixloc_ros authors. SPDX-License-Identifier: Apache-2.0
 """What a robot sends: messages of images, odometry and calibration, on the topics of the node's default parameters."""
 
-from __future__ import annotations
-
 from array import array
 
 import cv2

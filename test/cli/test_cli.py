@@ -1,13 +1,16 @@
 # Copyright the pixloc_ros authors. SPDX-License-Identifier: Apache-2.0
 import argparse
+import ast
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from test_runs import off, some, walk
 
 from pixloc_ros import __version__
+from pixloc_ros.cli import lazy
 from pixloc_ros.cli import main as cli
 from pixloc_ros.errors import InputError
 from pixloc_ros.io.trajectory import write_tum
@@ -67,6 +70,24 @@ def test_the_same_thing_has_the_same_option_everywhere(capsys):
     assert args.base_frame == "imu" and args.base_from_camera == list("0000001")
     code, out, _ = call(capsys, "evaluate --suite --help")
     assert code == 0 and "pixloc suite" in out
+
+
+@pytest.mark.parametrize("file", sorted(Path(lazy.__file__).parent.glob("*.py")), ids=lambda file: file.stem)
+def test_what_is_imported_lazily_exists(file):
+    """Otherwise a misspelt name would come out only when its verb runs."""
+    nodes = list(ast.walk(ast.parse(file.read_text())))
+    imported = {
+        alias.name for node in nodes if isinstance(node, ast.ImportFrom) and node.module == "lazy" for alias in node.names
+    }
+    for node in nodes:
+        names = []
+        while isinstance(node, ast.Attribute):
+            names.insert(0, node.attr)
+            node = node.value
+        if isinstance(node, ast.Name) and node.id in imported:
+            found = getattr(lazy, node.id)
+            for name in names:
+                found = getattr(found, name)
 
 
 def test_help_is_quick():

@@ -1,8 +1,6 @@
 # Copyright the pixloc_ros authors. SPDX-License-Identifier: Apache-2.0
 """The part of cv_bridge's public Python interface that pixloc_ros uses: images to arrays and back, colours as they are."""
 
-from __future__ import annotations
-
 import array
 import re
 import sys

@@ -1,8 +1,6 @@
 # Copyright the pixloc_ros authors. SPDX-License-Identifier: Apache-2.0
 """The tree of frames over time."""
 
-from __future__ import annotations
-
 import bisect
 import itertools
 import math

@@ -1,8 +1,6 @@
 # Copyright the pixloc_ros authors. SPDX-License-Identifier: Apache-2.0
 """What publishes on /tf and /tf_static, and what listens."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 from geometry_msgs.msg import TransformStamped
