@@ -56,7 +56,7 @@ class FrameAssembly:
         """Frames are made for this tracker from now on. It starts from the last pose in its file, if that is of this map."""
         self.tracker, self._georeference, self._last_pose = tracker, georeference, None
         path = self._setting("last_pose_file")
-        if path and not self._setting("set_initial_pose"):
+        if path and not self._inputs.starts_from_parameters:
             try:
                 self._last_pose = load_last_pose(Path(path).expanduser(), map_name)
             except InputError as error:

@@ -77,6 +77,7 @@ class Inputs:
     Attributes:
         transforms: what came in over TF.
         watch: since when inputs have been silent.
+        starts_from_parameters: whether the next start takes the initial pose of the parameters.
         hears_images: whether images are subscribed to.
     """
 
@@ -105,6 +106,12 @@ class Inputs:
         self._initial_pose: InitialPose | None = None
         self._fix: tuple[np.ndarray, np.ndarray] | None = None
         self._filter_covariance: torch.Tensor | None = None
+        self._started, self.starts_from_parameters = False, setting("set_initial_pose")
+        # Heard before the node is active, too: a pose that comes while it is not is the start.
+        overridable = QoSOverridingOptions.with_default_policies()
+        self._pose_subscription = node.create_subscription(
+            PoseWithCovarianceStamped, "initialpose", self._on_initial_pose, 1, qos_overriding_options=overridable
+        )
 
     def _listen(self, *arguments) -> None:
         overridable = QoSOverridingOptions.with_default_policies()
@@ -117,7 +124,6 @@ class Inputs:
             image_subscription_topic(setting("image_topic"), setting("image_transport"))
         )
         self.transforms.subscribe()
-        listen(PoseWithCovarianceStamped, "initialpose", self._on_initial_pose, 1)
         listen(NavSatFix, setting("fix_topic"), self._on_fix, qos_profile_sensor_data)
         listen(CameraInfo, setting("camera_info_topic"), self._on_camera_info, qos_profile_sensor_data)
         listen(Odometry, setting("filter_topic"), self._on_filter, qos_profile_sensor_data)
@@ -146,6 +152,10 @@ class Inputs:
             self._node.destroy_subscription(subscription)
         self._subscriptions.clear()
         self.transforms.unsubscribe()
+
+    def close(self) -> None:
+        """Stops listening to initial poses as well."""
+        self._node.destroy_subscription(self._pose_subscription)
 
     # ---- callbacks
 
@@ -276,7 +286,10 @@ class Inputs:
 
     def expect_start(self) -> None:
         """Takes the initial pose of the parameters, or asks for one in diagnostics. A pose that came in already stays."""
-        if not self._setting("set_initial_pose"):
+        again, self._started = self._started, True
+        if again and not self._setting("always_reset_initial_pose"):
+            self.starts_from_parameters = False
+        if not self.starts_from_parameters:
             if self._setting("relocalization"):
                 self._board.report("initial pose", "missing", OK, "none is given: the whole map is searched")
                 return

@@ -29,6 +29,7 @@ from ..srv import LoadMap, SetPose
 from . import conversions
 from .diagnostics import ERROR, WARN, DiagnosticBoard
 from .inputs import JUMP_BACK_NS
+from .nav2 import ManagerBond, amcl_services
 from .parameters import BY_NAME, PARAMETERS, Value, check_values
 from .worker import WORKER, OpenLocalizer, Worker
 
@@ -108,12 +109,15 @@ class LocalizationNode(LifecycleNode):
             ("pause", Trigger, lambda _: worker.pause(), True),
             ("resume", Trigger, lambda _: worker.resume(), True),
         )
+        self._bond = ManagerBond(self, 0.0 if self._setting("autostart") else self._setting("bond_heartbeat_period"))
         # A group of their own: the others go on while one of these waits for the worker.
         group = ReentrantCallbackGroup()
         self._own_services = [
             self.create_service(kind, f"~/{name}", functools.partial(self._serve, *how), callback_group=group)
             for name, kind, *how in services
         ]
+        if self._setting("amcl_interface"):
+            self._own_services += amcl_services(self, lambda: worker.relocalize() if self._active else None, group)
         return super().on_configure(state)
 
     @_explained
@@ -130,6 +134,7 @@ class LocalizationNode(LifecycleNode):
         except BaseException:
             self._stop_listening()
             raise
+        self._bond.start()
         self._board.clear("localization", "transition")
         self.get_logger().info("active")
         return super().on_activate(state)
@@ -161,6 +166,7 @@ class LocalizationNode(LifecycleNode):
 
     def _stop_listening(self) -> None:
         self._active = False
+        self._bond.stop()
         self.destroy_timer(self._tick)
         self._jump_handle.unregister()
         self._worker.stop()
@@ -178,6 +184,7 @@ class LocalizationNode(LifecycleNode):
             self.declare_parameter(parameter.name, parameter.default, conversions.parameter_descriptor(parameter))
         self._values = {parameter.name: self.get_parameter(parameter.name).value for parameter in PARAMETERS}
         check_values(self._values)
+        self._values["publish_tf"] &= self._values["tf_broadcast"]
         self.add_on_set_parameters_callback(self._on_set_parameters)
 
     def _setting(self, name: str) -> Value:

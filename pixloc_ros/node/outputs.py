@@ -13,6 +13,7 @@ import torch
 from geometry_msgs.msg import Point, PoseStamped, PoseWithCovarianceStamped, Transform, TransformStamped, TwistWithCovariance
 from nav_msgs.msg import Odometry, Path
 from rclpy.node import Node
+from rclpy.qos import DurabilityPolicy, QoSPolicyKind, QoSProfile
 from rclpy.qos_overriding_options import QoSOverridingOptions
 from sensor_msgs.msg import Image
 from std_msgs.msg import ColorRGBA
@@ -58,7 +59,13 @@ class Outputs:
     def __init__(self, node: Node, setting: Callable[[str], Value]) -> None:
         self._node, self._setting = node, setting
         overridable = QoSOverridingOptions.with_default_policies()
-        self._pose = node.create_publisher(PoseWithCovarianceStamped, "~/pose", 10, qos_overriding_options=overridable)
+        # A consumer of amcl's pose may need it latched.
+        latchable = QoSOverridingOptions([*overridable.policy_kinds, QoSPolicyKind.DURABILITY])
+        self._pose = node.create_publisher(PoseWithCovarianceStamped, "~/pose", 10, qos_overriding_options=latchable)
+        self._amcl_pose = None
+        if setting("amcl_interface"):
+            latched = QoSProfile(depth=1, durability=DurabilityPolicy.TRANSIENT_LOCAL)
+            self._amcl_pose = node.create_publisher(PoseWithCovarianceStamped, "amcl_pose", latched)
         self._odometry = node.create_publisher(Odometry, "~/odometry", 10, qos_overriding_options=overridable)
         self._status = node.create_publisher(LocalizationStatus, "~/status", 100)
         self._broadcaster = TransformBroadcaster(node)
@@ -73,8 +80,9 @@ class Outputs:
 
     def destroy(self) -> None:
         """Removes the publishers from the node."""
-        for publisher in (self._pose, self._odometry, self._status):
-            self._node.destroy_publisher(publisher)
+        for publisher in (self._pose, self._odometry, self._status, self._amcl_pose):
+            if publisher is not None:
+                self._node.destroy_publisher(publisher)
 
     def result(self, result: TrackResult, twist: TwistWithCovariance | None) -> None:
         """Publishes transform, pose and odometry of an image. If it gave no pose: nothing, and the transform is not repeated.
@@ -103,6 +111,8 @@ class Outputs:
             with self._tf_lock:
                 self._send(self._schedule.found(message, result.stamp_ns, self._tolerance_ns()))
         self._pose.publish(pose)
+        if self._amcl_pose is not None:
+            self._amcl_pose.publish(pose)
         self._odometry.publish(odometry)
         self._last = result
 

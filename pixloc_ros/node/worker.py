@@ -82,7 +82,7 @@ class Worker:
         self._listens = self._loaded = False
         self._used_at, self._used_ns = 0.0, 0  # when an image was tracked: monotonic seconds, and by the node's clock
         self._compiling: tuple[float, int, int] | None = None  # since when, steps done, steps in all
-        self._told_at = 0.0
+        self._told_at = self._kept_at = 0.0
         self._held: Rejected | None = None  # why images cannot be used, while what they need may be on its way
 
         # Wakes the executor, which does not notice by itself what the worker has done.
@@ -124,6 +124,7 @@ class Worker:
             request.refuse("the node is being cleaned up")
         self._thread.join(_END_S)
         self._node.destroy_guard_condition(self._answered)
+        self.inputs.close()
         self._outputs.destroy()
         self._debug.destroy()
 
@@ -194,9 +195,11 @@ class Worker:
         self.health.report_values(self.map_name, self._state)
 
     def _keep_pose(self) -> None:
-        pose, path = self._pose_to_keep, self._setting("last_pose_file")
-        if pose is None or not path:
+        pose, path, rate = self._pose_to_keep, self._setting("last_pose_file"), self._setting("save_pose_rate")
+        now = time.monotonic()
+        if pose is None or not path or not rate or now - self._kept_at < 0.9 / rate:
             return
+        self._kept_at = now
         self._pose_to_keep = None
         problem = ""
         try:

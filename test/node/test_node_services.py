@@ -3,12 +3,16 @@
 
 import gc
 import math
+import sys
 import time
+import types
 from dataclasses import replace
 from xml.etree import ElementTree
 
 import numpy as np
+import pytest
 import torch
+from geometry_msgs.msg import PoseWithCovarianceStamped
 from lifecycle_msgs.msg import State, Transition
 from lifecycle_msgs.srv import ChangeState, GetState
 from nav_msgs.msg import Path
@@ -16,8 +20,9 @@ from node_harness import FakeLocalizer, initial_pose_message, pose_of, running, 
 from pixloc_ros.msg import LocalizationStatus
 from pixloc_ros.srv import LoadMap, SetPose
 from rclpy.parameter import Parameter
+from rclpy.qos import DurabilityPolicy, QoSProfile
 from sensor_msgs.msg import Image, NavSatFix, NavSatStatus
-from std_srvs.srv import Trigger
+from std_srvs.srv import Empty, Trigger
 from visualization_msgs.msg import Marker
 
 from pixloc_ros.alignment.types import AlignmentResult, ReferencePoints
@@ -285,3 +290,59 @@ def test_the_collector_leaves_alone_what_was_loaded():
     gc.unfreeze()
     with running():
         assert len(gc.get_objects()) < gc.get_freeze_count()
+
+
+# ---- in amcl's place
+
+
+def test_amcls_names_and_a_pose_given_while_inactive():
+    """As Nav2 uses amcl: initialpose before the activation, a latched pose for who comes later, its two services."""
+    with running(autostart=False, connect=False, amcl_interface=True, tf_broadcast=False) as (node, robot):
+        assert change_state(robot, Transition.TRANSITION_CONFIGURE)
+        robot.wait(robot.initial_pose.get_subscription_count)
+        robot.give_pose(0)
+        assert change_state(robot, Transition.TRANSITION_ACTIVATE)
+        robot.connect(node)
+        assert robot.step(0).state == TRACKING and not robot.transforms
+        latched, kept = QoSProfile(depth=1, durability=DurabilityPolicy.TRANSIENT_LOCAL), []
+        robot.node.create_subscription(PoseWithCovarianceStamped, "amcl_pose", kept.append, latched)
+        robot.wait(lambda: kept)
+        assert kept[-1] == robot.poses[-1]
+        for name in ("request_nomotion_update", "reinitialize_global_localization"):
+            client = robot.node.create_client(Empty, name)
+            robot.wait(client.service_is_ready)
+            future = client.call_async(Empty.Request())
+            robot.wait(future.done)
+        assert robot.step(1).state == INITIALIZING, "the pose was to be forgotten"
+
+
+@pytest.mark.parametrize("kept", [False, True])
+def test_the_initial_pose_of_the_parameters_counts_once_if_asked(kept, tmp_path):
+    """Later starts come from the file of the last pose, where there is one."""
+    path = str(tmp_path / "pose.json") if kept else ""
+    with running(always_reset_initial_pose=False, last_pose_file=path, **start_pose()) as (node, robot):
+        assert robot.step(0).state == TRACKING
+        robot.wait(lambda: not kept or (tmp_path / "pose.json").is_file())
+        assert change_state(robot, Transition.TRANSITION_DEACTIVATE) and change_state(robot, Transition.TRANSITION_ACTIVATE)
+        robot.connect(node)
+        assert robot.step(1).state == (TRACKING if kept else INITIALIZING)
+
+
+def test_a_bond_is_formed_while_the_node_is_active(monkeypatch):
+    """With a stand-in for bondpy, which the wheels lack."""
+    events = []
+
+    class Bond:
+        def __init__(self, topic, name, node):
+            events.append((topic, name))
+
+        set_heartbeat_period = set_heartbeat_timeout = lambda self, seconds: events.append(seconds)
+        start, shutdown = (lambda self, name=name: events.append(name) for name in ("start", "shutdown"))
+
+    bondpy = types.SimpleNamespace(bondpy=types.SimpleNamespace(Bond=Bond))
+    monkeypatch.setitem(sys.modules, "bondpy", bondpy)
+    with running(autostart=False, connect=False, **start_pose()) as (_, robot):
+        assert change_state(robot, Transition.TRANSITION_CONFIGURE) and not events
+        assert change_state(robot, Transition.TRANSITION_ACTIVATE)
+        assert events == [("/bond", "localization_node"), 0.1, 4.0, "start"]
+        assert change_state(robot, Transition.TRANSITION_DEACTIVATE) and events[-1] == "shutdown"
