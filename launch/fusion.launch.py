@@ -9,36 +9,41 @@ Takes the arguments of localization.launch.py, and ekf_params_file. The filter p
 from pathlib import Path
 
 from ament_index_python.packages import get_package_share_directory
-from launch.actions import DeclareLaunchArgument, IncludeLaunchDescription
+from launch.actions import DeclareLaunchArgument, IncludeLaunchDescription, OpaqueFunction
 from launch.launch_description_sources import PythonLaunchDescriptionSource
 from launch.substitutions import LaunchConfiguration
 from launch_ros.actions import Node
-from launch_ros.parameter_descriptions import ParameterValue
 
 from launch import LaunchDescription
+from pixloc_ros.node.parameters import switch
 
 
-def generate_launch_description():
-    share = Path(get_package_share_directory("pixloc_ros"))
-    arguments = {
-        "namespace": ("", "Namespace of the robot"),
-        "use_sim_time": ("false", "Take the time from /clock"),
-        "ekf_params_file": (str(share / "config" / "ekf.yaml"), "Parameters of the filter"),
-    }
-    localization = PythonLaunchDescriptionSource(str(share / "launch" / "localization.launch.py"))
-    use_sim_time = ParameterValue(LaunchConfiguration("use_sim_time"), value_type=bool)
+def ekf_node(context):
+    """The filter, on the clock that was given."""
+    use_sim_time = switch("use_sim_time", LaunchConfiguration("use_sim_time").perform(context))
     ekf = Node(
         package="robot_localization",
         executable="ekf_node",
         name="ekf_filter_node",
         namespace=LaunchConfiguration("namespace"),
-        parameters=[LaunchConfiguration("ekf_params_file"), {"use_sim_time": use_sim_time}],
+        parameters=[LaunchConfiguration("ekf_params_file"), *([] if use_sim_time is None else [{"use_sim_time": use_sim_time}])],
         remappings=[("/tf", "tf"), ("/tf_static", "tf_static"), ("odometry/filtered", "odometry/fused")],
         # Some versions crash while simulated time is near 0 (docs/nav2.md).
         respawn=True,
         respawn_delay=2.0,
         output="screen",
     )
+    return [ekf]
+
+
+def generate_launch_description():
+    share = Path(get_package_share_directory("pixloc_ros"))
+    arguments = {
+        "namespace": ("", "Namespace of the robot"),
+        "use_sim_time": ("", "true: take the time from /clock"),
+        "ekf_params_file": (str(share / "config" / "ekf.yaml"), "Parameters of the filter"),
+    }
+    localization = PythonLaunchDescriptionSource(str(share / "launch" / "localization.launch.py"))
     declared = [DeclareLaunchArgument(name, default_value=value, description=text) for name, (value, text) in arguments.items()]
     included = IncludeLaunchDescription(localization, launch_arguments={"publish_tf": "false"}.items())
-    return LaunchDescription([*declared, included, ekf])
+    return LaunchDescription([*declared, included, OpaqueFunction(function=ekf_node)])

@@ -15,28 +15,35 @@ from launch_ros.actions import Node
 from launch_ros.parameter_descriptions import ParameterValue
 
 from launch import LaunchDescription
+from pixloc_ros.node.parameters import switch
 
 # Launch argument and node parameter have the same name.
 PARAMETER_ARGUMENTS = {
     "map": "Map file (.pixmap)",
     "image_topic": "Images of the camera",
     "image_transport": "raw or compressed",
+    "image_reliability": "best_effort or reliable",
     "camera_info_topic": "Calibration of the camera",
     "odom_topic": "Odometry of the robot",
     "odom_source": "topic, tf or none",
     "base_frame_id": "Frame of the robot",
     "odom_frame_id": "Frame of the odometry",
+    "global_frame_id": "Frame of the map",
+    "camera_frame_id": "Optical frame of the camera, if it is not the images' frame_id",
+    "last_pose_file": "File that keeps the last pose for the next start",
+    "preset": "fast, balanced or accurate",
 }
 SWITCH_ARGUMENTS = {
     "autostart": "true: active at once; false: a lifecycle manager configures and activates the node",
+    "set_initial_pose": "true: start from initial_pose.* of the params_file",
     "planar": "true: map -> odom in x, y and heading only, for 2D costmaps",
     "publish_tf": "false: a filter publishes map -> odom (fusion.launch.py)",
+    "use_sim_time": "true: take the time from /clock",
 }
 CONFIG = Path(get_package_share_directory("pixloc_ros"), "config")
 OTHER_ARGUMENTS = {
     "namespace": ("", "Namespace of the robot"),
     "params_file": (str(CONFIG / "localization.yaml"), "Parameters of the node"),
-    "use_sim_time": ("false", "Take the time from /clock"),
     "use_respawn": ("false", "Start the node again if it ends"),
     "use_rviz": ("false", "Show it in RViz"),
     "log_level": ("info", "Level of the log"),
@@ -50,8 +57,8 @@ def localization_node(context):
         return LaunchConfiguration(name).perform(context)
 
     overrides = {name: ParameterValue(given(name), value_type=str) for name in PARAMETER_ARGUMENTS if given(name)}
-    overrides |= {name: given(name).lower() == "true" for name in SWITCH_ARGUMENTS if given(name)}
-    overrides["use_sim_time"] = given("use_sim_time").lower() == "true"
+    switches = {name: switch(name, given(name)) for name in (*SWITCH_ARGUMENTS, "use_respawn", "use_rviz")}
+    overrides |= {name: switches[name] for name in SWITCH_ARGUMENTS if switches[name] is not None}
     common = {"namespace": LaunchConfiguration("namespace"), "remappings": [("/tf", "tf"), ("/tf_static", "tf_static")]}
     node = Node(
         package="pixloc_ros",
@@ -59,14 +66,14 @@ def localization_node(context):
         name="localization_node",
         parameters=[LaunchConfiguration("params_file"), overrides],
         arguments=["--ros-args", "--log-level", LaunchConfiguration("log_level")],
-        respawn=given("use_respawn").lower() == "true",
+        respawn=bool(switches["use_respawn"]),
         respawn_delay=2.0,
         output="screen",
         **common,
     )
-    if given("use_rviz").lower() != "true":
+    if not switches["use_rviz"]:
         return [node]
-    arguments, parameters = ["-d", str(CONFIG / "localization.rviz")], [{"use_sim_time": overrides["use_sim_time"]}]
+    arguments, parameters = ["-d", str(CONFIG / "localization.rviz")], [{"use_sim_time": bool(switches["use_sim_time"])}]
     return [node, Node(package="rviz2", executable="rviz2", arguments=arguments, parameters=parameters, **common)]
 
 

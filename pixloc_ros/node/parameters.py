@@ -82,6 +82,16 @@ def check_values(values: dict[str, Value]) -> None:
         raise InputError(f"global_frame_id, odom_frame_id and base_frame_id are {', '.join(frames)}: give three different names")
 
 
+def switch(name: str, text: str) -> bool | None:
+    """A launch argument that is on or off, as YAML and ROS read it; None if it is empty. Raises InputError."""
+    for value, words in ((True, "true yes on 1 y"), (False, "false no off 0 n")):
+        if text.strip().lower() in words.split():
+            return value
+    if text.strip():
+        raise InputError(f"launch argument {name} is '{text}': give true or false")
+    return None
+
+
 def image_subscription_topic(image_topic: str, image_transport: str) -> str:
     """The topic that carries the images: image_transport appends the name of a transport to the base topic."""
     if image_transport == "raw" or PurePosixPath(image_topic).name == "compressed":

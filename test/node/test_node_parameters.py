@@ -109,7 +109,7 @@ def test_launch_passes_only_declared_parameters(launch_file):
     assert node.package == "pixloc_ros" and node.executable == "localization_node"
     params_file, overrides = node.parameters
     assert Path(params_file.perform(values)).samefile(ROOT / "config" / "localization.yaml")
-    assert overrides == {"use_sim_time": False}, "an argument that is not given must not overrule the file"
+    assert overrides == {}, "an argument that is not given must not overrule the file"
     nav2 = {"namespace", "params_file", "use_sim_time", "use_respawn", "use_rviz", "log_level"}
     wanted = {name: BY_NAME[name].default for name in set(declared) - nav2}
     given = {name: value if isinstance(value, bool) else value or "x" for name, value in wanted.items()}
@@ -118,6 +118,26 @@ def test_launch_passes_only_declared_parameters(launch_file):
     assert overrides.pop("use_sim_time") is True
     assert overrides == given
     check_values(overrides)
+
+
+@pytest.mark.parametrize(
+    ("text", "value"), [("yes", True), ("1", True), ("On", True), ("FALSE", False), ("off", False), ("0", False)]
+)
+def test_launch_reads_switches_as_yaml_does(launch_file, text, value):
+    switches = {"use_sim_time", "publish_tf", "autostart", "set_initial_pose"}
+    (node, *rest), *_ = launch_file(use_respawn=text, use_rviz=text, **dict.fromkeys(switches, text))
+    assert node.parameters[1] == dict.fromkeys(switches, value) and node.respawn is value and len(rest) == value
+    for name in (*switches, "use_respawn", "use_rviz"):
+        with pytest.raises(InputError, match=f"launch argument {name} is 'maybe': give true or false"):
+            launch_file(**{name: "maybe"})
+
+
+def test_fusion_is_on_the_clock_of_its_files_unless_one_is_given(launch_file):
+    del launch_file  # the stand-ins for launch are in place
+    *_, opaque = runpy.run_path(str(ROOT / "launch" / "fusion.launch.py"))["generate_launch_description"]().positional[0]
+    for text, expected in (("", []), ("yes", [{"use_sim_time": True}])):
+        (ekf,) = opaque.function({"use_sim_time": text, "ekf_params_file": "ekf.yaml", "namespace": ""})
+        assert ekf.executable == "ekf_node" and ekf.parameters[1:] == expected
 
 
 def test_launch_arguments_are_nav2s(launch_file):
