@@ -15,12 +15,11 @@ import torch
 from ..errors import InputError
 from ..geometry.cameras import Camera
 from ..io.camera_files import read_cameras, read_names
-from ..io.images import load_image
 from ..io.text import parse_numbers, read_rows
 from . import image_set
 from .image_set import ImageSet, MapSource
 from .nvm import NvmModel, nvm_camera, read_nvm
-from .recording import need_folder
+from .recording import image_size, need_folder
 
 _HLOC = "sfm_superpoint+superglue"
 
@@ -115,11 +114,10 @@ def _cambridge_cameras(scene: Path, nvm: NvmModel, names: set[str]) -> dict[str,
             continue
         folder = image.rpartition("/")[0]
         if folder not in sizes:
-            files = (scene / name for name in sorted(names) if name.startswith(f"{folder}/"))
-            example = next((file for file in files if file.is_file()), None)
-            if example is None:
+            files = [scene / name for name in sorted(names) if name.startswith(f"{folder}/") and (scene / name).is_file()]
+            if not files:
                 raise InputError(f"no image of {scene / folder} is there: unpack the whole scene")
-            sizes[folder] = load_image(example).shape[1::-1]
+            sizes[folder] = image_size(files)
         cameras[image] = k, nvm_camera(float(nvm.focal_px[k]), float(nvm.radial[k]), *sizes[folder])
     if not cameras:
         raise InputError(f"no image of {scene / 'reconstruction.nvm'} is in the lists of {scene}: they are of different scenes")
@@ -208,14 +206,13 @@ def _robotcar_cameras(root: Path, images: Path) -> dict[str, Camera]:
     """The cameras by side, of those that have images. Files hold lines `fx 400.0`, `fy`, `cx`, `cy`, in COLMAP's pixels."""
     cameras = {}
     for side in ("left", "rear", "right"):
-        example = next(images.glob(f"*/{side}/*.jpg"), None)
-        if example is None:
+        files = sorted(images.glob(f"*/{side}/*.jpg"))
+        if not files:
             continue
         path = root / "intrinsics" / f"{side}_intrinsics.txt"
         rows = {words[0]: (where, words[1:]) for where, words in read_rows(path, "RobotCar Seasons has it")}
         values = [parse_numbers(*rows.get(key, ("", []))) for key in ("fx", "fy", "cx", "cy")]
         if any(len(value) != 1 for value in values):
             raise InputError(f"{path} must have lines 'fx 400', 'fy ...', 'cx ...', 'cy ...': RobotCar Seasons has it")
-        height, width = load_image(example).shape[:2]
-        cameras[side] = Camera.from_colmap("PINHOLE", width, height, [value for (value,) in values])
+        cameras[side] = Camera.from_colmap("PINHOLE", *image_size(files), [value for (value,) in values])
     return cameras

@@ -29,7 +29,7 @@ from ..io.image_format import decode_compressed
 from ..io.trajectory import Trajectory, write_benchmark_poses, write_tum
 from ..io.work_folder import WorkFolder
 from ..localization import Localizer
-from ..mapping.build.building import Progress
+from ..mapping.build.building import BuildReport, Progress
 from ..mapping.build.keyframes import KeyframeOptions
 from ..mapping.build.posed_frames import PosedMapOptions, build_map_from_posed_frames
 from ..mapping.map_file import Map
@@ -88,14 +88,19 @@ class _OutputFolder:
         """Where a file of the result is or will be."""
         return self.work.path("result") / name
 
-    def map(self, make: Callable[[], Map], made_from: str, say: Say) -> Map:
-        """The map, made unless it is there."""
-        path = self.path("map.pixmap")
+    def map(self, make: Callable[[], tuple[Map, BuildReport]], made_from: str, say: Say) -> tuple[Map, list[str]]:
+        """The map, made unless it is there, and notes on what was left out of it."""
+        path, notes = self.path("map.pixmap"), []
         if not path.is_file():
-            make().save(path)
+            map_, report = make()
+            map_.save(path)
+            notes += report.notes
+            if report.left_out:
+                name, reason = next(iter(report.left_out.items()))
+                notes.append(f"Images left out of the map: {len(report.left_out)}, such as {name}: {reason}.")
         map_ = Map.open(path)
         say(f"map of {made_from}: {len(map_.keyframe_names)} keyframes, {len(map_.xyz)} points")
-        return map_
+        return map_, notes
 
     def finish(self, summary: dict, title: str, table: Mapping[str, str], notes: Iterable[str], commands: list[str]) -> dict:
         """Write the summary, which is returned, and a README, and put the folder where it belongs.
@@ -206,14 +211,14 @@ def make_drive(
     key["recordings"] = [[r.name, _identity(r.files), len(r.stamps_ns)] for r in recordings]
     out = _OutputFolder(output, key, say)
 
-    def make_map() -> Map:
+    def make_map() -> tuple[Map, BuildReport]:
         how = PosedMapOptions(keyframes=KeyframeOptions(shift=options.keyframe_shift))
         name = f"{source.name} {source.mapping[0].name}"
         map_, report = build_map_from_posed_frames(frames, extractor, out.work, how, options.working_side, name, progress)
         write_text(out.path("map_report.json"), json.dumps(vars(report), indent=2) + "\n")
-        return map_
+        return map_, report
 
-    map_ = out.map(make_map, mapped, say)
+    map_, notes = out.map(make_map, mapped, say)
     stamps, map_from_base = drive.posed()
     length = float(se3.pose_difference(map_from_base[:-1], map_from_base[1:])[0].sum()) if len(stamps) > 1 else 0.0
     odometry, topic, note = _odometry(drive, stamps, options.seed)
@@ -253,7 +258,7 @@ def make_drive(
     summary |= {"points": len(map_.xyz), "images": len(stamps), "length_m": round(length, 3), "odometry": topic}
     summary |= {"queries": len(source.queries), "left_out": unusable}
     title = f"{source.name}: map of {mapped}, drive of {drive.name}"
-    return out.finish(summary, title, table, (*source.notes, note, *left_out), commands)
+    return out.finish(summary, title, table, (*source.notes, note, *notes, *left_out), commands)
 
 
 def _odometry(drive: Recording, stamps: np.ndarray, seed: int) -> tuple[Odometry, str, str]:
@@ -269,9 +274,16 @@ def _odometry(drive: Recording, stamps: np.ndarray, seed: int) -> tuple[Odometry
 
 
 def _images(drive: Recording, stamps: set[int], progress: Progress | None) -> Iterator[tuple[int, np.ndarray]]:
+    checked = False
     for done, picture in enumerate(drive.pictures.read(stamps.__contains__)):
-        if done == 0:
-            check_size(drive, decode_compressed(picture.encoded))
+        if not checked:
+            try:
+                image = decode_compressed(picture.encoded)
+            except InputError:
+                pass  # it is recorded as it is: whoever reads the bag names it
+            else:
+                check_size(drive, image)
+                checked = True
         if progress:
             progress(done, len(stamps), "images into the bag")
         yield picture.stamp_ns, picture.encoded
@@ -287,16 +299,8 @@ def make_queries(
     or no map comes out."""
     extractor = load_extractor(weights)
     key = source.summary() | {"files": _identity(source.files), "network": extractor.fingerprint, "working_side": working_side}
-    out, notes = _OutputFolder(output, key, say), []
-
-    def make_map() -> Map:
-        map_, report = source.map_source.build(extractor, working_side, out.work, progress)
-        if report.left_out:
-            name, reason = next(iter(report.left_out.items()))
-            notes.append(f"{len(report.left_out)} images of the map were left out, such as {name}: {reason}.")
-        return map_
-
-    map_ = out.map(make_map, source.made_from, say)
+    out = _OutputFolder(output, key, say)
+    map_, notes = out.map(lambda: source.map_source.build(extractor, working_side, out.work, progress), source.made_from, say)
     priors = source.priors(map_)
     write_cameras(out.path("queries.txt"), {query.name: query.camera for query in source.queries})
     table = {"map.pixmap": f"the map, made of {source.made_from}", "queries.txt": "the queries with their camera"}

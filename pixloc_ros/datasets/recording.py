@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -18,6 +18,7 @@ from ..geometry.cameras import Camera
 from ..io.depth import MAX_DEPTH_OFFSET_NS
 from ..io.frames import Odometry, UnusableFrame
 from ..io.image_format import decode_compressed
+from ..io.images import load_image
 from ..io.trajectory import Trajectory
 from ..io.tum import SAME_INSTANT_NS, RgbdFrame, load_depth, nearest_stamp
 from ..mapping.build.keyframes import PosedFrame
@@ -211,6 +212,18 @@ def aligned_depth_files(
         same = abs(depth_stamp - stamp) < SAME_INSTANT_NS
         loaders[stamp] = partial(load_depth, RgbdFrame(stamp, images[stamp], depths[depth_stamp], *poses, same), camera, scale)
     return loaders
+
+
+def image_size(files: Iterable[Path]) -> tuple[int, int]:
+    """Width and height of the first image that can be read. Raises InputError: none can."""
+    trouble = InputError("there is no image: unpack the set again")
+    for file in files:
+        try:
+            height, width = load_image(file).shape[:2]
+            return width, height
+        except InputError as error:
+            trouble = error
+    raise trouble
 
 
 def encode_png(image: np.ndarray) -> np.ndarray:

@@ -16,11 +16,10 @@ from ..errors import InputError
 from ..geometry import se3
 from ..geometry.cameras import Camera
 from ..io.files import find_file
-from ..io.images import load_image
 from ..io.text import read_lines, read_table, read_text
 from ..io.trajectory import Trajectory, parse_pose, read_tum
 from ..io.tum import read_camera, read_stamped_files
-from .recording import BASE_FROM_OPTICAL, EPOCH_NS, Recording, aligned_depth_files, need_folder, picture_files, rigid
+from .recording import BASE_FROM_OPTICAL, EPOCH_NS, Recording, aligned_depth_files, image_size, need_folder, picture_files, rigid
 
 _TUM_CALIBRATION = {
     1: (517.3, 516.5, 318.6, 255.3, 0.2624, -0.9531, -0.0054, 0.0026, 1.1633),
@@ -160,20 +159,20 @@ def read_kitti_sequence(root: Path, number: str, camera_name: str = "image_0") -
     )
     images = {stamp: folder / camera_name / f"{k:06d}.png" for k, stamp in enumerate(stamps)}
     pictures = picture_files(f"{root.name} {number}", images)
-    camera, camera0_from_camera = _calibration(calibration, KITTI_CAMERAS.index(camera_name), images[int(pictures.stamps_ns[0])])
+    size = image_size(images[stamp] for stamp in pictures.stamps_ns.tolist())
+    camera, camera0_from_camera = _calibration(calibration, KITTI_CAMERAS.index(camera_name), size)
     return Recording(number, camera, pictures, truth, BASE_FROM_OPTICAL @ camera0_from_camera, files=files)
 
 
-def _calibration(path: Path, index: int, image: Path) -> tuple[Camera, torch.Tensor]:
-    """The camera, of the image's size, and camera0_from_camera."""
+def _calibration(path: Path, index: int, size: tuple[int, int]) -> tuple[Camera, torch.Tensor]:
+    """The camera of images of that width and height, and camera0_from_camera."""
     rows = dict(line.split(":", 1) for _, line in read_lines(path, _KITTI) if ":" in line)
     try:
         projection = np.array([float(word) for word in rows[f"P{index}"].split()]).reshape(3, 4)
     except (KeyError, ValueError):
         raise InputError(f"{path} has no line 'P{index}:' with 12 numbers: use the benchmark's calib.txt") from None
-    height, width = load_image(image).shape[:2]
     # P = K [I | t]: a point in camera 0 moved by t is in this camera.
     offset = np.linalg.solve(projection[:, :3], projection[:, 3])
     camera0_from_camera = torch.eye(4, dtype=torch.float64)
     camera0_from_camera[:3, 3] = -torch.from_numpy(offset)
-    return Camera.from_camera_info("", width, height, projection[:, :3].ravel().tolist(), []), camera0_from_camera
+    return Camera.from_camera_info("", *size, projection[:, :3].ravel().tolist(), []), camera0_from_camera

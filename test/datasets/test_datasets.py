@@ -238,6 +238,17 @@ def test_work_that_was_killed_goes_on_and_an_output_is_never_overwritten(small, 
     assert pixloc(arguments) == 2 and "exists" in capsys.readouterr().err
 
 
+def test_broken_images_stop_neither_map_nor_drive(small, tmp_path, capsys):
+    layouts.write_kitti(tmp_path / "dataset", small, SMALL)
+    for number in (0, 1):  # the first of the map and the first of the drive
+        path = tmp_path / "dataset" / "sequences" / "07" / "image_2" / f"{number:06d}.png"
+        path.write_bytes(path.read_bytes()[:100])
+    out = tmp_path / "out"
+    assert pixloc(f"dataset kitti {tmp_path}/dataset --sequence 07 --camera-name image_2 --map-every 2 -o {out}") == 0
+    assert "Images left out of the map: 1, such as" in (out / "README.md").read_text()
+    assert pixloc(f"track --map {out}/map.pixmap {out}/drive -o {out}/run") == 0
+
+
 def break_file(path, old, new):
     text = path.read_text()
     assert old in text
