@@ -7,6 +7,7 @@ import contextlib
 import threading
 import time
 from collections.abc import Callable
+from copy import copy, deepcopy
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -54,10 +55,9 @@ class Event:
 
     def moved(self, seconds: float) -> Event:
         """With another stamp."""
-        message, header = copied(self.message), copied(self.message.header)
+        header = copy(self.message.header)
         header.stamp = stamp_from_ns(self.stamp_ns + round(seconds * NS_PER_S))
-        message.header = header
-        return replace(self, message=message)
+        return self.having(header=header)
 
     def late(self, seconds: float) -> Event:
         """Sent later, with the same stamp."""
@@ -65,7 +65,7 @@ class Event:
 
     def having(self, **fields) -> Event:
         """With other values in fields of the message."""
-        message = copied(self.message)
+        message = copy(self.message)
         for name, value in fields.items():
             setattr(message, name, value)
         return replace(self, message=message)
@@ -81,16 +81,11 @@ class Event:
 
     def along(self, metres: float, pose: torch.Tensor | None = None) -> Event:
         """Odometry that is moved along its x axis, with the same twist."""
-        pose = conversions.pose_to_matrix(self.message.pose.pose, "odometry") if pose is None else pose
-        message = robot.odometry_message(self.stamp_ns, pose)
+        message = deepcopy(self.message)
+        if pose is not None:
+            message.pose.pose = conversions.matrix_to_pose(pose)
         message.pose.pose.position.x += metres
-        message.twist = self.message.twist
         return replace(self, message=message)
-
-
-def copied(message):
-    """A shallow copy: the same field values in a new message."""
-    return type(message)(**{name: getattr(message, name) for name in message.get_fields_and_field_types()})
 
 
 @dataclass

