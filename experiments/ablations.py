@@ -137,18 +137,17 @@ GROUPS: dict[str, dict[str, Row]] = {
 
 
 def main() -> int:
-    parser = common.parser(__doc__, "out/ablations", SCENES, weights=False)
+    parser = common.parser(__doc__, "out/ablations", SCENES)
     columns, add = [*QUERY_COLUMNS, BASIN], parser.add_argument
     add("--group", nargs="+", choices=list(GROUPS), default=["parts", "choices"])
     names = "; ".join(f"{group}: {' '.join(rows)}" for group, rows in GROUPS.items())
     known = {name for rows in GROUPS.values() for name in rows}
     add("--rows", nargs="+", choices=known, metavar="ROW", help=f"measure these only; {names}")
     add("--columns", nargs="+", choices=columns, default=columns)
-    frozen = "the frozen encoder (import_xfeat_weights.py -o FILE; default: the shipped, if it is)"
+    frozen = "the frozen encoder (import_xfeat_weights.py -o FILE; default: --weights, if it is)"
     add("--pretrained", metavar="FILE", help=frozen)
-    add("--trained", metavar="FILE", help="trained weights (default: the shipped ones, if they are)")
+    add("--trained", metavar="FILE", help="trained weights (default: --weights, if they are)")
     add("--domains", type=Path, metavar="DIR", help="folder of the runs indoor/, outdoor/, driving/")
-    add("--shipped", default="compact", metavar="NAME|FILE", help="weights of the choices (default compact)")
     add("--max-queries", type=int, default=36, metavar="N", help="of a scene, evenly spaced (default 36)")
     add("--basin-queries", type=int, default=16, metavar="N", help="of those, for the basin (default 16)")
     args = parser.parse_args()
@@ -168,11 +167,11 @@ class Study:
 
     def __init__(self, args: argparse.Namespace) -> None:
         self.args = args
-        shipped_is_trained = "start" in Weights.open(args.shipped).card
+        shipped_is_trained = "start" in Weights.open(args.weights).card
         self.files = {
-            "shipped": args.shipped,
-            "pretrained": args.pretrained or (None if shipped_is_trained else args.shipped),
-            "trained": args.trained or (args.shipped if shipped_is_trained else None),
+            "shipped": args.weights,
+            "pretrained": args.pretrained or (None if shipped_is_trained else args.weights),
+            "trained": args.trained or (args.weights if shipped_is_trained else None),
         }
         for domain in DOMAINS if args.domains else ():
             best = args.domains / domain / "best.safetensors"
@@ -201,7 +200,8 @@ class Study:
             try:
                 extractor = self.extractor(row, group == "parts")
             except InputError as error:
-                print(f"{scene.name}: {name}: skipped, {error}", file=sys.stderr)
+                if name in (self.args.rows or GROUPS[group]):
+                    print(f"{scene.name}: {name}: skipped, {error}", file=sys.stderr)
                 continue
             found, measured, localizer = {}, [], None
             for column in (*QUERY_COLUMNS, BASIN):
@@ -209,7 +209,7 @@ class Study:
                 settings = settings_of(row, extractor, len(queries))
                 cell = json.loads(path.read_text()) if path.is_file() else {}
                 if cell.get("settings") != settings:
-                    if column not in self.args.columns or (self.args.rows and name not in self.args.rows):
+                    if column not in self.args.columns or name not in (self.args.rows or GROUPS[group]):
                         continue
                     localizer = localizer or self.localizer(row, extractor, scene)
                     with show_progress(f"{scene.name}: {name}: {column}") as progress:

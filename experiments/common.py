@@ -115,9 +115,7 @@ def recall(errors: np.ndarray, degrees: float, share: float) -> float:
 # ---- command line
 
 
-def parser(
-    doc: str, output: str, scenes: Sequence[str] | None = None, drives: bool = False, weights: bool = True
-) -> argparse.ArgumentParser:
+def parser(doc: str, output: str, scenes: Sequence[str] | None = None, drives: bool = False) -> argparse.ArgumentParser:
     """The arguments that all experiments on the data folder take.
 
     Args:
@@ -125,7 +123,6 @@ def parser(
         output: Default of `--output`.
         scenes: Default scenes; None for all.
         drives: Whether its scenes are those with a drive, not those with queries.
-        weights: Whether it takes `--weights`.
     """
     result = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
     result.add_argument("data", type=Path, help="folder of scenes")
@@ -133,8 +130,7 @@ def parser(
     what = "a drive" if drives else "queries"
     default = " ".join(scenes or ()) or f"all with a map and {what}"
     result.add_argument("--scenes", nargs="*", default=scenes, metavar="NAME", help=f"default: {default}")
-    if weights:
-        result.add_argument("--weights", default="compact", metavar="NAME|FILE", help="network (default compact)")
+    result.add_argument("--weights", default="compact", metavar="NAME|FILE", help="network (default compact)")
     result.add_argument("--docs", type=Path, metavar="PAGE", help="also put the tables between their markers in this page")
     if drives:
         result.add_argument("--simulated", action="store_true", help="also a simulated drive of 40 s, made in the output folder")

@@ -29,6 +29,7 @@ import cv2
 import numpy as np
 import torch
 from fault_stage import BEGIN_S, END_S, SECONDS, Drive, Event, Fault, Run, Stage, make_drive
+from geometry_msgs.msg import TwistWithCovariance
 
 from pixloc_ros.cli.scripts import run_script
 from pixloc_ros.evaluation.tables import markdown_table, write_section
@@ -115,6 +116,7 @@ def faults() -> dict[str, Fault]:
         "odometry is infinite": Fault("odom", lambda e: e.along(float("inf"), IDENTITY)),
         "odometry stops": Fault("odom", lambda e: None),
         "odometry jumps 5 m": Fault("odom", lambda e: e.along(5.0), until_s=SECONDS + 1),
+        "odometry's twist is empty": Fault("odom", lambda e: e.having(twist=TwistWithCovariance()), until_s=SECONDS + 1),
         "no calibration at first": Fault(extra=lambda drive: [(END_S, "info", drive.info)], missing="info"),
         "calibration of another lens": calibration(k=lambda i: i.k * np.array([1.3, 1, 1, 1, 1.3, 1, 1, 1, 1])),
         "calibration of another size": calibration(width=lambda i: 640, height=lambda i: 480),

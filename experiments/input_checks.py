@@ -103,7 +103,7 @@ def report(results: dict[str, dict]) -> str:
             found = ", ".join(number(row["findings"].get(name)) for row in wrong.values())
             std = number(max((row["findings"].get(f"{name}_std", 0.0) for row in wrong.values()), default=0.0) or None)
             errors = [100 * row["median_m"] for row in (recorded, *wrong.values()) if row["median_m"] is not None]
-            warned = f"{sum(bool(row['remarks']) for row in wrong.values())} of {len(wrong)}"
+            warned = f"{sum(not set(row['remarks']) <= set(recorded['remarks']) for row in wrong.values())} of {len(wrong)}"
             tracked = f"{100 * min(row['tracked'] for row in wrong.values()):.0f}"
             cells = (found, std, warned, number(recorded["findings"].get(name)), tracked, f"{errors[0]:.3g}, {max(errors):.3g}")
             table.append((scene, title, ", ".join(map(number, wrong)), *cells))

@@ -84,7 +84,7 @@ def test_cells_are_measured_once_and_written_into_the_tables(data, monkeypatch, 
 def test_rows_without_weights_are_skipped_with_a_word(data, monkeypatch, capsys):
     shipped, frozen = Weights.open("compact"), data / "frozen.safetensors"
     Weights(shipped.network, {key: value for key, value in shipped.card.items() if key != "start"}).save(frozen)
-    said = run(data, monkeypatch, capsys, "--rows", "trained", "--columns", "small", "--shipped", frozen).err
+    said = run(data, monkeypatch, capsys, "--rows", "trained", "--columns", "small", "--weights", frozen).err
     assert "trained: skipped, no weights 'trained': give --trained" in said
 
 
