@@ -24,6 +24,7 @@ from .mapping.map_file import Map
 from .tracking.calibration_check import CalibrationCheck
 from .tracking.covariances import isotropic
 from .tracking.frame_aligner import DEFAULT, AlignerOptions, FrameAligner, preset_options
+from .tracking.mount_check import MountCheck, turned_prior
 from .tracking.options import QualityGates, TrackerOptions
 from .tracking.relocalization import Relocalizer, agreement
 from .tracking.tracker import Tracker
@@ -38,6 +39,8 @@ DOUBTFUL_INLIERS_SEARCH = QualityGates().min_inlier_fraction_search
 """The same limit where no prior was given."""
 RIVAL_SHARE = QualityGates().rival_inlier_fraction
 """Without a prior a pose is also doubtful where another place has more than this share of its inliers."""
+_SAME_PLACE_DEPTHS = 0.2
+"""A pose that is no further from its prior, in depths of what the image shows, may have been turned only."""
 
 _REHEARSED_IMAGES = 6
 """Half of them are tracked, the others are found in the whole map."""
@@ -85,6 +88,8 @@ class Localizer:
     Attributes:
         aligner: Aligns one image from one prior.
         map_name: The map's file name without folder; empty for a map that was not opened from a file.
+        mount_check: What its trackers check of base_from_camera: "level": all, also that the robot stands level, up to 25°;
+            "motion": all but that, for drones and hand-held cameras; "off": nothing.
     """
 
     def __init__(
@@ -102,7 +107,7 @@ class Localizer:
             InputError: The map was made with another network.
         """
         self.aligner = FrameAligner(map_, extractor or load_extractor(), options or preset_options())
-        self.map_name = map_name
+        self.map_name, self.mount_check = map_name, "level"
 
     @classmethod
     def open(
@@ -157,14 +162,15 @@ class Localizer:
         return Relocalizer(self.aligner)
 
     def tracker(self, options: TrackerOptions | None = None, relocalization: bool = True) -> Tracker:
-        """A tracker for one drive, which knows nothing yet. It checks the camera's calibration as it goes.
+        """A tracker for one drive, which knows nothing yet. It checks the camera's calibration and mount as it goes.
 
         Args:
             options: Limits of the tracker; None for the usual ones.
             relocalization: Whether it may look for its pose in the whole map.
         """
-        search = self.relocalizer if relocalization else None
-        return Tracker(self.aligner, options, search, CalibrationCheck(self.aligner.focal_length))
+        search, options = self.relocalizer if relocalization else None, options or TrackerOptions()
+        mount = MountCheck(self.mount_check, self.map.map_from_keyframe, options.odometry.noise)
+        return Tracker(self.aligner, options, search, CalibrationCheck(self.aligner.focal_length), mount)
 
     def locate(
         self,
@@ -191,7 +197,12 @@ class Localizer:
             se3.check_pose(poses[0], "prior")
         if prior_covariance is not None and (prior is None or tuple(poses[1].shape) != (6, 6)):
             raise InputError("prior_covariance must be [6, 6], and needs a prior: give both or neither")
-        return self.locate_prepared(image, self.aligner.prepare(image, camera), *poses)
+        prepared = self.aligner.prepare(image, camera)
+        location = self.locate_prepared(image, prepared, *poses)
+        if location.success or prior is None:
+            return location
+        turned = self._turned_against(poses[0], PreparedFrame(0, image, prepared.camera, prepared))
+        return replace(location, reason=f"{location.reason}: {turned}") if turned else location
 
     def locate_prepared(
         self,
@@ -206,6 +217,14 @@ class Localizer:
         alignment = self.aligner.localize_prepared(prepared, prior, prior_covariance)
         few = alignment.inlier_fraction < DOUBTFUL_INLIERS
         return Location.of(alignment, "few points agree with the map" if few else "")
+
+    def _turned_against(self, prior: torch.Tensor, frame: PreparedFrame) -> str:
+        """Whether the image was taken where its prior says but looks elsewhere, in words; the whole map is searched."""
+        found, doubt = self._search(frame)
+        if found is None or doubt:
+            return ""
+        away = float((found.map_from_camera[:3, 3] - prior[:3, 3]).norm())
+        return turned_prior(prior, found.map_from_camera) if away < _SAME_PLACE_DEPTHS * found.depth else ""
 
     def _search(self, frame: PreparedFrame) -> tuple[FrameAlignment | None, str]:
         """The best pose of a prepared image in the whole map, None where there is none, and why it may be wrong."""

@@ -96,6 +96,24 @@ def test_one_image_is_located_with_and_without_a_prior(localizer, frame, tmp_pat
         assert found.covariance.shape == (6, 6) and torch.isfinite(found.covariance).all()
 
 
+@pytest.mark.parametrize(
+    "turn, words",
+    [
+        (
+            torch.tensor([[0, -1, 0], [0, 0, -1], [1, 0, 0]]),
+            "120° about (0.6, -0.6, 0.6): is camera_link given for camera_optical?",
+        ),
+        (torch.diag(torch.tensor([-1, 1, -1])), "180° about (0, 1, 0)"),
+    ],
+)
+def test_a_prior_with_other_axes_is_said(localizer, frame, turn, words):
+    frame, truth = frame
+    prior = truth.clone()
+    prior[:3, :3] = truth[:3, :3] @ turn.double()
+    found = localizer.locate(frame.image, frame.camera, prior)
+    assert not found.success and f"the prior seems turned by {words}" in found.reason
+
+
 def test_what_cannot_be_located_says_why(localizer, frame):
     frame, truth = frame
     noise = np.random.default_rng(0).integers(0, 255, frame.image.shape, np.uint8)

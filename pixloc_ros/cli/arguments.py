@@ -112,7 +112,9 @@ def add_execution(parser) -> None:
 def open_localizer(args: argparse.Namespace):
     """`Localizer` of the arguments. Raises InputError for what cannot be used, or what this machine cannot do."""
     execution = pixloc.Execution(args.backend, args.device, args.precision) if hasattr(args, "backend") else None
-    return pixloc.Localizer.open(args.map, args.weights, args.preset, execution=execution)
+    localizer = pixloc.Localizer.open(args.map, args.weights, args.preset, execution=execution)
+    localizer.mount_check = getattr(args, "mount_check", localizer.mount_check)
+    return localizer
 
 
 def add_map_making(parser) -> None:
@@ -173,6 +175,8 @@ def add_bag(parser) -> None:
     option(parser, "--skip-map-frames N", "every N-th image, from the first on, is in the map: leave it out of the errors", 0)
     offset = "seconds added to the images' stamps, as by the node's time_offset: negative where the camera's driver stamped late"
     option(parser, "--time-offset S", offset, 0.0)
+    mount = "what is checked of the camera's mount: level, motion (for drones and hand-held cameras) or off"
+    option(parser, "--mount-check WHAT", mount, "level", choices=("level", "motion", "off"))
     topics = add_topics(parser, "default: the child frame of the odometry, or base_link")
     option(topics, "--odometry-topic NAME", "'tf': the transform odom -> base; 'none': there is none")
     option(topics, "--truth-topic NAME", "'tf:PARENT:CHILD': that transform; 'none': there is none")

@@ -44,7 +44,8 @@ def run(args: argparse.Namespace) -> int:
     check_pace(args)
     options, start = bag_options(args), initial_pose(args)
     with io.bags.BagReader(args.bag, options) as bag:
-        replaying = rig.replay.ReplayOptions(args.rate, args.all_frames, args.weights, args.preset)
+        mount = (("mount_check", args.mount_check),)
+        replaying = rig.replay.ReplayOptions(args.rate, args.all_frames, args.weights, args.preset, mount)
         stats = replay_and_report(args.map, bag, start, args.output, replaying, args.skip_map_frames)
     print(evaluation.tables.format_run(stats))
     for problem in stats["problems"]:

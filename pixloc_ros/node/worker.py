@@ -299,6 +299,7 @@ class Worker:
 
     def _new_tracker(self) -> None:
         options = TrackerOptions(max_degraded_s=self._setting("max_dead_reckoning_s"))
+        self._localizer.mount_check = self._setting("mount_check")
         tracker = self._localizer.tracker(options, relocalization=self._setting("relocalization"))
         self._assembly.use(tracker, self.map_name, self._localizer.georeference)
 

@@ -17,8 +17,8 @@ An image whose quality is good but which contradicts the prior is a candidate: i
 follow confirm it, so one wrong alignment never moves the robot and a robot that was carried is still found. Several candidates
 are followed side by side; where two places look the same, none is believed until the robot has moved to where they differ.
 
-Poses far from the prior come from a `Relocalizer`. Without one only the surroundings of the prior
-are searched, for `max_search_s`; then only a new initial pose helps.
+Poses far from the prior come from a `Relocalizer`. Without one only the surroundings of the prior are searched, for
+`max_search_s`; then only a new initial pose helps. No pose is believed that says that the camera is mounted another way.
 """
 
 from __future__ import annotations
@@ -40,6 +40,7 @@ from .frame_aligner import FrameAligner
 from .judge import FrameContext, FrozenCamera, Judge, Look, distance
 from .learned_noise import LearnedNoise
 from .motion_prior import KnownPose, predict
+from .mount_check import MountCheck
 from .odometry import OdometryBuffer, OdometryReport, OdometrySample, OdometryUnavailable
 from .odometry_check import OdometryCheck, OdometryFindings
 from .options import TrackerOptions
@@ -67,6 +68,7 @@ class Tracker:
         options: TrackerOptions | None = None,
         pose_search: Relocalizer | None = None,
         calibration_check: CalibrationCheck | None = None,
+        mount_check: MountCheck | None = None,
     ) -> None:
         """From parts; `Localizer.tracker` puts the usual ones together."""
         self.aligner, self.pose_search = aligner, pose_search
@@ -75,6 +77,7 @@ class Tracker:
         self._judge = Judge(options, calibration_check)
         self._candidates = Candidates(options, self._predict)
         self._calibration_check, self._frozen_camera = calibration_check, FrozenCamera()
+        self._mount_check = mount_check or MountCheck("off")
         self._odometry_check = OdometryCheck(self.odometry)
         self._learned_noise = LearnedNoise(self.odometry, options.motion)
         self._unchecked: tuple[int, PreparedImage, FrameAlignment] | None = None
@@ -115,6 +118,7 @@ class Tracker:
         elif not bool(torch.isfinite(covariance).all()) or float(torch.linalg.eigvalsh(covariance.double())[0]) < -1e-9:
             raise InputError("initial pose covariance is NaN or not positive: give variances, or zeros for unknown")
         self.reset()
+        self._mount_check.expect(map_from_base)
         covariance = self._judge.floored(covariance.double())
         self._known = KnownPose(int(stamp_ns), map_from_base.double().clone(), covariance)
         self._initial = True
@@ -227,20 +231,21 @@ class Tracker:
         frozen = self._frozen_camera.repeats(frame.image, odometry)
         looks, believed = ([], None) if frozen else self._look(view)
         self._gap.saw(frame.stamp_ns)
-        if believed is not None:
+        best = believed or max(looks, key=lambda look: look.inliers * look.alignment.success, default=None)
+        objection = self._mount_check.judge(best, view, not self._searching)
+        if believed and not objection:
             jumped = distance(view.prior, believed.pose) > self.options.gates.max_innovation
             self._accept(believed.pose, None if jumped else view.prior)
         else:
-            problem, believed = self._wait_for_confirmation(looks, view)
+            problem, believed = self._wait_for_confirmation(looks, view, objection)
         if frozen:
             problem = "the camera repeats a picture although the robot moves: start its driver again"
-        shown = believed or max(looks, key=lambda look: look.inliers * look.alignment.success, default=None)
-        self._learn(shown, believed, view)
+        self._learn(believed or best, believed, view)
         if self.state is TrackState.TRACKING and not problem and len(self.odometry):
             problem = odometry_problem
         if silent_s:
             problem = f"the first image after {silent_s:.1f} s" + (f": {problem}" if problem else "")
-        return self._result(view, shown, began, problem)
+        return self._result(view, believed or best, began, problem)
 
     # ---- steps of track
 
@@ -323,28 +328,27 @@ class Tracker:
             looks += [self._judge.look(view, alignment, True, searched=True) for alignment in found]
         return looks
 
-    def _wait_for_confirmation(self, looks: list[Look], view: FrameContext) -> tuple[str, Look | None]:
-        """No look is where the prior says: follow the candidates, and believe one that was confirmed often enough.
-
-        Returns what is wrong (empty: nothing) and the look that is believed after all.
-        """
+    def _wait_for_confirmation(self, looks: list[Look], view: FrameContext, objection: str) -> tuple[str, Look | None]:
+        """No look can be believed yet: follow the candidates, and believe one that was confirmed often enough. Returns what is
+        wrong (empty: nothing) and the look that is believed after all."""
         gates, prior = self.options.gates, view.prior
         # Against the prior an image must be as good as one without: a wrong calibration can be consistent with itself.
         self._candidates.follow([k for k in looks if k.pose is not None and k.inliers >= gates.min_inlier_fraction_search], view)
         winner = self._candidates.winner(prior)
-        # Through another lens a place looks like another place, consistently: only the focal length itself tells.
-        wrong_lens = winner is not None and self._judge.wrong_lens(winner.look, view)
-        if winner is not None and not wrong_lens:
+        if winner is not None:
+            objection = self._mount_check.against(winner.look, view)
+        wrong_mount = bool(objection)  # and through another lens a place looks like another, consistently
+        if winner is not None and self._judge.wrong_lens(winner.look, view):
+            objection = "a pose was found that only another focal length explains: check the calibration"
+        if winner is not None and not objection:
             problem = ""
             if self._initial and prior is not None and distance(prior, winner.pose) > gates.max_innovation:
                 away = float(se3.pose_difference(prior.map_from_base, winner.pose.map_from_base)[0])
                 problem = f"found {away:.1f} m away from the initial pose that was given"
             self._accept(winner.pose, None)
             return problem, winner.look
-        self._fail(view)
-        if wrong_lens:
-            return "a pose was found that only another focal length explains: check the calibration", None
-        return self._problem(looks, view), None
+        self._fail(view, wrong_mount)
+        return objection or self._problem(looks, view), None
 
     def _problem(self, looks: list[Look], view: FrameContext) -> str:
         """Why no pose is believed, in words."""
@@ -382,10 +386,10 @@ class Tracker:
         self._end_search()
         self.state = TrackState.TRACKING
 
-    def _fail(self, view: FrameContext) -> None:
+    def _fail(self, view: FrameContext, wrong_mount: bool) -> None:
         """No pose is believed: dead reckoning, as long as that may go on and the images do not surely show another place."""
-        another_place = self._searching or self._candidates.show_another_place()
-        if not another_place and self.options.may_dead_reckon(view.prior, self._known.depth, self.options.max_degraded_blind_s):
+        elsewhere = self._searching or wrong_mount or self._candidates.show_another_place()
+        if not elsewhere and self.options.may_dead_reckon(view.prior, self._known.depth, self.options.max_degraded_blind_s):
             self.state = TrackState.DEGRADED
             return
         if self._searching_since_ns is None:
@@ -433,9 +437,9 @@ class Tracker:
         if map_from_base is not None and view.odometry is not None:
             map_from_odom = map_from_base @ se3.inverse(view.odometry.odom_from_base)
         away = (math.nan, math.nan)
-        if view.prior is not None and shown is not None and shown.pose is not None:
+        if view.prior and shown and shown.pose:
             away = tuple(map(float, se3.pose_difference(view.prior.map_from_base, shown.pose.map_from_base)))
-        alignment = None if shown is None else shown.alignment
+        alignment = shown and shown.alignment
         timings_ms = _total({} if alignment is None else alignment.timings_ms, began)
         return TrackResult(
             view.stamp_ns, self.state, map_from_base, covariance, map_from_odom, view.prior, *away, alignment, timings_ms, message

@@ -1,0 +1,368 @@
+# Copyright the pixloc_ros authors. SPDX-License-Identifier: Apache-2.0
+"""Whether the camera sits on the robot as base_from_camera says.
+
+A pose found in an image is the camera's. With a mount that is turned, the base's is wrong by the same turn in every image, and
+all looks well. What speaks against the mount: a robot that would lie on its side; a pose that stands where the given one does but
+looks elsewhere; and, for any turn, odometry that moves and turns along other axes than the camera. How far the mount is turned
+and about which axis follows from the same three.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from ..errors import InputError
+from ..geometry import se3
+from .judge import FrameContext, Look
+from .odometry import OdometryNoise, OdometrySample
+from .options import QualityGates
+
+MODES = ("level", "motion", "off")
+"""What is checked: all; all but that the robot stands level, for drones and hand-held cameras; nothing."""
+MAX_TILT = math.radians(25)
+"""A ground robot stands no steeper: a ramp of 20 degrees, and what springs and map add."""
+_LEAST_TURN = math.radians(15)
+"""A given pose may be this wrong,"""
+_LEAST_TURN_BLIND = math.radians(45)
+"""and this where no odometry will tell whether the pose or the mount is wrong."""
+_SAME_ROTATION = math.radians(12)
+"""A rotation so near to a usual mistake is called by its name."""
+_SURE = QualityGates().sure_inlier_fraction
+_LIKELY = QualityGates().max_innovation
+
+_STEP_M, _STEP_RAD = 0.04, 0.03
+"""Least motion between two poses that are compared."""
+_STEP_VERIFIED_NS = 500_000_000
+_PAIRS, _FEW_PAIRS, _PAIRS_A_FIT_VERIFIED = 100, 8, 20
+_LEAST_ERROR, _LEAST_ERROR_FEW = math.radians(5), math.radians(20)
+"""A smaller turn of the mount is not spoken of, with many and with few motions."""
+_EVIDENCE, _EVIDENCE_FEW, _SUSPICION = 20.0, 30.0, 9.0
+"""By how much the turn must lower the cost, in squared standard deviations: to be sure, with many and few motions, and to wait
+for more. Right mounts lower it by less than 2 on the validation drives."""
+_VERIFIED_STD = math.radians(6)
+"""A mount known as well as this by motion needs no other proof."""
+_OUTLIER = 3.0
+_LENGTH_SHARE = 0.3
+"""Motions whose lengths differ by more are not of one place, or the wheels slip."""
+_LEVER_STD, _SCALE_STD = 0.2, 0.2
+_ROUNDS = 4
+
+_OPTICAL = np.array([[0.0, 0, 1], [-1, 0, 0], [0, -1, 0]])
+"""Axes of a camera's body (x forward, z up) from its optical axes (z forward, y down)."""
+_USUAL = (
+    (_OPTICAL, "is camera_link given for camera_optical? Images need the optical frame: z forward, x right, y down"),
+    (_OPTICAL.T, "is camera_optical given for camera_link? Turn the transform once only"),
+    (np.diag([-1.0, -1, 1]), "is the camera mounted upside down, 180° about its optical axis? Its transform must say so"),
+)
+"""What is often wrong: the rotation about the camera that is missing, and what to do."""
+
+
+class MountCheck:
+    """Collects what images and odometry say of one mount. For one thread."""
+
+    def __init__(
+        self, mode: str = "level", map_from_keyframe: torch.Tensor | None = None, noise: OdometryNoise | None = None
+    ) -> None:
+        """What is asked of.
+
+        Args:
+            mode: Of `MODES`.
+            map_from_keyframe: float64 [K, 4, 4] of the map, which tell whether its z is up; None: it is not known.
+            noise: How far odometry errs; None: as usual.
+
+        Raises:
+            InputError: There is no such mode.
+        """
+        if mode not in MODES:
+            raise InputError(f"mount check '{mode}' is unknown: use one of {', '.join(MODES)}")
+        self._mode, self._noise = mode, noise or OdometryNoise()
+        self._level = mode == "level" and map_from_keyframe is not None and _z_is_up(map_from_keyframe)
+        self._mount: torch.Tensor | None = None
+        self._restart()
+
+    def _restart(self) -> None:
+        self._motions: deque[_Motion] = deque(maxlen=_PAIRS)
+        self._last: tuple[Look, OdometrySample] | None = None
+        self._new = 0
+        self._by_motion: _Fit | None = None
+        self._given: np.ndarray | None = None
+
+    def expect(self, map_from_base: torch.Tensor) -> None:
+        """A pose is given: what was said against another is forgotten. One that is tilted says that robots may be."""
+        self._given = None
+        self._level = self._level and float(map_from_base[2, 2]) >= math.cos(MAX_TILT)
+
+    @property
+    def verified(self) -> bool:
+        """Whether motion has proved the mount right."""
+        fit = self._by_motion
+        return fit is not None and fit.std.max() < _VERIFIED_STD and fit.angle < _LEAST_ERROR
+
+    def judge(self, look: Look | None, view: FrameContext, tracked: bool) -> str:
+        """What speaks against the mount by now and what to do; empty: nothing, or there is no good look.
+
+        Args:
+            look: The best at an image, whether it is believed or not.
+            view: The image.
+            tracked: Whether the robot is tracked: then only motion counts.
+        """
+        if self._mode == "off" or look is None or look.pose is None or look.inliers < _SURE:
+            return ""
+        if view.odometry is not None:
+            self._add(look, view)
+        return self._against_motion(view, sure=True) if tracked else self.against(look, view)
+
+    def against(self, look: Look, view: FrameContext) -> str:
+        """What speaks against the mount if a good look, of a robot that is not tracked, is right; empty: nothing."""
+        if self._mode == "off":
+            return ""
+        sure = self._against_motion(view, sure=True)
+        if sure or self.verified:
+            self._given = None
+            return sure
+        self._compare_with_given(look, view)
+        if self._given is not None:
+            why = "the pose found is turned like this against the initial pose: give another if that is wrong, or drive on"
+            return _message(self._given, view, why)
+        up = look.pose.map_from_base[2, :3].numpy()  # the map's z in base axes
+        if self._level and max(up[2], up @ _up_by_odometry(view)) < math.cos(MAX_TILT):
+            tilt = math.degrees(math.acos(max(up[2], -1.0)))
+            why = f"the robot would be tilted by {tilt:.0f}°; set mount_check to motion where it may be"
+            return _message(_towards_z(up), view, why, yaw_unknown=True)
+        return self._against_motion(view, sure=False)
+
+    def _against_motion(self, view: FrameContext, sure: bool) -> str:
+        moved = self._by_motion
+        if moved is None or not (moved.wrong if sure else moved.suspicious):
+            return ""
+        return _message(moved.turn.T, view, "odometry moves along other axes than the camera" + ("" if sure else ", it seems"))
+
+    def _add(self, look: Look, view: FrameContext) -> None:
+        if self._mount is None or not torch.equal(self._mount, view.base_from_camera):
+            self._restart()
+            self._mount = view.base_from_camera.clone()
+        last = self._last
+        if last is not None and not self._is_apart(last[1], view.odometry):
+            return
+        self._last = look, view.odometry
+        motion = None if last is None else self._compare(*last, look, view)
+        if motion is None:
+            return
+        self._motions.append(motion)
+        self._new += 1
+        if self._new >= (_PAIRS_A_FIT_VERIFIED if self.verified else len(self._motions) // 4):
+            self._new, self._by_motion = 0, _fit(list(self._motions))
+
+    def _compare_with_given(self, look: Look, view: FrameContext) -> None:
+        """Keeps what an initial pose says against the mount, until motion tells or another is given."""
+        prior = view.prior
+        if prior is None or prior.source != "initial pose":
+            return
+        camera, expected = look.alignment.map_from_camera, prior.map_from_base @ view.base_from_camera
+        away = float((camera[:3, 3] - expected[:3, 3]).norm())
+        std = math.sqrt(float(prior.covariance.diagonal()[:3].max()))
+        if away > _LIKELY * std:
+            return  # the pose is of another place
+        turn = (prior.map_from_base[:3, :3].mT @ look.pose.map_from_base[:3, :3]).numpy()
+        tilt = math.acos(min(max(float(turn[2, 2]), -1.0), 1.0))
+        yaw = abs(2 * math.atan2(turn[1, 0] - turn[0, 1], 1 + np.trace(turn))) if np.trace(turn) > -1 + 1e-9 else math.pi
+        likely = _LIKELY * math.sqrt(float(prior.covariance[5, 5] + look.pose.covariance[5, 5]))
+        least = max(_LEAST_TURN_BLIND if view.odometry is None else _LEAST_TURN, likely)
+        tilted = tilt > MAX_TILT and self._mode == "level"
+        self._given = None
+        if tilted or (tilt <= MAX_TILT and yaw > least):
+            self._given = turn
+
+    def _is_apart(self, one: OdometrySample, other: OdometrySample) -> bool:
+        """Whether the motion between two is worth comparing. A mount that is verified is looked at now and then."""
+        if self.verified and 0 <= other.stamp_ns - one.stamp_ns < _STEP_VERIFIED_NS:
+            return False
+        if one.epoch != other.epoch:
+            return True
+        return other.distance_m - one.distance_m >= _STEP_M or other.turn_rad - one.turn_rad >= _STEP_RAD
+
+    def _compare(self, before: Look, sample: OdometrySample, look: Look, view: FrameContext) -> _Motion | None:
+        """The motion of the camera's centre between two looks, in axes of the base, and what odometry says of it."""
+        now = view.odometry
+        if sample.extrapolated_s or now.extrapolated_s or sample.epoch != now.epoch:
+            return None
+        moved = se3.inverse(sample.odom_from_base) @ now.odom_from_base
+        mount = view.base_from_camera[:3, :3].numpy()
+        seen = (se3.inverse(before.alignment.map_from_camera) @ look.alignment.map_from_camera).numpy()
+        rotation, centre = moved[:3, :3].numpy(), view.base_from_camera[:3, 3].numpy()
+        way = rotation @ centre + moved[:3, 3].numpy() - centre
+        turn = _log(rotation)
+        seen_way, seen_turn = mount @ seen[:3, 3], _log(mount @ seen[:3, :3] @ mount.T)
+        variances = self._noise.variances(
+            now.distance_m - sample.distance_m, now.turn_rad - sample.turn_rad, (now.stamp_ns - sample.stamp_ns) * 1e-9
+        )
+        covariance = (before.pose.covariance + look.pose.covariance).diagonal().numpy()
+        stds = np.sqrt(variances + np.repeat([covariance[:3].mean(), covariance[3:].mean()], 3))
+        for one, other, std in ((way, seen_way, stds[0]), (turn, seen_turn, stds[3])):
+            lengths = np.linalg.norm(one), np.linalg.norm(other)
+            if abs(lengths[0] - lengths[1]) > _OUTLIER * std + _LENGTH_SHARE * max(lengths):
+                return None
+        return _Motion(seen_way, way, seen_turn, turn, rotation, float(stds[0]), float(stds[3]))
+
+
+@dataclass(frozen=True, eq=False)
+class _Motion:
+    """Translation of the camera's centre and rotation vector [3], as seen and by odometry, and their standard deviations."""
+
+    seen_way: np.ndarray
+    way: np.ndarray
+    seen_turn: np.ndarray
+    turn: np.ndarray
+    rotation: np.ndarray
+    way_std: float
+    turn_std: float
+
+
+@dataclass(frozen=True, eq=False)
+class _Fit:
+    """turn: The rotation [3, 3] of the mount that fits best; std: of it, about each axis, [3]; gain: by how much it lowers the
+    cost; count: motions."""
+
+    turn: np.ndarray
+    std: np.ndarray
+    gain: float
+    count: int
+
+    @property
+    def angle(self) -> float:
+        return float(np.linalg.norm(_log(self.turn)))
+
+    @property
+    def wrong(self) -> bool:
+        many = self.count >= _FEW_PAIRS
+        least, evidence = (_LEAST_ERROR, _EVIDENCE) if many else (_LEAST_ERROR_FEW, _EVIDENCE_FEW)
+        return self.angle > least and self.gain > evidence
+
+    @property
+    def suspicious(self) -> bool:
+        return self.angle > _LEAST_ERROR_FEW / 2 and self.gain > _SUSPICION
+
+
+def _fit(motions: list[_Motion]) -> _Fit:
+    """The rotation of the mount that makes camera and odometry agree: seen = turn · odometry, where lever arms and the
+    odometry's scale may be a little wrong, too."""
+    ways, turns = np.array([m.way for m in motions]), np.array([m.turn for m in motions])
+    seen_ways, seen_turns = np.array([m.seen_way for m in motions]), np.array([m.seen_turn for m in motions])
+    levers = np.array([m.rotation for m in motions]) - np.eye(3)
+    way_std = np.array([m.way_std for m in motions])[:, None]
+    turn_std = np.array([m.turn_std for m in motions])[:, None]
+
+    def solved(turn: np.ndarray, free: bool) -> tuple[np.ndarray, np.ndarray, float]:
+        lever, scale, weights = np.zeros(3), 0.0, np.ones(len(motions))
+        for round_ in range(_ROUNDS + 1):
+            way = (ways * (1 + scale) + levers @ lever) @ turn.T
+            turned = turns @ turn.T
+            residuals = np.hstack(((seen_ways - way) / way_std, (seen_turns - turned) / turn_std))
+            squares = (residuals**2).sum(1) / _OUTLIER**2
+            weights = 1 / (1 + squares)
+            cost = _OUTLIER**2 * float(np.log1p(squares).sum()) + float((lever / _LEVER_STD) @ (lever / _LEVER_STD))
+            cost += (scale / _SCALE_STD) ** 2
+            # Columns: a turn about each axis, the lever, the scale.
+            upper = np.concatenate((-_cross(way), turn @ levers, (ways @ turn.T)[..., None]), 2) / way_std[..., None]
+            lower = np.concatenate((-_cross(turned), np.zeros((len(motions), 3, 4))), 2) / turn_std[..., None]
+            jacobian = np.concatenate((upper, lower), 1)
+            prior = np.array([1e-2] * 3 + [_LEVER_STD**-2] * 3 + [_SCALE_STD**-2])
+            weighted = weights[:, None, None] * jacobian
+            hessian = np.einsum("nij,nik->jk", weighted, jacobian) + np.diag(prior)
+            if round_ == _ROUNDS:
+                break
+            gradient = np.einsum("nij,ni->j", weighted, residuals) - prior * np.array([0.0] * 3 + [*lever, scale])
+            active = slice(0 if free else 3, 7)
+            step = np.zeros(7)
+            step[active] = np.linalg.solve(hessian[active, active], gradient[active])
+            turn = _exp(step[:3]) @ turn
+            lever, scale = lever + step[3:6], scale + step[6]
+        return turn, np.sqrt(np.linalg.inv(hessian).diagonal()[:3]), cost
+
+    # Where vectors turn to, at once for any angle; a little of the identity decides what they leave open.
+    moment = (seen_ways / way_std**2).T @ ways + (seen_turns / turn_std**2).T @ turns + 1e-3 * np.eye(3)
+    left, _, right = np.linalg.svd(moment)
+    start = left @ np.diag([1.0, 1.0, np.linalg.det(left @ right)]) @ right
+    turn, std, cost = min((solved(begin, True) for begin in (start, np.eye(3))), key=lambda found: found[2])
+    return _Fit(turn, std, solved(np.eye(3), False)[2] - cost, len(motions))
+
+
+def turned_prior(prior: torch.Tensor, found: torch.Tensor) -> str:
+    """How the prior of a single image, map_from_camera [4, 4], is turned against the pose found; empty: not much."""
+    turn = (found[:3, :3].mT @ prior[:3, :3]).numpy()
+    if np.linalg.norm(_log(turn)) < _LEAST_TURN:
+        return ""
+    for missing, question in _USUAL:
+        if (np.trace(missing @ turn) - 1) / 2 > math.cos(_SAME_ROTATION):
+            return f"the prior seems turned by {_words(missing.T)}: {question}"
+    return f"the prior seems turned by {_words(turn)}"
+
+
+def _message(right_from_given: np.ndarray, view: FrameContext, why: str, yaw_unknown: bool = False) -> str:
+    """What is wrong with the mount and what to do.
+
+    Args:
+        right_from_given: Rotation [3, 3] that turns the mount given, from the left, into the one that fits.
+        view: An image with that mount.
+        why: What was seen.
+        yaw_unknown: Whether the rotation is right only up to a turn about z.
+    """
+    mount, turn = view.base_from_camera[:3, :3].numpy(), right_from_given
+    advice = "correct roll, pitch or yaw of its transform"
+    for missing, question in _USUAL:
+        usual = mount @ missing @ mount.T
+        same = usual[2] @ turn[2] if yaw_unknown else (np.trace(usual.T @ turn) - 1) / 2
+        if same > math.cos(_SAME_ROTATION):
+            turn, advice = usual, question
+            break
+    return f"base_from_camera seems turned by {_words(turn.T)}: {advice} ({why})"
+
+
+def _words(rotation: np.ndarray) -> str:
+    """Angle and axis."""
+    vector = _log(rotation)
+    angle = float(np.linalg.norm(vector))
+    axis = np.round(vector / max(angle, 1e-9), 1)
+    if angle > math.pi - _SAME_ROTATION and axis[np.abs(axis).argmax()] < 0:
+        axis = -axis  # half a turn either way is the same
+    return f"{math.degrees(angle):.0f}° about ({', '.join(f'{value + 0.0:g}' for value in axis)})"
+
+
+def _z_is_up(map_from_keyframe: torch.Tensor) -> bool:
+    """Whether nothing says that the map's z is not up: cameras are upright on average, as in maps that were never turned."""
+    up = -map_from_keyframe[:, :3, 1].double().mean(0)
+    length = float(up.norm())
+    return length < 0.7 or abs(float(up[2])) > 0.7 * length
+
+
+def _up_by_odometry(view: FrameContext) -> np.ndarray:
+    """The odometry's z in base axes [3]: wheels say that the robot is level, others may say how it is tilted."""
+    return np.array([0.0, 0, 1]) if view.odometry is None else view.odometry.odom_from_base[2, :3].numpy()
+
+
+def _towards_z(up: np.ndarray) -> np.ndarray:
+    """The smallest rotation [3, 3] that turns a unit vector to z."""
+    axis = np.cross(up, (0.0, 0.0, 1.0))
+    sine = np.linalg.norm(axis)
+    axis = axis / sine if sine > 1e-6 else np.array([1.0, 0.0, 0.0])
+    return _exp(axis * math.atan2(sine, up[2]))
+
+
+def _log(rotation: np.ndarray) -> np.ndarray:
+    return se3.so3_log(torch.from_numpy(np.ascontiguousarray(rotation))).numpy()
+
+
+def _exp(vector: np.ndarray) -> np.ndarray:
+    return se3.so3_exp(torch.from_numpy(np.ascontiguousarray(vector))).numpy()
+
+
+def _cross(vectors: np.ndarray) -> np.ndarray:
+    """Matrices [N, 3, 3] of cross products with vectors [N, 3]."""
+    x, y, z = vectors.T
+    zero = np.zeros_like(x)
+    return np.stack((zero, -z, y, z, zero, -x, -y, x, zero), -1).reshape(-1, 3, 3)
