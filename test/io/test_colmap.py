@@ -207,32 +207,6 @@ def test_a_cut_or_damaged_binary_file_never_crashes(tmp_path_factory, name, data
             assert "\n" not in str(error)
 
 
-def test_a_million_points_take_seconds(tmp_path):
-    count = 200_000
-    point = np.zeros(
-        count,
-        np.dtype(
-            [
-                ("head", [("id", "<u8"), ("xyz", "<f8", 3), ("rgb", "u1", 3), ("error", "<f8"), ("n", "<u8")]),
-                ("track", "<u4", (2, 2)),
-            ]
-        ),
-    )
-    point["head"]["id"], point["head"]["n"] = np.arange(count), 2
-    point["head"]["xyz"] = np.random.default_rng(0).normal(size=(count, 3))
-    point["track"] = np.stack((np.full((count, 2), [1, 2]), np.repeat(np.arange(count)[:, None], 2, 1)), -1)
-    (tmp_path / "points3D.bin").write_bytes(struct.pack("<Q", count) + point.tobytes())
-    (tmp_path / "cameras.bin").write_bytes(struct.pack("<QIiQQ4d", 1, 1, 1, 100, 80, 90, 90, 50, 40))
-    keypoints = np.zeros(count, np.dtype([("xy", "<f8", 2), ("id", "<i8")])).tobytes()
-    images = b"".join(
-        struct.pack("<I7dI", k, 1, 0, 0, 0, 0, 0, k, 1) + b"i\0" + struct.pack("<Q", count) + keypoints for k in (1, 2)
-    )
-    (tmp_path / "images.bin").write_bytes(struct.pack("<Q", 2) + images)
-    model = read_colmap_model(tmp_path)
-    assert np.array_equal(model.xyz, point["head"]["xyz"]) and len(model.observation_point) == 2 * count
-    assert np.array_equal(model.observation_image, np.tile([0, 1], count))
-
-
 # ---- against pycolmap
 
 SCENES = ("kitti07", "fox", "kitti01", "tum_fr1_rpy")
