@@ -18,22 +18,10 @@ import torch
 from ...errors import InputError
 from ...features import Extractor
 from ...geometry import se3
+from ...io import messages
 from ...io.bags import BagOptions, BagReader
 from ...io.depth import decode_depth, move_depth, with_depth
 from ...io.frames import CameraFrame, UnusableFrame
-from ...io.messages import (
-    COMPRESSED,
-    IMAGE,
-    ODOMETRY,
-    POSE,
-    POSE_COVARIANCE,
-    TRANSFORM,
-    frame_name,
-    is_truth_name,
-    matrix,
-    message_stamp,
-    pose_of,
-)
 from ...io.trajectory import Trajectory
 from ...io.transforms import TransformChain
 from ...io.tum import SAME_INSTANT_NS
@@ -44,7 +32,7 @@ from .keyframes import PosedFrame
 from .posed_frames import PosedMapOptions, PosedMapReport, build_map_from_posed_frames
 
 PATH, POSE_ARRAY = "nav_msgs/msg/Path", "geometry_msgs/msg/PoseArray"
-_IN_THE_MAP = (POSE, POSE_COVARIANCE, TRANSFORM, PATH, POSE_ARRAY)
+_IN_THE_MAP = (messages.POSE, messages.POSE_COVARIANCE, messages.TRANSFORM, PATH, POSE_ARRAY)
 
 
 @dataclass(frozen=True)
@@ -172,7 +160,7 @@ class PosedBag:
         asked, bag = self.options.depth, self.bag
         if asked == "none":
             return None
-        topics = bag.topics_of_type(IMAGE, COMPRESSED)
+        topics = bag.topics_of_type(messages.IMAGE, messages.COMPRESSED)
         if asked:
             if asked not in topics:
                 raise InputError(f"no depth topic {asked} in {bag.path}: it has the image topics {', '.join(topics)}")
@@ -189,12 +177,12 @@ class PosedBag:
 
     def _find_poses(self) -> tuple[TransformChain, str]:
         asked, bag = self.options.poses, self.bag
-        known = bag.topics_of_type(*_IN_THE_MAP, ODOMETRY)
+        known = bag.topics_of_type(*_IN_THE_MAP, messages.ODOMETRY)
         if asked not in (None, "tf"):
             if asked not in known:
                 raise InputError(f"no poses on {asked} in {bag.path}: topics with poses are {', '.join(known) or 'none'}")
             return self._topic_chain(asked)
-        candidates = [t for t in known if is_truth_name(t)] or bag.topics_of_type(*_IN_THE_MAP)
+        candidates = [t for t in known if messages.is_truth_name(t)] or bag.topics_of_type(*_IN_THE_MAP)
         if asked is None and len(candidates) == 1:
             return self._topic_chain(candidates[0])
         if asked is None and candidates:
@@ -206,7 +194,7 @@ class PosedBag:
         except InputError as error:
             if asked:
                 raise
-            odometry = bag.topics_of_type(ODOMETRY)
+            odometry = bag.topics_of_type(messages.ODOMETRY)
             hint = f"; {', '.join(odometry)} would do if it does not drift: name it with --pose-topic" if odometry else ""
             raise InputError(f"nothing says where the camera was in the map: no topic with poses, and {error}{hint}") from None
 
@@ -214,7 +202,7 @@ class PosedBag:
         """map_from_body over time, then body_from_camera."""
         body, poses = self.options.body_frame, {}
         for _, message in self.bag.messages([topic]):
-            body = body or frame_name(getattr(message, "child_frame_id", ""))
+            body = body or messages.frame_name(getattr(message, "child_frame_id", ""))
             for stamp_ns, pose in _poses_of(message, topic):
                 if bool(torch.isfinite(pose).all()):
                     poses[stamp_ns] = pose
@@ -263,12 +251,12 @@ def build_map_from_bag(
 def _poses_of(message, topic: str) -> Iterator[tuple[int, torch.Tensor]]:
     """(stamp_ns, pose [4, 4]) of a message of one of the types; NaN where its numbers make none."""
     if not hasattr(message, "poses"):
-        yield message_stamp(message), matrix(pose_of(message))
+        yield messages.message_stamp(message), messages.matrix(messages.pose_of(message))
     elif hasattr(message.poses[0] if message.poses else None, "header"):  # Path; the last one counts where stamps repeat
         for stamped in message.poses:
-            yield message_stamp(stamped), matrix(stamped.pose)
+            yield messages.message_stamp(stamped), messages.matrix(stamped.pose)
     elif len(message.poses) == 1:
-        yield message_stamp(message), matrix(message.poses[0])
+        yield messages.message_stamp(message), messages.matrix(message.poses[0])
     elif message.poses:
         raise InputError(
             f"{topic} holds {len(message.poses)} poses under one stamp: which is the camera's? Give another --pose-topic"

@@ -138,7 +138,27 @@ def build_map_from_posed_frames(
     """
     posed = points_of_posed_frames(frames, work, options, name, progress)
     map_, build = build_map(posed.source, extractor, working_side, progress, work)
-    return map_, _report(map_, build, posed)
+    counts = np.diff(map_.observation_offsets)
+    centres = map_.map_from_keyframe[:, :3, 3].numpy()
+    error = None
+    if posed.error_px is not None:
+        error = tuple(float(v) for v in np.percentile(posed.error_px, (50, 95)))
+    several = map_.track_length > 1
+    report = PosedMapReport(
+        **vars(build) | {"left_out": posed.left_out | build.left_out},
+        images=posed.images,
+        rejected=posed.rejected,
+        keyframes=len(counts),
+        points=len(map_.xyz),
+        observations=len(map_.observation_point),
+        points_per_keyframe=tuple(float(v) for v in np.percentile(counts, (5, 50))),
+        coverage=float(np.median([coverage(map_, k) for k in range(len(counts))])),
+        poor_keyframes=tuple(map_.keyframe_names[k] for k in np.flatnonzero(counts < _POOR_KEYFRAME)),
+        reprojection_px=error,
+        descriptor_consistency=float(np.median(map_.quality[several])) if several.any() else 0.0,
+        length_m=float(np.linalg.norm(np.diff(centres, axis=0), axis=1).sum()),
+    )
+    return map_, report
 
 
 def points_of_posed_frames(
@@ -301,29 +321,3 @@ def _check_depth_unit(images: KeyframeFiles, work: WorkFolder) -> None:
             f"depth is {scale:.3g} times what images and poses say: it is in another unit, give --depth-scale, "
             f"about {1000 * scale:.0f} for integers or {scale:.3g} for floats where none was given"
         )
-
-
-# ---- report
-
-
-def _report(map_: Map, build: BuildReport, posed: PosedPoints) -> PosedMapReport:
-    counts = np.diff(map_.observation_offsets)
-    centres = map_.map_from_keyframe[:, :3, 3].numpy()
-    error = None
-    if posed.error_px is not None:
-        error = tuple(float(v) for v in np.percentile(posed.error_px, (50, 95)))
-    several = map_.track_length > 1
-    return PosedMapReport(
-        **vars(build) | {"left_out": posed.left_out | build.left_out},
-        images=posed.images,
-        rejected=posed.rejected,
-        keyframes=len(counts),
-        points=len(map_.xyz),
-        observations=len(map_.observation_point),
-        points_per_keyframe=tuple(float(v) for v in np.percentile(counts, (5, 50))),
-        coverage=float(np.median([coverage(map_, k) for k in range(len(counts))])),
-        poor_keyframes=tuple(map_.keyframe_names[k] for k in np.flatnonzero(counts < _POOR_KEYFRAME)),
-        reprojection_px=error,
-        descriptor_consistency=float(np.median(map_.quality[several])) if several.any() else 0.0,
-        length_m=float(np.linalg.norm(np.diff(centres, axis=0), axis=1).sum()),
-    )
