@@ -154,11 +154,26 @@ def run_bag(
     findings = {key: number for name, figure in odometry.known().items() for key, number in zip((name, f"{name}_std"), figure)}
     remarks = (*bag.notes, *odometry.warnings(bag.options.time_offset_s).values())
     remarks += (tracker.odometry.twist_check.problem,) if tracker.odometry.twist_check.problem else ()
+    remarks += camera_silence(records, [stamp_ns for stamp_ns, _ in samples], tracker.options.max_degraded_s)
     calibration = tracker.check_calibration()
     if calibration is not None:
         findings |= {"focal_ratio": calibration.focal_ratio, "focal_ratio_std": calibration.std}
         remarks += (calibration.message,) if calibration.wrong else ()
     return BagRun(records, truth, Trajectory.from_poses(samples), refused, findings=findings, remarks=remarks)
+
+
+def camera_silence(records: list[FrameRecord], odometry_ns: list[int], longest_s: float) -> tuple[str, ...]:
+    """A remark on the longest time, if longer than `longest_s`, in which odometry went on but no image could be used."""
+    used_ns = [record.stamp_ns for record in records if not record.unusable]
+    if not used_ns or not odometry_ns:
+        return ()
+    ends_ns = np.array([*used_ns, max(used_ns[-1], odometry_ns[-1])])
+    at = int(np.diff(ends_ns).argmax())
+    begin_ns, end_ns = ends_ns[at : at + 2].tolist()
+    seconds = (end_ns - begin_ns) * 1e-9
+    if seconds <= longest_s or sum(begin_ns < stamp_ns < end_ns for stamp_ns in odometry_ns) < 2:
+        return ()
+    return (f"no image could be used for {seconds:.1f} s after {begin_ns * 1e-9:.3f}, while odometry went on: check the camera",)
 
 
 def read_ahead(events: Iterator[Event], prepare: Callable[[CameraFrame], PreparedImage]) -> Iterator[Event]:

@@ -49,17 +49,17 @@ class TrueLocalizer:
         return FrameAlignment(pose, covariance, good, reason, 0.1, 0.9, 1.0, 200, 5, times)
 
 
-def write_drive(path, odometry=True, truth=True, last_odometry=True, late_ns=0):
+def write_drive(path, odometry=True, truth=True, last_odometry=True, late_ns=0, numbers=range(FRAMES)):
     with BagWriter(path) as bag:
         bag.transform("/tf_static", T0, "base_link", "camera_optical", BASE_FROM_CAMERA)
-        for i in range(FRAMES):
+        for i in numbers:
             stamp = T0 + i * PERIOD
             bag.info(stamp + late_ns, W, H, 70.0)
             bag.image(stamp + late_ns, np.full((H, W), i, np.uint8), W, H)
             if truth:
                 bag.truth(stamp, truth_at(i * PERIOD * 1e-9))
         if odometry:
-            for j in range(-1, FRAMES * 5 - (0 if last_odometry else 10)):
+            for j in range(-1, (max(numbers) + 1) * 5 - (0 if last_odometry else 10)):
                 # Odometry begins elsewhere and is 10 % too long; samples lie between the images, not at them.
                 seconds = j * 0.02 + 0.007
                 bag.odometry(T0 + round(seconds * 1e9), truth_at(SLIP * seconds))
@@ -99,6 +99,16 @@ def test_a_time_offset_undoes_late_stamps(tmp_path):
         assert stats["tracked_frames"] == FRAMES
         assert [r.stamp_ns for r in result.records] == [T0 + i * PERIOD + round((late_s + offset_s) * 1e9) for i in range(FRAMES)]
         assert stats["translation_error_median_m"] == pytest.approx(error_m, abs=1e-3)
+
+
+def test_a_gap_in_the_images_loses_the_pose_and_is_told(tmp_path):
+    """As in the node: what odometry alone gives after a while is not believed, and images bring the pose back."""
+    result = run(write_drive(tmp_path / "b", numbers=[*range(6), *range(80, 90)]), TrueLocalizer())
+    states = [record.state.name for record in result.records]
+    assert states[:6] == ["TRACKING"] * 6 and "TRACKING" not in states[6:8] and states[-1] == "TRACKING"
+    assert result.records[6].map_from_base is None
+    assert "the first image after 7.5 s" in result.records[6].message
+    assert [text for text in result.remarks if "no image could be used for 7.5 s" in text]
 
 
 def test_last_frames_without_odometry_are_still_processed(tmp_path):

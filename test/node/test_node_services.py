@@ -69,7 +69,8 @@ def test_life_cycle():
         assert not robot.image.get_subscription_count()
         refused = node.set_parameters([Parameter("odom_frame_id", value="wheels")])[0]
         assert not refused.successful and "clean up first" in refused.reason
-        assert not call(robot, Trigger, "pause").success, "paused, although it does not run"
+        for name in ("pause", "relocalize"):
+            assert not call(robot, Trigger, name).success, f"{name}, although it does not run"
         for _ in range(2):
             assert change_state(robot, Transition.TRANSITION_ACTIVATE)
             assert state(robot) == State.PRIMARY_STATE_ACTIVE
