@@ -13,7 +13,17 @@ import math
 import numba
 import numpy as np
 
-JIT = {"cache": True, "nogil": True, "error_model": "numpy"}
+
+def _can_cache() -> bool:
+    """Whether compiled code can be kept for the next start: not where neither the package's folder nor the user's is writable."""
+    try:
+        numba.njit(cache=True)(lambda: None)
+    except RuntimeError:
+        return False
+    return True
+
+
+JIT = {"cache": _can_cache(), "nogil": True, "error_model": "numpy"}
 FAST_JIT = {**JIT, "fastmath": {"reassoc", "contract", "arcp", "nsz"}}
 """For loops over many points. No "nnan": features and poses that are not numbers must be seen as such."""
 INLINE_JIT = {**FAST_JIT, "forceinline": True}

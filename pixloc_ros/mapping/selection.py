@@ -10,8 +10,7 @@ import numba
 import numpy as np
 
 from ..geometry.projection import CameraNumbers, project_point
-
-_JIT = {"cache": True, "nogil": True, "error_model": "numpy"}
+from ..geometry.single import JIT
 
 
 class Viewer(NamedTuple):
@@ -36,7 +35,7 @@ class Viewer(NamedTuple):
     octaves: float
 
 
-@numba.njit(**_JIT)
+@numba.njit(**JIT)
 def weigh(viewer, shift, offsets, rays, scales, step, pixels, weights):
     """How much each observation of a keyframe counts for a `Viewer`: 0 outside its enlarged image.
 
@@ -78,7 +77,7 @@ def weigh(viewer, shift, offsets, rays, scales, step, pixels, weights):
     return row
 
 
-@numba.njit(**_JIT)
+@numba.njit(**JIT)
 def _cell(pixels, i, image_size, columns, rows):
     """Number of the grid cell of a pixel; pixels outside the image belong to the cell at its border."""
     column = int(max((pixels[i, 0] + 0.5) * columns / image_size[0], 0.0))
@@ -86,7 +85,7 @@ def _cell(pixels, i, image_size, columns, rows):
     return min(row, rows - 1) * columns + min(column, columns - 1)
 
 
-@numba.njit(**_JIT)
+@numba.njit(**JIT)
 def add_worth(pixels, weights, factor, image_size, columns, rows, worth):
     """Add factor times each weight to the cell of its pixel. worth: [rows * columns]."""
     for i in range(len(weights)):
@@ -94,7 +93,7 @@ def add_worth(pixels, weights, factor, image_size, columns, rows, worth):
             worth[_cell(pixels, i, image_size, columns, rows)] += factor * weights[i]
 
 
-@numba.njit(**_JIT)
+@numba.njit(**JIT)
 def best_of_each_point(points, starts, weights):
     """Row of each point's observation of largest weight; the first keyframe's where they are equal, none where all are 0.
 
@@ -145,7 +144,7 @@ def spread(pixels, scores, image_size, limit):
     return np.sort(_first_by_rank(pixels, order, image_size, columns, rows, limit))
 
 
-@numba.njit(**_JIT)
+@numba.njit(**JIT)
 def _first_by_rank(pixels, order, image_size, columns, rows, limit):
     in_cell = np.zeros(columns * rows, np.int64)
     rank = np.empty(len(order), np.int64)

@@ -2,6 +2,11 @@
 """Rotations and rigid transforms."""
 
 import math
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -10,6 +15,7 @@ from hypothesis import strategies as st
 from scipy.linalg import expm
 from scipy.spatial.transform import Rotation
 
+import pixloc_ros
 from pixloc_ros.errors import InputError
 from pixloc_ros.geometry import se3
 
@@ -211,3 +217,15 @@ def test_one_rotation_for_many_translations():
     torch.testing.assert_close(poses[:, :3, 3], translations)
     torch.testing.assert_close(poses[2, :3, :3], rotation)
     assert poses[:, 3].tolist() == [[0, 0, 0, 1]] * 4
+
+
+def test_it_works_where_compiled_code_cannot_be_kept(tmp_path):
+    """As for a service without a home, from a folder that it may not write to."""
+    package = tmp_path / "pixloc_ros"
+    ignored = shutil.ignore_patterns("__pycache__", "*.safetensors")
+    shutil.copytree(Path(pixloc_ros.__file__).parent, package, ignore=ignored)
+    (package / "geometry" / "__pycache__").write_text("not a folder")
+    nowhere = {"HOME": "/proc/nowhere", "XDG_CACHE_HOME": "/proc/nowhere", "PYTHONPATH": str(tmp_path), "NUMBA_CACHE_DIR": ""}
+    code = "import numpy as np; from pixloc_ros.geometry import single; print(single.__file__, single.log(np.eye(4)))"
+    answer = subprocess.run([sys.executable, "-Bc", code], cwd=tmp_path, env=os.environ | nowhere, capture_output=True, text=True)
+    assert answer.returncode == 0 and answer.stdout.startswith(str(package)), answer.stderr
