@@ -233,7 +233,7 @@ def _choose_keyframes(
     while (path := work.path(f"keyframes/{len(keyframes):06d}.json")).is_file():
         state = json.loads(path.read_text())
         keyframes.append(_keyframe_of(state))
-        left_out |= state["left_out"]
+        left_out |= state.get("left_out", {})  # a folder that an earlier version has begun has none
     images, since = state["images"], state["next_stamp_ns"]
     selector = KeyframeSelector(options, state["blank"])
     if not state["last"]:
