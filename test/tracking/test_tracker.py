@@ -404,20 +404,18 @@ def test_any_history_keeps_the_contract_and_repeats_exactly(events, confirm_fram
     def play():
         robot = Robot(max_degraded_s=0.4, max_search_s=0.8, confirm_frames=confirm_frames)
         robot.initialize()
+        between = {
+            "no odometry": lambda: setattr(robot, "odometry", False),
+            "odometry": lambda: setattr(robot, "odometry", True),
+            "initialize": robot.initialize,
+            "reset": robot.tracker.reset,
+            "odometry jump": lambda: robot.tracker.add_odometry(stamp(robot.t + 0.01), shifted(500, 500)),
+        }
         poses = []
         for event in events:
             before = robot.tracker.state
-            if event in ("no odometry", "odometry"):
-                robot.odometry = event == "odometry"
-                continue
-            if event == "initialize":
-                robot.initialize()
-                continue
-            if event == "reset":
-                robot.tracker.reset()
-                continue
-            if event == "odometry jump":
-                robot.tracker.add_odometry(stamp(robot.t + 0.01), shifted(500, 500))
+            if event in between:
+                between[event]()
                 continue
             if event == "late":
                 result = robot.tracker.track(CameraFrame(stamp(robot.t - 0.05), IMAGE, CAMERA), BASE_FROM_CAMERA)
