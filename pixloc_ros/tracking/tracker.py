@@ -345,7 +345,7 @@ class Tracker:
             if self._initial and prior is not None and distance(prior, winner.pose) > gates.max_innovation:
                 away = float(se3.pose_difference(prior.map_from_base, winner.pose.map_from_base)[0])
                 problem = f"found {away:.1f} m away from the initial pose that was given"
-            self._accept(winner.pose, None)
+            self._accept(winner.pose, None, winner.before)
             return problem, winner.look
         self._fail(view, wrong_mount)
         return objection or self._problem(looks, view), None
@@ -374,10 +374,10 @@ class Tracker:
             return problem + (", searching the whole map" if self.can_relocalize else ", give an initial pose")
         return problem
 
-    def _accept(self, found: KnownPose, prior: MotionPrior | None) -> None:
-        """A pose is believed. prior: what it was expected to be, None where it is somewhere else."""
+    def _accept(self, found: KnownPose, prior: MotionPrior | None, before: KnownPose | None = None) -> None:
+        """A pose is believed. prior: what it was expected to be, None where it is somewhere else; before: one that led there."""
         # Poses on both sides of a jump tell no velocity.
-        self._before = None if self._initial or prior is None else self._known
+        self._before = before if self._initial or prior is None else self._known
         self._known = found
         if prior is not None:
             covariance = self._judge.floored(not_worse_than(found.covariance, prior.covariance))

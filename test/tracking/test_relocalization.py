@@ -89,12 +89,13 @@ def test_cold_start_believes_after_confirmation():
     assert robot.drive(HERE).prior.source == "odometry" and len(robot.search.turns) == searched
 
 
-def test_cold_start_without_odometry_learns_the_velocity_first():
+@pytest.mark.parametrize("speed", [0.5, 8.0])
+def test_cold_start_without_odometry_learns_the_velocity_first(speed):
     robot = LostRobot()
     robot.odometry = False
     robot.tracker.odometry.clear()
-    states = [robot.drive(HERE).state for _ in range(5)]
-    assert TRACKING in states and states[0] is INITIALIZING
+    states = [robot.drive((shifted(0.1 * k * speed), 0.8)).state for k in range(7)]
+    assert states[0] is INITIALIZING and states[-3:] == [TRACKING] * 3
 
 
 def test_each_image_looks_further_down_the_list():
