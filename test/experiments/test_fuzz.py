@@ -63,8 +63,8 @@ def test_track_of_impossible_length(tmp_path):
 
 
 def test_camera_file_that_is_no_text(tmp_path):
-    (tmp_path / "camera.txt").write_bytes(b"\xff\xfe\x00")
-    with pytest.raises(InputError, match="not a text file"):
+    (tmp_path / "camera.txt").write_bytes(b"\xff\x80\x00")
+    with pytest.raises(InputError, match="not UTF-8 text"):
         read_camera(tmp_path)
 
 
