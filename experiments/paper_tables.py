@@ -20,7 +20,6 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 
 from pixloc_ros.cli.progress import show_progress
@@ -52,66 +51,51 @@ SEVEN_SCENES = {
 }
 """PixLoc from retrieval, trained on MegaDepth: median cm/deg, quoted from secondary sources, not checked against the paper. The
 truth of its 7-Scenes row is the original poses."""
-LARGE_SCALE = {
-    "Aachen day": "64.3/69.3/77.4",
-    "Aachen night": "51.0/55.1/67.3",
-    "RobotCar day": "52.7/77.5/93.9",
-    "RobotCar night": "12.0/20.7/45.4",
-    "CMU urban": "88.3/90.4/93.7",
-    "CMU suburban": "79.6/81.1/85.2",
-    "CMU park": "61.0/62.5/69.4",
-}
-"""PixLoc from retrieval: per cent within (0.25 m, 2°)/(0.5 m, 5°)/(5 m, 10°), quoted in the same way."""
 TEST_SLICES = (2, 3, 4, 5, 6, 13, 14, 15, 16, 17, 18, 19, 20, 21)
 
 
-@dataclass(frozen=True)
-class Run:
-    """How to localize: options of the command line, and where results go."""
+def localize(args: argparse.Namespace, source: ImageSet, folder: Path) -> list[QueryResult]:
+    """The poses of a set's queries; the folder is made unless it is there."""
+    if not made_already(folder, source):
+        with show_progress("map") as progress:
+            make_queries(folder, source, args.weights, args.working_side, progress, print)
+    localizer = Localizer.open(folder / "map.pixmap", args.weights, args.preset)
+    with show_progress(f"{source.name} {source.scene}") as progress:
+        return localize_set(folder, source, localizer, progress)
 
-    output: Path
-    weights: str
-    preset: str
-    working_side: int | None
 
-    def localize(self, source: ImageSet, folder: Path) -> list[QueryResult]:
-        """The poses of a set's queries; the folder is made unless it is there."""
-        if not made_already(folder, source):
-            with show_progress("map") as progress:
-                make_queries(folder, source, self.weights, self.working_side, progress, print)
-        localizer = Localizer.open(folder / "map.pixmap", self.weights, self.preset)
-        with show_progress(f"{source.name} {source.scene}") as progress:
-            return localize_set(folder, source, localizer, progress)
+def medians(
+    args: argparse.Namespace, title: str, name: str, quoted: dict[str, str], root: Path, open_scene: Callable[[str], ImageSet]
+) -> str:
+    """The table of a set with known truth."""
+    print(licence_note(name))
+    rows, figures = [], {}
+    for scene, paper in quoted.items():
+        if not (root / scene).is_dir():
+            rows.append((scene, "no data", "", paper, ""))
+            continue
+        source = open_scene(scene)
+        results = localize(args, source, args.output / name / scene)
+        errors = query_errors(source, results)
+        (metres, degrees), share = errors.medians(), 100 * errors.recall(0.05, 5.0)
+        found, count = sum(not result.reason for result in results), len(results)
+        figures[scene] = {"median_m": metres, "median_deg": degrees, "recall_5cm_5deg": share, "localized": found}
+        figures[scene] |= {"queries": count, "map_of": source.made_from, "priors": len(source.pairs)}
+        rows.append((scene, f"{100 * metres:.1f}/{degrees:.2f}", f"{found} of {count}", paper, f"{share:.1f}"))
+    write_text(args.output / name / "figures.json", json.dumps(figures, indent=2) + "\n")
+    table = markdown_table("scene | here | localized | PixLoc, quoted | here: % within 5 cm, 5°", rows)
+    return f"## {title}: median error, cm/deg, of all test images ({args.weights})\n\n{table}"
 
-    def medians(self, title: str, name: str, quoted: dict[str, str], root: Path, open_scene: Callable[[str], ImageSet]) -> str:
-        """The table of a set with known truth."""
-        print(licence_note(name))
-        rows, figures = [], {}
-        for scene, paper in quoted.items():
-            if not (root / scene).is_dir():
-                rows.append((scene, "no data", "", paper, ""))
-                continue
-            source = open_scene(scene)
-            results = self.localize(source, self.output / name / scene)
-            errors = query_errors(source, results)
-            (metres, degrees), share = errors.medians(), 100 * errors.recall(0.05, 5.0)
-            found, count = sum(not result.reason for result in results), len(results)
-            figures[scene] = {"median_m": metres, "median_deg": degrees, "recall_5cm_5deg": share, "localized": found}
-            figures[scene] |= {"queries": count, "map_of": source.made_from, "priors": len(source.pairs)}
-            rows.append((scene, f"{100 * metres:.1f}/{degrees:.2f}", f"{found} of {count}", paper, f"{share:.1f}"))
-        write_text(self.output / name / "figures.json", json.dumps(figures, indent=2) + "\n")
-        table = markdown_table("scene | here | localized | PixLoc, quoted | here: % within 5 cm, 5°", rows)
-        return f"## {title}: median error, cm/deg, of all test images ({self.weights})\n\n{table}"
 
-    def submission(self, name: str, sources: list[ImageSet]) -> tuple[str, str, Path]:
-        """Localize a set without known truth in its parts; one submission for all, and its row of the table."""
-        print(licence_note(name))
-        results = []
-        for source in sources:
-            results += self.localize(source, self.output / name / (source.scene if len(sources) > 1 else ""))
-        path = self.output / name / "submission.txt"
-        write_submission(path, sources[0], results)
-        return name, f"{sum(not result.reason for result in results)} of {len(results)}", path
+def submission(args: argparse.Namespace, name: str, sources: list[ImageSet]) -> tuple[str, str, Path]:
+    """Localize a set without known truth in its parts; one submission for all, and its row of the table."""
+    print(licence_note(name))
+    results = []
+    for source in sources:
+        results += localize(args, source, args.output / name / (source.scene if len(sources) > 1 else ""))
+    path = args.output / name / "submission.txt"
+    write_submission(path, sources[0], results)
+    return name, f"{sum(not result.reason for result in results)} of {len(results)}", path
 
 
 def main() -> int:
@@ -133,7 +117,7 @@ def main() -> int:
     args = parser.parse_args()
     if not any((args.cambridge, args.seven_scenes, args.aachen, args.cmu, args.robotcar)):
         parser.error("name at least one data set")
-    run, parts = Run(args.output, args.weights, args.preset, args.working_side), []
+    parts, kept = [], {}
 
     def files(folder: str, model: str, pairs: str, queries: str = "") -> dict[str, Path]:
         """Of a set in the folders that the PixLoc authors publish."""
@@ -152,26 +136,22 @@ def main() -> int:
         return open_seven_scenes(args.seven_scenes / scene, every=args.every, **found)
 
     if args.cambridge:
-        parts.append(run.medians("Cambridge Landmarks", "cambridge", CAMBRIDGE, args.cambridge, cambridge))
+        parts.append(medians(args, "Cambridge Landmarks", "cambridge", CAMBRIDGE, args.cambridge, cambridge))
     if args.seven_scenes:
-        parts.append(run.medians("7-Scenes", "7scenes", SEVEN_SCENES, args.seven_scenes, seven_scenes))
-    rows = []
+        parts.append(medians(args, "7-Scenes", "7scenes", SEVEN_SCENES, args.seven_scenes, seven_scenes))
     if args.aachen:
-        source = open_aachen(args.aachen, **files("Aachen", superglue, "pairs-query-netvlad50.txt"))
-        rows.append(run.submission("aachen", [source]))
+        kept["aachen"] = [open_aachen(args.aachen, **files("Aachen", superglue, "pairs-query-netvlad50.txt"))]
     if args.cmu:
         slices = [f"slice{number}" for number in args.slices]
         pairs = "pairs-query-netvlad10.txt"
-        sources = [open_cmu(args.cmu / n, **files(f"CMU/{n}", f"{superglue}/model", f"{n}/{pairs}")) for n in slices]
-        rows.append(run.submission("cmu", sources))
+        kept["cmu"] = [open_cmu(args.cmu / n, **files(f"CMU/{n}", f"{superglue}/model", f"{n}/{pairs}")) for n in slices]
     if args.robotcar:
-        source = open_robotcar(args.robotcar, **files("RobotCar", superglue, "pairs-query-netvlad10-percam-perloc.txt"))
-        rows.append(run.submission("robotcar", [source]))
-    if rows:
-        head = "set | PixLoc, quoted: % within (0.25 m, 2°)/(0.5 m, 5°)/(5 m, 10°)"
+        pairs = "pairs-query-netvlad10-percam-perloc.txt"
+        kept["robotcar"] = [open_robotcar(args.robotcar, **files("RobotCar", superglue, pairs))]
+    if kept:
+        rows = [submission(args, name, sources) for name, sources in kept.items()]
         table = markdown_table("set | localized | hand in at visuallocalization.net", rows)
-        paper = markdown_table(head, LARGE_SCALE.items())
-        parts.append(f"## Sets that keep their truth ({args.weights})\n\n{table}\n{paper}")
+        parts.append(f"## Sets that keep their truth ({args.weights})\n\n{table}")
     text = "\n".join(parts)
     write_text(args.output / "tables.md", text)
     print(f"\n{text}\n{args.output / 'tables.md'}")

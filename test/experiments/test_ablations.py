@@ -75,6 +75,8 @@ def test_cells_are_measured_once_and_written_into_the_tables(data, monkeypatch, 
     assert (data / "out" / "basin_plane.png").is_file()
     # Nothing is left to do; another setting would be.
     assert "intensity:" not in run(data, monkeypatch, capsys, *call).err
+    with pytest.raises(InputError, match="ablations parts: begin --> and .* put these two lines into it"):
+        run(data, monkeypatch, capsys, *call, "--docs", data / "other.md")
     (cells / "blurred.json").unlink()
     assert "intensity: blurred\n" in run(data, monkeypatch, capsys, *call).err
     monkeypatch.setitem(ablations.GROUPS["parts"], "intensity", ablations.Row("x", "intensity", ablations._loss("squared", 0.1)))

@@ -12,7 +12,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pixloc_ros.errors import InputError
-from pixloc_ros.evaluation.tables import write_section
 from pixloc_ros.geometry import se3
 
 
@@ -73,14 +72,3 @@ def test_what_is_no_scene_is_refused(tmp_path):
     with pytest.raises(InputError, match="nowhere is no scene"):
         common.scenes_of(args)
     assert common.scenes_of(common.parser("doc", "out").parse_args([str(tmp_path)])) == []
-
-
-def test_sections_of_a_page_are_replaced_and_nothing_else(tmp_path):
-    page = tmp_path / "page.md"
-    page.write_text("before\n<!-- a: begin -->\nold\n<!-- a: end -->\nafter\n")
-    write_section(page, "a", "| new |\n")
-    write_section(page, "a", "| newer |\n")
-    assert page.read_text() == "before\n<!-- a: begin -->\n| newer |\n<!-- a: end -->\nafter\n"
-    with pytest.raises(InputError, match="b: begin"):
-        write_section(page, "b", "text")
-    assert "newer" in page.read_text()
