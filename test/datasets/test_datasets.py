@@ -269,7 +269,7 @@ def test_bad_input_is_told_in_one_line(small, tmp_path, capsys):
         (f"dataset tum {folder} {out}", "freiburg1, 2, 3"),
         (f"dataset euroc {folder} {out}", "sensor.yaml"),
         (f"dataset openloris {folder} {out}", "sensors.yaml"),
-        (f"dataset 7scenes {folder} {out}", "TestSplit.txt"),
+        (f"dataset 7scenes {folder} {out}", "Split.txt"),
         (f"dataset 7scenes {folder} --model {folder} {out}", "go together"),
         (f"dataset euroc {folder} --map-sequence {folder} {out}", "the drive's own"),
     ]
