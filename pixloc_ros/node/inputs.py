@@ -18,6 +18,7 @@ from rclpy.node import Node
 from rclpy.qos import QoSProfile, ReliabilityPolicy, qos_profile_sensor_data
 from rclpy.qos_overriding_options import QoSOverridingOptions
 from rclpy.subscription import Subscription
+from rclpy.validate_topic_name import validate_topic_name
 from sensor_msgs.msg import CameraInfo, CompressedImage, Image, NavSatFix, NavSatStatus
 
 from ..errors import InputError
@@ -120,9 +121,9 @@ class Inputs:
     def subscribe(self) -> None:
         """Begins to listen to all but images."""
         listen, setting = self._listen, self._setting
-        self._image_topic = self._node.resolve_topic_name(
-            image_subscription_topic(setting("image_topic"), setting("image_transport"))
-        )
+        image_topic = image_subscription_topic(setting("image_topic"), setting("image_transport"))
+        validate_topic_name(image_topic)
+        self._image_topic = self._node.resolve_topic_name(image_topic)
         self.transforms.subscribe()
         listen(NavSatFix, setting("fix_topic"), self._on_fix, qos_profile_sensor_data)
         listen(CameraInfo, setting("camera_info_topic"), self._on_camera_info, qos_profile_sensor_data)

@@ -19,10 +19,11 @@ from node_harness import (
     start_pose,
 )
 from pixloc_ros.msg import LocalizationStatus
+from rosgraph_msgs.msg import Clock
 from sensor_msgs.msg import CompressedImage, Image
 
 from pixloc_ros.geometry import se3
-from pixloc_ros.node.conversions import stamp_to_ns
+from pixloc_ros.node.conversions import stamp_from_ns, stamp_to_ns
 from pixloc_ros.rig.robot import image_message
 from pixloc_ros.tracking.tracker import Tracker
 
@@ -178,3 +179,17 @@ def test_late_odometry_is_measured():
         robot.status_of(stamp_of(1))
         time.sleep(1.2)
         assert not [text for text in robot.texts if "odometry_wait_s" in text]
+
+
+def test_a_recording_that_is_over_is_no_fault():
+    """Simulated time stands still: nobody expects images."""
+    with running(use_sim_time=True, input_timeout_s=0.5, max_dead_reckoning_s=0.5, **start_pose()) as (_, robot):
+        clock = robot.node.create_publisher(Clock, "/clock", 10)
+        robot.wait(clock.get_subscription_count)
+        for number in range(4):
+            clock.publish(Clock(clock=stamp_from_ns(stamp_of(number))))
+            assert robot.step(number).state == TRACKING
+        time.sleep(1.5)
+        robot.texts.clear()
+        time.sleep(2.5)
+        assert robot.texts and not [text for text in robot.texts if "nothing" in text or "lost" in text], robot.texts

@@ -76,8 +76,12 @@ def test_a_broken_map_is_reported_and_the_node_stays_until_interrupted(tmp_path)
     with start(tmp_path, map=broken) as process, spinning_node("listener") as listener:
         heard = []
         listener.create_subscription(DiagnosticArray, "/diagnostics", heard.append, 10)
-        process.wait_for(lambda: heard, "did not publish diagnostics")
-        status = next(s for s in heard[-1].status if s.name == "localization_node: map")
+
+        def of_map():
+            return next((s for s in heard[-1].status if s.name == "localization_node: map"), None) if heard else None
+
+        process.wait_for(lambda: of_map() is not None and of_map().level != b"\0", "did not publish diagnostics")
+        status = of_map()
         assert status.level == b"\2" and "broken.pixmap" in status.message and "call ~/load_map" in status.message
         with pytest.raises(InputError, match=r"the node did not fly within 0.1 s: see its log .*node\.log"):
             process.wait_for(lambda: False, "did not fly", 0.1)
@@ -112,6 +116,21 @@ def test_interrupted_while_it_starts(tmp_path):
     with start(tmp_path, map=tmp_path / "none.pixmap") as process:
         process.wait_for(lambda: "no map file" in process.output(), "did not report the map")
         assert process.stop() == 0, process.output()
+
+
+@pytest.mark.parametrize("files", [0, 2, 12])
+def test_interrupted_while_it_compiles(files, drive, tmp_path, monkeypatch):
+    """With an empty cache of compiled code; `files` of it have been written when Ctrl-C is pressed. Nothing must be killed."""
+    cache = tmp_path / "cache"
+    monkeypatch.setenv("NUMBA_CACHE_DIR", str(cache))
+    with start(tmp_path, map=drive[0]) as process:
+        process.wait_for(lambda: len(list(cache.rglob("*.nb?"))) >= files, "did not compile")
+        process.wait_for(lambda: "loading" in process.output() or not files, "did not load")
+        began = time.monotonic()
+        code = process.stop()
+        assert time.monotonic() - began < 4.0  # 2 on a robot that does nothing else meanwhile
+        assert code == 0 if files else code in (0, -signal.SIGINT)
+        assert "Traceback" not in process.output() or not files
 
 
 def test_interrupted_while_its_services_are_made(monkeypatch):
