@@ -152,7 +152,8 @@ def run_bag(
             process(None)
     odometry = tracker.check_odometry()
     findings = {key: number for name, figure in odometry.known().items() for key, number in zip((name, f"{name}_std"), figure)}
-    remarks = (*bag.notes, *odometry.warnings(bag.options.time_offset_s).values())
+    choice = tracker.calibration_choice.note
+    remarks = (*bag.notes, *([choice] if choice else []), *odometry.warnings(bag.options.time_offset_s).values())
     remarks += (tracker.odometry.twist_check.problem,) if tracker.odometry.twist_check.problem else ()
     remarks += camera_silence(records, [stamp_ns for stamp_ns, _ in samples], tracker.options.max_degraded_s)
     calibration = tracker.check_calibration()

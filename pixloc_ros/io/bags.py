@@ -20,9 +20,9 @@ from rosbags.typesys import Stores, get_typestore
 
 from ..errors import InputError
 from ..geometry import se3
-from ..geometry.cameras import Camera
 from . import messages
 from .bag_storage import BagStorage
+from .calibration import Calibration, try_calibration
 from .frames import CameraFrame, Event, OdometryMessage, UnusableFrame
 from .messages import RawMessage
 from .trajectory import Trajectory
@@ -115,21 +115,22 @@ class BagReader:
     @property
     def notes(self) -> tuple[str, ...]:
         """What could not be read so far."""
-        notes = *self._storage.notes, *self.transforms.notes
+        calibration = getattr(self._first_calibration, "notes", ())
+        notes = *self._storage.notes, *self.transforms.notes, *calibration
         return (*notes, *(f"{what}: {number} left out" for what, number in self._left_out.items() if number))
 
     # ---- what is in it
 
     def events(self) -> Iterator[Event]:
         """Odometry and frames in the order of their stamps; at equal stamps odometry first."""
-        camera = self._first_camera
+        calibration = self._first_calibration
         for kind, stamp_ns, message in self._sorted_messages():
             if kind == _ODOMETRY:
                 yield message
             elif kind == _INFO:
-                camera = messages.camera_of(message)
+                calibration = try_calibration(message, self.image_topic)
             else:
-                yield self._frame(stamp_ns, message, camera)
+                yield self._frame(stamp_ns, message, calibration)
 
     def frames(
         self, wanted: Callable[[int], bool] = lambda stamp_ns: True, other: str | None = None
@@ -140,14 +141,14 @@ class BagReader:
             wanted: Asked once for every image.
             other: A further topic, whose messages come in between as (stamp_ns, message), at equal stamps before the image.
         """
-        camera = self._first_camera
+        calibration = self._first_calibration
         for kind, stamp_ns, message in self._sorted_messages(other):
             if kind == _INFO:
-                camera = messages.camera_of(message)
+                calibration = try_calibration(message, self.image_topic)
             elif kind == _OTHER:
                 yield stamp_ns, message
             elif kind == _IMAGE and wanted(stamp_ns):
-                yield self._frame(stamp_ns, message, camera)
+                yield self._frame(stamp_ns, message, calibration)
 
     def odometry(self) -> Trajectory:
         """odom_from_base over time; empty where there is no odometry."""
@@ -216,7 +217,7 @@ class BagReader:
         info = next((m for _, m in self.messages([self.camera_info_topic])), None)
         if info is None:
             raise InputError(f"no message on {self.camera_info_topic} in {self.path}: give another --camera-info-topic")
-        self._first_camera = messages.camera_of(info)
+        self._first_calibration = try_calibration(info, self.image_topic)
         self._find_odometry()
         self._check_stamps()
         self._find_transforms()
@@ -417,11 +418,11 @@ class BagReader:
             return torch.eye(4, dtype=torch.float64)
         return self.transforms.static(self.base_frame, body)
 
-    def _frame(self, stamp_ns: int, message, camera: Camera | InputError) -> CameraFrame | UnusableFrame:
+    def _frame(self, stamp_ns: int, message, calibration: Calibration | InputError) -> CameraFrame | UnusableFrame:
         try:
-            if isinstance(camera, InputError):
-                raise camera
-            image = messages.image_of(message)
+            if isinstance(calibration, InputError):
+                raise calibration
+            image, camera = messages.image_of(message), calibration.camera
         except InputError as error:
             return UnusableFrame(stamp_ns, str(error))
         if image.shape[:2] != (camera.height, camera.width):
@@ -430,7 +431,7 @@ class BagReader:
                 f"the image is {image.shape[1]}x{image.shape[0]} but CameraInfo says "
                 f"{camera.width}x{camera.height}: record the calibration of this resolution",
             )
-        return CameraFrame(stamp_ns, image, camera)
+        return CameraFrame(stamp_ns, image, camera, calibration=calibration)
 
 
 # Also the order at equal stamps.

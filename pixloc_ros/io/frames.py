@@ -3,12 +3,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
 
 from ..geometry.cameras import Camera
+from .calibration import Calibration
 
 
 @dataclass(frozen=True)
@@ -19,11 +20,13 @@ class CameraFrame:
         stamp_ns: Time of acquisition from the message header, integer nanoseconds.
         image: uint8 [H, W] grey or [H, W, 3] RGB; its size equals the camera's.
         camera: The calibration at that time.
+        calibration: That `camera` is from, where there may be another reading of it.
     """
 
     stamp_ns: int
     image: np.ndarray
     camera: Camera
+    calibration: Calibration | None = field(default=None, kw_only=True)
 
 
 @dataclass(frozen=True)

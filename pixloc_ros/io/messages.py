@@ -10,7 +10,6 @@ import torch
 
 from ..errors import InputError
 from ..geometry import se3
-from ..geometry.cameras import Camera
 from .image_format import decode_compressed, decode_raw
 
 IMAGE, COMPRESSED = "sensor_msgs/msg/Image", "sensor_msgs/msg/CompressedImage"
@@ -66,20 +65,6 @@ def matrix(pose) -> torch.Tensor:
     quaternion = torch.tensor([q.x, q.y, q.z, q.w], dtype=torch.float64)
     rotation = se3.rotation_from_quaternion(quaternion if bool(quaternion.any()) else quaternion * torch.nan)
     return se3.from_rotation_translation(rotation, torch.tensor([t.x, t.y, t.z], dtype=torch.float64))
-
-
-def camera_of(info) -> Camera | InputError:
-    """The camera of a CameraInfo, or the error it gives: a bad calibration spoils the frames that follow it, not the bag."""
-    roi = info.roi
-    names = ("k", "d") if hasattr(info, "k") else ("K", "D")
-    k, d = (np.asarray(getattr(info, name), float).tolist() for name in names)
-    region = roi.x_offset, roi.y_offset, roi.width, roi.height
-    try:
-        return Camera.from_camera_info(
-            info.distortion_model, info.width, info.height, k, d, info.binning_x, info.binning_y, region
-        )
-    except InputError as error:
-        return error
 
 
 def image_of(message) -> np.ndarray:

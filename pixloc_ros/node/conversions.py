@@ -18,13 +18,11 @@ from cv_bridge import CvBridge, CvBridgeError
 from geometry_msgs.msg import Point, Pose, PoseWithCovariance, Quaternion, Transform, TransformStamped, Twist, Vector3
 from rcl_interfaces.msg import FloatingPointRange, IntegerRange, ParameterDescriptor
 from scipy.spatial.transform import Rotation
-from sensor_msgs.msg import CameraInfo, CompressedImage, Image
+from sensor_msgs.msg import CompressedImage, Image
 from std_msgs.msg import Header
 
 from ..errors import InputError
-from ..geometry.cameras import Camera
 from ..io.image_format import bytes_per_pixel, check_layout, decode_compressed, decode_raw, to_grey_or_rgb
-from ..io.messages import camera_of
 from .parameters import Parameter
 
 _BRIDGE = CvBridge()
@@ -183,18 +181,7 @@ def twist_from_vector(vector: torch.Tensor) -> Twist:
     return Twist(linear=Vector3(x=vx, y=vy, z=vz), angular=Vector3(x=wx, y=wy, z=wz))
 
 
-# ---- camera and images
-
-
-def camera_from_info(info: CameraInfo) -> Camera:
-    """The camera of the images that come with this CameraInfo, binning and region of interest applied (REP-104).
-
-    Raises InputError for a camera that is not calibrated or not supported.
-    """
-    camera = camera_of(info)
-    if isinstance(camera, InputError):
-        raise camera
-    return camera
+# ---- images
 
 
 def decode_image(message: Image | CompressedImage) -> np.ndarray:

@@ -265,7 +265,8 @@ class Health:
             self._board.report("transforms", "filter", ERROR, text)
 
     def judge_calibration(self, tracker: Tracker) -> None:
-        """Whether the focal length fits the images."""
+        """Whether the calibration that was read and its focal length fit the images."""
+        self._board.update("calibration", "choice", tracker.calibration_choice.note)
         report = tracker.check_calibration()
         if report is None:
             return

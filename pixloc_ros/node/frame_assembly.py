@@ -92,7 +92,8 @@ class FrameAssembly:
             raise Rejected("image", "format", f"{error}; the image is not used") from None
         stages_ms["decode_ms"] = (time.monotonic() - began) * 1e3
         deadline = received.received_at + self._setting("odometry_wait_s")
-        camera = self._inputs.camera(deadline)
+        calibration = self._inputs.calibration(deadline)
+        camera = calibration.camera
         height, width = pixels.shape[:2]
         if (width, height) != (camera.width, camera.height):
             topic = self._inputs.topic("camera_info_topic")
@@ -102,7 +103,7 @@ class FrameAssembly:
             )
             raise Rejected("calibration", "size", text)
         # The network runs while the odometry of the image's stamp is on its way.
-        frame = tracker.prepare(CameraFrame(stamp_ns, pixels, camera))
+        frame = tracker.prepare(CameraFrame(stamp_ns, pixels, camera, calibration=calibration))
         began = time.monotonic()
         base_from_camera = self._inputs.transforms.base_from_camera(received.message.header.frame_id, stamp_ns, deadline)
         self._feed_odometry(stamp_ns, received.received_at, deadline)

@@ -22,7 +22,7 @@ from rclpy.validate_topic_name import validate_topic_name
 from sensor_msgs.msg import CameraInfo, CompressedImage, Image, NavSatFix, NavSatStatus
 
 from ..errors import InputError
-from ..geometry.cameras import Camera
+from ..io.calibration import Calibration, read_calibration
 from ..io.frames import OdometryMessage
 from ..tracking.covariances import isotropic
 from ..tracking.silence import LEAST_S
@@ -99,7 +99,7 @@ class Inputs:
         self._arrived = threading.Event()
         self.watch = InputWatch(node, setting, board)
         self._lock = threading.Lock()  # guards the following
-        self._camera: Camera | None = None
+        self._calibration: Calibration | None = None
         self._camera_info_key: tuple | None = None
         self._odometry: deque[ReceivedOdometry] = deque(maxlen=_ODOMETRY_LIMIT)
         self._newest_odometry_ns: int | None = None
@@ -189,19 +189,21 @@ class Inputs:
         self.watch.heard("calibration")
         roi = message.roi
         key = (
-            *(message.width, message.height, message.distortion_model, tuple(message.k), tuple(message.d)),
+            *(message.width, message.height, message.distortion_model, *map(tuple, (message.k, message.d, message.r, message.p))),
             *(message.binning_x, message.binning_y, roi.x_offset, roi.y_offset, roi.width, roi.height),
         )
         if key == self._camera_info_key:
             return
-        camera = None
+        calibration = None
         try:
-            camera = conversions.camera_from_info(message)
+            calibration = read_calibration(message, self.topic("image_topic"))
             self._board.clear("calibration", "invalid")
+            self._board.value("calibration", reading=calibration.taken)
+            self._board.update("calibration", "reading", calibration.note)
         except InputError as error:
             self._board.report("calibration", "invalid", ERROR, f"{self.topic('camera_info_topic')}: {error}")
         with self._lock:
-            self._camera_info_key, self._camera = key, camera
+            self._camera_info_key, self._calibration = key, calibration
         self._arrived.set()
 
     def _on_odometry(self, message: Odometry) -> None:
@@ -373,18 +375,18 @@ class Inputs:
                     break
         return taken
 
-    def camera(self, deadline: float) -> Camera:
-        """The camera of the latest CameraInfo, waited for until the deadline. Raises Rejected."""
-        self._wait_until(lambda: self._camera is not None, deadline)
+    def calibration(self, deadline: float) -> Calibration:
+        """The calibration in the latest CameraInfo, waited for until the deadline. Raises Rejected."""
+        self._wait_until(lambda: self._calibration is not None, deadline)
         with self._lock:
-            camera, key = self._camera, self._camera_info_key
-        if camera is None:
+            calibration, key = self._calibration, self._camera_info_key
+        if calibration is None:
             topic = self.topic("camera_info_topic")
             text = f"no CameraInfo on {topic} yet: start its publisher, or set camera_info_topic"
             if key is not None:
                 text = f"the CameraInfo on {topic} cannot be used: images wait for a better one"
             raise Rejected("calibration", "missing", text, may_come=key is None)
-        return camera
+        return calibration
 
     def _wait_until(self, ready: Callable[[], bool], deadline: float) -> None:
         while not ready() and time.monotonic() < deadline:
@@ -405,7 +407,7 @@ class Inputs:
         if self._setting("odom_source") == "topic":
             topics["odometry"] = self.topic("odom_topic")
         # A calibration may be published just once (transient local).
-        self.watch.check(topics, {"calibration"} if self._camera is not None else set())
+        self.watch.check(topics, {"calibration"} if self._calibration is not None else set())
 
     def describe_images(self) -> str:
         """Why no image could be used for a while."""

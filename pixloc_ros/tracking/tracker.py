@@ -34,6 +34,7 @@ from ..errors import InputError
 from ..geometry import se3
 from ..io.frames import CameraFrame
 from .calibration_check import CalibrationCheck, CalibrationReport
+from .calibration_choice import CalibrationChoice
 from .candidates import Candidates
 from .covariances import isotropic, not_worse_than
 from .frame_aligner import FrameAligner
@@ -59,6 +60,7 @@ class Tracker:
         pose_search: Finds poses in the whole map; None: only around the last pose.
         odometry: What is kept of it.
         options: The limits.
+        calibration_choice: Which of two readings of a calibration is used.
         state: After the last image.
     """
 
@@ -77,9 +79,8 @@ class Tracker:
         self._judge = Judge(options, calibration_check)
         self._candidates = Candidates(options, self._predict)
         self._calibration_check, self._frozen_camera = calibration_check, FrozenCamera()
-        self._mount_check = mount_check or MountCheck("off")
-        self._odometry_check = OdometryCheck(self.odometry)
-        self._learned_noise = LearnedNoise(self.odometry, options.motion)
+        self._mount_check, self.calibration_choice = mount_check or MountCheck("off"), CalibrationChoice(aligner, pose_search)
+        self._odometry_check, self._learned_noise = OdometryCheck(self.odometry), LearnedNoise(self.odometry, options.motion)
         self._unchecked: tuple[int, PreparedImage, FrameAlignment] | None = None
         self._gap = ImageGap()
         self.reset()
@@ -224,7 +225,9 @@ class Tracker:
                 lost = "lost and given up" if self.state is TrackState.LOST else "no pose to start from"
                 problem = f"{lost}: give an initial pose"
         if problem:
-            return TrackResult(frame.stamp_ns, self.state, timings_ms=_total({}, began), message=problem)
+            return TrackResult(
+                frame.stamp_ns, self.state, timings_ms={"total": (time.perf_counter() - began) * 1e3}, message=problem
+            )
 
         odometry, odometry_problem = self._odometry_at(frame.stamp_ns)
         view = self._view(frame, base_from_camera, odometry)
@@ -281,7 +284,7 @@ class Tracker:
             prior = replace(self._predict(self._known, self._before, bare), noise_factor=noise_factor)
             if self._initial:
                 prior = replace(prior, source="initial pose", motion=None)
-        frame = self.prepare(frame)
+        frame = self.calibration_choice.chosen(self.prepare(frame), base_from_camera, prior)
         if self._calibration_check is not None:
             frame = replace(frame, prepared=self._calibration_check.corrected(frame.prepared))
         return replace(bare, frame=frame, prior=prior)
@@ -440,11 +443,7 @@ class Tracker:
         if view.prior and shown and shown.pose:
             away = tuple(map(float, se3.pose_difference(view.prior.map_from_base, shown.pose.map_from_base)))
         alignment = shown and shown.alignment
-        timings_ms = _total({} if alignment is None else alignment.timings_ms, began)
+        timings_ms = {**(alignment.timings_ms if alignment else {}), "total": (time.perf_counter() - began) * 1e3}
         return TrackResult(
             view.stamp_ns, self.state, map_from_base, covariance, map_from_odom, view.prior, *away, alignment, timings_ms, message
         )
-
-
-def _total(timings_ms: dict[str, float], began: float) -> dict[str, float]:
-    return {**timings_ms, "total": (time.perf_counter() - began) * 1e3}

@@ -47,7 +47,7 @@ class PreparedFrame(CameraFrame):
 
     @classmethod
     def of(cls, frame: CameraFrame, prepared: PreparedImage) -> PreparedFrame:
-        return cls(frame.stamp_ns, frame.image, frame.camera, prepared)
+        return cls(frame.stamp_ns, frame.image, frame.camera, prepared, calibration=frame.calibration)
 
 
 @dataclass(frozen=True)

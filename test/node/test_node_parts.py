@@ -16,6 +16,7 @@ from tf2_ros import Buffer
 
 from pixloc_ros.errors import InputError
 from pixloc_ros.geometry import se3
+from pixloc_ros.io.calibration import read_calibration
 from pixloc_ros.io.image_format import bytes_per_pixel, decode_raw
 from pixloc_ros.node import conversions
 from pixloc_ros.node.diagnostics import ERROR, HOLD_S, OK, WARN, DiagnosticBoard
@@ -104,7 +105,7 @@ def test_camera_of_a_binned_region():
         k=[500.0, 0.0, 319.5, 0.0, 500.0, 239.5, 0.0, 0.0, 1.0],
         roi=RegionOfInterest(x_offset=100, y_offset=40, width=400, height=300),
     )  # fmt: skip
-    camera = conversions.camera_from_info(info)  # c' = (c - offset + 0.5) / 2 - 0.5
+    camera = read_calibration(info, "camera/image_raw").camera  # c' = (c - offset + 0.5) / 2 - 0.5
     assert (camera.width, camera.height, camera.params.tolist()) == (200, 150, [250.0, 250.0, 109.5, 99.5])
 
 

@@ -1,0 +1,110 @@
+# Copyright the pixloc_ros authors. SPDX-License-Identifier: Apache-2.0
+"""Which of two readings of a calibration fits the images: both are tried on the first images, and the one by which clearly more
+points agree with the map is taken."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import torch
+
+from ..geometry.cameras import Camera
+from ..io.calibration import Calibration
+from .frame_aligner import FrameAligner
+from .options import QualityGates
+from .relocalization import Relocalizer
+from .types import MotionPrior, PreparedFrame
+
+_IMAGES = 6
+"""So many images decide,"""
+_CLEAR, _CLEAR_AT_ONCE = 0.02, 0.1
+"""by a difference of the share of points that agree; from one image on by the second."""
+_FLOOR = QualityGates().min_inlier_fraction_search
+"""An image that neither reading explains tells nothing."""
+_TRIES, _RETRY = 10, 20
+"""After so many such images, only one in so many is tried."""
+
+
+class CalibrationChoice:
+    """Takes the reading that fits. For one thread.
+
+    Attributes:
+        note: What was found, empty where the reading by name fits or nothing was asked.
+    """
+
+    def __init__(self, aligner: FrameAligner, pose_search: Relocalizer | None) -> None:
+        self._aligner, self._pose_search = aligner, pose_search
+        self._calibration: Calibration | None = None
+        self._restart()
+
+    def _restart(self) -> None:
+        self._gains: list[float] = []
+        self._images, self._swapped, self._decided, self.note = 0, False, False, ""
+
+    def chosen(self, frame: PreparedFrame, base_from_camera: torch.Tensor, prior: MotionPrior | None) -> PreparedFrame:
+        """The frame with the camera that fits. prior: where the base should be, None where nothing is known."""
+        calibration = frame.calibration
+        if calibration is None or calibration.other is None:
+            return frame
+        if self._calibration is None or not _equal(self._calibration, calibration):
+            self._calibration = calibration
+            self._restart()
+        other = _with_camera(frame, calibration.other)
+        if not self._decided:
+            self._weigh(frame, other, base_from_camera, prior)
+        return other if self._swapped else frame
+
+    def _weigh(
+        self, frame: PreparedFrame, other: PreparedFrame, base_from_camera: torch.Tensor, prior: MotionPrior | None
+    ) -> None:
+        self._images += 1
+        if not self._gains and self._images > _TRIES and self._images % _RETRY:
+            return
+        qualities = [self._quality(one, base_from_camera, prior) for one in (frame, other)]
+        if max(qualities) < _FLOOR and self._pose_search is not None:
+            qualities = [self._found(one, base_from_camera) for one in (frame, other)]
+        if max(qualities) < _FLOOR:
+            if not self._gains and self._images >= _TRIES:
+                self.note = (
+                    f"neither {self._calibration.taken} nor {self._calibration.other_taken} fits: {self._calibration.taken} kept"
+                )
+            return
+        self._gains.append(qualities[1] - qualities[0])
+        gains = np.array(self._gains)
+        error = gains.std() / len(gains) ** 0.5
+        clear = abs(gains.mean()) > (max(_CLEAR, 2 * error) if len(gains) > 2 else _CLEAR_AT_ONCE)
+        self._swapped = bool(clear and gains.mean() > 0)
+        self._decided = len(gains) >= _IMAGES
+        self.note = self._said() if self._swapped else ""
+
+    def _said(self) -> str:
+        calibration, more = self._calibration, float(np.mean(self._gains))
+        return (
+            f"the images fit {calibration.other_taken} of the CameraInfo better than {calibration.taken} ({more:+.0%} of the "
+            "points agree): that is taken; publish the calibration that belongs to the images"
+        )
+
+    def _quality(self, frame: PreparedFrame, base_from_camera: torch.Tensor, prior: MotionPrior | None) -> float:
+        if prior is None:
+            return 0.0
+        found = self._aligner.localize_prepared(frame.prepared, prior.map_from_base @ base_from_camera)
+        return found.inlier_fraction * found.success
+
+    def _found(self, frame: PreparedFrame, base_from_camera: torch.Tensor) -> float:
+        found = self._pose_search.search(frame, base_from_camera, self._images - 1, finalists=1)
+        return max((one.inlier_fraction * one.success for one in found), default=0.0)
+
+
+def _with_camera(frame: PreparedFrame, camera: Camera) -> PreparedFrame:
+    """The frame with another camera of the same images; features do not depend on it."""
+    width, height = frame.prepared.camera.width, frame.prepared.camera.height
+    scaled = camera.scaled(width / camera.width, height / camera.height, width, height)
+    return replace(frame, camera=camera, prepared=replace(frame.prepared, camera=scaled))
+
+
+def _equal(one: Calibration, other: Calibration) -> bool:
+    if one is other:
+        return True
+    pairs = ((one.camera, other.camera), (one.other, other.other))
+    return all(a is not None and b is not None and a.model == b.model and torch.equal(a.params, b.params) for a, b in pairs)
