@@ -30,6 +30,7 @@ import numpy as np
 import torch
 from fault_stage import BEGIN_S, END_S, SECONDS, Drive, Event, Fault, Run, Stage, make_drive
 from geometry_msgs.msg import TwistWithCovariance
+from scipy.spatial.transform import Rotation
 
 from pixloc_ros.cli.scripts import run_script
 from pixloc_ros.evaluation.tables import markdown_table, write_section
@@ -99,6 +100,25 @@ def cycle(drive: Drive) -> list[tuple[float, str, object]]:
     return [(BEGIN_S, "static", transforms), (END_S, "static", drive.mount)]
 
 
+def mount(turn: str | None, degrees: float = 0.0) -> Fault:
+    """Another rotation of the camera on the robot from the start on, until the right one is published.
+
+    turn: axis of the camera that the true rotation is turned about; None: the camera's body is given for its optical frame.
+    """
+
+    def transforms(drive: Drive) -> list[tuple[float, str, object]]:
+        right = conversions.transform_to_matrix(drive.mount.transform, "mount")
+        wrong = right.clone()
+        about = torch.from_numpy(Rotation.from_euler(turn or "x", degrees, degrees=True).as_matrix())
+        wrong[:3, :3] = right[:3, :3] @ about if turn else IDENTITY[:3, :3]
+        return [
+            (0.0, "static", conversions.transform_stamped("base_link", "camera_optical", 0, wrong)),
+            (END_S, "static", drive.mount),
+        ]
+
+    return Fault(extra=transforms)
+
+
 def faults() -> dict[str, Fault]:
     """By name, in the order of the table."""
     noise, chance = np.random.default_rng(0), random.Random(0)
@@ -110,6 +130,7 @@ def faults() -> dict[str, Fault]:
         "images late by 0.6 s": Fault("image", lambda e: e.late(0.6)),
         "images from the future (5 s)": Fault("image", lambda e: e.moved(5.0)),
         "camera stops": Fault("image", lambda e: None),
+        "camera stops for 7 s": Fault("image", lambda e: None, until_s=BEGIN_S + 7.0),
         "clock jumps ahead by 60 s": Fault("image odom", lambda e: e.moved(60.0), until_s=SECONDS + 1),
         "clock jumps back by 60 s": Fault("image odom", lambda e: e.moved(-60.0), until_s=SECONDS + 1),
         "odometry is NaN": Fault("odom", lambda e: e.along(float("nan"), IDENTITY)),
@@ -130,6 +151,15 @@ def faults() -> dict[str, Fault]:
         "blurred images": pixels(lambda p: cv2.blur(p, (25, 25))),
         "lens covered by two thirds": pixels(covered),
         "camera transform late": Fault(extra=lambda drive: [(END_S, "static", drive.mount)], missing="static"),
+        "mount of the camera's body": mount(None),
+        "mount upside down": mount("z", 180.0),
+        "mount turned by 90 degrees": mount("z", 90.0),
+        "mount turned sideways by 30 degrees": mount("y", 30.0),
+        "calibration of a rectified topic": calibration(
+            p=lambda i: np.insert(i.k.reshape(3, 3), 3, 0.0, axis=1).ravel(),
+            k=lambda i: i.k * np.array([1.06, 1, 0.98, 1, 1.06, 1.02, 1, 1, 1]),
+            d=lambda i: np.array([-0.28, 0.07, 0.0, 0.0, 0.0]),
+        ),
         "transforms make a cycle": Fault(extra=cycle),
         "broken map through the service": Fault(act=load_broken_map),
         "flood of images (10 times)": Fault("image", lambda e: [e.late(0.009 * n).moved(1e-3 * n) for n in range(10)]),
