@@ -193,6 +193,8 @@ class OdometryCheck:
         for regression in (self._ways, self._turns):
             ratio, ratio_std = regression.ratio(index)
             ratios += [ratio, ratio_std] if ratio_std <= options.known_ratio_std * max(ratio, 1.0) else [None, None]
+        # The best of the grid need not be right: where the camera turns, the odometry must turn as it does at that offset.
+        known &= ratios[2] is not None or not self._turns.shows_motion
         found = OdometryFindings(pairs, *((offset, std) if known else (None, None)), *ratios)
         for warning, figure, right, least in zip(
             WARNINGS, FIGURES, (0.0, 1.0, 1.0), (options.wrong_offset_s, options.wrong_ratio, options.wrong_ratio)
@@ -273,6 +275,11 @@ class _Regression:
         ratios = oc[:, index] / cc[:, 0]
         std = max(_jackknife(ratios[1:]), abs(float(ratios[0])) / float(cc[0, 0]) ** 0.5) * _unsure(len(self))
         return float(ratios[0]), std if cc[0, 0] >= _SIGNAL * len(self) else np.inf
+
+    @property
+    def shows_motion(self) -> bool:
+        """Whether the camera's vectors are clearly larger than the errors that are expected of them."""
+        return bool((self._parts[0] ** 2).sum(1).mean() >= _SIGNAL)
 
     def _left_out(self) -> np.ndarray:
         """The weights [1 + blocks, 3 N]: all, then without each of the blocks of time."""

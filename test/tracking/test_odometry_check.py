@@ -72,6 +72,11 @@ def wheels(late_s: float = 0.0, way: float = 1.0, turn: float = 1.0, seed: int =
     return check(odometry.stamps_ns, odometry.odom_from_base, stamps + round(late_s * 1e9), poses).findings()
 
 
+@pytest.mark.parametrize(("late_s", "seed"), [(-2.0, 1), (-2.0, 0), (1.5, 2), (0.8, 1)])
+def test_an_offset_beyond_those_that_are_tried_is_not_taken_for_the_best_of_them(late_s, seed):
+    assert wheels(late_s, seed=seed).time_offset_s is None
+
+
 @pytest.mark.parametrize("late_ms", [-200, -100, -60, -30, 0, 30, 60, 100, 200])
 def test_late_stamps_are_found(late_ms):
     found = wheels(late_ms * 1e-3)
