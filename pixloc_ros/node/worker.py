@@ -26,7 +26,7 @@ from ..tracking.last_pose import LastPose, save_last_pose
 from ..tracking.options import TrackerOptions
 from ..tracking.silence import LEAST_S
 from ..tracking.types import TrackResult, TrackState
-from .diagnostics import ERROR, WARN, DiagnosticBoard, Health
+from .diagnostics import ERROR, OK, WARN, DiagnosticBoard, Health
 from .frame_assembly import FrameAssembly
 from .inputs import Inputs, Rejected
 from .outputs import DebugOutputs, Outputs
@@ -269,26 +269,27 @@ class Worker:
             torch.set_num_threads(self._setting("threads"))
         weights, preset, max_points = (self._setting(name) for name in ("weights", "preset", "max_points"))
         execution = Execution(*(self._setting(name) for name in ("backend", "device", "precision")))
-        began, log = time.monotonic(), self._node.get_logger().info
-        log(f"map {map_path}: loading")
-        localizer = self._open_localizer(map_path, weights, preset, max_points, execution)
+        began = time.monotonic()
+        self._board.report("map", "loading", OK, f"loading {map_path}")
 
         def tell(done: int, of: int) -> None:
             self._compiling = began, done, of
             if self._queue.closed:
                 raise _Closed
 
-        tell(0, 1)
         try:
+            localizer = self._open_localizer(map_path, weights, preset, max_points, execution)
             localizer.warm_up(tell)
         finally:
             self._compiling = None
+            self._board.clear("map", "loading")
         # What exists now stays. Otherwise Python's collector visits it all every minute or so: a third of a million objects,
         # most of them the libraries', while every thread waits for 150 ms.
         gc.unfreeze()
         gc.collect()
         gc.freeze()
-        log(f"map {map_path}: loaded in {time.monotonic() - began:.1f} s, network {localizer.network}")
+        seconds = time.monotonic() - began
+        self._node.get_logger().info(f"map: loaded {map_path} in {seconds:.1f} s, network {localizer.network}")
         return localizer
 
     def _use(self, localizer: Localizer) -> None:

@@ -140,7 +140,7 @@ def test_a_healthy_start_warns_of_nothing_and_tells_how_far_it_is(capfd):
         assert set(robot.levels.values()) == {b"\0"}, robot.texts[-7:]
     said = capfd.readouterr().err
     assert "[WARN]" not in said and "[ERROR]" not in said, said
-    steps = "map fake.pixmap: loading", "map fake.pixmap: loaded in", "active", "listening to /camera", "TRACKING: pose found at"
+    steps = "map: loading fake.pixmap", "map: loaded fake.pixmap in", "active", "listening to /camera", "TRACKING: pose found at"
     for text in steps:
         assert text in said
     assert "initialpose" not in " ".join(robot.texts) + said
@@ -183,13 +183,12 @@ def test_late_odometry_is_measured():
 
 def test_a_recording_that_is_over_is_no_fault():
     """Simulated time stands still: nobody expects images."""
-    with running(use_sim_time=True, input_timeout_s=0.5, max_dead_reckoning_s=0.5, **start_pose()) as (_, robot):
+    with running(use_sim_time=True, max_dead_reckoning_s=0.5, **start_pose()) as (_, robot):
         clock = robot.node.create_publisher(Clock, "/clock", 10)
         robot.wait(clock.get_subscription_count)
         for number in range(4):
             clock.publish(Clock(clock=stamp_from_ns(stamp_of(number))))
             assert robot.step(number).state == TRACKING
-        time.sleep(1.5)
         robot.texts.clear()
-        time.sleep(2.5)
+        time.sleep(5.0)
         assert robot.texts and not [text for text in robot.texts if "nothing" in text or "lost" in text], robot.texts

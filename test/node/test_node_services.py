@@ -93,6 +93,26 @@ def test_life_cycle():
         assert state(robot) == State.PRIMARY_STATE_FINALIZED
 
 
+class SlowToOpen(FakeLocalizer):
+    """Takes seconds to load, as a large map or the first start does."""
+
+    def __init__(self, *arguments) -> None:
+        time.sleep(3.0)
+        super().__init__(*arguments)
+
+
+def test_the_node_answers_while_it_loads():
+    """A manager that configures it is answered at once; images are subscribed to when they can be used."""
+    with running(open_localizer=SlowToOpen, autostart=False, connect=False) as (_, robot):
+        began = time.monotonic()
+        assert change_state(robot, Transition.TRANSITION_CONFIGURE) and change_state(robot, Transition.TRANSITION_ACTIVATE)
+        assert time.monotonic() - began < 2.5
+        robot.diagnosed("map: loading fake.pixmap")
+        assert robot.levels["map"] == b"\0" and robot.odometry.get_subscription_count()
+        assert not robot.image.get_subscription_count()
+        robot.wait(robot.image.get_subscription_count)
+
+
 def test_activation_with_an_impossible_topic_fails_and_says_why():
     with running(autostart=False, connect=False, odom_topic="bad topic") as (_, robot):
         assert change_state(robot, Transition.TRANSITION_CONFIGURE)
