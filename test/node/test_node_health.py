@@ -134,7 +134,7 @@ def test_a_healthy_start_warns_of_nothing_and_tells_how_far_it_is(capfd):
             robot.see(number)
             assert robot.status_of(stamp_of(number)).state == INITIALIZING
         robot.describe_camera()
-        robot.wait(lambda: node._worker.inputs._camera is not None)
+        robot.wait(lambda: node._worker.inputs._calibration is not None)
         assert found_again(robot, 3)
         robot.wait(lambda: robot.levels["localization"] == b"\0")
         assert set(robot.levels.values()) == {b"\0"}, robot.texts[-7:]
