@@ -211,6 +211,7 @@ class Health:
         text = result.message if tracking else f"{result.state.name.lower()}: {result.message}"
         calm = self._is_calm(result, tracker)
         self.report_state(result.state, text, OK if calm else WARN)
+        self._board.update("transforms", "mount", tracker.mount_check.problem, ERROR)
         text = "there is no pose to start from: publish one on initialpose (RViz: 2D Pose Estimate)"
         if tracker.can_relocalize:
             text = "no pose yet: the whole map is searched" + ("" if calm else "; a pose on initialpose may help")

@@ -199,7 +199,7 @@ class Inputs:
             calibration = read_calibration(message, self.topic("image_topic"))
             self._board.clear("calibration", "invalid")
             self._board.value("calibration", reading=calibration.taken)
-            self._board.update("calibration", "reading", calibration.note)
+            self._board.update("calibration", "reading", calibration.note, OK)
         except InputError as error:
             self._board.report("calibration", "invalid", ERROR, f"{self.topic('camera_info_topic')}: {error}")
         with self._lock:

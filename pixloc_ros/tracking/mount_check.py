@@ -63,7 +63,11 @@ _USUAL = (
 
 
 class MountCheck:
-    """Collects what images and odometry say of one mount. For one thread."""
+    """Collects what images and odometry say of one mount. For one thread.
+
+    Attributes:
+        problem: What spoke against it at the last good look; empty: nothing.
+    """
 
     def __init__(
         self, mode: str = "level", map_from_keyframe: torch.Tensor | None = None, noise: OdometryNoise | None = None
@@ -83,6 +87,7 @@ class MountCheck:
         self._mode, self._noise = mode, noise or OdometryNoise()
         self._level = mode == "level" and map_from_keyframe is not None and _z_is_up(map_from_keyframe)
         self._mount: torch.Tensor | None = None
+        self.problem = ""
         self._restart()
 
     def _restart(self) -> None:
@@ -115,12 +120,17 @@ class MountCheck:
             return ""
         if view.odometry is not None:
             self._add(look, view)
-        return self._against_motion(view, sure=True) if tracked else self.against(look, view)
+        if not tracked:
+            return self.against(look, view)
+        self.problem = self._against_motion(view, sure=True)
+        return self.problem
 
     def against(self, look: Look, view: FrameContext) -> str:
         """What speaks against the mount if a good look, of a robot that is not tracked, is right; empty: nothing."""
-        if self._mode == "off":
-            return ""
+        self.problem = "" if self._mode == "off" else self._against(look, view)
+        return self.problem
+
+    def _against(self, look: Look, view: FrameContext) -> str:
         sure = self._against_motion(view, sure=True)
         if sure or self.verified:
             self._given = None

@@ -60,6 +60,7 @@ class Tracker:
         pose_search: Finds poses in the whole map; None: only around the last pose.
         odometry: What is kept of it.
         options: The limits.
+        mount_check: What speaks against base_from_camera.
         calibration_choice: Which of two readings of a calibration is used.
         state: After the last image.
     """
@@ -79,7 +80,7 @@ class Tracker:
         self._judge = Judge(options, calibration_check)
         self._candidates = Candidates(options, self._predict)
         self._calibration_check, self._frozen_camera = calibration_check, FrozenCamera()
-        self._mount_check, self.calibration_choice = mount_check or MountCheck("off"), CalibrationChoice(aligner, pose_search)
+        self.mount_check, self.calibration_choice = mount_check or MountCheck("off"), CalibrationChoice(aligner, pose_search)
         self._odometry_check, self._learned_noise = OdometryCheck(self.odometry), LearnedNoise(self.odometry, options.motion)
         self._unchecked: tuple[int, PreparedImage, FrameAlignment] | None = None
         self._gap = ImageGap()
@@ -119,7 +120,7 @@ class Tracker:
         elif not bool(torch.isfinite(covariance).all()) or float(torch.linalg.eigvalsh(covariance.double())[0]) < -1e-9:
             raise InputError("initial pose covariance is NaN or not positive: give variances, or zeros for unknown")
         self.reset()
-        self._mount_check.expect(map_from_base)
+        self.mount_check.expect(map_from_base)
         covariance = self._judge.floored(covariance.double())
         self._known = KnownPose(int(stamp_ns), map_from_base.double().clone(), covariance)
         self._initial = True
@@ -235,7 +236,7 @@ class Tracker:
         looks, believed = ([], None) if frozen else self._look(view)
         self._gap.saw(frame.stamp_ns)
         best = believed or max(looks, key=lambda look: look.inliers * look.alignment.success, default=None)
-        objection = self._mount_check.judge(best, view, not self._searching)
+        objection = self.mount_check.judge(best, view, not self._searching)
         if believed and not objection:
             jumped = distance(view.prior, believed.pose) > self.options.gates.max_innovation
             self._accept(believed.pose, None if jumped else view.prior)
@@ -339,7 +340,7 @@ class Tracker:
         self._candidates.follow([k for k in looks if k.pose is not None and k.inliers >= gates.min_inlier_fraction_search], view)
         winner = self._candidates.winner(prior)
         if winner is not None:
-            objection = self._mount_check.against(winner.look, view)
+            objection = self.mount_check.against(winner.look, view)
         wrong_mount = bool(objection)  # and through another lens a place looks like another, consistently
         if winner is not None and self._judge.wrong_lens(winner.look, view):
             objection = "a pose was found that only another focal length explains: check the calibration"
