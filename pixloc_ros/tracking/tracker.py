@@ -189,17 +189,14 @@ class Tracker:
 
     @torch.no_grad()
     def watch(self, stamp_ns: int) -> float:
-        """Tells the time while no image can be tracked. Dead reckoning goes on, DEGRADED, and ends, LOST, as with images that fit
-        nothing. `track` asks by itself, so images after a gap find the same state whether somebody watched or not.
-
-        Returns how long no image came, in seconds; 0 while that is no longer than usual.
-        """
+        """Tells the time while no image can be tracked: DEGRADED, then LOST. `track` does so too: after a gap the state is the
+        same whether somebody watched or not. Returns how long no image came, in seconds; 0 while that is no longer than usual."""
         silent_s = self._gap.seconds(stamp_ns)
         if silent_s and not self._searching:
             odometry, _ = self._odometry_at(stamp_ns)
             prior = predict(self._known, self._before, stamp_ns, odometry, self.odometry, self.options.motion)
             goes_on = self.options.may_dead_reckon(prior, self._known.depth, self.options.max_degraded_s)
-            self.state = TrackState.DEGRADED if goes_on else TrackState.LOST
+            self.state, self._unseen = (TrackState.DEGRADED, False) if goes_on else (TrackState.LOST, True)
         return silent_s
 
     @torch.no_grad()
@@ -296,6 +293,8 @@ class Tracker:
     def _look(self, view: FrameContext) -> tuple[list[Look], Look | None]:
         """All looks at the image, and the one that is believed at once: around the prior and, unless that will do, elsewhere."""
         looks: list[Look] = []
+        # Lost for want of images, not by one: the prior counts as much as a pose that somebody gives.
+        state = TrackState.INITIALIZING if self._unseen else self.state
         if view.prior is not None and not (self._searching and len(self._candidates)):
             motion = FrameMotion(view.prior, self._last_inliers, view.base_from_camera)
             start, held = view.prior.map_from_base, view.prior.covariance
@@ -305,10 +304,10 @@ class Tracker:
                 start, held = start_around(view.prior, self._attempts, *reach), None
                 self._attempts += 1
             looks.append(self._align(view, start, held, motion))
-            if self._judge.agrees(looks[0], view, self.state):
+            if self._judge.agrees(looks[0], view, state):
                 return looks, looks[0]
         looks += self._look_elsewhere(view)
-        return looks, next((look for look in looks if self._judge.agrees(look, view, self.state)), None)
+        return looks, next((look for look in looks if self._judge.agrees(look, view, state)), None)
 
     def _align(
         self, view: FrameContext, map_from_base: torch.Tensor, held: torch.Tensor | None = None, motion: FrameMotion | None = None
@@ -417,7 +416,7 @@ class Tracker:
     def _end_search(self) -> None:
         self._candidates.clear()
         self._attempts = self._turn = 0
-        self._last_inliers = 0.5
+        self._last_inliers, self._unseen = 0.5, False
         self._searching_since_ns: int | None = None
 
     def _learn(self, shown: Look | None, believed: Look | None, view: FrameContext) -> None:
