@@ -117,7 +117,7 @@ class LocalizationNode(LifecycleNode):
             for name, kind, *how in services
         ]
         if self._setting("amcl_interface"):
-            self._own_services += amcl_services(self, lambda: worker.relocalize() if self._active else None, group)
+            self._own_services += amcl_services(self, lambda: self._when_active(worker.relocalize), group)
         return super().on_configure(state)
 
     @_explained
@@ -131,10 +131,10 @@ class LocalizationNode(LifecycleNode):
         self._active = True
         try:
             self._worker.start()
+            self._bond.start()
         except BaseException:
             self._stop_listening()
             raise
-        self._bond.start()
         self._board.clear("localization", "transition")
         self.get_logger().info("active")
         return super().on_activate(state)
@@ -184,10 +184,11 @@ class LocalizationNode(LifecycleNode):
             self.declare_parameter(parameter.name, parameter.default, conversions.parameter_descriptor(parameter))
         self._values = {parameter.name: self.get_parameter(parameter.name).value for parameter in PARAMETERS}
         check_values(self._values)
-        self._values["publish_tf"] &= self._values["tf_broadcast"]
         self.add_on_set_parameters_callback(self._on_set_parameters)
 
     def _setting(self, name: str) -> Value:
+        if name == "publish_tf":
+            return self._values["publish_tf"] and self._values["tf_broadcast"]
         return self._values[name]
 
     def _on_set_parameters(self, parameters: list[rclpy.Parameter]) -> SetParametersResult:
@@ -206,13 +207,16 @@ class LocalizationNode(LifecycleNode):
 
     # ---- services
 
+    def _when_active(self, action: Callable[..., Future | None], *arguments) -> Future | None:
+        if not self._active:
+            raise InputError("the node is not active: activate it first")
+        return action(*arguments)
+
     async def _serve(self, action: Callable[[object], Future | None], needs_active: bool, request, response):
         """Answers a service. The action gets the request; it raises InputError, or gives a future of one or of None."""
         error = None
         try:
-            if needs_active and not self._active:
-                raise InputError("the node is not active: activate it first")
-            pending = action(request)
+            pending = self._when_active(action, request) if needs_active else action(request)
             if pending is not None:
                 error = await pending
         except InputError as refused:

@@ -114,7 +114,7 @@ class Worker:
         """Stops listening and forgets the pose."""
         self._listens = False
         self.inputs.unsubscribe()
-        self.restart("deactivated")
+        self._start_again("deactivated")
         self._paused.clear()
         self._board.clear_all(keep=("map",))
 
@@ -129,8 +129,11 @@ class Worker:
         self._debug.destroy()
 
     def restart(self, reason: str) -> None:
-        """Forgets all that belongs to the time before: clocks went back, or the node was deactivated."""
+        """Forgets all that belongs to the time before: clocks went back, or another map is in use."""
         self._board.report_once("localization", "time", WARN, f"{reason}: localization starts again")
+        self._start_again(reason)
+
+    def _start_again(self, reason: str) -> None:
         waiting = self._queue.clear_frames()
         with self._publishing:
             self._start_anew.set()

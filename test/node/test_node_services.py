@@ -22,6 +22,7 @@ from pixloc_ros.srv import LoadMap, SetPose
 from rclpy.parameter import Parameter
 from rclpy.qos import DurabilityPolicy, QoSProfile
 from sensor_msgs.msg import Image, NavSatFix, NavSatStatus
+from std_msgs.msg import Header, String
 from std_srvs.srv import Empty, Trigger
 from visualization_msgs.msg import Marker
 
@@ -349,21 +350,55 @@ def test_the_initial_pose_of_the_parameters_counts_once_if_asked(kept, tmp_path)
         assert robot.step(1).state == (TRACKING if kept else INITIALIZING)
 
 
-def test_a_bond_is_formed_while_the_node_is_active(monkeypatch):
-    """With a stand-in for bondpy, which the wheels lack."""
-    events = []
+class Heartbeat(String):
+    """Stand-in for bond/Status, which the wheels lack."""
 
-    class Bond:
-        def __init__(self, topic, name, node):
-            events.append((topic, name))
+    def __init__(self, **fields) -> None:
+        super().__init__()
+        self.header = Header()
+        for name, value in fields.items():
+            setattr(self, name, value)
 
-        set_heartbeat_period = set_heartbeat_timeout = lambda self, seconds: events.append(seconds)
-        start, shutdown = (lambda self, name=name: events.append(name) for name in ("start", "shutdown"))
+    __slots__ = ("header", "id", "instance_id", "active", "heartbeat_timeout", "heartbeat_period")
 
-    bondpy = types.SimpleNamespace(bondpy=types.SimpleNamespace(Bond=Bond))
-    monkeypatch.setitem(sys.modules, "bondpy", bondpy)
-    with running(autostart=False, connect=False, **start_pose()) as (_, robot):
-        assert change_state(robot, Transition.TRANSITION_CONFIGURE) and not events
-        assert change_state(robot, Transition.TRANSITION_ACTIVATE)
-        assert events == [("/bond", "localization_node"), 0.1, 4.0, "start"]
-        assert change_state(robot, Transition.TRANSITION_DEACTIVATE) and events[-1] == "shutdown"
+    def __setattr__(self, name, value) -> None:
+        object.__setattr__(self, name, value)
+        if name == "active":
+            self.data = f"{self.id} {value} {self.instance_id}"
+
+
+def test_a_bond_is_offered_while_the_node_is_active(monkeypatch):
+    """On the topic and under the name that Nav2's lifecycle manager uses, in the node's namespace; a new one each time."""
+    monkeypatch.setitem(sys.modules, "bond", types.SimpleNamespace())
+    monkeypatch.setitem(sys.modules, "bond.msg", types.SimpleNamespace(Status=Heartbeat))
+    with running(autostart=False, connect=False, **start_pose()) as (node, robot):
+        beats, names = [], []
+        robot.node.create_subscription(String, "bond", lambda beat: beats.append(beat.data.split()), 10)
+        assert change_state(robot, Transition.TRANSITION_CONFIGURE) and not robot.node.count_publishers("bond")
+        for _ in range(2):
+            assert change_state(robot, Transition.TRANSITION_ACTIVATE)
+            robot.wait(lambda: len(beats) > 3)
+            assert {(name, active) for name, active, _ in beats} == {("localization_node", "True")}
+            assert change_state(robot, Transition.TRANSITION_DEACTIVATE)
+            robot.wait(lambda: beats[-1][1] == "False" and not robot.node.count_publishers("bond"))
+            names += {name for *_, name in beats}
+            beats.clear()
+        assert len(names) == len(set(names)) == 2
+
+
+def test_an_activation_that_fails_for_its_bond_stops_listening(monkeypatch):
+    monkeypatch.setitem(sys.modules, "bond", types.SimpleNamespace())
+    monkeypatch.setitem(sys.modules, "bond.msg", types.SimpleNamespace(Status=None))
+    with running(autostart=False, connect=False) as (_, robot):
+        assert change_state(robot, Transition.TRANSITION_CONFIGURE)
+        assert not change_state(robot, Transition.TRANSITION_ACTIVATE)
+        assert state(robot) == State.PRIMARY_STATE_INACTIVE and not robot.odometry.get_subscription_count()
+
+
+def test_either_name_switches_the_transform_off_whenever_it_is_set():
+    with running(autostart=False, connect=False, **start_pose()) as (node, robot):
+        assert node.set_parameters([Parameter("tf_broadcast", value=False)])[0].successful
+        assert change_state(robot, Transition.TRANSITION_CONFIGURE) and change_state(robot, Transition.TRANSITION_ACTIVATE)
+        robot.connect(node)
+        assert node.set_parameters([Parameter("publish_tf", value=True)])[0].successful
+        assert robot.step(0).state == TRACKING and not robot.transforms
