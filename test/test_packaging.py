@@ -138,8 +138,9 @@ def test_launchers_are_executable_and_name_existing_modules():
     for name in ("localization_node", "pixloc"):
         path = ROOT / "scripts" / name
         assert os.access(path, os.X_OK)
-        module = re.search(r"from (pixloc_ros\.[\w.]+) import main", path.read_text()).group(1)
-        assert (ROOT / (module.replace(".", "/") + ".py")).is_file(), module
+        module = re.search(r'from (pixloc_ros\.[\w.]+) import main|run_module\("(pixloc_ros\.[\w.]+)"', path.read_text())
+        found = (module[1] or f"{module[2]}.__main__").replace(".", "/")
+        assert (ROOT / f"{found}.py").is_file(), found
 
 
 def test_fast_dds_profile_has_room_for_images():
