@@ -15,18 +15,19 @@ from launch.substitutions import LaunchConfiguration
 from launch_ros.actions import Node
 
 from launch import LaunchDescription
-from pixloc_ros.node.parameters import switch
+from pixloc_ros.node.parameters import existing_file, switch
 
 
 def ekf_node(context):
-    """The filter, on the clock that was given."""
+    """The filter, with the file and on the clock that were given."""
     use_sim_time = switch("use_sim_time", LaunchConfiguration("use_sim_time").perform(context))
+    file = existing_file("ekf_params_file", LaunchConfiguration("ekf_params_file").perform(context))
     ekf = Node(
         package="robot_localization",
         executable="ekf_node",
         name="ekf_filter_node",
         namespace=LaunchConfiguration("namespace"),
-        parameters=[LaunchConfiguration("ekf_params_file"), *([] if use_sim_time is None else [{"use_sim_time": use_sim_time}])],
+        parameters=[file, *([] if use_sim_time is None else [{"use_sim_time": use_sim_time}])],
         remappings=[("/tf", "tf"), ("/tf_static", "tf_static"), ("odometry/filtered", "odometry/fused")],
         # Some versions crash while simulated time is near 0 (docs/nav2.md).
         respawn=True,

@@ -9,13 +9,13 @@ Parameters come from params_file; an argument of the same name that is not empty
 from pathlib import Path
 
 from ament_index_python.packages import get_package_share_directory
-from launch.actions import DeclareLaunchArgument, OpaqueFunction
+from launch.actions import DeclareLaunchArgument, LogInfo, OpaqueFunction
 from launch.substitutions import LaunchConfiguration
 from launch_ros.actions import Node
 from launch_ros.parameter_descriptions import ParameterValue
 
 from launch import LaunchDescription
-from pixloc_ros.node.parameters import switch
+from pixloc_ros.node.parameters import existing_file, switch, unknown_arguments
 
 # Launch argument and node parameter have the same name.
 PARAMETER_ARGUMENTS = {
@@ -36,6 +36,7 @@ PARAMETER_ARGUMENTS = {
 SWITCH_ARGUMENTS = {
     "autostart": "true: active at once; false: a lifecycle manager configures and activates the node",
     "set_initial_pose": "true: start from initial_pose.* of the params_file",
+    "amcl_interface": "true: also amcl_pose and the services of amcl",
     "planar": "true: map -> odom in x, y and heading only, for 2D costmaps",
     "publish_tf": "false: a filter publishes map -> odom (fusion.launch.py)",
     "use_sim_time": "true: take the time from /clock",
@@ -48,6 +49,7 @@ OTHER_ARGUMENTS = {
     "use_rviz": ("false", "Show it in RViz"),
     "log_level": ("info", "Level of the log"),
 }
+ARGUMENTS = OTHER_ARGUMENTS | {name: ("", text) for name, text in (PARAMETER_ARGUMENTS | SWITCH_ARGUMENTS).items()}
 
 
 def localization_node(context):
@@ -64,20 +66,20 @@ def localization_node(context):
         package="pixloc_ros",
         executable="localization_node",
         name="localization_node",
-        parameters=[LaunchConfiguration("params_file"), overrides],
+        parameters=[existing_file("params_file", given("params_file")), overrides],
         arguments=["--ros-args", "--log-level", LaunchConfiguration("log_level")],
         respawn=bool(switches["use_respawn"]),
         respawn_delay=2.0,
         output="screen",
         **common,
     )
+    said = [LogInfo(msg=text) for text in unknown_arguments(context.launch_configurations, ARGUMENTS)]
     if not switches["use_rviz"]:
-        return [node]
+        return [node, *said]
     arguments, parameters = ["-d", str(CONFIG / "localization.rviz")], [{"use_sim_time": bool(switches["use_sim_time"])}]
-    return [node, Node(package="rviz2", executable="rviz2", arguments=arguments, parameters=parameters, **common)]
+    return [node, Node(package="rviz2", executable="rviz2", arguments=arguments, parameters=parameters, **common), *said]
 
 
 def generate_launch_description():
-    table = OTHER_ARGUMENTS | {name: ("", text) for name, text in (PARAMETER_ARGUMENTS | SWITCH_ARGUMENTS).items()}
-    arguments = [DeclareLaunchArgument(name, default_value=value, description=text) for name, (value, text) in table.items()]
+    arguments = [DeclareLaunchArgument(name, default_value=value, description=text) for name, (value, text) in ARGUMENTS.items()]
     return LaunchDescription([*arguments, OpaqueFunction(function=localization_node)])

@@ -6,10 +6,11 @@ Names are those of Nav2 (nav2_amcl) if it has one. This module imports no ROS.
 
 from __future__ import annotations
 
+import difflib
 import json
 import math
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
@@ -90,6 +91,28 @@ def switch(name: str, text: str) -> bool | None:
     if text.strip():
         raise InputError(f"launch argument {name} is '{text}': give true or false")
     return None
+
+
+def existing_file(name: str, text: str) -> str:
+    """A launch argument that names a file. Raises InputError if there is none: the nodes would start without it."""
+    if not Path(text).is_file():
+        raise InputError(f"launch argument {name}: there is no file {text}")
+    return text
+
+
+def unknown_arguments(given: Iterable[str], declared: Iterable[str]) -> list[str]:
+    """What to say of launch arguments that have no effect, as they seem to be misspelt or are parameters of the node only.
+
+    Names that are like none are those of other launch files.
+    """
+    said = []
+    for name in sorted(set(given) - set(declared)):
+        close = difflib.get_close_matches(name, list(declared), 1, 0.85)
+        if name in BY_NAME:
+            said.append(f"launch argument {name} has no effect: set this parameter in the params_file")
+        elif close:
+            said.append(f"launch argument {name} has no effect: is it meant to be {close[0]}?")
+    return said
 
 
 def image_subscription_topic(image_topic: str, image_transport: str) -> str:

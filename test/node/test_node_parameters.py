@@ -74,6 +74,14 @@ def test_documentation_is_current():
 # ---- launch file, run against stand-ins for `launch` and `launch_ros`
 
 
+class Values(dict):
+    """Stand-in for launch's context: what the arguments are."""
+
+    @property
+    def launch_configurations(self) -> dict:
+        return self
+
+
 @pytest.fixture
 def launch_file(monkeypatch):
     """Gives the nodes that the launch file starts, the arguments that it declares, and their values."""
@@ -81,7 +89,7 @@ def launch_file(monkeypatch):
     def made(*positional, **named):
         return types.SimpleNamespace(positional=positional, **named)
 
-    kinds = "LaunchDescription DeclareLaunchArgument OpaqueFunction Node GroupAction IncludeLaunchDescription"
+    kinds = "LaunchDescription DeclareLaunchArgument OpaqueFunction Node GroupAction IncludeLaunchDescription LogInfo"
     kinds = dict.fromkeys(f"{kinds} PythonLaunchDescriptionSource".split(), made)
     fake = types.SimpleNamespace(
         **kinds,
@@ -97,18 +105,17 @@ def launch_file(monkeypatch):
     def launch(**given):
         *arguments, opaque = launched["generate_launch_description"]().positional[0]
         declared = {argument.positional[0]: argument for argument in arguments}
-        assert set(given) <= set(declared)
-        values = {name: given.get(name, argument.default_value) for name, argument in declared.items()}
+        values = Values({name: argument.default_value for name, argument in declared.items()} | given)
         return opaque.function(values), declared, values
 
     return launch
 
 
 def test_launch_passes_only_declared_parameters(launch_file):
-    (node,), declared, values = launch_file()
+    (node,), declared, _ = launch_file()
     assert node.package == "pixloc_ros" and node.executable == "localization_node"
     params_file, overrides = node.parameters
-    assert Path(params_file.perform(values)).samefile(ROOT / "config" / "localization.yaml")
+    assert Path(params_file).samefile(ROOT / "config" / "localization.yaml")
     assert overrides == {}, "an argument that is not given must not overrule the file"
     nav2 = {"namespace", "params_file", "use_sim_time", "use_respawn", "use_rviz", "log_level"}
     wanted = {name: BY_NAME[name].default for name in set(declared) - nav2}
@@ -132,11 +139,25 @@ def test_launch_reads_switches_as_yaml_does(launch_file, text, value):
             launch_file(**{name: "maybe"})
 
 
+def test_launch_refuses_files_that_are_not_there(launch_file):
+    with pytest.raises(InputError, match="launch argument params_file: there is no file nowhere.yaml"):
+        launch_file(params_file="nowhere.yaml")
+
+
+def test_launch_tells_of_arguments_without_effect(launch_file):
+    """Those of other launch files are none of its business."""
+    (_, *said), *_ = launch_file(image_topik="x", transform_tolerance="1.0", ekf_params_file="x", nav2_params_file="x", grid="x")
+    first, second = (info.msg for info in said)
+    assert "image_topik has no effect: is it meant to be image_topic?" in first
+    assert "transform_tolerance has no effect: set this parameter in the params_file" in second
+
+
 def test_fusion_is_on_the_clock_of_its_files_unless_one_is_given(launch_file):
     del launch_file  # the stand-ins for launch are in place
     *_, opaque = runpy.run_path(str(ROOT / "launch" / "fusion.launch.py"))["generate_launch_description"]().positional[0]
     for text, expected in (("", []), ("yes", [{"use_sim_time": True}])):
-        (ekf,) = opaque.function({"use_sim_time": text, "ekf_params_file": "ekf.yaml", "namespace": ""})
+        file = str(ROOT / "config" / "ekf.yaml")
+        (ekf,) = opaque.function({"use_sim_time": text, "ekf_params_file": file, "namespace": ""})
         assert ekf.executable == "ekf_node" and ekf.parameters[1:] == expected
 
 
@@ -149,16 +170,32 @@ def test_launch_arguments_are_nav2s(launch_file):
     assert rviz.package == "rviz2" and Path(rviz.arguments[1]).is_file()
 
 
-def test_nav2_launch_has_a_map_server_the_node_and_navigation(launch_file):
+@pytest.mark.parametrize(
+    ("given", "switches", "suited"),
+    [
+        ({}, "false true false", "true"),
+        ({"use_sim_time": "yes", "autostart": "0", "use_respawn": "1", "params_file": "mine.yaml"}, "true false true", ""),
+    ],
+)
+def test_nav2_launch_has_a_map_server_the_node_and_navigation(launch_file, tmp_path, given, switches, suited):
+    """Nav2 gets true and false however they are written; what is for Nav2 in the node does not overrule a params_file."""
     del launch_file  # the stand-ins for launch are in place
+    (grid := tmp_path / "site.yaml").touch()
     entities = runpy.run_path(str(ROOT / "launch" / "nav2_camera.launch.py"))["generate_launch_description"]().positional[0]
-    nodes = {entity.executable: entity for entity in entities if hasattr(entity, "executable")}
-    assert set(nodes) == {"map_server", "lifecycle_manager"}
-    assert nodes["lifecycle_manager"].parameters[0] == {"autostart": True, "node_names": ["map_server"]}
-    groups = [e.positional[0][0] for e in entities if e.positional and isinstance(e.positional[0], list)]
-    included = {Path(group.positional[0].positional[0]).name: dict(group.launch_arguments) for group in groups}
-    assert set(included) == {"localization.launch.py", "navigation_launch.py"}
-    assert included["navigation_launch.py"].keys() == {"namespace", "use_sim_time", "params_file"}
+    *declared, suit, localization, nav2 = entities
+    values = Values({d.positional[0]: getattr(d, "default_value", "") for d in declared} | given)
+    values |= {"grid": str(grid), "nav2_params_file": str(grid)}
+    assert suit.function(values) == [] and values["planar"] == values["amcl_interface"] == suited
+    *nodes, navigation = nav2.function(values)
+    nodes = {node.executable: node.parameters for node in nodes}
+    assert nodes["map_server"][0] == {"yaml_filename": str(grid)}
+    names = ["map_server"] if "autostart" not in given else ["map_server", "localization_node"]
+    assert nodes["lifecycle_manager"][0] == {"autostart": "autostart" not in given, "node_names": names}
+    (localization,), (navigation,) = (group.positional[0] for group in (localization, navigation))
+    assert Path(localization.positional[0].positional[0]).name == "localization.launch.py" and not localization.launch_arguments
+    assert Path(navigation.positional[0].positional[0]).name == "navigation_launch.py"
+    wanted = dict(zip(("use_sim_time", "autostart", "use_respawn"), switches.split()))
+    assert dict(navigation.launch_arguments) == wanted | {"namespace": "", "params_file": str(grid)}
 
 
 def test_launch_starts_the_node_with_its_arguments(monkeypatch):
