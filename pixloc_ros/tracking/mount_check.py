@@ -12,6 +12,7 @@ from __future__ import annotations
 import math
 from collections import deque
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -37,20 +38,20 @@ _LIKELY = QualityGates().max_innovation
 
 _STEP_M, _STEP_RAD = 0.04, 0.03
 """Least motion between two poses that are compared."""
-_STEP_VERIFIED_NS = 500_000_000
-_PAIRS, _FEW_PAIRS, _PAIRS_A_FIT_VERIFIED = 100, 8, 20
+_STEP_NS, _STEP_VERIFIED_NS = 250_000_000, 1_000_000_000
+_PAIRS, _FEW_PAIRS = 100, 8
 _LEAST_ERROR, _LEAST_ERROR_FEW = math.radians(5), math.radians(20)
 """A smaller turn of the mount is not spoken of, with many and with few motions."""
-_EVIDENCE, _EVIDENCE_FEW, _SUSPICION = 20.0, 30.0, 9.0
-"""By how much the turn must lower the cost, in squared standard deviations: to be sure, with many and few motions, and to wait
-for more. Right mounts lower it by less than 2 on the validation drives."""
+_EVIDENCE, _EVIDENCE_FEW, _SUSPICION, _DOUBT = 20.0, 30.0, 9.0, 2.0
+"""By how much the turn must lower the cost, in squared standard deviations: to be sure, with many and few motions, to wait
+for more, and to look more often. Right mounts lower it by less than 2 on the validation drives."""
 _VERIFIED_STD = math.radians(6)
 """A mount known as well as this by motion needs no other proof."""
 _OUTLIER = 3.0
 _LENGTH_SHARE = 0.3
 """Motions whose lengths differ by more are not of one place, or the wheels slip."""
 _LEVER_STD, _SCALE_STD = 0.2, 0.2
-_ROUNDS = 4
+_ROUNDS = 3
 
 _OPTICAL = np.array([[0.0, 0, 1], [-1, 0, 0], [0, -1, 0]])
 """Axes of a camera's body (x forward, z up) from its optical axes (z forward, y down)."""
@@ -105,8 +106,7 @@ class MountCheck:
     @property
     def verified(self) -> bool:
         """Whether motion has proved the mount right."""
-        fit = self._by_motion
-        return fit is not None and fit.std.max() < _VERIFIED_STD and fit.angle < _LEAST_ERROR
+        return self._by_motion is not None and self._by_motion.right
 
     def judge(self, look: Look | None, view: FrameContext, tracked: bool) -> str:
         """What speaks against the mount by now and what to do; empty: nothing, or there is no good look.
@@ -118,12 +118,21 @@ class MountCheck:
         """
         if self._mode == "off" or look is None or look.pose is None or look.inliers < _SURE:
             return ""
+        if tracked and not self.problem and not self._is_due(view):
+            return ""
         if view.odometry is not None:
             self._add(look, view)
         if not tracked:
             return self.against(look, view)
         self.problem = self._against_motion(view, sure=True)
         return self.problem
+
+    def _is_due(self, view: FrameContext) -> bool:
+        """Once there are many motions, an image is looked at now and then, and more rarely where the mount is verified."""
+        if len(self._motions) < 2 * _FEW_PAIRS or self._last is None or not torch.equal(self._mount, view.base_from_camera):
+            return True
+        since_ns = view.stamp_ns - self._last[0].pose.stamp_ns
+        return not 0 <= since_ns < (_STEP_VERIFIED_NS if self.verified else _STEP_NS)
 
     def against(self, look: Look, view: FrameContext) -> str:
         """What speaks against the mount if a good look, of a robot that is not tracked, is right; empty: nothing."""
@@ -165,7 +174,9 @@ class MountCheck:
             return
         self._motions.append(motion)
         self._new += 1
-        if self._new >= (_PAIRS_A_FIT_VERIFIED if self.verified else len(self._motions) // 4):
+        fit = self._by_motion
+        doubtful = fit is not None and fit.gain > _DOUBT
+        if fit is None or self._new >= len(self._motions) // (4 if doubtful else 2):
             self._new, self._by_motion = 0, _fit(list(self._motions))
 
     def _compare_with_given(self, look: Look, view: FrameContext) -> None:
@@ -189,9 +200,7 @@ class MountCheck:
             self._given = turn
 
     def _is_apart(self, one: OdometrySample, other: OdometrySample) -> bool:
-        """Whether the motion between two is worth comparing. A mount that is verified is looked at now and then."""
-        if self.verified and 0 <= other.stamp_ns - one.stamp_ns < _STEP_VERIFIED_NS:
-            return False
+        """Whether the motion between two is worth comparing."""
         if one.epoch != other.epoch:
             return True
         return other.distance_m - one.distance_m >= _STEP_M or other.turn_rad - one.turn_rad >= _STEP_RAD
@@ -243,17 +252,21 @@ class _Fit:
     gain: float
     count: int
 
-    @property
+    @cached_property
     def angle(self) -> float:
         return float(np.linalg.norm(_log(self.turn)))
 
-    @property
+    @cached_property
+    def right(self) -> bool:
+        return float(self.std.max()) < _VERIFIED_STD and self.angle < _LEAST_ERROR
+
+    @cached_property
     def wrong(self) -> bool:
         many = self.count >= _FEW_PAIRS
         least, evidence = (_LEAST_ERROR, _EVIDENCE) if many else (_LEAST_ERROR_FEW, _EVIDENCE_FEW)
         return self.angle > least and self.gain > evidence
 
-    @property
+    @cached_property
     def suspicious(self) -> bool:
         return self.angle > _LEAST_ERROR_FEW / 2 and self.gain > _SUSPICION
 
@@ -298,7 +311,8 @@ def _fit(motions: list[_Motion]) -> _Fit:
     moment = (seen_ways / way_std**2).T @ ways + (seen_turns / turn_std**2).T @ turns + 1e-3 * np.eye(3)
     left, _, right = np.linalg.svd(moment)
     start = left @ np.diag([1.0, 1.0, np.linalg.det(left @ right)]) @ right
-    turn, std, cost = min((solved(begin, True) for begin in (start, np.eye(3))), key=lambda found: found[2])
+    begins = (start, np.eye(3)) if np.trace(start) < 2.7 else (np.eye(3),)
+    turn, std, cost = min((solved(begin, True) for begin in begins), key=lambda found: found[2])
     return _Fit(turn, std, solved(np.eye(3), False)[2] - cost, len(motions))
 
 
