@@ -15,6 +15,8 @@ from .progress import show_progress
 
 _MOVE_ERROR_SHARE = 0.1  # of the places' spread: a median error above is no fit
 _MOVE_LEAST_SPREAD = 0.01  # across the direction of the largest
+_MOST_M = 1e8  # further than any place on the earth from its middle
+_MOVE_SCALE, _MOVE_TILT = 0.02, 0.7  # more is remarked: as a share; cosine of the angle between the z axes
 _SHOWN = 20  # reasons why images were left out, in the terminal
 
 
@@ -139,6 +141,8 @@ def read_fixes(path: Path, keyframes: dict, columns: str = "LAT LON ALT") -> tup
         if len(fix) != 3 or len(position) != 3:
             expected = f"'KEYFRAME {columns}' with a keyframe of the map nor 'X Y Z {columns}'"
             raise InputError(f"{where}: '{line}' is neither {expected}")
+        if not np.isfinite([*position, *fix]).all() or max(map(abs, (*position, *fix))) > _MOST_M:
+            raise InputError(f"{where}: '{line}' has impossible numbers: remove the line")
         xyz.append(position)
         fixes.append(fix)
         names.append(place)
@@ -160,32 +164,49 @@ def _run_move(args: argparse.Namespace) -> int:
       0001.jpg 4.20 1.35 0.60
       12.5 -3.1 0.0 9.75 14.02 0.0
     """
-    import numpy as np
 
     map_ = pixloc.Map.open(args.map)
     (new_from_map,) = parse_poses(args, "pose")
     if new_from_map is None:
-        if args.points is not None:
-            centres = dict(zip(map_.keyframe_names, map_.map_from_keyframe[:, :3, 3].numpy()))
-            points, places, _ = read_fixes(args.points, centres, "X Y Z")
-        else:
-            in_map, in_new = map(io.trajectory.read_tum, args.trajectories)
-            poses, known = in_new.at(in_map.stamps_ns, 1_000_000_000)
-            points, places = in_map.map_from_body[known, :3, 3].numpy(), poses[known, :3, 3].numpy()
-        if len(points) < (2 if args.upright else 3):
-            raise InputError(f"{len(points)} places are known in both frames: give at least 3, or 2 with --upright")
-        new_from_map, errors, spread = mapping.georeference.rigid_fit(points, places, args.upright)
-        fit = f"{len(points)} places fit with {np.median(errors):.3g} in the median, at worst {errors.max():.3g}"
-        if not np.median(errors) < _MOVE_ERROR_SHARE * spread or spread < _MOVE_LEAST_SPREAD * np.ptp(points, axis=0).max():
-            raise InputError(
-                f"{fit}; they spread over {spread:.3g}, which does not determine how the map lies: check the units and the order "
-                "of the places, and give places further apart" + ("" if args.upright else " and off one line, or --upright")
-            )
-        print(fit)
+        new_from_map = _fitted_move(args, map_)
+    if not new_from_map[:3, 3].abs().max() <= _MOST_M:
+        raise InputError("the map would be off the earth: check the units")
     mapping.build.care.moved(map_, new_from_map).save(args.output)
     x, y, z, *quaternion = (*new_from_map[:3, 3].tolist(), *geometry.se3.quaternion_from_rotation(new_from_map[:3, :3]).tolist())
     print(f"{args.output}: moved by {x:.4g} {y:.4g} {z:.4g}, turned by {' '.join(f'{q:.6f}' for q in quaternion)} (x y z w)")
     return 0
+
+
+def _fitted_move(args: argparse.Namespace, map_):
+    """new_from_map float64 [4, 4] of places that are known in both frames. Raises InputError if they do not determine it."""
+    import numpy as np
+
+    hint = ""
+    if args.points is not None:
+        centres = dict(zip(map_.keyframe_names, map_.map_from_keyframe[:, :3, 3].numpy()))
+        points, places, _ = read_fixes(args.points, centres, "X Y Z")
+    else:
+        in_map, in_new = map(io.trajectory.read_tum, args.trajectories)
+        poses, known = in_new.at(in_map.stamps_ns, 1_000_000_000)
+        points, places = in_map.map_from_body[known, :3, 3].numpy(), poses[known, :3, 3].numpy()
+        times = (f"{t.stamps_ns[0] / 1e9:.1f} to {t.stamps_ns[-1] / 1e9:.1f} s" for t in (in_map, in_new) if len(t))
+        hint = f"; the drives are from {' and '.join(times)}: both need one clock and at least one pose a second"
+    if len(points) < (2 if args.upright else 3):
+        raise InputError(f"{len(points)} places are known in both frames: give at least 3, or 2 with --upright{hint}")
+    new_from_map, errors, spread = mapping.georeference.rigid_fit(points, places, args.upright)
+    fit = f"{len(points)} places fit with {np.median(errors):.3g} in the median, at worst {errors.max():.3g}"
+    if not np.median(errors) < _MOVE_ERROR_SHARE * spread or spread < _MOVE_LEAST_SPREAD * np.ptp(points, axis=0).max():
+        raise InputError(
+            f"{fit}; they spread over {spread:.3g}, which does not determine how the map lies: check the units and the order "
+            "of the places, and give places further apart" + ("" if args.upright else " and off one line, or --upright")
+        )
+    print(fit)
+    near, far = (np.median(np.linalg.norm(p - np.median(p, 0), axis=1)) for p in (points, places))
+    if near and abs(far / near - 1) > _MOVE_SCALE:
+        print(f"note: in the new frame the places are {100 * (far / near - 1):+.1f} % further apart; the map is not scaled")
+    if new_from_map[2, 2] < _MOVE_TILT:
+        print("note: the map's z axis is turned away from the new frame's; if both point up, give --upright")
+    return new_from_map
 
 
 def _run_merge(args: argparse.Namespace) -> int:

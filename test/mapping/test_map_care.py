@@ -13,7 +13,7 @@ from pixloc_ros.cli.main import main
 from pixloc_ros.errors import InputError
 from pixloc_ros.geometry import se3
 from pixloc_ros.io.colmap import read_colmap_model
-from pixloc_ros.io.trajectory import Trajectory, write_tum
+from pixloc_ros.io.trajectory import Trajectory, read_tum, write_tum
 from pixloc_ros.mapping import Map
 from pixloc_ros.mapping.build.building import build_map
 from pixloc_ros.mapping.build.care import (
@@ -255,7 +255,7 @@ def test_move_brings_a_map_into_the_grids_frame(one, tmp_path, way, capsys):
     assert not check(result) or all(not finding.serious for finding in check(result))
 
 
-@pytest.mark.parametrize("fault", ["scaled", "on one line", "two places"])
+@pytest.mark.parametrize("fault", ["scaled", "on one line", "two places", "NaN", "infinite", "off the earth"])
 def test_move_refuses_places_that_do_not_determine_it(one, tmp_path, fault, capsys):
     one.save(tmp_path / "site.pixmap")
     rng = np.random.default_rng(0)
@@ -263,8 +263,33 @@ def test_move_refuses_places_that_do_not_determine_it(one, tmp_path, fault, caps
         "scaled": (a := rng.normal(size=(12, 3)), 100 * a),
         "on one line": (b := np.outer(np.arange(9.0), [1, 2, 0.5]), b + 1),
         "two places": (c := np.eye(3)[:2], c),
+        "NaN": (np.where(a == a[3, 1], np.nan, a), a),
+        "infinite": (a, np.where(a == a[3, 1], np.inf, a)),
+        "off the earth": (a, 1e12 + a),
     }[fault]
     (tmp_path / "pairs.txt").write_text("\n".join(" ".join(map(repr, row)) for row in np.hstack(places).tolist()))
     words = [str(tmp_path / "site.pixmap"), "-o", str(tmp_path / "out.pixmap"), "--points", str(tmp_path / "pairs.txt")]
-    assert main(["map", "move", *words]) == 2 and "give" in capsys.readouterr().err
-    assert not (tmp_path / "out.pixmap").exists()
+    assert main(["map", "move", *words]) == 2
+    hint = "give" if fault in ("scaled", "on one line", "two places") else "impossible numbers: remove the line"
+    assert hint in capsys.readouterr().err and not (tmp_path / "out.pixmap").exists()
+
+
+def test_move_names_the_times_of_drives_that_do_not_overlap(one, tmp_path, capsys):
+    one.save(tmp_path / "site.pixmap")
+    write_ways(tmp_path, one, GRID_FROM_MAP)
+    drive = read_tum(tmp_path / "grid.tum")
+    write_tum(tmp_path / "late.tum", Trajectory(drive.stamps_ns + 10**12, drive.map_from_body))
+    words = [str(tmp_path / "site.pixmap"), "-o", str(tmp_path / "out.pixmap"), "--upright"]
+    assert main(["map", "move", *words, "--trajectories", str(tmp_path / "map.tum"), str(tmp_path / "late.tum")]) == 2
+    assert f"from 0.0 to {drive.stamps_ns[-1] / 1e9:.1f} s and 1000.0 to" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("change", "note"), [([1.03, 1.03, 1.03], "+3.0 % further apart"), ([1.0, -1.0, 1.0], "give --upright")])
+def test_move_remarks_another_scale_and_a_mirrored_frame(one, tmp_path, change, note, capsys):
+    """A flat drive fits a frame whose y points the other way, with the map upside down."""
+    one.save(tmp_path / "site.pixmap")
+    flat = np.random.default_rng(0).uniform(-1, 1, (30, 3)) * [10, 10, 0.01]
+    rows = np.hstack([flat, flat * change]).tolist()
+    (tmp_path / "pairs.txt").write_text("\n".join(" ".join(map(repr, row)) for row in rows))
+    words = [str(tmp_path / "site.pixmap"), "-o", str(tmp_path / "out.pixmap"), "--points", str(tmp_path / "pairs.txt")]
+    assert main(["map", "move", *words]) == 0 and note in capsys.readouterr().out
