@@ -34,7 +34,8 @@ def add_parser(subparsers) -> None:
 
 def run(args: argparse.Namespace) -> int:
     queries = evaluation.queries.read_queries(args.images, args.cameras)
-    priors = io.trajectory.read_benchmark_poses(args.prior) if args.prior else {}
+    missing: list[str] = []
+    priors = io.trajectory.read_benchmark_poses(args.prior, missing) if args.prior else {}
     if args.prior and not match_names([query.name for query in queries], priors):
         raise InputError(f"{args.prior} has no pose for any of the images: its names must be those of {args.cameras}")
     localizer = open_localizer(args)
@@ -46,6 +47,8 @@ def run(args: argparse.Namespace) -> int:
         write_text(args.json, json.dumps(stats, indent=2) + "\n")
     times = "" if stats["frame_ms_p50"] is None else f", {stats['frame_ms_p50']:.0f} ms an image"
     print(f"{args.output}: {stats['localized']} of {stats['images']} images localized{times}")
+    if missing:
+        print(f"  {len(missing)} priors hold no pose ({missing[0]}): their images were searched for in the whole map")
     for doubt, count in stats["doubts"].items():
         print(f"  {count} doubtful, written too: {doubt} (see --json)")
     for reason, count in stats["reasons"].items():

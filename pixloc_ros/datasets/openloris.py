@@ -145,7 +145,7 @@ def _from_bag(path: Path) -> Recording:
         topics = [_IMAGES] + ([_DEPTH] if _DEPTH in bag.topics_of_type(IMAGE) else [])
     if not poses:
         raise InputError(f"{path} has no poses on {_TRUTH}: it is no bag of OpenLORIS-Scene")
-    truth = Trajectory.from_poses((stamp, pose) for stamp, pose in poses.items() if bool(torch.isfinite(pose).all()))
+    truth = Trajectory.from_poses(poses.items())
 
     def frames(bag: BagReader, wanted: Callable[[int], bool]) -> Iterator[CameraFrame | tuple[int, object]]:
         for topic, message in bag.messages(topics):

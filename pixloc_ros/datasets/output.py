@@ -232,6 +232,8 @@ def make_drive(
     repeated = drive.map_from_base.repeated
     if repeated:
         left_out.append(f"Stamps of the ground truth are repeated, {repeated} in all: the last of each counts.")
+    if drive.map_from_base.missing:
+        left_out.append(f"{drive.map_from_base.missing} lines of the ground truth hold no pose.")
     table = {
         "map.pixmap": f"the map, made of {mapped}",
         "map_report.json": "how good it is",

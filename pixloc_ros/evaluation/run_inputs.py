@@ -55,6 +55,7 @@ class _Poses:
         stamps_ns: int64 [N] or None.
         names: Of the images, or None.
         repeated: As of `Trajectory`.
+        missing: As of `Trajectory`.
     """
 
     path: Path
@@ -63,24 +64,28 @@ class _Poses:
     stamps_ns: np.ndarray | None = None
     names: list[str] | None = None
     repeated: int = 0
+    missing: int = 0
 
     @classmethod
     def read(cls, path: Path) -> _Poses:
         kind = pose_format(path)
         if kind == "tum":
             track = read_tum(path)
-            return cls(path, kind, track.map_from_body, track.stamps_ns, repeated=track.repeated)
+            return cls(path, kind, track.map_from_body, track.stamps_ns, repeated=track.repeated, missing=track.missing)
         if kind == "kitti":
             return cls(path, kind, read_kitti(path))
-        named = read_benchmark_poses(path)
-        return cls(path, kind, se3.inverse(torch.stack(list(named.values()))), names=list(named))
+        missing: list[str] = []
+        named = read_benchmark_poses(path, missing)
+        if not named:
+            raise InputError(f"{path} holds no pose: all its lines are NaN or have a quaternion of zeros")
+        return cls(path, kind, se3.inverse(torch.stack(list(named.values()))), names=list(named), missing=len(missing))
 
     def timed(self, times: np.ndarray | None) -> Trajectory:
         """With stamps: those of the images for a KITTI file. Raises InputError where there are none, or not as many."""
         if self.names is not None:
             raise InputError(f"{self.path} names images, the others say times: compare poses by name only with poses by name")
         if self.stamps_ns is not None:
-            return Trajectory(self.stamps_ns, self.poses, repeated=self.repeated)
+            return Trajectory(self.stamps_ns, self.poses, repeated=self.repeated, missing=self.missing)
         if times is None:
             raise InputError(f"{self.path} says no times, as KITTI files do not: give those of the images with --times")
         if len(times) != len(self.poses):
@@ -117,7 +122,7 @@ def read_runs(arguments: Sequence[str], inputs: RunInputs) -> tuple[list[BagRun]
     if isinstance(truth, _Poses) and truth.stamps_ns is None and (truth.names is not None or times is None):
         if runs:
             raise InputError(f"{truth.path} says no times, but {next(iter(runs))} does: give the truth in TUM format")
-        return _without_times(truth, files), []
+        return _without_times(truth, files), [*_missing("the truth", truth), *(n for at in files.items() for n in _missing(*at))]
     if isinstance(truth, _Poses):
         truth = truth.timed(times)
     if truth is not None:
@@ -128,13 +133,13 @@ def read_runs(arguments: Sequence[str], inputs: RunInputs) -> tuple[list[BagRun]
     if times is not None:
         notes += _repeats("--times", "images", len(times) - len(np.unique(times)))
     if inputs.truth is not None:
-        notes += _repeats("the truth", "poses", truth.repeated)
+        notes += _repeats("the truth", "poses", truth.repeated) + _missing("the truth", truth)
     if files:
         tracks = {name: file.timed(times) for name, file in files.items()}
         if truth is None:
             truth = next(iter(runs.values())).truth
         for name, track in tracks.items():
-            notes += _repeats(name, "poses", track.repeated)
+            notes += _repeats(name, "poses", track.repeated) + _missing(name, track)
         timed_runs, more = _with_times(tracks, truth, None if times is None else np.unique(times), inputs.tolerance_s)
         runs.update(timed_runs)
         notes += more
@@ -143,6 +148,10 @@ def read_runs(arguments: Sequence[str], inputs: RunInputs) -> tuple[list[BagRun]
 
 def _repeats(whose: str, things: str, count: int) -> list[str]:
     return [f"{whose}: stamps of its {things} are repeated, {count} in all: the last of each counts."] if count else []
+
+
+def _missing(whose: str, poses: Trajectory | _Poses) -> list[str]:
+    return [f"{whose}: {poses.missing} lines hold no pose, but NaN or a quaternion of zeros."] if poses.missing else []
 
 
 def _named_paths(arguments: Sequence[str]) -> dict[str, Path]:

@@ -156,10 +156,9 @@ class BagReader:
 
     def truth(self) -> Trajectory:
         """map_from_base as the bag knows it; empty where it does not."""
-        poses = list(self._truth_poses())
-        truth = Trajectory.from_poses((stamp_ns, pose) for stamp_ns, pose in poses if bool(torch.isfinite(pose).all()))
+        truth = Trajectory.from_poses(self._truth_poses())
         self._left_out["poses of the truth at a stamp that another one has"] = truth.repeated
-        self._left_out["poses of the truth that are no numbers"] = len(poses) - len(truth) - truth.repeated
+        self._left_out["poses of the truth that are no numbers"] = truth.missing
         return truth
 
     @property
@@ -275,10 +274,13 @@ class BagReader:
                 raise InputError(f"no {what} topic {asked} in {self.path}: it has {names}")
             return asked
         if len(candidates) != 1:
-            found = ", ".join(candidates) or "none"
             names = " or ".join(type_.split("/")[-1] for type_ in types)
+            found = candidates or self.topics_of_type(*types)
+            if not found:
+                there = ", ".join(sorted(self._types)) or "no messages"
+                raise InputError(f"{self.path} has no {what} topic ({names}), but {there}: record one as well")
             raise InputError(
-                f"{self.path} has {len(candidates)} topics that could be the {what} ({names}): {found}; "
+                f"{self.path} has {len(candidates)} topics that could be the {what} ({names}): {', '.join(found)}; "
                 f"choose with --{what}-topic"
             )
         return candidates[0]

@@ -73,7 +73,8 @@ def read_calibration(info, image_topic: str) -> Calibration:
     if rectified is None or _same(raw, rectified):
         return Calibration(raw, RAW)
     if is_rectified:
-        note = f"{image_topic} by its name is rectified: {taken} of its calibration is used"
+        empty = "; P is empty: publish it, for K is that of the raw images" if taken == RECTIFIED_K else ""
+        note = f"{image_topic} by its name is rectified: {taken} of its calibration is used{empty}"
         return Calibration(rectified, taken, raw, RAW, note + _turned(r, taken))
     note = "" if is_raw else f"nothing says whether {image_topic} is rectified: {RAW} of its calibration are used, not {taken}"
     return Calibration(raw, RAW, rectified, taken, note)

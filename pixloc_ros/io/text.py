@@ -82,7 +82,7 @@ def read_named_rows(
         line = line.strip()
         parts = split(line) or split(_COMMENT.sub("", line))
         if parts is None and not line.startswith("#"):
-            parts = tuple((line.split(maxsplit=1) + [""])[:2]) if line else None
+            parts = tuple((_COMMENT.sub("", line).split(maxsplit=1) + [""])[:2]) if line else None
         if parts is not None and not line.startswith("# "):
             yield f"{path}:{number}", *parts
 
@@ -106,7 +106,7 @@ def read_table(path: str | Path, columns: int, remedy: str = "check the path") -
     return np.array(rows, np.float64).reshape(-1, columns)
 
 
-def parse_numbers(where: str, words: Iterable[str]) -> list[float]:
+def parse_numbers(where: str, words: Iterable[str], remedy: str = "remove the line") -> list[float]:
     """The numbers that words say. Raises `InputError` naming `where`: they are not numbers or not finite."""
     words = list(words)
     try:
@@ -114,7 +114,7 @@ def parse_numbers(where: str, words: Iterable[str]) -> list[float]:
     except ValueError:
         raise InputError(f"{where}: '{' '.join(words)}' are not all numbers") from None
     if not all(math.isfinite(value) for value in values):
-        raise InputError(f"{where}: NaN or infinite numbers: remove the line")
+        raise InputError(f"{where}: NaN or infinite numbers: {remedy}")
     return values
 
 

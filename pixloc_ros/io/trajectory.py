@@ -34,12 +34,14 @@ class Trajectory:
         map_from_body: float64 [N, 4, 4].
         covariances: float64 [N, 6, 6] (translation, rotation) of body perturbations, or None.
         repeated: How many more poses its source has, at stamps that another one has.
+        missing: How many stamps its source has without a pose: NaN, or a quaternion of zeros.
     """
 
     stamps_ns: np.ndarray
     map_from_body: torch.Tensor
     covariances: torch.Tensor | None = None
     repeated: int = 0
+    missing: int = 0
 
     def __post_init__(self) -> None:
         if self.map_from_body.shape != (len(self.stamps_ns), 4, 4):
@@ -52,12 +54,14 @@ class Trajectory:
 
     @classmethod
     def from_poses(cls, poses: Iterable[tuple[int, torch.Tensor]]) -> Trajectory:
-        """From (stamp_ns, map_from_body [4, 4]) pairs in any order; of several poses with one stamp the last is kept."""
-        poses = list(poses)
+        """From (stamp_ns, map_from_body [4, 4]) pairs in any order; of several poses with one stamp the last is kept, those of NaN
+        are none."""
+        pairs = list(poses)
+        poses = [pair for pair in pairs if bool(torch.isfinite(pair[1]).all())]
         latest = dict(poses)
         stamps = sorted(latest)
         matrices = torch.stack([latest[s].double() for s in stamps]) if stamps else torch.empty(0, 4, 4, dtype=torch.float64)
-        return cls(np.array(stamps, np.int64), matrices, repeated=len(poses) - len(latest))
+        return cls(np.array(stamps, np.int64), matrices, repeated=len(poses) - len(latest), missing=len(pairs) - len(poses))
 
     def at(self, stamps_ns: np.ndarray, max_gap_ns: int) -> tuple[torch.Tensor, np.ndarray]:
         """Poses interpolated at stamps; nothing is extrapolated.
@@ -86,12 +90,13 @@ class Trajectory:
 
 
 def read_tum(path: Path, more: bool = False, left_out: dict[str, str] | None = None) -> Trajectory:
-    """Read a TUM file, lines in any order, those with # are comments; of several poses with one stamp the last counts.
+    """Read a TUM file, lines in any order, those with # are comments; of several poses with one stamp the last counts, lines of
+    NaN or with a quaternion of zeros say that there is no pose (`Trajectory.missing`).
 
     Args:
         path: The file; commas separate words, too.
         more: Whether lines may hold more words.
-        left_out: Gets the numbers that make no pose, by file and line; they are errors without it.
+        left_out: Gets the other numbers that make no pose, by file and line; they are errors without it.
 
     Raises:
         InputError: Naming file and line of what is malformed.
@@ -103,7 +108,7 @@ def read_tum(path: Path, more: bool = False, left_out: dict[str, str] | None = N
             raise InputError(f"{where}: {len(words)} words instead of 8: write 'stamp tx ty tz qx qy qz qw'")
         stamp_ns = parse_stamp(where, words[0])
         try:
-            poses.append((stamp_ns, parse_pose(words[1:8], where)))
+            poses.append((stamp_ns, _pose_or_none(words[1:4], words[4:8], where)))
         except InputError as error:
             if left_out is None:
                 raise
@@ -141,7 +146,8 @@ def read_kitti(path: Path) -> torch.Tensor:
         if len(words) != 12:
             raise InputError(f"{where}: {len(words)} words instead of 12: write the first three rows of the pose's matrix")
         pose = torch.eye(4, dtype=torch.float64)
-        pose[:3] = torch.tensor(parse_numbers(where, words), dtype=torch.float64).reshape(3, 4)
+        remedy = "write the poses that there are with their stamps, as TUM files have them"  # lines stand for images: none may go
+        pose[:3] = torch.tensor(parse_numbers(where, words, remedy), dtype=torch.float64).reshape(3, 4)
         se3.check_pose(pose, where)
         poses.append(pose)
     return torch.stack(poses) if poses else torch.empty(0, 4, 4, dtype=torch.float64)
@@ -154,8 +160,11 @@ def pose_format(path: Path) -> str:
     where, name, rest = next((row for row in rows if not row[1].startswith("#")), rows[0] if rows else (str(path), "", ""))
     words = [*name.split(), *rest.split()]
     numbers = [is_number(word) for word in words]
-    if len(words) in (8, 12) and all(numbers):
-        return {8: "tum", 12: "kitti"}[len(words)]
+    between_commas = [word for part in words for word in part.split(",") if word]
+    if len(between_commas) == 8 and all(map(is_number, between_commas)):
+        return "tum"
+    if len(words) == 12 and all(numbers):
+        return "kitti"
     if len(words) >= 8 and all(numbers[-7:]) and not all(numbers):
         if len(words) == 8 and not _is_unit(words[1:5]) and _is_unit(words[4:]):
             raise InputError(f"{where}: the stamp '{name}' is not a time: write seconds")
@@ -189,9 +198,10 @@ def write_tum(path: Path, trajectory: Trajectory) -> None:
     )
 
 
-def read_benchmark_poses(path: Path) -> dict[str, torch.Tensor]:
+def read_benchmark_poses(path: Path, missing: list[str] | None = None) -> dict[str, torch.Tensor]:
     """Lines ``name qw qx qy qz tx ty tz`` → camera_from_map [4, 4] by name, in the file's order; names may hold blanks and begin
-    with "#" (no comment ends with such numbers). Raises `InputError`."""
+    with "#" (no comment ends with such numbers). Lines of NaN or with a quaternion of zeros say that there is no pose: their
+    names go to `missing`. Raises `InputError`."""
     poses: dict[str, torch.Tensor] = {}
     for where, name, rest in read_named_rows(path, _split_pose, _REMEDY):
         words = rest.split()
@@ -199,9 +209,12 @@ def read_benchmark_poses(path: Path) -> dict[str, torch.Tensor]:
             raise InputError(f"{where}: {len(words) + 1} words instead of 8: write 'name qw qx qy qz tx ty tz'")
         if name in poses:
             raise InputError(f"{where}: a second pose for '{name}': keep one")
-        w, x, y, z, *translation = parse_numbers(where, words)
-        poses[name] = _pose(where, translation, [x, y, z, w])
-    return poses
+        w, x, y, z, *translation = words
+        poses[name] = _pose_or_none(translation, [x, y, z, w], where)
+    found = {name: pose for name, pose in poses.items() if not bool(pose.isnan().any())}
+    if missing is not None:
+        missing += poses.keys() - found.keys()
+    return found
 
 
 def write_benchmark_poses(path: Path, camera_from_map: Mapping[str, torch.Tensor]) -> None:
@@ -211,6 +224,15 @@ def write_benchmark_poses(path: Path, camera_from_map: Mapping[str, torch.Tensor
         x, y, z, w = se3.quaternion_from_rotation(pose[:3, :3]).tolist()
         lines.append(f"{name} " + " ".join(f"{v:.12g}" for v in (w, x, y, z, *pose[:3, 3].tolist())) + "\n")
     write_text(path, "".join(lines))
+
+
+def _pose_or_none(translation: list[str], quaternion_xyzw: list[str], where: str) -> torch.Tensor:
+    """a_from_b [4, 4]; NaN where the words say that there is none: as NaN, or a quaternion of zeros."""
+    if all(map(is_number, (*translation, *quaternion_xyzw))):
+        values = np.array([*translation, *quaternion_xyzw], float)
+        if np.isnan(values).any() or not values[3:].any():
+            return torch.full((4, 4), torch.nan, dtype=torch.float64)
+    return parse_pose([*translation, *quaternion_xyzw], where)
 
 
 def parse_pose(words: list[str], what: str) -> torch.Tensor:

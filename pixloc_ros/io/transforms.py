@@ -114,13 +114,17 @@ class RecordedTransforms:
 
     def __init__(self, path: Path, static: Callable[[], Iterable], moving: Callable[[], Iterable]) -> None:
         self._path, self._read_moving, self.notes = path, moving, []
-        self._edges = []
+        edges: dict[tuple[str, str], torch.Tensor] = {}
         for edge, _, pose in static():
             try:
                 se3.check_pose(pose, "it")
-                self._edges.append((*edge, pose))
             except InputError:
                 self.notes.append(f"the static transform {edge[0]} -> {edge[1]} is no pose: it is left out")
+                continue
+            if edge in edges and not _is_still(torch.stack((edges[edge], pose))):
+                self.notes.append(f"the static transform {edge[0]} -> {edge[1]} is published with different values: the last counts")
+            edges[edge] = pose
+        self._edges = [(*edge, pose) for edge, pose in edges.items()]
         self._static = TransformTree(self._edges)
 
     def __contains__(self, frame: str) -> bool:
@@ -131,17 +135,19 @@ class RecordedTransforms:
     def _moving(self) -> dict[tuple[str, str], Trajectory]:
         moving: dict[tuple[str, str], list[tuple[int, torch.Tensor]]] = {}
         for edge, stamp_ns, pose in self._read_moving():
-            if bool(torch.isfinite(pose).all()):
-                moving.setdefault(edge, []).append((stamp_ns, pose))
-        return {edge: Trajectory.from_poses(poses) for edge, poses in moving.items()}
+            moving.setdefault(edge, []).append((stamp_ns, pose))
+        tracks = {edge: Trajectory.from_poses(poses) for edge, poses in moving.items()}
+        for edge, track in tracks.items():
+            if track.missing:
+                self.notes.append(f"the transform {' -> '.join(edge)} on /tf is no pose {track.missing} times: left out")
+        return {edge: track for edge, track in tracks.items() if len(track)}
 
     @cached_property
     def _fixed(self) -> TransformTree:
         """The static transforms, and those on /tf that do not change."""
         still = []
         for edge, track in self._moving.items():
-            metres, radians = se3.pose_difference(track.map_from_body, track.map_from_body[:1])
-            if float(metres.max()) <= _STILL_M and float(radians.max()) <= _STILL_RAD:
+            if _is_still(track.map_from_body):
                 still.append((*edge, track.map_from_body[0]))
         return TransformTree([*still, *self._edges])
 
@@ -162,6 +168,7 @@ class RecordedTransforms:
         raise InputError(
             f"no static transform from {parent} to {child or 'an unnamed frame'} in {self._path} (frames on /tf_static: "
             f"{static}; on /tf: {moving}): give --base-from-camera, or the right --base-frame"
+            + "".join(f"; {note}" for note in self.notes)
         )
 
     def chain(self, parent: str, child: str) -> TransformChain:
@@ -171,3 +178,9 @@ class RecordedTransforms:
             frames = ", ".join(sorted({frame for edge in self._moving for frame in edge})) or "none"
             raise InputError(f"no transforms lead from {parent} to {child} in {self._path}: its frames on /tf are {frames}")
         return chain
+
+
+def _is_still(poses: torch.Tensor) -> bool:
+    """Whether poses [N, 4, 4] are one, nearly."""
+    metres, radians = se3.pose_difference(poses, poses[:1])
+    return float(metres.max()) <= _STILL_M and float(radians.max()) <= _STILL_RAD

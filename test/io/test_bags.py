@@ -285,7 +285,7 @@ def test_bad_bags_give_one_line(tmp_path):
             list(bag.events())
     with BagWriter(tmp_path / "odometry_only") as bag:
         bag.odometry(T0, np.eye(4))
-    with pytest.raises(InputError, match="0 topics that could be the image"):
+    with pytest.raises(InputError, match=r"has no image topic \(Image or CompressedImage\), but /odom: record one"):
         BagReader(tmp_path / "odometry_only")
 
 
@@ -335,6 +335,21 @@ def test_odometry_of_another_clock_than_the_recording_is_named_as_what_to_leave_
         BagReader(tmp_path / "b")
     with BagReader(tmp_path / "b", BagOptions(odometry="none")) as bag:
         assert [e.stamp_ns for e in bag.events()] == [T0, T0 + 100 * MS, T0 + 200 * MS]
+
+
+def test_static_transforms_that_are_no_poses_or_differ_are_named(tmp_path):
+    with BagWriter(tmp_path / "none") as bag:
+        bag.transform("/tf_static", T0, "base_link", "camera_optical", np.full((4, 4), np.nan))
+        shoot(bag, T0)
+    with pytest.raises(InputError, match="--base-from-camera, .*; the static transform base_link -> camera_optical is no pose"):
+        BagReader(tmp_path / "none")
+    with BagWriter(tmp_path / "two") as bag:
+        for x in (1.0, 1.0, 2.0):
+            bag.transform("/tf_static", T0, "base_link", "camera_optical", shifted(x) @ BASE_FROM_CAMERA)
+        shoot(bag, T0)
+    with BagReader(tmp_path / "two") as bag:
+        assert torch.allclose(bag.base_from_camera, torch.from_numpy(shifted(2.0) @ BASE_FROM_CAMERA))
+        assert [note for note in bag.notes if "camera_optical is published with different values" in note] == list(bag.notes)
 
 
 @pytest.mark.parametrize("step", [0.0, 0.0004, 0.02])

@@ -55,10 +55,10 @@ def test_benchmark_line_means_what_the_benchmark_says(tmp_path):
     [
         ("1 2 3", "3 words instead of 8"),
         ("1 0 0 0 0 0 0 x", "not all numbers"),
-        ("1 nan 0 0 0 0 0 1", "NaN"),
+        ("1 inf 0 0 0 0 0 1", "NaN or infinite"),
         ("one 0 0 0 0 0 0 1", "stamp 'one'"),
         ("nan 0 0 0 0 0 0 1", "stamp 'nan'"),
-        ("1 0 0 0 0 0 0 0", "length 0"),
+        ("1 0 0 0 0 0 0 2", "length 2"),
     ],
 )
 def test_malformed_tum_lines_are_named(tmp_path, line, message):
@@ -66,6 +66,20 @@ def test_malformed_tum_lines_are_named(tmp_path, line, message):
     path.write_text(f"# comment\n0.5 0 0 0 0 0 0 1\n\n{line}\n")
     with pytest.raises(InputError, match=f"bad.tum:4: .*{message}"):
         tr.read_tum(path)
+
+
+@pytest.mark.parametrize("none", ["nan nan nan nan nan nan nan", "0 0 0 0 0 0 0"])
+def test_lines_without_a_pose(tmp_path, none):
+    path, missing = tmp_path / "poses", []
+    path.write_text(f"1 {none}\n2 0 0 0 0 0 0 1\n")
+    track = tr.read_tum(path)
+    assert tr.pose_format(path) == "tum" and track.stamps_ns.tolist() == [2 * 10**9] and track.missing == 1
+    path.write_text(f"a.jpg {none}\nb.jpg 1 0 0 0 0 0 0\n")
+    assert list(tr.read_benchmark_poses(path, missing)) == ["b.jpg"] and missing == ["a.jpg"]
+    assert list(tr.read_benchmark_poses(path)) == ["b.jpg"]
+    path.write_text("1 0 0 nan 0 1 0 0 0 0 1 0\n")
+    with pytest.raises(InputError, match="poses:1: NaN.* TUM"):
+        tr.read_kitti(path)
 
 
 def test_unreadable_files(tmp_path):
@@ -94,6 +108,7 @@ def test_of_lines_in_any_order_the_last_of_each_stamp_counts(tmp_path):
     ("line", "kind"),
     [
         ("1.5 1 2 3 0 0 0 1", "tum"),
+        ("1.5, 1,2,3,0,0,0,1", "tum"),
         ("1 0 0 1 0 1 0 2 0 0 1 3", "kitti"),
         ("a.jpg 1 0 0 0 1 2 3", "benchmark"),
         ("my photo 3.jpg 1 0 0 0 1 2 3", "benchmark"),
