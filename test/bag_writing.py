@@ -66,6 +66,6 @@ class BagWriter(bag_writer.BagWriter):
         message = super().image(stamp_ns, _OPTICAL, (width, height), encoding, data, step)
         self.put(stamp_ns if time_ns is None else time_ns, topic, message)
 
-    def compressed(self, stamp_ns, data, format_="jpeg", topic="/camera/image_raw/compressed"):
-        header = self.header(stamp_ns, _OPTICAL)
+    def compressed(self, stamp_ns, data, format_="jpeg", topic="/camera/image_raw/compressed", frame=_OPTICAL):
+        header = self.header(stamp_ns, frame)
         self.put(stamp_ns, topic, self.make("sensor_msgs/CompressedImage", header, format_, np.frombuffer(data, np.uint8)))

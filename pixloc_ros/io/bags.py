@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from functools import partial
-from itertools import count
+from itertools import count, islice
 from pathlib import Path
 
 import numpy as np
@@ -168,7 +168,7 @@ class BagReader:
 
     def image_stamps(self) -> Iterator[int]:
         """Stamps of the images in the order of recording."""
-        return (self._image_stamp(message) for _, message in self.messages([self.image_topic]))
+        return (self._image_stamp(m) for _, m in self.messages([self.image_topic]) if messages.message_stamp(m))
 
     def raw_messages(self, topics: Iterable[str]) -> Iterator[RawMessage]:
         """Messages of some topics in the order they were recorded, with the stamps they were recorded with, for playing them
@@ -183,12 +183,8 @@ class BagReader:
 
     def tf_has_odometry(self) -> bool:
         """Whether the moving transforms hold odom_frame → base_frame (among the first messages)."""
-        for index, (_, message) in enumerate(self.messages(self._tf_topics("tf"))):
-            if any(self._is_odometry(t) for t in message.transforms):
-                return True
-            if index > 1000:
-                return False
-        return False
+        first = islice(self.messages(self._tf_topics("tf")), 1000)
+        return any(self._is_odometry(transform) for _, message in first for transform in message.transforms)
 
     def transform_topics(self) -> tuple[list[str], list[str]]:
         """The topics of moving and of static transforms."""
@@ -227,14 +223,13 @@ class BagReader:
 
     def _check_stamps(self) -> None:
         """Images without stamps, and those of another clock than the odometry, can be placed by the times of recording alone."""
-        stamps = (messages.message_stamp(message) for _, message in self.messages([self.image_topic]))
-        first, what, hint = (
-            next(stamps),
-            None,
-            "let the driver stamp its images, or take the times of recording with --recording-time",
-        )
-        if all(stamp == first for stamp in stamps) and (first == 0 or self.image_count > 1):
-            what = f"all have the same stamp ({first / 1e9:.3f} s)" if first else "have no stamp (0)"
+        stamps = [messages.message_stamp(message) for _, message in self.messages([self.image_topic])]
+        known, what = set(stamps) - {0}, None
+        hint = "let the driver stamp its images, or take the times of recording with --recording-time"
+        if not known:
+            what = "have no stamp (0)"
+        elif len(known) < max(len(stamps) / 2, min(len(stamps), 2)):
+            what = f"are {len(stamps)}, but have only {len(known)} different stamp{'s'[: len(known) > 1]}"
         elif self.odometry_topic is not None:
             (seen, image), (heard, odometry) = (self._times(t) for t in ([self.image_topic], self._odometry_topics()))
             late = (seen - image) - (heard - odometry)
@@ -280,7 +275,7 @@ class BagReader:
                 there = ", ".join(sorted(self._types)) or "no messages"
                 raise InputError(f"{self.path} has no {what} topic ({names}), but {there}: record one as well")
             raise InputError(
-                f"{self.path} has {len(candidates)} topics that could be the {what} ({names}): {', '.join(found)}; "
+                f"{self.path} has {len(found)} topics that could be the {what} ({names}): {', '.join(found)}; "
                 f"choose with --{what}-topic"
             )
         return candidates[0]
@@ -352,6 +347,7 @@ class BagReader:
         order = count()
         reorder_ns = REORDER_NS + abs(self.options.time_offset_ns)
         heap: list[tuple[int, int, int, object]] = []
+        self._left_out[_UNSTAMPED] = 0
         newest = None
         topics = [self.image_topic, self.camera_info_topic, *self._odometry_topics(), *([other] if other else [])]
         for topic, message in self.messages(topics):
@@ -368,7 +364,9 @@ class BagReader:
         yield from _drain(heap, None)
 
     def _classified(self, topic: str, message, other: str | None) -> Iterator[tuple[int, int, object]]:
-        if topic == self.image_topic:
+        if topic == self.image_topic and not messages.message_stamp(message):
+            self._left_out[_UNSTAMPED] += 1
+        elif topic == self.image_topic:
             yield _IMAGE, self._image_stamp(message), message
         elif topic == self.camera_info_topic:
             yield _INFO, self._image_stamp(message), message
@@ -421,21 +419,22 @@ class BagReader:
         return self.transforms.static(self.base_frame, body)
 
     def _frame(self, stamp_ns: int, message, calibration: Calibration | InputError) -> CameraFrame | UnusableFrame:
+        frame = messages.frame_name(message.header.frame_id)
         try:
+            if frame != self.camera_frame and self.options.base_from_camera is None:
+                raise InputError(f"its frame is '{frame}', not '{self.camera_frame}' as that of the first: record one camera")
             if isinstance(calibration, InputError):
                 raise calibration
             image, camera = messages.image_of(message), calibration.camera
+            if image.shape[:2] != (camera.height, camera.width):
+                size = f"{image.shape[1]}x{image.shape[0]} but CameraInfo says {camera.width}x{camera.height}"
+                raise InputError(f"the image is {size}: record the calibration of this resolution")
         except InputError as error:
             return UnusableFrame(stamp_ns, str(error))
-        if image.shape[:2] != (camera.height, camera.width):
-            return UnusableFrame(
-                stamp_ns,
-                f"the image is {image.shape[1]}x{image.shape[0]} but CameraInfo says "
-                f"{camera.width}x{camera.height}: record the calibration of this resolution",
-            )
         return CameraFrame(stamp_ns, image, camera, calibration=calibration)
 
 
+_UNSTAMPED = "images without a stamp (0)"
 # Also the order at equal stamps.
 _ODOMETRY, _INFO, _OTHER, _IMAGE = range(4)
 

@@ -36,9 +36,8 @@ def read_cameras(path: str | Path) -> dict[str, Camera]:
         try:
             cameras[name] = Camera.parse_colmap_line(text)
         except InputError as error:
-            if not text:
-                error = f"no camera behind '{name}': write NAME MODEL WIDTH HEIGHT PARAMS... with blanks between"
-            raise InputError(f"{where}: {error}") from None
+            nothing = f"no camera behind '{name}': write NAME MODEL WIDTH HEIGHT PARAMS... with blanks between"
+            raise InputError(f"{where}: {error if text else nothing}") from None
     if not cameras:
         raise InputError(f"{path} names no camera: write lines NAME MODEL WIDTH HEIGHT PARAMS...")
     return cameras

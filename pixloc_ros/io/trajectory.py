@@ -54,8 +54,8 @@ class Trajectory:
 
     @classmethod
     def from_poses(cls, poses: Iterable[tuple[int, torch.Tensor]]) -> Trajectory:
-        """From (stamp_ns, map_from_body [4, 4]) pairs in any order; of several poses with one stamp the last is kept, those of NaN
-        are none."""
+        """From (stamp_ns, map_from_body [4, 4]) pairs in any order; of several poses with one stamp the last is kept; NaN is
+        no pose."""
         pairs = list(poses)
         poses = [pair for pair in pairs if bool(torch.isfinite(pair[1]).all())]
         latest = dict(poses)

@@ -122,7 +122,7 @@ class RecordedTransforms:
                 self.notes.append(f"the static transform {edge[0]} -> {edge[1]} is no pose: it is left out")
                 continue
             if edge in edges and not _is_still(torch.stack((edges[edge], pose))):
-                self.notes.append(f"the static transform {edge[0]} -> {edge[1]} is published with different values: the last counts")
+                self.notes.append(f"the static transform {edge[0]} -> {edge[1]} has several values: the last one counts")
             edges[edge] = pose
         self._edges = [(*edge, pose) for edge, pose in edges.items()]
         self._static = TransformTree(self._edges)

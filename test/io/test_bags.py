@@ -148,10 +148,14 @@ def test_frames_that_cannot_be_used_are_told_not_dropped(tmp_path):
         for i, data in enumerate((good, good[:30], small, good)):
             bag.info(T0 + i * MS, W, H, 70.0, d=(0.0, 0, 0, 0, 0, 9) if i == 3 else (0.0,) * 5)
             bag.compressed(T0 + i * MS, data)
+        bag.compressed(0, good)
+        bag.compressed(T0 + 4 * MS, good, frame="other_camera")
     with BagReader(tmp_path / "b") as bag:
         assert bag.image_compressed
         events = list(bag.events())
-    assert [type(e) for e in events] == [CameraFrame, UnusableFrame, UnusableFrame, UnusableFrame]
+        assert bag.notes == ("images without a stamp (0): 1 left out",) and len(list(bag.image_stamps())) == 5
+    assert [type(e) for e in events] == [CameraFrame, *[UnusableFrame] * 4]
+    assert "its frame is 'other_camera', not 'camera_optical'" in events[4].reason
     assert "cannot be decoded" in events[1].reason
     assert "80x32 but CameraInfo says 80x64" in events[2].reason
     assert "plumb_bob" in events[3].reason
@@ -293,7 +297,8 @@ def test_bad_bags_give_one_line(tmp_path):
     ("stamps", "message"),
     [
         ([0, 0, 0], r"have no stamp \(0\)"),
-        ([5, 5, 5], "all have the same stamp"),
+        ([5, 5, 5], "are 3, but have only 1 different stamp"),
+        ([0, 0, 5], "are 3, but have only 1 different stamp"),
         ([100 * MS, 200 * MS, 300 * MS], "are dated -1.* s from odometry"),
     ],
 )
@@ -349,7 +354,7 @@ def test_static_transforms_that_are_no_poses_or_differ_are_named(tmp_path):
         shoot(bag, T0)
     with BagReader(tmp_path / "two") as bag:
         assert torch.allclose(bag.base_from_camera, torch.from_numpy(shifted(2.0) @ BASE_FROM_CAMERA))
-        assert [note for note in bag.notes if "camera_optical is published with different values" in note] == list(bag.notes)
+        assert [note for note in bag.notes if "camera_optical has several values" in note] == list(bag.notes)
 
 
 @pytest.mark.parametrize("step", [0.0, 0.0004, 0.02])
