@@ -26,6 +26,7 @@ from ..tracking.tracker import Tracker
 from ..tracking.types import TrackResult, TrackState
 from .conversions import NS_PER_S
 from .parameters import Value
+from .planar import flat
 
 OK, WARN, ERROR = DiagnosticStatus.OK, DiagnosticStatus.WARN, DiagnosticStatus.ERROR
 
@@ -39,6 +40,7 @@ _PACE_IMAGES = 20
 """The share is computed from at least so many images."""
 _FILTER_LIMIT, _FILTER_PATIENCE_NS = 5.3, NS_PER_S
 """A filter's pose further from ours, in standard deviations (1 in 10 000 by chance), for so long, is wrong."""
+_FLAT_M, _FLAT_RAD = 0.05, 0.02
 _CALM_NS = 10 * NS_PER_S
 """A search for the first pose that takes no longer is no fault."""
 
@@ -152,7 +154,9 @@ class Health:
         self._searched_since_ns: int | None = None
         self._frame_ms: deque[float] = deque(maxlen=100)
         self._delay_ms: deque[float] = deque(maxlen=100)
-        self._agreed_ns: int | None = None
+        self._agreed_ns: int | None = None  # when the filter agreed last; what it has not come to yet; whether it ever has
+        self._unjudged: deque[TrackResult] = deque()
+        self._filter_known = False
 
     def count(self, outcome: str) -> None:
         """One more image was received, processed, dropped or rejected."""
@@ -246,22 +250,56 @@ class Health:
         for name in WARNINGS:
             self._board.update("odometry", name, warnings.get(name, ""))
 
-    def judge_filter(self, result: TrackResult, published: tuple[torch.Tensor, torch.Tensor] | None) -> None:
-        """Whether the map -> base that a filter publishes, with its covariance, agrees with a pose of the images."""
-        if published is None or result.state is not TrackState.TRACKING:
-            return
+    def judge_filter(self, result: TrackResult, published: Callable[[int], tuple[torch.Tensor, torch.Tensor] | None]) -> None:
+        """Whether the map -> base that a filter publishes agrees with the poses of the images.
+
+        Args:
+            result: of the newest image; it is compared as soon as the filter has come to its stamp.
+            published: gives map_from_base [4, 4] at a stamp and its covariance [6, 6]; None where it is not known.
+        """
+        waiting = self._unjudged
+        if waiting and result.stamp_ns < waiting[-1].stamp_ns:
+            self.forget_filter()
+        if result.state is TrackState.TRACKING:
+            waiting.append(result)
+        while waiting:
+            found = published(waiting[0].stamp_ns)
+            if found is not None:
+                self._filter_known = True
+                self._board.clear("transforms", "filter silent")
+                self._compare_filter(waiting.popleft(), *found)
+            elif result.stamp_ns - waiting[0].stamp_ns > _FILTER_PATIENCE_NS:
+                waiting.popleft()
+                if self._filter_known:
+                    text = (
+                        f"nothing publishes map -> {self._setting('base_frame_id')} at the images' times any more: look whether "
+                        "the filter and the odometry run"
+                    )
+                    self._board.report("transforms", "filter silent", ERROR, text)
+            else:
+                break
+
+    def forget_filter(self) -> None:
+        """A new time begins."""
+        self._unjudged.clear()
+        self._agreed_ns, self._filter_known = None, False
+
+    def _compare_filter(self, result: TrackResult, pose: torch.Tensor, covariance: torch.Tensor) -> None:
         ours = result.map_from_base
-        if mahalanobis(ours, result.covariance, *published) < _FILTER_LIMIT:
+        if mahalanobis(ours, result.covariance, pose, covariance) < _FILTER_LIMIT:
             self._agreed_ns = result.stamp_ns
             self._board.clear("transforms", "filter")
-        elif self._agreed_ns is None or abs(result.stamp_ns - self._agreed_ns) < _FILTER_PATIENCE_NS:
+        elif self._agreed_ns is None or result.stamp_ns - self._agreed_ns < _FILTER_PATIENCE_NS:
             self._agreed_ns = self._agreed_ns or result.stamp_ns
         else:
-            distance, angle = se3.pose_difference(ours, published[0])
+            distance, angle = map(float, se3.pose_difference(ours, pose))
+            beside, turned = map(float, se3.pose_difference(*(flat(p) for p in (ours, pose))))
+            remedy = "the filter does not take ~/pose; check its topic, and that it has no rejection threshold (config/ekf.yaml)"
+            if beside < 0.1 * distance + _FLAT_M and turned < 0.1 * angle + _FLAT_RAD:
+                remedy = "in height or tilt; for a filter with two_d_mode, bring the map's floor to z = 0 with 'pixloc map move'"
             text = (
-                f"the published map -> {self._setting('base_frame_id')} is {float(distance):.2f} m and "
-                f"{math.degrees(float(angle)):.1f} degrees away from the pose of the images, more than both covariances allow: "
-                "the filter does not take ~/pose; check its topic, and that it has no rejection threshold (config/ekf.yaml)"
+                f"the published map -> {self._setting('base_frame_id')} is {distance:.2f} m and {math.degrees(angle):.1f} "
+                f"degrees away from the pose of the images, more than both covariances allow: {remedy}"
             )
             self._board.report("transforms", "filter", ERROR, text)
 

@@ -107,6 +107,7 @@ class Inputs:
         self._initial_pose: InitialPose | None = None
         self._fix: tuple[np.ndarray, np.ndarray] | None = None
         self._filter_covariance: torch.Tensor | None = None
+        self._filter_frames = setting("global_frame_id"), setting("base_frame_id")
         self._started, self.starts_from_parameters = False, setting("set_initial_pose")
         # Heard before the node is active, too: a pose that comes while it is not is the start.
         overridable = QoSOverridingOptions.with_default_policies()
@@ -277,11 +278,17 @@ class Inputs:
             self._fix = place, covariance
 
     def _on_filter(self, message: Odometry) -> None:
+        covariance, problem = None, ""
+        frames, wanted = (message.header.frame_id, message.child_frame_id), self._filter_frames
         try:
-            pose = conversions.pose_to_matrix(message.pose.pose, "filter")
-            covariance = conversions.covariance_from_message(message.pose.covariance, pose, "filter")
-        except InputError:
-            return
+            if frames != wanted:
+                text = "is about {1} in {0}, not about {3} in {2}: set filter_topic to that output of the filter"
+                raise InputError(text.format(*frames, *wanted))
+            pose = conversions.pose_to_matrix(message.pose.pose, "pose")
+            covariance = conversions.covariance_from_message(message.pose.covariance, pose, "pose")
+        except InputError as error:
+            problem = f"{self.topic('filter_topic')}: {error}; its covariance is not used"
+        self._board.update("transforms", "filter covariance", problem if not self._setting("publish_tf") else "")
         with self._lock:
             self._filter_covariance = covariance
 

@@ -43,12 +43,12 @@ def planar(map_from_base: torch.Tensor, odom_from_base: torch.Tensor) -> Planar:
 
     x, y and heading are those of map_from_base; height, roll and pitch are the odometry's.
     """
-    transform = _flat(map_from_base) @ se3.inverse(_flat(odom_from_base))
+    transform = flat(map_from_base) @ se3.inverse(flat(odom_from_base))
     left = se3.inverse(transform @ odom_from_base) @ map_from_base
     return Planar(transform, float(left[2, 3]), float(se3.rotation_angle(left[:3, :3])))
 
 
-def _flat(a_from_b: torch.Tensor) -> torch.Tensor:
+def flat(a_from_b: torch.Tensor) -> torch.Tensor:
     """The pose at z = 0, turned about z to where the other's x axis points."""
     cos, sin = a_from_b[:2, 0].tolist()
     heading = math.atan2(sin, cos)

@@ -360,7 +360,7 @@ class Worker:
         if self._outputs.planar is not None:
             self._board.update("localization", "planar", self._outputs.planar.warning)
         if not self._setting("publish_tf"):
-            self.health.judge_filter(result, self.inputs.published_pose(result.stamp_ns))
+            self.health.judge_filter(result, self.inputs.published_pose)
         self.health.judge_odometry(assembly.tracker, assembly.time_offset_ns)
         self._debug.result(frame, received.message.header.frame_id, result)
         self.health.judge_calibration(assembly.tracker)
@@ -404,6 +404,7 @@ class Worker:
     def _begin(self) -> None:
         self._start_anew.clear()
         self._assembly.forget()
+        self.health.forget_filter()
         self._state = TrackState.INITIALIZING
         self.inputs.expect_start()
         if self._localizer is not None:

@@ -2,6 +2,7 @@
 """The node over real DDS, with an aligner that knows the answer: topics, TF, waiting."""
 
 import math
+import re
 import time
 
 import pytest
@@ -108,25 +109,37 @@ def test_a_time_offset_moves_the_images_and_nothing_else():
         robot.diagnosed("an image is dated 1.020 s ahead of the odometry")
 
 
-@pytest.mark.parametrize("off_m", [0.0, 2.0])
-def test_a_filter_that_ignores_the_poses_is_noticed(off_m):
-    """Something else publishes map -> odom: right, or 2 m off with a covariance of a centimetre."""
+@pytest.mark.parametrize(
+    ("axis", "off_m", "lag", "end", "child", "text"),
+    [
+        (1, 0.0, 0, 26, "base_link", ""),
+        (1, 2.0, 0, 26, "base_link", "published map -> base_link is 2.00 m and 0.0 degrees away from .* rejection threshold"),
+        (1, 2.0, 3, 26, "base_link", "published map -> base_link is 2.00 m"),
+        (2, 2.0, 0, 26, "base_link", "published map -> base_link is 2.00 m .* height or tilt; for a filter with two_d_mode"),
+        (1, 0.0, 0, 4, "base_link", "nothing publishes map -> base_link at the images' times any more"),
+        (1, 0.0, 0, 26, "imu", "/fused: is about imu in map, not about base_link in map: set filter_topic"),
+    ],
+)
+def test_a_filter_is_compared_with_the_images(axis, off_m, lag, end, child, text):
+    """Something else publishes map -> odom: right, off with a covariance of a centimetre, some images late, or not for long."""
     with running(publish_tf=False, filter_topic="fused", **start_pose()) as (node, robot):
         fused = robot.node.create_publisher(Odometry, "fused", 10)
         robot.wait(fused.get_subscription_count)
-        for number in range(26):
-            pose = pose_of(number)
-            pose[1, 3] += off_m
-            odom = odometry_pose((stamp_of(number) - stamp_of(0)) * 1e-9)
-            robot.tf.sendTransform(conversions.transform_stamped("map", "odom", stamp_of(number), pose @ se3.inverse(odom)))
-            message = Odometry(pose=conversions.pose_with_covariance(pose, 1e-4 * torch.eye(6, dtype=torch.float64)))
-            fused.publish(message)
-            robot.drive_to(stamp_of(number))
-            robot.wait(lambda n=number: node._worker.inputs.transforms.map_from_base(stamp_of(n)) is not None)
+        for number in range(30):
+            if lag <= number < end + lag:
+                pose, stamp_ns = pose_of(number - lag), stamp_of(number - lag)
+                pose[axis, 3] += off_m
+                odom = odometry_pose((stamp_ns - stamp_of(0)) * 1e-9)
+                robot.tf.sendTransform(conversions.transform_stamped("map", "odom", stamp_ns, pose @ se3.inverse(odom)))
+                message = Odometry(pose=conversions.pose_with_covariance(pose, 1e-4 * torch.eye(6, dtype=torch.float64)))
+                message.header.frame_id, message.child_frame_id = "map", child
+                fused.publish(message)
+                robot.drive_to(stamp_of(number))
+                robot.wait(lambda ns=stamp_ns: node._worker.inputs.transforms.map_from_base(ns) is not None)
             assert robot.step(number).state == TRACKING
-        if off_m:
-            robot.diagnosed("transforms: the published map -> base_link is 2.00 m and 0.0 degrees away")
-        assert off_m or not any("the published map" in text for text in robot.texts)
+        if text:
+            robot.wait(lambda: any(re.search(f"transforms: .*{text}", said) for said in robot.texts))
+        assert text or robot.levels["transforms"] == b"\0"
 
 
 def test_planar_publishes_a_flat_transform_and_reports_the_rest():
