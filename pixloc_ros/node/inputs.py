@@ -78,6 +78,7 @@ class Inputs:
     Attributes:
         transforms: what came in over TF.
         watch: since when inputs have been silent.
+        is_first_start: whether the next start is the first, or the first of a new time.
         starts_from_parameters: whether the next start takes the initial pose of the parameters.
         hears_images: whether images are subscribed to.
     """
@@ -108,7 +109,7 @@ class Inputs:
         self._fix: tuple[np.ndarray, np.ndarray] | None = None
         self._filter_covariance: torch.Tensor | None = None
         self._filter_frames = setting("global_frame_id"), setting("base_frame_id")
-        self._started, self.starts_from_parameters = False, setting("set_initial_pose")
+        self.is_first_start, self.starts_from_parameters = True, setting("set_initial_pose")
         # Heard before the node is active, too: a pose that comes while it is not is the start.
         overridable = QoSOverridingOptions.with_default_policies()
         self._pose_subscription = node.create_subscription(
@@ -296,9 +297,9 @@ class Inputs:
 
     def expect_start(self) -> None:
         """Takes the initial pose of the parameters, or asks for one in diagnostics. A pose that came in already stays."""
-        again, self._started = self._started, True
-        if again and not self._setting("always_reset_initial_pose"):
-            self.starts_from_parameters = False
+        first, self.is_first_start = self.is_first_start, False
+        always = self._setting("always_reset_initial_pose")
+        self.starts_from_parameters = self._setting("set_initial_pose") and (first or always)
         if not self.starts_from_parameters:
             if self._setting("relocalization"):
                 self._board.report("initial pose", "missing", OK, "none is given: the whole map is searched")

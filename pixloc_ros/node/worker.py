@@ -131,6 +131,7 @@ class Worker:
     def restart(self, reason: str) -> None:
         """Forgets all that belongs to the time before: clocks went back, or another map is in use."""
         self._board.report_once("localization", "time", WARN, f"{reason}: localization starts again")
+        self.inputs.is_first_start = True
         self._start_again(reason)
 
     def _start_again(self, reason: str) -> None:
@@ -233,7 +234,7 @@ class Worker:
         request = Request(work, Future())
         request.future.add_done_callback(lambda _: self._answered.trigger())
         if not self._queue.ask(request):
-            request.refuse("the node is being cleaned up")
+            raise InputError("the node has been shut down: start it again")
         return request.future
 
     # ---- the thread

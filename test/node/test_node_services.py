@@ -350,6 +350,15 @@ def test_the_initial_pose_of_the_parameters_counts_once_if_asked(kept, tmp_path)
         assert robot.step(1).state == (TRACKING if kept else INITIALIZING)
 
 
+def test_the_initial_pose_of_the_parameters_counts_again_when_time_begins_again():
+    """A simulation that is reset, or a recording that is played again."""
+    with running(always_reset_initial_pose=False, relocalization=False, **start_pose()) as (_, robot):
+        assert robot.step(0).state == TRACKING and robot.step(40).state != INITIALIZING
+        robot.statuses.clear()
+        robot.odometry_ns = stamp_of(0) - 40_000_000
+        assert robot.step(0).state == TRACKING
+
+
 class Heartbeat(String):
     """Stand-in for bond/Status, which the wheels lack."""
 
