@@ -175,7 +175,8 @@ class FrameAssembly:
             if abs(age_ns) > NS_PER_S:
                 text = (
                     f"the initial pose ({stamp_ns / NS_PER_S:.3f}) is {age_ns / NS_PER_S:.1f} s older than the image "
-                    f"({image_ns / NS_PER_S:.3f}): taken as valid at the image; use one clock (use_sim_time) everywhere"
+                    f"({image_ns / NS_PER_S:.3f}): taken as valid at the image; give it again if the robot has moved since; if "
+                    "it has only just been given, use one clock (use_sim_time) everywhere"
                 )
                 self._board.report_once("initial pose", "stamp", WARN, text)
             stamp_ns = image_ns
