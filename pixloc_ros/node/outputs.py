@@ -53,7 +53,7 @@ class Outputs:
         setting: value of a parameter by name.
 
     Attributes:
-        planar: the last transform with the parameter `planar`.
+        planar: the transform with the parameter `planar`, while there is one.
     """
 
     def __init__(self, node: Node, setting: Callable[[str], Value]) -> None:
@@ -125,7 +125,7 @@ class Outputs:
         """The pose is no longer known: the transform is not repeated."""
         with self._tf_lock:
             self._schedule.clear()
-        self._last = None
+        self._last = self.planar = None
 
     def repeat_transform(self, newest_ns: int) -> None:
         """Sends the transform again if it would soon be too old for data with that stamp."""

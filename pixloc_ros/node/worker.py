@@ -358,8 +358,8 @@ class Worker:
         if result.state is TrackState.TRACKING:
             self._pose_to_keep = LastPose(self.map_name, received.stamp_ns, result.map_from_base, result.covariance)
         self.health.judge(result, assembly.tracker)
-        if self._outputs.planar is not None:
-            self._board.update("localization", "planar", self._outputs.planar.warning)
+        planar = self._outputs.planar
+        self._board.update("localization", "planar", planar.warning if planar is not None else "")
         if not self._setting("publish_tf"):
             self.health.judge_filter(result, self.inputs.published_pose)
         self.health.judge_odometry(assembly.tracker, assembly.time_offset_ns)

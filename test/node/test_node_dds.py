@@ -144,7 +144,7 @@ def test_a_filter_is_compared_with_the_images(axis, off_m, lag, end, child, text
 
 def test_planar_publishes_a_flat_transform_and_reports_the_rest():
     """The robot of these tests drives uphill: 0.3 m above the floor and more."""
-    with running(planar=True, **start_pose()) as (_, robot):
+    with running(planar=True, relocalization=False, **start_pose()) as (node, robot):
         for number in range(3):
             assert robot.step(number).state == TRACKING
         chain, pose = robot.looked_up("map", "base_link", stamp_of(2)), pose_of(2)
@@ -153,6 +153,9 @@ def test_planar_publishes_a_flat_transform_and_reports_the_rest():
         assert math.atan2(chain[1, 0], chain[0, 0]) == pytest.approx(math.atan2(pose[1, 0], pose[0, 0]), abs=1e-6)
         assert close(robot.pose(2), pose, 1e-9)
         robot.diagnosed("localization: planar: the images see the robot")
+        node._worker.relocalize()
+        assert robot.step(3, image=None).state == INITIALIZING
+        robot.wait(lambda: "planar" not in robot.texts[-1])
 
 
 def test_lost_is_silent():

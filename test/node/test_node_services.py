@@ -376,10 +376,12 @@ class Heartbeat(String):
             self.data = f"{self.id} {value} {self.instance_id}"
 
 
-def test_a_bond_is_offered_while_the_node_is_active(monkeypatch):
+def test_a_bond_is_offered_while_the_node_is_active(monkeypatch, request):
     """On the topic and under the name that Nav2's lifecycle manager uses, in the node's namespace; a new one each time."""
     monkeypatch.setitem(sys.modules, "bond", types.SimpleNamespace())
     monkeypatch.setitem(sys.modules, "bond.msg", types.SimpleNamespace(Status=Heartbeat))
+    policy = ElementTree.parse(request.config.rootpath / "config" / "sros2_policy.xml")
+    assert "bond" in {topic.text for topic in policy.iter("topic")}
     with running(autostart=False, connect=False, **start_pose()) as (node, robot):
         beats, names = [], []
         robot.node.create_subscription(String, "bond", lambda beat: beats.append(beat.data.split()), 10)
