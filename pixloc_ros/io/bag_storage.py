@@ -11,6 +11,7 @@ import contextlib
 import heapq
 import re
 import sqlite3
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from operator import itemgetter
 from pathlib import Path
@@ -27,6 +28,7 @@ from .text import read_text
 
 SUFFIXES = (".mcap", ".db3", ".bag")
 _REMEDIES = {".mcap": "'mcap recover'", ".db3": "'ros2 bag reindex', or sqlite3's .recover", ".bag": "'rosbag reindex'"}
+_ZSTD = b"\x28\xb5\x2f\xfd"
 _DEFINITIONS = {"ros2msg": MessageDefinitionFormat.MSG, "ros2idl": MessageDefinitionFormat.IDL}
 
 
@@ -65,6 +67,18 @@ class BagStorage:
                 self.connections.append(connection)
             else:
                 self._notes.append(f"{connection.topic} is left out: its messages are {encoding or 'of no encoding'}, not ROS's")
+        self._keep_one_type_a_topic()
+
+    def _keep_one_type_a_topic(self) -> None:
+        """The one with the most messages."""
+        counts = Counter()
+        for connection in self.connections:
+            counts[connection.topic, connection.msgtype] += connection.msgcount
+        chosen = {topic: type_ for (topic, type_), _ in reversed(counts.most_common())}
+        for topic, type_ in counts:
+            if type_ != chosen[topic]:
+                self._notes.append(f"messages of {type_} on {topic} are left out: most are of {chosen[topic]}")
+        self.connections = [c for c in self.connections if c.msgtype == chosen[c.topic]]
 
     def close(self) -> None:
         """Close the files."""
@@ -94,6 +108,8 @@ class BagStorage:
         """(connection, time, bytes, message) in the order of recording; what cannot be decoded is left out and noted."""
         for connection, time_ns, data in self._raw(topics):
             try:
+                if data[:4] == _ZSTD:  # of a folder without the metadata that says so
+                    data = storage_mcap.DECOMPRESSORS["zstd"](data, 0)
                 message = self._decoder(connection)(data, connection.msgtype)
             except Exception as error:  # whatever rosbags' decoders do; MemoryError for a length nobody has
                 self._unreadable.setdefault(connection.topic, {})[time_ns] = str(error) or type(error).__name__
@@ -158,7 +174,9 @@ class BagStorage:
             raise InputError(f"{self.path} holds several recordings ({names}) and no metadata.yaml that names one: give the file")
         if not there:
             nested = next((folder for folder in sorted(self.path.iterdir()) if folder.is_dir() and is_bag(folder)), None)
+            packed = next((file for file in sorted(self.path.iterdir()) if file.suffix in (".zstd", ".zst")), None)
             hint = f"did you mean {nested}?" if nested else "the folder holds no .mcap, .db3 or .bag file"
+            hint = _unpack(packed) if packed else hint
             raise InputError(f"no bag at {self.path}: {hint}")
         return there, False
 
@@ -173,7 +191,7 @@ class BagStorage:
         kinds = {b"\x89MCAP0": _Mcap, b"SQLite format 3": _Sqlite, b"#ROSBAG": rosbag1.Reader}
         kind = next((kind for start, kind in kinds.items() if magic.startswith(start)), None)
         if kind is None:
-            compressed = ", it is compressed: unpack it with zstd -d" if magic.startswith(b"\x28\xb5\x2f\xfd") else ""
+            compressed = f", {_unpack(file)}" if magic.startswith(_ZSTD) else ""
             raise InputError(f"cannot open the bag {file}: it is no MCAP, sqlite3 or ROS 1 recording{compressed}")
         reader = self._enter(file, kind)
         self._notes += getattr(reader, "notes", [])
@@ -188,6 +206,11 @@ class BagStorage:
             raise InputError(f"cannot open the bag {path}: {reason} (is it complete? try {remedy})") from error
         self._stack.callback(reader.close)
         return reader
+
+
+def _unpack(file: Path) -> str:
+    name = file.with_suffix("") if file.suffix in (".zstd", ".zst") else file.with_stem(f"{file.stem}_unpacked")
+    return f"it is compressed: unpack it with 'zstd -d {file} -o {name}'"
 
 
 def _types(connection: Connection) -> dict:

@@ -96,7 +96,7 @@ def read_tum(path: Path, more: bool = False, left_out: dict[str, str] | None = N
     Args:
         path: The file; commas separate words, too.
         more: Whether lines may hold more words.
-        left_out: Gets the other numbers that make no pose, by file and line; they are errors without it.
+        left_out: Gets all numbers that make no pose, by file and line; without it, those other than NaN and zeros are errors.
 
     Raises:
         InputError: Naming file and line of what is malformed.
@@ -108,12 +108,15 @@ def read_tum(path: Path, more: bool = False, left_out: dict[str, str] | None = N
             raise InputError(f"{where}: {len(words)} words instead of 8: write 'stamp tx ty tz qx qy qz qw'")
         stamp_ns = parse_stamp(where, words[0])
         try:
-            poses.append((stamp_ns, _pose_or_none(words[1:4], words[4:8], where)))
+            poses.append((stamp_ns, (_pose_or_nan if left_out is None else parse_pose)(words[1:8], where)))
         except InputError as error:
             if left_out is None:
                 raise
             left_out[where] = str(error)
-    return Trajectory.from_poses(poses)
+    track = Trajectory.from_poses(poses)
+    if track.missing and not len(track):
+        raise InputError(f"{path} holds no pose: all its lines are NaN or have a quaternion of zeros")
+    return track
 
 
 def read_stamps(path: Path) -> np.ndarray:
@@ -210,7 +213,7 @@ def read_benchmark_poses(path: Path, missing: list[str] | None = None) -> dict[s
         if name in poses:
             raise InputError(f"{where}: a second pose for '{name}': keep one")
         w, x, y, z, *translation = words
-        poses[name] = _pose_or_none(translation, [x, y, z, w], where)
+        poses[name] = _pose_or_nan([*translation, x, y, z, w], where)
     found = {name: pose for name, pose in poses.items() if not bool(pose.isnan().any())}
     if missing is not None:
         missing += poses.keys() - found.keys()
@@ -226,13 +229,13 @@ def write_benchmark_poses(path: Path, camera_from_map: Mapping[str, torch.Tensor
     write_text(path, "".join(lines))
 
 
-def _pose_or_none(translation: list[str], quaternion_xyzw: list[str], where: str) -> torch.Tensor:
-    """a_from_b [4, 4]; NaN where the words say that there is none: as NaN, or a quaternion of zeros."""
-    if all(map(is_number, (*translation, *quaternion_xyzw))):
-        values = np.array([*translation, *quaternion_xyzw], float)
+def _pose_or_nan(words: list[str], where: str) -> torch.Tensor:
+    """As `parse_pose`; NaN where the words say that there is no pose, by NaN or a quaternion of zeros."""
+    if all(map(is_number, words)):
+        values = np.array(words, float)
         if np.isnan(values).any() or not values[3:].any():
             return torch.full((4, 4), torch.nan, dtype=torch.float64)
-    return parse_pose([*translation, *quaternion_xyzw], where)
+    return parse_pose(words, where)
 
 
 def parse_pose(words: list[str], what: str) -> torch.Tensor:

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from bag_writing import BASE_FROM_CAMERA, BagWriter
+from rosbags.rosbag2.enums import CompressionFormat, CompressionMode
 
 from pixloc_ros.errors import InputError
 from pixloc_ros.io.bags import BagOptions, BagReader
@@ -171,7 +172,7 @@ def test_clock_set_back_starts_over(tmp_path):
     assert stamps == [0, 3, 6, 0, 3]
 
 
-def with_channel(path: Path, language: bytes, schema: bytes, encoding: bytes) -> None:
+def with_channel(path: Path, language: bytes, schema: bytes, encoding: bytes, topic: bytes = b"/log") -> None:
     """An MCAP file with one more channel, /log, as converters of other tools write it, and without an index."""
 
     def record(kind: int, *parts: bytes) -> bytes:
@@ -183,7 +184,7 @@ def with_channel(path: Path, language: bytes, schema: bytes, encoding: bytes) ->
     data, number, time = path.read_bytes(), (99).to_bytes(2, "little"), T0.to_bytes(8, "little")
     summary = int.from_bytes(data[-28:-20], "little")
     foreign = record(3, number, text(b"foxglove.Log"), text(language), text(schema))
-    foreign += record(4, number, number if language else bytes(2), text(b"/log"), text(encoding), text(b""))
+    foreign += record(4, number, number if language else bytes(2), text(topic), text(encoding), text(b""))
     foreign += record(5, number, bytes(4), time, time, b'{"level": 2}')
     end = data[summary - 13 : summary]
     path.write_bytes(data[: summary - 13] + foreign + end + record(2, bytes(20)) + data[-8:])
@@ -209,6 +210,30 @@ def test_channels_of_other_tools_are_left_out(tmp_path, language, schema, encodi
             assert list(bag.notes) == left_out
     with pytest.raises(InputError, match="no image topic /log"):
         BagReader(file, BagOptions(image="/log"))
+
+
+def test_of_two_types_on_a_topic_the_frequent_one_is_read(tmp_path):
+    (file,) = write_drive(tmp_path / "drive").glob("*.mcap")
+    with_channel(file, b"ros2msg", b"string data", b"cdr", topic=b"/camera/image_raw")
+    with BagReader(file) as bag:
+        assert len(list(bag.events())) == 9
+        assert bag.notes == ("messages of foxglove.Log on /camera/image_raw are left out: most are of sensor_msgs/msg/Image",)
+
+
+def test_compressed_recordings_without_metadata(tmp_path):
+    for mode in (CompressionMode.MESSAGE, CompressionMode.FILE):
+        path = tmp_path / mode.name
+        bag = BagWriter(path, "sqlite3")
+        bag._writer.set_compression(mode, CompressionFormat.ZSTD)
+        with bag:
+            bag.transform("/tf_static", T0, "base_link", "camera_optical", BASE_FROM_CAMERA)
+            shoot(bag, T0)
+        (path / "metadata.yaml").unlink()
+    with BagReader(tmp_path / "MESSAGE") as bag:
+        assert [type(e) for e in bag.events()] == [CameraFrame]
+    for at in (path, path / "FILE.db3.zstd"):
+        with pytest.raises(InputError, match="it is compressed: unpack it with 'zstd -d .*/FILE.db3.zstd -o .*/FILE.db3'"):
+            BagReader(at)
 
 
 @pytest.mark.parametrize("storage", ["mcap", "sqlite3"])

@@ -76,6 +76,22 @@ def test_a_depth_scale_that_is_not_usual_or_that_nothing_tells_is_asked_for(tmp_
     assert "as given" in build_map_from_rgbd(folder, FakeExtractor(), depth_scale=5000)[1].notes[0]
 
 
+@pytest.mark.parametrize(
+    ("alter", "message"),
+    [
+        (lambda depth: np.where(depth > 0, 3e7 / np.maximum(depth, 1), 0), "only .*% of the points .*no disparity"),
+        (np.zeros_like, "hold no depth, all is 0"),
+    ],
+)
+@pytest.mark.parametrize("scale", [None, 5000.0])
+def test_depth_that_is_none_whatever_its_unit_is_refused(tmp_path, alter, message, scale):
+    folder = write_sequence(tmp_path / "a", np.arange(0, 1.8, 0.3))
+    for path in (folder / "depth").iterdir():
+        cv2.imwrite(str(path), alter(cv2.imread(str(path), cv2.IMREAD_UNCHANGED)).astype(np.uint16))
+    with pytest.raises(InputError, match=message):
+        build_map_from_rgbd(folder, FakeExtractor(), depth_scale=scale)
+
+
 def test_a_pose_that_is_none_and_images_without_one_are_left_out_and_named(tmp_path):
     folder = write_sequence(tmp_path / "a", np.arange(0, 1.8, 0.3), pose_rate=20)
     lines = (folder / "groundtruth.txt").read_text().splitlines()

@@ -27,7 +27,7 @@ _DEPTH_AGREEMENT = 0.03  # of the depth
 _NEIGHBOURS = 30
 _DEPTH_SIGMA = 0.02  # of measured depth, as a share
 _SCALE_PAIRS, _SCALE_FEATURES, _SCALE_ANGLE_DEG, _SCALE_TURN_RAD = 12, 800, 2.0, np.radians(25.0)
-_FEWEST_MATCHES, _AGREEMENT, _LEAST_AGREEING = 50, 0.1, 0.5
+_FEWEST_MATCHES, _AGREEMENT, _LEAST_AGREEING, _FEWEST_AGREEING = 50, 0.1, 0.5, 0.35
 
 
 @dataclass(frozen=True, eq=False)
@@ -119,9 +119,10 @@ def measured_depth_scale(images: KeyframeFiles, depth: Callable[[int], np.ndarra
         None where fewer than 50 points are seen from two places, or fewer than half of the ratios are within 10 % of the median.
 
     Raises:
-        InputError: No image can be read, or no depth image; single ones are passed over.
+        InputError: No image can be read, or no depth image (single ones are passed over), none holds depth, or fewer than 35 %
+            of the ratios are within 10 % of the median: that is no depth, whatever its unit.
     """
-    ratios, failed = [], None
+    ratios, failed, empty = [], None, True
     with tempfile.TemporaryDirectory() as folder:
         matcher = Matcher(images, WorkFolder(Path(folder) / "work", {}), MatchingOptions(features=_SCALE_FEATURES))
         for a, b in _pairs_from_apart(images.map_from_camera):
@@ -135,13 +136,22 @@ def measured_depth_scale(images: KeyframeFiles, depth: Callable[[int], np.ndarra
             distance = matcher.distances(a, b, matches, _SCALE_ANGLE_DEG)
             found = raw[row, column] / (distance * rays[matches[:, 1], 2])
             ratios.append(found[found > 0])
+            empty &= not (raw > 0).any()
     if not ratios and failed:
         raise failed
+    if ratios and empty:
+        raise InputError("the depth images hold no depth, all is 0: record them again")
     ratio = np.concatenate([np.empty(0), *ratios])
     if len(ratio) < _FEWEST_MATCHES:
         return None
     median = float(np.median(ratio))
-    return median if np.mean(np.abs(ratio / median - 1) < _AGREEMENT) >= _LEAST_AGREEING else None
+    share = float(np.mean(np.abs(ratio / median - 1) < _AGREEMENT))
+    if share < _FEWEST_AGREEING:
+        raise InputError(
+            f"only {share:.0%} of the points that two images see have the depth that images and poses say, whatever its unit: "
+            "check that depth is distance (no disparity) and aligned with the images, and that the poses are the camera's"
+        )
+    return median if share >= _LEAST_AGREEING else None
 
 
 def _pairs_from_apart(poses: torch.Tensor) -> list[tuple[int, int]]:
