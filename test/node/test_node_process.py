@@ -1,6 +1,7 @@
 # Copyright the pixloc_ros authors. SPDX-License-Identifier: Apache-2.0
 """The node as a process of its own: a simulated drive with the real network, signals, exit codes."""
 
+import functools
 import os
 import signal
 import subprocess
@@ -133,7 +134,9 @@ def test_interrupted_while_it_compiles(files, drive, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_interrupted_while_it_imports(number, tmp_path):
+def test_interrupted_while_it_imports(number, tmp_path, request):
+    # Tests in the background ignore Ctrl-C, and so would the node.
+    request.addfinalizer(functools.partial(signal.signal, number, signal.signal(number, signal.default_int_handler)))
     with start(tmp_path) as process:
         process.wait_for(lambda: "libtorch_python" in Path(f"/proc/{process.pid}/maps").read_text(), "did not import torch")
         process.send(number)
