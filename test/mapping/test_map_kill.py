@@ -18,7 +18,7 @@ import pytest
 from mapping_helpers import FakeExtractor, write_sequence
 from posed_bag_writing import write_bag
 
-from pixloc_ros import features
+import pixloc_ros
 from pixloc_ros.cli.main import main
 from pixloc_ros.io import tensor_file
 from pixloc_ros.mapping import Map
@@ -69,7 +69,7 @@ def run_killed(command: list[str], output: str, moment: str) -> None:
         if str(target) == output:
             die("renamed")
 
-    features.load_extractor = lambda *_: Extractor()
+    pixloc_ros.load_extractor = lambda *_: Extractor()
     tensor_file.tensor_bytes, os.fsync, os.replace = tensor_bytes, fsync, replace
     code = 99
     try:
@@ -101,12 +101,12 @@ def killed(tmp_path_factory):
     bag = write_bag(folder / "drive", 8, depth="16UC1")
     sequence = write_sequence(folder / "plane", [0.25 * k for k in range(6)])
     old, images, model = folder / "old.pixmap", folder / "images", folder / "model"
-    load, features.load_extractor = features.load_extractor, lambda *_: FakeExtractor()
+    load, pixloc_ros.load_extractor = pixloc_ros.load_extractor, lambda *_: FakeExtractor()
     try:
         assert main(["map", "bag", str(bag), "-o", str(old), "--keep-images", str(images), "--keyframe-shift", "0.02"]) == 0
         assert main(["map", "export", str(old), "--colmap", str(model)]) == 0
     finally:
-        features.load_extractor = load
+        pixloc_ros.load_extractor = load
     for image in images.iterdir():  # the exported cameras are those of the shrunk images
         cv2.imwrite(str(image), cv2.resize(cv2.imread(str(image)), (160, 120), interpolation=cv2.INTER_AREA))
     map_ = Map.open(old)
