@@ -152,7 +152,7 @@ def test_map_from_depth(tmp_path, encoding):
     ],
 )
 def test_depth_in_another_unit_is_refused_until_it_is_given(tmp_path, encoding, units, message, monkeypatch, capsys):
-    monkeypatch.setattr("pixloc_ros.features.load_extractor", lambda weights: FakeExtractor())
+    monkeypatch.setattr("pixloc_ros.load_extractor", lambda weights: FakeExtractor())
     path = write_bag(tmp_path / "drive", 10, depth=encoding, depth_units=units)
     command = ["map", "bag", str(path), "-o", str(tmp_path / "m.pixmap")]
     assert main(command) == 2 and re.search(f"give --depth-scale, .*{message}", capsys.readouterr().err)
@@ -304,7 +304,7 @@ def test_work_goes_on_where_it_was(bag, tmp_path):
 
 @needs_pycolmap
 def test_command_reports_and_keeps_images_for_another_network(bag, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr("pixloc_ros.features.load_extractor", lambda weights: FakeExtractor())
+    monkeypatch.setattr("pixloc_ros.load_extractor", lambda weights: FakeExtractor())
     out, images, report = tmp_path / "site.pixmap", tmp_path / "images", tmp_path / "report.json"
     command = ["map", "bag", str(bag), "-o", str(out), "--keep-images", str(images)]
     assert main([*command, "--report", str(report)]) == 0

@@ -102,7 +102,7 @@ def bad_image(path):
     ],
 )
 def test_one_bad_image_pose_or_camera_is_left_out_and_named(model, tmp_path, image, changes, reason, capsys, monkeypatch):
-    monkeypatch.setattr("pixloc_ros.features.load_extractor", lambda weights: FakeExtractor())
+    monkeypatch.setattr("pixloc_ros.load_extractor", lambda weights: FakeExtractor())
     folder = spoilt(model, tmp_path / "model", **changes)
     images, report = shutil.copytree(model / "images", tmp_path / "images"), tmp_path / "report.json"
     if image:
@@ -160,7 +160,7 @@ def test_points_without_tracks_or_with_wrong_ones_are_triangulated_anew(large_mo
 
 
 def test_command_line(model, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr("pixloc_ros.features.load_extractor", lambda weights: FakeExtractor())
+    monkeypatch.setattr("pixloc_ros.load_extractor", lambda weights: FakeExtractor())
     out = tmp_path / "plane.pixmap"
     command = ["map", "colmap", "--model", str(model), "--images"]
     assert main([*command, str(model / "images"), "-o", str(out)]) == 0

@@ -152,7 +152,7 @@ def test_a_depth_scale_is_positive(sequence, scale):
 
 
 def test_command_line(sequence, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr("pixloc_ros.features.load_extractor", lambda weights: FakeExtractor())
+    monkeypatch.setattr("pixloc_ros.load_extractor", lambda weights: FakeExtractor())
     command = ["map", "rgbd", "--sequence", str(sequence), "-o", str(tmp_path / "room.pixmap")]
     assert main(command) == 0
     out = capsys.readouterr().out
