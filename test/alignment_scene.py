@@ -3,7 +3,7 @@
 
 import torch
 
-from pixloc_ros.alignment import MotionCues, ReferencePoints, TemporalPrior
+from pixloc_ros.alignment import LevelWeights, ReferencePoints
 from pixloc_ros.features import FeatureLevel, FeaturePyramid
 from pixloc_ros.features.sampling import sample_level
 from pixloc_ros.geometry import se3
@@ -45,20 +45,8 @@ def perturbed(truth, scale=1.0, seed=0):
     return se3.retract(truth, xi)
 
 
-BASE = se3.se3_exp(torch.tensor([0.1, 0.4, -0.3, 1.1, -1.2, 1.3], dtype=torch.float64))
-"""camera_from_base"""
-
-
-def temporal_prior(seed, conditional=True):
+def level_weights(levels=2, seed=0):
     """Some state that training might reach: all constants different, all cues used."""
-    prior = TemporalPrior(2, conditional)
     generator = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for parameter in prior.parameters():
-            parameter.copy_(0.15 * torch.randn(parameter.shape, generator=generator))
-    return prior
-
-
-def some_cues(batch, seed=0):
-    values = 4 * torch.rand(batch, 14, generator=torch.Generator().manual_seed(seed)) - 2
-    return MotionCues(values, BASE.expand(batch, 4, 4))
+    constants = LevelWeights.constant(levels, 0.05, 0.1, 0.2, 0.7).table
+    return LevelWeights(constants + 0.2 * torch.randn(constants.shape, generator=generator))

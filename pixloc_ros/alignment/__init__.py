@@ -1,7 +1,8 @@
 # Copyright the pixloc_ros authors. SPDX-License-Identifier: Apache-2.0
 """Featuremetric alignment: the pose at which the image's features agree with the map's."""
 
-from .damping import LearnedDamping, MotionCues, TemporalPrior, damping_of
+from .damping import LearnedDamping, damping_of
+from .level_weights import LevelWeights
 from .optimizer import AlignmentOptions, align
 from .prior import PriorFactor
 from .robust import RobustLoss
@@ -11,11 +12,10 @@ __all__ = [
     "AlignmentOptions",
     "AlignmentResult",
     "LearnedDamping",
-    "MotionCues",
+    "LevelWeights",
     "PriorFactor",
     "ReferencePoints",
     "RobustLoss",
-    "TemporalPrior",
     "View",
     "align",
     "damping_of",

@@ -17,9 +17,10 @@ import torch
 
 from ..geometry import se3
 from ..geometry.projection import camera_numbers
-from ..geometry.single import FAST_JIT, INLINE_JIT, difference, retract
-from .compiled_cost import LOSSES, CostSettings, PointState, System, ViewArrays, linearize_views, mean_cost, turn
+from ..geometry.single import FAST_JIT, INLINE_JIT, difference, inverse, retract
+from .compiled_cost import LOSSES, CostSettings, PointState, System, ViewArrays, linearize_views, mean_cost
 from .damping import ADAPTIVE_DOWN, ADAPTIVE_LEAST, ADAPTIVE_MOST, ADAPTIVE_UP, DIAGONAL_FLOOR, LEAST_SHARED_VIEW, Damping
+from .level_weights import AGREES, LARGEST_CUE, LOG10_LEAST, LOG10_MOST, OUTPUTS, RESIDUAL_FLOOR, LevelWeights, end_statistics
 from .prior import PriorFactor
 from .types import AlignmentResult, LevelTrace, View, why_ended
 
@@ -27,14 +28,19 @@ if TYPE_CHECKING:
     from .optimizer import AlignmentOptions
 
 
+_LEAST, _MOST = np.array(LOG10_LEAST), np.array(LOG10_MOST)
+
+
 class Task(NamedTuple):
-    """What `optimizer.align` made of its arguments, on one device: all batched, with damping and factors of each level."""
+    """What `optimizer.align` made of its arguments, on one device: all batched; last [B] or [1] is of the image before."""
 
     views: tuple[View, ...]
     pose: torch.Tensor
     options: AlignmentOptions
     dampings: Sequence[Damping]
-    factors: Sequence[tuple[PriorFactor, ...]]
+    factors: Sequence[PriorFactor]
+    weights: LevelWeights
+    last: torch.Tensor
 
 
 class Problem(NamedTuple):
@@ -43,25 +49,28 @@ class Problem(NamedTuple):
     Attributes:
         views: The cameras of the rig.
         strides: [levels].
-        factors: float64 [levels, 6] of the Hessian's diagonal.
-        axes: float64 [6, 6], along whose columns the damping acts; [0, 0] for the camera's axes.
+        damping: float64 [levels, 6] factors of the Hessian's diagonal.
         prior_inverses: float64 [F, 4, 4], inverse poses of the prior factors.
-        information: float64 [levels, F, 6, 6] of them, in units of the squared feature residual.
-        cost: Robust loss and border.
+        information: float64 [F, 6, 6] of them.
+        weights: float64 [levels, OUTPUTS, 1 + CUES], of `LevelWeights`.
+        last: The cue of the image before.
+        loss: One of LOSSES.
+        border: How far inside the image points must be, in cells.
         iterations: As of `AlignmentOptions`, and so on.
     """
 
     views: tuple[ViewArrays, ...]
     strides: np.ndarray
-    factors: np.ndarray
-    axes: np.ndarray
+    damping: np.ndarray
     prior_inverses: np.ndarray
     information: np.ndarray
-    cost: CostSettings
+    weights: np.ndarray
+    last: float
+    loss: int
+    border: float
     iterations: int
     min_points: int
     stop_cells: float
-    finest_share: float
 
 
 class LevelResults(NamedTuple):
@@ -72,6 +81,8 @@ class LevelResults(NamedTuple):
         costs: [levels, iterations + 1], mean robust costs, likewise.
         done: int64 [levels], steps taken.
         hessian: [levels, 6, 6], of the views at the last pose.
+        evidence: [levels, 6, 6], what the level and the coarser ones know of the pose.
+        outputs: [levels, 6], of `LevelWeights`.
         squared: [levels, N], squared residuals there, of all views' points, one view after the other.
         valid: bool [levels, N], which count there.
         pixels: [levels, N, 2], where they project to.
@@ -81,6 +92,8 @@ class LevelResults(NamedTuple):
     costs: np.ndarray
     done: np.ndarray
     hessian: np.ndarray
+    evidence: np.ndarray
+    outputs: np.ndarray
     squared: np.ndarray
     valid: np.ndarray
     pixels: np.ndarray
@@ -91,13 +104,13 @@ class LevelResults(NamedTuple):
         shape = (batch, levels)
         poses, costs = np.empty((*shape, steps + 1, 4, 4)), np.empty((*shape, steps + 1))
         done, hessian = np.empty(shape, np.int64), np.empty((*shape, 6, 6))
-        return cls(
-            poses, costs, done, hessian, np.zeros((*shape, count)), np.empty((*shape, count), bool), np.zeros((*shape, count, 2))
-        )
+        squared, valid, pixels = np.zeros((*shape, count)), np.empty((*shape, count), bool), np.zeros((*shape, count, 2))
+        outputs = np.empty((*shape, len(OUTPUTS)))
+        return cls(poses, costs, done, hessian, np.empty_like(hessian), outputs, squared, valid, pixels)
 
 
 @numba.njit(**INLINE_JIT)
-def _solve(hessian, gradient, factors, step):
+def solve(hessian, gradient, factors, step):
     """step = -(H + diag(max(factors diag H, floor)))⁻¹ g by Cholesky; zero where the matrix is not positive definite."""
     lower = np.zeros((6, 6))
     step[:] = 0.0
@@ -131,48 +144,72 @@ def _solve(hessian, gradient, factors, step):
 
 
 @numba.njit(**INLINE_JIT)
-def solve(hessian, gradient, factors, axes, step):
-    """The damped step, with the damping along the columns of axes [6, 6], or the camera's axes where that is empty."""
-    if not axes.size:
-        _solve(hessian, gradient, factors, step)
-        return
-    turned, pull, along = np.empty((6, 6)), np.empty(6), np.empty(6)
-    turn(hessian, gradient, axes, turned, pull)
-    _solve(turned, pull, factors, along)
-    for m in range(6):
-        step[m] = 0.0
-        for k in range(6):
-            step[m] += axes[m, k] * along[k]
-
-
-@numba.njit(**INLINE_JIT)
-def add_factors(problem, level, pose, system, hessian, gradient):
-    """Fill the views' normal equations plus the prior factors'; return the factors' share of the cost."""
-    for m in range(6):
-        gradient[m] = system.gradient[m]
-        for n in range(6):
-            hessian[m, n] = system.hessian[m, n]
+def add_gaussian(information, variance, pose, inverse, hessian, gradient):
+    """Add variance times a Gaussian's normal equations at a pose [4, 4]; return its share of the cost. inverse: of its mean."""
     error, cost = np.empty(6), 0.0
-    for f in range(problem.prior_inverses.shape[0]):
-        difference(pose, problem.prior_inverses[f], error)
-        information = problem.information[level, f]
-        for m in range(6):
-            pull = 0.0
-            for n in range(6):
-                pull += information[m, n] * error[n]
-                hessian[m, n] += information[m, n]
-            gradient[m] += pull
-            cost += pull * error[m]
+    difference(pose, inverse, error)
+    for m in range(6):
+        pull = 0.0
+        for n in range(6):
+            pull += variance * information[m, n] * error[n]
+            hessian[m, n] += variance * information[m, n]
+        gradient[m] += pull
+        cost += pull * error[m]
     return cost
 
 
 @numba.njit(**INLINE_JIT)
-def run_level(problem, level, start, alive, results):
+def scale_information(information, translation, rotation, scaled):
+    """Fill in the information [6, 6] with its standard deviations divided by the roots of both factors."""
+    for m in range(6):
+        for n in range(6):
+            left, right = (translation if m < 3 else rotation), (translation if n < 3 else rotation)
+            scaled[m, n] = math.sqrt(left * right) * information[m, n]
+
+
+@numba.njit(**INLINE_JIT)
+def expected_cells(information, motion, count, stride):
+    """Root mean square error of the reprojections that a Gaussian of the pose lets expect, in cells."""
+    unit, column, none, total = np.zeros(6), np.empty(6), np.zeros(6), 0.0
+    for m in range(6):
+        unit[m] = -1.0
+        solve(information, unit, none, column)
+        unit[m] = 0.0
+        for n in range(6):
+            total += column[n] * motion[n, m]
+    return math.sqrt(max(total, 0.0) / max(count, 1)) / stride
+
+
+@numba.njit(**INLINE_JIT)
+def log_residual(points):
+    """Mean log10 of the squared residuals of the valid points, plus 1."""
+    total, count = 0.0, 0
+    for i in range(points.squared.shape[0]):
+        if points.valid[i]:
+            total += math.log10(points.squared[i] + RESIDUAL_FLOOR)
+            count += 1
+    return total / max(count, 1) + 1
+
+
+@numba.njit(**INLINE_JIT)
+def outputs_of(table, cues, outputs):
+    """Fill in the level's outputs for its cues."""
+    for m in range(outputs.shape[0]):
+        power = table[m, 0]
+        for n in range(cues.shape[0]):
+            power += table[m, 1 + n] * min(max(cues[n], -LARGEST_CUE), LARGEST_CUE)
+        outputs[m] = 10.0 ** min(max(power, _LEAST[m]), _MOST[m])
+
+
+@numba.njit(**INLINE_JIT)
+def run_level(problem, level, start, alive, evidence, cues, results):
     """Levenberg-Marquardt with step acceptance on one level from `start` [4, 4]; no steps where it is not alive any more.
 
-    Fills the level's row of the results. Returns the steps taken, or -1 where too few points were visible at the start.
+    Fills the level's row of the results. evidence [6, 6] is what the coarser levels know, and becomes what all know so far; cues
+    [5] hold the residuals of the coarser level, and then this one's. Returns the steps taken, or -1 where too few points were
+    visible at the start.
     """
-    views, stride, cost = problem.views, problem.strides[level], problem.cost
+    views, stride = problem.views, problem.strides[level]
     poses, costs = results.poses[level], results.costs[level]
     points = results.squared.shape[1]
     squared, valid, pixels = results.squared[level], results.valid[level], results.pixels[level]
@@ -182,13 +219,36 @@ def run_level(problem, level, start, alive, results):
     new_at = PointState(np.zeros(points), np.zeros(points), np.zeros(points), np.zeros(points, np.bool_), np.zeros((points, 2)))
     hessian, gradient, new_hessian, new_gradient = np.empty((6, 6)), np.empty(6), np.empty((6, 6)), np.empty(6)
     step, pose, candidate = np.empty(6), start.copy(), start.copy()
+    hold, hold_inverse, outputs = np.empty((6, 6)), inverse(start), results.outputs[level]
+    trusted = np.empty(problem.information.shape)
+    # A look at the start sets what is believed on this level.
+    count = linearize_views(views, level, stride, start, CostSettings(problem.loss, 1.0, problem.border), now, at)
+    for m in range(6):
+        for n in range(6):
+            hold[m, n] = evidence[m, n]
+            for f in range(trusted.shape[0]):
+                hold[m, n] += problem.information[f, m, n]
+    cues[0], cues[4] = log_residual(at), math.log10(max(count, 1) / 500)
+    cues[1] = math.log10(max(expected_cells(hold, now.motion, count, stride), 1e-9)) if hold[0, 0] > 0 else LARGEST_CUE
+    outputs_of(problem.weights[level], cues, outputs)
+    cost, variance = CostSettings(problem.loss, outputs[0], problem.border), outputs[1]
+    scale_information(evidence, outputs[2], outputs[3], hold)
+    for f in range(trusted.shape[0]):
+        scale_information(problem.information[f], outputs[4], outputs[5], trusted[f])
     count, prior_cost, scale, done = 0, 0.0, 1.0, 0
     for k in range(1 + (problem.iterations if alive else 0)):  # the first one looks at the start only
         if k > 0:
-            solve(hessian, gradient, problem.factors[level] * scale, problem.axes, step)
+            solve(hessian, gradient, problem.damping[level] * scale, step)
             retract(pose, step, candidate)
         new_count = linearize_views(views, level, stride, candidate, cost, new, new_at)
-        new_prior_cost = add_factors(problem, level, candidate, new, new_hessian, new_gradient)
+        for m in range(6):
+            new_gradient[m] = new.gradient[m]
+            for n in range(6):
+                new_hessian[m, n] = new.hessian[m, n]
+        new_prior_cost = add_gaussian(hold, variance, candidate, hold_inverse, new_hessian, new_gradient)
+        for f in range(trusted.shape[0]):
+            known = problem.prior_inverses[f]
+            new_prior_cost += add_gaussian(trusted[f], variance, candidate, known, new_hessian, new_gradient)
         accept, still = k == 0, False
         if k > 0:
             before, after, shared = prior_cost, 0.0, 0
@@ -225,6 +285,11 @@ def run_level(problem, level, start, alive, results):
             return -1
         if still:
             break
+    for m in range(6):
+        for n in range(6):
+            evidence[m, n] = hold[m, n] + now.hessian[m, n] / variance
+            results.evidence[level, m, n] = evidence[m, n]
+    cues[2] = log_residual(at)
     return done
 
 
@@ -232,25 +297,18 @@ def run_level(problem, level, start, alive, results):
 def run_levels(problem, start, results):
     """`run_level` on one level after the other, coarse to fine, from `start` [4, 4].
 
-    Returns the level whose end stands, and whether enough points were visible at the start of every level.
+    Returns whether enough points were visible at the start of every level.
     """
-    levels, limit = len(problem.strides), 2 * problem.cost.scale
-    alive, pose = True, start
-    for k in range(levels):
-        steps = run_level(problem, k, pose, alive, results)
+    alive, pose, evidence, cues = True, start, np.zeros((6, 6)), np.zeros(5)
+    cues[3] = problem.last
+    for k in range(len(problem.strides)):
+        steps = run_level(problem, k, pose, alive, evidence, cues, results)
         alive = alive and steps >= 0
         steps = max(steps, 0)
         results.done[k] = steps
         pose = results.poses[k, steps]
         results.poses[k, steps + 1 :], results.costs[k, steps + 1 :] = pose, results.costs[k, steps]
-    if levels > 1 and problem.finest_share > 0:
-        inliers, finest = 0, 0
-        for i in range(results.valid.shape[1]):
-            inliers += results.valid[levels - 2, i] and results.squared[levels - 2, i] < limit
-            finest += results.valid[levels - 1, i] and results.squared[levels - 1, i] < limit
-        if finest < problem.finest_share * inliers:
-            return levels - 2, alive
-    return levels - 1, alive
+    return alive
 
 
 def align_compiled(task: Task) -> AlignmentResult:
@@ -261,33 +319,34 @@ def align_compiled(task: Task) -> AlignmentResult:
     starts = _array(pose, np.float64)
     results = LevelResults.empty(batch, levels, steps, sum(len(view.points) for view in views))
 
-    def run(b: int) -> tuple[int, bool]:
+    def run(b: int) -> bool:
         return run_levels(problem_of(b), starts[b], LevelResults(*(array[b] for array in results)))
 
     if batch == 1:
-        ends = [run(0)]
+        alive = np.array([run(0)])
     else:
         with ThreadPoolExecutor(min(batch, torch.get_num_threads())) as pool:
-            ends = list(pool.map(run, range(batch)))
-    last, alive = (np.array(values) for values in zip(*ends))
-    each, judge = np.arange(batch), max(levels - 2, 0) if options.finest_share > 0 else levels - 1
-    ended = results.done[each, last]
-    found, visible = results.poses[each, last, ended], results.valid[each, last]
+            alive = np.array(list(pool.map(run, range(batch))))
+    each, judge = np.arange(batch), max(levels + options.inlier_level, 0)
+    ended = results.done[each, -1]
+    found, visible = results.poses[each, -1, ended], results.valid[:, -1]
     finished = np.isfinite(found).all((1, 2)) & alive
-    inliers = visible & results.valid[:, judge] & (results.squared[:, judge] < 2 * options.loss.scale)
+    inliers = visible & results.valid[:, judge] & (results.squared[:, judge] < AGREES)
     traces = []
+    tensors = LevelResults(*map(torch.from_numpy, results))
     for k, most in enumerate(results.done.max(0).tolist()):
-        costs, poses = (torch.from_numpy(array[:, k, : most + 1]) for array in (results.costs, results.poses))
-        traces.append(LevelTrace(views[0].pyramid.levels[k].stride, costs, poses.to(pose.dtype), most))
-    hessian, cost, pixels = results.hessian[each, last], results.costs[each, last, ended], results.pixels[each, last]
-    ends_at = map(torch.from_numpy, (finished, hessian, cost, visible, inliers, pixels))
+        costs, poses = tensors.costs[:, k, : most + 1], tensors.poses[:, k, : most + 1].to(pose.dtype)
+        ends = end_statistics(tensors.squared[:, k], tensors.valid[:, k])
+        traces.append(LevelTrace(views[0].pyramid.levels[k].stride, costs, poses, most, tensors.outputs[:, k], *ends))
+    cost, pixels = results.costs[each, -1, ended], results.pixels[:, -1]
+    ends_at = map(torch.from_numpy, (finished, results.evidence[:, -1], cost, visible, inliers, pixels))
     reason = why_ended(bool(finished.all()), bool(alive.all()), traces, steps)
     return AlignmentResult(torch.from_numpy(found).to(pose.dtype), *ends_at, tuple(traces), reason)
 
 
 def _problems(task: Task) -> Callable[[int], Problem]:
     """What gives the problem of each pose of a batch: everything as arrays, with a batch dimension of B or 1 in front."""
-    views, _, options, dampings, factors = task
+    views, _, options, dampings, factors, weights, last = task
     # The fields of ViewArrays: those with a batch dimension, then those without.
     arrays = [
         (
@@ -305,15 +364,13 @@ def _problems(task: Task) -> Callable[[int], Problem]:
     ]
     strides = np.array([level.stride for level in views[0].pyramid.levels])
     damping = np.stack([_array(level.factors, np.float64) for level in dampings], 1)
-    axes = _array(dampings[0].axes, np.float64, (1, 0, 0))
-    inverses, information = np.empty((1, 0, 4, 4)), np.empty((1, len(dampings), 0, 6, 6))
-    if factors[0]:
-        poses = [np.stack([se3.inverse(one).numpy() for one in f.camera_from_map.detach().double()]) for f in factors[0]]
+    inverses, information = np.empty((1, 0, 4, 4)), np.empty((1, 0, 6, 6))
+    if factors:
+        poses = [np.stack([se3.inverse(one).numpy() for one in f.camera_from_map.detach().double()]) for f in factors]
         inverses = np.stack(np.broadcast_arrays(*poses), 1)
-        of_levels = [np.broadcast_arrays(*(_array(f.information, np.float64) for f in level)) for level in factors]
-        information = np.stack([np.stack(level, 1) for level in of_levels], 1)
-    cost = CostSettings(LOSSES[options.loss.kind], options.loss.scale, options.border_cells)
-    limits = (options.iterations, options.min_points, options.stop_cells, options.finest_share)
+        information = np.stack(np.broadcast_arrays(*(_array(f.information, np.float64) for f in factors)), 1)
+    table, last = _array(weights.table, np.float64), _array(last, np.float64)
+    limits = (options.border_cells, options.iterations, options.min_points, options.stop_cells)
 
     def problem(b: int) -> Problem:
         def of(values):
@@ -321,7 +378,8 @@ def _problems(task: Task) -> Callable[[int], Problem]:
             return tuple(map(of, values)) if isinstance(values, tuple) else values[b if len(values) > 1 else 0]
 
         mine = tuple(ViewArrays(*of(batched), *alone) for batched, alone in arrays)
-        return Problem(mine, strides, of(damping), of(axes), of(inverses), of(information), cost, *limits)
+        priors, loss = (of(inverses), of(information)), LOSSES[options.loss.kind]
+        return Problem(mine, strides, of(damping), *priors, table, float(of(last)), loss, *limits)
 
     return problem
 

@@ -29,10 +29,10 @@ from .damping import (
     PAPER_START,
     Damping,
     LearnedDamping,
-    MotionCues,
     level_dampings,
 )
-from .prior import PriorFactor, level_factors
+from .level_weights import AGREES, LARGEST_CUE, LevelWeights, end_statistics, mean_log_residual, outputs_of
+from .prior import PriorFactor
 from .robust import RobustLoss
 from .types import AlignmentResult, LevelTrace, View, batched, map_tensors, to_device, why_ended
 
@@ -48,16 +48,12 @@ class AlignmentOptions:
     Attributes:
         strategy: "adaptive" (step acceptance) or "paper" (fixed damping).
         iterations: At most, per level.
-        loss: Robust loss of the squared feature residual.
+        loss: Robust loss of the squared feature residual; its scale serves where no `LevelWeights` are given.
         border_cells: How far inside the image a point must be, in cells.
         min_points: Fewer visible points than this are a failure.
         stop_cells: A level ends when a step moves the reprojections by less than this share of a cell (root mean square).
-        feature_variance: Squared feature residual that counts as one sigma, which sets the image's weight against a prior
-            factor.
-        finest_share: The finest level is exact where images are sharp. Its pose stands where at least this share of the
-            points that agreed with the map at the level before agrees at it, too, else that level's pose does. Inliers are
-            counted at the level before, which tolerates blur and noise (adaptive only; 0: the finest level always stands,
-            and inliers are counted there).
+        feature_variance: Squared feature residual that counts as one sigma, where no `LevelWeights` are given.
+        inlier_level: At which level inliers are counted, from the end: at the one before the finest, which tolerates blur.
         backend: "torch" (any device, differentiable), "compiled" (one CPU core, adaptive only, no gradients) or "auto":
             compiled wherever it can be.
         detach_steps: For training: where a step starts is a constant to its gradient, so that each step is taught by itself
@@ -71,7 +67,7 @@ class AlignmentOptions:
     min_points: int = 10
     stop_cells: float = 0.05
     feature_variance: float = 0.05
-    finest_share: float = 0.6
+    inlier_level: int = -2
     backend: str = "auto"
     detach_steps: bool = False
 
@@ -100,8 +96,8 @@ class _Trace:
     poses: torch.Tensor
     steps: torch.Tensor
 
-    def cut(self, steps: int) -> LevelTrace:
-        return LevelTrace(self.stride, self.costs[:, : steps + 1], self.poses[:, : steps + 1], steps)
+    def cut(self, steps: int, outputs: torch.Tensor, ends: tuple[torch.Tensor, torch.Tensor]) -> LevelTrace:
+        return LevelTrace(self.stride, self.costs[:, : steps + 1], self.poses[:, : steps + 1], steps, outputs, *ends)
 
 
 class _Stop:
@@ -134,51 +130,82 @@ class _Stop:
 
 @dataclass(frozen=True)
 class _LevelEnd:
-    """Where a level ended: pose [B, 4, 4], alive [B]; hessian, cost, and per point squared residual, valid, pixels there."""
+    """Where a level ended: pose [B, 4, 4], alive [B]; cost, and per point squared residual, valid, pixels there; what it and the
+    coarser levels know of the pose [B, 6, 6]."""
 
     camera_from_map: torch.Tensor
     alive: torch.Tensor
-    hessian: torch.Tensor
     cost: torch.Tensor
     squared: torch.Tensor
     valid: torch.Tensor
     pixels: torch.Tensor
+    evidence: torch.Tensor
     trace: _Trace
-
-    @classmethod
-    def of(cls, pose: torch.Tensor, alive: torch.Tensor, now: Linearization, trace: _Trace) -> _LevelEnd:
-        return cls(pose, alive, now.hessian, now.mean_cost(), now.squared, now.valid, now.pixels, trace)
-
-    def inliers(self, loss: RobustLoss) -> torch.Tensor:
-        """Visible points [B, N] whose residual is in the robust loss's quadratic zone."""
-        return self.valid & (self.squared < 2 * loss.scale)
 
 
 @dataclass(frozen=True)
 class _Level:
-    """What stays the same over the iterations of a level."""
+    """What stays the same over the iterations of a level: factors are in units of the squared feature residual (variance [B])."""
 
     views: tuple[View, ...]
     index: int
-    factors: tuple[PriorFactor, ...]
     damping: Damping
     options: AlignmentOptions
+    loss: RobustLoss
+    variance: torch.Tensor
+    hold: PriorFactor
+    factors: tuple[PriorFactor, ...]
+
+    @classmethod
+    def at(cls, task: Task, index: int, start: torch.Tensor, evidence: torch.Tensor, coarser: torch.Tensor):
+        """The level with what is believed on it, and its outputs [B, 6], by a look at its start [B, 4, 4].
+
+        Args:
+            evidence: [B, 6, 6], what the coarser levels know.
+            coarser: [B], the cue of the level before.
+        """
+        options, views = task.options, task.views
+        look = linearize_views(views, index, start, RobustLoss(options.loss.kind, 1.0), options.border_cells)
+        count = look.valid.sum(-1)
+        known = evidence + sum(factor.information.double() for factor in task.factors)
+        motion = torch.einsum("bnpi,bnpj->bij", look.pixel_jacobian.double(), look.pixel_jacobian.double())
+        units = torch.eye(6, dtype=torch.float64, device=start.device)
+        columns = Damping(torch.zeros_like(units[:1])).step(
+            known[:, None].expand(-1, 6, 6, 6).flatten(0, 1), -units.repeat(len(start), 1)
+        )
+        spread = (columns.unflatten(0, (-1, 6)) * motion).sum((-1, -2)).clamp(min=0) / count.clamp(min=1)
+        cells = (spread.sqrt() / views[0].pyramid.levels[index].stride).clamp(min=1e-9).log10()
+        expected = torch.where(known[:, 0, 0] > 0, cells, LARGEST_CUE)
+        points = (count.clamp(min=1) / 500).log10()
+        start_residual = mean_log_residual(look.squared, look.valid)
+        cues = torch.stack([v.double().expand(len(start)) for v in (start_residual, expected, coarser, task.last, points)], -1)
+        outputs = outputs_of(task.weights.table[index].double(), cues)
+        scale, variance, *factors = outputs.unbind(-1)
+        hold = PriorFactor(start, evidence).scaled(*factors[:2])
+        trusted = tuple(factor.scaled(*factors[2:]) for factor in task.factors)
+        loss = RobustLoss(options.loss.kind, scale[:, None].to(look.squared.dtype))
+        return cls(views, index, task.dampings[index], options, loss, variance, hold, trusted), outputs
 
     @property
     def stride(self) -> float:
         return self.views[0].pyramid.levels[self.index].stride
 
     def linearize(self, pose: torch.Tensor) -> Linearization:
-        return linearize_views(self.views, self.index, pose, self.options.loss, self.options.border_cells)
+        return linearize_views(self.views, self.index, pose, self.loss, self.options.border_cells)
 
     def system(self, now: Linearization, pose: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """The sum over views and factors: Hessian, gradient and the factors' share of the cost [B], in double precision."""
         hessian, gradient = now.hessian.double(), now.gradient.double()
         cost = torch.zeros_like(gradient[:, 0])
-        for factor in self.factors:
+        for factor in (self.hold, *self.factors):
             information, pull, share = factor.normal_equations(pose)
-            hessian, gradient, cost = hessian + information, gradient + pull, cost + share
+            hessian = hessian + self.variance[:, None, None] * information
+            gradient, cost = gradient + self.variance[:, None] * pull, cost + self.variance * share
         return hessian, gradient, cost
+
+    def end(self, pose: torch.Tensor, alive: torch.Tensor, now: Linearization, trace: _Trace) -> _LevelEnd:
+        evidence = self.hold.information + now.hessian.double() / self.variance[:, None, None]
+        return _LevelEnd(pose, alive, now.mean_cost(), now.squared, now.valid, now.pixels, evidence, trace)
 
     def still(self, now: Linearization, step: torch.Tensor) -> torch.Tensor:
         """Whether a step [B] moves the visible reprojections by less than `stop_cells` (root mean square)."""
@@ -193,7 +220,8 @@ def align(
     options: AlignmentOptions = AlignmentOptions(),
     damping: LearnedDamping | None = None,
     factors: PriorFactor | Sequence[PriorFactor] | None = None,
-    cues: MotionCues | None = None,
+    weights: LevelWeights | None = None,
+    last: torch.Tensor | None = None,
 ) -> AlignmentResult:
     """Move the poses until the features of the images at the projected points agree with the map's.
 
@@ -206,7 +234,8 @@ def align(
         options: How to align.
         damping: Learned factors. Without it the adaptive strategy starts at 0.01, and the paper's runs with theta = 0.
         factors: Prior on the pose, or several; None for none.
-        cues: What a `TemporalPrior` takes; where its axes are not given, those of a base at the camera are meant.
+        weights: What is believed of levels and factors; None for the options' constants.
+        last: The cue of the image before, [...]: `LevelTrace.residual` of its finest level; None for none.
 
     Returns:
         The result, whose leading dimensions are those of `camera_from_map`.
@@ -218,7 +247,7 @@ def align(
     factors = (factors,) if isinstance(factors, PriorFactor) else tuple(factors or ())
     home, device = camera_from_map.device, views[0].pyramid.levels[0].features.device
     if home != device:
-        views, camera_from_map, factors, cues = to_device((views, camera_from_map, factors, cues), device)
+        views, camera_from_map, factors, weights, last = to_device((views, camera_from_map, factors, weights, last), device)
     strides = [level.stride for level in views[0].pyramid.levels]
     for view in views:
         if len(view.points.descriptors) != len(view.pyramid.levels):
@@ -230,14 +259,16 @@ def align(
             raise InputError("the images of a rig have levels of different strides: use one network at one image size")
     views = tuple(dataclasses.replace(v, points=batched(v.points)) if v.points.xyz.dim() == 2 else v for v in views)
     factors = tuple(batched(factor) if factor.camera_from_map.dim() == 2 else factor for factor in factors)
-    cues = batched(cues) if cues is not None and cues.values.dim() == 1 else cues
     single = camera_from_map.dim() == 2
     pose = camera_from_map[None] if single else camera_from_map
-    constant = PAPER_START if options.strategy == "paper" else ADAPTIVE_START
-    dampings, trust, camera_from_base = level_dampings(damping, cues, len(strides), constant, device)
-    trusted = level_factors(factors, trust, camera_from_base, len(strides), options.feature_variance)
+    levels, constant = len(strides), PAPER_START if options.strategy == "paper" else ADAPTIVE_START
+    if weights is None:
+        weights = LevelWeights.constant(levels, options.loss.scale, options.feature_variance)
+        weights = to_device(weights, device)
+    last = torch.zeros(1, device=device) if last is None else last.reshape(-1)
+    dampings = level_dampings(damping, levels, constant, device)
     run = align_compiled if _compiled_serves(options, views) else _align_tensors
-    result = run(Task(views, pose, options, dampings, trusted))
+    result = run(Task(views, pose, options, dampings, factors, weights, last))
     result = map_tensors(result, lambda tensor: tensor[0]) if single else result
     return result if home == device else to_device(result, home)
 
@@ -259,35 +290,37 @@ def _compiled_serves(options: AlignmentOptions, views: tuple[View, ...]) -> bool
 
 def _align_tensors(task: Task) -> AlignmentResult:
     """Level after level on any device, differentiable."""
-    end, inliers, finished, ran = _run_levels(task)
-    numbers = torch.stack((*(trace.steps.amax() for trace in ran), finished.all(), end.alive.all()))
+    end, ends, finished, beliefs = _run_levels(task)
+    numbers = torch.stack((*(level.trace.steps.amax() for level in ends), finished.all(), end.alive.all()))
     *steps, all_finished, all_alive = numbers.tolist()  # the only time that the host waits
-    traces = tuple(trace.cut(taken) for trace, taken in zip(ran, steps))
-    reason = why_ended(bool(all_finished), bool(all_alive), traces, task.options.iterations)
-    visible = end.valid
-    return AlignmentResult(
-        end.camera_from_map, finished, end.hessian, end.cost, visible, inliers & visible, end.pixels, traces, reason
+    traces = tuple(
+        level.trace.cut(taken, outputs, end_statistics(level.squared, level.valid))
+        for level, taken, outputs in zip(ends, steps, beliefs)
     )
+    reason = why_ended(bool(all_finished), bool(all_alive), traces, task.options.iterations)
+    counted = ends[max(len(ends) + task.options.inlier_level, 0)]
+    inliers = end.valid & counted.valid & (counted.squared < AGREES)
+    return AlignmentResult(end.camera_from_map, finished, end.evidence, end.cost, end.valid, inliers, end.pixels, traces, reason)
 
 
-def _run_levels(task: Task) -> tuple[_LevelEnd, torch.Tensor, torch.Tensor, list[_Trace]]:
-    """Where the alignment ends, the points [B, N] that agree, which poses [B] are fit to use, and how each level went. The host
+def _run_levels(task: Task) -> tuple[_LevelEnd, list[_LevelEnd], torch.Tensor, list[torch.Tensor]]:
+    """Where the alignment ends, where each level does, which poses [B] are fit to use, and each level's outputs [B, 6]. The host
     waits for no device here."""
-    views, pose, options, dampings, factors = task
+    pose = task.pose
     alive = torch.ones(pose.shape[0], dtype=torch.bool, device=pose.device)
-    run = _run_paper if options.strategy == "paper" else _run_adaptive
-    traces, end = [], None
-    for k, (damping, added) in enumerate(zip(dampings, factors, strict=True)):
+    evidence = torch.zeros(pose.shape[0], 6, 6, dtype=torch.float64, device=pose.device)
+    coarser = torch.zeros(1, device=pose.device)
+    run = _run_paper if task.options.strategy == "paper" else _run_adaptive
+    ends, beliefs = [], []
+    for k in range(len(task.dampings)):
         # Between levels the pose is a constant: each level's loss teaches that level only (PixLoc, section 4.3).
-        coarser, end = end, run(_Level(views, k, added, damping, options), pose.detach(), alive)
-        pose, alive = end.camera_from_map, end.alive
-        traces.append(end.trace)
-    inliers = end.inliers(options.loss)
-    if coarser is not None and options.strategy == "adaptive" and options.finest_share > 0:
-        finest, inliers = inliers, coarser.inliers(options.loss)
-        blurred = finest.sum(-1) < options.finest_share * inliers.sum(-1)
-        end = dataclasses.replace(_take(blurred, coarser, end), alive=alive)
-    return end, inliers, torch.isfinite(end.camera_from_map).all(-1).all(-1) & alive, traces
+        level, outputs = _Level.at(task, k, pose.detach(), evidence, coarser)
+        end = run(level, pose.detach(), alive)
+        pose, alive, evidence = end.camera_from_map, end.alive, end.evidence.detach()
+        coarser = mean_log_residual(end.squared, end.valid).detach()
+        ends.append(end)
+        beliefs.append(outputs)
+    return end, ends, torch.isfinite(end.camera_from_map).all(-1).all(-1) & alive, beliefs
 
 
 def _run_paper(level: _Level, pose: torch.Tensor, alive: torch.Tensor) -> _LevelEnd:
@@ -311,7 +344,7 @@ def _run_paper(level: _Level, pose: torch.Tensor, alive: torch.Tensor) -> _Level
             if stop(moving):
                 break
     alive = alive & (now.valid.sum(-1) >= options.min_points)
-    return _LevelEnd.of(pose, alive, now, _Trace(level.stride, torch.stack(costs, -1), torch.stack(poses, -3), steps))
+    return level.end(pose, alive, now, _Trace(level.stride, torch.stack(costs, -1), torch.stack(poses, -3), steps))
 
 
 def _run_adaptive(level: _Level, pose: torch.Tensor, alive: torch.Tensor) -> _LevelEnd:
@@ -348,7 +381,7 @@ def _run_adaptive(level: _Level, pose: torch.Tensor, alive: torch.Tensor) -> _Le
         moving = moving & ~still
         if stop(moving):
             break
-    return _LevelEnd.of(pose, alive, now, _Trace(level.stride, torch.stack(costs, -1), torch.stack(poses, -3), steps))
+    return level.end(pose, alive, now, _Trace(level.stride, torch.stack(costs, -1), torch.stack(poses, -3), steps))
 
 
 def _take(which: torch.Tensor, new: T, old: T) -> T:

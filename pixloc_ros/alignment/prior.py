@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -31,31 +30,7 @@ class PriorFactor:
         pull = (self.information @ error[..., None])[..., 0]
         return self.information, pull, (pull * error).sum(-1)
 
-
-def level_factors(
-    factors: Sequence[PriorFactor],
-    trust: torch.Tensor | None,
-    camera_from_base: torch.Tensor,
-    levels: int,
-    feature_variance: float,
-) -> list[tuple[PriorFactor, ...]]:
-    """The factors of each level as the optimizer adds them: information in units of the squared feature residual.
-
-    Args:
-        factors: Batched.
-        trust: Multiplies the information, [..., levels, 6] along the axes of the base; None for 1.
-        camera_from_base: [..., 4, 4].
-        levels: Of the pyramid.
-        feature_variance: Squared feature residual that counts as one sigma.
-    """
-    information = [factor.information.double() for factor in factors]
-    of_levels = [information] * levels
-    if trust is not None and factors:
-        axes, back = se3.adjoint(camera_from_base), se3.adjoint(se3.inverse(camera_from_base))
-        along = [axes.mT @ each @ axes for each in information]
-        roots = [root[..., None] for root in trust.double().sqrt().unbind(-2)]
-        of_levels = [[back.mT @ (root * each * root.mT) @ back for each in along] for root in roots]
-    return [
-        tuple(PriorFactor(factor.camera_from_map, each * feature_variance) for factor, each in zip(factors, level))
-        for level in of_levels
-    ]
+    def scaled(self, translation: torch.Tensor, rotation: torch.Tensor) -> PriorFactor:
+        """With its standard deviations divided by the roots of two factors, [B] each."""
+        root = torch.stack((translation,) * 3 + (rotation,) * 3, -1).sqrt()
+        return PriorFactor(self.camera_from_map, root[..., None] * self.information * root[..., None, :])

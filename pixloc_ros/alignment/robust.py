@@ -19,14 +19,15 @@ class RobustLoss:
     Attributes:
         kind: "cauchy": 2 s log(1 + x / 2s), PixLoc's choice (Barron's general loss with shape 0, s = 0.1²);
             "geman_mcclure": x / (1 + x / 2s), bounded, so that an outlier's pull vanishes; or "squared": x.
-        scale: s, in squared feature units. A residual of x = 2s has half the weight (a quarter for geman_mcclure).
+        scale: s, in squared feature units, one number or one for each residual. A residual of x = 2s has half the weight (a
+            quarter for geman_mcclure).
     """
 
     kind: str = "cauchy"
-    scale: float = 0.01
+    scale: float | torch.Tensor = 0.01
 
     def __post_init__(self) -> None:
-        if self.kind not in KINDS or not self.scale > 0:
+        if self.kind not in KINDS or not (isinstance(self.scale, torch.Tensor) or self.scale > 0):
             raise InputError(f"robust loss '{self.kind}' with scale {self.scale}: choose {', '.join(KINDS)}, scale above 0")
 
     def __call__(self, squared: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

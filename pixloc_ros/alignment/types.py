@@ -81,12 +81,18 @@ class LevelTrace:
         costs: [..., iterations + 1], mean robust cost after each step.
         camera_from_map: [..., iterations + 1, 4, 4], likewise.
         iterations: Number of steps.
+        outputs: [..., 6] of `LevelWeights`: what was believed on this level.
+        residual: [...], mean log10 of the squared residuals at the end, plus 1.
+        agreement: [...], share of the visible points that agree there (`level_weights.AGREES`).
     """
 
     stride: float
     costs: torch.Tensor
     camera_from_map: torch.Tensor
     iterations: int
+    outputs: torch.Tensor
+    residual: torch.Tensor
+    agreement: torch.Tensor
 
 
 @dataclass(frozen=True)
@@ -98,12 +104,12 @@ class AlignmentResult:
     Attributes:
         camera_from_map: [..., 4, 4]; of a rig, rig_from_map.
         converged: bool [...]; False where fewer than `min_points` were visible or the solution is not finite.
-        hessian: [..., 6, 6] of the level whose pose stands at the solution, left perturbation (translation, rotation), camera
-            axes, without damping and prior factors: the information that the image gave, up to a scale.
-        cost: [...] mean robust cost per visible point of that level.
+        information: [..., 6, 6] that the image gave at all levels, without prior factors: inverse covariance of a left
+            perturbation (translation, rotation), camera axes.
+        cost: [...] mean robust cost per visible point of the finest level.
         visible: bool [..., N], points that project validly into the image at the solution.
-        inliers: bool [..., N], visible points whose residual is within the robust loss's quadratic zone, at the level that
-            `AlignmentOptions.finest_share` names.
+        inliers: bool [..., N], visible points that agree (`level_weights.AGREES`) at the level that
+            `AlignmentOptions.inlier_level` names.
         pixels: [..., N, 2] reprojections in the image at the solution.
         trace: Per level, coarse to fine.
         reason: One word: "converged", "iterations" (ran out), "points" (too few), "diverged".
@@ -111,7 +117,7 @@ class AlignmentResult:
 
     camera_from_map: torch.Tensor
     converged: torch.Tensor
-    hessian: torch.Tensor
+    information: torch.Tensor
     cost: torch.Tensor
     visible: torch.Tensor
     inliers: torch.Tensor

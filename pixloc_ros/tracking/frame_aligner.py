@@ -9,17 +9,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import torch
 
-from ..alignment import (
-    AlignmentOptions,
-    AlignmentResult,
-    MotionCues,
-    PriorFactor,
-    ReferencePoints,
-    TemporalPrior,
-    View,
-    align,
-    damping_of,
-)
+from ..alignment import AlignmentOptions, AlignmentResult, LevelWeights, PriorFactor, ReferencePoints, View, align, damping_of
 from ..alignment.focal_length import FocalLength, estimate_focal_length
 from ..errors import InputError
 from ..features import Extractor
@@ -29,7 +19,7 @@ from ..geometry.projection import camera_numbers, median_motion
 from ..io.images import fit_to_working_size
 from ..mapping.local_points import LocalPointSelector
 from ..mapping.map_file import Map
-from .types import FrameAlignment, FrameMotion, PreparedImage
+from .types import FrameAlignment, PreparedImage
 
 MAX_PASSES = 2
 
@@ -77,7 +67,8 @@ class FrameAligner:
     Attributes:
         map: The map.
         extractor: The network, with the map's levels.
-        damping: Learned, None where the weights hold none.
+        damping: Learned, None where the weights file holds none.
+        weights: Learned as well.
         options: How frames are aligned.
         focal_px: To which images are scaled; None: images are only shrunk.
     """
@@ -87,6 +78,8 @@ class FrameAligner:
         map_.require_extractor(extractor)
         self.map, self.extractor, self.options = map_, extractor.with_strides(map_.strides), options
         self.damping = damping_of(self.extractor)
+        source = f"weights '{self.extractor.name}'"
+        self.weights = LevelWeights.of(self.extractor.companions, len(self.extractor.strides), source)
         self._selector = LocalPointSelector(map_)
         self.focal_px: float | None = float(np.median([float(c.params[:2].mean()) for c in map_.cameras]))
 
@@ -121,7 +114,7 @@ class FrameAligner:
         prepared: PreparedImage,
         map_from_camera: torch.Tensor,
         prior_covariance: torch.Tensor | None = None,
-        motion: FrameMotion | None = None,
+        last: float = 0.0,
     ) -> FrameAlignment:
         """Pose of a prepared image that was taken near `map_from_camera`.
 
@@ -130,7 +123,7 @@ class FrameAligner:
             map_from_camera: The start, float64 [4, 4].
             prior_covariance: float64 [6, 6] (translation, rotation), camera frame, right perturbation; None: nothing holds
                 the pose.
-            motion: How the robot came there; only weights with a temporal prior use it.
+            last: `FrameAlignment.residual` of the image before; 0 for none.
         """
         clock = _Stopwatch(prepared.timings_ms)
         camera, start = prepared.camera, map_from_camera
@@ -142,16 +135,14 @@ class FrameAligner:
             # In a frame at the points' origin single precision is exact to micrometres on any map.
             map_from_local = torch.eye(4, dtype=torch.float64)
             map_from_local[:3, 3] = local.origin
-            prior = cues = None
+            prior = None
             if prior_covariance is not None and self.options.use_prior_factor:
                 # true = map_from_camera · exp(e)  <=>  camera_from_map(true) = exp(-e) · camera_from_map
                 information = torch.from_numpy(np.linalg.inv(prior_covariance.numpy()))
                 prior = PriorFactor(se3.inverse(map_from_camera) @ map_from_local, information)
             initial = se3.inverse(start) @ map_from_local
-            if motion is not None and isinstance(self.damping, TemporalPrior):
-                cues = _cues(motion, local.points, initial)
             view = View(prepared.pyramid, camera, local.points)
-            result = align(view, initial, self.options.alignment, self.damping, prior, cues)
+            result = align(view, initial, self.options.alignment, self.damping, prior, self.weights, torch.tensor([last]))
             moved = _moved_px(result, local.points, camera, initial)
             clock.lap("alignment")
             if not bool(result.converged) or moved < self.options.reselect_share * max(camera.width, camera.height):
@@ -159,7 +150,7 @@ class FrameAligner:
             # The points were chosen for a view quite different from the one found: choose and align once more from there.
             start = map_from_local @ se3.inverse(result.camera_from_map)
         visible, inliers = int(result.visible.sum()), int(result.inliers.sum())
-        covariance = hessian_covariance(result.hessian.double(), float(result.cost))
+        covariance = inverse_information(result.information)
         success = bool(result.converged) and bool(torch.isfinite(covariance).all())
         points = result.visible.shape[-1]
         reason = "the image shows nothing" if result.reason == "converged" and not success else result.reason
@@ -176,24 +167,15 @@ class FrameAligner:
         return estimate_focal_length(view, alignment.details.camera_from_map, self.options.alignment)
 
 
-def hessian_covariance(hessian: torch.Tensor, cost: float) -> torch.Tensor:
+def inverse_information(information: torch.Tensor) -> torch.Tensor:
     """Covariance [6, 6] of a left perturbation of camera_from_map (equally a right one of map_from_camera, camera axes).
 
-    The residual variance is estimated by the mean robust cost. Infinite where the Hessian is singular: the image does not
-    determine the pose.
+    Infinite where the information is singular: the image does not determine the pose.
     """
     try:
-        return torch.from_numpy(np.linalg.inv(hessian.cpu().numpy()) * cost)
+        return torch.from_numpy(np.linalg.inv(information.cpu().numpy()))
     except np.linalg.LinAlgError:
         return torch.full((6, 6), torch.inf, dtype=torch.float64)
-
-
-def _cues(motion: FrameMotion, points: ReferencePoints, camera_from_local: torch.Tensor) -> MotionCues:
-    prior = motion.prior
-    moved = torch.zeros(6, dtype=torch.float64) if prior.motion is None else se3.se3_log(prior.motion)
-    depth = se3.transform(camera_from_local, points.xyz.double())[:, 2].median().abs().clamp(min=1e-6)
-    age_s, inliers = torch.tensor(prior.age_s), torch.tensor(motion.inlier_fraction)
-    return MotionCues.of(age_s, moved, prior.covariance, inliers, depth, se3.inverse(motion.base_from_camera))
 
 
 def _depth(result: AlignmentResult, points: ReferencePoints) -> float:

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from scipy.special import ndtri
 
-from ..alignment import ReferencePoints, View, align
+from ..alignment import LevelWeights, ReferencePoints, View, align
 from ..features.pyramid import FeaturePyramid
 from ..geometry import se3
 from ..mapping.local_points import LocalPointOptions, LocalPointSelector
@@ -68,7 +68,9 @@ class Relocalizer:
         self._localizer = localizer
         # Its own: the views of far keyframes must not drive those around the robot from the localizer's.
         self._selector = LocalPointSelector(localizer.map, COARSE_POINTS)
-        self._alignment = replace(localizer.options.alignment, finest_share=0.0)
+        self._alignment = replace(localizer.options.alignment, inlier_level=-1)
+        weights = localizer.weights
+        self._weights = None if weights is None else LevelWeights(weights.table[: self.options.levels])
         self._index = KeyframeIndex(localizer.map, descriptor)
         self._keyframes = localizer.map.map_from_keyframe
         depth = localizer.map.keyframe_depth
@@ -158,7 +160,7 @@ class Relocalizer:
         )
         coarse = FeaturePyramid(pyramid.levels[:levels], pyramid.image_size)
         view = View(coarse, camera, points, mask)
-        result = align(view, se3.inverse(starts) @ map_from_local, self._alignment, self._localizer.damping)
+        result = align(view, se3.inverse(starts) @ map_from_local, self._alignment, self._localizer.damping, None, self._weights)
         poses = map_from_local @ se3.inverse(result.camera_from_map)
         scores = torch.where(result.converged, (result.inliers & mask).sum(-1) / count, 0.0)
         return poses, scores.numpy()

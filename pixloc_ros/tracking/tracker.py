@@ -47,7 +47,7 @@ from .odometry_check import OdometryCheck, OdometryFindings
 from .options import TrackerOptions
 from .relocalization import Relocalizer, start_around
 from .silence import ImageGap
-from .types import FrameAlignment, FrameMotion, MotionPrior, PreparedFrame, PreparedImage, TrackResult, TrackState
+from .types import FrameAlignment, MotionPrior, PreparedFrame, PreparedImage, TrackResult, TrackState
 
 
 class Tracker:
@@ -296,26 +296,23 @@ class Tracker:
         # Lost for want of images, not by one: the prior counts as much as a pose that somebody gives.
         state = TrackState.INITIALIZING if self._unseen else self.state
         if view.prior is not None and not (self._searching and len(self._candidates)):
-            motion = FrameMotion(view.prior, self._last_inliers, view.base_from_camera)
             start, held = view.prior.map_from_base, view.prior.covariance
             if self._searching:
                 # Nothing should hold the pose where it was lost.
                 reach = self.options.search_translation, self.options.search_rotation
                 start, held = start_around(view.prior, self._attempts, *reach), None
                 self._attempts += 1
-            looks.append(self._align(view, start, held, motion))
+            looks.append(self._align(view, start, held))
             if self._judge.agrees(looks[0], view, state):
                 return looks, looks[0]
         looks += self._look_elsewhere(view)
         return looks, next((look for look in looks if self._judge.agrees(look, view, state)), None)
 
-    def _align(
-        self, view: FrameContext, map_from_base: torch.Tensor, held: torch.Tensor | None = None, motion: FrameMotion | None = None
-    ) -> Look:
+    def _align(self, view: FrameContext, map_from_base: torch.Tensor, held: torch.Tensor | None = None) -> Look:
         """The image aligned from a pose of the base. held: covariance of the prior that holds it; None: no prior is believed."""
         covariance = None if held is None else se3.transform_covariance(held, view.camera_from_base)
         start = map_from_base @ view.base_from_camera
-        alignment = self.aligner.localize_prepared(view.frame.prepared, start, covariance, motion)
+        alignment = self.aligner.localize_prepared(view.frame.prepared, start, covariance)
         return self._judge.look(view, alignment, held is None)
 
     def _look_elsewhere(self, view: FrameContext) -> list[Look]:

@@ -72,21 +72,6 @@ class MotionPrior:
 
 
 @dataclass(frozen=True)
-class FrameMotion:
-    """What a learned prior (`alignment.TemporalPrior`) wants to know.
-
-    Attributes:
-        prior: Where the robot should be.
-        inlier_fraction: Of the last image; 0.5 where there was none.
-        base_from_camera: float64 [4, 4].
-    """
-
-    prior: MotionPrior
-    inlier_fraction: float
-    base_from_camera: torch.Tensor
-
-
-@dataclass(frozen=True)
 class FrameAlignment:
     """One image against the map from one prior: what `FrameAligner.localize` returns.
 

@@ -13,8 +13,6 @@ import numpy as np
 
 from ..errors import InputError
 
-_BLUR_AT_640_PX = 15.0
-
 
 @dataclass(frozen=True)
 class AugmentationOptions:
@@ -23,6 +21,10 @@ class AugmentationOptions:
     Attributes:
         clean: Share of images that are left as they are.
         blank: Share of queries that show nothing: a wall, a covered lens.
+        change: Share of queries in which something else stands, grows or lies in front of what the reference saw.
+        relight: Share of images under another sun: brighter and darker areas with soft and hard borders.
+        tone: Share of images with another camera's tone curve.
+        blur_px: Longest streak of motion blur in an image of 640 pixels' width.
     """
 
     clean: float = 0.15
@@ -38,10 +40,14 @@ class AugmentationOptions:
     jpeg: float = 0.2
     blank: float = 0.0
     reference_share: float = 0.3
+    change: float = 0.0
+    relight: float = 0.0
+    tone: float = 0.0
+    blur_px: float = 15.0
 
     def __post_init__(self) -> None:
-        if any(not 0 <= value <= 1 for value in vars(self).values()):
-            raise InputError("augmentation: all numbers are shares between 0 and 1")
+        if any(not 0 <= value <= 1 for name, value in vars(self).items() if name != "blur_px") or not self.blur_px >= 2:
+            raise InputError("augmentation: all numbers are shares between 0 and 1, and blur_px at least 2")
 
 
 def augment(image: np.ndarray, rng: np.random.Generator, options: AugmentationOptions, reference: bool = False) -> np.ndarray:
@@ -53,13 +59,16 @@ def augment(image: np.ndarray, rng: np.random.Generator, options: AugmentationOp
         return image
     x = image.astype(np.float32)
     for chance, change in (
+        (0.0 if reference else options.change, _change),
+        (options.relight, _relight),
         (options.shadow, _shadow),
         (0.0 if reference else options.occlusion, _occlusion),
         (options.light, _light),
+        (options.tone, _tone),
         (options.dark, _dark),
         (options.vignetting, _vignetting),
         (options.defocus, _defocus),
-        (options.blur, _motion_blur),
+        (options.blur, lambda x, rng: _motion_blur(x, rng, options.blur_px)),
         (options.half_resolution, _half_resolution),
         (options.noise, _noise),
     ):
@@ -99,6 +108,34 @@ def _shadow(x: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     return x * (1 - rng.uniform(0.2, 0.7) * soft)
 
 
+def _soft_mask(shape: tuple[int, int], rng: np.random.Generator) -> np.ndarray:
+    """A random field [H, W] from 0 to 1 with large and small shapes, borders from soft to hard."""
+    cells = tuple(int(n) for n in rng.integers(2, 12, 2))
+    field = cv2.resize(rng.uniform(-1, 1, cells).astype(np.float32), shape[::-1], interpolation=cv2.INTER_CUBIC)
+    return 1 / (1 + np.exp(-field * np.float32(np.exp(rng.uniform(0, 4)))))
+
+
+def _change(x: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Parts of the image mixed with others of the same image, mirrored and moved: new leaves, posters, cars, snow."""
+    other = np.roll(x[:: rng.choice((-1, 1)), ::-1], tuple(rng.integers(0, n) for n in x.shape), (0, 1))
+    share = rng.uniform(0.2, 0.8) * _soft_mask(x.shape, rng)
+    return x + share * (other - x)
+
+
+def _relight(x: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Light from elsewhere: up to eight times as much in one area as in another; slopes may turn their sign near borders."""
+    strength = rng.uniform(0.3, 2.0)
+    light = np.exp(strength * (_soft_mask(x.shape, rng) - 0.5)) * np.exp(strength * (_soft_mask(x.shape, rng) - 0.5))
+    return x * light
+
+
+def _tone(x: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """A random rising curve through seven grey levels."""
+    rises = np.exp(rng.normal(0, 0.8, 6))
+    curve = np.concatenate(([0.0], np.cumsum(rises) / rises.sum())) * 255
+    return np.interp(np.clip(x, 0, 255), np.linspace(0, 255, 7), curve).astype(np.float32)
+
+
 def _occlusion(x: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     """Textured blocks over up to a third of the image."""
     x = x.copy()
@@ -128,9 +165,9 @@ def _defocus(x: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     return cv2.GaussianBlur(x, (0, 0), rng.uniform(0.4, 1.6) * x.shape[1] / 320)
 
 
-def _motion_blur(x: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+def _motion_blur(x: np.ndarray, rng: np.random.Generator, longest_px: float) -> np.ndarray:
     """A straight streak, centred, so that the image does not move: the pose is that of the middle of the exposure."""
-    length = rng.uniform(2.0, _BLUR_AT_640_PX) * max(x.shape[1] / 640, 0.5)
+    length = rng.uniform(2.0, longest_px) * max(x.shape[1] / 640, 0.5)
     radius = int(np.ceil(length / 2)) + 1
     angle = rng.uniform(0, np.pi)
     end = 0.5 * length * np.array([np.cos(angle), np.sin(angle)])
