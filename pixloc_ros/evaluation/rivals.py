@@ -31,7 +31,7 @@ from ..io.images import fit_to_working_size, load_image
 from ..mapping import Map
 from ..mapping.local_points import LocalPointSelector
 from ..tracking.options import QualityGates, TrackerOptions
-from ..tracking.types import FrameAlignment, FrameMotion
+from ..tracking.types import FrameAlignment
 
 _LEAST_INLIERS = 12
 _RANSAC_PX, _INLIER_PX = 3.0, (3.0, 1.5, 1.5)
@@ -123,13 +123,9 @@ class Rival:
         return self._described(_grey(image), camera, began)
 
     def localize_prepared(
-        self,
-        prepared: _Image,
-        map_from_camera: torch.Tensor,
-        prior_covariance: torch.Tensor | None = None,
-        motion: FrameMotion | None = None,
+        self, prepared: _Image, map_from_camera: torch.Tensor, prior_covariance: torch.Tensor | None = None, last: float = 0.0
     ) -> FrameAlignment:
-        """As of `FrameAligner.localize_prepared`; the prior's covariance plays no part."""
+        """As of `FrameAligner.localize_prepared`; the prior's covariance and the last image play no part."""
         began = time.perf_counter()
         local = self._selector.select(map_from_camera, prepared.camera, self._max_points)
         keyframes = [self._keyframe(k) for k in local.keyframe_ids.tolist()]
