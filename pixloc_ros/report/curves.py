@@ -67,11 +67,7 @@ def plot_basins(basins: Sequence[Mapping[str, object]]) -> bytes:
 def plot_learned(damping: LearnedDamping | None, weights: LevelWeights | None, strides: Sequence[int]) -> bytes:
     """A PNG of what the optimizer learned: the damping of each degree of freedom of the camera, a bar a level; and what is
     believed on each level against each cue, the others being 0."""
-    parts = [
-        (draw, learned, height)
-        for draw, learned, height in ((_bars, damping, 3.6), (_slopes, weights, 9.0))
-        if learned is not None
-    ]
+    parts = [part for part in ((_bars, damping, 3.6), (_slopes, weights, 9.0)) if part[1] is not None]
     figure = plt.figure(figsize=(12.0, sum(height for _, _, height in parts)), layout="constrained")
     areas = figure.subfigures(len(parts), 1, height_ratios=[height for _, _, height in parts], squeeze=False)
     for (draw, learned, _), area in zip(parts, areas.flat):
