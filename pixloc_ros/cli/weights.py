@@ -148,7 +148,8 @@ def _level_lines(strides: list[int], levels: list[dict] | None) -> list[str]:
     heads = [["constant"], *(textwrap.wrap(cue, _CUE_WIDTH - 2) for cue in cues)]
     lines = ["\nwhat is believed on each level: the constant, times 10 to the power of each slope times its cue"]
     for row in itertools.zip_longest(*heads, fillvalue=""):
-        lines.append(" " * _OUTPUT_WIDTH + f"{row[0]:>10}" + "".join(f"{word:>{_CUE_WIDTH}}" for word in row[1:]))
+        words = " " * _OUTPUT_WIDTH + f"{row[0]:>10}" + "".join(f"{word:>{_CUE_WIDTH}}" for word in row[1:])
+        lines.append(words.rstrip())
     for stride, outputs in zip(strides, levels):
         lines.append(f"stride {stride}")
         for name, output in outputs.items():

