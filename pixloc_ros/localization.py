@@ -284,14 +284,8 @@ class _Rehearsal:
 
     def localize_prepared(self, prepared: PreparedImage, map_from_camera: torch.Tensor, *prior) -> FrameAlignment:
         found = self._aligner.localize_prepared(prepared, map_from_camera, *prior)
-        good = {
-            "success": True,
-            "cost": 0.0,
-            "probability": 1.0,
-            "inlier_fraction": 1.0,
-            "visible_fraction": 1.0,
-            "points_used": 1000,
-        }
+        good = dict.fromkeys(("probability", "inlier_fraction", "visible_fraction"), 1.0)
+        good |= {"success": True, "cost": 0.0, "points_used": 1000}
         self._found = replace(found, map_from_camera=map_from_camera, covariance=isotropic(0.01, 0.01), **good)
         return self._found
 

@@ -172,9 +172,7 @@ class Outputs:
         if result is not None:
             times_ms.update((name, result.timings_ms.get(stage, math.nan)) for name, stage in _TRACKER_STAGES.items())
         times_ms["age_ms"] = (self._node.get_clock().now().nanoseconds - stamp_ns) * 1e-6
-        numbers = times_ms | dict.fromkeys(
-            ("prior_distance_m", "prior_rotation_rad", "pose_probability", "inlier_fraction", "cost"), math.nan
-        )
+        numbers = times_ms | dict.fromkeys(_PER_FRAME, math.nan)
         if result is not None:
             numbers |= {name: getattr(result, name) for name in ("prior_distance_m", "prior_rotation_rad")}
             status.prior_source = result.prior.source.replace(" ", "_") if result.prior is not None else ""

@@ -88,12 +88,7 @@ def gates_of(frame: TrackedFrame, options: TrackerOptions = DEFAULTS) -> list[Ga
         Gate("alignment", found.reason, "a finite pose", found.success),
         Gate("map points in the image", visible, f"≥ {gates.min_visible_fraction:.0%}", enough),
         Gate("their number", f"{seen:.0f}", f"≥ {gates.min_visible_points}", seen >= gates.min_visible_points),
-        Gate(
-            "of those, agree with the map",
-            f"{share:.0%}",
-            f"≥ {gates.min_inlier_fraction:.0%}",
-            share >= gates.min_inlier_fraction,
-        ),
+        Gate("of those, agree with the map", f"{share:.0%}", f"≥ {floor:.0%}", share >= floor),
         Gate("probability of a right pose", f"{found.probability:.1%}", asked, found.probability >= least),
     ]
     if math.isfinite(gates.max_cost):
