@@ -79,6 +79,7 @@ class Row:
         levels: So many are used (0: all); see `reduced_extractor`.
         confidences: Whether they are used.
         damping: Whether the learned one is used.
+        weights: Whether the learned weights of levels and prior are used, instead of the options' constants.
         own_size: Whether queries keep their focal length, instead of being scaled to the map's.
         prior_factor: Whether the prior takes part in the optimization, with the covariance it was drawn with.
     """
@@ -89,6 +90,7 @@ class Row:
     levels: int = 0
     confidences: bool = True
     damping: bool = True
+    weights: bool = True
     own_size: bool = False
     prior_factor: bool = False
 
@@ -106,21 +108,21 @@ GROUPS: dict[str, dict[str, Row]] = {
         "intensity": Row("raw intensities (5x5 patches, strides 16 to 1)", "intensity", _loss("geman_mcclure", 0.25)),
         "robust": Row("pretrained features, frozen, without the exact levels", "pretrained", levels=3),
         "stride_2": Row("+ exact level of stride 2", "pretrained", levels=4),
-        "finer": Row("+ exact level of stride 1: frozen, as a whole", "pretrained"),
-        "trained": Row("+ trained features", "trained", confidences=False, damping=False),
-        "confidences": Row("+ confidences", "trained", damping=False),
-        "damping": Row("+ learned damping", "trained"),
-        "prior": Row("+ prior factor", "trained", prior_factor=True),
+        "finer": Row("+ exact level of stride 1: frozen, as a whole", "pretrained", weights=False),
+        "trained": Row("+ trained features", "trained", confidences=False, damping=False, weights=False),
+        "confidences": Row("+ confidences", "trained", damping=False, weights=False),
+        "damping": Row("+ learned damping", "trained", weights=False),
+        "prior": Row("+ prior factor", "trained", prior_factor=True, weights=False),
     },
     "choices": {
         "shipped": Row("as it ships"),
-        "cauchy_0.01": Row("loss: Cauchy, scale 0.01 (the paper's)", options=_loss("cauchy", 0.01)),
-        "cauchy_0.05": Row("loss: Cauchy, scale 0.05", options=_loss("cauchy", 0.05)),
-        "squared": Row("loss: squared", options=_loss("squared", 0.05)),
+        "constants": Row("constants instead of learned weights of levels and prior", weights=False),
+        "cauchy_0.01": Row("constants; loss: Cauchy, scale 0.01 (the paper's)", options=_loss("cauchy", 0.01), weights=False),
+        "cauchy_0.05": Row("constants; loss: Cauchy, scale 0.05", options=_loss("cauchy", 0.05), weights=False),
+        "squared": Row("constants; loss: squared", options=_loss("squared", 0.05), weights=False),
         "paper": Row("optimizer: the paper's fixed damping", options=_alignment(strategy="paper")),
         "no_rim": Row("half a cell along the query's border not used", options=_alignment(border_cells=0.5)),
         "stop_0.005": Row("levels end ten times later (0.005 cells)", options=_alignment(stop_cells=0.005)),
-        "finest_always": Row("the finest level's pose is always used", options=_alignment(finest_share=0.0)),
         "chosen_once": Row("points are chosen once", options=AlignerOptions(reselect_share=math.inf)),
         "points_512": Row("512 points instead of 1024", options=AlignerOptions(max_points=512)),
         "own_size": Row("queries at their own focal length", own_size=True),
@@ -191,7 +193,7 @@ class Study:
                 raise InputError("the weights have no confidences")
             if row.damping and damping_of(whole) is None:
                 raise InputError("the weights have no learned damping")
-        return reduced_extractor(whole, row.levels, row.confidences, row.damping)
+        return reduced_extractor(whole, row.levels, row.confidences, row.damping, row.weights)
 
     def measure(self, group: str, scene: common.Scene) -> dict[str, dict]:
         """Figures of a group's rows in a scene by column; cells that are not there yet are measured, if they are asked for."""
@@ -238,8 +240,8 @@ class Study:
 def settings_of(row: Row, extractor: Extractor, queries: int) -> dict[str, object]:
     """What a cell depends on, as JSON gives it back; a cell with others is measured again."""
     values = dataclasses.asdict(row) | {"extractor": extractor.fingerprint, "queries": queries}
-    if damping := damping_of(extractor):
-        state = b"".join(value.numpy().tobytes() for value in damping.state_dict().values())
+    if learned := extractor.companions:
+        state = b"".join(name.encode() + learned[name].numpy().tobytes() for name in sorted(learned))
         values["learned"] = hashlib.sha256(state).hexdigest()[:16]
     return json.loads(json.dumps(values))
 

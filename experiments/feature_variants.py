@@ -9,6 +9,8 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from pixloc_ros.alignment.damping import TENSORS as DAMPING
+from pixloc_ros.alignment.level_weights import TENSORS as WEIGHTS
 from pixloc_ros.features import Extractor
 from pixloc_ros.features.compact import pad_to_multiple
 from pixloc_ros.features.pyramid import FeatureLevel, FeaturePyramid
@@ -84,11 +86,16 @@ class ReducedNetwork(nn.Module):
         return FeaturePyramid(tuple(levels), pyramid.image_size)
 
 
-def reduced_extractor(extractor: Extractor, levels: int = 0, confidences: bool = True, damping: bool = True) -> Extractor:
-    """An extractor without some parts (see `ReducedNetwork`; 0: all levels), or without its learned damping. Maps of differently
-    reduced features do not fit each other; the damping makes no difference to a map."""
+def reduced_extractor(
+    extractor: Extractor, levels: int = 0, confidences: bool = True, damping: bool = True, weights: bool = True
+) -> Extractor:
+    """An extractor without some parts (see `ReducedNetwork`; 0: all levels), or without its learned damping or level weights.
+
+    Maps of differently reduced features do not fit each other; what the optimizer learned makes no difference to a map.
+    """
     complete = levels in (0, len(extractor.strides))
-    kept = extractor.companions if damping and complete else {}
+    kinds = tuple(kind for kind, kept in ((DAMPING, damping), (WEIGHTS, weights)) if kept and complete)
+    kept = {name: value for name, value in extractor.companions.items() if name.startswith(kinds)}
     if complete and confidences:
         return Extractor(extractor.network, extractor.name, extractor.fingerprint, extractor.execution, kept)
     network = ReducedNetwork(extractor.network, levels or len(extractor.strides), confidences)

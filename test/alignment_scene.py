@@ -45,6 +45,10 @@ def perturbed(truth, scale=1.0, seed=0):
     return se3.retract(truth, xi)
 
 
+BASE = se3.se3_exp(torch.tensor([0.1, 0.4, -0.3, 1.1, -1.2, 1.3], dtype=torch.float64))
+"""camera_from_base"""
+
+
 def level_weights(levels=2, seed=0):
     """Some state that training might reach: all constants different, all cues used."""
     generator = torch.Generator().manual_seed(seed)

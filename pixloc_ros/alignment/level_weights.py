@@ -85,5 +85,5 @@ def end_statistics(squared: torch.Tensor, valid: torch.Tensor) -> tuple[torch.Te
 def outputs_of(table: torch.Tensor, cues: torch.Tensor) -> torch.Tensor:
     """The outputs [B, 6] of one level's table [6, 6] for cues [B, 5], float64."""
     power = table[:, 0] + cues.clamp(-LARGEST_CUE, LARGEST_CUE) @ table[:, 1:].mT
-    least, most = (torch.tensor(limit, dtype=power.dtype, device=power.device) for limit in (LOG10_LEAST, LOG10_MOST))
-    return 10 ** torch.minimum(torch.maximum(power, least), most)
+    columns = zip(power.unbind(-1), LOG10_LEAST, LOG10_MOST)  # numbers: a tensor of them would make the host wait for a GPU
+    return 10 ** torch.stack([column.clamp(least, most) for column, least, most in columns], -1)

@@ -8,7 +8,7 @@ examples:
   pixloc show frame --map site.pixmap drive_bag --at 12.5 -o why.html
   pixloc show map site.pixmap -o coverage.png
 
-Elsewhere: 'pixloc basin' measures and draws the convergence basin, 'pixloc weights plot' the learned damping and prior,
+Elsewhere: 'pixloc basin' measures and draws the convergence basin, 'pixloc weights plot' what the optimizer learned,
 'pixloc track' writes a page of a whole drive; RViz shows overlay and points live (config/localization.rviz).
 """
 

@@ -6,12 +6,14 @@ Weights files are safetensors with a card: architecture, data, licence.
 examples:
   pixloc weights import checkpoint_best.tar -o vgg.safetensors
   pixloc weights show vgg.safetensors
-  pixloc weights plot compact -o prior.png
+  pixloc weights plot vgg.safetensors -o learned.png
 """
 
 import argparse
+import itertools
 import json
 import sys
+import textwrap
 
 from ..errors import InputError
 from ..io.files import write_bytes
@@ -19,8 +21,7 @@ from .arguments import add_verb, flag, path
 from .lazy import alignment, features, pixloc, report
 
 DEGREES_OF_FREEDOM = ("t_x", "t_y", "t_z", "R_x", "R_y", "R_z")
-BASE_DEGREES_OF_FREEDOM = ("forward", "left", "up", "roll", "pitch", "yaw")
-"""Of a temporal prior, which acts along the axes of the robot's base."""
+_OUTPUT_WIDTH, _CUE_WIDTH = 22, 16
 
 
 def add_parser(subparsers) -> None:
@@ -33,7 +34,7 @@ def add_parser(subparsers) -> None:
     parser.add_argument("weights", metavar="FILE", help="a .safetensors file, or the name of a shipped network")
     flag(parser, "--json", "print JSON instead of a table")
     parser = add_verb(actions, "plot", run_plot, run_plot.__doc__)
-    parser.add_argument("weights", metavar="FILE", help="a .safetensors file with a learned damping, or a shipped name")
+    parser.add_argument("weights", metavar="FILE", help="a .safetensors file, or the name of a shipped network")
     path(parser, "-o --output FILE.png")
 
 
@@ -58,11 +59,11 @@ def run_import(args: argparse.Namespace) -> int:
 
 
 def run_show(args: argparse.Namespace) -> int:
-    """`pixloc weights show`: card, parameters and damping of a weights file.
+    """`pixloc weights show`: card, parameters and what the optimizer learned, of a weights file.
 
-    Prints the card, the number of parameters, and the optimizer's learned damping per level and degree of freedom (of the query
-    camera: t along, R about its axes; of a temporal prior: of the robot's base, at a typical motion, with the trust in the prior
-    factor). Large values hold a motion back.
+    Prints the card, the number of parameters, and two tables where the file holds them: the learned damping per level and degree
+    of freedom of the query camera (t along, R about its axes), where large values hold a motion back; and what is believed on
+    each level: its robust scale, residual variance, hold to the coarser levels and trust in the prior, each with its slopes.
 
     example:
       pixloc weights show compact
@@ -73,41 +74,46 @@ def run_show(args: argparse.Namespace) -> int:
 
 
 def run_plot(args: argparse.Namespace) -> int:
-    """`pixloc weights plot`: the learned damping and prior as a picture.
+    """`pixloc weights plot`: what the optimizer learned as a picture.
 
-    Draws the learned damping per level and degree of freedom of the camera. Of a temporal prior: damping and trust in the prior
-    factor, per degree of freedom of the robot's base, against the distance moved since the last frame, the turn, and the prior's
-    uncertainty.
+    Draws the learned damping per level and degree of freedom of the camera, and what is believed on each level against each of
+    the cues that it depends on: whichever of the two the file holds.
 
     example:
-      pixloc weights plot compact -o prior.png
+      pixloc weights plot vgg.safetensors -o learned.png
     """
     report.style.check_suffix(args.output, (".png",))
     extractor = pixloc.load_extractor(args.weights)
-    damping = alignment.damping_of(extractor)
-    if damping is None:
+    damping, levels = _learned(extractor)
+    if damping is None and levels is None:
         raise InputError(
-            f"{args.weights} holds no learned damping: the optimizer adapts its own. Import the authors' weights, "
-            "or train a temporal prior (config/training/temporal.json)"
+            f"{args.weights} holds nothing that the optimizer learned: it adapts its own damping and uses constants. "
+            "Import the authors' weights, or train some"
         )
-    temporal, curves = isinstance(damping, alignment.TemporalPrior), report.curves
-    draw = curves.plot_temporal_prior if temporal else curves.plot_constant_damping
-    write_bytes(args.output, draw(damping, extractor.strides))
+    write_bytes(args.output, report.curves.plot_learned(damping, levels, extractor.strides))
     print(args.output)
     return 0
+
+
+def _learned(extractor) -> tuple:
+    """Damping and `LevelWeights`, None where the file holds none."""
+    source = f"weights '{extractor.name}'"
+    return alignment.damping_of(extractor), alignment.LevelWeights.of(extractor.companions, len(extractor.strides), source)
 
 
 def _summary(weights: str) -> dict:
     """Everything `show` prints; loading the network checks that the file is complete."""
     extractor = pixloc.load_extractor(weights)
-    learned = alignment.damping_of(extractor)
+    damping, levels = _learned(extractor)
     counts = {name: sum(p.numel() for p in part.parameters()) for name, part in extractor.network.named_children()}
-    damping = trust = None
-    if isinstance(learned, alignment.TemporalPrior):
-        predicted = learned.predict(alignment.damping.typical_cues())
-        damping, trust = ([dict(zip(BASE_DEGREES_OF_FREEDOM, row)) for row in values.tolist()] for values in predicted)
-    elif learned is not None:
-        damping = [dict(zip(DEGREES_OF_FREEDOM, learned(k).tolist())) for k in range(len(extractor.strides))]
+    if damping is not None:
+        damping = [dict(zip(DEGREES_OF_FREEDOM, damping(k).tolist())) for k in range(len(extractor.strides))]
+    if levels is not None:
+        outputs, cues = alignment.level_weights.OUTPUTS, alignment.level_weights.CUES
+        levels = [
+            {name: {"constant": 10 ** row[0], "slopes": dict(zip(cues, row[1:]))} for name, row in zip(outputs, table)}
+            for table in levels.table.tolist()
+        ]
     return {
         "name": extractor.name,
         "fingerprint": extractor.fingerprint,
@@ -116,7 +122,7 @@ def _summary(weights: str) -> dict:
         "channels": list(extractor.channels),
         "parameters": {**counts, "total": sum(counts.values())},
         "damping": damping,
-        "trust": trust,
+        "levels": levels,
     }
 
 
@@ -126,17 +132,26 @@ def _table(summary: dict) -> str:
     lines = [f"{name:<{width}}  {fact if isinstance(fact, str) else json.dumps(fact)}" for name, fact in facts.items()]
     lines.append("\nparameters")
     lines += [f"  {name:<18}{count:>12,}" for name, count in summary["parameters"].items()]
-    titles = {
-        "damping": "levels, coarse to fine, and the damping learned for them",
-        "trust": "trust in the prior factor: what its information is multiplied with",
-    }
-    for key, title in titles.items():
-        values = summary[key]
-        if key == "trust" and not values:
-            continue
-        names = values[0] if values else DEGREES_OF_FREEDOM
-        lines.append(f"\n{title}\n{'stride':>8}{'channels':>10}" + "".join(f"{name:>10}" for name in names))
-        for k, (stride, channels) in enumerate(zip(summary["strides"], summary["channels"])):
-            factors = [f"{x:.3g}" for x in values[k].values()] if values else ["-"] * 6
-            lines.append(f"{stride:>8}{channels:>10}" + "".join(f"{text:>10}" for text in factors))
-    return "\n".join(lines)
+    heads = "".join(f"{name:>10}" for name in DEGREES_OF_FREEDOM)
+    lines.append(f"\nlevels, coarse to fine, and the damping learned for them\n{'stride':>8}{'channels':>10}{heads}")
+    for k, (stride, channels) in enumerate(zip(summary["strides"], summary["channels"])):
+        factors = [f"{x:.3g}" for x in summary["damping"][k].values()] if summary["damping"] else ["-"] * 6
+        lines.append(f"{stride:>8}{channels:>10}" + "".join(f"{text:>10}" for text in factors))
+    return "\n".join(lines + _level_lines(summary["strides"], summary["levels"]))
+
+
+def _level_lines(strides: list[int], levels: list[dict] | None) -> list[str]:
+    """A table of what is believed on each level; nothing where nothing was learned."""
+    if levels is None:
+        return []
+    cues = next(iter(levels[0].values()))["slopes"]
+    heads = [["constant"], *(textwrap.wrap(cue, _CUE_WIDTH - 2) for cue in cues)]
+    lines = ["\nwhat is believed on each level: the constant, times 10 to the power of each slope times its cue"]
+    for row in itertools.zip_longest(*heads, fillvalue=""):
+        lines.append(" " * _OUTPUT_WIDTH + f"{row[0]:>10}" + "".join(f"{word:>{_CUE_WIDTH}}" for word in row[1:]))
+    for stride, outputs in zip(strides, levels):
+        lines.append(f"stride {stride}")
+        for name, output in outputs.items():
+            slopes = "".join(f"{slope:>{_CUE_WIDTH}.2f}" for slope in output["slopes"].values())
+            lines.append(f"  {name:<{_OUTPUT_WIDTH - 2}}{output['constant']:>10.3g}{slopes}")
+    return lines

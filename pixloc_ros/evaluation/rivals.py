@@ -125,7 +125,7 @@ class Rival:
     def localize_prepared(
         self, prepared: _Image, map_from_camera: torch.Tensor, prior_covariance: torch.Tensor | None = None, last: float = 0.0
     ) -> FrameAlignment:
-        """As of `FrameAligner.localize_prepared`; the prior's covariance plays no part."""
+        """As of `FrameAligner.localize_prepared`; the prior's covariance and the last image play no part."""
         began = time.perf_counter()
         local = self._selector.select(map_from_camera, prepared.camera, self._max_points)
         keyframes = [self._keyframe(k) for k in local.keyframe_ids.tolist()]

@@ -1,23 +1,22 @@
 # Copyright the pixloc_ros authors. SPDX-License-Identifier: Apache-2.0
-"""Plots of measured and learned numbers: convergence basins, and the damping that a network brings along."""
+"""Plots of measured and learned numbers: convergence basins, and what the optimizer learned with a network."""
 
+import textwrap
 from collections.abc import Mapping, Sequence
 
 import numpy as np
 import torch
+from matplotlib.figure import SubFigure
 
-from ..alignment.damping import CUES, LearnedDamping, TemporalPrior, typical_cues
+from ..alignment import LearnedDamping, LevelWeights
+from ..alignment.level_weights import CUES, LARGEST_CUE, OUTPUTS, outputs_of
 from .style import GREY, SERIES, level_colours, level_name, note, plt, png, styled
 
-AXES = ("forward", "left", "up", "roll", "pitch", "yaw")
 CAMERA_AXES = ("right\nt_x", "down\nt_y", "forward\nt_z", "about right\nR_x", "about down\nR_y", "about forward\nR_z")
 UNTRAINED = 10**-0.5
 """The factor where nothing was learned (theta = 0)."""
-_SWEEPS = (
-    ("moved forwards, share of the depth", ("moved x",), 1e-3, 0.3),
-    ("turned, degrees", ("turned z",), 1e-3, 0.2),
-    ("prior uncertain by,\nshare of the depth and radians", tuple(name for name in CUES if name.startswith("unsure")), 1e-4, 0.1),
-)
+_CUE_UNITS = (0.1, 1.0, 0.1, 0.1, 500.0)
+"""What a cue of 0 means: a squared residual, cells, points."""
 _LEAST_SHOWN_DEG = 1e-3
 _LEGEND_CHARACTERS = 130
 _STARTS = {
@@ -65,10 +64,19 @@ def plot_basins(basins: Sequence[Mapping[str, object]]) -> bytes:
 
 @torch.no_grad()
 @styled
-def plot_constant_damping(damping: LearnedDamping, strides: Sequence[int]) -> bytes:
-    """A PNG: the factor of each degree of freedom of the camera, a bar a level."""
-    width = 0.8 / len(strides)
-    figure, axes = plt.subplots(figsize=(9.0, 3.6), layout="constrained")
+def plot_learned(damping: LearnedDamping | None, weights: LevelWeights | None, strides: Sequence[int]) -> bytes:
+    """A PNG of what the optimizer learned: the damping of each degree of freedom of the camera, a bar a level; and what is
+    believed on each level against each cue, the others being 0."""
+    parts = [part for part in ((_bars, damping, 3.6), (_slopes, weights, 9.0)) if part[1] is not None]
+    figure = plt.figure(figsize=(12.0, sum(height for _, _, height in parts)), layout="constrained")
+    areas = figure.subfigures(len(parts), 1, height_ratios=[height for _, _, height in parts], squeeze=False)
+    for (draw, learned, _), area in zip(parts, areas.flat):
+        draw(area, learned, strides)
+    return png(figure)
+
+
+def _bars(figure: SubFigure, damping: LearnedDamping, strides: Sequence[int]) -> None:
+    width, axes = 0.8 / len(strides), figure.subplots()
     for level, (stride, colour) in enumerate(zip(strides, level_colours(len(strides)))):
         places = np.arange(6) + (level - (len(strides) - 1) / 2) * width
         axes.bar(places, damping(level).cpu().numpy(), width, color=colour, label=level_name(stride))
@@ -78,34 +86,20 @@ def plot_constant_damping(damping: LearnedDamping, strides: Sequence[int]) -> by
     axes.set_xlabel("translation along and rotation about the camera's axes")
     axes.grid(axis="x", visible=False)
     figure.legend(loc="outside right upper", fontsize=8.5)
-    return png(figure)
 
 
-@torch.no_grad()
-@styled
-def plot_temporal_prior(prior: TemporalPrior, strides: Sequence[int]) -> bytes:
-    """A PNG: a row per level, per sweep of a cue (the others typical) one plot of the damping and one of the trust."""
-    size = (6 * len(_SWEEPS), 2.3 * len(strides))
-    figure, plots = plt.subplots(len(strides), 2 * len(_SWEEPS), figsize=size, sharex="col", squeeze=False, layout="constrained")
-    for column, (title, cues, low, high) in enumerate(_SWEEPS):
-        x = np.geomspace(low, high, 60)
-        values = typical_cues().repeat(len(x), 1)
-        for name in cues:
-            values[:, CUES.index(name)] = torch.from_numpy(np.log10(x) + 2).float().clamp(-2, 2)
-        shown = np.degrees(x) if "degrees" in title else x
-        for row, stride in enumerate(strides):
-            for k, (name, result) in enumerate(zip(("damping λ", "trust in the prior"), prior.predict(values))):
-                axes, curves = plots[row, 2 * column + k], result.expand(len(x), -1, -1)[:, row].numpy()
-                lines = [
-                    axes.loglog(shown, curve, color=colour, linestyle=dashes, linewidth=1.5)[0]
-                    for curve, (colour, _, dashes) in zip(curves.T, SERIES)
-                ]
-                axes.yaxis.set_minor_formatter(plt.NullFormatter())
-                if row == 0:
-                    axes.set_title(name)
-                if row == len(strides) - 1:
-                    axes.set_xlabel(title, fontsize=8)
-                if column == k == 0:
-                    axes.set_ylabel(level_name(stride))
-    figure.legend(lines, AXES, loc="outside upper center", ncols=6, frameon=False)
-    return png(figure)
+def _slopes(figure: SubFigure, weights: LevelWeights, strides: Sequence[int]) -> None:
+    """A row per output, a column per cue, in the unit of what it is the logarithm of."""
+    plots = figure.subplots(len(OUTPUTS), len(CUES), sharex="col", sharey="row")
+    steps = torch.linspace(-LARGEST_CUE, LARGEST_CUE, 60, dtype=torch.float64)
+    for column, (cue, unit) in enumerate(zip(CUES, _CUE_UNITS, strict=True)):
+        cues = torch.zeros(len(steps), len(CUES), dtype=torch.float64)
+        cues[:, column] = steps
+        for table, stride, colour in zip(weights.table.double().cpu(), strides, level_colours(len(strides))):
+            for row, values in enumerate(outputs_of(table, cues).T):
+                plots[row, column].loglog(unit * 10**steps, values, color=colour, linewidth=1.5, label=level_name(stride))
+        plots[-1, column].set_xlabel(textwrap.fill(cue, 18), fontsize=8)
+    for row, output in enumerate(OUTPUTS):
+        plots[row, 0].set_ylabel(output.replace(", ", ",\n"), fontsize=8)
+    figure.suptitle("What is believed on each level")
+    figure.legend(*plots[0, 0].get_legend_handles_labels(), loc="outside right upper", fontsize=8.5)

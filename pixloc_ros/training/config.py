@@ -12,7 +12,7 @@ from pathlib import Path
 
 import torch
 
-from ..alignment import AlignmentOptions, LearnedDamping, RobustLoss, TemporalPrior
+from ..alignment import AlignmentOptions, LearnedDamping, RobustLoss
 from ..alignment.damping import LOG10_RANGE, damping_from
 from ..errors import InputError
 from ..features.extractor import NETWORKS
@@ -23,7 +23,6 @@ from .loss import LossOptions
 from .pairs import Curriculum, PairMixture, PairShape, PairSource
 from .photos import MotionRange, PhotoPairs, list_photos
 from .scenes import BagPairs, CmuPairs, ColmapPairs, MegaDepthPairs, RgbdPairs
-from .sequences import OdometryDisturbance, with_odometry
 
 CONFIDENCE_HEADS = "confidence."
 """What the names of the weights of confidence heads begin with."""
@@ -43,9 +42,6 @@ class NetworkSection:
         strides: The sets of levels to train, taken in turn; the network's own by default.
         damping: Where the damping starts if `start` has none.
         learn_damping: Otherwise it stays there, and the weights come without one.
-        temporal: Learn a `TemporalPrior` instead of PixLoc's constants, from consecutive frames with odometry (section
-            `odometry`).
-        conditional: One that depends on the motion.
     """
 
     architecture: str = "compact"
@@ -55,8 +51,6 @@ class NetworkSection:
     strides: tuple[tuple[int, ...], ...] = ()
     damping: float = 0.01
     learn_damping: bool = True
-    temporal: bool = False
-    conditional: bool = True
 
 
 @dataclass(frozen=True)
@@ -104,7 +98,6 @@ class DataSection:
         root: Folder of MegaDepth, or a slice of Extended CMU Seasons.
         scenes: Names of folders of MegaDepth; all by default.
         motion: Between the views that photos are made into.
-        rate_hz: Frames a second of a scene, where consecutive frames are wanted (network.temporal).
     """
 
     kind: str
@@ -120,7 +113,6 @@ class DataSection:
     root: str = ""
     scenes: tuple[str, ...] = ()
     motion: MotionRange = MotionRange()
-    rate_hz: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -194,7 +186,6 @@ class TrainingConfig:
     loss: LossOptions = LossOptions()
     initial_error: Curriculum = Curriculum()
     augmentation: AugmentationOptions = AugmentationOptions()
-    odometry: OdometryDisturbance = OdometryDisturbance()
     run: RunSection = RunSection()
     card: dict = field(default_factory=dict)
     folder: str = "."
@@ -250,8 +241,6 @@ def _build(kind: type, values: typing.Any, where: str) -> typing.Any:
 def build_mixture(config: TrainingConfig, held_out: bool, augmented: bool) -> PairMixture:
     """The data of a run, or that held out from it. Raises InputError where a source is unusable."""
     sources = [_build_source(section, Path(config.folder), config.view, held_out) for section in config.data]
-    if config.network.temporal:
-        sources = with_odometry(sources, [section.rate_hz for section in config.data], config.odometry)
     weights = [section.weight for section in config.data]
     if min(weights) < 0 or sum(weights) == 0:
         raise InputError("data: weights must not be negative, and one above 0")
@@ -305,14 +294,14 @@ def build_network(section: NetworkSection, folder: Path) -> tuple[torch.nn.Modul
 
 
 def _build_damping(section: NetworkSection, companions: dict[str, torch.Tensor], levels: int) -> LearnedDamping:
-    """What the start learned, where that is of the kind asked for, or the same factor everywhere."""
+    """What the start learned, or the same factor everywhere."""
     low, high = LOG10_RANGE
     if not 10.0**low < section.damping < 10.0**high:
         raise InputError(f"network: damping must lie between 1e{low:g} and 1e{high:g}")
-    damping = TemporalPrior(levels, section.conditional) if section.temporal else LearnedDamping(levels)
     given = damping_from(companions, levels, f"network: {section.start}")
-    if given is not None and given.state_dict().keys() == damping.state_dict().keys():
+    if given is not None:
         return given
+    damping = LearnedDamping(levels)
     share = (math.log10(section.damping) - low) / (high - low)
     with torch.no_grad():
         damping.theta.fill_(math.log(share / (1 - share)))

@@ -8,7 +8,7 @@ machines share the samples of a step without talking to each other.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import cv2
@@ -22,7 +22,6 @@ from .augmentation import AugmentationOptions, augment
 
 _ATTEMPTS = 40
 _TRAINING, _VALIDATION = 0, 1
-_SAME_TROUBLE = 0.7
 _PREFIX_MODELS = ("pinhole", "radial", "plumb_bob", "rational_polynomial")
 """Camera models whose parameters begin with those of the models before them, the rest being zero there."""
 
@@ -47,36 +46,6 @@ class PairShape:
 
 
 @dataclass(frozen=True, eq=False)
-class Step:
-    """How a query's camera got there since the frame before, and what odometry says of it; or those of a batch together: a batch
-    dimension goes before, the image is float32 [B, 1, H, W], seconds float64 [B].
-
-    Covariances are float64 [6, 6], base axes, of body perturbations.
-
-    Attributes:
-        previous: uint8 [H, W], the frame before.
-        previous_camera: Its camera.
-        previous_from_reference: float64 [4, 4].
-        previous_start: float64 [4, 4], what was known of it before it was seen.
-        previous_covariance: Of that.
-        odometry: float64 [4, 4], motion of the base since then as measured (previous base from base).
-        covariance: Of that.
-        seconds: Between the two.
-        base_from_camera: float64 [4, 4].
-    """
-
-    previous: np.ndarray | torch.Tensor
-    previous_camera: Camera
-    previous_from_reference: torch.Tensor
-    previous_start: torch.Tensor
-    previous_covariance: torch.Tensor
-    odometry: torch.Tensor
-    covariance: torch.Tensor
-    seconds: float | torch.Tensor
-    base_from_camera: torch.Tensor
-
-
-@dataclass(frozen=True, eq=False)
 class Pair:
     """Two images of one scene.
 
@@ -88,7 +57,6 @@ class Pair:
         xyz: float64 [n, 3], points that the reference sees, in its camera's frame, n at most the view's points.
         query_from_reference: float64 [4, 4].
         name: Where it comes from, for people.
-        step: Where the query follows another frame.
     """
 
     reference: np.ndarray
@@ -98,7 +66,6 @@ class Pair:
     xyz: torch.Tensor
     query_from_reference: torch.Tensor
     name: str
-    step: Step | None = None
 
 
 class PairSource(Protocol):
@@ -117,10 +84,9 @@ class Batch:
         xyz: float32 [B, N, 3].
         mask: bool [B, N], which points exist.
         query_from_reference: float64 [B, 4, 4].
-        initial: float64 [B, 4, 4]; means nothing where the queries follow other frames.
+        initial: float64 [B, 4, 4].
         names: [B].
         skipped: Why samples were left out on the way.
-        steps: Where the queries follow other frames.
     """
 
     reference: torch.Tensor
@@ -133,7 +99,6 @@ class Batch:
     initial: torch.Tensor
     names: tuple[str, ...]
     skipped: tuple[str, ...] = ()
-    steps: Step | None = None
 
     def __len__(self) -> int:
         return len(self.names)
@@ -152,9 +117,6 @@ def collate(pairs: Sequence[Pair], initial: Sequence[torch.Tensor], points: int,
         xyz[b, count:] = pair.xyz[0].float()
         mask[b, :count] = True
     together = ("reference", "query", "reference_camera", "query_camera", "query_from_reference")
-    steps = None
-    if all(pair.step is not None for pair in pairs):
-        steps = Step(**{field.name: _stacked([getattr(pair.step, field.name) for pair in pairs]) for field in fields(Step)})
     return Batch(
         **{name: _stacked([getattr(pair, name) for pair in pairs]) for name in together},
         xyz=xyz,
@@ -162,17 +124,16 @@ def collate(pairs: Sequence[Pair], initial: Sequence[torch.Tensor], points: int,
         initial=torch.stack(list(initial)),
         names=tuple(pair.name for pair in pairs),
         skipped=tuple(skipped),
-        steps=steps,
     )
 
 
 def _stacked(values: list) -> torch.Tensor | Camera:
-    """Images, cameras, tensors or numbers with a batch dimension."""
+    """Images, cameras or tensors with a batch dimension."""
     if isinstance(values[0], np.ndarray):
         return torch.from_numpy(np.stack(values)).float()[:, None]
     if isinstance(values[0], Camera):
         return stack_cameras(values)
-    return torch.stack([torch.as_tensor(value, dtype=torch.float64) for value in values])
+    return torch.stack(values)
 
 
 def stack_cameras(cameras: Sequence[Camera]) -> Camera:
@@ -312,7 +273,8 @@ class PairMixture:
                 continue
             initial = self._initial(pair, limits, rng)
             if self.augmentation is not None:
-                pair = self._augmented(pair, self.augmentation, rng)
+                reference = augment(pair.reference, rng, self.augmentation, reference=True)
+                pair = replace(pair, reference=reference, query=augment(pair.query, rng, self.augmentation))
             return pair, initial, skipped
         raise InputError(
             f"training data: {_ATTEMPTS} draws in a row were unusable, the last one for '{skipped[-1]}': check the data sources"
@@ -327,17 +289,6 @@ class PairMixture:
             self.points,
             [reason for _, _, reasons in samples for reason in reasons],
         )
-
-    @staticmethod
-    def _augmented(pair: Pair, options: AugmentationOptions, rng: np.random.Generator) -> Pair:
-        pair = replace(pair, reference=augment(pair.reference, rng, options, reference=True))
-        if pair.step is None:
-            return replace(pair, query=augment(pair.query, rng, options))
-        # What spoils a frame has often spoilt the one before in the same way.
-        seed = int(rng.integers(2**32))
-        query = augment(pair.query, np.random.default_rng(seed), options)
-        previous = augment(pair.step.previous, np.random.default_rng(seed + (rng.random() > _SAME_TROUBLE)), options)
-        return replace(pair, query=query, step=replace(pair.step, previous=previous))
 
     def _initial(self, pair: Pair, limits: tuple[float, float], rng: np.random.Generator) -> torch.Tensor:
         depth = float(se3.transform(pair.query_from_reference, pair.xyz)[:, 2].median())

@@ -37,7 +37,7 @@ from ..io.tensor_file import TensorFileError, load_tensors, save_tensors
 from .config import RunSection, TrainingConfig, build_mixture, build_network
 from .loss import squared_distances
 from .pairs import Batch, TrainingSteps, validation_batches
-from .refiner import PairRefiner, Start, member
+from .refiner import PairRefiner, member
 from .report import Validation, draw_curves, progress_line, read_log, validation_table
 
 FILE_NAME = "checkpoint.safetensors"
@@ -320,8 +320,7 @@ def evaluate(refiner: PairRefiner, batches: list[Batch], strides: tuple[tuple[in
         losses.append(loss.loss[loss.kept])
         success.append(loss.success[loss.kept].double())
         points, mask, query = refiner.features(batch, levels)
-        start = refiner.start(batch, points, mask, levels)
-        errors += [_running_errors(refiner, batch, b, points, mask, query, member(start, b)) for b in range(len(batch))]
+        errors += [_running_errors(refiner, batch, b, points, mask, query) for b in range(len(batch))]
     pixels, degrees, shares = np.array(errors).T
     within = (float(((degrees < angle) & (shares < share)).mean()) for angle, share in ((0.1, 0.002), (0.5, 0.01)))
     levels_reached = tuple(torch.cat(success).mean(0).tolist())
@@ -329,13 +328,13 @@ def evaluate(refiner: PairRefiner, batches: list[Batch], strides: tuple[tuple[in
 
 
 def _running_errors(
-    refiner: PairRefiner, batch: Batch, b: int, points: ReferencePoints, mask: torch.Tensor, query: FeaturePyramid, start: Start
+    refiner: PairRefiner, batch: Batch, b: int, points: ReferencePoints, mask: torch.Tensor, query: FeaturePyramid
 ) -> tuple[float, float, float]:
     """Mean reprojection error in pixels, rotation in degrees and translation as a share of the depth, of one pair."""
     one, camera = slice(b, b + 1), member(batch.query_camera, b)
     options = replace(AlignmentOptions(), loss=refiner.alignment.loss)
     view = View(member(query, one), camera, member(points, b), mask[one])
-    result = align(view, start.initial, options, refiner.damping, start.prior, start.cues)
+    result = align(view, batch.initial[b], options, refiner.damping)
     truth, estimate, xyz = batch.query_from_reference[b], result.camera_from_map, batch.xyz[b].double()
     seen = camera.in_image(camera.project(se3.transform(truth, xyz))[0]) & mask[b]
     distance, angle = se3.pose_difference(se3.inverse(estimate), se3.inverse(truth))

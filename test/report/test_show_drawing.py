@@ -5,6 +5,7 @@ import cv2
 import numpy as np
 import pytest
 import torch
+from alignment_scene import level_weights
 from mapping_helpers import look_at, numbers_map, pinhole, plane_view, texture
 from scenes import decoded, plane_map
 
@@ -18,7 +19,7 @@ from pixloc_ros.io.files import write_bytes
 from pixloc_ros.report import feature_maps
 from pixloc_ros.report.aligned_image import align_image, moved_off
 from pixloc_ros.report.alignment_pictures import animate_optimization, plot_reprojections
-from pixloc_ros.report.curves import plot_constant_damping
+from pixloc_ros.report.curves import plot_learned
 from pixloc_ros.report.feature_maps import KeyframeImages, ground_plan, measure_coverage, plot_coverage, plot_feature_maps
 from pixloc_ros.report.frame_evidence import FrameChoice, ImageQuality
 from pixloc_ros.report.style import check_suffix
@@ -169,7 +170,9 @@ def test_damping_of_the_papers_network_as_a_picture(vgg, tmp_path, capsys):
     decoded((tmp_path / "damping.png").read_bytes())
     assert main(["weights", "plot", str(folder / "vgg.safetensors"), "-o", str(tmp_path / "damping.txt")]) == 2
     assert "must end in .png" in capsys.readouterr().err
-    decoded(plot_constant_damping(LearnedDamping(5), (64, 16, 8, 2, 1)))
+    strides, damping, weights = (64, 16, 8, 2, 1), LearnedDamping(5), level_weights(5)
+    sizes = [decoded(plot_learned(*learned, strides)).shape for learned in ((damping, None), (None, weights), (damping, weights))]
+    assert sizes[2][0] == sizes[0][0] + sizes[1][0]
 
 
 def test_bad_input_to_the_drawings(vgg, tmp_path):

@@ -56,8 +56,13 @@ def random_points(count, seed=0):
     return rays / rays[..., 2:] * (2 + 3 * torch.rand(1, count, 1, generator=generator, dtype=torch.float64))
 
 
+def trace_of(stride, poses):
+    """Of a level whose poses [1, steps + 1, 4, 4] are known."""
+    return LevelTrace(stride, torch.zeros(poses.shape[:2]), poses, poses.shape[1] - 1, torch.ones(1, 6), *torch.zeros(2, 1))
+
+
 def trace_at(pose, stride):
-    return LevelTrace(stride, torch.zeros(1, 2), torch.stack((torch.eye(4, dtype=torch.float64), pose))[None], 1)
+    return trace_of(stride, torch.stack((torch.eye(4, dtype=torch.float64), pose))[None])
 
 
 # ---- loss
@@ -118,7 +123,7 @@ def test_levels_with_scales_of_their_own():
 
 def test_every_iteration_counts_on_request():
     poses = torch.stack([shifted(error) for error in (9.0, 3.0, 1.0)])[None]  # the start, and after two steps
-    trace = LevelTrace(1.0, torch.zeros(1, 3), poses, 2)
+    trace = trace_of(1.0, poses)
     single = [float(pair_loss((trace_at(shifted(error), 1.0),), *GRID, TRUTH, TRUTH).loss) for error in (3.0, 1.0)]
     both = pair_loss((trace,), *GRID, TRUTH, TRUTH, LossOptions(every_iteration=True))
     assert float(both.loss) == pytest.approx(sum(single) / 2) and float(both.errors) == pytest.approx(1.0)
