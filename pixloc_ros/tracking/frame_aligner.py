@@ -17,7 +17,7 @@ from ..geometry import se3
 from ..geometry.cameras import Camera
 from ..geometry.projection import camera_numbers, median_motion
 from ..io.images import fit_to_working_size
-from ..mapping.local_points import LocalPointSelector
+from ..mapping.local_points import LocalPoints, LocalPointSelector
 from ..mapping.map_file import Map
 from .alignment_judge import AlignmentJudge, statistics_of
 from .types import FrameAlignment, PreparedImage
@@ -131,7 +131,7 @@ class FrameAligner:
         clock = _Stopwatch(prepared.timings_ms)
         camera, start = prepared.camera, map_from_camera
         for _ in range(MAX_PASSES):
-            local = self._selector.select(start, camera, self.options.max_points)
+            local = self.points_near(start, camera, self.options.max_points)
             clock.lap("gather")
             if len(local.points) < self.options.alignment.min_points:
                 return FrameAlignment.failed(map_from_camera, "no map points near the prior", len(local.points), clock.laps)
@@ -166,6 +166,10 @@ class FrameAligner:
         return FrameAlignment(
             pose, covariance, success, reason, *quality, iterations, clock.laps, result, local, depth, probability, residual
         )
+
+    def points_near(self, map_from_camera: torch.Tensor, camera: Camera, count: int) -> LocalPoints:
+        """The map points that a camera near a pose [4, 4] should see, `count` at most."""
+        return self._selector.select(map_from_camera, camera, count)
 
     def focal_length(self, prepared: PreparedImage, alignment: FrameAlignment) -> FocalLength | None:
         """The focal length that fits a prepared image best, from where its alignment ended; None where it does not tell."""
