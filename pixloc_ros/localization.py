@@ -32,11 +32,8 @@ from .tracking.types import FrameAlignment, PreparedFrame, PreparedImage
 
 SEARCH_TURNS = 3
 """Without a prior, further hypotheses are tried so many times until one is sure."""
-DOUBTFUL_INLIERS = 0.15
-"""A pose is doubtful where fewer of the visible points agree with it: below, right poses under heavy blur and wrong poses look
-the same (see `QualityGates`)."""
-DOUBTFUL_INLIERS_SEARCH = QualityGates().min_inlier_fraction_search
-"""The same limit where no prior was given."""
+_GATES = QualityGates()
+"""A pose is doubtful where its probability is lower than they ask for."""
 RIVAL_SHARE = QualityGates().rival_inlier_fraction
 """Without a prior a pose is also doubtful where another place has more than this share of its inliers."""
 _SAME_PLACE_DEPTHS = 0.2
@@ -57,6 +54,7 @@ class Location:
         map_from_camera: Pose of the camera, float64 [4, 4] (optical axes, metres); None where none was found. A pose without
             success is doubtful: `reason` says why.
         covariance: Of that pose, float64 [6, 6] (translation, rotation) in the camera frame: true = map_from_camera · exp(error).
+        probability: That the pose is right: within 2° and 2 % of the depth of what the image shows.
         quality: 0 to 1: share of the visible map points whose features agree with the image.
         alignment: All that is known of the alignment; None where there was none.
     """
@@ -65,6 +63,7 @@ class Location:
     reason: str
     map_from_camera: torch.Tensor | None
     covariance: torch.Tensor | None
+    probability: float
     quality: float
     alignment: FrameAlignment | None
 
@@ -78,8 +77,9 @@ class Location:
         """Of the best alignment of an image, None where there is none, and of what speaks against it."""
         if alignment is None or not alignment.success:
             reason = "nothing in the map looks like it" if alignment is None else alignment.reason
-            return cls(False, reason, None, None, 0.0, alignment)
-        return cls(not doubt, doubt, alignment.map_from_camera, alignment.covariance, alignment.inlier_fraction, alignment)
+            return cls(False, reason, None, None, 0.0, 0.0, alignment)
+        quality = alignment.probability, alignment.inlier_fraction
+        return cls(not doubt, doubt, alignment.map_from_camera, alignment.covariance, *quality, alignment)
 
 
 class Localizer:
@@ -215,7 +215,7 @@ class Localizer:
         if prior is None:
             return Location.of(*self._search(PreparedFrame(0, image, prepared.camera, prepared)))
         alignment = self.aligner.localize_prepared(prepared, prior, prior_covariance)
-        few = alignment.inlier_fraction < DOUBTFUL_INLIERS
+        few = alignment.probability < _GATES.min_probability or alignment.inlier_fraction < _GATES.min_inlier_fraction
         return Location.of(alignment, "few points agree with the map" if few else "")
 
     def _turned_against(self, prior: torch.Tensor, frame: PreparedFrame) -> str:
@@ -233,9 +233,9 @@ class Localizer:
         for turn in range(SEARCH_TURNS):
             found += self.relocalizer.search(frame, camera, turn)
             best = max(found, key=agreement, default=None)
-            if best is not None and best.inlier_fraction >= DOUBTFUL_INLIERS_SEARCH:
+            if best is not None and best.probability >= _GATES.min_probability_search:
                 break
-        if best is None or best.inlier_fraction < DOUBTFUL_INLIERS_SEARCH:
+        if best is None or best.probability < _GATES.min_probability_search:
             return best, "few points agree with the map"
         rivals = [
             other
@@ -284,7 +284,8 @@ class _Rehearsal:
 
     def localize_prepared(self, prepared: PreparedImage, map_from_camera: torch.Tensor, *prior) -> FrameAlignment:
         found = self._aligner.localize_prepared(prepared, map_from_camera, *prior)
-        good = {"success": True, "cost": 0.0, "inlier_fraction": 1.0, "visible_fraction": 1.0, "points_used": 1000}
+        good = dict.fromkeys(("probability", "inlier_fraction", "visible_fraction"), 1.0)
+        good |= {"success": True, "cost": 0.0, "points_used": 1000}
         self._found = replace(found, map_from_camera=map_from_camera, covariance=isotropic(0.01, 0.01), **good)
         return self._found
 

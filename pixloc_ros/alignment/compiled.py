@@ -315,7 +315,7 @@ def align_compiled(task: Task) -> AlignmentResult:
     """What `optimizer` does with tensors and the adaptive strategy, without gradients."""
     views, pose, options = task.views, task.pose, task.options
     levels, batch, steps = len(task.dampings), pose.shape[0], options.iterations
-    problem_of = _problems(task)
+    problem_of = problems(task)
     starts = _array(pose, np.float64)
     results = LevelResults.empty(batch, levels, steps, sum(len(view.points) for view in views))
 
@@ -344,7 +344,7 @@ def align_compiled(task: Task) -> AlignmentResult:
     return AlignmentResult(torch.from_numpy(found).to(pose.dtype), *ends_at, tuple(traces), reason)
 
 
-def _problems(task: Task) -> Callable[[int], Problem]:
+def problems(task: Task) -> Callable[[int], Problem]:
     """What gives the problem of each pose of a batch: everything as arrays, with a batch dimension of B or 1 in front."""
     views, _, options, dampings, factors, weights, last = task
     # The fields of ViewArrays: those with a batch dimension, then those without.

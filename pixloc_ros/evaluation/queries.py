@@ -96,7 +96,7 @@ def localize_queries(
         try:
             found = localizer.locate(query.path, query.camera, prior)
         except InputError as error:
-            found = Location(False, str(error), None, None, 0.0, None)
+            found = Location(False, str(error), None, None, 0.0, 0.0, None)
         reason, doubtful = ("", found.reason) if found.map_from_camera is not None else (found.reason, "")
         source = "retrieval" if prior is None else "given"
         milliseconds = (time.perf_counter() - began) * 1e3

@@ -79,8 +79,8 @@ class _Keyframe:
 def rival_options() -> TrackerOptions:
     """The tracker's, without the gates on the share of points that agree, which mean features as ours has them: a rival's pose
     passes where PnP found it from enough points, and it is where the prior says within the gate for sure poses."""
-    least = {"min_visible_fraction": 0.0, "min_inlier_fraction": 0.0, "min_inlier_fraction_search": 0.0}
-    return TrackerOptions(gates=QualityGates(min_visible_points=_LEAST_INLIERS, sure_inlier_fraction=0.0, **least))
+    least = {"min_visible_fraction": 0.0, "min_inlier_fraction": 0.0}
+    return TrackerOptions(gates=QualityGates(min_visible_points=_LEAST_INLIERS, **least))
 
 
 class Rival:
@@ -135,7 +135,9 @@ class Rival:
             unknown, why = torch.full((6, 6), torch.inf, dtype=torch.float64), "too few points were found again"
             return FrameAlignment(map_from_camera, unknown, False, why, math.inf, 0.0, 0.0, len(local.point_ids), 0, timings)
         pose, covariance, inliers, matches = found
-        return FrameAlignment(pose, covariance, True, "converged", 0.0, inliers / matches, 1.0, matches, 0, timings)
+        return FrameAlignment(
+            pose, covariance, True, "converged", 0.0, inliers / matches, 1.0, matches, 0, timings, probability=1.0
+        )
 
     def _described(self, grey: np.ndarray, camera: Camera, began: float) -> _Image:
         raise NotImplementedError

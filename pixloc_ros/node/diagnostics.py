@@ -207,7 +207,8 @@ class Health:
         if alignment is not None:
             self._board.value(
                 "localization", inlier_fraction=f"{alignment.inlier_fraction:.2f}",
-                least_inlier_fraction=f"{gates.min_inlier_fraction:.2f}, {gates.min_inlier_fraction_search:.2f} without a prior",
+                pose_probability=f"{alignment.probability:.3f}",
+                least_pose_probability=f"{gates.min_probability:.3f}, {gates.min_probability_search:.3f} without a prior",
                 visible_fraction=f"{alignment.visible_fraction:.2f}", least_visible_fraction=f"{gates.min_visible_fraction:.2f}",
                 cost=f"{alignment.cost:.4f}", iterations=alignment.iterations,
                 prior_distance_m=f"{result.prior_distance_m:.3f}", prior_rotation_rad=f"{result.prior_rotation_rad:.4f}",

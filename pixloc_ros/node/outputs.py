@@ -33,6 +33,7 @@ from .transform_schedule import TransformSchedule
 
 _UNKNOWN_VARIANCE = 1e3
 _TIMES = tuple(name for name in LocalizationStatus.get_fields_and_field_types() if name.endswith("_ms"))
+_PER_FRAME = ("prior_distance_m", "prior_rotation_rad", "pose_probability", "inlier_fraction", "cost")
 _TRACKER_STAGES = {"feature_ms": "features", "gather_ms": "gather", "alignment_ms": "alignment"}
 _SENT_REMEMBERED = 256
 _LONGEST_STEP_NS = NS_PER_S
@@ -171,12 +172,13 @@ class Outputs:
         if result is not None:
             times_ms.update((name, result.timings_ms.get(stage, math.nan)) for name, stage in _TRACKER_STAGES.items())
         times_ms["age_ms"] = (self._node.get_clock().now().nanoseconds - stamp_ns) * 1e-6
-        numbers = times_ms | dict.fromkeys(("prior_distance_m", "prior_rotation_rad", "inlier_fraction", "cost"), math.nan)
+        numbers = times_ms | dict.fromkeys(_PER_FRAME, math.nan)
         if result is not None:
             numbers |= {name: getattr(result, name) for name in ("prior_distance_m", "prior_rotation_rad")}
             status.prior_source = result.prior.source.replace(" ", "_") if result.prior is not None else ""
         if alignment is not None:
             numbers |= {name: getattr(alignment, name) for name in ("inlier_fraction", "cost")}
+            numbers["pose_probability"] = alignment.probability
             status.points_used = alignment.points_used
         for name, value in numbers.items():
             setattr(status, name, _as_float32(value))

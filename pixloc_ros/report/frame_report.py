@@ -66,7 +66,7 @@ def innovation(
     """Distance between an aligned pose and its prior in standard deviations, as `Tracker` judges it."""
     image = se3.transform_covariance(alignment.covariance, base_from_camera)
     floor = isotropic(options.prior_translation_floor, options.prior_rotation_floor)
-    covariance = not_better_than(image / max(alignment.inlier_fraction, 0.1) ** 2, floor)
+    covariance = not_better_than(image, floor)
     map_from_base = alignment.map_from_camera @ se3.inverse(base_from_camera)
     return mahalanobis(prior.map_from_base, prior.covariance, map_from_base, covariance)
 
@@ -78,25 +78,26 @@ def gates_of(frame: TrackedFrame, options: TrackerOptions = DEFAULTS) -> list[Ga
     if found is None:
         return []
     gates, searching = options.gates, frame.before not in (TrackState.TRACKING, TrackState.DEGRADED)
-    prior, share = result.prior, found.inlier_fraction
+    prior, share, floor = result.prior, found.inlier_fraction, gates.min_inlier_fraction
     noise_factor = 1.0 if prior is None else prior.noise_factor
-    least, seen = gates.least_inliers(searching, noise_factor), found.visible_fraction * found.points_used
-    asked = f"≥ {least:.0%}" + (" (while no pose is believed)" if searching else "")
+    least, seen = gates.least_probability(searching, noise_factor), found.visible_fraction * found.points_used
+    asked = f"≥ {least:.1%}" + (" (while no pose is believed)" if searching else "")
     visible = f"{found.visible_fraction:.0%} of {found.points_used}"
     enough = found.visible_fraction >= gates.min_visible_fraction
     rows = [
         Gate("alignment", found.reason, "a finite pose", found.success),
         Gate("map points in the image", visible, f"≥ {gates.min_visible_fraction:.0%}", enough),
         Gate("their number", f"{seen:.0f}", f"≥ {gates.min_visible_points}", seen >= gates.min_visible_points),
-        Gate("of those, agree with the map", f"{share:.0%}", asked, share >= least),
+        Gate("of those, agree with the map", f"{share:.0%}", f"≥ {floor:.0%}", share >= floor),
+        Gate("probability of a right pose", f"{found.probability:.1%}", asked, found.probability >= least),
     ]
     if math.isfinite(gates.max_cost):
         rows.append(Gate("mean robust cost", f"{found.cost:.3g}", f"≤ {gates.max_cost:.3g}", found.cost <= gates.max_cost))
     if prior is not None and found.success and bool(torch.isfinite(found.covariance).all()):
         away = innovation(prior, found, frame.base_from_camera, options)
-        sure = share >= gates.sure_inlier_fraction
+        sure = found.probability >= gates.sure_probability
         limit = gates.innovation_limit(sure, noise_factor)
-        why = f" ({gates.sure_inlier_fraction:.0%} or more agree)" if sure else ""
+        why = f" ({gates.sure_probability:.1%} sure or more)" if sure else ""
         name = f"distance from the {prior.source} prior"
         rows.append(Gate(name, f"{away:.1f} standard deviations", f"≤ {limit:.3g}{why}", away <= limit))
     return rows
@@ -151,18 +152,19 @@ def _place_causes(evidence: Evidence, options: TrackerOptions) -> list[str]:
     if evidence.from_prior is not None and evidence.from_prior.points_used < options.gates.min_visible_points:
         causes.append(f"the map shows next to nothing from the prior: {evidence.map_text}.")
     if evidence.reference is None:
-        if evidence.from_prior is not None and evidence.from_prior.inlier_fraction < options.gates.min_inlier_fraction:
+        if evidence.from_prior is not None and evidence.from_prior.probability < options.gates.min_probability:
             causes.append(
                 "no pose in the map explains the image: neither from the prior nor in a search of the whole map do "
                 "enough points agree. Another place, moved things, something in front of the lens, or a wrong calibration "
                 "do that."
             )
         return causes
-    share = 0.0 if evidence.from_reference is None else evidence.from_reference.inlier_fraction
+    reference = evidence.from_reference
+    share, likely = (0.0, 0.0) if reference is None else (reference.inlier_fraction, reference.probability)
     stays = evidence.from_reference is not None and _right(evidence, evidence.from_reference)
-    good = stays and share >= options.gates.min_inlier_fraction
+    good = stays and likely >= options.gates.min_probability
     found = evidence.from_prior is not None and _right(evidence, evidence.from_prior)
-    if share < options.gates.min_inlier_fraction:
+    if likely < options.gates.min_probability:
         causes.append(
             f"even from {evidence.reference_name} only {share:.0%} of the points agree: the image does not show what "
             f"the map holds ({evidence.map_text}). Blur, darkness, something in front of the lens, changes since the "

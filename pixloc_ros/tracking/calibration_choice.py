@@ -12,7 +12,6 @@ import torch
 from ..geometry.cameras import Camera
 from ..io.calibration import Calibration
 from .frame_aligner import FrameAligner
-from .options import QualityGates
 from .relocalization import Relocalizer
 from .types import MotionPrior, PreparedFrame
 
@@ -20,7 +19,7 @@ _IMAGES = 6
 """So many images decide,"""
 _CLEAR, _CLEAR_AT_ONCE = 0.02, 0.1
 """by a difference of the share of points that agree; from one image on by the second."""
-_FLOOR = QualityGates().min_inlier_fraction_search
+_FLOOR = 0.32
 """An image that neither reading explains tells nothing."""
 _TRIES, _RETRY = 10, 20
 """After so many such images, only one in so many is tried."""

@@ -108,8 +108,8 @@ class Candidates:
 
     def show_another_place(self) -> bool:
         """Whether the images surely show a place that is not around the prior."""
-        sure = self._options.gates.sure_inlier_fraction
-        return any(c.searched and (c.count > 1 or c.count and c.look.inliers >= sure) for c in self._all)
+        sure = self._options.gates.sure_probability
+        return any(c.searched and (c.count > 1 or c.count and c.look.probability >= sure) for c in self._all)
 
     def _moved_from(self, pose: KnownPose, candidates: list[Candidate]) -> Candidate | None:
         """The candidate that may be this pose one step later, by the greatest speeds that are believed of a robot."""

@@ -17,8 +17,9 @@ from ..geometry import se3
 from ..geometry.cameras import Camera
 from ..geometry.projection import camera_numbers, median_motion
 from ..io.images import fit_to_working_size
-from ..mapping.local_points import LocalPointSelector
+from ..mapping.local_points import LocalPoints, LocalPointSelector
 from ..mapping.map_file import Map
+from .alignment_judge import AlignmentJudge, statistics_of
 from .types import FrameAlignment, PreparedImage
 
 MAX_PASSES = 2
@@ -69,6 +70,7 @@ class FrameAligner:
         extractor: The network, with the map's levels.
         damping: Learned, None where the weights file holds none.
         weights: Learned as well.
+        judge: Says what an alignment is worth.
         options: How frames are aligned.
         focal_px: To which images are scaled; None: images are only shrunk.
     """
@@ -80,6 +82,7 @@ class FrameAligner:
         self.damping = damping_of(self.extractor)
         source = f"weights '{self.extractor.name}'"
         self.weights = LevelWeights.of(self.extractor.companions, len(self.extractor.strides), source)
+        self.judge = AlignmentJudge.of(self.extractor.companions, source)
         self._selector = LocalPointSelector(map_)
         self.focal_px: float | None = float(np.median([float(c.params[:2].mean()) for c in map_.cameras]))
 
@@ -128,7 +131,7 @@ class FrameAligner:
         clock = _Stopwatch(prepared.timings_ms)
         camera, start = prepared.camera, map_from_camera
         for _ in range(MAX_PASSES):
-            local = self._selector.select(start, camera, self.options.max_points)
+            local = self.points_near(start, camera, self.options.max_points)
             clock.lap("gather")
             if len(local.points) < self.options.alignment.min_points:
                 return FrameAlignment.failed(map_from_camera, "no map points near the prior", len(local.points), clock.laps)
@@ -150,14 +153,23 @@ class FrameAligner:
             # The points were chosen for a view quite different from the one found: choose and align once more from there.
             start = map_from_local @ se3.inverse(result.camera_from_map)
         visible, inliers = int(result.visible.sum()), int(result.inliers.sum())
-        covariance = inverse_information(result.information)
+        claimed, depth = inverse_information(result.information), _depth(result, local.points)
+        statistics = statistics_of(result, claimed.numpy(), initial.numpy(), depth)
+        covariance = claimed * self.judge.factor(statistics)
         success = bool(result.converged) and bool(torch.isfinite(covariance).all())
         points = result.visible.shape[-1]
         reason = "the image shows nothing" if result.reason == "converged" and not success else result.reason
         pose = map_from_local @ se3.inverse(result.camera_from_map) if success else map_from_camera
+        probability = self.judge.probability(statistics) if success else 0.0
         quality = (float(result.cost), inliers / max(visible, 1), visible / points, points)
-        iterations, depth = sum(level.iterations for level in result.trace), _depth(result, local.points)
-        return FrameAlignment(pose, covariance, success, reason, *quality, iterations, clock.laps, result, local, depth)
+        iterations, residual = sum(level.iterations for level in result.trace), float(result.trace[-1].residual)
+        return FrameAlignment(
+            pose, covariance, success, reason, *quality, iterations, clock.laps, result, local, depth, probability, residual
+        )
+
+    def points_near(self, map_from_camera: torch.Tensor, camera: Camera, count: int) -> LocalPoints:
+        """The map points that a camera near a pose [4, 4] should see, `count` at most."""
+        return self._selector.select(map_from_camera, camera, count)
 
     def focal_length(self, prepared: PreparedImage, alignment: FrameAlignment) -> FocalLength | None:
         """The focal length that fits a prepared image best, from where its alignment ended; None where it does not tell."""

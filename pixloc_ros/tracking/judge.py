@@ -70,6 +70,10 @@ class Look:
     def inliers(self) -> float:
         return self.alignment.inlier_fraction
 
+    @property
+    def probability(self) -> float:
+        return self.alignment.probability
+
 
 def distance(prior: MotionPrior, pose: KnownPose) -> float:
     """From a prior to a pose found, in standard deviations of both together."""
@@ -100,23 +104,21 @@ class Judge:
 
     def look(self, view: FrameContext, alignment: FrameAlignment, free: bool, searched: bool = False) -> Look:
         """An alignment of the view, judged. free: no prior was believed on the way there, so more points must agree."""
-        problem = self._quality_problem(alignment, self.gates.least_inliers(free, view.noise_factor))
+        problem = self._quality_problem(alignment, self.gates.least_probability(free, view.noise_factor))
         if problem:
             return Look(alignment, None, problem, searched)
         image = se3.transform_covariance(alignment.covariance, view.base_from_camera)
         depth, (translation, rotation) = abs(alignment.depth), self._floor
         published = image + isotropic(min(translation, rotation * depth), rotation)
-        # What the next image will be judged by is wider where few points agreed.
-        cautious = self.floored(image / max(alignment.inlier_fraction, 0.1) ** 2)
         pose = alignment.map_from_camera @ view.camera_from_base
-        return Look(alignment, KnownPose(view.stamp_ns, pose, cautious, view.odometry, published, depth), "", searched)
+        return Look(alignment, KnownPose(view.stamp_ns, pose, self.floored(image), view.odometry, published, depth), "", searched)
 
     def agrees(self, look: Look, view: FrameContext, state: TrackState) -> bool:
         """Whether a look is believed at once, since it is where the prior says."""
         prior, gates = view.prior, self.gates
         if look.pose is None or prior is None or state in (TrackState.LOST, TrackState.RELOCALIZING):
             return False
-        sure = look.inliers >= gates.sure_inlier_fraction
+        sure = look.probability >= gates.sure_probability
         if state is TrackState.INITIALIZING and not sure:
             return False
         if distance(prior, look.pose) > gates.innovation_limit(sure and not look.searched, prior.noise_factor):
@@ -131,7 +133,7 @@ class Judge:
         check = self.calibration_check
         return check is not None and check.contradicts(view.frame.prepared, look.alignment)
 
-    def _quality_problem(self, alignment: FrameAlignment, least_inliers: float) -> str:
+    def _quality_problem(self, alignment: FrameAlignment, least_probability: float) -> str:
         gates = self.gates
         if not alignment.success:
             return f"alignment failed ({alignment.reason})"
@@ -140,8 +142,9 @@ class Judge:
         visible = alignment.visible_fraction * alignment.points_used
         if alignment.visible_fraction < gates.min_visible_fraction or visible < gates.min_visible_points:
             return f"only {visible:.0f} of {alignment.points_used} map points are in the image"
-        if alignment.inlier_fraction < least_inliers:
-            return f"only {alignment.inlier_fraction:.0%} of the visible points agree with the map"
+        if alignment.probability < least_probability or alignment.inlier_fraction < gates.min_inlier_fraction:
+            agree = f"{alignment.inlier_fraction:.0%} of the visible points agree with the map"
+            return f"only {agree}: the pose is right with a probability of {alignment.probability:.0%}"
         if not alignment.cost <= gates.max_cost:
             return f"cost {alignment.cost:.3g} is above {gates.max_cost:.3g}"
         return ""

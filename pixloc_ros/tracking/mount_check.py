@@ -33,7 +33,7 @@ _LEAST_TURN_BLIND = math.radians(45)
 """and this where no odometry will tell whether the pose or the mount is wrong."""
 _SAME_ROTATION = math.radians(12)
 """A rotation so near to a usual mistake is called by its name."""
-_SURE = QualityGates().sure_inlier_fraction
+_SURE = QualityGates().sure_probability
 _LIKELY = QualityGates().max_innovation
 
 _STEP_M, _STEP_RAD = 0.04, 0.03
@@ -116,7 +116,7 @@ class MountCheck:
             view: The image.
             tracked: Whether the robot is tracked: then only motion counts.
         """
-        if self._mode == "off" or look is None or look.pose is None or look.inliers < _SURE:
+        if self._mode == "off" or look is None or look.pose is None or look.probability < _SURE:
             return ""
         if tracked and not self.problem and not self._is_due(view):
             return ""

@@ -13,42 +13,41 @@ from .types import MotionPrior
 
 @dataclass(frozen=True)
 class QualityGates:
-    """What an aligned image must satisfy to be believed.
-
-    On real sequences wrong alignments had at most 0.19 inliers (98 % of them below 0.15), right ones 0.19 and more in blurred
-    images, and 0.4 and more in sharp ones.
+    """What an aligned image must satisfy to be believed. Probabilities are those of `AlignmentJudge`.
 
     Attributes:
         min_visible_fraction: Least share of the map points asked for that project into the image.
         min_visible_points: Least number of them.
-        min_inlier_fraction: Least share of the visible points whose features agree.
-        min_inlier_fraction_search: The same where no prior holds the pose, or against it.
+        min_inlier_fraction: Least share of the visible points whose features agree, whatever the judge says.
+        min_probability: Least probability that the pose is right.
+        min_probability_search: The same where no prior holds the pose, or against it.
         max_cost: Largest mean robust cost.
         max_innovation: Largest Mahalanobis distance to the prior, six degrees of freedom (5.3 is passed by 99.99 % of honest
             Gaussian errors).
-        sure_inlier_fraction: With so many inliers the image is believed further away,
+        sure_probability: An image as sure as this is believed further away,
         max_innovation_sure: up to here: slipping wheels are more common than a wrong alignment that looks so good.
         rival_inlier_fraction: Where another place has more than this share of a place's inliers, neither is believed.
-        min_inlier_fraction_untrusted: Least inliers where odometry, which holds the pose less then, was found to err
+        min_probability_untrusted: Least probability where odometry, which holds the pose less then, was found to err
         max_trusted_factor: more than this many times as much as usual.
     """
 
     min_visible_fraction: float = 0.2
     min_visible_points: int = 30
-    min_inlier_fraction: float = 0.15
-    min_inlier_fraction_search: float = 0.32
+    min_inlier_fraction: float = 0.02
+    min_probability: float = 0.5
+    min_probability_search: float = 0.968
     max_cost: float = float("inf")
     max_innovation: float = 5.3
-    sure_inlier_fraction: float = 0.4
+    sure_probability: float = 0.9933
     max_innovation_sure: float = 16.0
     rival_inlier_fraction: float = 0.6
-    min_inlier_fraction_untrusted: float = 0.2
+    min_probability_untrusted: float = 0.73
     max_trusted_factor: float = 2.0
 
-    def least_inliers(self, free: bool, noise_factor: float) -> float:
-        """Share of the visible points that must agree. free: no prior held the pose; noise_factor: `MotionPrior.noise_factor`."""
-        least = self.min_inlier_fraction_search if free else self.min_inlier_fraction
-        return max(least, self.min_inlier_fraction_untrusted) if noise_factor > self.max_trusted_factor else least
+    def least_probability(self, free: bool, noise_factor: float) -> float:
+        """Of a pose to be believed. free: no prior held it; noise_factor: `MotionPrior.noise_factor`."""
+        least = self.min_probability_search if free else self.min_probability
+        return max(least, self.min_probability_untrusted) if noise_factor > self.max_trusted_factor else least
 
     def innovation_limit(self, sure: bool, noise_factor: float) -> float:
         """Standard deviations that a pose may be from its prior: further where so many points agree that it is sure. What

@@ -312,7 +312,7 @@ class Tracker:
         """The image aligned from a pose of the base. held: covariance of the prior that holds it; None: no prior is believed."""
         covariance = None if held is None else se3.transform_covariance(held, view.camera_from_base)
         start = map_from_base @ view.base_from_camera
-        alignment = self.aligner.localize_prepared(view.frame.prepared, start, covariance)
+        alignment = self.aligner.localize_prepared(view.frame.prepared, start, covariance, self._last_residual)
         return self._judge.look(view, alignment, held is None)
 
     def _look_elsewhere(self, view: FrameContext) -> list[Look]:
@@ -333,7 +333,7 @@ class Tracker:
         wrong (empty: nothing) and the look that is believed after all."""
         gates, prior = self.options.gates, view.prior
         # Against the prior an image must be as good as one without: a wrong calibration can be consistent with itself.
-        self._candidates.follow([k for k in looks if k.pose is not None and k.inliers >= gates.min_inlier_fraction_search], view)
+        self._candidates.follow([k for k in looks if k.pose is not None and k.probability >= gates.min_probability_search], view)
         winner = self._candidates.winner(prior)
         if winner is not None:
             objection = self.mount_check.against(winner.look, view)
@@ -413,14 +413,14 @@ class Tracker:
     def _end_search(self) -> None:
         self._candidates.clear()
         self._attempts = self._turn = 0
-        self._last_inliers, self._unseen = 0.5, False
+        self._last_residual, self._unseen = 0.0, False
         self._searching_since_ns: int | None = None
 
     def _learn(self, shown: Look | None, believed: Look | None, view: FrameContext) -> None:
         """Keeps what the image tells of odometry and calibration."""
-        self._last_inliers = 0.5 if shown is None else shown.inliers
+        self._last_residual = 0.0 if shown is None else shown.alignment.residual
         # A sure pose also where it is not believed: odometry on another clock may be what it contradicts.
-        sure = believed is not None or self._last_inliers >= self.options.gates.sure_inlier_fraction
+        sure = believed is not None or (shown is not None and shown.probability >= self.options.gates.sure_probability)
         if shown is not None and shown.pose is not None and sure:
             self._odometry_check.add(view.stamp_ns, shown.pose.map_from_base)
             self._learned_noise.add(shown.pose)

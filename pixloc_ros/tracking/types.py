@@ -78,7 +78,7 @@ class FrameAlignment:
     Attributes:
         map_from_camera: float64 [4, 4].
         covariance: float64 [6, 6] (translation, rotation), camera frame, right perturbation (true = map_from_camera ·
-            exp(error)), from the Hessian; infinite where the image does not determine the pose.
+            exp(error)), what the image tells on all levels; infinite where it does not determine the pose.
         success: False where the optimizer had too few points or no finite solution.
         reason: Why, in a few words.
         cost: Mean robust cost.
@@ -90,6 +90,8 @@ class FrameAlignment:
         details: The `AlignmentResult`, for pictures.
         points: The map points that `details` speaks of.
         depth: Median distance of the visible points along the optical axis; infinite where it is not known.
+        probability: That the pose is right (`alignment_judge.RIGHT`).
+        residual: Mean log10 of the squared residuals of the finest level, plus 1: a cue for the next image; 0: unknown.
     """
 
     map_from_camera: torch.Tensor
@@ -105,6 +107,8 @@ class FrameAlignment:
     details: object | None = None
     points: LocalPoints | None = None
     depth: float = float("inf")
+    probability: float = 0.0
+    residual: float = 0.0
 
     @classmethod
     def failed(cls, start: torch.Tensor, reason: str, points_used: int, timings_ms: dict[str, float]) -> FrameAlignment:

@@ -197,16 +197,29 @@ class TrainingConfig:
 
 def read_config(path: Path) -> TrainingConfig:
     """Raises InputError where the file is missing, not JSON, or holds what is unknown or out of range."""
+    return read_sections(path, TrainingConfig, "data")
+
+
+def read_sections(path: Path, kind: type, needed: str) -> typing.Any:
+    """A dataclass with the field `folder` from a JSON file that holds at least the section `needed`. Raises InputError."""
+    values = read_json(path)
+    if "folder" in values or not values.get(needed):
+        raise InputError(f"{path} must be a JSON object with at least the section '{needed}'")
+    try:
+        return _build(kind, {**values, "folder": str(Path(path).resolve().parent)}, "")
+    except InputError as error:
+        raise InputError(f"{path}: {error}") from None
+
+
+def read_json(path: Path) -> dict:
+    """The object of a configuration file. Raises InputError where it is missing, or not a JSON object."""
     try:
         values = json.loads(read_text(path, "give a training configuration"))
     except json.JSONDecodeError as error:
         raise InputError(f"{path} is not JSON ({error}): fix it there") from None
-    if not isinstance(values, dict) or "folder" in values or not values.get("data"):
-        raise InputError(f"{path} must be a JSON object with at least the section 'data'")
-    try:
-        return _build(TrainingConfig, {**values, "folder": str(Path(path).resolve().parent)}, "")
-    except InputError as error:
-        raise InputError(f"{path}: {error}") from None
+    if not isinstance(values, dict):
+        raise InputError(f"{path} must be a JSON object")
+    return values
 
 
 def _build(kind: type, values: typing.Any, where: str) -> typing.Any:

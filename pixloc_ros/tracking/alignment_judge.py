@@ -1,0 +1,117 @@
+# Copyright the pixloc_ros authors. SPDX-License-Identifier: Apache-2.0
+"""What an alignment is worth: the probability that its pose is right, and how far its covariance may be trusted.
+
+Both are log-linear in what the optimizer leaves behind on all levels. Their numbers are learned from poses only, on right and
+wrong alignments, and live in the weights file. Where none were learned, a hand rule on the share of points that agree serves.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from ..alignment import AlignmentResult
+from ..errors import InputError
+
+RIGHT = (2.0, 0.02)
+"""A pose is right that is wrong by less: degrees, and share of the median depth of the points in view."""
+STATISTICS = (
+    *(f"agreement, level {k}" for k in range(5)),
+    *(f"residuals, level {k}" for k in range(5)),
+    "visible points",
+    "visible share",
+    "spread of translation",
+    "spread of rotation",
+    "moved in all",
+    "moved since level 1",
+)
+"""Per level, coarse to fine, the share of visible points that agree and the mean log residual (`alignment.LevelTrace`); log10 of
+the number of visible points over 500; their share of those asked for; log10 of the standard deviations that the image alone
+leaves, as shares of the depth and in radians; log10 of how far the pose went from the start and since level 1, the share of the
+depth plus radians."""
+TENSORS = "judge."
+_LEVELS = 5
+_PROBABILITY, _SPREAD = TENSORS + "probability", TENSORS + "spread"
+_HAND_SLOPE, _HAND_AGREEMENT = 20.0, 0.15
+_LEAST, _LARGEST_POWER = 1e-5, 30.0
+
+
+def statistics_of(result: AlignmentResult, covariance: np.ndarray, start: np.ndarray, depth: float) -> np.ndarray:
+    """The `STATISTICS` of one alignment, float64 [16]; of fewer levels than five, the coarsest stands for those missing.
+
+    Args:
+        result: Unbatched.
+        covariance: float64 [6, 6] that it claims.
+        start: camera_from_map float64 [4, 4] where it began.
+        depth: Median depth of the visible points.
+    """
+    traces = [result.trace[0]] * (_LEVELS - len(result.trace)) + list(result.trace[-_LEVELS:])
+    visible = int(result.visible.sum())
+    variances = np.nan_to_num(covariance.diagonal(), posinf=1e6).clip(1e-20, 1e6)
+    end, coarse = result.camera_from_map.numpy(), traces[1].camera_from_map[-1].double().numpy()
+    unit = depth if np.isfinite(depth) and depth > 0 else 1.0
+    return np.array(
+        [
+            *(float(trace.agreement) for trace in traces),
+            *(float(trace.residual) for trace in traces),
+            np.log10(max(visible, 1) / 500),
+            visible / max(result.visible.shape[-1], 1),
+            0.5 * np.log10(variances[:3].mean() / unit**2),
+            0.5 * np.log10(variances[3:].mean()),
+            _moved(start, end, unit),
+            _moved(coarse, end, unit),
+        ]
+    )
+
+
+def _moved(one: np.ndarray, other: np.ndarray, depth: float) -> float:
+    difference = one[:3, :3] @ other[:3, :3].T
+    shift = np.linalg.norm(one[:3, 3] - difference @ other[:3, 3]) / depth
+    return float(np.log10(_LEAST + shift + np.arccos(np.clip((np.trace(difference) - 1) / 2, -1, 1))))
+
+
+@dataclass(frozen=True)
+class AlignmentJudge:
+    """Learned numbers: a constant and a slope for each of the `STATISTICS`, float64 [17].
+
+    Attributes:
+        log_odds: Of a right pose (`RIGHT`).
+        spread: log10 of the factor on the covariance.
+    """
+
+    log_odds: np.ndarray
+    spread: np.ndarray
+
+    @classmethod
+    def by_hand(cls) -> AlignmentJudge:
+        """Even odds where 15 % of the points agree on the level before the finest; the covariance as claimed."""
+        log_odds = np.zeros(1 + len(STATISTICS))
+        log_odds[0], log_odds[1 + _LEVELS - 2] = -_HAND_SLOPE * _HAND_AGREEMENT, _HAND_SLOPE
+        return cls(log_odds, np.zeros(1 + len(STATISTICS)))
+
+    @classmethod
+    def of(cls, companions: Mapping[str, torch.Tensor], source: str) -> AlignmentJudge:
+        """The one that a weights file holds, or the one by hand. Raises InputError for numbers that cannot be."""
+        found = [companions.get(name) for name in (_PROBABILITY, _SPREAD)]
+        if any(value is None for value in found):
+            return cls.by_hand()
+        for name, value in zip((_PROBABILITY, _SPREAD), found):
+            if tuple(value.shape) != (1 + len(STATISTICS),) or not bool(value.isfinite().all()):
+                raise InputError(f"{source}: '{name}' must hold {1 + len(STATISTICS)} finite numbers: train it again")
+        return cls(*(value.double().numpy() for value in found))
+
+    def tensors(self) -> dict[str, torch.Tensor]:
+        """What a weights file keeps."""
+        return {name: torch.from_numpy(v).float() for name, v in ((_PROBABILITY, self.log_odds), (_SPREAD, self.spread))}
+
+    def probability(self, statistics: np.ndarray) -> float:
+        """That the pose is right."""
+        power = float(np.clip(self.log_odds[0] + self.log_odds[1:] @ statistics, -_LARGEST_POWER, _LARGEST_POWER))
+        return 1 / (1 + np.exp(-power))
+
+    def factor(self, statistics: np.ndarray) -> float:
+        """What the covariance that the optimizer claims is to be multiplied by."""
+        return 10 ** float(np.clip(self.spread[0] + self.spread[1:] @ statistics, -4.0, 4.0))

@@ -1,0 +1,398 @@
+# Copyright the pixloc_ros authors. SPDX-License-Identifier: Apache-2.0
+"""Learns what the optimizer believes (`alignment.LevelWeights`) and what its results are worth (`tracking.AlignmentJudge`).
+
+From poses only, through the optimizer that runs on the robot, compiled code included. Its outcome jumps where a step is refused
+or another minimum is found, so that the gradient of the unrolled steps tells little of whether a pose is found at all; the few
+numbers are therefore sought by CMA-ES (Hansen, 2016), whose steps follow the gradient of the loss smoothed over its samples. The
+judge is a logistic regression on further alignments of the same samples, right and wrong ones; the covariance's factor maximises
+the likelihood of the errors of the right ones.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from scipy.optimize import minimize
+
+from ..alignment import AlignmentOptions, AlignmentResult, LevelWeights, align
+from ..alignment.compiled import LevelResults, Problem, Task, problems, run_levels
+from ..alignment.damping import ADAPTIVE_START, level_dampings
+from ..alignment.level_weights import OUTPUTS
+from ..alignment.types import batched
+from ..errors import InputError
+from ..features import Extractor, load_extractor
+from ..features.weights import Weights
+from ..geometry import se3
+from ..io.files import write_text
+from ..tracking.alignment_judge import RIGHT, STATISTICS, AlignmentJudge, statistics_of
+from ..tracking.frame_aligner import inverse_information
+from .alignment_samples import (
+    AlignmentSample,
+    PhotoSamples,
+    PlaceSamples,
+    SampleOptions,
+    draw_prior,
+    draw_samples,
+    with_foreign_image,
+)
+from .config import read_sections
+from .pairs import PairShape
+from .photos import MotionRange, PhotoPairs, list_photos
+
+LEARNED_SLOPES = {0: (0, 1, 2), 1: (0, 1, 2, 4), 2: (0, 1, 2), 3: (0, 1, 2), 4: (1,), 5: (1,)}
+"""Of each output, the cues that it depends on; the slopes are the same for all levels, and for translation and rotation."""
+_PAIRS = {3: 2, 5: 4}
+_ERROR_FLOOR, _MOST_LOSS = 0.02, 3.0
+_LOG = "alignment_log.jsonl"
+
+
+@dataclass(frozen=True)
+class PhotoSection:
+    """Samples of photos: folders, the view's size, between which views, how many samples, how often a sample is used."""
+
+    folders: tuple[str, ...]
+    samples: int
+    view: tuple[int, int] = (320, 240)
+    motion: MotionRange = MotionRange()
+    weight: float = 1.0
+
+
+@dataclass(frozen=True)
+class PlaceSection:
+    """Samples of a place: its map, and queries (a folder with cameras.txt and truth.txt) of images, or a drive with truth."""
+
+    map: str
+    samples: int
+    queries: str = ""
+    images: str = ""
+    drive: str = ""
+    weight: float = 1.0
+
+
+@dataclass(frozen=True)
+class SearchSection:
+    """The search for the weights.
+
+    Attributes:
+        generations: In all.
+        population: Candidates per generation.
+        batch: Samples that all of them are tried on.
+        step: Standard deviation of the first candidates, in powers of ten.
+        pull: How much a power of ten away from the start costs, squared: what the data does not tell stays there.
+        held_out: Every so many samples are kept for the log, and for the judge's calibration.
+        seed: Of all randomness.
+        threads: 0 for all cores.
+    """
+
+    generations: int = 300
+    population: int = 16
+    batch: int = 150
+    step: float = 0.25
+    pull: float = 0.02
+    held_out: int = 6
+    seed: int = 0
+    threads: int = 0
+
+
+@dataclass(frozen=True)
+class JudgeSection:
+    """The judge's training: alignments per sample, and how strongly its slopes are drawn to zero."""
+
+    alignments: int = 4
+    ridge: float = 3.0
+
+
+@dataclass(frozen=True)
+class AlignmentConfig:
+    """A run: the sections of its file. Paths are relative to it.
+
+    Attributes:
+        samples: How they are drawn.
+        start: Weights file or shipped name; its network is kept.
+        constants: First robust scale, residual variance, hold and trust.
+        conditional: Whether the weights depend on cues.
+        weights: An earlier run's weights file to begin from, instead of the constants.
+        card: Added to the card of the weights.
+    """
+
+    samples: SampleOptions
+    photos: tuple[PhotoSection, ...] = ()
+    places: tuple[PlaceSection, ...] = ()
+    start: str = "compact"
+    constants: tuple[float, float, float, float] = (0.15, 0.15, 0.1, 1.0)
+    conditional: bool = True
+    weights: str = ""
+    search: SearchSection = SearchSection()
+    judge: JudgeSection = JudgeSection()
+    card: dict = field(default_factory=dict)
+    folder: str = "."
+
+
+def read_config(path: Path) -> AlignmentConfig:
+    """Raises InputError where the file is missing, not JSON, or holds what is unknown or out of range."""
+    return read_sections(path, AlignmentConfig, "samples")
+
+
+# ---- samples
+
+
+def draw_all(
+    config: AlignmentConfig, extractor: Extractor, say: Callable[[str], None]
+) -> tuple[list[AlignmentSample], np.ndarray]:
+    """The run's samples, and how often each is used; the same for the same configuration."""
+    folder, samples, shares = Path(config.folder), [], []
+    points = config.samples.points[1]
+    for number, section in enumerate((*config.photos, *config.places)):
+        if isinstance(section, PhotoSection):
+            files = list_photos([folder / f for f in section.folders], held_out=False)
+            pairs = PhotoPairs(files, PairShape(*section.view, points), section.motion)
+            source = PhotoSamples(pairs, extractor, f"photos {section.view[0]}")
+        else:
+            paths = {name: folder / getattr(section, name) for name in ("queries", "images", "drive") if getattr(section, name)}
+            source = PlaceSamples.open(folder / section.map, extractor, **paths)
+        drawn = draw_samples(source, section.samples, config.samples, (config.search.seed, number))
+        say(f"{source.name}: {len(drawn)} samples")
+        samples += drawn
+        shares += [section.weight / len(drawn)] * len(drawn)
+    return samples, np.array(shares)
+
+
+# ---- the weights as a vector
+
+
+class Parameters:
+    """Which numbers of a table are sought: constants of each level, and slopes that the levels share."""
+
+    def __init__(self, levels: int, conditional: bool) -> None:
+        self.levels, self.slopes = levels, []
+        self.constants = [(k, o) for k in range(levels) for o in range(len(OUTPUTS)) if k > 0 or o not in (2, 3)]
+        if conditional:
+            self.slopes = [(o, cue) for o, cues in LEARNED_SLOPES.items() if o not in _PAIRS for cue in cues]
+
+    def vector(self, table: np.ndarray) -> np.ndarray:
+        """From a table [levels, 6, 6]."""
+        return np.array([table[k, o, 0] for k, o in self.constants] + [table[-1, o, 1 + cue] for o, cue in self.slopes])
+
+    def table(self, vector: np.ndarray, start: np.ndarray) -> np.ndarray:
+        """A table; what is not sought is as at the start."""
+        table, count = start.copy(), len(self.constants)
+        for (k, o), value in zip(self.constants, vector):
+            table[k, o, 0] = value
+        for (o, cue), value in zip(self.slopes, vector[count:]):
+            for output in (o, *(other for other, like in _PAIRS.items() if like == o)):
+                table[:, output, 1 + cue] = value
+        return table
+
+
+# ---- the loss
+
+
+def problem_of(sample: AlignmentSample, levels: int) -> Problem:
+    """What the compiled optimizer is given."""
+    view = replace(sample.view, points=batched(sample.view.points))
+    dampings = level_dampings(None, levels, ADAPTIVE_START, torch.device("cpu"))
+    priors, weights = (batched(sample.prior),), LevelWeights.constant(levels)
+    task = Task((view,), sample.start[None], AlignmentOptions(), dampings, priors, weights, torch.zeros(1))
+    return problems(task)(0)
+
+
+def loss(sample: AlignmentSample, problem: Problem, table: np.ndarray) -> float:
+    """The logarithm of the pose's error, where half a degree counts as one per cent of the depth; bounded at both ends, so that
+    a tenth better counts the same in sharp and in blurred images, and lost ones are all the same."""
+    levels = len(table)
+    results = LevelResults(*(array[0] for array in LevelResults.empty(1, levels, problem.iterations, len(sample.view.points))))
+    start = sample.start.numpy()
+    alive = run_levels(problem._replace(weights=table), start, results)
+    pose = results.poses[-1, results.done[-1]]
+    if not alive or not np.isfinite(pose).all():
+        pose = start
+    degrees, percent = sample.error(torch.from_numpy(pose))
+    return min(math.log(math.hypot(2 * degrees, percent) + _ERROR_FLOOR), _MOST_LOSS)
+
+
+class Objective:
+    """Mean loss of a table over some samples, on several threads: the compiled code holds no lock."""
+
+    def __init__(self, samples: Sequence[AlignmentSample], levels: int, threads: int) -> None:
+        self.samples, self._problems = samples, [problem_of(sample, levels) for sample in samples]
+        self._pool = ThreadPoolExecutor(threads or torch.get_num_threads())
+
+    def losses(self, tables: Sequence[np.ndarray], which: Sequence[int]) -> np.ndarray:
+        """[tables, samples]."""
+        jobs = [(table, i) for table in tables for i in which]
+        found = self._pool.map(lambda job: loss(self.samples[job[1]], self._problems[job[1]], job[0]), jobs)
+        return np.array(list(found)).reshape(len(tables), len(which))
+
+
+# ---- the search
+
+
+def learn_weights(
+    objective: Objective, shares: np.ndarray, start: np.ndarray, config: AlignmentConfig, out: Path, resume: bool, say
+) -> np.ndarray:
+    """The table [levels, 6, 6] found; a checkpoint is kept in the folder after every generation."""
+    import cma  # a tool of training alone
+
+    search, parameters = config.search, Parameters(len(start), config.conditional)
+    state, first = out / "search.json", parameters.vector(start)
+    mean, deviations, done = first, np.ones_like(first), 0
+    step = search.step
+    if resume and state.is_file():
+        known = json.loads(state.read_text())
+        mean, deviations, done, step = np.array(known["mean"]), np.array(known["deviations"]), known["done"], known["step"]
+        say(f"going on after generation {done}")
+    options = {"popsize": search.population, "seed": search.seed + done + 1, "verbose": -9, "CMA_stds": deviations}
+    strategy = cma.CMAEvolutionStrategy(mean, step, options)
+    kept = np.array([i for i in range(len(objective.samples)) if i % search.held_out == 0])
+    taught = np.setdiff1d(np.arange(len(objective.samples)), kept)
+    began = time.monotonic()
+    for generation in range(done, search.generations):
+        rng = np.random.default_rng((search.seed, generation))
+        chances = shares[taught] / shares[taught].sum()
+        some = rng.choice(taught, min(search.batch, len(taught)), replace=False, p=chances)
+        candidates = strategy.ask()
+        losses = objective.losses([parameters.table(v, start) for v in candidates], some).mean(1)
+        pulls = [search.pull * float(np.mean((v - first) ** 2)) for v in candidates]
+        strategy.tell(candidates, list(losses + pulls))
+        mean, done = strategy.mean, generation + 1
+        values = {"mean": mean.tolist(), "deviations": (strategy.result.stds / strategy.sigma).tolist()}
+        write_text(state, json.dumps(values | {"done": done, "step": strategy.sigma}))
+        if done % 10 == 0 or done == search.generations:
+            held = objective.losses([parameters.table(mean, start)], kept).mean()
+            row = {"generation": done, "loss": float(losses.mean()), "held_out": float(held), "step": float(strategy.sigma)}
+            with open(out / _LOG, "a") as log:
+                log.write(json.dumps(row) + "\n")
+            spent = time.monotonic() - began
+            say(f"generation {done}/{search.generations}: loss {row['loss']:.3f}, held out {held:.3f}, {spent:.0f} s")
+    return parameters.table(mean, start)
+
+
+# ---- the judge
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """One alignment: its statistics [16], whether its pose is right, its squared error by the claimed covariance (chi-square with
+    six degrees of freedom if that were true), its sample's number."""
+
+    statistics: np.ndarray
+    right: bool
+    squared: float
+    sample: int
+
+
+@torch.inference_mode()
+def outcomes(samples: Sequence[AlignmentSample], weights: LevelWeights, config: AlignmentConfig) -> list[Outcome]:
+    """Alignments of all samples: as drawn, with further priors of all kinds, with the images of others, and without a prior's
+    hold from another place in the map."""
+    found, rng = [], np.random.default_rng((config.search.seed, 1))
+    for number, sample in enumerate(samples):
+        tried = [sample]
+        for _ in range(config.judge.alignments - 2):
+            kind, start, information = draw_prior(sample.truth, sample.depth, config.samples, rng)
+            tried.append(replace(sample, start=start, information=information, kind=kind))
+        foreign = with_foreign_image(sample, samples[int(rng.integers(len(samples)))])
+        tried += [foreign] if foreign is not None else []
+        for one in tried:
+            result = align(one.view, one.start, AlignmentOptions(), None, one.prior, weights)
+            outcome = _outcome(one, result, number)
+            found += [] if outcome is None else [outcome]
+    return found
+
+
+def _outcome(sample: AlignmentSample, result: AlignmentResult, number: int) -> Outcome | None:
+    covariance = inverse_information(result.information)
+    if not bool(result.converged) or not bool(covariance.isfinite().all()):
+        return None
+    pose = result.camera_from_map.double()
+    depths = se3.transform(pose, sample.view.points.xyz.double())[:, 2][result.visible]
+    statistics = statistics_of(result, covariance.numpy(), sample.start.numpy(), float(depths.median()))
+    if sample.kind == "foreign image":
+        return Outcome(statistics, False, math.inf, number)
+    degrees, percent = sample.error(pose)
+    error = se3.se3_log(sample.truth @ se3.inverse(pose)).numpy()
+    squared = float(error @ np.linalg.solve(covariance.numpy(), error))
+    return Outcome(statistics, degrees < RIGHT[0] and percent < 100 * RIGHT[1], squared, number)
+
+
+def fit_judge(found: Sequence[Outcome], ridge: float) -> AlignmentJudge:
+    """Logistic regression of the outcome, and the factor on the covariance that makes the errors of the right ones most likely,
+    both with slopes drawn to zero in units of the statistics' standard deviations."""
+    values, right = np.array([one.statistics for one in found]), np.array([one.right for one in found])
+    centre, unit = values.mean(0), values.std(0) + 1e-9
+    inputs = np.c_[np.ones(len(values)), (values - centre) / unit]
+    squared = np.array([one.squared for one in found])[right]
+
+    def against(x):
+        power = inputs @ x
+        gradient = inputs.T @ (1 / (1 + np.exp(-power)) - right) + ridge * np.r_[0, x[1:]]
+        return float(np.logaddexp(0, power).sum() - power[right].sum() + ridge / 2 * (x[1:] ** 2).sum()), gradient
+
+    def unlikely(x):
+        power = inputs[right] @ x
+        ratio = squared * np.exp(-power)
+        gradient = inputs[right].T @ (3 - ratio / 2) + 10 * ridge * np.r_[0, x[1:]]
+        return float((3 * power + ratio / 2).sum() + 5 * ridge * (x[1:] ** 2).sum()), gradient
+
+    def solved(cost: Callable, begin: np.ndarray) -> np.ndarray:
+        x = minimize(cost, begin, jac=True, method="L-BFGS-B", options={"maxiter": 500}).x
+        slopes = x[1:] / unit
+        return np.r_[x[0] - slopes @ centre, slopes]
+
+    zero = np.zeros(1 + len(STATISTICS))
+    begin = np.r_[math.log(max(np.median(squared) / 5.35, 1e-6)), zero[1:]]
+    return AlignmentJudge(solved(against, zero), solved(unlikely, begin) / math.log(10))
+
+
+def calibration_error(probabilities: np.ndarray, right: np.ndarray, bins: int = 10) -> float:
+    """Expected calibration error: the mean distance of probability and share of right ones over bins of equal width, weighted by
+    how many fall into each."""
+    which = np.minimum((probabilities * bins).astype(int), bins - 1)
+    gaps = [abs(probabilities[which == b].mean() - right[which == b].mean()) * (which == b).sum() for b in np.unique(which)]
+    return float(sum(gaps) / len(right))
+
+
+# ---- a run
+
+
+def run(config: AlignmentConfig, out: Path, resume: bool, say: Callable[[str], None]) -> Path:
+    """Learns weights and judge; the folder gets settings, log, checkpoint and `best.safetensors`.
+
+    Raises:
+        InputError: The data or the start cannot be used.
+    """
+    if not resume and (out / "search.json").exists():
+        raise InputError(f"{out} holds a run already: go on with --resume, or choose another folder")
+    out.mkdir(parents=True, exist_ok=True)
+    extractor, near = load_extractor(config.start), Path(config.folder) / config.start
+    weights = Weights.open(near if near.is_file() else config.start)
+    levels = len(extractor.strides)
+    start = LevelWeights.constant(levels, *config.constants).table.numpy().astype(np.float64)
+    if config.weights:
+        earlier = Weights.open(Path(config.folder) / config.weights).companions
+        start = LevelWeights.of(earlier, levels, config.weights).table.numpy().astype(np.float64)
+    samples, shares = draw_all(config, extractor, say)
+    objective = Objective(samples, levels, config.search.threads)
+    table = learn_weights(objective, shares, start, config, out, resume, say)
+    learned = LevelWeights(torch.from_numpy(table).float())
+    found = outcomes(samples, learned, config)
+    held = [one for one in found if one.sample % config.search.held_out == 0]
+    judge = fit_judge([one for one in found if one.sample % config.search.held_out], config.judge.ridge)
+    likely, right = np.array([judge.probability(one.statistics) for one in held]), np.array([one.right for one in held])
+    nees = [one.squared / judge.factor(one.statistics) for one in held if one.right]
+    say(
+        f"judge, {len(held)} held-out alignments, {right.sum()} right: {np.mean((likely >= 0.5) == right):.1%} told "
+        f"apart at even odds, calibration error {calibration_error(likely, right):.3f}, NEES of the right ones {np.mean(nees):.1f} (6 is right)"
+    )
+    companions = {**weights.companions, **learned.tensors(), **judge.tensors()}
+    path = out / "best.safetensors"
+    replace(weights, companions=companions, card={**weights.card, **config.card}).save(path)
+    return path
