@@ -26,6 +26,7 @@ from pixloc_ros.features.checkpoint_import import import_checkpoint
 from pixloc_ros.features.extractor import Extractor
 from pixloc_ros.features.sampling import sample_level
 from pixloc_ros.features.weights import Weights
+from pixloc_ros.tracking.alignment_judge import STATISTICS, AlignmentJudge
 from pixloc_ros.tracking.frame_aligner import FrameAligner
 
 # The layout of the published files, written out: where the convolutions of an encoder stage sit, and how many channels.
@@ -313,6 +314,23 @@ def test_weights_of_levels_are_shown_and_drawn(tmp_path, capsys):
     assert f"{shown[3]['residual variance']['slopes']['expected error']:.2f}" in table
     assert main(["weights", "plot", str(file), "-o", str(tmp_path / "learned.png")]) == 0
     assert (tmp_path / "learned.png").read_bytes()[:4] == b"\x89PNG"
+
+
+def test_a_judge_is_kept_and_shown(tmp_path, capsys):
+    file, numbers = tmp_path / "learned.safetensors", np.random.default_rng(0).normal(size=(2, 1 + len(STATISTICS)))
+    replace(Weights.open("compact"), companions=AlignmentJudge(*numbers).tensors()).save(file)
+    extractor = load_extractor(file)
+    assert extractor.fingerprint == load_extractor("compact").fingerprint
+    np.testing.assert_allclose(AlignmentJudge.of(extractor.companions, "x").spread, numbers[1], rtol=1e-6)
+    assert main(["weights", "show", str(file), "--json"]) == 0
+    shown = json.loads(capsys.readouterr().out)["judge"]
+    assert shown["log odds"]["slopes"][STATISTICS[-1]] == pytest.approx(numbers[0, -1])
+    assert main(["weights", "show", str(file)]) == 0
+    table = capsys.readouterr().out
+    assert all(name in table for name in STATISTICS) and f"{numbers[1, 0]:.2f}" in table
+    replace(Weights.open("compact"), companions={"judge.probability": torch.zeros(3), "judge.spread": torch.zeros(3)}).save(file)
+    assert main(["weights", "show", str(file)]) == 2
+    assert f"must hold {1 + len(STATISTICS)} finite numbers" in capsys.readouterr().err
 
 
 def test_features_of_an_image_are_written(full, tmp_path, capsys):
