@@ -90,7 +90,7 @@ class ReducedNetwork(nn.Module):
 def reduced_extractor(
     extractor: Extractor, levels: int = 0, confidences: bool = True, damping: bool = True, weights: bool = True
 ) -> Extractor:
-    """An extractor without some parts (see `ReducedNetwork`; 0: all levels), or without its learned damping, or weights and judge.
+    """An extractor without some parts (see `ReducedNetwork`; 0: all levels), its learned damping, or its weights and judge.
 
     Maps of differently reduced features do not fit each other; what the optimizer learned makes no difference to a map.
     """

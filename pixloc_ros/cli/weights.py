@@ -21,7 +21,7 @@ from .arguments import add_verb, flag, path
 from .lazy import alignment, features, pixloc, report, tracking
 
 DEGREES_OF_FREEDOM = ("t_x", "t_y", "t_z", "R_x", "R_y", "R_z")
-_OUTPUT_WIDTH, _CUE_WIDTH = 22, 16
+_OUTPUT_WIDTH, _CUE_WIDTH = 24, 16
 
 
 def add_parser(subparsers) -> None:
@@ -62,9 +62,9 @@ def run_show(args: argparse.Namespace) -> int:
     """`pixloc weights show`: card, parameters and what the optimizer learned, of a weights file.
 
     Prints the card, the number of parameters, and what of this the file holds: the learned damping per level and degree of
-    freedom of the query camera (t along, R about its axes), where large values hold a motion back; what is believed on each level:
-    its robust scale, residual variance, hold to the coarser levels and trust in the prior, each with its slopes; and the judge:
-    what the statistics of an alignment say of its pose.
+    freedom of the query camera (t along, R about its axes), where large values hold a motion back; what is believed on each
+    level: its robust scale, residual variance, hold to the coarser levels and trust in the prior, each with its slopes; and the
+    judge: what the statistics of an alignment say of its pose.
 
     example:
       pixloc weights show compact
