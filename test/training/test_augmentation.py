@@ -9,8 +9,14 @@ from pixloc_ros.errors import InputError
 from pixloc_ros.training import augmentation
 from pixloc_ros.training.augmentation import AugmentationOptions, augment
 
-BLURS = [augmentation._defocus, augmentation._motion_blur, augmentation._half_resolution]
-CHANGES = [getattr(augmentation, f"_{name}") for name in ["light", "dark", "shadow", "vignetting", "noise", "occlusion"]] + BLURS
+
+def motion_blur(x, rng):
+    return augmentation._motion_blur(x, rng, 50.0)
+
+
+BLURS = [augmentation._defocus, motion_blur, augmentation._half_resolution]
+NAMES = "light dark shadow vignetting noise occlusion change relight tone"
+CHANGES = [getattr(augmentation, f"_{name}") for name in NAMES.split()] + BLURS
 
 
 @pytest.mark.parametrize("change", CHANGES)
@@ -39,5 +45,6 @@ def test_augmentation_is_repeatable_and_differs_between_the_two_images():
     assert np.array_equal(first, again) and first.dtype == np.uint8
     rng = np.random.default_rng(3)
     assert not np.array_equal(augment(image, rng, options), augment(image, rng, options))
-    with pytest.raises(InputError, match="shares"):
-        AugmentationOptions(blur=1.5)
+    for bad in ({"blur": 1.5}, {"blur_px": 1.0}):
+        with pytest.raises(InputError, match="shares.*blur_px at least 2"):
+            AugmentationOptions(**bad)
