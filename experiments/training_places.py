@@ -3,7 +3,8 @@
 """The places that config/training/alignment.json learns from: maps, and images with poses that are not in them.
 
 From the data folder: tum_fr1_rpy (its map split), and buddha in two halves, each of which is the map of the other's images
-(points triangulated with the given poses). Simulated: two workshops, whose test drives have another light, path and speed than the map's.
+(points triangulated with the given poses). Simulated: two workshops, whose test drives have another light, path and speed than
+the map's.
 
     experiments/training_places.py ../shared/data -o out/places
 """
