@@ -14,6 +14,7 @@ from pixloc_ros.alignment.level_weights import TENSORS as WEIGHTS
 from pixloc_ros.features import Extractor
 from pixloc_ros.features.compact import pad_to_multiple
 from pixloc_ros.features.pyramid import FeatureLevel, FeaturePyramid
+from pixloc_ros.tracking.alignment_judge import TENSORS as JUDGE
 
 INTENSITY_STRIDES = (16, 8, 4, 2, 1)
 PATCH = 5
@@ -89,13 +90,14 @@ class ReducedNetwork(nn.Module):
 def reduced_extractor(
     extractor: Extractor, levels: int = 0, confidences: bool = True, damping: bool = True, weights: bool = True
 ) -> Extractor:
-    """An extractor without some parts (see `ReducedNetwork`; 0: all levels), or without its learned damping or level weights.
+    """An extractor without some parts (see `ReducedNetwork`; 0: all levels), its learned damping, or its weights and judge.
 
     Maps of differently reduced features do not fit each other; what the optimizer learned makes no difference to a map.
     """
     complete = levels in (0, len(extractor.strides))
-    kinds = tuple(kind for kind, kept in ((DAMPING, damping), (WEIGHTS, weights)) if kept and complete)
-    kept = {name: value for name, value in extractor.companions.items() if name.startswith(kinds)}
+    dropped = (() if damping else (DAMPING,)) + (() if weights else (WEIGHTS, JUDGE))
+    learned = extractor.companions.items() if complete else ()
+    kept = {name: value for name, value in learned if not name.startswith(dropped)}
     if complete and confidences:
         return Extractor(extractor.network, extractor.name, extractor.fingerprint, extractor.execution, kept)
     network = ReducedNetwork(extractor.network, levels or len(extractor.strides), confidences)

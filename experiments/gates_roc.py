@@ -44,7 +44,12 @@ PRIOR_STD = (0.05, 0.005)
 PUSHED = (2.0, 0.2)
 """Metres, radians: standard deviation of a prior that is near and wrong."""
 ELSEWHERE_M = 8.0
-MEASURES = {"inliers": ("share of inliers", 1), "cost": ("cost", -1), "innovation": ("innovation", -1)}
+MEASURES = {
+    "probability": ("probability of the judge", 1),
+    "inliers": ("share of inliers", 1),
+    "cost": ("cost", -1),
+    "innovation": ("innovation", -1),
+}
 """Title, and 1 where more is better."""
 
 
@@ -54,7 +59,8 @@ class Sample:
 
     Attributes:
         held: Whether the prior's covariance took part.
-        usable: The optimizer ended and enough of the map is in the image.
+        usable: The optimizer ended, enough of the map is in the image, and enough of that agrees.
+        probability: That the pose is right, as the judge has it.
         innovation: Mahalanobis distance from the prior, infinite where it is not usable.
         error_m: From the truth; infinite for an image of another place.
         error_deg: As `error_m`.
@@ -65,6 +71,7 @@ class Sample:
     prior: str
     held: bool
     usable: bool
+    probability: float
     inliers: float
     cost: float
     innovation: float
@@ -144,10 +151,10 @@ def judge(found: FrameAlignment, start: torch.Tensor, covariance: torch.Tensor, 
         error_m, error_deg = float(distance), float(torch.rad2deg(angle))
     visible = found.visible_fraction * found.points_used
     usable = found.success and found.visible_fraction >= gates.min_visible_fraction and visible >= gates.min_visible_points
+    usable = usable and found.inlier_fraction >= gates.min_inlier_fraction
     if usable:
-        cautious = not_better_than(found.covariance / max(found.inlier_fraction, 0.1) ** 2, floor)
-        innovation = mahalanobis(start, covariance, found.map_from_camera, cautious)
-    return usable, found.inlier_fraction, found.cost, innovation, error_m, error_deg
+        innovation = mahalanobis(start, covariance, found.map_from_camera, not_better_than(found.covariance, floor))
+    return usable, found.probability, found.inlier_fraction, found.cost, innovation, error_m, error_deg
 
 
 # ---- figures
@@ -165,16 +172,16 @@ def area_under_roc(goodness: np.ndarray, right: np.ndarray) -> float:
 
 
 def gates_in_use() -> list[tuple[str, bool, float, float]]:
-    """Name, whether the prior takes part, least share of inliers, largest innovation."""
+    """Name, whether the prior takes part, least probability, largest innovation."""
     g, far = TrackerOptions().gates, float("inf")
-    sure = f"inliers ≥ {g.sure_inlier_fraction:g}, innovation ≤ {g.max_innovation_sure:g}: sure"
-    search = f"inliers ≥ {g.min_inlier_fraction_search:g}: a candidate, confirmed by further images"
+    sure = f"probability ≥ {g.sure_probability:g}, innovation ≤ {g.max_innovation_sure:g}: sure"
+    search = f"probability ≥ {g.min_probability_search:g}: a candidate, confirmed by further images"
     return [
-        (f"inliers ≥ {g.min_inlier_fraction:g}", True, g.min_inlier_fraction, far),
+        (f"probability ≥ {g.min_probability:g}", True, g.min_probability, far),
         (f"innovation ≤ {g.max_innovation:g}", True, 0.0, g.max_innovation),
-        ("both: followed in TRACKING", True, g.min_inlier_fraction, g.max_innovation),
-        (sure, True, g.sure_inlier_fraction, g.max_innovation_sure),
-        (search, False, g.min_inlier_fraction_search, far),
+        ("both: followed in TRACKING", True, g.min_probability, g.max_innovation),
+        (sure, True, g.sure_probability, g.max_innovation_sure),
+        (search, False, g.min_probability_search, far),
     ]
 
 
@@ -195,21 +202,21 @@ def report(samples: Sequence[Sample]) -> str:
             row.append("–" if np.isnan(area) or (name == "innovation" and group == "without") else f"{area:.4f}")
         areas.append(row)
     gates = []
-    for name, held, inliers, innovation in gates_in_use():
+    for name, held, probability, innovation in gates_in_use():
 
-        def share(group: list[Sample], passes: bool, inliers: float = inliers, innovation: float = innovation) -> str:
-            passed = (s.usable and s.inliers >= inliers and s.innovation <= innovation for s in group)
+        def share(group: list[Sample], passes: bool, least: float = probability, innovation: float = innovation) -> str:
+            passed = (s.usable and s.probability >= least and s.innovation <= innovation for s in group)
             count = sum(p == passes for p in passed)
             return f"{100 * count / len(group):.2f} % ({count} of {len(group)})" if group else "–"
 
         good, wrong = ([s for s in samples if s.held == held and s.right == right] for right in (True, False))
         refused = [share(group, False) for group in (good, [s for s in good if s.images == "nominal"])]
-        shares = [s.inliers for s in wrong if s.usable] or [float("nan")]
+        shares = [s.probability for s in wrong if s.usable] or [float("nan")]
         most = f"{np.percentile(shares, 99):.2f}, {max(shares):.2f}"
         gates.append((name, "with the prior" if held else "without", share(wrong, True), *refused, most))
     head = (
         "gate in use | alignment | wrong ones accepted | right ones refused | right ones, image as recorded, refused "
-        "| inliers of the wrong: 99th percentile, most"
+        "| probability of the wrong: 99th percentile, most"
     )
     return (
         f"{len(samples)} alignments, {sum(sample.right for sample in samples)} of them right. Area under the ROC (1: a perfect "

@@ -18,10 +18,10 @@ import textwrap
 from ..errors import InputError
 from ..io.files import write_bytes
 from .arguments import add_verb, flag, path
-from .lazy import alignment, features, pixloc, report
+from .lazy import alignment, features, pixloc, report, tracking
 
 DEGREES_OF_FREEDOM = ("t_x", "t_y", "t_z", "R_x", "R_y", "R_z")
-_OUTPUT_WIDTH, _CUE_WIDTH = 22, 16
+_OUTPUT_WIDTH, _CUE_WIDTH = 24, 16
 
 
 def add_parser(subparsers) -> None:
@@ -61,9 +61,10 @@ def run_import(args: argparse.Namespace) -> int:
 def run_show(args: argparse.Namespace) -> int:
     """`pixloc weights show`: card, parameters and what the optimizer learned, of a weights file.
 
-    Prints the card, the number of parameters, and two tables where the file holds them: the learned damping per level and degree
-    of freedom of the query camera (t along, R about its axes), where large values hold a motion back; and what is believed on
-    each level: its robust scale, residual variance, hold to the coarser levels and trust in the prior, each with its slopes.
+    Prints the card, the number of parameters, and what of this the file holds: the learned damping per level and degree of
+    freedom of the query camera (t along, R about its axes), where large values hold a motion back; what is believed on each
+    level: its robust scale, residual variance, hold to the coarser levels and trust in the prior, each with its slopes; and the
+    judge: what the statistics of an alignment say of its pose.
 
     example:
       pixloc weights show compact
@@ -123,7 +124,17 @@ def _summary(weights: str) -> dict:
         "parameters": {**counts, "total": sum(counts.values())},
         "damping": damping,
         "levels": levels,
+        "judge": _judge(extractor),
     }
+
+
+def _judge(extractor) -> dict | None:
+    module = tracking.alignment_judge
+    if not any(name.startswith(module.TENSORS) for name in extractor.companions):
+        return None
+    judge = module.AlignmentJudge.of(extractor.companions, f"weights '{extractor.name}'")
+    numbers = {"log odds": judge.log_odds.tolist(), "spread": judge.spread.tolist()}
+    return {name: {"constant": row[0], "slopes": dict(zip(module.STATISTICS, row[1:]))} for name, row in numbers.items()}
 
 
 def _table(summary: dict) -> str:
@@ -137,7 +148,7 @@ def _table(summary: dict) -> str:
     for k, (stride, channels) in enumerate(zip(summary["strides"], summary["channels"])):
         factors = [f"{x:.3g}" for x in summary["damping"][k].values()] if summary["damping"] else ["-"] * 6
         lines.append(f"{stride:>8}{channels:>10}" + "".join(f"{text:>10}" for text in factors))
-    return "\n".join(lines + _level_lines(summary["strides"], summary["levels"]))
+    return "\n".join(lines + _level_lines(summary["strides"], summary["levels"]) + _judge_lines(summary["judge"]))
 
 
 def _level_lines(strides: list[int], levels: list[dict] | None) -> list[str]:
@@ -148,10 +159,21 @@ def _level_lines(strides: list[int], levels: list[dict] | None) -> list[str]:
     heads = [["constant"], *(textwrap.wrap(cue, _CUE_WIDTH - 2) for cue in cues)]
     lines = ["\nwhat is believed on each level: the constant, times 10 to the power of each slope times its cue"]
     for row in itertools.zip_longest(*heads, fillvalue=""):
-        lines.append(" " * _OUTPUT_WIDTH + f"{row[0]:>10}" + "".join(f"{word:>{_CUE_WIDTH}}" for word in row[1:]))
+        words = " " * _OUTPUT_WIDTH + f"{row[0]:>10}" + "".join(f"{word:>{_CUE_WIDTH}}" for word in row[1:])
+        lines.append(words.rstrip())
     for stride, outputs in zip(strides, levels):
         lines.append(f"stride {stride}")
         for name, output in outputs.items():
             slopes = "".join(f"{slope:>{_CUE_WIDTH}.2f}" for slope in output["slopes"].values())
             lines.append(f"  {name:<{_OUTPUT_WIDTH - 2}}{output['constant']:>10.3g}{slopes}")
     return lines
+
+
+def _judge_lines(judge: dict | None) -> list[str]:
+    if judge is None:
+        return []
+    title = "the judge: log odds that a pose is right, and log10 of the factor on its covariance; a constant, and slopes"
+    lines = [f"\n{title}", " " * _OUTPUT_WIDTH + "".join(f"{name:>{_CUE_WIDTH}}" for name in judge)]
+    rows = [("constant", [row["constant"] for row in judge.values()])]
+    rows += [(name, [row["slopes"][name] for row in judge.values()]) for name in next(iter(judge.values()))["slopes"]]
+    return lines + [f"  {name:<{_OUTPUT_WIDTH - 2}}" + "".join(f"{x:>{_CUE_WIDTH}.2f}" for x in row) for name, row in rows]

@@ -13,7 +13,7 @@ from ..errors import InputError
 from ..io.tensor_file import TensorFileError, load_tensors, save_tensors
 
 SHIPPED = Path(__file__).resolve().parents[1] / "weights"
-COMPANIONS = ("damping.", "levels.")
+COMPANIONS = ("damping.", "levels.", "judge.")
 """What the names of tensors begin with that were learned together with a network and are none of its own."""
 
 
@@ -25,7 +25,8 @@ class Weights:
         network: State dict of the network.
         card: Where the tensors come from: architecture, training data, licence.
         companions: Tensors that were learned together with the network, with their names in the file (see `COMPANIONS`).
-            `alignment.damping.damping_of` and `alignment.LevelWeights.of` read the optimizer's.
+            `alignment.damping.damping_of` and `alignment.LevelWeights.of` read the optimizer's,
+            `tracking.alignment_judge.AlignmentJudge.of` the judge's.
     """
 
     network: dict[str, torch.Tensor]

@@ -165,12 +165,6 @@ def perturbed(
     return se3.retract(query_from_reference, torch.cat((translation * shift, rotation_rad * turn)))
 
 
-def random_rotation_vector(rng: np.random.Generator, longest_rad: float) -> torch.Tensor:
-    """A rotation vector float64 [3]: random axis, angle uniform up to the longest."""
-    axis = rng.normal(size=3)
-    return torch.from_numpy(axis / np.linalg.norm(axis) * rng.uniform(0, longest_rad))
-
-
 def fit_view(
     image: np.ndarray, camera: Camera, view: PairShape, rng: np.random.Generator, largest_zoom: float = 1.25
 ) -> tuple[np.ndarray, Camera]:

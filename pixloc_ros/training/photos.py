@@ -25,7 +25,7 @@ from ..errors import InputError
 from ..geometry import se3
 from ..geometry.cameras import Camera
 from ..io.images import load_grey
-from .pairs import BadSample, Pair, PairShape, random_rotation_vector, spread_corners
+from .pairs import BadSample, Pair, PairShape, spread_corners
 
 SUFFIXES = (".jpg", ".jpeg", ".png")
 HELD_OUT_SHARE = 10
@@ -86,12 +86,8 @@ class PhotoPairs:
         self.files, self.view, self.motion = list(files), view, motion
 
     def draw(self, rng: np.random.Generator) -> Pair:
-        """A pair, in metres of an invented scale. Raises BadSample where the photo is blank or the views hardly overlap."""
-        textures, name = self.textures(rng)
-        return render_pair(textures, self.view, self.motion, rng, name)
-
-    def textures(self, rng: np.random.Generator) -> tuple[list[np.ndarray], str]:
-        """One to four photos for a scene, and the first one's name. Raises BadSample where that is blank."""
+        """A pair, in metres of an invented scale, out of one to four photos. Raises BadSample where the first one is blank or the
+        views hardly overlap."""
         path = self.files[rng.integers(len(self.files))]
         photo = _texture(path, self.view, rng)
         if photo.std() < _SMALLEST_CONTRAST:
@@ -99,7 +95,7 @@ class PhotoPairs:
         textures = [photo]
         for _ in range(rng.choice(4, p=(0.35, 0.3, 0.2, 0.15))):
             textures.append(_texture(self.files[rng.integers(len(self.files))], self.view, rng))
-        return textures, path.name
+        return render_pair(textures, self.view, self.motion, rng, path.name)
 
 
 def _texture(path: Path, view: PairShape, rng: np.random.Generator) -> np.ndarray:
@@ -133,60 +129,35 @@ class Surface:
 def render_pair(
     textures: Sequence[np.ndarray], view: PairShape, motion: MotionRange, rng: np.random.Generator, name: str
 ) -> Pair:
-    """A pair with a background of the first texture and a patch for each of the others."""
-    camera = random_camera(view, rng)
+    """A pair with a background of the first texture and a patch for each of the others, in metres of an invented scale.
+
+    Raises BadSample where the views overlap little.
+    """
+    # A pinhole camera from wide to narrow, its centre a little off.
+    focal = view.width * rng.uniform(0.6, 1.3)
+    centre = np.array([view.width - 1, view.height - 1]) / 2 + rng.uniform(-0.03, 0.03, 2) * view.width
+    camera = Camera("pinhole", view.width, view.height, torch.tensor([focal, focal, *centre], dtype=torch.float64))
     query_from_reference = random_motion(motion, rng)
-    reference, (query,), xyz = render_views(textures, view, camera, [query_from_reference], rng)
-    metres = random_scale(rng)
+    surfaces = _surfaces(textures, view, focal * float(query_from_reference[:3, 3].norm()), rng)
+    grid = np.stack(np.meshgrid(np.arange(view.width), np.arange(view.height))).astype(np.float32)
+    reference = _composite(surfaces, [grid] * len(surfaces), view)
+    seen = [meet(surface.inverse_depth, grid, camera, query_from_reference, view) for surface in surfaces]
+    query = _composite(surfaces, seen, view)
+    pixels, inverse_depth = _points(surfaces, reference, view, rng)
+    rays = np.concatenate(((pixels - centre) / focal, np.ones((len(pixels), 1))), 1)
+    xyz = torch.from_numpy(rays / inverse_depth[:, None])
+    projected, valid = camera.project(se3.transform(query_from_reference, xyz))
+    if int((valid & camera.in_image(projected)).sum()) < _LEAST_OVERLAP * len(xyz):
+        raise BadSample("little overlap")
+    metres = float(np.exp(rng.uniform(np.log(0.5), np.log(20.0))))  # to the background: from a table to a street
     query_from_reference[:3, 3] *= metres
     return Pair(reference, query, camera, camera, xyz * metres, query_from_reference, name)
 
 
-def random_camera(view: PairShape, rng: np.random.Generator) -> Camera:
-    """A pinhole camera from wide to narrow, its centre a little off."""
-    focal = view.width * rng.uniform(0.6, 1.3)
-    centre = np.array([view.width - 1, view.height - 1]) / 2 + rng.uniform(-0.03, 0.03, 2) * view.width
-    return Camera("pinhole", view.width, view.height, torch.tensor([focal, focal, *centre], dtype=torch.float64))
-
-
-def random_scale(rng: np.random.Generator) -> float:
-    """Metres to the background: from a table to a street."""
-    return float(np.exp(rng.uniform(np.log(0.5), np.log(20.0))))
-
-
-def render_views(
-    textures: Sequence[np.ndarray],
-    view: PairShape,
-    camera: Camera,
-    queries_from_reference: Sequence[torch.Tensor],
-    rng: np.random.Generator,
-) -> tuple[np.ndarray, list[np.ndarray], torch.Tensor]:
-    """One scene, of the textures, from the reference and from several queries [4, 4] → reference, queries, points [n, 3].
-
-    In units of the background's depth. Raises BadSample where a query overlaps little with the reference.
-    """
-    focal, centre = float(camera.params[0]), camera.params[2:4].numpy()
-    baseline = max(float(pose[:3, 3].norm()) for pose in queries_from_reference)
-    surfaces = _surfaces(textures, view, focal * baseline, rng)
-    grid = np.stack(np.meshgrid(np.arange(view.width), np.arange(view.height))).astype(np.float32)
-    reference = _composite(surfaces, [grid] * len(surfaces), view)
-    queries = [
-        _composite(surfaces, [meet(surface.inverse_depth, grid, camera, pose, view) for surface in surfaces], view)
-        for pose in queries_from_reference
-    ]
-    pixels, inverse_depth = _points(surfaces, reference, view, rng)
-    rays = np.concatenate(((pixels - centre) / focal, np.ones((len(pixels), 1))), 1)
-    xyz = torch.from_numpy(rays / inverse_depth[:, None])
-    for pose in queries_from_reference:
-        projected, valid = camera.project(se3.transform(pose, xyz))
-        if int((valid & camera.in_image(projected)).sum()) < _LEAST_OVERLAP * len(xyz):
-            raise BadSample("little overlap")
-    return reference, queries, xyz
-
-
 def random_motion(motion: MotionRange, rng: np.random.Generator) -> torch.Tensor:
     """query_from_reference in units of the background's depth; small motions are as likely as large ones."""
-    turn = random_rotation_vector(rng, np.radians(motion.rotation_deg))
+    axis = rng.normal(size=3)
+    turn = torch.from_numpy(axis / np.linalg.norm(axis) * rng.uniform(0, np.radians(motion.rotation_deg)))
     turn[2] = np.radians(rng.uniform(-motion.roll_deg, motion.roll_deg))
     shift = rng.normal(size=3)
     shift *= motion.translation * rng.random() / np.linalg.norm(shift)

@@ -98,15 +98,9 @@ class ScenePairs:
     def draw(self, rng: np.random.Generator) -> Pair:
         """Raises BadSample where the views cut out share too little, InputError where an image cannot be read."""
         a, b = (int(k) for k in self.candidates[rng.integers(len(self.candidates))])
-        return self.pair(a, b, rng)
-
-    def cut_out(self, image: int, rng: np.random.Generator) -> tuple[np.ndarray, Camera]:
-        """A random view of an image, and its camera."""
-        return fit_view(load_grey(self.paths[image]), self.cameras[image], self.view, rng)
-
-    def pair(self, a: int, b: int, rng: np.random.Generator) -> Pair:
-        """The pair of reference a and query b; raises as `draw`."""
-        (reference, reference_camera), (query, query_camera) = (self.cut_out(k, rng) for k in (a, b))
+        (reference, reference_camera), (query, query_camera) = (
+            fit_view(load_grey(self.paths[k]), self.cameras[k], self.view, rng) for k in (a, b)
+        )
         xyz = self.points(a, rng)
         pixels, valid = reference_camera.project(xyz)
         seen = torch.nonzero(valid & reference_camera.in_image(pixels))[:, 0]

@@ -52,6 +52,12 @@ def batched_points(view):
     return replace(view, points=ReferencePoints(points.xyz[None], tuple(d[None] for d in points.descriptors), points.confidences))
 
 
+def coarse_of(view):
+    """Its first level alone."""
+    pyramid, points = view.pyramid, view.points
+    return View(FeaturePyramid(pyramid.levels[:1], SIZE), CAMERA, ReferencePoints(points.xyz, points.descriptors[:1], (None,)))
+
+
 # ---- what the numbers are made of
 
 
@@ -63,7 +69,7 @@ def test_cues_are_what_their_names_say(backend):
     weights = LevelWeights(torch.zeros(2, len(OUTPUTS), 1 + len(CUES)))
     for k in range(len(CUES)):
         weights.table[:, k, 1 + k] = 1.0
-    prior = gaussian(perturbed(truth.double(), 0.1, seed=5), 0.02, 0.003)
+    coarse, prior = LevelWeights(weights.table[:1]), gaussian(perturbed(truth.double(), 0.1, seed=5), 0.02, 0.003)
     options, view = AlignmentOptions(backend=backend), View(pyramid, CAMERA, points)
     result = align(view, start, options, None, prior, weights, torch.tensor(-0.25))
     poses = start, result.trace[0].camera_from_map[-1]
@@ -75,13 +81,13 @@ def test_cues_are_what_their_names_say(backend):
         assert float(found[2]) == pytest.approx(0.0 if k == 0 else float(result.trace[0].residual), abs=1e-3)
         assert float(found[3]) == pytest.approx(-0.25, abs=1e-6)
         assert float(found[4]) == pytest.approx(math.log10(count / 500), abs=1e-6)
-        if k == 0:  # the prior alone: the mean square of what its Gaussian moves the points by
-            moved = look.pixel_jacobian[0].double() @ (prior.information.inverse().diagonal().sqrt()[:, None] * torch.eye(6))
-            cells = (moved.square().sum() / count).sqrt() / trace.stride
-            assert float(found[1]) == pytest.approx(float(cells.log10()), abs=1e-3)
-    assert result.trace[1].outputs[1] < result.trace[0].outputs[1]  # the coarser level knows more than the prior
+        # What a Gaussian of the pose moves the points by: first the prior's, then with what the coarse level knows.
+        known = prior.information + (k and align(coarse_of(view), start, options, None, prior, coarse).information)
+        moved = look.pixel_jacobian[0].double() @ torch.linalg.cholesky(known.inverse())
+        cells = (moved.square().sum() / count).sqrt() / trace.stride
+        assert float(found[1]) == pytest.approx(float(cells.log10()), abs=2e-3)
     free = align(view, start, options, None, None, weights)
-    assert float(free.trace[0].outputs[1]) == pytest.approx(10.0)  # nothing is known: the largest cue, cut off
+    assert float(free.trace[0].outputs[1]) == pytest.approx(100.0)  # nothing is known: the largest cue
 
 
 @BACKENDS
@@ -185,20 +191,15 @@ def test_image_and_prior_meet_where_two_gaussians_do(variance, trust):
 def test_information_of_the_levels_adds_up(backend):
     """That of the coarse level, as much as it is held to, and that of the fine one."""
     pyramid, points, truth = scene(torch.float32)
-    start, weights = perturbed(truth.double(), 0.5)[None], level_weights(seed=3)
+    view, start, weights = View(pyramid, CAMERA, points), perturbed(truth.double(), 0.5)[None], level_weights(seed=3)
+    weights.table[:, 1, 0], weights.table[1, HOLD, 0] = torch.tensor([-1.0, 1.5]), 0.0
     options = AlignmentOptions(backend=backend)
-    whole = align(View(pyramid, CAMERA, points), start, options, None, None, weights)
-    coarse = View(FeaturePyramid(pyramid.levels[:1], SIZE), CAMERA, ReferencePoints(points.xyz, points.descriptors[:1], (None,)))
-    first = align(coarse, start, options, None, None, LevelWeights(weights.table[:1])).information
+    whole = align(view, start, options, None, None, weights)
+    first = align(coarse_of(view), start, options, None, None, LevelWeights(weights.table[:1])).information
     scale, variance, *hold = whole.trace[1].outputs.double().unbind(-1)[:4]
     held = PriorFactor(start, first).scaled(*hold).information
-    end = linearize(
-        batched_points(View(pyramid, CAMERA, points)),
-        1,
-        whole.camera_from_map,
-        RobustLoss(options.loss.kind, scale[:, None].float()),
-        0.0,
-    )
+    loss = RobustLoss(options.loss.kind, scale[:, None].float())
+    end = linearize(batched_points(view), 1, whole.camera_from_map, loss, 0.0)
     expected = held + end.hessian.double() / variance[:, None, None]
     torch.testing.assert_close(whole.information, expected, rtol=1e-3, atol=1e-3 * float(expected.abs().max()))
     assert 0.01 < float(held[0].trace() / expected[0].trace()) < 0.99

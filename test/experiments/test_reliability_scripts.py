@@ -26,18 +26,18 @@ def test_area_under_the_curve_is_the_chance_that_right_looks_better(pairs):
     assert area == pytest.approx(np.mean((better > 0) + 0.5 * (better == 0)))
 
 
-def sample(inliers=0.5, innovation=1.0, error_m=0.01, held=True, prior="honest", usable=True):
-    return gates_roc.Sample("drive", "nominal", prior, held, usable, inliers, 1 - inliers, innovation, error_m, 0.1)
+def sample(probability=0.9, innovation=1.0, error_m=0.01, held=True, prior="honest", usable=True):
+    return gates_roc.Sample("drive", "nominal", prior, held, usable, probability, 0.5, 0.5, innovation, error_m, 0.1)
 
 
 def test_gates_are_the_tracker_s_and_are_counted_by_truth():
     elsewhere, unusable = sample(0.01, error_m=9.0, prior="elsewhere"), sample(0.6, usable=False, error_m=9.0)
-    samples = [sample(), sample(inliers=0.1), sample(error_m=3.0), elsewhere, unusable, sample(held=False)]
+    samples = [sample(), sample(0.1), sample(error_m=3.0), elsewhere, unusable, sample(held=False)]
     text = gates_roc.report(samples)
     row = next(line for line in text.splitlines() if line.startswith("| both"))
     assert "33.33 % (1 of 3)" in row and "50.00 % (1 of 2)" in row
     names = " ".join(name for name, *_ in gates_roc.gates_in_use())
-    assert "0.15" in names and "0.32" in names
+    assert "≥ 0.5" in names and "0.968" in names and "0.9933" in names
 
 
 def test_a_soak_counts_faults_and_compares_settled_memory():

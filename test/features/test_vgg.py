@@ -13,10 +13,12 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from alignment_scene import level_weights
+from mapping_helpers import look_at, numbers_map, pinhole
 from torch.nn import functional as F
 from training_scene import invented_photo
 
-from pixloc_ros.alignment import damping_of
+from pixloc_ros.alignment import LevelWeights, damping_of
 from pixloc_ros.cli.main import main
 from pixloc_ros.errors import InputError
 from pixloc_ros.features import load_extractor
@@ -24,6 +26,8 @@ from pixloc_ros.features.checkpoint_import import import_checkpoint
 from pixloc_ros.features.extractor import Extractor
 from pixloc_ros.features.sampling import sample_level
 from pixloc_ros.features.weights import Weights
+from pixloc_ros.tracking.alignment_judge import STATISTICS, AlignmentJudge
+from pixloc_ros.tracking.frame_aligner import FrameAligner
 
 # The layout of the published files, written out: where the convolutions of an encoder stage sit, and how many channels.
 ENCODER = {
@@ -263,19 +267,70 @@ def test_show_prints_card_parameters_and_damping(full, capsys):
     assert main(["weights", "show", "nowhere.safetensors"]) == 2
 
 
-def test_damping_is_no_part_of_the_features(tmp_path):
+def map_of(extractor):
+    """A map of a few points that says it is of a network."""
+    xyz = np.random.default_rng(0).uniform(-1, 1, (50, 3))
+    map_ = numbers_map(look_at((0.0, -4.0, 0.0), (0.0, 0.0, 0.0))[None], xyz, pinhole())
+    kind = {"extractor_fingerprint": extractor.fingerprint, "strides": extractor.strides, "channels": extractor.channels}
+    return replace(map_, extractor_name=extractor.name, **kind)
+
+
+def test_what_the_optimizer_learned_is_no_part_of_the_features(tmp_path):
+    """Kept by the file, and by the network at other strides; maps of the network without it stay usable."""
     plain = replace(Weights.open("compact"), companions={})
     plain.save(tmp_path / "without.safetensors")
-    theta = torch.randn(5, 6)
-    replace(plain, companions={"damping.theta": theta}).save(tmp_path / "with.safetensors")
+    theta, levels = torch.randn(5, 6), level_weights(5)
+    replace(plain, companions={"damping.theta": theta, **levels.tensors()}).save(tmp_path / "with.safetensors")
     without, having = (load_extractor(tmp_path / f"{name}.safetensors") for name in ("without", "with"))
     assert damping_of(without) is None and torch.equal(damping_of(having).theta, theta)
-    assert without.fingerprint == having.fingerprint
-    assert damping_of(having.with_strides(having.strides)) is not None
-    for odd in (torch.zeros(3, 6), torch.full((5, 6), torch.nan)):
-        replace(plain, companions={"damping.theta": odd}).save(tmp_path / "odd.safetensors")
-        with pytest.raises(InputError, match="damping.theta"):
-            damping_of(load_extractor(tmp_path / "odd.safetensors"))
+    assert LevelWeights.of(without.companions, 5, "x") is None
+    assert torch.equal(LevelWeights.of(having.with_strides((64, 16, 8, 2, 1)).companions, 5, "x").table, levels.table)
+    assert without.fingerprint == having.fingerprint and damping_of(having.with_strides(having.strides)) is not None
+    assert torch.equal(FrameAligner(map_of(without), having).weights.table, levels.table)
+    assert FrameAligner(map_of(having), without).weights is None
+
+
+@pytest.mark.parametrize("name,shape", [("damping.theta", (5, 6)), ("levels.weights", (5, 6, 6))])
+def test_what_the_optimizer_learned_must_fit(tmp_path, name, shape):
+    plain = Weights.open("compact")
+    for odd in (torch.zeros(3, *shape[1:]), torch.full(shape, torch.nan)):
+        replace(plain, companions={name: odd}).save(tmp_path / "odd.safetensors")
+        extractor = load_extractor(tmp_path / "odd.safetensors")
+        with pytest.raises(InputError, match=f"{name}.*{'x'.join(map(str, shape))}"):
+            FrameAligner(map_of(extractor), extractor)
+        assert main(["weights", "show", str(tmp_path / "odd.safetensors")]) == 2
+
+
+def test_weights_of_levels_are_shown_and_drawn(tmp_path, capsys):
+    file, levels = tmp_path / "learned.safetensors", level_weights(5)
+    replace(Weights.open("compact"), companions=levels.tensors()).save(file)
+    assert main(["weights", "show", str(file), "--json"]) == 0
+    shown = json.loads(capsys.readouterr().out)["levels"]
+    assert len(shown) == 5 and shown[4]["hold, rotation"]["constant"] == pytest.approx(10 ** float(levels.table[4, 3, 0]))
+    assert shown[2]["robust scale"]["slopes"]["points"] == pytest.approx(float(levels.table[2, 0, 5]))
+    assert main(["weights", "show", str(file)]) == 0
+    table = capsys.readouterr().out
+    assert f"{shown[1]['trust, translation']['constant']:.3g}" in table and "residuals of" in table
+    assert f"{shown[3]['residual variance']['slopes']['expected error']:.2f}" in table
+    assert main(["weights", "plot", str(file), "-o", str(tmp_path / "learned.png")]) == 0
+    assert (tmp_path / "learned.png").read_bytes()[:4] == b"\x89PNG"
+
+
+def test_a_judge_is_kept_and_shown(tmp_path, capsys):
+    file, numbers = tmp_path / "learned.safetensors", np.random.default_rng(0).normal(size=(2, 1 + len(STATISTICS)))
+    replace(Weights.open("compact"), companions=AlignmentJudge(*numbers).tensors()).save(file)
+    extractor = load_extractor(file)
+    assert extractor.fingerprint == load_extractor("compact").fingerprint
+    np.testing.assert_allclose(AlignmentJudge.of(extractor.companions, "x").spread, numbers[1], rtol=1e-6)
+    assert main(["weights", "show", str(file), "--json"]) == 0
+    shown = json.loads(capsys.readouterr().out)["judge"]
+    assert shown["log odds"]["slopes"][STATISTICS[-1]] == pytest.approx(numbers[0, -1])
+    assert main(["weights", "show", str(file)]) == 0
+    table = capsys.readouterr().out
+    assert all(name in table for name in STATISTICS) and f"{numbers[1, 0]:.2f}" in table
+    replace(Weights.open("compact"), companions={"judge.probability": torch.zeros(3), "judge.spread": torch.zeros(3)}).save(file)
+    assert main(["weights", "show", str(file)]) == 2
+    assert f"must hold {1 + len(STATISTICS)} finite numbers" in capsys.readouterr().err
 
 
 def test_features_of_an_image_are_written(full, tmp_path, capsys):

@@ -70,7 +70,7 @@ class Ride:
     def prepare(self, image, camera):
         return image
 
-    def localize_prepared(self, image, map_from_camera, prior_covariance=None, motion=None):
+    def localize_prepared(self, image, map_from_camera, prior_covariance=None, last=0.0):
         found = self._found()
         away, angle = se3.pose_difference(map_from_camera, found.map_from_camera)
         return found if float(away) < 0.5 and float(angle) < 0.6 else alignment(map_from_camera, 0.02)

@@ -50,7 +50,7 @@ class LostRobot(Robot):
     def prepare(self, image, camera):
         return image
 
-    def localize_prepared(self, image, map_from_camera, prior_covariance=None, motion=None):
+    def localize_prepared(self, image, map_from_camera, prior_covariance=None, last=0.0):
         truth = map_from_base(self.t)
         start = map_from_camera @ se3.inverse(BASE_FROM_CAMERA)
         for offset, inliers in self.places:
