@@ -35,9 +35,15 @@ VALIDATION_DRIVES = ("kitti07", "kitti01")
 
 @dataclass(frozen=True)
 class Scene:
-    """A folder with map/ (a COLMAP model), images/ and queries/, and maybe drive/ (a bag)."""
+    """A folder with map/ (a COLMAP model), images/ and queries/, and maybe drive/ (a bag).
+
+    Attributes:
+        folder: Of the scene.
+        shared_images: Folder of its images; None: images/ of its own.
+    """
 
     folder: Path
+    shared_images: Path | None = None
 
     @property
     def name(self) -> str:
@@ -47,6 +53,10 @@ class Scene:
     def drive(self) -> Path:
         return self.folder / "drive"
 
+    @property
+    def images(self) -> Path:
+        return self.shared_images or self.folder / "images"
+
     @cached_property
     def metric(self) -> bool:
         """Whether its unit is the metre."""
@@ -54,7 +64,7 @@ class Scene:
 
     @cached_property
     def queries(self) -> list[Query]:
-        return read_queries(self.folder / "images", self.folder / "queries" / "cameras.txt")
+        return read_queries(self.images, self.folder / "queries" / "cameras.txt")
 
     @cached_property
     def truth(self) -> dict[str, torch.Tensor]:
@@ -67,13 +77,15 @@ class Scene:
         return json.loads((self.folder / "queries" / "scale.json").read_text())
 
     def priors(self, size: str) -> dict[str, torch.Tensor]:
-        """camera_from_map of each query, wrong by "small", "medium" or "large" errors; empty for "none"."""
+        """camera_from_map of each query, wrong by "small", "medium" or "large" errors; right for "truth", empty for "none"."""
+        if size == "truth":
+            return self.truth
         return {} if size == "none" else read_benchmark_poses(self.folder / "queries" / f"priors_{size}.txt")
 
     def build_map(self, extractor: Extractor, save: Path | None = None) -> Map:
         """The map of the COLMAP model; where it is to be saved, as read from its file."""
         with show_progress(f"{self.name}: map") as progress:
-            map_ = build_map_from_colmap(self.folder / "map", self.folder / "images", extractor, progress=progress)[0]
+            map_ = build_map_from_colmap(self.folder / "map", self.images, extractor, progress=progress)[0]
         if save is None:
             return map_
         map_.save(save)
@@ -151,7 +163,7 @@ def scenes_of(args: argparse.Namespace) -> list[Scene]:
     for folder in folders:
         if not (folder / "map").is_dir():
             raise InputError(f"{folder} is no scene: give a folder of scenes, and names of scenes in it")
-    return [Scene(folder) for folder in folders]
+    return [Scene(folder, getattr(args, "images", None)) for folder in folders]
 
 
 def save(args: argparse.Namespace, name: str, results: object, tables: Mapping[str, str]) -> None:
