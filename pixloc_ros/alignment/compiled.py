@@ -102,10 +102,12 @@ def _solve(hessian, gradient, factors, step):
     lower = np.zeros((6, 6))
     step[:] = 0.0
     for m in range(6):
+        part = m - m % 3
+        least = DIAGONAL_FLOOR * (hessian[part, part] + hessian[part + 1, part + 1] + hessian[part + 2, part + 2])
         for n in range(m + 1):
             total = hessian[m, n]
             if m == n:
-                total += max(factors[m] * hessian[m, m], DIAGONAL_FLOOR)
+                total += max(factors[m] * hessian[m, m], least)
             for k in range(n):
                 total -= lower[m, k] * lower[n, k]
             if m == n:

@@ -23,8 +23,9 @@ TENSORS = "damping."
 """What the names of the damping's tensors in a weights file begin with."""
 _PER_AXIS = ("moved", "turned", "unsure", "unsure turn")
 CUES = ("time step", *(f"{cue} {axis}" for cue in _PER_AXIS for axis in "xyz"), "last inliers")
-DIAGONAL_FLOOR = 1e-6
-"""Least that is added to the Hessian's diagonal."""
+DIAGONAL_FLOOR = 1e-9
+"""Least that is added to the Hessian's diagonal, as a share of the trace of its part for the translation, or the rotation. These
+have different units: the one for the translation is that of the map, which may be anything."""
 ADAPTIVE_START = 1e-2
 """Factor of the adaptive strategy where nothing was learned; a step that lowers the cost divides it by 10, another multiplies
 it."""
@@ -163,7 +164,8 @@ class Damping:
         if self.axes is not None:
             hessian, gradient = self.axes.mT @ hessian @ self.axes, (self.axes.mT @ gradient[..., None])[..., 0]
         diagonal = hessian.diagonal(dim1=-2, dim2=-1)
-        damped = hessian + torch.diag_embed((diagonal * (self.factors * scale)).clamp(min=DIAGONAL_FLOOR))
+        least = DIAGONAL_FLOOR * diagonal.unflatten(-1, (2, 3)).sum(-1, keepdim=True).expand(-1, 2, 3).flatten(-2)
+        damped = hessian + torch.diag_embed(torch.maximum(diagonal * (self.factors * scale), least))
         factor, failed = torch.linalg.cholesky_ex(damped)
         step = -torch.cholesky_solve(gradient[..., None], factor)[..., 0]
         step = torch.where((failed == 0)[:, None] & torch.isfinite(step), step, torch.zeros_like(step))

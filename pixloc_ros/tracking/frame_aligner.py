@@ -191,7 +191,7 @@ def hessian_covariance(hessian: torch.Tensor, cost: float) -> torch.Tensor:
 def _cues(motion: FrameMotion, points: ReferencePoints, camera_from_local: torch.Tensor) -> MotionCues:
     prior = motion.prior
     moved = torch.zeros(6, dtype=torch.float64) if prior.motion is None else se3.se3_log(prior.motion)
-    depth = se3.transform(camera_from_local, points.xyz.double())[:, 2].median().abs().clamp(min=1e-6)
+    depth = se3.transform(camera_from_local, points.xyz.double())[:, 2].median().abs().clamp(min=torch.finfo(torch.float64).tiny)
     age_s, inliers = torch.tensor(prior.age_s), torch.tensor(motion.inlier_fraction)
     return MotionCues.of(age_s, moved, prior.covariance, inliers, depth, se3.inverse(motion.base_from_camera))
 

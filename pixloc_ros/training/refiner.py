@@ -111,7 +111,7 @@ class PairRefiner(nn.Module):
         covariance = se3.transform_covariance(torch.stack(covariances), se3.inverse(steps.odometry)) + steps.covariance
         initial = camera_from_base @ se3.inverse(predicted)
         depths = torch.where(mask, se3.transform(initial, batch.xyz.double())[..., 2], torch.nan).nanmedian(-1).values
-        shares, depths = torch.tensor(inliers).double(), depths.abs().clamp(min=1e-6)
+        shares, depths = torch.tensor(inliers).double(), depths.abs().clamp(min=torch.finfo(depths.dtype).tiny)
         cues = MotionCues.of(steps.seconds, se3.se3_log(steps.odometry), covariance, shares, depths, camera_from_base)
         information = torch.linalg.inv(se3.transform_covariance(covariance, camera_from_base))
         return Start(initial, PriorFactor(initial, information), cues)
