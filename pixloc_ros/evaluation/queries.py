@@ -13,7 +13,7 @@ from ..errors import InputError
 from ..geometry import se3
 from ..geometry.cameras import Camera
 from ..io.camera_files import read_cameras, read_names
-from ..io.files import find_file, find_files, match_names
+from ..io.files import find_files, match_names, without_comments
 from ..localization import Localizer, Location
 from ..tracking.types import FrameAlignment
 from .metrics import timing_figures
@@ -75,9 +75,7 @@ def read_queries(images: Path, cameras: Path) -> list[Query]:
         if unknown:
             raise InputError(f"{cameras} has no camera for {unknown[0]} ({len(unknown)} of {len(names)} images): add its line")
         known = found
-    # A line that begins with "#" and names no image is a comment.
-    names = [name for name in names if not name.startswith("#") or find_file(folder, name).is_file()]
-    paths = find_files(folder, names, "images", "check --images")
+    paths = find_files(folder, without_comments(folder, names), "images", "check --images")
     return [Query(name, paths[name], known[name]) for name in paths]
 
 

@@ -16,7 +16,7 @@ from ..errors import InputError
 from ..geometry import se3
 from ..io.bag_storage import is_bag
 from ..io.bag_truth import read_bag_times, read_bag_truth
-from ..io.files import match_names
+from ..io.files import match_names, plain_name
 from ..io.trajectory import Trajectory, pose_format, read_benchmark_poses, read_kitti, read_stamps, read_tum
 from .metrics import Step, associate
 from .runs import RUN_FILE, BagRun, read_run, run_of_poses
@@ -201,6 +201,7 @@ def _truth_and_times(inputs: RunInputs, folders: dict[str, BagRun]) -> tuple[Tra
 
 def _without_times(truth: _Poses, files: dict[str, _Poses]) -> list[BagRun]:
     """Poses by name or in order, counted one after the other."""
+    truth, remarks = _without_comments(truth, files)
     stamps = np.arange(len(truth.poses), dtype=np.int64) * _COUNT_NS
     order, runs = dict(zip(truth.names or (), stamps.tolist())), []
     for name, file in files.items():
@@ -217,8 +218,19 @@ def _without_times(truth: _Poses, files: dict[str, _Poses]) -> list[BagRun]:
             poses = file.timed(stamps)
         matches = associate(stamps, poses.stamps_ns, 0)
         run = run_of_poses(name, stamps, matches, poses, Trajectory(stamps, truth.poses), timed=False)
-        runs.append(replace(run, ordered=truth.names is None))
+        runs.append(replace(run, ordered=truth.names is None, remarks=(*run.remarks, *remarks)))
     return runs
+
+
+def _without_comments(truth: _Poses, files: dict[str, _Poses]) -> tuple[_Poses, tuple[str, ...]]:
+    """The truth without lines that begin with "#" unless some file names their image, and a remark on those left out."""
+    known = {plain_name(name) for file in files.values() for name in file.names or ()}
+    names = truth.names or []
+    kept = [k for k, name in enumerate(names) if not name.startswith("#") or plain_name(name) in known]
+    if len(kept) == len(names):
+        return truth, ()
+    remark = f"{len(names) - len(kept)} lines of {truth.path} that begin with # name an image of no run: taken for comments"
+    return replace(truth, poses=truth.poses[kept], names=[names[k] for k in kept]), (remark,)
 
 
 def _with_times(

@@ -20,7 +20,7 @@ import torch
 from ..errors import InputError
 from ..geometry import se3
 from .files import write_text
-from .text import is_number, parse_numbers, parse_stamp, read_lines, read_named_rows, read_rows
+from .text import is_number, may_be_comment, parse_numbers, parse_stamp, read_lines, read_named_rows, read_rows
 
 _REMEDY = "give one pose a line"
 
@@ -202,18 +202,24 @@ def write_tum(path: Path, trajectory: Trajectory) -> None:
 
 
 def read_benchmark_poses(path: Path, missing: list[str] | None = None) -> dict[str, torch.Tensor]:
-    """Lines ``name qw qx qy qz tx ty tz`` → camera_from_map [4, 4] by name, in the file's order; names may hold blanks and begin
-    with "#" (no comment ends with such numbers). Lines of NaN or with a quaternion of zeros say that there is no pose: their
-    names go to `missing`. Raises `InputError`."""
+    """Lines ``name qw qx qy qz tx ty tz`` → camera_from_map [4, 4] by name, in the file's order.
+
+    Names may hold blanks and begin with "#": a line that was commented out gives a name that no image has. Lines of NaN or with a
+    quaternion of zeros say that there is no pose: their names go to `missing`. Raises `InputError`.
+    """
     poses: dict[str, torch.Tensor] = {}
     for where, name, rest in read_named_rows(path, _split_pose, _REMEDY):
         words = rest.split()
-        if len(words) != 7:
-            raise InputError(f"{where}: {len(words) + 1} words instead of 8: write 'name qw qx qy qz tx ty tz'")
-        if name in poses:
-            raise InputError(f"{where}: a second pose for '{name}': keep one")
-        w, x, y, z, *translation = words
-        poses[name] = _pose_or_nan([*translation, x, y, z, w], where)
+        try:
+            if len(words) != 7:
+                raise InputError(f"{where}: {len(words) + 1} words instead of 8: write 'name qw qx qy qz tx ty tz'")
+            if name in poses:
+                raise InputError(f"{where}: a second pose for '{name}': keep one")
+            w, x, y, z, *translation = words
+            poses[name] = _pose_or_nan([*translation, x, y, z, w], where)
+        except InputError:
+            if not may_be_comment(name):
+                raise
     found = {name: pose for name, pose in poses.items() if not bool(pose.isnan().any())}
     if missing is not None:
         missing += poses.keys() - found.keys()

@@ -51,21 +51,23 @@ def test_localize_finds_the_maps_own_images(scene, tmp_path, capsys):
 
 def test_names_that_other_systems_write_go_from_localize_to_evaluate(scene, tmp_path, capsys):
     poses, camera = model_poses(scene), json.loads((scene.folder / "simulation.json").read_text())["camera"]
-    names = ["#1.jpg", "My photo 2 # new.jpg", "Ünterwegs/3.jpg"]
+    names = ["#1.jpg", "My photo 2 # new.jpg", "Ünterwegs/3.jpg", "# 4.jpg"]
     (tmp_path / "Ünterwegs").mkdir()
     for name, source in zip(names, sorted(poses)):
         (tmp_path / name).write_bytes((scene.images / source).read_bytes())
-    written = names[:2] + ["ünterwegs\\3.JPG"]
-    (tmp_path / "cameras.txt").write_text("\ufeff# NAME CAMERA\r\n" + "".join(f"{name} {camera}\r\n" for name in written))
+    written = [*names[:2], "ünterwegs\\3.JPG", names[3]]
+    commented_out = ("# 5.jpg", "# 5.jpg", "#6.jpg", "# and 7")
+    lines = "".join(f"{name} {camera}\r\n" for name in [*written, *commented_out])
+    (tmp_path / "cameras.txt").write_text(f"\ufeff# NAME CAMERA\r\n{lines}")
     truth = "".join(f"{name} {' '.join(poses[source])}\n" for name, source in zip(names, sorted(poses)))
-    (tmp_path / "truth.txt").write_text(truth)
+    (tmp_path / "truth.txt").write_text(truth + "".join(f"{name} 1 0 0 0 1 2 3\n" for name in commented_out))
     files = f"--cameras {tmp_path}/cameras.txt --prior {tmp_path}/truth.txt -o {tmp_path}/out.txt"
     assert pixloc(f"localize --map {scene.map} --images {tmp_path} {files} --json {tmp_path}/stats.json") == 0
-    assert json.loads((tmp_path / "stats.json").read_text())["priors"] == {"given": 3}
+    assert json.loads((tmp_path / "stats.json").read_text())["priors"] == {"given": 4}
     assert list(read_benchmark_poses(tmp_path / "out.txt")) == written
     assert pixloc(f"evaluate --truth {tmp_path}/truth.txt {tmp_path}/out.txt -o {tmp_path}/evaluated") == 0
     (figures,) = json.loads((tmp_path / "evaluated" / "evaluation.json").read_text())["runs"]
-    assert figures["frames"] == figures["published_frames"] == 3 and figures["translation_error_max_m"] < 0.02
+    assert figures["frames"] == figures["published_frames"] == 4 and figures["translation_error_max_m"] < 0.02
 
 
 def test_track_finds_its_own_start(scene, tmp_path, capsys):
