@@ -212,7 +212,8 @@ def align(
         The result, whose leading dimensions are those of `camera_from_map`.
 
     Raises:
-        InputError: Views and map are not of the same network, or the compiled code is asked for what it cannot do.
+        InputError: Views and map are not of the same network, there is no initial pose, or the compiled code is asked for
+            what it cannot do.
     """
     views = (views,) if isinstance(views, View) else tuple(views)
     factors = (factors,) if isinstance(factors, PriorFactor) else tuple(factors or ())
@@ -233,6 +234,8 @@ def align(
     cues = batched(cues) if cues is not None and cues.values.dim() == 1 else cues
     single = camera_from_map.dim() == 2
     pose = camera_from_map[None] if single else camera_from_map
+    if not len(pose):
+        raise InputError("there is no pose to start from: give at least one")
     constant = PAPER_START if options.strategy == "paper" else ADAPTIVE_START
     dampings, trust, camera_from_base = level_dampings(damping, cues, len(strides), constant, device)
     trusted = level_factors(factors, trust, camera_from_base, len(strides), options.feature_variance)

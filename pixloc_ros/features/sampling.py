@@ -33,7 +33,7 @@ def _gather(values: torch.Tensor, columns: torch.Tensor, rows: torch.Tensor) -> 
     index = rows.clamp(0, height - 1)[..., :, None] * width + columns.clamp(0, width - 1)[..., None, :]
     if count > 1:
         index = index + torch.arange(count, device=index.device).view(-1, 1, 1, 1) * (height * width)
-    return flat.index_select(0, index.reshape(-1)).view(batch, points, -1, channels)
+    return flat.index_select(0, index.reshape(-1)).view(batch, points, columns.shape[-1] * rows.shape[-1], channels)
 
 
 def sample_level(level: FeatureLevel, pixels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor]:
