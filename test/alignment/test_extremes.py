@@ -78,3 +78,18 @@ def test_without_any_point_there_is_no_focal_length_and_no_sample():
     assert estimate_focal_length(none, truth.double(), AlignmentOptions()) is None
     values, confidence, inside = sample_level(pyramid.levels[0], torch.empty(2, 0, 2))
     assert values.shape == (2, 0, 8) and confidence is None and inside.shape == (2, 0)
+
+
+@pytest.mark.parametrize("unit", [1e-6, 1e-3, 1e3, 1e6])
+def test_the_unit_of_length_does_not_matter_to_the_focal_length(unit):
+    pyramid, points, truth = scene(torch.float32)
+    camera = dataclasses.replace(CAMERA, params=CAMERA.params * torch.tensor([1.01, 1.01, 1, 1]))
+    found = []
+    for factor in (1.0, unit):
+        pose = truth.double().clone()
+        pose[:3, 3] *= factor
+        view = View(pyramid, camera, dataclasses.replace(points, xyz=points.xyz * factor))
+        found.append(estimate_focal_length(view, pose, AlignmentOptions()))
+    assert found[0].log_ratio == pytest.approx(-0.00995, abs=1e-4)
+    assert found[1].log_ratio == pytest.approx(found[0].log_ratio, abs=1e-5)
+    assert found[1].std == pytest.approx(found[0].std, rel=0.1)  # a perfect fit: of rounding only
