@@ -47,6 +47,8 @@ def run(args: argparse.Namespace) -> int:
         write_text(args.json, json.dumps(stats, indent=2) + "\n")
     times = "" if stats["frame_ms_p50"] is None else f", {stats['frame_ms_p50']:.0f} ms an image"
     print(f"{args.output}: {stats['localized']} of {stats['images']} images localized{times}")
+    if turned := io.images.exif_remark({query.name: query.path for query in queries}):
+        print(f"  {turned}")
     if missing:
         print(f"  {len(missing)} priors hold no pose ({missing[0]}): their images were searched for in the whole map")
     for doubt, count in stats["doubts"].items():

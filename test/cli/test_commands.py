@@ -35,11 +35,15 @@ def test_localize_finds_the_maps_own_images(scene, tmp_path, capsys):
     (tmp_path / "priors.txt").write_text(f"{names[0]} {' '.join(poses[names[0]])}\n")
     images = shutil.copytree(scene.images, tmp_path / "images")
     (images / "list.txt").write_text("\n".join(names))
+    jpeg = cv2.imencode(".jpg", cv2.imread(str(images / names[3])), [cv2.IMWRITE_JPEG_QUALITY, 95])[1].tobytes()
+    exif = b"Exif\0\0MM\0*\0\0\0\x08\0\x01\x01\x12\0\x03\0\0\0\x01\0\x03\0\0\0\0\0\0"
+    (images / names[3]).write_bytes(jpeg[:2] + b"\xff\xe1\0" + bytes([len(exif) + 2]) + exif + jpeg[2:])
     code = pixloc(
         f"localize --map {scene.map} --images {images}/list.txt --cameras {tmp_path}/cameras.txt "
         f"--prior {tmp_path}/priors.txt -o {tmp_path}/out.txt --json {tmp_path}/stats.json"
     )
-    assert code == 0 and "4 of 4 images localized" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert code == 0 and "4 of 4 images localized" in said and f"({names[3]}: by 180°), which is not obeyed" in said
     found = read_benchmark_poses(tmp_path / "out.txt")
     assert list(found) == names
     for name in names:

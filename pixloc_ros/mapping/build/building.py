@@ -16,7 +16,7 @@ from ...features import Extractor
 from ...features.sampling import sample_level
 from ...geometry import se3
 from ...geometry.cameras import Camera
-from ...io.images import fit_to_working_size, load_image
+from ...io.images import exif_remark, fit_to_working_size, load_image
 from ...io.work_folder import WorkFolder
 from ..map_file import Map, decode_descriptors
 from ..retrieval import PooledFeatures
@@ -136,7 +136,8 @@ def build_map(
         if unusable:
             raise none_left(f"none of the {len(left_out)} images can be used", unusable)
         raise InputError("no image sees a point away from its border: check that poses, camera and images belong together")
-    return _assemble(source, keyframes, extractor, side), BuildReport(left_out, outside)
+    turned = exif_remark(dict(zip(source.names, source.paths)))
+    return _assemble(source, keyframes, extractor, side), BuildReport(left_out, outside, (turned,) if turned else ())
 
 
 def _encode(
