@@ -445,4 +445,4 @@ class Tracker:
         alignment = shown and shown.alignment
         timings_ms = {**(alignment.timings_ms if alignment else {}), "total": (time.perf_counter() - began) * 1e3}
         found = map_from_base, covariance, map_from_odom, view.prior, *away, alignment, timings_ms, message
-        return TrackResult(view.stamp_ns, self.state, *found, view.frame.aligned_camera)
+        return TrackResult(view.stamp_ns, self.state, *found, view.frame.camera)

@@ -49,12 +49,6 @@ class PreparedFrame(CameraFrame):
     def of(cls, frame: CameraFrame, prepared: PreparedImage) -> PreparedFrame:
         return cls(frame.stamp_ns, frame.image, frame.camera, prepared, calibration=frame.calibration)
 
-    @property
-    def aligned_camera(self) -> Camera:
-        """What the image is aligned with, at the image's own size: its focal length may have been corrected."""
-        (width, height), small = (self.camera.width, self.camera.height), self.prepared.camera
-        return small.scaled(width / small.width, height / small.height, width, height)
-
 
 @dataclass(frozen=True)
 class MotionPrior:
@@ -151,7 +145,7 @@ class TrackResult:
         alignment: The one that was believed, or looked best.
         timings_ms: Its stages, and "total".
         message: Empty when all is well, else what is wrong and what to do.
-        camera: What the image was aligned with: the reading of its calibration that fits, its focal length corrected.
+        camera: What the image was aligned with: the reading of its calibration that fits.
     """
 
     stamp_ns: int
