@@ -31,7 +31,6 @@ from pathlib import Path
 import common
 import cv2
 import numpy as np
-import torch
 from feature_variants import intensity_extractor, reduced_extractor
 
 from pixloc_ros.alignment import AlignmentOptions, RobustLoss, damping_of
@@ -55,9 +54,7 @@ from pixloc_ros.tracking.frame_aligner import AlignerOptions, FrameAligner
 
 SCENES = ("kitti07", "kitti01", "fox")
 """Validation scenes. tum_fr1_rpy is training data: name it to have it too, and say so next to its figures."""
-PRIOR_SIZES = {"small": (2.0, 0.03), "medium": (5.0, 0.10), "large": (10.0, 0.15)}
-"""Of the scenes' priors: degrees, share of the depth."""
-QUERY_COLUMNS = {size: (size, "") for size in PRIOR_SIZES} | {
+QUERY_COLUMNS = {size: (size, "") for size in common.PRIOR_SIZES} | {
     change: ("small", change) for change in ("blurred", "dark", "occluded", "half")
 }
 """Size of the priors, and what happens to the images."""
@@ -264,19 +261,13 @@ def localize(
     priors = scene.priors(size)
     for k, query in enumerate(queries):
         progress(k, len(queries))
-        covariance = prior_covariance(size, scene.depths[query.name]) if row.prior_factor else None
-        found = localizer.localize(*changed(query, change), se3.inverse(priors[query.name]), covariance)
+        std = common.PRIOR_SIZES[size] if row.prior_factor else None
+        found = localizer.localize(*changed(query, change), se3.inverse(priors[query.name]), std)
         steps.append(found.iterations)
         errors.append(scene.error(query.name, se3.inverse(found.map_from_camera) if found.success else None))
     errors = np.array(errors)
     figures = {"queries": len(errors), "within": common.recall(errors, *LIMITS), **common.medians(errors)}
     return figures | {"steps": float(np.mean(steps))}
-
-
-def prior_covariance(size: str, depth: float) -> torch.Tensor:
-    """[6, 6] of priors that are wrong by a fixed amount in a random direction."""
-    degrees, share = PRIOR_SIZES[size]
-    return torch.diag(torch.tensor([(share * depth) ** 2] * 3 + [math.radians(degrees) ** 2] * 3, dtype=torch.float64)) / 3
 
 
 def basin_query(scene: common.Scene, query: Query) -> BasinQuery:
@@ -314,7 +305,7 @@ def cells_of(columns: dict[str, dict], metric: bool, steps: bool) -> list[str]:
         if column["median_deg"] is not None:
             distance = f"{100 * column['median_distance']:.2f}" if metric else f"{100 * column['median_depth']:.3f}"
             errors = f"{column['median_deg']:.3f} / {distance}"
-        cells.append(f"{errors} / {share}" if name in PRIOR_SIZES else f"{share} ({errors})")
+        cells.append(f"{errors} / {share}" if name in common.PRIOR_SIZES else f"{share} ({errors})")
     for kind in ("rotation", "translation", "together"):
         radii = columns[BASIN]["curves"][kind]["radius"] if BASIN in columns else None
         cells.append(f"{format_radius(radii['90%'], kind)} ({format_radius(radii['50%'], kind)})" if radii else "–")

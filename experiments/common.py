@@ -25,8 +25,11 @@ from pixloc_ros.io.trajectory import read_benchmark_poses
 from pixloc_ros.localization import Localizer
 from pixloc_ros.mapping import Map
 from pixloc_ros.mapping.build import build_map_from_colmap
+from pixloc_ros.tracking.prior_std import PriorStd
 from pixloc_sim.recordings import SimulationOptions, simulate
 
+PRIOR_SIZES = {"small": PriorStd(2.0, 0.03), "medium": PriorStd(5.0, 0.10), "large": PriorStd(10.0, 0.15)}
+"""By how much the scenes' priors are wrong: a fixed angle and share of the depth, in random directions."""
 MAP_STRIDE = 3
 """Every third image of a scene's drive is in its map; simulated drives take part in no map."""
 VALIDATION_DRIVES = ("kitti07", "kitti01")
@@ -96,10 +99,14 @@ class Scene:
         extractor = load_extractor(args.weights)
         return Localizer(self.build_map(extractor, args.output / f"{self.name}.pixmap"), extractor)
 
-    def localize(self, localizer: Localizer, priors: str, queries: Sequence[Query] | None = None) -> list[QueryResult]:
-        """Localize the queries (or some) from priors of a size (see `priors`)."""
+    def localize(
+        self, localizer: Localizer, priors: str, queries: Sequence[Query] | None = None, said: bool = False
+    ) -> list[QueryResult]:
+        """Localize the queries (or some) from priors of a size (see `priors`). said: whether the localizer is given that size."""
+        queries = self.queries if queries is None else queries
+        stds = {query.name: PRIOR_SIZES[priors] for query in queries} if said and priors in PRIOR_SIZES else None
         with show_progress(f"{self.name}: priors {priors}") as progress:
-            return localize_queries(localizer, self.queries if queries is None else queries, self.priors(priors), progress)
+            return localize_queries(localizer, queries, self.priors(priors), progress, stds)
 
     def errors(self, results: Sequence[QueryResult]) -> np.ndarray:
         """`error` [N, 3] of each query; infinite without a pose."""

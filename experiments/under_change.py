@@ -21,6 +21,7 @@ import numpy as np
 
 from pixloc_ros.alignment import AlignmentOptions, RobustLoss
 from pixloc_ros.cli.scripts import run_script
+from pixloc_ros.evaluation.queries import QueryResult
 from pixloc_ros.evaluation.tables import format_number, markdown_table
 from pixloc_ros.features import load_extractor
 from pixloc_ros.localization import Localizer
@@ -37,14 +38,23 @@ HEAD = (
 
 @dataclass(frozen=True)
 class Variant:
-    """What is compared: a title for the table, and the options of the aligner."""
+    """What is compared.
+
+    Attributes:
+        title: For the table.
+        options: Of the aligner.
+        said: Whether the localizer is given the priors' standard deviations.
+    """
 
     title: str
     options: AlignerOptions = AlignerOptions()
+    said: bool = False
 
 
 VARIANTS = {
     "shipped": Variant("as it ships"),
+    "said": Variant("priors' standard deviations are given", said=True),
+    "no_factor": Variant("priors are only where it starts", AlignerOptions(use_prior_factor=False)),
     "scale_0.15": Variant(
         "robust scale 0.15", AlignerOptions(AlignmentOptions(loss=RobustLoss(AlignmentOptions().loss.kind, 0.15)))
     ),
@@ -64,28 +74,24 @@ def main() -> int:
         for name in args.variants:
             localizer = Localizer(map_, extractor, VARIANTS[name].options)
             for priors in args.priors:
-                results[name][priors] += measure(scene, localizer, priors)
+                found = scene.localize(localizer, priors, said=VARIANTS[name].said)
+                results[name][priors] += [entry(scene, each) for each in found]
         common.save(args, "under_change", results, {"under change": table(results)})
     return common.finish(args, {"under change": table(results)})
 
 
-def measure(scene: common.Scene, localizer: Localizer, priors: str) -> list[dict[str, object]]:
-    """What became of each query of one case."""
-    entries = []
-    for found in scene.localize(localizer, priors):
-        degrees, _, share = scene.error(found.name, found.camera_from_map)
-        entries.append(
-            {
-                "case": scene.name,
-                "name": found.name,
-                "degrees": degrees if math.isfinite(degrees) else None,
-                "depth": share if math.isfinite(share) else None,
-                "doubt": found.reason or found.doubtful,
-                "inliers": found.alignment.inlier_fraction if found.alignment else 0.0,
-                "ms": found.total_ms,
-            }
-        )
-    return entries
+def entry(scene: common.Scene, found: QueryResult) -> dict[str, object]:
+    """What became of one query, for JSON."""
+    degrees, _, share = scene.error(found.name, found.camera_from_map)
+    return {
+        "case": scene.name,
+        "name": found.name,
+        "degrees": degrees if math.isfinite(degrees) else None,
+        "depth": share if math.isfinite(share) else None,
+        "doubt": found.reason or found.doubtful,
+        "inliers": found.alignment.inlier_fraction if found.alignment else 0.0,
+        "ms": found.total_ms,
+    }
 
 
 def table(results: dict[str, dict[str, list[dict]]]) -> str:

@@ -66,6 +66,11 @@ class LocalPoints:
     point_ids: torch.Tensor
     keyframe_ids: torch.Tensor
 
+    def median_depth(self, map_from_camera: torch.Tensor) -> float:
+        """Median distance of the points along the optical axis of a camera, float64 [4, 4]."""
+        offsets = self.points.xyz.cpu().numpy() + (self.origin - map_from_camera[:3, 3]).numpy()
+        return float(np.median(offsets @ map_from_camera[:3, 2].numpy()))
+
 
 @dataclass(frozen=True)
 class _View:

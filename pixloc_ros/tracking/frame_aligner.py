@@ -29,6 +29,7 @@ from ..geometry.projection import camera_numbers, median_motion
 from ..io.images import fit_to_working_size
 from ..mapping.local_points import LocalPointSelector
 from ..mapping.map_file import Map
+from .prior_std import PriorStd
 from .types import FrameAlignment, FrameMotion, PreparedImage
 
 MAX_PASSES = 2
@@ -110,7 +111,11 @@ class FrameAligner:
         return PreparedImage(pyramid, camera, clock.laps)
 
     def localize(
-        self, image: np.ndarray, camera: Camera, map_from_camera: torch.Tensor, prior_covariance: torch.Tensor | None = None
+        self,
+        image: np.ndarray,
+        camera: Camera,
+        map_from_camera: torch.Tensor,
+        prior_covariance: torch.Tensor | PriorStd | None = None,
     ) -> FrameAlignment:
         """Pose of an image that was taken near `map_from_camera`: `prepare`, then `localize_prepared`."""
         return self.localize_prepared(self.prepare(image, camera), map_from_camera, prior_covariance)
@@ -120,7 +125,7 @@ class FrameAligner:
         self,
         prepared: PreparedImage,
         map_from_camera: torch.Tensor,
-        prior_covariance: torch.Tensor | None = None,
+        prior_covariance: torch.Tensor | PriorStd | None = None,
         motion: FrameMotion | None = None,
     ) -> FrameAlignment:
         """Pose of a prepared image that was taken near `map_from_camera`.
@@ -128,8 +133,8 @@ class FrameAligner:
         Args:
             prepared: The image.
             map_from_camera: The start, float64 [4, 4].
-            prior_covariance: float64 [6, 6] (translation, rotation), camera frame, right perturbation; None: nothing holds
-                the pose.
+            prior_covariance: float64 [6, 6] (translation, rotation), camera frame, right perturbation, or standard deviations
+                in words; None: nothing holds the pose.
             motion: How the robot came there; only weights with a temporal prior use it.
         """
         clock = _Stopwatch(prepared.timings_ms)
@@ -139,6 +144,8 @@ class FrameAligner:
             clock.lap("gather")
             if len(local.points) < self.options.alignment.min_points:
                 return FrameAlignment.failed(map_from_camera, "no map points near the prior", len(local.points), clock.laps)
+            if isinstance(prior_covariance, PriorStd):
+                prior_covariance = prior_covariance.covariance(local.median_depth(map_from_camera))
             # In a frame at the points' origin single precision is exact to micrometres on any map.
             map_from_local = torch.eye(4, dtype=torch.float64)
             map_from_local[:3, 3] = local.origin

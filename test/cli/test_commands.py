@@ -53,6 +53,40 @@ def test_localize_finds_the_maps_own_images(scene, tmp_path, capsys):
     assert stats["frame_ms_p50"] > 0 and [entry["name"] for entry in stats["per_image"]] == names
 
 
+def test_localize_takes_how_far_off_priors_are(scene, tmp_path, capsys):
+    """A tight prior holds the pose, a wide one does not; what the line says counts more than the option."""
+    poses, camera = model_poses(scene), json.loads((scene.folder / "simulation.json").read_text())["camera"]
+    names, words = sorted(poses)[:3], ["1 30%", "0.001 0.001m", ""]
+    (tmp_path / "cameras.txt").write_text("".join(f"{name} {camera}\n" for name in names))
+    priors = {name: [*poses[name][:4], *(f"{float(v) + 0.05}" for v in poses[name][4:])] for name in names}
+
+    def localize(*options) -> list[float]:
+        """How far each pose moved from its prior, metres."""
+        lines = (f"{name} {' '.join(priors[name])} {std}\n" for name, std in zip(names, words))
+        (tmp_path / "priors.txt").write_text("".join(lines))
+        files = f"--images {scene.images} --cameras {tmp_path}/cameras.txt -o {tmp_path}/out.txt"
+        assert pixloc(f"localize --map {scene.map} {files} --prior {tmp_path}/priors.txt", *options) == 0
+        found = read_benchmark_poses(tmp_path / "out.txt")
+        return [float(np.linalg.norm(found[n][:3, 3].numpy() - np.array(priors[n][4:], float))) for n in names]
+
+    own = localize()
+    assert own[0] > 0.05 and own[1] < 0.01 and own[2] > 0.05
+    held = localize("--prior-std 0.001 0.01%")
+    assert held[0] > 0.05 and held[1] < 0.01 and held[2] < 0.01
+    files = f"--images {scene.images} --cameras {tmp_path}/cameras.txt -o {tmp_path}/out.txt"
+    capsys.readouterr()
+    for options, message in (
+        (f"--prior {tmp_path}/priors.txt --prior-std 5 10", "'10' has no unit: write 10% (of the depth) or 10m (metres)"),
+        ("--prior-std 5 10%", "--prior-std says how far off the poses of --prior may be: give --prior, too"),
+    ):
+        assert pixloc(f"localize --map {scene.map} {files} {options}") == 2
+        assert message in capsys.readouterr().err
+    words[2] = "5 10mm"
+    (tmp_path / "priors.txt").write_text(f"{names[0]} {' '.join(priors[names[0]])} {words[2]}\n")
+    assert pixloc(f"localize --map {scene.map} {files} --prior {tmp_path}/priors.txt") == 2
+    assert "priors.txt:1: '5 10mm' says no standard deviations" in capsys.readouterr().err
+
+
 def test_names_that_other_systems_write_go_from_localize_to_evaluate(scene, tmp_path, capsys):
     poses, camera = model_poses(scene), json.loads((scene.folder / "simulation.json").read_text())["camera"]
     names = ["#1.jpg", "My photo 2 # new.jpg", "Ünterwegs/3.jpg", "# 4.jpg"]

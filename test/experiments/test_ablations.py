@@ -65,15 +65,6 @@ def test_a_missing_pose_is_infinitely_wrong():
     assert ablations.cells_of({"dark": lost}, True, False)[4] == "0 (lost / lost)"
 
 
-def test_the_prior_factor_has_the_covariance_of_the_priors():
-    """A fixed distance in a random direction: a third of its square along each axis."""
-    shifts = np.random.default_rng(0).standard_normal((20000, 3))
-    shifts *= 0.1 * 2.0 / np.linalg.norm(shifts, axis=1, keepdims=True)
-    covariance = ablations.prior_covariance("medium", 2.0)
-    np.testing.assert_allclose(covariance[:3, :3], np.cov(shifts.T), atol=3e-4)
-    assert float(covariance[5, 5]) == pytest.approx(math.radians(5) ** 2 / 3)
-
-
 # ---- features
 
 
