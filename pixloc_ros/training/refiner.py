@@ -22,7 +22,7 @@ from ..alignment import (
 )
 from ..alignment.types import map_tensors
 from ..features.pyramid import FeaturePyramid
-from ..features.sampling import sample_level
+from ..features.sampling import sample_reference
 from ..geometry import se3
 from ..tracking.covariances import isotropic, not_better_than
 from ..tracking.frame_aligner import hessian_covariance
@@ -125,9 +125,9 @@ class PairRefiner(nn.Module):
         mask = batch.mask & valid & batch.reference_camera.in_image(pixels)
         descriptors, confidences = [], []
         for level in reference.levels:
-            values, confidence, inside = sample_level(level, pixels)
+            values, confidence, inside = sample_reference(level, pixels)
             mask = mask & inside
-            descriptors.append(nn.functional.normalize(values, dim=-1))
+            descriptors.append(values)
             confidences.append(confidence)
         return ReferencePoints(batch.xyz, tuple(descriptors), tuple(confidences)), mask, query
 
