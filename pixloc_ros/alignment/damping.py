@@ -26,6 +26,8 @@ CUES = ("time step", *(f"{cue} {axis}" for cue in _PER_AXIS for axis in "xyz"), 
 DIAGONAL_FLOOR = 1e-9
 """Least that is added to the Hessian's diagonal, as a share of the trace of its part for the translation, or the rotation. These
 have different units: the one for the translation is that of the map, which may be anything."""
+NEVER_SINGULAR = 1e-30
+"""Added to that, so that a Hessian of zeros, of a pose that sees nothing, has a step of zero, and a gradient that is a number."""
 ADAPTIVE_START = 1e-2
 """Factor of the adaptive strategy where nothing was learned; a step that lowers the cost divides it by 10, another multiplies
 it."""
@@ -164,7 +166,8 @@ class Damping:
         if self.axes is not None:
             hessian, gradient = self.axes.mT @ hessian @ self.axes, (self.axes.mT @ gradient[..., None])[..., 0]
         diagonal = hessian.diagonal(dim1=-2, dim2=-1)
-        least = DIAGONAL_FLOOR * diagonal.unflatten(-1, (2, 3)).sum(-1, keepdim=True).expand(-1, 2, 3).flatten(-2)
+        traces = diagonal.unflatten(-1, (2, 3)).sum(-1, keepdim=True).expand(-1, 2, 3).flatten(-2)
+        least = DIAGONAL_FLOOR * traces + NEVER_SINGULAR
         damped = hessian + torch.diag_embed(torch.maximum(diagonal * (self.factors * scale), least))
         factor, failed = torch.linalg.cholesky_ex(damped)
         step = -torch.cholesky_solve(gradient[..., None], factor)[..., 0]

@@ -72,6 +72,23 @@ def test_without_any_point_the_result_is_empty(strategy, backend, batch, with_pr
     torch.testing.assert_close(both.camera_from_map, alone.camera_from_map, rtol=0, atol=1e-6)
 
 
+@pytest.mark.parametrize("strategy", ["adaptive", "paper"])
+def test_a_pose_that_sees_nothing_leaves_the_gradient_of_the_others_alone(strategy):
+    """As in a batch of the training, whose gradient would be no number otherwise."""
+    pyramid, points, truth = scene()
+    starts = torch.stack([perturbed(truth, 0.3), perturbed(truth, 0.3)])
+    starts[1, 2, 3] -= 100
+    gradients = []
+    for count in (1, 2):
+        descriptors = tuple(values.clone().requires_grad_() for values in points.descriptors)
+        view = View(pyramid, CAMERA, dataclasses.replace(points, descriptors=descriptors))
+        result = align(view, starts[:count], AlignmentOptions(strategy, iterations=3))
+        result.camera_from_map.sum().backward()
+        gradients.append(descriptors[1].grad)
+    assert gradients[0].abs().max() > 0
+    torch.testing.assert_close(gradients[1], gradients[0])
+
+
 def test_without_any_point_there_is_no_focal_length_and_no_sample():
     pyramid, points, truth = scene(torch.float32)
     none = View(pyramid, CAMERA, map_tensors(points, lambda tensor: tensor[:0]))
