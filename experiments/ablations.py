@@ -51,6 +51,7 @@ from pixloc_ros.io.images import load_image
 from pixloc_ros.mapping import Map
 from pixloc_ros.report.curves import plot_basins
 from pixloc_ros.tracking.frame_aligner import AlignerOptions, FrameAligner
+from pixloc_ros.tracking.prior_std import WIDE_PRIOR
 
 SCENES = ("kitti07", "kitti01", "fox")
 """Validation scenes. tum_fr1_rpy is training data: name it to have it too, and say so next to its figures."""
@@ -62,6 +63,8 @@ BASIN = "basin"
 LIMITS = (0.5, 0.01)
 BASIN_LINES = ("intensity", "robust", "stride_2", "finer", "trained", "damping")
 """Rows whose basins are drawn."""
+PRIORS = {"wide": dict.fromkeys(common.PRIOR_SIZES, WIDE_PRIOR), "own": common.PRIOR_SIZES, "none": {}}
+"""Nothing is said of them; what they were drawn with; they are only where the alignment starts."""
 DOMAINS = ("indoor", "outdoor", "driving")
 
 
@@ -77,7 +80,7 @@ class Row:
         confidences: Whether they are used.
         damping: Whether the learned one is used.
         own_size: Whether queries keep their focal length, instead of being scaled to the map's.
-        prior_factor: Whether the prior takes part in the optimization, with the covariance it was drawn with.
+        prior: How far off the priors are said to be, in `PRIORS`.
     """
 
     title: str
@@ -87,7 +90,7 @@ class Row:
     confidences: bool = True
     damping: bool = True
     own_size: bool = False
-    prior_factor: bool = False
+    prior: str = "wide"
 
 
 def _alignment(**changes: object) -> AlignerOptions:
@@ -98,16 +101,17 @@ def _loss(kind: str, scale: float) -> AlignerOptions:
     return _alignment(loss=RobustLoss(kind, scale))
 
 
+_part = functools.partial(Row, prior="none")
 GROUPS: dict[str, dict[str, Row]] = {
     "parts": {
-        "intensity": Row("raw intensities (5x5 patches, strides 16 to 1)", "intensity", _loss("geman_mcclure", 0.25)),
-        "robust": Row("pretrained features, frozen, without the exact levels", "pretrained", levels=3),
-        "stride_2": Row("+ exact level of stride 2", "pretrained", levels=4),
-        "finer": Row("+ exact level of stride 1: frozen, as a whole", "pretrained"),
-        "trained": Row("+ trained features", "trained", confidences=False, damping=False),
-        "confidences": Row("+ confidences", "trained", damping=False),
-        "damping": Row("+ learned damping", "trained"),
-        "prior": Row("+ prior factor", "trained", prior_factor=True),
+        "intensity": _part("raw intensities (5x5 patches, strides 16 to 1)", "intensity", _loss("geman_mcclure", 0.25)),
+        "robust": _part("pretrained features, frozen, without the exact levels", "pretrained", levels=3),
+        "stride_2": _part("+ exact level of stride 2", "pretrained", levels=4),
+        "finer": _part("+ exact level of stride 1: frozen, as a whole", "pretrained"),
+        "trained": _part("+ trained features", "trained", confidences=False, damping=False),
+        "confidences": _part("+ confidences", "trained", damping=False),
+        "damping": _part("+ learned damping", "trained"),
+        "prior": Row("+ prior factor", "trained"),
     },
     "choices": {
         "shipped": Row("as it ships"),
@@ -121,7 +125,8 @@ GROUPS: dict[str, dict[str, Row]] = {
         "chosen_once": Row("points are chosen once", options=AlignerOptions(reselect_share=math.inf)),
         "points_512": Row("512 points instead of 1024", options=AlignerOptions(max_points=512)),
         "own_size": Row("queries at their own focal length", own_size=True),
-        "prior_factor": Row("prior as a factor", prior_factor=True),
+        "prior_own": Row("standard deviations of the priors are given", prior="own"),
+        "prior_none": Row("prior is only where the alignment starts", prior="none"),
     },
     "domains": {
         "not_trained": Row("pretrained features, frozen", "pretrained"),
@@ -261,8 +266,7 @@ def localize(
     priors = scene.priors(size)
     for k, query in enumerate(queries):
         progress(k, len(queries))
-        std = common.PRIOR_SIZES[size] if row.prior_factor else None
-        found = localizer.localize(*changed(query, change), se3.inverse(priors[query.name]), std)
+        found = localizer.localize(*changed(query, change), se3.inverse(priors[query.name]), PRIORS[row.prior].get(size))
         steps.append(found.iterations)
         errors.append(scene.error(query.name, se3.inverse(found.map_from_camera) if found.success else None))
     errors = np.array(errors)

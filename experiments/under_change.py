@@ -7,21 +7,25 @@ of all cases are in one folder. Each query is localized from priors of each size
 is over all cases. Confident and wrong: a pose that is not called doubtful and is beyond 5° or 10 % of the depth.
 
     experiments/under_change.py CASES --images ../shared/data/sacre_coeur/images -o out/under_change
+    experiments/under_change.py ../shared/data --scenes fox kitti01 --change occluded --variants shipped said no_factor
     experiments/under_change.py CASES --images IMAGES --weights best.safetensors --variants shipped --priors medium large
 """
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import common
+import cv2
 import numpy as np
+from ablations import changed
 
 from pixloc_ros.alignment import AlignmentOptions, RobustLoss
 from pixloc_ros.cli.scripts import run_script
-from pixloc_ros.evaluation.queries import QueryResult
+from pixloc_ros.evaluation.queries import Query, QueryResult
 from pixloc_ros.evaluation.tables import format_number, markdown_table
 from pixloc_ros.features import load_extractor
 from pixloc_ros.localization import Localizer
@@ -65,19 +69,36 @@ def main() -> int:
     parser = common.parser(__doc__, "out/under_change")
     parser.add_argument("--images", type=Path, metavar="DIR", help="images of all cases (default: images/ of each case)")
     parser.add_argument("--priors", nargs="+", choices=PRIORS, default=PRIORS)
+    parser.add_argument(
+        "--change", choices=("blurred", "dark", "occluded"), help="make the queries worse before (in copies of them)"
+    )
     parser.add_argument("--variants", nargs="+", choices=list(VARIANTS), default=["shipped"])
     args = parser.parse_args()
+    section = f"under change {args.change}" if args.change else "under change"
     extractor = load_extractor(args.weights)
     results: dict[str, dict[str, list[dict]]] = {name: {priors: [] for priors in args.priors} for name in args.variants}
     for scene in common.scenes_of(args):
         map_ = scene.build_map(extractor)
+        queries = worse(scene.queries, args.change, args.output / scene.name) if args.change else scene.queries
         for name in args.variants:
             localizer = Localizer(map_, extractor, VARIANTS[name].options)
             for priors in args.priors:
-                found = scene.localize(localizer, priors, said=VARIANTS[name].said)
+                found = scene.localize(localizer, priors, queries, said=VARIANTS[name].said)
                 results[name][priors] += [entry(scene, each) for each in found]
-        common.save(args, "under_change", results, {"under change": table(results)})
-    return common.finish(args, {"under change": table(results)})
+        common.save(args, "under_change", results, {section: table(results)})
+    return common.finish(args, {section: table(results)})
+
+
+def worse(queries: Sequence[Query], change: str, folder: Path) -> list[Query]:
+    """The same queries with images that were changed, written into a folder."""
+    result = []
+    for query in queries:
+        path = folder / change / f"{Path(query.name).stem}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        image = changed(query, change)[0]
+        cv2.imwrite(str(path), image if image.ndim == 2 else image[..., ::-1])
+        result.append(replace(query, path=path))
+    return result
 
 
 def entry(scene: common.Scene, found: QueryResult) -> dict[str, object]:
