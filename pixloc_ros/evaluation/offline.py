@@ -155,7 +155,8 @@ def run_bag(
             process(None)
     odometry = tracker.check_odometry()
     findings = {key: number for name, figure in odometry.known().items() for key, number in zip((name, f"{name}_std"), figure)}
-    said = filter(None, (tracker.calibration_choice.note, tracker.mount_check.problem))
+    mount = tracker.mount_check
+    said = filter(None, (tracker.calibration_choice.note, mount.problem, mount.suspicion, mount.unverified))
     remarks = (*bag.notes, *said, *odometry.warnings(bag.options.time_offset_s).values())
     remarks += (tracker.odometry.twist_check.problem,) if tracker.odometry.twist_check.problem else ()
     remarks += camera_silence(records, [stamp_ns for stamp_ns, _ in samples], tracker.options.max_degraded_s)
