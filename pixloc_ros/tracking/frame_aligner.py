@@ -20,6 +20,7 @@ from ..io.images import fit_to_working_size
 from ..mapping.local_points import LocalPoints, LocalPointSelector
 from ..mapping.map_file import Map
 from .alignment_judge import AlignmentJudge, statistics_of
+from .prior_std import PriorStd
 from .types import FrameAlignment, PreparedImage
 
 MAX_PASSES = 2
@@ -106,7 +107,11 @@ class FrameAligner:
         return PreparedImage(pyramid, camera, clock.laps)
 
     def localize(
-        self, image: np.ndarray, camera: Camera, map_from_camera: torch.Tensor, prior_covariance: torch.Tensor | None = None
+        self,
+        image: np.ndarray,
+        camera: Camera,
+        map_from_camera: torch.Tensor,
+        prior_covariance: torch.Tensor | PriorStd | None = None,
     ) -> FrameAlignment:
         """Pose of an image that was taken near `map_from_camera`: `prepare`, then `localize_prepared`."""
         return self.localize_prepared(self.prepare(image, camera), map_from_camera, prior_covariance)
@@ -116,7 +121,7 @@ class FrameAligner:
         self,
         prepared: PreparedImage,
         map_from_camera: torch.Tensor,
-        prior_covariance: torch.Tensor | None = None,
+        prior_covariance: torch.Tensor | PriorStd | None = None,
         last: float = 0.0,
     ) -> FrameAlignment:
         """Pose of a prepared image that was taken near `map_from_camera`.
@@ -124,8 +129,8 @@ class FrameAligner:
         Args:
             prepared: The image.
             map_from_camera: The start, float64 [4, 4].
-            prior_covariance: float64 [6, 6] (translation, rotation), camera frame, right perturbation; None: nothing holds
-                the pose.
+            prior_covariance: float64 [6, 6] (translation, rotation), camera frame, right perturbation, or standard deviations
+                in words; None: nothing holds the pose.
             last: `FrameAlignment.residual` of the image before; 0 for none.
         """
         clock = _Stopwatch(prepared.timings_ms)
@@ -135,6 +140,8 @@ class FrameAligner:
             clock.lap("gather")
             if len(local.points) < self.options.alignment.min_points:
                 return FrameAlignment.failed(map_from_camera, "no map points near the prior", len(local.points), clock.laps)
+            if isinstance(prior_covariance, PriorStd):
+                prior_covariance = prior_covariance.covariance(local.median_depth(map_from_camera))
             # In a frame at the points' origin single precision is exact to micrometres on any map.
             map_from_local = torch.eye(4, dtype=torch.float64)
             map_from_local[:3, 3] = local.origin

@@ -23,7 +23,7 @@ from ..alignment.types import batched
 from ..errors import InputError
 from ..evaluation.queries import read_queries
 from ..features import Extractor
-from ..features.sampling import sample_level
+from ..features.sampling import sample_reference
 from ..geometry import se3
 from ..geometry.cameras import Camera
 from ..io.bags import BagReader
@@ -153,7 +153,7 @@ class PhotoSamples:
         pixels, valid = pair.reference_camera.project(xyz[None])
         mask, descriptors = (valid & pair.reference_camera.in_image(pixels))[0], []
         for level in seen.levels:
-            values, _, inside = sample_level(level, pixels)
+            values, _, inside = sample_reference(level, pixels)
             mask = mask & inside[0]
             descriptors.append(torch.nn.functional.normalize(values, dim=-1)[0])
         some = torch.nonzero(mask)[:, 0].numpy()
