@@ -27,10 +27,14 @@ from .tracking.frame_aligner import DEFAULT, AlignerOptions, FrameAligner, prese
 from .tracking.mount_check import MountCheck, turned_prior
 from .tracking.options import QualityGates, TrackerOptions
 from .tracking.prior_std import WIDE_PRIOR, PriorStd
-from .tracking.relocalization import Relocalizer, agreement
+from .tracking.relocalization import Relocalizer, agreement, spread
 from .tracking.tracker import Tracker
 from .tracking.types import FrameAlignment, PreparedFrame, PreparedImage
 
+SURE = 0.95
+"""A pose from a prior that is less likely right is sought again"""
+PRIOR_STARTS = 12
+"""from so many other starts, spread over the prior."""
 SEARCH_TURNS = 3
 """Without a prior, further hypotheses are tried so many times until one is sure."""
 _GATES = QualityGates()
@@ -218,7 +222,16 @@ class Localizer:
         """`locate` for an image whose features are known already (`FrameAligner.prepare`)."""
         if prior is None:
             return Location.of(*self._search(PreparedFrame(0, image, prepared.camera, prepared)))
-        alignment = self.aligner.localize_prepared(prepared, prior, WIDE_PRIOR if prior_covariance is None else prior_covariance)
+        said = WIDE_PRIOR if prior_covariance is None else prior_covariance
+        alignment = self.aligner.localize_prepared(prepared, prior, said)
+        if alignment.probability < SURE:
+            covariance = said.covariance(alignment.depth) if isinstance(said, PriorStd) else said
+            if bool(covariance.isfinite().all()):
+                for start in spread(prior, covariance, 1 + PRIOR_STARTS, 0)[1:]:
+                    other = self.aligner.localize_prepared(prepared, prior, said, start=start)
+                    alignment = max(alignment, other, key=lambda found: found.probability)
+                    if alignment.probability >= SURE:
+                        break
         few = alignment.probability < _GATES.min_probability or alignment.inlier_fraction < _GATES.min_inlier_fraction
         return Location.of(alignment, "few points agree with the map" if few else "")
 

@@ -123,6 +123,7 @@ class FrameAligner:
         map_from_camera: torch.Tensor,
         prior_covariance: torch.Tensor | PriorStd | None = None,
         last: float = 0.0,
+        start: torch.Tensor | None = None,
     ) -> FrameAlignment:
         """Pose of a prepared image that was taken near `map_from_camera`.
 
@@ -132,9 +133,11 @@ class FrameAligner:
             prior_covariance: float64 [6, 6] (translation, rotation), camera frame, right perturbation, or standard deviations
                 in words; None: nothing holds the pose.
             last: `FrameAlignment.residual` of the image before; 0 for none.
+            start: Where the alignment begins, if not at the prior, float64 [4, 4].
         """
         clock = _Stopwatch(prepared.timings_ms)
-        camera, start = prepared.camera, map_from_camera
+        camera, start = prepared.camera, map_from_camera if start is None else start
+        begin = se3.inverse(start)
         for _ in range(MAX_PASSES):
             local = self.points_near(start, camera, self.options.max_points)
             clock.lap("gather")
@@ -161,7 +164,7 @@ class FrameAligner:
             start = map_from_local @ se3.inverse(result.camera_from_map)
         visible, inliers = int(result.visible.sum()), int(result.inliers.sum())
         claimed, depth = inverse_information(result.information), _depth(result, local.points)
-        statistics = statistics_of(result, claimed.numpy(), initial.numpy(), depth)
+        statistics = statistics_of(result, claimed.numpy(), (begin @ map_from_local).numpy(), depth)
         covariance = claimed * self.judge.factor(statistics)
         success = bool(result.converged) and bool(torch.isfinite(covariance).all())
         points = result.visible.shape[-1]
