@@ -31,7 +31,6 @@ from pathlib import Path
 import common
 import cv2
 import numpy as np
-import torch
 from feature_variants import intensity_extractor, reduced_extractor
 
 from pixloc_ros.alignment import AlignmentOptions, RobustLoss, damping_of
@@ -52,12 +51,11 @@ from pixloc_ros.io.images import load_image
 from pixloc_ros.mapping import Map
 from pixloc_ros.report.curves import plot_basins
 from pixloc_ros.tracking.frame_aligner import AlignerOptions, FrameAligner
+from pixloc_ros.tracking.prior_std import WIDE_PRIOR
 
 SCENES = ("kitti07", "kitti01", "fox")
 """Validation scenes. tum_fr1_rpy is training data: name it to have it too, and say so next to its figures."""
-PRIOR_SIZES = {"small": (2.0, 0.03), "medium": (5.0, 0.10), "large": (10.0, 0.15)}
-"""Of the scenes' priors: degrees, share of the depth."""
-QUERY_COLUMNS = {size: (size, "") for size in PRIOR_SIZES} | {
+QUERY_COLUMNS = {size: (size, "") for size in common.PRIOR_SIZES} | {
     change: ("small", change) for change in ("blurred", "dark", "occluded", "half")
 }
 """Size of the priors, and what happens to the images."""
@@ -65,6 +63,8 @@ BASIN = "basin"
 LIMITS = (0.5, 0.01)
 BASIN_LINES = ("intensity", "robust", "stride_2", "finer", "trained", "damping")
 """Rows whose basins are drawn."""
+PRIORS = {"wide": dict.fromkeys(common.PRIOR_SIZES, WIDE_PRIOR), "own": common.PRIOR_SIZES, "none": {}}
+"""Nothing is said of them; what they were drawn with; they are only where the alignment starts."""
 DOMAINS = ("indoor", "outdoor", "driving")
 
 
@@ -81,7 +81,7 @@ class Row:
         damping: Whether the learned one is used.
         weights: Whether the learned weights of levels and prior are used, instead of the options' constants.
         own_size: Whether queries keep their focal length, instead of being scaled to the map's.
-        prior_factor: Whether the prior takes part in the optimization, with the covariance it was drawn with.
+        prior: How far off the priors are said to be, in `PRIORS`.
     """
 
     title: str
@@ -92,7 +92,7 @@ class Row:
     damping: bool = True
     weights: bool = True
     own_size: bool = False
-    prior_factor: bool = False
+    prior: str = "wide"
 
 
 def _alignment(**changes: object) -> AlignerOptions:
@@ -103,16 +103,17 @@ def _loss(kind: str, scale: float) -> AlignerOptions:
     return _alignment(loss=RobustLoss(kind, scale))
 
 
+_part = functools.partial(Row, prior="none")
 GROUPS: dict[str, dict[str, Row]] = {
     "parts": {
-        "intensity": Row("raw intensities (5x5 patches, strides 16 to 1)", "intensity", _loss("geman_mcclure", 0.25)),
-        "robust": Row("pretrained features, frozen, without the exact levels", "pretrained", levels=3),
-        "stride_2": Row("+ exact level of stride 2", "pretrained", levels=4),
-        "finer": Row("+ exact level of stride 1: frozen, as a whole", "pretrained", weights=False),
-        "trained": Row("+ trained features", "trained", confidences=False, damping=False, weights=False),
-        "confidences": Row("+ confidences", "trained", damping=False, weights=False),
-        "damping": Row("+ learned damping", "trained", weights=False),
-        "prior": Row("+ prior factor", "trained", prior_factor=True, weights=False),
+        "intensity": _part("raw intensities (5x5 patches, strides 16 to 1)", "intensity", _loss("geman_mcclure", 0.25)),
+        "robust": _part("pretrained features, frozen, without the exact levels", "pretrained", levels=3),
+        "stride_2": _part("+ exact level of stride 2", "pretrained", levels=4),
+        "finer": _part("+ exact level of stride 1: frozen, as a whole", "pretrained", weights=False),
+        "trained": _part("+ trained features", "trained", confidences=False, damping=False, weights=False),
+        "confidences": _part("+ confidences", "trained", damping=False, weights=False),
+        "damping": _part("+ learned damping", "trained", weights=False),
+        "prior": Row("+ prior factor", "trained", weights=False),
     },
     "choices": {
         "shipped": Row("as it ships"),
@@ -126,7 +127,8 @@ GROUPS: dict[str, dict[str, Row]] = {
         "chosen_once": Row("points are chosen once", options=AlignerOptions(reselect_share=math.inf)),
         "points_512": Row("512 points instead of 1024", options=AlignerOptions(max_points=512)),
         "own_size": Row("queries at their own focal length", own_size=True),
-        "prior_factor": Row("prior as a factor", prior_factor=True),
+        "prior_own": Row("standard deviations of the priors are given", prior="own"),
+        "prior_none": Row("prior is only where the alignment starts", prior="none"),
     },
     "domains": {
         "not_trained": Row("pretrained features, frozen", "pretrained"),
@@ -266,19 +268,12 @@ def localize(
     priors = scene.priors(size)
     for k, query in enumerate(queries):
         progress(k, len(queries))
-        covariance = prior_covariance(size, scene.depths[query.name]) if row.prior_factor else None
-        found = localizer.localize(*changed(query, change), se3.inverse(priors[query.name]), covariance)
+        found = localizer.localize(*changed(query, change), se3.inverse(priors[query.name]), PRIORS[row.prior].get(size))
         steps.append(found.iterations)
         errors.append(scene.error(query.name, se3.inverse(found.map_from_camera) if found.success else None))
     errors = np.array(errors)
     figures = {"queries": len(errors), "within": common.recall(errors, *LIMITS), **common.medians(errors)}
     return figures | {"steps": float(np.mean(steps))}
-
-
-def prior_covariance(size: str, depth: float) -> torch.Tensor:
-    """[6, 6] of priors that are wrong by a fixed amount in a random direction."""
-    degrees, share = PRIOR_SIZES[size]
-    return torch.diag(torch.tensor([(share * depth) ** 2] * 3 + [math.radians(degrees) ** 2] * 3, dtype=torch.float64)) / 3
 
 
 def basin_query(scene: common.Scene, query: Query) -> BasinQuery:
@@ -316,7 +311,7 @@ def cells_of(columns: dict[str, dict], metric: bool, steps: bool) -> list[str]:
         if column["median_deg"] is not None:
             distance = f"{100 * column['median_distance']:.2f}" if metric else f"{100 * column['median_depth']:.3f}"
             errors = f"{column['median_deg']:.3f} / {distance}"
-        cells.append(f"{errors} / {share}" if name in PRIOR_SIZES else f"{share} ({errors})")
+        cells.append(f"{errors} / {share}" if name in common.PRIOR_SIZES else f"{share} ({errors})")
     for kind in ("rotation", "translation", "together"):
         radii = columns[BASIN]["curves"][kind]["radius"] if BASIN in columns else None
         cells.append(f"{format_radius(radii['90%'], kind)} ({format_radius(radii['50%'], kind)})" if radii else "–")

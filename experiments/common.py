@@ -25,8 +25,11 @@ from pixloc_ros.io.trajectory import read_benchmark_poses
 from pixloc_ros.localization import Localizer
 from pixloc_ros.mapping import Map
 from pixloc_ros.mapping.build import build_map_from_colmap
+from pixloc_ros.tracking.prior_std import PriorStd
 from pixloc_sim.recordings import SimulationOptions, simulate
 
+PRIOR_SIZES = {"small": PriorStd(2.0, 0.03), "medium": PriorStd(5.0, 0.10), "large": PriorStd(10.0, 0.15)}
+"""By how much the scenes' priors are wrong: a fixed angle and share of the depth, in random directions."""
 MAP_STRIDE = 3
 """Every third image of a scene's drive is in its map; simulated drives take part in no map."""
 VALIDATION_DRIVES = ("kitti07", "kitti01")
@@ -35,9 +38,15 @@ VALIDATION_DRIVES = ("kitti07", "kitti01")
 
 @dataclass(frozen=True)
 class Scene:
-    """A folder with map/ (a COLMAP model), images/ and queries/, and maybe drive/ (a bag)."""
+    """A folder with map/ (a COLMAP model), images/ and queries/, and maybe drive/ (a bag).
+
+    Attributes:
+        folder: Of the scene.
+        shared_images: Folder of its images; None: images/ of its own.
+    """
 
     folder: Path
+    shared_images: Path | None = None
 
     @property
     def name(self) -> str:
@@ -47,6 +56,10 @@ class Scene:
     def drive(self) -> Path:
         return self.folder / "drive"
 
+    @property
+    def images(self) -> Path:
+        return self.shared_images or self.folder / "images"
+
     @cached_property
     def metric(self) -> bool:
         """Whether its unit is the metre."""
@@ -54,7 +67,7 @@ class Scene:
 
     @cached_property
     def queries(self) -> list[Query]:
-        return read_queries(self.folder / "images", self.folder / "queries" / "cameras.txt")
+        return read_queries(self.images, self.folder / "queries" / "cameras.txt")
 
     @cached_property
     def truth(self) -> dict[str, torch.Tensor]:
@@ -67,13 +80,15 @@ class Scene:
         return json.loads((self.folder / "queries" / "scale.json").read_text())
 
     def priors(self, size: str) -> dict[str, torch.Tensor]:
-        """camera_from_map of each query, wrong by "small", "medium" or "large" errors; empty for "none"."""
+        """camera_from_map of each query, wrong by "small", "medium" or "large" errors; right for "truth", empty for "none"."""
+        if size == "truth":
+            return self.truth
         return {} if size == "none" else read_benchmark_poses(self.folder / "queries" / f"priors_{size}.txt")
 
     def build_map(self, extractor: Extractor, save: Path | None = None) -> Map:
         """The map of the COLMAP model; where it is to be saved, as read from its file."""
         with show_progress(f"{self.name}: map") as progress:
-            map_ = build_map_from_colmap(self.folder / "map", self.folder / "images", extractor, progress=progress)[0]
+            map_ = build_map_from_colmap(self.folder / "map", self.images, extractor, progress=progress)[0]
         if save is None:
             return map_
         map_.save(save)
@@ -84,10 +99,14 @@ class Scene:
         extractor = load_extractor(args.weights)
         return Localizer(self.build_map(extractor, args.output / f"{self.name}.pixmap"), extractor)
 
-    def localize(self, localizer: Localizer, priors: str, queries: Sequence[Query] | None = None) -> list[QueryResult]:
-        """Localize the queries (or some) from priors of a size (see `priors`)."""
+    def localize(
+        self, localizer: Localizer, priors: str, queries: Sequence[Query] | None = None, said: bool = False
+    ) -> list[QueryResult]:
+        """Localize the queries (or some) from priors of a size (see `priors`). said: whether the localizer is given that size."""
+        queries = self.queries if queries is None else queries
+        stds = {query.name: PRIOR_SIZES[priors] for query in queries} if said and priors in PRIOR_SIZES else None
         with show_progress(f"{self.name}: priors {priors}") as progress:
-            return localize_queries(localizer, self.queries if queries is None else queries, self.priors(priors), progress)
+            return localize_queries(localizer, queries, self.priors(priors), progress, stds)
 
     def errors(self, results: Sequence[QueryResult]) -> np.ndarray:
         """`error` [N, 3] of each query; infinite without a pose."""
@@ -151,7 +170,7 @@ def scenes_of(args: argparse.Namespace) -> list[Scene]:
     for folder in folders:
         if not (folder / "map").is_dir():
             raise InputError(f"{folder} is no scene: give a folder of scenes, and names of scenes in it")
-    return [Scene(folder) for folder in folders]
+    return [Scene(folder, getattr(args, "images", None)) for folder in folders]
 
 
 def save(args: argparse.Namespace, name: str, results: object, tables: Mapping[str, str]) -> None:

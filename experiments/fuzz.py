@@ -31,6 +31,7 @@ import cv2
 import numpy as np
 import torch
 
+from pixloc_ros.cli.arguments import read_priors
 from pixloc_ros.cli.scripts import run_script
 from pixloc_ros.errors import InputError
 from pixloc_ros.evaluation.metrics import evaluate
@@ -149,6 +150,10 @@ def make_parsers(folder: Path) -> dict[str, Parser]:
         "image_compressed": Parser(compressed_images(), lambda at: decode_compressed((at / "image").read_bytes())),
         "poses_tum": Parser([{"poses": "\n".join(tum).encode()}], read_poses),
         "poses_named": Parser([{"poses": "\n".join(named).encode()}], lambda at: trajectory.read_benchmark_poses(at / "poses")),
+        "priors": Parser(
+            [{"poses": "\n".join(f"{pose} 5 10%" for pose in named).encode()}],
+            lambda at: read_priors(argparse.Namespace(prior=at / "poses", prior_std=None)),
+        ),
         "cameras": Parser([{"list": cameras.encode()}], lambda at: (read_cameras(at / "list"), read_names(at / "list"))),
         "parameters": Parser([{"values": json.dumps(values).encode()}], read_parameters),
         "last_pose": Parser([contents(folder, "last.json")], lambda at: load_last_pose(at / "last.json", "site.pixmap")),

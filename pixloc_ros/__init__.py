@@ -25,6 +25,7 @@ __version__ = "0.1.0"
 _EXPORTS = {
     "Localizer": "localization",
     "Location": "localization",
+    "PriorStd": "tracking.prior_std",
     "Map": "mapping.map_file",
     "Tracker": "tracking.tracker",
     "TrackState": "tracking.types",

@@ -22,14 +22,19 @@ from .io.images import load_image
 from .mapping.georeference import Georeference
 from .mapping.map_file import Map
 from .tracking.calibration_check import CalibrationCheck
-from .tracking.covariances import isotropic
+from .tracking.covariances import check_covariance, isotropic
 from .tracking.frame_aligner import DEFAULT, AlignerOptions, FrameAligner, preset_options
 from .tracking.mount_check import MountCheck, turned_prior
 from .tracking.options import QualityGates, TrackerOptions
-from .tracking.relocalization import Relocalizer, agreement
+from .tracking.prior_std import WIDE_PRIOR, PriorStd
+from .tracking.relocalization import Relocalizer, agreement, spread
 from .tracking.tracker import Tracker
 from .tracking.types import FrameAlignment, PreparedFrame, PreparedImage
 
+SURE = 0.95
+"""A pose from a prior that is less likely right is sought again"""
+PRIOR_STARTS = 12
+"""from so many other starts, spread over the prior."""
 SEARCH_TURNS = 3
 """Without a prior, further hypotheses are tried so many times until one is sure."""
 _GATES = QualityGates()
@@ -177,7 +182,7 @@ class Localizer:
         image: np.ndarray | str | Path,
         camera: Camera,
         prior: torch.Tensor | np.ndarray | None = None,
-        prior_covariance: torch.Tensor | np.ndarray | None = None,
+        prior_covariance: torch.Tensor | np.ndarray | PriorStd | None = None,
     ) -> Location:
         """Finds where one image was taken.
 
@@ -185,23 +190,26 @@ class Localizer:
             image: uint8 [H, W] grey or [H, W, 3] RGB, or an image file.
             camera: Calibration of the camera, at the size of the image.
             prior: Rough pose map_from_camera [4, 4]; None: the image is searched for in the whole map.
-            prior_covariance: Of the prior, [6, 6] (translation, rotation) in the camera frame; None: the prior is only where
-                the alignment starts.
+            prior_covariance: How far off the prior may be: its standard deviations, or [6, 6] (translation, rotation) in the
+                camera frame; None: `WIDE_PRIOR`. It holds the pose as far as the image leaves it open.
 
         Raises:
             InputError: The image, the camera or the prior cannot be used.
         """
         image = image if isinstance(image, np.ndarray) else load_image(Path(image))
-        poses = [None if given is None else torch.as_tensor(given, dtype=torch.float64) for given in (prior, prior_covariance)]
         if prior is not None:
-            se3.check_pose(poses[0], "prior")
-        if prior_covariance is not None and (prior is None or tuple(poses[1].shape) != (6, 6)):
-            raise InputError("prior_covariance must be [6, 6], and needs a prior: give both or neither")
+            prior = torch.as_tensor(prior, dtype=torch.float64)
+            se3.check_pose(prior, "prior")
+        elif prior_covariance is not None:
+            raise InputError("prior_covariance needs a prior: give both or neither")
+        if not isinstance(prior_covariance, PriorStd | None):
+            prior_covariance = torch.as_tensor(prior_covariance, dtype=torch.float64)
+            check_covariance(prior_covariance, "prior_covariance")
         prepared = self.aligner.prepare(image, camera)
-        location = self.locate_prepared(image, prepared, *poses)
+        location = self.locate_prepared(image, prepared, prior, prior_covariance)
         if location.success or prior is None:
             return location
-        turned = self._turned_against(poses[0], PreparedFrame(0, image, prepared.camera, prepared))
+        turned = self._turned_against(prior, PreparedFrame(0, image, prepared.camera, prepared))
         return replace(location, reason=f"{location.reason}: {turned}") if turned else location
 
     def locate_prepared(
@@ -209,12 +217,21 @@ class Localizer:
         image: np.ndarray,
         prepared: PreparedImage,
         prior: torch.Tensor | None = None,
-        prior_covariance: torch.Tensor | None = None,
+        prior_covariance: torch.Tensor | PriorStd | None = None,
     ) -> Location:
         """`locate` for an image whose features are known already (`FrameAligner.prepare`)."""
         if prior is None:
             return Location.of(*self._search(PreparedFrame(0, image, prepared.camera, prepared)))
-        alignment = self.aligner.localize_prepared(prepared, prior, prior_covariance)
+        said = WIDE_PRIOR if prior_covariance is None else prior_covariance
+        alignment = self.aligner.localize_prepared(prepared, prior, said)
+        if alignment.probability < SURE:
+            covariance = said.covariance(alignment.depth) if isinstance(said, PriorStd) else said
+            if bool(covariance.isfinite().all()):
+                for start in spread(prior, covariance, 1 + PRIOR_STARTS, 0)[1:]:
+                    other = self.aligner.localize_prepared(prepared, prior, said, start=start)
+                    alignment = max(alignment, other, key=lambda found: found.probability)
+                    if alignment.probability >= SURE:
+                        break
         few = alignment.probability < _GATES.min_probability or alignment.inlier_fraction < _GATES.min_inlier_fraction
         return Location.of(alignment, "few points agree with the map" if few else "")
 

@@ -10,8 +10,10 @@ import pytest
 import torch
 
 import pixloc_ros as pixloc
+from pixloc_ros.evaluation.basin import median_depth
 from pixloc_ros.geometry import se3
 from pixloc_ros.io.bags import BagReader
+from pixloc_ros.tracking.prior_std import WIDE_PRIOR
 
 # A process of its own: in this one other tests have compiled everything already.
 DRIVE = """
@@ -96,6 +98,32 @@ def test_one_image_is_located_with_and_without_a_prior(localizer, frame, tmp_pat
         assert found.covariance.shape == (6, 6) and torch.isfinite(found.covariance).all()
 
 
+def test_a_prior_holds_the_pose_as_far_as_it_is_said_to_be_right(localizer, frame):
+    frame, truth = frame
+    rough = truth @ se3.se3_exp(torch.tensor([0.05, 0.0, 0.0, 0.0, 0.02, 0.0], dtype=torch.float64))
+
+    def moved(std):
+        return float(se3.pose_difference(rough, localizer.locate(frame.image, frame.camera, rough, std).map_from_camera)[0])
+
+    assert moved(pixloc.PriorStd(0.001, metres=1e-5)) < 0.002 and moved(pixloc.PriorStd(0.001, depth_share=1e-6)) < 0.002
+    assert moved(pixloc.PriorStd(5, metres=0.3)) > 0.04
+    # Nothing said: a wide factor, not none.
+    unsaid = localizer.locate(frame.image, frame.camera, rough).map_from_camera
+    wide = localizer.locate(frame.image, frame.camera, rough, WIDE_PRIOR).map_from_camera
+    free = localizer.aligner.localize(frame.image, frame.camera, rough).map_from_camera
+    assert torch.equal(unsaid, wide) and not torch.equal(unsaid, free)
+
+
+def test_a_share_of_the_depth_is_of_the_points_that_the_prior_sees(localizer, frame):
+    frame, truth = frame
+    depth = median_depth(localizer.map, truth, frame.camera)
+    poses = [
+        localizer.locate(frame.image, frame.camera, truth, std).map_from_camera
+        for std in (pixloc.PriorStd(2, depth_share=0.01), pixloc.PriorStd(2, metres=0.01 * depth))
+    ]
+    assert torch.allclose(*poses, atol=1e-9)
+
+
 @pytest.mark.parametrize(
     "turn, words",
     [
@@ -157,6 +185,9 @@ def test_wrong_inputs_are_told_in_one_line(localizer, drive, frame):
         (lambda: localizer.locate(frame.image[1:], frame.camera), "x"),
         (lambda: localizer.locate(frame.image, frame.camera, np.eye(3)), "prior"),
         (lambda: localizer.locate(frame.image, frame.camera, prior_covariance=np.eye(6)), "needs a prior"),
+        (lambda: localizer.locate(frame.image, frame.camera, truth, np.eye(3)), "positive definite"),
+        (lambda: localizer.locate(frame.image, frame.camera, truth, np.zeros((6, 6))), "positive definite"),
+        (lambda: localizer.locate(frame.image, frame.camera, truth, np.full((6, 6), np.nan)), "positive definite"),
     ):
         with pytest.raises(pixloc.InputError, match=message):
             call()

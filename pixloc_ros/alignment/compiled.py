@@ -19,7 +19,16 @@ from ..geometry import se3
 from ..geometry.projection import camera_numbers
 from ..geometry.single import FAST_JIT, INLINE_JIT, difference, inverse, retract
 from .compiled_cost import LOSSES, CostSettings, PointState, System, ViewArrays, linearize_views, mean_cost
-from .damping import ADAPTIVE_DOWN, ADAPTIVE_LEAST, ADAPTIVE_MOST, ADAPTIVE_UP, DIAGONAL_FLOOR, LEAST_SHARED_VIEW, Damping
+from .damping import (
+    ADAPTIVE_DOWN,
+    ADAPTIVE_LEAST,
+    ADAPTIVE_MOST,
+    ADAPTIVE_UP,
+    DIAGONAL_FLOOR,
+    LEAST_SHARED_VIEW,
+    NEVER_SINGULAR,
+    Damping,
+)
 from .level_weights import AGREES, LARGEST_CUE, LOG10_LEAST, LOG10_MOST, OUTPUTS, RESIDUAL_FLOOR, LevelWeights, end_statistics
 from .prior import PriorFactor
 from .types import AlignmentResult, LevelTrace, View, why_ended
@@ -115,10 +124,13 @@ def solve(hessian, gradient, factors, step):
     lower = np.zeros((6, 6))
     step[:] = 0.0
     for m in range(6):
+        part = m - m % 3
+        trace = hessian[part, part] + hessian[part + 1, part + 1] + hessian[part + 2, part + 2]
+        least = DIAGONAL_FLOOR * trace + NEVER_SINGULAR
         for n in range(m + 1):
             total = hessian[m, n]
             if m == n:
-                total += max(factors[m] * hessian[m, m], DIAGONAL_FLOOR)
+                total += max(factors[m] * hessian[m, m], least)
             for k in range(n):
                 total -= lower[m, k] * lower[n, k]
             if m == n:

@@ -25,7 +25,7 @@ class ViewArrays(NamedTuple):
     Attributes:
         features: float32 [H, W, C].
         query_confidences: float32 [H, W] or empty.
-        xyz: float32 [N, 3].
+        xyz: float32 [N, 3], in the unit of the poses.
         descriptors: float32 [N, C].
         confidences: float32 [N] or empty.
         mask: bool [N] or empty.

@@ -51,8 +51,8 @@ def normal_equations(slope_products: torch.Tensor, pixel_jacobian: torch.Tensor)
     """Gauss-Newton Hessian [B, K, K] and gradient [B, K] for what moves the pixels by pixel_jacobian [B, N, 2, K]."""
     left = pixel_jacobian.mT @ slope_products
     gradient = left[..., 0].sum(-2)
-    batch, _, _, count = pixel_jacobian.shape
-    hessian = left[..., 1:].transpose(-3, -2).reshape(batch, count, -1) @ pixel_jacobian.reshape(batch, -1, count)
+    by_direction = left[..., 1:].transpose(-3, -2).flatten(-2)
+    hessian = by_direction @ pixel_jacobian.flatten(-3, -2)
     return hessian, gradient
 
 

@@ -15,8 +15,11 @@ from ..features import Extractor
 LOG10_RANGE = (-6.0, 5.0)
 TENSORS = "damping."
 """What the names of the damping's tensors in a weights file begin with."""
-DIAGONAL_FLOOR = 1e-6
-"""Least that is added to the Hessian's diagonal."""
+DIAGONAL_FLOOR = 1e-9
+"""Least that is added to the Hessian's diagonal, as a share of the trace of its part for the translation, or the rotation. These
+have different units: the one for the translation is that of the map, which may be anything."""
+NEVER_SINGULAR = 1e-30
+"""Added to that, so that a Hessian of zeros, of a pose that sees nothing, has a step of zero, and a gradient that is a number."""
 ADAPTIVE_START = 1e-2
 """Factor of the adaptive strategy where nothing was learned; a step that lowers the cost divides it by 10, another multiplies
 it."""
@@ -60,7 +63,9 @@ class Damping:
         The host waits for no device here.
         """
         diagonal = hessian.diagonal(dim1=-2, dim2=-1)
-        damped = hessian + torch.diag_embed((diagonal * (self.factors * scale)).clamp(min=DIAGONAL_FLOOR))
+        traces = diagonal.unflatten(-1, (2, 3)).sum(-1, keepdim=True).expand(-1, 2, 3).flatten(-2)
+        least = DIAGONAL_FLOOR * traces + NEVER_SINGULAR
+        damped = hessian + torch.diag_embed(torch.maximum(diagonal * (self.factors * scale), least))
         factor, failed = torch.linalg.cholesky_ex(damped)
         step = -torch.cholesky_solve(gradient[..., None], factor)[..., 0]
         return torch.where((failed == 0)[:, None] & torch.isfinite(step), step, torch.zeros_like(step))

@@ -63,13 +63,14 @@ def estimate_focal_length(view: View, camera_from_map: torch.Tensor, options: Al
     if system is None:
         return None
     hessian, cost = system
+    units = _units(hessian)
     try:
-        covariance = np.linalg.inv(hessian) * cost
+        covariance = np.linalg.inv(hessian / np.outer(units, units)) * cost
     except np.linalg.LinAlgError:
         return None
     if not (np.isfinite(covariance).all() and covariance[6, 6] > 0):
         return None
-    return FocalLength(ratio, float(np.sqrt(covariance[6, 6])))
+    return FocalLength(ratio, float(np.sqrt(covariance[6, 6]) / units[6]))
 
 
 def _align_level(
@@ -87,7 +88,9 @@ def _align_level(
     weight = options.feature_variance / _PRIOR_STD**2
     hessian, gradient = _system(now, scaled, ratio, weight)
     for _ in range(_STEPS):
-        step = -np.linalg.solve(hessian + np.diag(damping * hessian.diagonal() + 1e-9), gradient)
+        units = _units(hessian)
+        damped = hessian / np.outer(units, units) + (damping + 1e-9) * np.eye(7)
+        step = -np.linalg.solve(damped, gradient / units) / units
         candidate = se3.retract(pose, torch.from_numpy(step[:6])[None])
         new, scaled = at(candidate, ratio + step[6])
         shared = (now.valid & new.valid).double()
@@ -113,6 +116,11 @@ def _system(now: Linearization, camera: Camera, ratio: float, weight: float) -> 
     hessian[6, 6] += weight
     gradient[6] += weight * ratio
     return hessian, gradient
+
+
+def _units(hessian: np.ndarray) -> np.ndarray:
+    """By which a Hessian is divided, [7], so that its diagonal is 1: the translation's unit is that of the map."""
+    return np.sqrt(np.maximum(hessian.diagonal(), np.finfo(float).tiny))
 
 
 def _with_focal(camera: Camera, log_ratio: float) -> Camera:

@@ -241,7 +241,8 @@ def align(
         The result, whose leading dimensions are those of `camera_from_map`.
 
     Raises:
-        InputError: Views and map are not of the same network, or the compiled code is asked for what it cannot do.
+        InputError: Views and map are not of the same network, there is no initial pose, or the compiled code is asked for
+            what it cannot do.
     """
     views = (views,) if isinstance(views, View) else tuple(views)
     factors = (factors,) if isinstance(factors, PriorFactor) else tuple(factors or ())
@@ -261,10 +262,11 @@ def align(
     factors = tuple(batched(factor) if factor.camera_from_map.dim() == 2 else factor for factor in factors)
     single = camera_from_map.dim() == 2
     pose = camera_from_map[None] if single else camera_from_map
+    if not len(pose):
+        raise InputError("there is no pose to start from: give at least one")
     levels, constant = len(strides), PAPER_START if options.strategy == "paper" else ADAPTIVE_START
     if weights is None:
-        weights = LevelWeights.constant(levels, options.loss.scale, options.feature_variance)
-        weights = to_device(weights, device)
+        weights = to_device(LevelWeights.constant(levels, options.loss.scale, options.feature_variance), device)
     last = torch.zeros(1, device=device) if last is None else last.reshape(-1)
     dampings = level_dampings(damping, levels, constant, device)
     run = align_compiled if _compiled_serves(options, views) else _align_tensors

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from ..errors import InputError
-from .lazy import io, node, pixloc
+from .lazy import io, node, pixloc, tracking
 
 POSE = "X Y Z QX QY QZ QW"
 _PATHS = {"FILE", "DIR", "BAG", "LIST", "SCENE"}
@@ -151,6 +151,31 @@ def add_images(parser) -> None:
     """Images with their cameras."""
     path(parser, "--images DIR|LIST", "folder of the images that --cameras names, or a text file with some of their names")
     path(parser, "--cameras FILE", "one camera an image")
+
+
+def add_prior_std(parser) -> None:
+    """How far off the poses of --prior may be."""
+    said = "how far off they may be, where their lines do not say it: degrees, and 10%% of the depth or 0.3m"
+    option(parser, "--prior-std DEG DISTANCE", f"{said} (default 15 25%%)")
+
+
+def read_priors(args: argparse.Namespace, missing: list[str] | None = None) -> tuple[dict, dict]:
+    """camera_from_map and `PriorStd` by name, of --prior and --prior-std; empty without. Raises InputError for what cannot be
+    read. missing: gets the names of lines without a pose."""
+    if args.prior is None:
+        if args.prior_std:
+            raise InputError("--prior-std says how far off the poses of --prior may be: give --prior, too")
+        return {}, {}
+    words: dict[str, tuple[str, list[str]]] = {}
+    priors, parse = io.trajectory.read_benchmark_poses(args.prior, missing, words), tracking.prior_std.PriorStd.parse
+    stds = dict.fromkeys(priors, parse(args.prior_std, "--prior-std") if args.prior_std else tracking.prior_std.WIDE_PRIOR)
+    for name, (where, each) in words.items():
+        try:
+            stds[name] = parse(each, where)
+        except InputError:
+            if not io.text.may_be_comment(name):
+                raise
+    return priors, stds
 
 
 def add_topics(parser, base: str):

@@ -130,9 +130,13 @@ def read_fixes(path: Path, keyframes: dict, columns: str = "LAT LON ALT") -> tup
     import numpy as np
 
     xyz, fixes, names = [], [], []
-    for where, line in io.text.read_lines(path):
+    # A keyframe's name may begin with "#", as comments do.
+    lines = ((f"{path}:{number}", line.strip()) for number, line in enumerate(io.text.read_text(path).split("\n"), 1))
+    for where, line in lines:
         words = line.split()
-        place = " ".join(words[:-3])
+        place = line.rsplit(maxsplit=3)[0] if len(words) > 3 else ""
+        if not line or (line.startswith("#") and place not in keyframes):
+            continue
         try:
             fix = [float(word) for word in words[-3:]]
             position = keyframes[place] if place in keyframes else [float(word) for word in words[:-3]]

@@ -17,7 +17,18 @@ from pathlib import Path
 
 from ..errors import InputError
 from ..io.files import match_names, write_bytes
-from .arguments import add_bag, add_cold_start, add_verb, bag_options, initial_pose, open_localizer, option, path
+from .arguments import (
+    add_bag,
+    add_cold_start,
+    add_prior_std,
+    add_verb,
+    bag_options,
+    initial_pose,
+    open_localizer,
+    option,
+    path,
+    read_priors,
+)
 from .lazy import evaluation, geometry, io, mapping, pixloc, report
 from .progress import show_progress
 
@@ -78,6 +89,7 @@ def _add_source(parser) -> None:
     option(single, "--camera LINE", "as in COLMAP's cameras.txt: 'PINHOLE 640 480 520 520 320 240'")
     option(single, "--cameras FILE", "instead: one camera an image, as for 'pixloc localize'")
     option(single, "--prior FILE", "poses 'name qw qx qy qz tx ty tz', camera_from_map (default: of the most similar keyframe)")
+    add_prior_std(single)
     option(single, "--truth FILE", "true poses in the same format")
     option(parser, "--start-off DEG PERCENT", "start further away: turned, and shifted by a share of the depth", type=float)
     option(parser, "--seed N", "of the direction of --start-off", 0)
@@ -164,8 +176,10 @@ def _aligned_image(args: argparse.Namespace):
 
 
 def _of_bag(args: argparse.Namespace, localizer):
-    if args.camera or args.cameras or args.prior or args.truth:
-        raise InputError(f"--camera, --cameras, --prior and --truth are for an image file, and {args.bag} is taken for a bag")
+    if args.camera or args.cameras or args.prior or args.prior_std or args.truth:
+        raise InputError(
+            f"--camera, --cameras, --prior, --prior-std and --truth are for an image file, and {args.bag} is taken for a bag"
+        )
     choice = report.frame_evidence.FrameChoice(args.frame, args.at, args.stamp)
     with io.bags.BagReader(args.bag, bag_options(args)) as bag, show_progress("track") as progress:
         tracked = report.frame_evidence.track_to(localizer, bag, choice, initial_pose(args), progress=progress)
@@ -196,23 +210,25 @@ def _of_file(args: argparse.Namespace, localizer):
                 return value
         raise InputError(f"{source} has no line for {args.bag.name}: add it")
 
-    def pose(file: Path | None):
-        return None if file is None else geometry.se3.inverse(of_image(io.trajectory.read_benchmark_poses(file), file))
-
     if args.camera:
         camera = pixloc.Camera.parse_colmap_line(args.camera)
     else:
         camera = of_image(io.camera_files.read_cameras(args.cameras), args.cameras)
     image, title, map_ = io.images.load_image(args.bag), args.bag.name, localizer.map
     prepared = localizer.aligner.prepare(image, camera)
-    truth, start = pose(args.truth), pose(args.prior)
-    if start is None:
+    inverse, truth, start, std = geometry.se3.inverse, None, None, None
+    if args.truth:
+        truth = inverse(of_image(io.trajectory.read_benchmark_poses(args.truth), args.truth))
+    priors, stds = read_priors(args)
+    if args.prior:
+        start, std = inverse(of_image(priors, args.prior)), of_image(stds, args.prior)
+    else:
         index = mapping.retrieval.KeyframeIndex(map_)
         keyframe = int(index.most_similar(index.descriptor.describe(image, prepared.pyramid), 1)[0])
         start, title = map_.map_from_keyframe[keyframe], f"{title}, from keyframe {map_.keyframe_names[keyframe]}"
     if args.start_off:
-        start = _started_off(args, localizer, prepared.camera, start)
-    return report.aligned_image.align_image(localizer.aligner, title, image, prepared, start, truth=truth)
+        start, std = _started_off(args, localizer, prepared.camera, start), None
+    return report.aligned_image.align_image(localizer.aligner, title, image, prepared, start, std, truth)
 
 
 def _started_off(args: argparse.Namespace, localizer, camera, map_from_camera):

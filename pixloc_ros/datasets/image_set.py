@@ -18,7 +18,7 @@ from ..geometry import se3
 from ..geometry.cameras import Camera
 from ..io.camera_files import read_cameras
 from ..io.colmap import read_colmap_model
-from ..io.files import find_file, find_files, match_names
+from ..io.files import find_file, find_files, match_names, without_comments
 from ..io.text import read_rows
 from ..io.trajectory import parse_pose
 from ..io.work_folder import WorkFolder
@@ -126,7 +126,7 @@ def read_query_lists(lists: list[Path], images: Path) -> list[Query]:
         if twice:
             raise InputError(f"{path} names {twice} again: give each query once")
         cameras.update(here)
-    return queries_of(cameras, images)
+    return queries_of({name: cameras[name] for name in without_comments(images, cameras)}, images)
 
 
 def queries_of(cameras: Mapping[str, Camera], images: Path) -> list[Query]:

@@ -185,8 +185,7 @@ def median_depth(map_: Map, map_from_camera: torch.Tensor, camera: Camera) -> fl
     chosen = LocalPointSelector(map_).select(map_from_camera, camera, 1024)
     if len(chosen.points) == 0:
         raise InputError("the map has no points where an image was taken: check that the true poses belong to this map")
-    points = chosen.points.xyz.double() + chosen.origin
-    return float(se3.transform(se3.inverse(map_from_camera), points)[:, 2].median())
+    return chosen.median_depth(map_from_camera)
 
 
 def read_basin(path: Path) -> dict[str, object]:

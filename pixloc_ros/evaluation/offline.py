@@ -9,6 +9,7 @@ import contextlib
 from collections import Counter, deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -25,7 +26,8 @@ ODOMETRY_WAIT_NS = 100_000_000
 INITIAL_STD = (0.3, 0.05)
 """Metres and radians: standard deviations that go with an initial pose, as in the node."""
 Watch = Callable[[CameraFrame | UnusableFrame, TrackResult | None], bool]
-"""Called with every image and what the tracker says of it (None where the image could not be used); True ends the run."""
+"""Called with every image, its camera as it was aligned, and what the tracker says of it (None where it could not be used); True
+ends the run."""
 _AHEAD = 4
 """Images with features that may wait for the tracker: they are large."""
 
@@ -118,7 +120,8 @@ def run_bag(
         )
         tracker.check_calibration()
         tracker.check_odometry()
-        return watch(frame, result)
+        # Whoever draws the image needs the camera that fitted.
+        return watch(frame if result.camera is None else replace(frame, camera=result.camera), result)
 
     waiting: deque[CameraFrame | UnusableFrame] = deque()
 
@@ -152,7 +155,8 @@ def run_bag(
             process(None)
     odometry = tracker.check_odometry()
     findings = {key: number for name, figure in odometry.known().items() for key, number in zip((name, f"{name}_std"), figure)}
-    said = filter(None, (tracker.calibration_choice.note, tracker.mount_check.problem))
+    mount = tracker.mount_check
+    said = filter(None, (tracker.calibration_choice.note, mount.problem, mount.suspicion, mount.unverified))
     remarks = (*bag.notes, *said, *odometry.warnings(bag.options.time_offset_s).values())
     remarks += (tracker.odometry.twist_check.problem,) if tracker.odometry.twist_check.problem else ()
     remarks += camera_silence(records, [stamp_ns for stamp_ns, _ in samples], tracker.options.max_degraded_s)

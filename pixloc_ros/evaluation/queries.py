@@ -13,8 +13,9 @@ from ..errors import InputError
 from ..geometry import se3
 from ..geometry.cameras import Camera
 from ..io.camera_files import read_cameras, read_names
-from ..io.files import find_file, find_files, match_names
+from ..io.files import find_files, match_names, without_comments
 from ..localization import Localizer, Location
+from ..tracking.prior_std import PriorStd
 from ..tracking.types import FrameAlignment
 from .metrics import timing_figures
 
@@ -75,9 +76,7 @@ def read_queries(images: Path, cameras: Path) -> list[Query]:
         if unknown:
             raise InputError(f"{cameras} has no camera for {unknown[0]} ({len(unknown)} of {len(names)} images): add its line")
         known = found
-    # A line that begins with "#" and names no image is a comment.
-    names = [name for name in names if not name.startswith("#") or find_file(folder, name).is_file()]
-    paths = find_files(folder, names, "images", "check --images")
+    paths = find_files(folder, without_comments(folder, names), "images", "check --images")
     return [Query(name, paths[name], known[name]) for name in paths]
 
 
@@ -86,15 +85,25 @@ def localize_queries(
     queries: Sequence[Query],
     priors: Mapping[str, torch.Tensor],
     progress: Callable[[int, int], None] = lambda done, of: None,
+    stds: Mapping[str, PriorStd] | None = None,
 ) -> list[QueryResult]:
-    """Localize each image; images without a prior (camera_from_map [4, 4] by name) are searched for in the whole map."""
-    results, priors = [], match_names([query.name for query in queries], priors)
+    """Localize each image.
+
+    Args:
+        localizer: What does it.
+        queries: The images.
+        priors: camera_from_map [4, 4] by name; images without are searched for in the whole map.
+        progress: Called with the images done and their number.
+        stds: How far off the priors may be, by name; where nothing is said, `Localizer.locate`'s default.
+    """
+    names = [query.name for query in queries]
+    results, priors, stds = [], match_names(names, priors), match_names(names, stds or {})
     for index, query in enumerate(queries):
         progress(index, len(queries))
         began = time.perf_counter()
         prior = se3.inverse(priors[query.name]) if query.name in priors else None
         try:
-            found = localizer.locate(query.path, query.camera, prior)
+            found = localizer.locate(query.path, query.camera, prior, None if prior is None else stds.get(query.name))
         except InputError as error:
             found = Location(False, str(error), None, None, 0.0, 0.0, None)
         reason, doubtful = ("", found.reason) if found.map_from_camera is not None else (found.reason, "")

@@ -16,15 +16,17 @@ from ..errors import InputError
 from ..geometry import se3
 from ..io.bag_storage import is_bag
 from ..io.bag_truth import read_bag_times, read_bag_truth
-from ..io.files import match_names
+from ..io.files import match_names, plain_name
 from ..io.trajectory import Trajectory, pose_format, read_benchmark_poses, read_kitti, read_stamps, read_tum
 from .metrics import Step, associate
-from .runs import RUN_FILE, BagRun, read_run, run_of_poses
+from .runs import RUN_FILE, TRUTH_GAP_NS, BagRun, read_run, run_of_poses
 
 _COUNT_NS = 1_000_000_000
 """Between the stamps of poses that have none."""
 _DENSER = 0.7
 """A truth whose poses come in less than this share of the time between a run's poses was not recorded with the images."""
+_WRONG_ORDER_DEG, _RIGHT_ORDER_SHARE = 15.0, 0.3
+"""Rotations off by more, but by less than this share of it with their quaternions in another order, are in that order."""
 
 
 @dataclass(frozen=True)
@@ -143,7 +145,31 @@ def read_runs(arguments: Sequence[str], inputs: RunInputs) -> tuple[list[BagRun]
         timed_runs, more = _with_times(tracks, truth, None if times is None else np.unique(times), inputs.tolerance_s)
         runs.update(timed_runs)
         notes += more
+    notes += [note for run in runs.values() if (note := _quaternion_order(run))]
     return [runs[name] for name in named], notes
+
+
+def _quaternion_order(run: BagRun) -> str:
+    """What to say where the rotations of a run and its truth only fit if the quaternions of one of them begin with qw."""
+    estimate = run.estimate
+    truth, known = run.truth.at(estimate.stamps_ns, TRUTH_GAP_NS)
+    ours, truth = (poses[torch.from_numpy(known)][:, :3, :3] for poses in (estimate.map_from_body, truth))
+
+    def off_deg(one: torch.Tensor, other: torch.Tensor) -> float:
+        return float(torch.rad2deg(se3.so3_log(one.mT @ other).norm(dim=-1)).median())
+
+    def reordered(rotations: torch.Tensor) -> torch.Tensor:
+        return se3.rotation_from_quaternion(se3.quaternion_from_rotation(rotations).roll(-1, -1))
+
+    if not len(ours) or (off := off_deg(ours, truth)) < _WRONG_ORDER_DEG:
+        return ""
+    for whose, rest in (("the truth", off_deg(ours, reordered(truth))), (run.name, off_deg(reordered(ours), truth))):
+        if rest < _RIGHT_ORDER_SHARE * off:
+            return (
+                f"{run.name}: rotations are {off:.0f}° off in the median, but {rest:.1f}° if the quaternions of {whose} are qw "
+                "qx qy qz: TUM files have qx qy qz qw, write them so."
+            )
+    return ""
 
 
 def _repeats(whose: str, things: str, count: int) -> list[str]:
@@ -201,6 +227,7 @@ def _truth_and_times(inputs: RunInputs, folders: dict[str, BagRun]) -> tuple[Tra
 
 def _without_times(truth: _Poses, files: dict[str, _Poses]) -> list[BagRun]:
     """Poses by name or in order, counted one after the other."""
+    truth, remarks = _without_comments(truth, files)
     stamps = np.arange(len(truth.poses), dtype=np.int64) * _COUNT_NS
     order, runs = dict(zip(truth.names or (), stamps.tolist())), []
     for name, file in files.items():
@@ -217,8 +244,19 @@ def _without_times(truth: _Poses, files: dict[str, _Poses]) -> list[BagRun]:
             poses = file.timed(stamps)
         matches = associate(stamps, poses.stamps_ns, 0)
         run = run_of_poses(name, stamps, matches, poses, Trajectory(stamps, truth.poses), timed=False)
-        runs.append(replace(run, ordered=truth.names is None))
+        runs.append(replace(run, ordered=truth.names is None, remarks=(*run.remarks, *remarks)))
     return runs
+
+
+def _without_comments(truth: _Poses, files: dict[str, _Poses]) -> tuple[_Poses, tuple[str, ...]]:
+    """The truth without lines that begin with "#" unless some file names their image, and a remark on those left out."""
+    known = {plain_name(name) for file in files.values() for name in file.names or ()}
+    names = truth.names or []
+    kept = [k for k, name in enumerate(names) if not name.startswith("#") or plain_name(name) in known]
+    if len(kept) == len(names):
+        return truth, ()
+    remark = f"{len(names) - len(kept)} lines of {truth.path} that begin with # name an image of no run: taken for comments"
+    return replace(truth, poses=truth.poses[kept], names=[names[k] for k in kept]), (remark,)
 
 
 def _with_times(

@@ -108,8 +108,9 @@ def _on_device(network: torch.nn.Module, device: torch.device, dtype: torch.dtyp
         values = torch.from_numpy(np.ascontiguousarray(np.atleast_3d(image))).to(device)
         with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
             pyramid = network(values.permute(2, 0, 1)[None].float())
-        values = [(level.features.float(), level.confidence, level.stride) for level in pyramid.levels]
-        levels = [FeatureLevel(each, None if sure is None else sure.float(), stride) for each, sure, stride in values]
+        parts = [(level.features, level.confidence, level.lengths) for level in pyramid.levels]
+        parts = [[None if values is None else values.float() for values in part] for part in parts]
+        levels = [FeatureLevel(*part[:2], level.stride, part[2]) for part, level in zip(parts, pyramid.levels)]
         return FeaturePyramid(tuple(levels), pyramid.image_size)
 
     return run

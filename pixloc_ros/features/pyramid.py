@@ -18,11 +18,14 @@ class FeatureLevel:
         features: float32 [B, C, H, W], unit length over C, in channels-last memory so that the values of a cell lie together.
         confidence: float32 [B, H, W] in (0, 1], or None where the network has none (all ones).
         stride: Image pixels per cell, the same along x and y.
+        lengths: float32 [B, H, W], of the features before they were brought to unit length, where a reference's are interpolated
+            as they were then (`sampling.sample_reference`); None where unit ones are.
     """
 
     features: torch.Tensor
     confidence: torch.Tensor | None
     stride: float
+    lengths: torch.Tensor | None = None
 
     @property
     def channels(self) -> int:

@@ -6,6 +6,8 @@ derivative of the bilinear patch, which jumps at cell borders). Both are linear 
 one gather and one small matrix product give value and slopes together.
 """
 
+from dataclasses import replace
+
 import torch
 
 from .pyramid import FeatureLevel
@@ -33,7 +35,7 @@ def _gather(values: torch.Tensor, columns: torch.Tensor, rows: torch.Tensor) -> 
     index = rows.clamp(0, height - 1)[..., :, None] * width + columns.clamp(0, width - 1)[..., None, :]
     if count > 1:
         index = index + torch.arange(count, device=index.device).view(-1, 1, 1, 1) * (height * width)
-    return flat.index_select(0, index.reshape(-1)).view(batch, points, -1, channels)
+    return flat.index_select(0, index.reshape(-1)).view(batch, points, columns.shape[-1] * rows.shape[-1], channels)
 
 
 def sample_level(level: FeatureLevel, pixels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor]:
@@ -54,6 +56,18 @@ def sample_level(level: FeatureLevel, pixels: torch.Tensor) -> tuple[torch.Tenso
     weights = (torch.stack((1 - b, b), -1)[..., :, None] * torch.stack((1 - a, a), -1)[..., None, :]).flatten(-2)
     values = (weights[..., None, :] @ _gather(level.features, columns, rows)).squeeze(-2)
     return values, _sample_confidence(level, columns, rows, weights), inside
+
+
+def sample_reference(level: FeatureLevel, pixels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor]:
+    """What a map keeps of a reference image: as `sample_level`, but values of unit length.
+
+    They come to unit length after the interpolation. The paper's network interpolates what was not of unit length before, so
+    that of the cells around a point those with long features count more.
+    """
+    if level.lengths is not None:
+        level = replace(level, features=level.features * level.lengths[:, None])
+    values, confidence, inside = sample_level(level, pixels)
+    return torch.nn.functional.normalize(values, dim=-1), confidence, inside
 
 
 def sample_level_with_slopes(level: FeatureLevel, pixels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor]:

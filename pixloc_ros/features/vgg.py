@@ -93,5 +93,7 @@ class VggNetwork(nn.Module):
         sources = (decoded[0], decoded[2], decoded[4])
         heads = [head(source) for source, head in zip(sources, self.feature_heads)]
         features = [F.normalize(values, dim=1).contiguous(memory_format=torch.channels_last) for values in heads]
+        lengths = [torch.linalg.vector_norm(values, dim=1) for values in heads]
         confidences = [torch.sigmoid(-head(source))[:, 0] for source, head in zip(sources, self.uncertainty_heads)]
-        return FeaturePyramid(tuple(map(FeatureLevel, features, confidences, map(float, self.strides))), (width, height))
+        levels = map(FeatureLevel, features, confidences, map(float, self.strides), lengths)
+        return FeaturePyramid(tuple(levels), (width, height))

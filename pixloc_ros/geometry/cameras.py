@@ -30,8 +30,9 @@ import torch
 
 from ..errors import InputError
 
-MIN_DEPTH = 1e-3
-"""Points nearer than this (metres: along z, or from the centre for equidistant cameras) are invalid, as in PixLoc."""
+MIN_DEPTH = 1e-12
+"""Points nearer than this (along z, or from the centre for equidistant cameras) are invalid. It only keeps quotients finite in
+single precision: a map's unit of length may be anything, so that no depth is near in itself."""
 
 _DISTORTION_COUNT = {"pinhole": 0, "radial": 2, "plumb_bob": 5, "rational_polynomial": 8, "equidistant": 4}
 

@@ -40,7 +40,7 @@ def camera_numbers(camera: Camera) -> CameraNumbers:
 
 @numba.njit(**INLINE_JIT)
 def project_point(camera, x, y, z, pixel, jac):
-    """Pixel (2) and its derivative jac (2, 3) of a point in the camera frame; False where it is invalid."""
+    """Pixel (2) and its derivative jac (2, 3) of a point in the camera frame, in any unit; False where it is invalid."""
     kind, cam, limit = camera
     if kind == EQUIDISTANT:
         radius2 = x * x + y * y

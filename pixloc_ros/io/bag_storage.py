@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import heapq
 import re
+import shlex
 import sqlite3
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
@@ -27,7 +28,12 @@ from ..errors import InputError
 from .text import read_text
 
 SUFFIXES = (".mcap", ".db3", ".bag")
-_REMEDIES = {".mcap": "'mcap recover'", ".db3": "'ros2 bag reindex', or sqlite3's .recover", ".bag": "'rosbag reindex'"}
+_REMEDIES = {
+    ".mcap": "mcap recover {file} -o {whole}",
+    ".db3": "sqlite3 {file} .dump | sed 's/^ROLLBACK.*/COMMIT;/' | sqlite3 {whole}",
+    ".bag": "rosbag reindex {file}",
+}
+"""What saves the messages that can be read."""
 _ZSTD = b"\x28\xb5\x2f\xfd"
 _DEFINITIONS = {"ros2msg": MessageDefinitionFormat.MSG, "ros2idl": MessageDefinitionFormat.IDL}
 
@@ -99,9 +105,9 @@ class BagStorage:
         try:
             yield from heapq.merge(*(reader.messages(some) for reader, some in chosen if some), key=itemgetter(1))
         except Exception as error:  # the storage layers raise whatever their decoders do
+            remedies = " and ".join(_remedy(getattr(reader, "path", self.path)) for reader in self._readers)
             raise InputError(
-                f"{self.path} is damaged: {type(error).__name__}: {error}; record it again or recover it with "
-                f"{' or '.join(_REMEDIES[suffix] for suffix in ('.mcap', '.db3'))}"
+                f"{self.path} is damaged: {type(error).__name__}: {error}; record it again, or save what can be read: {remedies}"
             ) from error
 
     def messages(self, topics: Iterable[str]) -> Iterator[tuple[Connection, int, bytes, object]]:
@@ -202,10 +208,17 @@ class BagStorage:
             reader = kind(path)
             reader.open()
         except Exception as error:  # as many kinds as there are ways to damage a bag
-            reason, remedy = str(error) or type(error).__name__, _REMEDIES.get(path.suffix, "'ros2 bag reindex'")
-            raise InputError(f"cannot open the bag {path}: {reason} (is it complete? try {remedy})") from error
+            reason = str(error) or type(error).__name__
+            raise InputError(
+                f"cannot open the bag {path}: {reason}; is it complete? Save what can be read: {_remedy(path)}"
+            ) from error
         self._stack.callback(reader.close)
         return reader
+
+
+def _remedy(file: Path) -> str:
+    remedy = _REMEDIES.get(file.suffix, "unpack the files of {file} with 'zstd -d' and give one of them")
+    return remedy.format(file=shlex.quote(str(file)), whole=shlex.quote(str(file.with_stem(f"{file.stem}_whole"))))
 
 
 def _unpack(file: Path) -> str:

@@ -10,8 +10,8 @@ from pathlib import Path
 from ..errors import InputError
 from ..geometry.cameras import Camera
 from .colmap_files import MODELS
-from .files import write_text
-from .text import is_number, read_named_rows, read_text
+from .files import without_comments, write_text
+from .text import is_number, may_be_comment, read_named_rows, read_text
 
 
 def _split_camera(line: str) -> tuple[str, str] | None:
@@ -24,7 +24,8 @@ def _split_camera(line: str) -> tuple[str, str] | None:
 
 
 def read_cameras(path: str | Path) -> dict[str, Camera]:
-    """Cameras by the name of the image, which may hold blanks and begin with "#" (no comment has a camera's words behind it).
+    """Cameras by the name of the image, which may hold blanks and begin with "#": a line that was commented out gives a name that
+    no image has (`files.without_comments`).
 
     Raises:
         InputError: The file cannot be read, is malformed, empty, or names an image twice.
@@ -32,10 +33,14 @@ def read_cameras(path: str | Path) -> dict[str, Camera]:
     cameras: dict[str, Camera] = {}
     for where, name, text in read_named_rows(path, _split_camera):
         if name in cameras:
+            if may_be_comment(name):
+                continue
             raise InputError(f"{where}: a second camera for '{name}': keep one")
         try:
             cameras[name] = Camera.parse_colmap_line(text)
         except InputError as error:
+            if may_be_comment(name):
+                continue
             nothing = f"no camera behind '{name}': write NAME MODEL WIDTH HEIGHT PARAMS... with blanks between"
             raise InputError(f"{where}: {error if text else nothing}") from None
     if not cameras:
@@ -49,10 +54,10 @@ def write_cameras(path: str | Path, cameras: Mapping[str, Camera]) -> None:
 
 
 def read_names(path: str | Path) -> list[str]:
-    """Names of images beside the file, one a line; one that begins with "#" must be there. Raises `InputError`: the file cannot
+    """Names of images next to the file, one a line; one that begins with "#" must be there. Raises `InputError`: the file cannot
     be read or is empty."""
     lines = (line.strip() for line in read_text(path).split("\n"))
-    names = [line for line in lines if line and (not line.startswith("#") or (Path(path).parent / line).is_file())]
+    names = without_comments(Path(path).parent, filter(None, lines))
     if not names:
         raise InputError(f"{path} names no image: write one file name a line")
     return names

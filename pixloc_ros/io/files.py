@@ -103,6 +103,11 @@ def find_files(folder: str | Path, names: Iterable[str], what: str, remedy: str)
     return found
 
 
+def without_comments(folder: str | Path, names: Iterable[str]) -> list[str]:
+    """The names in a list of files but those that begin with "#" and name no file in the folder: their lines are comments."""
+    return [name for name in names if not name.startswith("#") or find_file(folder, name).is_file()]
+
+
 def find_file(folder: str | Path, name: str) -> Path:
     """The file that a list from another system names: with backslashes, in another case or with letters composed differently.
 

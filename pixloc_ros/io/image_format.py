@@ -7,6 +7,7 @@ are wrong. So the layout is checked first, by the node (before cv_bridge) as wel
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import cv2
@@ -59,6 +60,7 @@ MAX_PIXELS = 2**25
 _HEADER_BYTES = 2**18
 """How far into a JPEG its size is looked for: a thumbnail and a colour profile may come before."""
 _FRAME_MARKERS = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
+_EXIF_MARKER, _ORIENTATION_TAG = 0xE1, 0x112
 
 
 def check_layout(height: int, width: int, encoding: str, step: int, is_bigendian: bool, data_length: int) -> None:
@@ -170,19 +172,40 @@ def _claimed_size(data: memoryview | bytes) -> tuple[int, int]:
         return int.from_bytes(data[16:20], "big"), int.from_bytes(data[20:24], "big")
     if data[:2] != b"\xff\xd8":
         return 0, 0
+    frames = (part for marker, part in _jpeg_segments(data) if marker in _FRAME_MARKERS)
+    frame = next(frames, bytes(9))
+    return int.from_bytes(frame[7:9], "big"), int.from_bytes(frame[5:7], "big")
+
+
+def _jpeg_segments(data: memoryview | bytes) -> Iterator[tuple[int, bytes]]:
+    """Marker and bytes, marker and length before the others, of the segments at the head of a JPEG file."""
     data = bytes(data[:_HEADER_BYTES])
     at = 2
     while at + 9 <= len(data):
         if data[at] != 0xFF:  # filling between segments, which decoders skip
             at += 1
             continue
-        marker = data[at + 1]
-        if marker in _FRAME_MARKERS:
-            return int.from_bytes(data[at + 7 : at + 9], "big"), int.from_bytes(data[at + 5 : at + 7], "big")
+        marker, length = data[at + 1], int.from_bytes(data[at + 2 : at + 4], "big")
         alone = marker in (0x00, 0x01, 0xFF) or 0xD0 <= marker <= 0xD9
+        if not alone:
+            yield marker, data[at : at + max(2 + length, 9)]
         # 0xFF before a marker may be repeated: the next one counts.
-        at += (1 if marker == 0xFF else 2) if alone else 2 + int.from_bytes(data[at + 2 : at + 4], "big")
-    return 0, 0
+        at += (1 if marker == 0xFF else 2) if alone else 2 + length
+
+
+def exif_orientation(data: bytes) -> int:
+    """How a JPEG file, of which the head will do, is to be turned or mirrored: 1 (as it is) to 8, as EXIF counts."""
+    if data[:2] == b"\xff\xd8":
+        for marker, part in _jpeg_segments(data):
+            if marker == _EXIF_MARKER and part[4:10] == b"Exif\0\0":
+                tiff = part[10:]
+                order = "little" if tiff[:2] == b"II" else "big"
+                at = int.from_bytes(tiff[4:8], order)
+                count = int.from_bytes(tiff[at : at + 2], order)
+                entries = (tiff[at + 2 + 12 * k :][:12] for k in range(min(count, len(tiff) // 12)))
+                values = (int.from_bytes(e[8:10], order) for e in entries if int.from_bytes(e[:2], order) == _ORIENTATION_TAG)
+                return next((value for value in values if 1 <= value <= 8), 1)
+    return 1
 
 
 def to_8_bits(values: np.ndarray) -> np.ndarray:

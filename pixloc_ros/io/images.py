@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
 import cv2
@@ -10,10 +11,13 @@ import numpy as np
 
 from ..errors import InputError
 from ..geometry.cameras import Camera
-from .image_format import decode_file
+from .image_format import decode_file, exif_orientation
 
 SMALLEST_SIDE_PX = 64
 """Smaller images hold too few cells of the robust levels to say anything, also when they are enlarged."""
+
+_HEAD_BYTES = 2**16
+_ORIENTATIONS = {3: "by 180°", 6: "by 90° to the right", 8: "by 90° to the left"}
 
 
 def check_image_size(width: int, height: int) -> None:
@@ -36,6 +40,27 @@ def load_image(path: Path) -> np.ndarray:
     if image is None:
         raise InputError(f"{path} is not a readable image: replace the file or take it off the list")
     return image
+
+
+def exif_remark(paths: Mapping[str, Path]) -> str:
+    """What to know of image files, given by name, that their EXIF tags call turned or mirrored; empty where none is."""
+    turned = {}
+    for name, path in paths.items():
+        try:
+            with Path(path).open("rb") as file:
+                orientation = exif_orientation(file.read(_HEAD_BYTES))
+        except OSError:  # said by who reads all of it
+            continue
+        if orientation != 1:
+            turned[name] = _ORIENTATIONS.get(orientation, "to be mirrored")
+    if not turned:
+        return ""
+    name, how = next(iter(turned.items()))
+    return (
+        f"{len(turned)} of {len(paths)} images have an EXIF tag that says how to turn them ({name}: {how}), which is not obeyed: "
+        "poses and calibration must be those of the pixels as they are stored; where they are not, store the images upright with "
+        "'mogrify -auto-orient'"
+    )
 
 
 def to_grey(image: np.ndarray) -> np.ndarray:

@@ -14,6 +14,7 @@ import numpy as np
 from ..errors import InputError
 
 _COMMENT = re.compile(r"\s#.*")
+_FILE_NAME = re.compile(r"\.[A-Za-z]\w{2,4}$")
 
 
 def read_text(path: str | Path, remedy: str = "check the path", errors: str = "strict") -> str:
@@ -68,7 +69,8 @@ def read_named_rows(
 ) -> Iterator[tuple[str, str, str]]:
     """("file:line", name, rest) of lines that begin with the name of a file, which may hold blanks and "#".
 
-    Lines that begin with "#" are comments unless they are such lines whose name begins with "#" and no blank.
+    Lines that begin with "#" are comments unless they are such lines. Where a blank follows "#", the name must end like a file's,
+    and the line may still be one that was commented out: who reads it must know whether there is such a file (`may_be_comment`).
 
     Args:
         path: The file.
@@ -83,8 +85,13 @@ def read_named_rows(
         parts = split(line) or split(_COMMENT.sub("", line))
         if parts is None and not line.startswith("#"):
             parts = tuple((_COMMENT.sub("", line).split(maxsplit=1) + [""])[:2]) if line else None
-        if parts is not None and not line.startswith("# "):
+        if parts is not None and (not may_be_comment(line) or _FILE_NAME.search(parts[0])):
             yield f"{path}:{number}", *parts
+
+
+def may_be_comment(name: str) -> bool:
+    """Whether a name that `read_named_rows` gives, or its line, may be a line that was commented out."""
+    return name[:1] == "#" and name[1:2].isspace()
 
 
 def is_number(word: str) -> bool:

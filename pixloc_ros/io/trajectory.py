@@ -20,7 +20,7 @@ import torch
 from ..errors import InputError
 from ..geometry import se3
 from .files import write_text
-from .text import is_number, parse_numbers, parse_stamp, read_lines, read_named_rows, read_rows
+from .text import is_number, may_be_comment, parse_numbers, parse_stamp, read_lines, read_named_rows, read_rows
 
 _REMEDY = "give one pose a line"
 
@@ -184,6 +184,25 @@ def _split_pose(line: str) -> tuple[str, str] | None:
     return (name, " ".join(numbers)) if len(numbers) == 7 and all(map(is_number, numbers)) else None
 
 
+def _split_rough_pose(line: str) -> tuple[str, str] | None:
+    """As `_split_pose`, of lines that may end with two more words: a number, and one that is none."""
+    pose, *std = line.rsplit(maxsplit=2) or [""]
+    split = _split_pose(pose) if len(std) == 2 and is_number(std[0]) and not is_number(std[1]) else None
+    return (split[0], f"{split[1]} {' '.join(std)}") if split else _split_pose(line)
+
+
+def _check_columns(where: str, name: str, words: list[str]) -> None:
+    """Raises `InputError` where further numbers follow a pose, and its first ones were taken for part of the name."""
+    for more in (1, 2):
+        numbers = [*name.split()[1:][-more:], *words]
+        numeric = len(numbers) == 7 + more and all(map(is_number, numbers)) and any(map(float, words))
+        if numeric and _is_unit(numbers[:4]) and not _is_unit(words[:4]):
+            raise InputError(
+                f"{where}: {7 + more} numbers instead of 7 behind the name: write 'name qw qx qy qz tx ty tz'; standard "
+                "deviations of a prior have a unit: '5 10%' (degrees, share of the depth) or '5 0.3m'"
+            )
+
+
 def _is_unit(quaternion: list[str]) -> bool:
     return 0.9 < math.hypot(*map(float, quaternion)) < 1.1
 
@@ -201,19 +220,42 @@ def write_tum(path: Path, trajectory: Trajectory) -> None:
     )
 
 
-def read_benchmark_poses(path: Path, missing: list[str] | None = None) -> dict[str, torch.Tensor]:
-    """Lines ``name qw qx qy qz tx ty tz`` → camera_from_map [4, 4] by name, in the file's order; names may hold blanks and begin
-    with "#" (no comment ends with such numbers). Lines of NaN or with a quaternion of zeros say that there is no pose: their
-    names go to `missing`. Raises `InputError`."""
+def read_benchmark_poses(
+    path: Path, missing: list[str] | None = None, stds: dict[str, tuple[str, list[str]]] | None = None
+) -> dict[str, torch.Tensor]:
+    """Read lines ``name qw qx qy qz tx ty tz``; names may hold blanks and begin with "#".
+
+    Args:
+        path: The file.
+        missing: Gets the names whose lines are NaN or have a quaternion of zeros: they say that there is no pose.
+        stds: Where given, two more words may follow, how far off the pose may be, as ``5 10%``: gets file and line, and these
+            words, by name.
+
+    Returns:
+        camera_from_map [4, 4] by name, in the file's order. A line that was commented out gives a name that no image has.
+
+    Raises:
+        InputError: Naming file and line of what is malformed.
+    """
     poses: dict[str, torch.Tensor] = {}
-    for where, name, rest in read_named_rows(path, _split_pose, _REMEDY):
+    for where, name, rest in read_named_rows(path, _split_pose if stds is None else _split_rough_pose, _REMEDY):
         words = rest.split()
-        if len(words) != 7:
-            raise InputError(f"{where}: {len(words) + 1} words instead of 8: write 'name qw qx qy qz tx ty tz'")
-        if name in poses:
-            raise InputError(f"{where}: a second pose for '{name}': keep one")
-        w, x, y, z, *translation = words
-        poses[name] = _pose_or_nan([*translation, x, y, z, w], where)
+        std = words[7:] if stds is not None and len(words) == 9 else []
+        words = words[: len(words) - len(std)]
+        try:
+            _check_columns(where, name, words)
+            if len(words) != 7:
+                raise InputError(f"{where}: {len(words) + 1} words instead of 8: write 'name qw qx qy qz tx ty tz'")
+            if name in poses:
+                raise InputError(f"{where}: a second pose for '{name}': keep one")
+            w, x, y, z, *translation = words
+            poses[name] = _pose_or_nan([*translation, x, y, z, w], where)
+        except InputError:
+            if not may_be_comment(name):
+                raise
+            continue
+        if std:
+            stds[name] = where, std
     found = {name: pose for name, pose in poses.items() if not bool(pose.isnan().any())}
     if missing is not None:
         missing += poses.keys() - found.keys()

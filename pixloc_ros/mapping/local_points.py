@@ -66,6 +66,11 @@ class LocalPoints:
     point_ids: torch.Tensor
     keyframe_ids: torch.Tensor
 
+    def median_depth(self, map_from_camera: torch.Tensor) -> float:
+        """Median distance of the points along the optical axis of a camera, float64 [4, 4]."""
+        offsets = self.points.xyz.cpu().numpy() + (self.origin - map_from_camera[:3, 3]).numpy()
+        return float(np.median(offsets @ map_from_camera[:3, 2].numpy()))
+
 
 @dataclass(frozen=True)
 class _View:
@@ -168,7 +173,7 @@ class LocalPointSelector:
                 raise InputError(f"map '{map_.name}' is damaged: check it with 'pixloc map check', build it again")
             centre = self._centres[keyframe]
             offsets = (map_.xyz[points] - centre).astype(np.float32)
-            distance = np.maximum(np.linalg.norm(offsets, axis=1), np.float32(1e-6))
+            distance = np.maximum(np.linalg.norm(offsets, axis=1), np.finfo(np.float32).tiny)
             # A short track says little about its point: its quality is drawn towards the middle.
             pairs = map_.track_length[points] - 1
             quality = (map_.quality[points] * pairs + _SHORT_TRACK_QUALITY) / (pairs + 1)

@@ -41,7 +41,7 @@ def weigh(viewer, shift, offsets, rays, scales, step, pixels, weights):
 
     Args:
         viewer: The camera.
-        shift: float64 [3], the keyframe's centre seen from the viewer's, map axes.
+        shift: float64 [3], the keyframe's centre seen from the viewer's, map axes and unit.
         offsets: float32 [n, 3], from the keyframe's centre to the points, map axes.
         rays: float32 [n, 3], their directions.
         scales: float32 [n], log2 of the keyframe's focal length over distance.

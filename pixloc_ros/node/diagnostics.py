@@ -217,6 +217,8 @@ class Health:
         calm = self._is_calm(result, tracker)
         self.report_state(result.state, text, OK if calm else WARN)
         self._board.update("transforms", "mount", tracker.mount_check.problem, ERROR)
+        self._board.update("transforms", "mount odd", tracker.mount_check.suspicion)
+        self._board.update("transforms", "mount unverified", tracker.mount_check.unverified, OK)
         text = "there is no pose to start from: publish one on initialpose (RViz: 2D Pose Estimate)"
         if tracker.can_relocalize:
             text = "no pose yet: the whole map is searched" + ("" if calm else "; a pose on initialpose may help")

@@ -16,6 +16,7 @@ from ..geometry import se3
 from ..geometry.cameras import Camera
 from ..mapping.local_points import LocalPoints
 from ..tracking.frame_aligner import FrameAligner
+from ..tracking.prior_std import PriorStd
 from ..tracking.types import FrameAlignment, PreparedImage
 
 _POSES_AT_ONCE = 16
@@ -166,7 +167,7 @@ def align_image(
     image: np.ndarray,
     prepared: PreparedImage,
     prior: torch.Tensor,
-    covariance: torch.Tensor | None = None,
+    covariance: torch.Tensor | PriorStd | None = None,
     truth: torch.Tensor | None = None,
 ) -> AlignedImage:
     """Align a prepared image and keep every step, also those of a first pass after which the points were chosen again.
@@ -177,7 +178,7 @@ def align_image(
         image: uint8 [H, W] or [H, W, 3] RGB.
         prepared: Its features.
         prior: map_from_camera float64 [4, 4].
-        covariance: Of the prior, float64 [6, 6] in camera axes, None to let nothing hold the pose.
+        covariance: Of the prior, float64 [6, 6] in camera axes, or standard deviations; None to let nothing hold the pose.
         truth: map_from_camera, None where unknown.
 
     Raises:

@@ -20,12 +20,14 @@ _SUBPIXEL_BITS = 4
 def draw_overlay(localizer: FrameAligner, frame: CameraFrame, map_from_camera: torch.Tensor) -> np.ndarray | None:
     """The image with the map's points at their reprojections → uint8 [H, W, 3] RGB, 960 pixels wide.
 
-    map_from_camera: float64 [4, 4], the pose to show. The image is aligned once more from there, to know which points agree;
-    None where that fails.
+    map_from_camera: float64 [4, 4], the pose to show. The image is aligned once more from there, to know which points agree, with
+    the reading of its calibration by which most of them do; None where that fails.
     """
-    prepared = localizer.prepare(frame.image, frame.camera)
-    alignment = localizer.localize_prepared(prepared, map_from_camera)
-    return draw_alignment(frame.image, prepared.camera, alignment.details) if alignment.success else None
+    cameras = [frame.camera] if frame.calibration is None else [one.camera for one in frame.calibration.readings]
+    prepared = [localizer.prepare(frame.image, camera) for camera in cameras]
+    aligned = [localizer.localize_prepared(one, map_from_camera) for one in prepared]
+    best = max(aligned, key=lambda one: one.inlier_fraction * one.success)
+    return draw_alignment(frame.image, prepared[0].camera, best.details) if best.success else None
 
 
 def draw_alignment(image: np.ndarray, working: Camera, result: AlignmentResult) -> np.ndarray:

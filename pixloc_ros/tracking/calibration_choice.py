@@ -1,6 +1,6 @@
 # Copyright the pixloc_ros authors. SPDX-License-Identifier: Apache-2.0
-"""Which of two readings of a calibration fits the images: both are tried on the first images, and the one by which clearly more
-points agree with the map is taken."""
+"""Which reading of a calibration fits the images: all are tried on the first images, and the one by which clearly more points
+agree with the map is taken."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from ..geometry.cameras import Camera
-from ..io.calibration import Calibration
+from ..io.calibration import RECTIFIED_K, Calibration
 from .frame_aligner import FrameAligner
 from .relocalization import Relocalizer
 from .types import MotionPrior, PreparedFrame
@@ -18,9 +18,9 @@ from .types import MotionPrior, PreparedFrame
 _IMAGES = 6
 """So many images decide,"""
 _CLEAR, _CLEAR_AT_ONCE = 0.02, 0.1
-"""by a difference of the share of points that agree; from one image on by the second."""
+"""by a difference of the share of points that agree; from one image on by the second, unless the first reading is a guess."""
 _FLOOR = 0.32
-"""An image that neither reading explains tells nothing."""
+"""An image that no reading explains tells nothing."""
 _TRIES, _RETRY = 10, 20
 """After so many such images, only one in so many is tried."""
 
@@ -38,50 +38,49 @@ class CalibrationChoice:
         self._restart()
 
     def _restart(self) -> None:
-        self._gains: list[float] = []
-        self._images, self._swapped, self._decided, self.note = 0, False, False, ""
+        self._qualities: list[list[float]] = []
+        self._images, self._taken, self._decided, self.note = 0, 0, False, ""
 
     def chosen(self, frame: PreparedFrame, base_from_camera: torch.Tensor, prior: MotionPrior | None) -> PreparedFrame:
         """The frame with the camera that fits. prior: where the base should be, None where nothing is known."""
         calibration = frame.calibration
-        if calibration is None or calibration.other is None:
+        if calibration is None or not calibration.others:
             return frame
         if self._calibration is None or not _equal(self._calibration, calibration):
             self._calibration = calibration
             self._restart()
-        other = _with_camera(frame, calibration.other)
+        frames = [frame, *(_with_camera(frame, other.camera) for other in calibration.others)]
         if not self._decided:
-            self._weigh(frame, other, base_from_camera, prior)
-        return other if self._swapped else frame
+            self._weigh(frames, base_from_camera, prior)
+        return frames[self._taken]
 
-    def _weigh(
-        self, frame: PreparedFrame, other: PreparedFrame, base_from_camera: torch.Tensor, prior: MotionPrior | None
-    ) -> None:
+    def _weigh(self, frames: list[PreparedFrame], base_from_camera: torch.Tensor, prior: MotionPrior | None) -> None:
         self._images += 1
-        if not self._gains and self._images > _TRIES and self._images % _RETRY:
+        if not self._qualities and self._images > _TRIES and self._images % _RETRY:
             return
-        qualities = [self._quality(one, base_from_camera, prior) for one in (frame, other)]
+        qualities = [self._quality(one, base_from_camera, prior) for one in frames]
         if max(qualities) < _FLOOR and self._pose_search is not None:
-            qualities = [self._found(one, base_from_camera) for one in (frame, other)]
+            qualities = [self._found(one, base_from_camera) for one in frames]
         if max(qualities) < _FLOOR:
-            if not self._gains and self._images >= _TRIES:
-                self.note = (
-                    f"neither {self._calibration.taken} nor {self._calibration.other_taken} fits: {self._calibration.taken} kept"
-                )
+            if not self._qualities and self._images >= _TRIES:
+                first, *others = (one.taken for one in self._calibration.readings)
+                self.note = f"neither {first} nor {' nor '.join(others)} fits: {first} kept"
             return
-        self._gains.append(qualities[1] - qualities[0])
-        gains = np.array(self._gains)
-        error = gains.std() / len(gains) ** 0.5
-        clear = abs(gains.mean()) > (max(_CLEAR, 2 * error) if len(gains) > 2 else _CLEAR_AT_ONCE)
-        self._swapped = bool(clear and gains.mean() > 0)
+        self._qualities.append(qualities)
+        gains = np.array(self._qualities) - np.array(self._qualities)[:, :1]
+        best = int(gains.mean(0).argmax())
+        gain, error = float(gains[:, best].mean()), gains[:, best].std() / len(gains) ** 0.5
+        at_once = _CLEAR if self._calibration.taken == RECTIFIED_K else _CLEAR_AT_ONCE
+        clear = gain > (max(_CLEAR, 2 * error) if len(gains) > 2 else at_once)
+        self._taken = best if clear else 0
         self._decided = len(gains) >= _IMAGES
-        self.note = self._said() if self._swapped else ""
+        self.note = self._said(gain) if self._taken else ""
 
-    def _said(self) -> str:
-        calibration, more = self._calibration, float(np.mean(self._gains))
+    def _said(self, more: float) -> str:
+        taken, first = self._calibration.readings[self._taken].taken, self._calibration.taken
         return (
-            f"the images fit {calibration.other_taken} of the CameraInfo better than {calibration.taken} ({more:+.0%} of the "
-            "points agree): that is taken; publish the calibration that belongs to the images"
+            f"the images fit {taken} of the CameraInfo better than {first} ({more:+.0%} of the points agree): that is taken; "
+            "publish the calibration that belongs to the images"
         )
 
     def _quality(self, frame: PreparedFrame, base_from_camera: torch.Tensor, prior: MotionPrior | None) -> float:
@@ -105,5 +104,7 @@ def _with_camera(frame: PreparedFrame, camera: Camera) -> PreparedFrame:
 def _equal(one: Calibration, other: Calibration) -> bool:
     if one is other:
         return True
-    pairs = ((one.camera, other.camera), (one.other, other.other))
-    return all(a is not None and b is not None and a.model == b.model and torch.equal(a.params, b.params) for a, b in pairs)
+    pairs = list(zip(one.readings, other.readings))
+    return len(one.others) == len(other.others) and all(
+        a.camera.model == b.camera.model and torch.equal(a.camera.params, b.camera.params) for a, b in pairs
+    )

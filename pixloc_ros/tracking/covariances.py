@@ -12,6 +12,7 @@ import math
 import numpy as np
 import torch
 
+from ..errors import InputError
 from ..geometry import se3
 
 
@@ -23,6 +24,17 @@ def isotropic(translation_std: float, rotation_std: float) -> torch.Tensor:
 def from_variances(variances: list[float] | np.ndarray) -> torch.Tensor:
     """Diagonal covariance."""
     return torch.from_numpy(np.diag(np.asarray(variances, np.float64)))
+
+
+def check_covariance(covariance: torch.Tensor, what: str) -> None:
+    """Raises `InputError` naming `what` for anything but a positive definite [6, 6]."""
+    values = covariance.numpy()
+    try:
+        if values.shape != (6, 6) or not np.allclose(values, values.T, rtol=1e-6, atol=0.0) or not np.isfinite(values).all():
+            raise np.linalg.LinAlgError
+        np.linalg.cholesky(values)
+    except np.linalg.LinAlgError:
+        raise InputError(f"{what} must be [6, 6], symmetric and positive definite (translation, rotation)") from None
 
 
 def mahalanobis(

@@ -20,6 +20,7 @@ from ..io.images import fit_to_working_size
 from ..mapping.local_points import LocalPoints, LocalPointSelector
 from ..mapping.map_file import Map
 from .alignment_judge import AlignmentJudge, statistics_of
+from .prior_std import PriorStd
 from .types import FrameAlignment, PreparedImage
 
 MAX_PASSES = 2
@@ -106,7 +107,11 @@ class FrameAligner:
         return PreparedImage(pyramid, camera, clock.laps)
 
     def localize(
-        self, image: np.ndarray, camera: Camera, map_from_camera: torch.Tensor, prior_covariance: torch.Tensor | None = None
+        self,
+        image: np.ndarray,
+        camera: Camera,
+        map_from_camera: torch.Tensor,
+        prior_covariance: torch.Tensor | PriorStd | None = None,
     ) -> FrameAlignment:
         """Pose of an image that was taken near `map_from_camera`: `prepare`, then `localize_prepared`."""
         return self.localize_prepared(self.prepare(image, camera), map_from_camera, prior_covariance)
@@ -116,25 +121,30 @@ class FrameAligner:
         self,
         prepared: PreparedImage,
         map_from_camera: torch.Tensor,
-        prior_covariance: torch.Tensor | None = None,
+        prior_covariance: torch.Tensor | PriorStd | None = None,
         last: float = 0.0,
+        start: torch.Tensor | None = None,
     ) -> FrameAlignment:
         """Pose of a prepared image that was taken near `map_from_camera`.
 
         Args:
             prepared: The image.
             map_from_camera: The start, float64 [4, 4].
-            prior_covariance: float64 [6, 6] (translation, rotation), camera frame, right perturbation; None: nothing holds
-                the pose.
+            prior_covariance: float64 [6, 6] (translation, rotation), camera frame, right perturbation, or standard deviations
+                in words; None: nothing holds the pose.
             last: `FrameAlignment.residual` of the image before; 0 for none.
+            start: Where the alignment begins, if not at the prior, float64 [4, 4].
         """
         clock = _Stopwatch(prepared.timings_ms)
-        camera, start = prepared.camera, map_from_camera
+        camera, start = prepared.camera, map_from_camera if start is None else start
+        begin = se3.inverse(start)
         for _ in range(MAX_PASSES):
             local = self.points_near(start, camera, self.options.max_points)
             clock.lap("gather")
             if len(local.points) < self.options.alignment.min_points:
                 return FrameAlignment.failed(map_from_camera, "no map points near the prior", len(local.points), clock.laps)
+            if isinstance(prior_covariance, PriorStd):
+                prior_covariance = prior_covariance.covariance(local.median_depth(map_from_camera))
             # In a frame at the points' origin single precision is exact to micrometres on any map.
             map_from_local = torch.eye(4, dtype=torch.float64)
             map_from_local[:3, 3] = local.origin
@@ -154,7 +164,7 @@ class FrameAligner:
             start = map_from_local @ se3.inverse(result.camera_from_map)
         visible, inliers = int(result.visible.sum()), int(result.inliers.sum())
         claimed, depth = inverse_information(result.information), _depth(result, local.points)
-        statistics = statistics_of(result, claimed.numpy(), initial.numpy(), depth)
+        statistics = statistics_of(result, claimed.numpy(), (begin @ map_from_local).numpy(), depth)
         covariance = claimed * self.judge.factor(statistics)
         success = bool(result.converged) and bool(torch.isfinite(covariance).all())
         points = result.visible.shape[-1]

@@ -88,9 +88,14 @@ def predict(
             # The velocity is that of the middle of the step: it had from there to the end of the guess to change.
             change = 0.5 * seconds * (step_s + seconds)
             noise = isotropic(options.acceleration * change, options.angular_acceleration * change)
-            # The velocity is no better than the two poses it was measured between.
-            noise = noise + ratio**2 * (known.covariance + before.covariance)
-            return _moved(known, se3.se3_exp(ratio * step), noise, "constant velocity", seconds)
+            motion = se3.se3_exp(ratio * step)
+            # The velocity is no better than the two poses it was measured between. With errors e of the last pose and b of the
+            # one before, the step is wrong by e - Ad(step⁻¹) b and the motion by `ratio` times that. `_moved` adds the variance
+            # of the last pose itself; as its error is the same e, their covariance counts, too.
+            earlier = se3.transform_covariance(before.covariance, se3.inverse(se3.se3_exp(step)))
+            shared = ratio * se3.adjoint(se3.inverse(motion)) @ known.covariance
+            noise = noise + ratio**2 * (known.covariance + earlier) + shared + shared.mT
+            return _moved(known, motion, noise, "constant velocity", seconds)
     noise = isotropic(options.speed * abs(seconds), options.turn_rate * abs(seconds))
     return _moved(known, torch.eye(4, dtype=torch.float64), noise, "static", seconds)
 

@@ -40,11 +40,13 @@ _STEP_M, _STEP_RAD = 0.04, 0.03
 """Least motion between two poses that are compared."""
 _STEP_NS, _STEP_VERIFIED_NS = 250_000_000, 1_000_000_000
 _PAIRS, _FEW_PAIRS = 100, 8
-_LEAST_ERROR, _LEAST_ERROR_FEW = math.radians(5), math.radians(20)
-"""A smaller turn of the mount is not spoken of, with many and with few motions."""
+_LEAST_ERROR, _LEAST_ERROR_FEW = math.radians(5), math.radians(9)
+"""A smaller turn of the mount is not spoken of, with many and with few motions,"""
+_LEAST_SUSPICIOUS = math.radians(10)
+"""and this much is waited for."""
 _EVIDENCE, _EVIDENCE_FEW, _SUSPICION, _DOUBT = 20.0, 30.0, 9.0, 2.0
 """By how much the turn must lower the cost, in squared standard deviations: to be sure, with many and few motions, to wait
-for more, and to look more often. Right mounts lower it by less than 2 on the validation drives."""
+for more or remark on it, and to look more often. Right mounts lower it by less than 2 on the validation drives."""
 _VERIFIED_STD = math.radians(6)
 """A mount known as well as this by motion needs no other proof."""
 _OUTLIER = 3.0
@@ -52,9 +54,14 @@ _LENGTH_SHARE = 0.3
 """Motions whose lengths differ by more are not of one place, or the wheels slip."""
 _LEVER_STD, _SCALE_STD = 0.2, 0.2
 _ROUNDS = 3
+_STRAIGHT_M, _STRAIGHT_RAD, _WAY_M = 0.2, 0.15, 3.0
+"""Without odometry: steps of at least so many metres in which the robot turns no more than this, and how many metres tell."""
+_ONE_WAY, _SIDEWAYS = 0.9, math.radians(20)
+"""They must go one way as much as this; a robot moves along its x axis, or nearly."""
 
 _OPTICAL = np.array([[0.0, 0, 1], [-1, 0, 0], [0, -1, 0]])
 """Axes of a camera's body (x forward, z up) from its optical axes (z forward, y down)."""
+_OTHER_AXES, _IT_SEEMS = "odometry moves along other axes than the camera", ", it seems"
 _USUAL = (
     (_OPTICAL, "is camera_link given for camera_optical? Images need the optical frame: z forward, x right, y down"),
     (_OPTICAL.T, "is camera_optical given for camera_link? Turn the transform once only"),
@@ -68,6 +75,7 @@ class MountCheck:
 
     Attributes:
         problem: What spoke against it at the last good look; empty: nothing.
+        suspicion: What is odd about it though nothing speaks against it; empty: nothing.
     """
 
     def __init__(
@@ -89,6 +97,7 @@ class MountCheck:
         self._level = mode == "level" and map_from_keyframe is not None and _z_is_up(map_from_keyframe)
         self._mount: torch.Tensor | None = None
         self.problem = ""
+        self._tracked, self._odometry = False, False
         self._restart()
 
     def _restart(self) -> None:
@@ -97,6 +106,8 @@ class MountCheck:
         self._new = 0
         self._by_motion: _Fit | None = None
         self._given: np.ndarray | None = None
+        self._agreed, self.suspicion = False, ""
+        self._straight: tuple[torch.Tensor, np.ndarray, float] | None = None
 
     def expect(self, map_from_base: torch.Tensor) -> None:
         """A pose is given: what was said against another is forgotten. One that is tilted says that robots may be."""
@@ -108,6 +119,14 @@ class MountCheck:
         """Whether motion has proved the mount right."""
         return self._by_motion is not None and self._by_motion.right
 
+    @property
+    def unverified(self) -> str:
+        """That nothing can tell by now whether the mount is right, and what would, where a robot is tracked; else empty."""
+        if not self._tracked or self._agreed or self._by_motion is not None:
+            return ""
+        how = "the robot has not moved enough yet" if self._odometry else "there is no odometry, and no initial pose was given"
+        return f"the camera's mount is not verified: {how}; a turn about the vertical would turn all poses"
+
     def judge(self, look: Look | None, view: FrameContext, tracked: bool) -> str:
         """What speaks against the mount by now and what to do; empty: nothing, or there is no good look.
 
@@ -118,18 +137,28 @@ class MountCheck:
         """
         if self._mode == "off" or look is None or look.pose is None or look.probability < _SURE:
             return ""
+        if self._mount is None or not torch.equal(self._mount, view.base_from_camera):
+            self._restart()
+            self._mount = view.base_from_camera.clone()
+        self._tracked, self._odometry = tracked, view.odometry is not None
+        if tracked and view.odometry is None and self._mode == "level":
+            self._follow(look.alignment.map_from_camera)
         if tracked and not self.problem and not self._is_due(view):
             return ""
         if view.odometry is not None:
             self._add(look, view)
         if not tracked:
+            self._straight = None
             return self.against(look, view)
         self.problem = self._against_motion(view, sure=True)
+        if view.odometry is not None:
+            odd = not self.problem and self._by_motion is not None and self._by_motion.odd
+            self.suspicion = _message(self._by_motion.turn.T, view, _OTHER_AXES + _IT_SEEMS) if odd else ""
         return self.problem
 
     def _is_due(self, view: FrameContext) -> bool:
         """Once there are many motions, an image is looked at now and then, and more rarely where the mount is verified."""
-        if len(self._motions) < 2 * _FEW_PAIRS or self._last is None or not torch.equal(self._mount, view.base_from_camera):
+        if len(self._motions) < 2 * _FEW_PAIRS or self._last is None:
             return True
         since_ns = view.stamp_ns - self._last[0].pose.stamp_ns
         return not 0 <= since_ns < (_STEP_VERIFIED_NS if self.verified else _STEP_NS)
@@ -159,12 +188,9 @@ class MountCheck:
         moved = self._by_motion
         if moved is None or not (moved.wrong if sure else moved.suspicious):
             return ""
-        return _message(moved.turn.T, view, "odometry moves along other axes than the camera" + ("" if sure else ", it seems"))
+        return _message(moved.turn.T, view, _OTHER_AXES + ("" if sure else _IT_SEEMS))
 
     def _add(self, look: Look, view: FrameContext) -> None:
-        if self._mount is None or not torch.equal(self._mount, view.base_from_camera):
-            self._restart()
-            self._mount = view.base_from_camera.clone()
         last = self._last
         if last is not None and not self._is_apart(last[1], view.odometry):
             return
@@ -176,7 +202,7 @@ class MountCheck:
         self._new += 1
         fit = self._by_motion
         doubtful = fit is not None and fit.gain > _DOUBT
-        if fit is None or self._new >= len(self._motions) // (4 if doubtful else 2):
+        if fit is None or self._new >= len(self._motions) // (8 if doubtful else 2):
             self._new, self._by_motion = 0, _fit(list(self._motions))
 
     def _compare_with_given(self, look: Look, view: FrameContext) -> None:
@@ -198,6 +224,27 @@ class MountCheck:
         self._given = None
         if tilted or (tilt <= MAX_TILT and yaw > least):
             self._given = turn
+        self._agreed = self._given is None
+
+    def _follow(self, map_from_camera: torch.Tensor) -> None:
+        """Which way the robot moves by its images alone, while it goes straight."""
+        last, way, length = self._straight or (map_from_camera, np.zeros(3), 0.0)
+        step = (se3.inverse(last) @ map_from_camera).numpy()
+        moved = float(np.linalg.norm(step[:3, 3]))
+        if moved >= _STRAIGHT_M:
+            last = map_from_camera
+            if float(np.linalg.norm(_log(step[:3, :3]))) < _STRAIGHT_RAD:
+                way, length = way + self._mount[:3, :3].numpy() @ step[:3, 3], length + moved
+        self._straight = last, way, length
+        off = math.atan2(math.hypot(way[1], way[2]), abs(way[0]))
+        self.suspicion = ""
+        if length > _WAY_M and np.linalg.norm(way) > _ONE_WAY * length and off > _SIDEWAYS:
+            axis = 1 if abs(way[1]) > abs(way[2]) else 2
+            side = (("to the left", "to the right"), ("up", "down"))[axis - 1][int(way[axis] < 0)]
+            self.suspicion = (
+                f"the robot seems to move {math.degrees(off):.0f}° off its x axis, {side}, for {length:.0f} m: where it does "
+                "not, base_from_camera is turned by about so much"
+            )
 
     def _is_apart(self, one: OdometrySample, other: OdometrySample) -> bool:
         """Whether the motion between two is worth comparing."""
@@ -266,9 +313,14 @@ class _Fit:
         least, evidence = (_LEAST_ERROR, _EVIDENCE) if many else (_LEAST_ERROR_FEW, _EVIDENCE_FEW)
         return self.angle > least and self.gain > evidence
 
+    @property
+    def odd(self) -> bool:
+        """Worth a remark."""
+        return self.count >= _FEW_PAIRS and self.angle > _LEAST_ERROR and self.gain > _SUSPICION
+
     @cached_property
     def suspicious(self) -> bool:
-        return self.angle > _LEAST_ERROR_FEW / 2 and self.gain > _SUSPICION
+        return self.angle > _LEAST_SUSPICIOUS and self.gain > _SUSPICION
 
 
 def _fit(motions: list[_Motion]) -> _Fit:

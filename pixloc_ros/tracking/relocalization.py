@@ -15,12 +15,13 @@ import numpy as np
 import torch
 from scipy.special import ndtri
 
-from ..alignment import LevelWeights, ReferencePoints, View, align
+from ..alignment import LevelWeights, PriorFactor, ReferencePoints, View, align
 from ..features.pyramid import FeaturePyramid
 from ..geometry import se3
 from ..mapping.local_points import LocalPointOptions, LocalPointSelector
 from ..mapping.retrieval import GlobalDescriptor, KeyframeIndex
 from .frame_aligner import FrameAligner
+from .prior_std import PriorStd
 from .types import FrameAlignment, MotionPrior, PreparedFrame
 
 _STEPS = 1.1127756842787055 ** -np.arange(1.0, 7.0)
@@ -34,6 +35,8 @@ _AROUND += [(1, -1, -1), (-1, 1, -1), (-1, -1, 1), (2, 0, 0), (-2, 0, 0)]
 """Steps in x, y, yaw of the base from a prior; one an image, in this order, round and round."""
 _SAME_ANGLE = 0.1
 _SAME_DEPTHS = 0.1
+_HYPOTHESIS = PriorStd(20.0, depth_share=0.35)
+"""How far off a hypothesis is taken to be: an image that shows little must not lead it away from where the map was seen."""
 
 
 @dataclass(frozen=True)
@@ -75,6 +78,7 @@ class Relocalizer:
         self._keyframes = localizer.map.map_from_keyframe
         depth = localizer.map.keyframe_depth
         self._depth = float(np.median(depth[depth > 0])) if (depth > 0).any() else 1.0
+        self._information = torch.linalg.inv(_HYPOTHESIS.covariance(self._depth))
 
     def search(
         self,
@@ -107,7 +111,7 @@ class Relocalizer:
                 break
             if any(self.same_place(poses[k], other) for other in taken):
                 continue
-            alignment = self._localizer.localize_prepared(prepared, poses[k])
+            alignment = self._localizer.localize_prepared(prepared, poses[k], _HYPOTHESIS)
             taken += [poses[k], alignment.map_from_camera]
             found.append(alignment)
         return sorted(found, key=lambda a: -agreement(a))
@@ -121,7 +125,7 @@ class Relocalizer:
         seeds = torch.empty((0, 4, 4), dtype=torch.float64)
         ranked = self._index.by_place(self._index.most_similar(description, options.pool))
         if prior is not None:
-            seeds = spread(prior, options.seeds, turn) @ base_from_camera
+            seeds = spread(prior.map_from_base, prior.covariance, options.seeds, turn) @ base_from_camera
             near = self._index.most_similar(description, options.pool, self._near(prior, base_from_camera))
             ranked = _alternate(near, ranked)
         count = options.hypotheses - len(seeds)
@@ -160,7 +164,9 @@ class Relocalizer:
         )
         coarse = FeaturePyramid(pyramid.levels[:levels], pyramid.image_size)
         view = View(coarse, camera, points, mask)
-        result = align(view, se3.inverse(starts) @ map_from_local, self._alignment, self._localizer.damping, None, self._weights)
+        initial = se3.inverse(starts) @ map_from_local
+        prior = PriorFactor(initial, self._information.expand(len(initial), 6, 6))
+        result = align(view, initial, self._alignment, self._localizer.damping, prior, self._weights)
         poses = map_from_local @ se3.inverse(result.camera_from_map)
         scores = torch.where(result.converged, (result.inliers & mask).sum(-1) / count, 0.0)
         return poses, scores.numpy()
@@ -176,14 +182,14 @@ def agreement(alignment: FrameAlignment) -> float:
     return alignment.inlier_fraction * alignment.visible_fraction * alignment.points_used if alignment.success else -1.0
 
 
-def spread(prior: MotionPrior, count: int, turn: int) -> torch.Tensor:
-    """map_from_base [count, 4, 4] spread over a prior's covariance: the prior itself first, then evenly over a Gaussian
+def spread(pose: torch.Tensor, covariance: torch.Tensor, count: int, turn: int) -> torch.Tensor:
+    """Poses [count, 4, 4] spread over a prior's covariance [6, 6]: the prior itself first, then evenly over a Gaussian
     (an additive recurrence, of which each turn takes the next part)."""
     numbers = np.arange(turn * count, (turn + 1) * count)
     offsets = ndtri((0.5 + numbers[:, None] * _STEPS % 1.0) % 1.0).clip(-3.0, 3.0)
-    values, axes = np.linalg.eigh(prior.covariance.numpy())
+    values, axes = np.linalg.eigh(covariance.numpy())
     tangents = offsets * np.sqrt(values.clip(min=0)) @ axes.T
-    return prior.map_from_base @ se3.se3_exp(torch.from_numpy(tangents))
+    return pose @ se3.se3_exp(torch.from_numpy(tangents))
 
 
 def start_around(prior: MotionPrior, attempt: int, reach_m: float, reach_rad: float) -> torch.Tensor:

@@ -441,6 +441,5 @@ class Tracker:
             away = tuple(map(float, se3.pose_difference(view.prior.map_from_base, shown.pose.map_from_base)))
         alignment = shown and shown.alignment
         timings_ms = {**(alignment.timings_ms if alignment else {}), "total": (time.perf_counter() - began) * 1e3}
-        return TrackResult(
-            view.stamp_ns, self.state, map_from_base, covariance, map_from_odom, view.prior, *away, alignment, timings_ms, message
-        )
+        found = map_from_base, covariance, map_from_odom, view.prior, *away, alignment, timings_ms, message
+        return TrackResult(view.stamp_ns, self.state, *found, view.frame.camera)

@@ -134,6 +134,7 @@ class TrackResult:
         alignment: The one that was believed, or looked best.
         timings_ms: Its stages, and "total".
         message: Empty when all is well, else what is wrong and what to do.
+        camera: What the image was aligned with: the reading of its calibration that fits.
     """
 
     stamp_ns: int
@@ -147,3 +148,4 @@ class TrackResult:
     alignment: FrameAlignment | None = None
     timings_ms: dict[str, float] = field(default_factory=dict)
     message: str = ""
+    camera: Camera | None = None

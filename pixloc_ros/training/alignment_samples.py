@@ -16,11 +16,14 @@ import cv2
 import numpy as np
 import torch
 
-from ..alignment import PriorFactor, ReferencePoints, View
+from ..alignment import PriorFactor, ReferencePoints, RobustLoss, View
+from ..alignment.cost import linearize
+from ..alignment.level_weights import mean_log_residual
+from ..alignment.types import batched
 from ..errors import InputError
 from ..evaluation.queries import read_queries
 from ..features import Extractor
-from ..features.sampling import sample_level
+from ..features.sampling import sample_reference
 from ..geometry import se3
 from ..geometry.cameras import Camera
 from ..io.bags import BagReader
@@ -34,6 +37,7 @@ from .pairs import BadSample
 from .photos import PhotoPairs
 
 _LEAST_POINTS = 40
+_LAST_SPREAD = 0.1
 _TRUTH_GAP_NS = 100_000_000
 _LARGE_VIEW = 640
 """Views this wide get the coarse levels that maps of such images have."""
@@ -61,6 +65,7 @@ class SampleOptions:
         points: Fewest and most map points of a sample.
         map_noise: Smallest and largest error of a map point along its ray, as a share of its distance.
         focal: Share of images of places that another camera took: fewer pixels.
+        known_last: Share of images that follow one that was aligned.
         clean: Share of images of places that stay as they are.
         augmentation: Of all other images.
     """
@@ -72,6 +77,7 @@ class SampleOptions:
     points: tuple[int, int] = (60, 600)
     map_noise: tuple[float, float] = (1e-4, 8e-3)
     focal: float = 0.25
+    known_last: float = 0.5
     clean: float = 0.2
     augmentation: AugmentationOptions = AugmentationOptions()
 
@@ -92,6 +98,7 @@ class AlignmentSample:
         depth: Median depth of the points at the truth.
         source: Where it comes from.
         kind: Of prior.
+        last: Cue of the image before; 0 for none.
     """
 
     view: View
@@ -101,6 +108,7 @@ class AlignmentSample:
     depth: float
     source: str
     kind: str
+    last: float = 0.0
 
     @property
     def prior(self) -> PriorFactor:
@@ -145,7 +153,7 @@ class PhotoSamples:
         pixels, valid = pair.reference_camera.project(xyz[None])
         mask, descriptors = (valid & pair.reference_camera.in_image(pixels))[0], []
         for level in seen.levels:
-            values, _, inside = sample_level(level, pixels)
+            values, _, inside = sample_reference(level, pixels)
             mask = mask & inside[0]
             descriptors.append(torch.nn.functional.normalize(values, dim=-1)[0])
         some = torch.nonzero(mask)[:, 0].numpy()
@@ -163,7 +171,13 @@ def _sample(view: View, truth: torch.Tensor, options: SampleOptions, source: str
     if depth <= 0:
         raise BadSample("behind the camera")
     kind, start, information = draw_prior(truth, depth, options, rng)
-    return AlignmentSample(view, truth, start, information, depth, source, kind)
+    last = 0.0
+    if rng.random() < options.known_last:
+        # The image before looked as this one does, and was aligned: its residuals were those of this one at the truth.
+        finest = len(view.pyramid.levels) - 1
+        seen = linearize(replace(view, points=batched(view.points)), finest, truth[None], RobustLoss(), 0.0)
+        last = float(mean_log_residual(seen.squared, seen.valid)) + rng.normal(0, _LAST_SPREAD)
+    return AlignmentSample(view, truth, start, information, depth, source, kind, last)
 
 
 def _count(options: SampleOptions, rng: np.random.Generator) -> int:
@@ -222,8 +236,8 @@ class PlaceSamples:
             raise BadSample("few points")
         local = torch.eye(4, dtype=torch.float64)
         local[:3, 3] = chosen.origin
-        view = View(prepared.pyramid, prepared.camera, chosen.points)
-        return AlignmentSample(view, truth @ local, start @ local, information, depth, self.name, kind)
+        sample = _sample(View(prepared.pyramid, prepared.camera, chosen.points), truth @ local, options, self.name, rng)
+        return replace(sample, start=start @ local, information=information, depth=depth, kind=kind)
 
 
 def _grey(image: np.ndarray) -> np.ndarray:

@@ -47,7 +47,7 @@ from .config import read_sections
 from .pairs import PairShape
 from .photos import MotionRange, PhotoPairs, list_photos
 
-LEARNED_SLOPES = {0: (0, 1, 2), 1: (0, 1, 2, 4), 2: (0, 1, 2), 3: (0, 1, 2), 4: (1,), 5: (1,)}
+LEARNED_SLOPES = {0: (0, 1, 2, 3), 1: (0, 1, 2, 3, 4), 2: (0, 1, 2), 3: (0, 1, 2), 4: (1, 3), 5: (1, 3)}
 """Of each output, the cues that it depends on; the slopes are the same for all levels, and for translation and rotation."""
 _PAIRS = {3: 2, 5: 4}
 _ERROR_FLOOR, _MOST_LOSS = 0.02, 3.0
@@ -200,7 +200,7 @@ def problem_of(sample: AlignmentSample, levels: int) -> Problem:
     view = replace(sample.view, points=batched(sample.view.points))
     dampings = level_dampings(None, levels, ADAPTIVE_START, torch.device("cpu"))
     priors, weights = (batched(sample.prior),), LevelWeights.constant(levels)
-    task = Task((view,), sample.start[None], AlignmentOptions(), dampings, priors, weights, torch.zeros(1))
+    task = Task((view,), sample.start[None], AlignmentOptions(), dampings, priors, weights, torch.tensor([sample.last]))
     return problems(task)(0)
 
 
@@ -302,7 +302,7 @@ def outcomes(samples: Sequence[AlignmentSample], weights: LevelWeights, config: 
         foreign = with_foreign_image(sample, samples[int(rng.integers(len(samples)))])
         tried += [foreign] if foreign is not None else []
         for one in tried:
-            result = align(one.view, one.start, AlignmentOptions(), None, one.prior, weights)
+            result = align(one.view, one.start, AlignmentOptions(), None, one.prior, weights, torch.tensor([one.last]))
             outcome = _outcome(one, result, number)
             found += [] if outcome is None else [outcome]
     return found
@@ -388,10 +388,9 @@ def run(config: AlignmentConfig, out: Path, resume: bool, say: Callable[[str], N
     judge = fit_judge([one for one in found if one.sample % config.search.held_out], config.judge.ridge)
     likely, right = np.array([judge.probability(one.statistics) for one in held]), np.array([one.right for one in held])
     nees = [one.squared / judge.factor(one.statistics) for one in held if one.right]
-    say(
-        f"judge, {len(held)} held-out alignments, {right.sum()} right: {np.mean((likely >= 0.5) == right):.1%} told "
-        f"apart at even odds, calibration error {calibration_error(likely, right):.3f}, NEES of the right ones {np.mean(nees):.1f} (6 is right)"
-    )
+    told, gap = np.mean((likely >= 0.5) == right), calibration_error(likely, right)
+    say(f"judge, {len(held)} held-out alignments, {right.sum()} right: {told:.1%} told apart, calibration error {gap:.3f}")
+    say(f"NEES of the right ones {np.mean(nees):.1f} (6 is right), median {np.median(nees):.1f} (5.35 is right)")
     companions = {**weights.companions, **learned.tensors(), **judge.tensors()}
     path = out / "best.safetensors"
     replace(weights, companions=companions, card={**weights.card, **config.card}).save(path)

@@ -12,7 +12,7 @@ from torch import nn
 from ..alignment import AlignmentOptions, AlignmentResult, LearnedDamping, ReferencePoints, View, align
 from ..alignment.types import map_tensors
 from ..features.pyramid import FeaturePyramid
-from ..features.sampling import sample_level
+from ..features.sampling import sample_reference
 from .loss import LossOptions, PairLoss, pair_loss
 from .pairs import Batch
 
@@ -63,9 +63,9 @@ class PairRefiner(nn.Module):
         mask = batch.mask & valid & batch.reference_camera.in_image(pixels)
         descriptors, confidences = [], []
         for level in reference.levels:
-            values, confidence, inside = sample_level(level, pixels)
+            values, confidence, inside = sample_reference(level, pixels)
             mask = mask & inside
-            descriptors.append(nn.functional.normalize(values, dim=-1))
+            descriptors.append(values)
             confidences.append(confidence)
         return ReferencePoints(batch.xyz, tuple(descriptors), tuple(confidences)), mask, query
 

@@ -213,6 +213,8 @@ def test_what_cannot_be_aligned_is_refused():
     ):
         with pytest.raises(InputError, match=word):
             align(views, truth, AlignmentOptions(backend=backend))
+    with pytest.raises(InputError, match="no pose to start from"):
+        align(good, truth[None][:0])
 
 
 def test_a_batch_equals_its_members():

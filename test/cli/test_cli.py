@@ -14,6 +14,7 @@ from pixloc_ros.cli import lazy
 from pixloc_ros.cli import main as cli
 from pixloc_ros.errors import InputError
 from pixloc_ros.io.trajectory import write_tum
+from pixloc_ros.tracking.prior_std import WIDE_PRIOR
 
 
 def call(capsys, *arguments) -> tuple[int, str, str]:
@@ -88,6 +89,14 @@ def test_what_is_imported_lazily_exists(file):
             found = getattr(lazy, node.id)
             for name in names:
                 found = getattr(found, name)
+
+
+def test_help_says_what_priors_are_believed_where_nothing_is_said(capsys):
+    words = f"(default {WIDE_PRIOR.degrees:g} {100 * WIDE_PRIOR.depth_share:g}%)"
+    for verb in ("localize", "show reprojections"):
+        _, out, _ = call(capsys, f"{verb} --help")
+        assert words in " ".join(out.split())
+    assert "--prior gps.txt --prior-std 10 3m" in call(capsys, "localize --help")[1]
 
 
 def test_help_is_quick():

@@ -35,11 +35,15 @@ def test_localize_finds_the_maps_own_images(scene, tmp_path, capsys):
     (tmp_path / "priors.txt").write_text(f"{names[0]} {' '.join(poses[names[0]])}\n")
     images = shutil.copytree(scene.images, tmp_path / "images")
     (images / "list.txt").write_text("\n".join(names))
+    jpeg = cv2.imencode(".jpg", cv2.imread(str(images / names[3])), [cv2.IMWRITE_JPEG_QUALITY, 95])[1].tobytes()
+    exif = b"Exif\0\0MM\0*\0\0\0\x08\0\x01\x01\x12\0\x03\0\0\0\x01\0\x03\0\0\0\0\0\0"
+    (images / names[3]).write_bytes(jpeg[:2] + b"\xff\xe1\0" + bytes([len(exif) + 2]) + exif + jpeg[2:])
     code = pixloc(
         f"localize --map {scene.map} --images {images}/list.txt --cameras {tmp_path}/cameras.txt "
         f"--prior {tmp_path}/priors.txt -o {tmp_path}/out.txt --json {tmp_path}/stats.json"
     )
-    assert code == 0 and "4 of 4 images localized" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert code == 0 and "4 of 4 images localized" in said and f"({names[3]}: by 180°), which is not obeyed" in said
     found = read_benchmark_poses(tmp_path / "out.txt")
     assert list(found) == names
     for name in names:
@@ -49,23 +53,59 @@ def test_localize_finds_the_maps_own_images(scene, tmp_path, capsys):
     assert stats["frame_ms_p50"] > 0 and [entry["name"] for entry in stats["per_image"]] == names
 
 
+def test_localize_takes_how_far_off_priors_are(scene, tmp_path, capsys):
+    """A tight prior holds the pose, a wide one does not; what the line says counts more than the option."""
+    poses, camera = model_poses(scene), json.loads((scene.folder / "simulation.json").read_text())["camera"]
+    names, words = sorted(poses)[:3], ["1 30%", "0.001 0.001m", ""]
+    (tmp_path / "cameras.txt").write_text("".join(f"{name} {camera}\n" for name in names))
+    priors = {name: [*poses[name][:4], *(f"{float(v) + 0.05}" for v in poses[name][4:])] for name in names}
+
+    def localize(*options) -> list[float]:
+        """How far each pose moved from its prior, metres."""
+        lines = (f"{name} {' '.join(priors[name])} {std}\n" for name, std in zip(names, words))
+        (tmp_path / "priors.txt").write_text("".join(lines))
+        files = f"--images {scene.images} --cameras {tmp_path}/cameras.txt -o {tmp_path}/out.txt"
+        assert pixloc(f"localize --map {scene.map} {files} --prior {tmp_path}/priors.txt", *options) == 0
+        found = read_benchmark_poses(tmp_path / "out.txt")
+        return [float(np.linalg.norm(found[n][:3, 3].numpy() - np.array(priors[n][4:], float))) for n in names]
+
+    own = localize()
+    assert own[0] > 0.05 and own[1] < 0.01 and own[2] > 0.05
+    held = localize("--prior-std 0.001 0.01%")
+    assert held[0] > 0.05 and held[1] < 0.01 and held[2] < 0.01
+    files = f"--images {scene.images} --cameras {tmp_path}/cameras.txt -o {tmp_path}/out.txt"
+    capsys.readouterr()
+    for options, message in (
+        (f"--prior {tmp_path}/priors.txt --prior-std 5 10", "'10' has no unit: write 10% (of the depth) or 10m (metres)"),
+        ("--prior-std 5 10%", "--prior-std says how far off the poses of --prior may be: give --prior, too"),
+    ):
+        assert pixloc(f"localize --map {scene.map} {files} {options}") == 2
+        assert message in capsys.readouterr().err
+    words[2] = "5 10mm"
+    (tmp_path / "priors.txt").write_text(f"{names[0]} {' '.join(priors[names[0]])} {words[2]}\n")
+    assert pixloc(f"localize --map {scene.map} {files} --prior {tmp_path}/priors.txt") == 2
+    assert "priors.txt:1: '5 10mm' says no standard deviations" in capsys.readouterr().err
+
+
 def test_names_that_other_systems_write_go_from_localize_to_evaluate(scene, tmp_path, capsys):
     poses, camera = model_poses(scene), json.loads((scene.folder / "simulation.json").read_text())["camera"]
-    names = ["#1.jpg", "My photo 2 # new.jpg", "Ünterwegs/3.jpg"]
+    names = ["#1.jpg", "My photo 2 # new.jpg", "Ünterwegs/3.jpg", "# 4.jpg"]
     (tmp_path / "Ünterwegs").mkdir()
     for name, source in zip(names, sorted(poses)):
         (tmp_path / name).write_bytes((scene.images / source).read_bytes())
-    written = names[:2] + ["ünterwegs\\3.JPG"]
-    (tmp_path / "cameras.txt").write_text("\ufeff# NAME CAMERA\r\n" + "".join(f"{name} {camera}\r\n" for name in written))
+    written = [*names[:2], "ünterwegs\\3.JPG", names[3]]
+    commented_out = ("# 5.jpg", "# 5.jpg", "#6.jpg", "# and 7")
+    lines = "".join(f"{name} {camera}\r\n" for name in [*written, *commented_out])
+    (tmp_path / "cameras.txt").write_text(f"\ufeff# NAME CAMERA\r\n{lines}")
     truth = "".join(f"{name} {' '.join(poses[source])}\n" for name, source in zip(names, sorted(poses)))
-    (tmp_path / "truth.txt").write_text(truth)
+    (tmp_path / "truth.txt").write_text(truth + "".join(f"{name} 1 0 0 0 1 2 3\n" for name in commented_out))
     files = f"--cameras {tmp_path}/cameras.txt --prior {tmp_path}/truth.txt -o {tmp_path}/out.txt"
     assert pixloc(f"localize --map {scene.map} --images {tmp_path} {files} --json {tmp_path}/stats.json") == 0
-    assert json.loads((tmp_path / "stats.json").read_text())["priors"] == {"given": 3}
+    assert json.loads((tmp_path / "stats.json").read_text())["priors"] == {"given": 4}
     assert list(read_benchmark_poses(tmp_path / "out.txt")) == written
     assert pixloc(f"evaluate --truth {tmp_path}/truth.txt {tmp_path}/out.txt -o {tmp_path}/evaluated") == 0
     (figures,) = json.loads((tmp_path / "evaluated" / "evaluation.json").read_text())["runs"]
-    assert figures["frames"] == figures["published_frames"] == 3 and figures["translation_error_max_m"] < 0.02
+    assert figures["frames"] == figures["published_frames"] == 4 and figures["translation_error_max_m"] < 0.02
 
 
 def test_track_finds_its_own_start(scene, tmp_path, capsys):

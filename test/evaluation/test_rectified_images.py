@@ -15,7 +15,7 @@ from pixloc_ros.evaluation.offline import run_bag
 from pixloc_ros.features import load_extractor
 from pixloc_ros.geometry.cameras import Camera
 from pixloc_ros.io.bags import BagReader
-from pixloc_ros.io.calibration import RAW, RECTIFIED
+from pixloc_ros.io.calibration import FILLED, RAW, RECTIFIED, RECTIFIED_K, WHOLE
 from pixloc_ros.io.messages import image_of
 from pixloc_ros.localization import Localizer
 from pixloc_ros.mapping.build import build_map_from_colmap
@@ -36,15 +36,15 @@ def scene(request, tmp_path_factory) -> tuple[Path, Path]:
     return folder / "site.pixmap", folder / "scene/drive"
 
 
-def rewritten(drive, path, name: str, rectified: bool, **calibration) -> None:
+def rewritten(drive, path, name: str, rectified: bool, alpha: float | None = 0.0, **calibration) -> None:
     """The drive with its images rectified or not, under another name, with K and D of the raw image and P of the rectified one,
-    unless the calibration says otherwise."""
+    unless the calibration says otherwise. alpha: what P keeps of the image, as OpenCV counts it; None: P is K."""
     with BagReader(drive) as bag, BagWriter(path) as out:
         moving, static = bag.transform_topics()
         topics = [bag.image_topic, bag.camera_info_topic, bag.odometry_topic, bag.truth_topic, *moving, *static]
         info = next(message for _, message in bag.messages([bag.camera_info_topic]))
         k, d, size = info.k.reshape(3, 3), info.d, (info.width, info.height)
-        new, _ = cv2.getOptimalNewCameraMatrix(k, d, size, 0.0)
+        new = k if alpha is None else cv2.getOptimalNewCameraMatrix(k, d, size, alpha)[0]
         p = np.hstack((new, np.zeros((3, 1)))).ravel()
         for raw in bag.raw_messages(topics):
             message, topic = out.store.deserialize_cdr(raw.cdr, raw.type_name), raw.topic
@@ -83,6 +83,23 @@ def test_every_image_is_tracked_with_the_calibration_that_fits(scene, tmp_path, 
     assert figures["translation_error_median_m"] < 0.01 and figures["rotation_error_max_deg"] < 0.5
     remarks = [text for text in run.remarks if "twist" not in text]
     assert remark in " ".join(remarks) if remark else not remarks
+
+
+@pytest.mark.parametrize("name", ["image_rect", "image"])
+@pytest.mark.parametrize("alpha, found", [(None, RECTIFIED_K), (0.0, FILLED), (1.0, WHOLE)])
+@pytest.mark.parametrize("cold", [False, True], ids=["given", "cold"])
+def test_rectified_images_whose_p_is_empty_are_tracked_with_the_usual_one_that_fits(scene, tmp_path, name, alpha, found, cold):
+    rewritten(scene[1], tmp_path / "bag", name, True, alpha, p=np.zeros(12))
+    drawn = []
+    with BagReader(tmp_path / "bag") as bag:
+        watch = lambda frame, result: drawn.append(frame)  # noqa: E731
+        run = run_bag(Localizer.open(scene[0]).tracker(), bag, cold_start=cold, watch=watch)
+    figures = evaluate(run).figures
+    assert figures["tracked_frames"] >= len(run.records) - 2 * cold, [record.message for record in run.records]
+    assert figures["translation_error_median_m"] < 0.01 and figures["rotation_error_max_deg"] < 0.5
+    camera = next(one.camera for one in drawn[-1].calibration.readings if one.taken == found)
+    torch.testing.assert_close(drawn[-1].camera.params, camera.params)  # what pictures are drawn with
+    assert f"the images fit {found}" in " ".join(run.remarks) or (alpha is None and name == "image_rect")
 
 
 def test_a_map_is_made_of_rectified_images_with_p(scene, tmp_path):

@@ -332,6 +332,19 @@ def test_truth_of_a_bag(tmp_path, images):
             figures_of([tmp_path / "run.tum"], truth=bag, truth_topic=topic)
 
 
+@pytest.mark.parametrize("spoilt", ["run", "truth", None])
+def test_quaternions_in_another_order_are_noticed(tmp_path, spoilt):
+    for name, track in (("truth", walk(30)), ("run", off(walk(30)))):
+        write_tum(tmp_path / f"{name}.tum", track)
+    if spoilt:
+        rows = [line.split() for line in (tmp_path / f"{spoilt}.tum").read_text().splitlines()]
+        text = "".join(f"{' '.join([*row[:4], row[7], *row[4:7]])}\n" for row in rows)
+        (tmp_path / f"{spoilt}.tum").write_text(text)
+    _, notes = read_runs([str(tmp_path / "run.tum")], RunInputs(truth=tmp_path / "truth.tum"))
+    expected = f"if the quaternions of {'the truth' if spoilt == 'truth' else 'run'} are qw qx qy qz"
+    assert (expected in " ".join(notes)) if spoilt else not notes
+
+
 def test_what_is_neither_run_nor_poses(tmp_path):
     write_tum(tmp_path / "a.tum", walk(3))
     (tmp_path / "empty").mkdir()

@@ -7,12 +7,10 @@ import sys
 
 import ablations
 import common
-import cv2
 import numpy as np
 import pytest
 import torch
 from feature_variants import intensity_extractor, reduced_extractor
-from mapping_helpers import look_at, pinhole, plane_view, texture
 from training_scene import invented_photo
 
 from pixloc_ros.alignment.damping import LearnedDamping, damping_of, damping_tensors
@@ -20,39 +18,8 @@ from pixloc_ros.errors import InputError
 from pixloc_ros.features import Extractor, load_extractor
 from pixloc_ros.features.compact import CompactNetwork
 from pixloc_ros.features.weights import Weights
-from pixloc_ros.geometry import se3
-from pixloc_ros.io.colmap import write_colmap_model
-from pixloc_ros.io.trajectory import write_benchmark_poses
-from pixloc_sim.sparse_model import Keyframe, build_sparse_model
 
-CAMERA = pinhole(320, 240, 260.0)
 PHOTO = invented_photo(1, 320, 240)
-
-
-@pytest.fixture
-def data(tmp_path):
-    """A scene of a textured plane as the shared data has it."""
-    scene, picture, frames = tmp_path / "data" / "plane", texture(), []
-    for folder in ("images", "queries"):
-        (scene / folder).mkdir(parents=True)
-    for k, x in enumerate((-0.6, 0.0, 0.6)):
-        pose = look_at((x, -1.2, 2.0), (x, 0.0, 0.0))
-        image, depth = plane_view(pose, CAMERA, picture)
-        cv2.imwrite(str(scene / "images" / f"{k}.png"), image)
-        frames.append(Keyframe(f"{k}.png", 0, np.stack([image] * 3, -1), depth.astype(np.float32), pose))
-    write_colmap_model(scene / "map", *build_sparse_model(frames, CAMERA, np.random.default_rng(0), 0.1))
-    truth = {f"q{k}.png": look_at((x, -1.15, 2.0), (x, 0.02, 0.0)) for k, x in enumerate((-0.3, 0.35))}
-    for name, pose in truth.items():
-        cv2.imwrite(str(scene / "images" / name), plane_view(pose, CAMERA, picture)[0])
-    write_benchmark_poses(scene / "queries" / "truth.txt", {name: se3.inverse(pose) for name, pose in truth.items()})
-    for size, name in ((0.02, "small"), (0.05, "medium"), (0.1, "large")):
-        wrong = se3.se3_exp(torch.tensor([size, -size, 0, 0, size, 0], dtype=torch.float64))
-        poses = {query: se3.inverse(pose @ wrong) for query, pose in truth.items()}
-        write_benchmark_poses(scene / "queries" / f"priors_{name}.txt", poses)
-    (scene / "queries" / "cameras.txt").write_text("".join(f"{name} PINHOLE 320 240 260 260 160 120\n" for name in truth))
-    (scene / "queries" / "scale.json").write_text(json.dumps(dict.fromkeys(truth, 2.3)))
-    (scene / "scene.json").write_text(json.dumps({"metric": True}))
-    return tmp_path
 
 
 def run(data, monkeypatch, capsys, *words):
@@ -96,15 +63,6 @@ def test_a_missing_pose_is_infinitely_wrong():
     assert common.medians(errors[:2])["median_deg"] is None
     lost = {"within": 0.0, **common.medians(errors[1:2])}
     assert ablations.cells_of({"dark": lost}, True, False)[4] == "0 (lost / lost)"
-
-
-def test_the_prior_factor_has_the_covariance_of_the_priors():
-    """A fixed distance in a random direction: a third of its square along each axis."""
-    shifts = np.random.default_rng(0).standard_normal((20000, 3))
-    shifts *= 0.1 * 2.0 / np.linalg.norm(shifts, axis=1, keepdims=True)
-    covariance = ablations.prior_covariance("medium", 2.0)
-    np.testing.assert_allclose(covariance[:3, :3], np.cov(shifts.T), atol=3e-4)
-    assert float(covariance[5, 5]) == pytest.approx(math.radians(5) ** 2 / 3)
 
 
 # ---- features

@@ -7,18 +7,18 @@ import hashlib
 import json
 import pickle
 import zipfile
-from collections import OrderedDict
 from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 from alignment_scene import level_weights
-from mapping_helpers import look_at, numbers_map, pinhole
+from authors_network import checkpoint, saved, their_forward, their_pose
+from mapping_helpers import look_at, numbers_map, pinhole, plane_images, texture
 from torch.nn import functional as F
 from training_scene import invented_photo
 
-from pixloc_ros.alignment import LevelWeights, damping_of
+from pixloc_ros.alignment import AlignmentOptions, LevelWeights, RobustLoss, damping_of
 from pixloc_ros.cli.main import main
 from pixloc_ros.errors import InputError
 from pixloc_ros.features import load_extractor
@@ -26,89 +26,11 @@ from pixloc_ros.features.checkpoint_import import import_checkpoint
 from pixloc_ros.features.extractor import Extractor
 from pixloc_ros.features.sampling import sample_level
 from pixloc_ros.features.weights import Weights
+from pixloc_ros.geometry import se3
+from pixloc_ros.io.images import load_image
+from pixloc_ros.mapping.build.building import build_map
 from pixloc_ros.tracking.alignment_judge import STATISTICS, AlignmentJudge
-from pixloc_ros.tracking.frame_aligner import FrameAligner
-
-# The layout of the published files, written out: where the convolutions of an encoder stage sit, and how many channels.
-ENCODER = {
-    "vgg16": [((0, 2), 64), ((1, 3), 128), ((1, 3, 5), 256), ((1, 3, 5), 512), ((1, 3, 5), 512)],
-    "vgg19": [((0, 2), 64), ((1, 3), 128), ((1, 3, 5, 7), 256), ((1, 3, 5, 7), 512), ((1, 3, 5, 7), 512)],
-}
-DECODER = [(64, 1024), (64, 320), (64, 192), (32, 128)]
-HEADS = [(32, 32), (128, 64), (128, 512)]
-MODEL = {"name": "two_view_refiner", "success_thresh": 3, "normalize_features": True, "init_target_offset": None}
-EXTRACTOR = {"name": "unet", "decoder": [64, 64, 64, 32], "output_scales": [0, 2, 4], "output_dim": [32, 128, 128]}
-EXTRACTOR |= {"freeze_batch_normalization": False, "do_average_pooling": False, "compute_uncertainty": True, "checkpointed": True}
-OPTIMIZER = {"name": "learned_optimizer", "num_iters": 15, "pad": 2, "lambda_": 0.01, "loss_fn": "scaled_barron(0, 0.1)"}
-OPTIMIZER |= {"jacobi_scaling": False, "learned_damping": True, "damping": {"type": "constant", "log_range": [-6, 5]}}
-
-
-def shapes(encoder):
-    inputs = 3
-    for stage, (places, channels) in enumerate(ENCODER[encoder]):
-        for k in places:
-            yield f"extractor.encoder.{stage}.{k}.weight", (channels, inputs, 3, 3)
-            yield f"extractor.encoder.{stage}.{k}.bias", (channels,)
-            inputs = channels
-    for k, (out, into) in enumerate(DECODER):
-        yield f"extractor.decoder.{k}.layers.0.weight", (out, into, 3, 3)
-        for name in ("weight", "bias", "running_mean", "running_var"):
-            yield f"extractor.decoder.{k}.layers.1.{name}", (out,)
-        yield f"extractor.decoder.{k}.layers.1.num_batches_tracked", ()
-    for k, (out, into) in enumerate(HEADS):
-        for head, channels in (("adaptation", out), ("uncertainty", 1)):
-            yield f"extractor.{head}.{k}.0.weight", (channels, into, 1, 1)
-            yield f"extractor.{head}.{k}.0.bias", (channels,)
-        yield f"optimizer.{k}.dampingnet.const", (6,)
-
-
-def checkpoint(encoder="vgg19", full=False):
-    """What the authors' training saves. Unless `full`, every tensor is one number repeated: some kilobytes."""
-    torch.manual_seed(0)
-    model = OrderedDict()
-    for k, (name, shape) in enumerate(shapes(encoder)):
-        if name.endswith("num_batches_tracked"):
-            model[name] = torch.tensor(7 + k)
-        elif full:
-            scale = (2 / np.prod(shape[1:])) ** 0.5 if len(shape) == 4 else 0.1
-            model[name] = torch.randn(shape) * scale + (1 if name.endswith(("running_var", "layers.1.weight")) else 0)
-        else:
-            model[name] = torch.full((1,), 0.01 * (k + 1)).expand(shape)
-    settings = copy.deepcopy(MODEL | {"extractor": EXTRACTOR | {"encoder": encoder}, "optimizer": OPTIMIZER})
-    conf = {"data": {"name": "megadepth", "crop": 512}, "model": settings, "train": {"lr": 5e-6}}
-    adam = {"state": {0: {"step": 3, "exp_avg": torch.zeros(2)}}, "param_groups": [{"lr": 5e-6}]}
-    scheduler = {"last_epoch": 3, "lr_lambdas": [None]}
-    figures = {"loss/total": 1.5, "R_error_median": np.nanmedian([0.25, 0.75]), "t_error_median": np.float32(0.5)}
-    figures |= {"empty": np.nan, "pairs": np.int64(3)}
-    entries = {"model": model, "optimizer": adam, "lr_scheduler": scheduler, "conf": conf}
-    return entries | {"epoch": 12, "losses": None, "eval": figures}
-
-
-def saved(path, content):
-    torch.save(content, path)
-    return path
-
-
-def their_forward(model, image):
-    """The network as the layout's names say, for RGB [1, 3, H, W] in [0, 1]: features, uncertainty; fine to coarse."""
-
-    def convolved(x, name, padding=0):
-        return F.conv2d(x, model[f"extractor.{name}.weight"], model.get(f"extractor.{name}.bias"), padding=padding)
-
-    x = (image - torch.tensor((0.485, 0.456, 0.406)).view(3, 1, 1)) / torch.tensor((0.229, 0.224, 0.225)).view(3, 1, 1)
-    maps = []
-    for stage, (places, _) in enumerate(ENCODER["vgg19"]):
-        x = F.max_pool2d(x, 2) if stage else x
-        for k in places:
-            x = convolved(x, f"encoder.{stage}.{k}", 1).relu()
-        maps.append(x)
-    for k in range(4):
-        up = torch.nn.Upsample(scale_factor=2, mode="bilinear", align_corners=False)(x)
-        x = convolved(torch.cat((up, maps[3 - k][..., : up.shape[2], : up.shape[3]]), 1), f"decoder.{k}.layers.0", 1)
-        norm = f"extractor.decoder.{k}.layers.1"
-        x = F.batch_norm(x, *(model[f"{norm}.{name}"] for name in ("running_mean", "running_var", "weight", "bias"))).relu()
-        maps[3 - k] = x
-    return [[convolved(maps[2 * k], f"{head}.{k}.0") for head in ("adaptation", "uncertainty")] for k in range(3)]
+from pixloc_ros.tracking.frame_aligner import AlignerOptions, FrameAligner
 
 
 @pytest.fixture(scope="module")
@@ -131,6 +53,35 @@ def test_imported_network_computes_what_the_checkpoint_does(full):
     for level, (features, uncertainty) in zip(extractor.extract(image).levels, reversed(theirs), strict=True):
         torch.testing.assert_close(level.features, F.normalize(features, dim=1), atol=1e-4, rtol=0)
         torch.testing.assert_close(level.confidence, torch.sigmoid(-uncertainty)[:, 0], atol=1e-4, rtol=0)
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize("iterations", [1, 8])
+def test_poses_are_those_of_the_paper_s_method(full, tmp_path, iterations):
+    """From an image and points to a map to the pose of another image: references are brought to unit length after they are
+    interpolated, as there."""
+    content, _, output = full
+    camera = pinhole(160, 128, 130.0)
+    poses = torch.stack([look_at((0.2 * k - 0.4, -1.5, 2.5), (0, 0, 0)) for k in range(2)])
+    xyz = np.random.default_rng(0).uniform((-2, -2, 0), (2, 2, 0), (600, 3))
+    source = plane_images(tmp_path, poses, camera, xyz, np.stack([texture(seed=k) for k in range(3)], -1))
+    reference, query = (their_forward(content["model"], as_input(load_image(path)) / 255) for path in source.paths)
+    seen = source.observation_image == 0
+    source = replace(source, observation_image=source.observation_image[seen], observation_point=source.observation_point[seen])
+    extractor = load_extractor(output)
+    options = AlignmentOptions("paper", iterations, RobustLoss("cauchy", 0.01), border_cells=2.5, stop_cells=0.0)
+    aligner = FrameAligner(build_map(source, extractor)[0], extractor, AlignerOptions(options, 600, float("inf")))
+    start = poses[1] @ se3.se3_exp(torch.tensor([0.02, -0.01, 0.03, 0.01, -0.01, 0.02], dtype=torch.float64))
+    found = aligner.localize(load_image(source.paths[1]), camera, start)
+    points = torch.from_numpy(aligner.map.xyz[found.points.point_ids])
+    pixels, _ = camera.project(se3.transform(se3.inverse(poses[0]), points))
+    const = [content["model"][f"optimizer.{k}.dampingnet.const"] for k in range(3)]
+    arguments = (points.float(), camera.params.float(), se3.inverse(start).float(), const, iterations)
+    theirs = se3.inverse(their_pose((reference, pixels.float()), query, *arguments)).double()
+    distance, angle = se3.pose_difference(found.map_from_camera, theirs)
+    moved, _ = se3.pose_difference(found.map_from_camera, start)
+    assert found.success and moved > 0.003
+    assert distance < 1e-4 and angle < 1e-4
 
 
 def test_the_damping_of_the_checkpoint_arrives(full):

@@ -1,5 +1,7 @@
 # Copyright the pixloc_ros authors. SPDX-License-Identifier: Apache-2.0
 import contextlib
+import shutil
+import subprocess
 from pathlib import Path
 
 import cv2
@@ -294,6 +296,18 @@ def test_single_messages_that_cannot_be_read_are_left_out_and_named(tmp_path):
         for topic in ("/camera/image_raw", "/camera/camera_info", "/odom", "/tf_static", "/ground_truth/pose"):
             assert f"1 messages on {topic} cannot be read" in notes
         assert "base_link -> laser is no pose" in notes and "poses of the truth that are no numbers: 1" in notes
+
+
+@pytest.mark.skipif(shutil.which("sqlite3") is None, reason="no sqlite3 program")
+def test_the_remedy_for_a_damaged_sqlite3_file_saves_what_can_be_read(tmp_path):
+    (file,) = write_drive(tmp_path / "drive", "sqlite3", images=100).glob("*.db3")
+    whole = file.read_bytes()
+    file.write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(InputError, match="malformed; is it complete. Save what can be read: sqlite3 ") as caught:
+        BagReader(file)
+    subprocess.run(str(caught.value).partition("read: ")[2], shell=True, check=True)
+    with BagReader(file.with_stem(f"{file.stem}_whole")) as bag:
+        assert bag.image_count > 20
 
 
 def test_bad_bags_give_one_line(tmp_path):

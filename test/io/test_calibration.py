@@ -25,32 +25,37 @@ def info(k=K, d=D, p=P, r=R, model="plumb_bob", upper=False, binning=0, region=(
 
 
 RAW_K, PINHOLE_P, PINHOLE_K = ("plumb_bob", 500.0), ("pinhole", 430.0), ("pinhole", 500.0)
+GUESSED = [("pinhole", 438.3), ("pinhole", 406.6)]  # OpenCV's new camera matrices of K and D
+FISHEYE = [("pinhole", 458.6), ("pinhole", 425.1), ("equidistant", 500.0)]
 
 
 @pytest.mark.parametrize("upper", [False, True], ids=["ROS 2", "ROS 1"])
 @pytest.mark.parametrize(
-    "given, topic, camera, taken, other",
+    "given, topic, camera, taken, others",
     [
-        ({}, "/cam/image_raw", RAW_K, RAW, PINHOLE_P),
-        ({}, "/cam/image_rect_color/compressed", PINHOLE_P, RECTIFIED, RAW_K),
-        ({}, "/stereo/left_rectified/image", PINHOLE_P, RECTIFIED, RAW_K),
-        ({}, "/cam/image", RAW_K, RAW, PINHOLE_P),
-        ({"p": P_OF_K}, "/cam/image_raw", RAW_K, RAW, PINHOLE_K),
-        ({"p": P_OF_K}, "/cam/image_rect", PINHOLE_K, RECTIFIED, RAW_K),
-        ({"p": P_OF_K, "d": NONE}, "/cam/image_rect", PINHOLE_K, RAW, None),
-        ({"p": [0.0] * 12}, "/cam/image_raw", RAW_K, RAW, None),
-        ({"p": [0.0] * 12}, "/cam/image_rect", PINHOLE_K, RECTIFIED_K, RAW_K),
-        ({"p": []}, "/cam/image_raw", RAW_K, RAW, None),
-        ({"k": [0.0] * 9}, "/cam/image_rect", PINHOLE_P, RECTIFIED, None),
-        ({"k": [0.0] * 9, "d": NONE}, "/cam/image", PINHOLE_P, RECTIFIED, None),
-        ({"model": "a lens nobody knows"}, "/cam/image_rect", PINHOLE_P, RECTIFIED, None),
+        ({}, "/cam/image_raw", RAW_K, RAW, [PINHOLE_P]),
+        ({}, "/cam/image_rect_color/compressed", PINHOLE_P, RECTIFIED, [RAW_K]),
+        ({}, "/stereo/left_rectified/image", PINHOLE_P, RECTIFIED, [RAW_K]),
+        ({}, "/cam/image", RAW_K, RAW, [PINHOLE_P]),
+        ({"p": P_OF_K}, "/cam/image_raw", RAW_K, RAW, [PINHOLE_K]),
+        ({"p": P_OF_K}, "/cam/image_rect", PINHOLE_K, RECTIFIED, [RAW_K]),
+        ({"p": P_OF_K, "d": NONE}, "/cam/image_rect", PINHOLE_K, RAW, []),
+        ({"p": [0.0] * 12}, "/cam/image_raw", RAW_K, RAW, []),
+        ({"p": [0.0] * 12}, "/cam/image_rect", PINHOLE_K, RECTIFIED_K, [*GUESSED, RAW_K]),
+        ({"p": []}, "/cam/image", RAW_K, RAW, [PINHOLE_K, *GUESSED]),
+        ({"p": [], "model": "equidistant", "d": [-0.02, 0.003, -0.002, 0.001]}, "/cam/rect", PINHOLE_K, RECTIFIED_K, FISHEYE),
+        ({"p": [], "d": [1e-7, 0.0, 0.0, 0.0, 0.0]}, "/cam/image_rect", ("plumb_bob", 500.0), RAW, []),
+        ({"p": []}, "/cam/image_raw", RAW_K, RAW, []),
+        ({"k": [0.0] * 9}, "/cam/image_rect", PINHOLE_P, RECTIFIED, []),
+        ({"k": [0.0] * 9, "d": NONE}, "/cam/image", PINHOLE_P, RECTIFIED, []),
+        ({"model": "a lens nobody knows"}, "/cam/image_rect", PINHOLE_P, RECTIFIED, []),
     ],
 )
-def test_the_reading_and_the_other_one(given, topic, camera, taken, other, upper):
+def test_the_reading_and_the_others(given, topic, camera, taken, others, upper):
     found = read_calibration(info(upper=upper, **given), topic)
-    assert (found.camera.model, float(found.camera.params[0])) == camera and found.taken == taken
-    assert (found.other and (found.other.model, float(found.other.params[0]))) == other
-    assert (found.other is not None and "raw" not in topic) <= bool(found.note)
+    assert (found.camera.model, round(float(found.camera.params[0]), 1)) == camera and found.taken == taken
+    assert [(other.camera.model, round(float(other.camera.params[0]), 1)) for other in found.others] == others
+    assert (bool(found.others) and "raw" not in topic) <= bool(found.note)
 
 
 def test_p_follows_binning_and_region_too():

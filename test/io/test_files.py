@@ -79,15 +79,19 @@ def test_names_of_one_file_on_several_systems_match():
 
 
 def test_cameras_by_names_with_blanks(tmp_path):
-    names = ["my photo 1.jpg", "#2.jpg", "#3 of 4.jpg", "PINHOLE 5 6.jpg", "ünï #7.jpg", "b.jpg"]
+    names = ["my photo 1.jpg", "#2.jpg", "#3 of 4.jpg", "PINHOLE 5 6.jpg", "ünï #7.jpg", "b.jpg", "# 8.jpg"]
     camera = Camera("plumb_bob", 64, 48, torch.tensor([50.0, 51, 31, 24, 0.1, 0, 0, 0, 0], dtype=torch.float64))
     write_cameras(tmp_path / "cameras.txt", dict.fromkeys(names, camera))
     found = read_cameras(tmp_path / "cameras.txt")
     assert list(found) == names
     torch.testing.assert_close(found["my photo 1.jpg"].params, camera.params)
-    (tmp_path / "#2.jpg").touch()
-    (tmp_path / "names.txt").write_text("# comment\nmy photo 1.jpg\n#2.jpg\n#3.jpg\n")
-    assert read_names(tmp_path / "names.txt") == ["my photo 1.jpg", "#2.jpg"]
+    for name in ("#2.jpg", "# 8.jpg"):
+        (tmp_path / name).touch()
+    (tmp_path / "names.txt").write_text("# comment\nmy photo 1.jpg\n#2.jpg\n#3.jpg\n# 8.jpg\n# 9.jpg\n")
+    assert read_names(tmp_path / "names.txt") == ["my photo 1.jpg", "#2.jpg", "# 8.jpg"]
+    with (tmp_path / "cameras.txt").open("a") as file:  # commented out: twice, and one that is no camera any more
+        file.write("# 8.jpg PINHOLE 64 48 50 50 32 24\n# 9.jpg PINHOLE 64 48 50 50 32\n# and PINHOLE 64 48 50 50 32 24\n")
+    assert list(read_cameras(tmp_path / "cameras.txt")) == names
 
 
 def test_chains_of_transforms_go_up_and_down():

@@ -10,7 +10,7 @@ from pixloc_ros.errors import InputError
 from pixloc_ros.geometry.cameras import Camera
 from pixloc_ros.io import image_format
 from pixloc_ros.io.image_format import check_layout, decode_compressed, decode_raw
-from pixloc_ros.io.images import fit_to_working_size, load_image
+from pixloc_ros.io.images import exif_remark, fit_to_working_size, load_image
 
 H, W = 6, 8
 PALETTE = bytes.fromhex(  # a red and a blue pixel
@@ -18,6 +18,18 @@ PALETTE = bytes.fromhex(  # a red and a blue pixel
     "60040000040002bf7a3f4a0000000049454e44ae426082"
 )
 COLOUR = np.array([200, 120, 40], np.uint8)  # red, green, blue
+
+
+def with_orientation(jpeg: bytes, orientation: int, order: str = "big") -> bytes:
+    """The JPEG file with an EXIF tag, behind another one."""
+    numbers = ((0x10F, 2, 0, 0), (0x112, 3, 1, orientation))
+    entries = b"".join(
+        b"".join(v.to_bytes(n, order) for v, n in ((tag, 2), (kind, 2), (count, 4), (value, 2), (0, 2)))
+        for tag, kind, count, value in numbers
+    )
+    head = b"".join(v.to_bytes(n, order) for v, n in ((42, 2), (8, 4), (len(numbers), 2)))
+    exif = b"Exif\0\0" + (b"II" if order == "little" else b"MM") + head + entries + bytes(4)
+    return jpeg[:2] + b"\xff\xe1" + (len(exif) + 2).to_bytes(2, "big") + exif + jpeg[2:]
 
 
 def packed(pixels: np.ndarray, padding: int) -> tuple[bytes, int]:
@@ -174,3 +186,14 @@ def test_palettes_and_pictures_that_are_none(tmp_path):
     camera = Camera("pinhole", 128, 96, torch.tensor([100.0, 100, 64, 48], dtype=torch.float64))
     with pytest.raises(InputError, match="turned by 90°.*orientation tags"):
         fit_to_working_size(np.zeros((128, 96), np.uint8), camera, 128)
+
+
+@pytest.mark.parametrize("orientation, how", [(1, ""), (2, "to be mirrored"), (3, "by 180°"), (6, "by 90° to the right")])
+@pytest.mark.parametrize("order", ["little", "big"])
+def test_images_that_exif_turns_are_named(tmp_path, orientation, how, order):
+    (tmp_path / "plain.jpg").write_bytes(cv2.imencode(".jpg", np.zeros((H, W), np.uint8))[1].tobytes())
+    (tmp_path / "b.png").write_bytes(cv2.imencode(".png", np.zeros((H, W), np.uint8))[1].tobytes())
+    (tmp_path / "turned.jpg").write_bytes(with_orientation((tmp_path / "plain.jpg").read_bytes(), orientation, order))
+    assert load_image(tmp_path / "turned.jpg").shape == (H, W)  # as stored
+    remark = exif_remark({path.name: path for path in [*tmp_path.iterdir(), tmp_path / "missing.jpg"]})
+    assert (f"1 of 4 images have an EXIF tag that says how to turn them (turned.jpg: {how})" in remark) if how else not remark

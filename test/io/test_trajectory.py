@@ -82,6 +82,28 @@ def test_lines_without_a_pose(tmp_path, none):
         tr.read_kitti(path)
 
 
+def test_rough_poses_may_say_how_far_off_they_are(tmp_path):
+    path, stds = tmp_path / "priors.txt", {}
+    pose = "1 0 0 0 1 2 3"
+    path.write_text(f"a 1.jpg {pose}\n#b.jpg {pose} 5 10%\nmy 2 c.jpg {pose} 2.5 0.3m # gps\nd.jpg {pose} # 5 m\n")
+    poses = tr.read_benchmark_poses(path, stds=stds)
+    assert list(poses) == ["a 1.jpg", "#b.jpg", "my 2 c.jpg", "d.jpg"]
+    assert all(found[:3, 3].tolist() == [1, 2, 3] for found in poses.values())
+    assert stds == {"#b.jpg": (f"{path}:2", ["5", "10%"]), "my 2 c.jpg": (f"{path}:3", ["2.5", "0.3m"])}
+    with pytest.raises(InputError, match=r"priors.txt:3: .* 8: write"):  # only priors have them
+        tr.read_benchmark_poses(path)
+
+
+@pytest.mark.parametrize("more", ["5 0.1", "5"])
+@pytest.mark.parametrize("stds", [None, {}])
+def test_numbers_behind_a_pose_are_not_taken_for_its_own(tmp_path, more, stds):
+    """Of the identity, the rest would pass for a line that says that there is no pose."""
+    path = tmp_path / "priors.txt"
+    path.write_text(f"a.jpg 1 0 0 0 0 0 0 {more}\n")
+    with pytest.raises(InputError, match=r"priors.txt:1: [89] numbers instead of 7 .* have a unit: '5 10%'"):
+        tr.read_benchmark_poses(path, stds=stds)
+
+
 def test_unreadable_files(tmp_path):
     with pytest.raises(InputError, match="No such file"):
         tr.read_tum(tmp_path / "none.tum")

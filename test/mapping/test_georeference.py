@@ -2,6 +2,7 @@
 """Fixes to map coordinates by closed forms, and fits of georeferences."""
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -102,13 +103,15 @@ def test_the_command_keeps_the_georeference_in_the_map(tmp_path, capsys):
     path = tmp_path / "site.pixmap"
     centres = np.array([[12.0 * k, 3.0 * (k % 2) * k, 0.5 * k] for k in range(6)])
     poses = torch.stack([look_at(centre - [0, 4, 0], centre) for centre in centres])
-    numbers_map(poses, np.random.default_rng(1).uniform(-2, 3, (300, 3)), pinhole()).save(path)
+    map_ = numbers_map(poses, np.random.default_rng(1).uniform(-2, 3, (300, 3)), pinhole())
+    replace(map_, keyframe_names=["# 0.png", *map_.keyframe_names[1:]]).save(path)
     centres = poses[:, :3, 3].numpy()
     degrees = [1 / 111200.0, 1 / (111300.0 * math.cos(math.radians(48.1))), 1.0]
     fixes = np.array([48.1, 11.5, 520.0]) + centres[:, [1, 0, 2]] * degrees
     lines = [f"{k:04d}.png {' '.join(f'{v:.9f}' for v in fix)}" for k, fix in enumerate(fixes[:5])]
     lines.append(" ".join(f"{v:.9f}" for v in (*centres[5], *fixes[5])))
-    (tmp_path / "gps.txt").write_text("# a comment\n\n" + "\n".join(lines) + "\n")
+    lines[0] = lines[0].replace("0000.png", "# 0.png")  # no comment: a keyframe is called so
+    (tmp_path / "gps.txt").write_text("# a comment\n# 0001.png 1 2 3\n\n" + "\n".join(lines) + "\n")
     assert main(["map", "georeference", str(path), "--fixes", str(tmp_path / "gps.txt")]) == 0
     assert "6 fixes fit" in capsys.readouterr().out
     placed = Map.open(path, verify=True).georeference

@@ -181,3 +181,21 @@ def test_damaged_point_numbers_are_noticed(road):
 def test_options_are_checked(wrong):
     with pytest.raises(InputError):
         LocalPointOptions(**wrong)
+
+
+@pytest.mark.parametrize("unit", [10.0**k for k in range(-6, 7)])
+def test_the_unit_of_length_of_a_map_does_not_matter(road, selector, unit):
+    """The same points of the same keyframes, whose features are the same."""
+    pose = road.map_from_keyframe.clone()
+    pose[:, :3, 3] *= unit
+    scaled = LocalPointSelector(
+        replace(road, map_from_keyframe=pose, xyz=road.xyz * unit, keyframe_depth=road.keyframe_depth * np.float32(unit))
+    )
+    for x in (10.3, 31.1, 55.9):
+        expected = selector.select(look_at((x, 0.3, 0.1), (x + 9, 0, 0)), CAMERA, 200)
+        prior = look_at((x, 0.3, 0.1), (x + 9, 0, 0))
+        prior[:3, 3] *= unit
+        found = scaled.select(prior, CAMERA, 200)
+        assert found.keyframe_ids.tolist() == expected.keyframe_ids.tolist()
+        assert np.isin(found.point_ids, expected.point_ids).mean() > 0.99  # weights are compared in single precision
+        torch.testing.assert_close(found.points.xyz / np.float32(unit), expected.points.xyz, rtol=1e-5, atol=1e-4)

@@ -119,6 +119,15 @@ def test_an_image_file_with_and_without_a_prior(scene, show, tmp_path, capsys):
     files = ("--cameras", cameras, "--prior", poses, "--truth", poses)
     assert show("reprojections", image, *files, "--start-off", 3, 5, "-o", tmp_path / "a.png") == 0
     assert "off the truth" in capsys.readouterr().out
+    held = ("--prior-std", "0.001", "0.001m")
+    *words, z = poses.read_text().split()
+    poses.write_text(f"{' '.join(words)} {float(z) + 0.05}\n")
+    for std, little in (((), False), (held, True)):
+        assert show("reprojections", image, "--cameras", cameras, "--prior", poses, *std, "-o", tmp_path / "a.png") == 0
+        moved = re.search(r"moved by ([\d.]+) (m|cm|mm)\b", capsys.readouterr().out)
+        assert (float(moved[1]) * {"m": 1, "cm": 0.01, "mm": 0.001}[moved[2]] < 0.01) is little
+    assert show("reprojections", scene.drive, *held, "-o", tmp_path / "a.png") == 2
+    assert "--prior-std and --truth are for an image file" in capsys.readouterr().err
     assert show("reprojections", image, "--camera", camera, "--level", "0", "-o", tmp_path / "b.png") == 0
     assert f"from keyframe {name}" in capsys.readouterr().out
     picture(tmp_path / "a.png")

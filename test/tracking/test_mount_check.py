@@ -138,12 +138,54 @@ def test_a_small_turn_is_found_while_driving(axis, degrees):
     assert abs(int(re.search(r"turned by (\d+)°", results[-1].message)[1]) - degrees) <= 1
 
 
+def test_what_is_not_sure_is_remarked_and_tracked():
+    ride = Ride(OPTICAL, mounted(OPTICAL, Z, 7), speed=1.0).start(cold=False)
+    while not (remark := ride.tracker.mount_check.suspicion):
+        assert ride.drive(1)[0].state is TRACKING
+    assert re.search(r"turned by [678]° about \(.*, 1\)", remark) and "it seems" in remark
+    while ride.drive(1)[0].state is TRACKING:
+        assert ride.step < 60
+    assert not ride.tracker.mount_check.suspicion and ride.tracker.mount_check.problem
+
+
 def test_the_rotation_that_is_named_fits():
     ride = Ride(OPTICAL, mounted(OPTICAL, Z, 40)).start(cold=True)
     message = ride.drive(30)[-1].message
     angle, axis = re.search(r"by (\d+)° about \((.*?)\)", message).groups()
     ride.said = mounted(ride.said, np.array(axis.split(","), float), -float(angle))
     assert ride.drive(6)[-1].state is TRACKING  # another mount: what was found of the first is forgotten
+
+
+SIDEWAYS = {
+    "yaw": (Z, 90, "8.° off its x axis, to the right"),
+    "pitch": (Y, -24, "2.° off its x axis, down"),
+    "right": (Z, 0, ""),
+}
+
+
+@pytest.mark.parametrize("axis, degrees, words", SIDEWAYS.values(), ids=SIDEWAYS)
+def test_without_odometry_a_cold_start_says_that_nothing_verifies_the_mount_and_what_is_odd(axis, degrees, words):
+    ride = Ride(OPTICAL, mounted(OPTICAL, axis, -degrees), speed=1.0)
+    check = ride.tracker.mount_check
+    assert not check.unverified
+    assert ride.drive(6, odometry=False)[-1].state is TRACKING
+    assert "not verified: there is no odometry" in check.unverified and not check.suspicion
+    ride.drive(100, odometry=False)
+    assert re.search(words, check.suspicion) and bool(words) == bool(check.suspicion)
+    ride.said = OPTICAL  # corrected
+    ride.drive(100, odometry=False)
+    assert not check.suspicion
+
+
+@pytest.mark.parametrize("odometry", [False, True])
+def test_a_pose_that_was_given_or_motion_verifies_the_mount(odometry):
+    ride = Ride(OPTICAL, OPTICAL).start(cold=odometry)
+    ride.speed = 0.0
+    assert ride.drive(6, odometry)[-1].state is TRACKING
+    assert bool(ride.tracker.mount_check.unverified) == odometry  # it stands still
+    ride.speed = 1.0
+    ride.drive(10, odometry)
+    assert not ride.tracker.mount_check.unverified
 
 
 RIGHT = {

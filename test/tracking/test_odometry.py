@@ -226,8 +226,28 @@ def test_prior_without_odometry_keeps_the_velocity():
     assert prior.source == "constant velocity"
     torch.testing.assert_close(prior.map_from_base, arc(0.5), atol=1e-9, rtol=0)
     assert prior.covariance[0, 0].sqrt() > 0.5 * 3.0 * 0.3**2
-    # The velocity was measured between poses that are 0.2 s apart: 0.3 s on, their errors count half as much again.
-    assert prior.covariance[0, 0] > last.covariance[0, 0] * (1 + 1.5**2)
+
+
+@pytest.mark.parametrize(("seconds", "turn_rate"), [(0.2, 0.0), (0.2, 1.5), (0.3, 0.5), (0.1, 0.5)])
+@pytest.mark.parametrize("before_std", [0.01, 0.002])
+def test_prior_from_the_velocity_is_as_uncertain_as_the_two_poses_make_it(seconds, turn_rate, before_std):
+    """The mean squared error, in standard deviations, is then the number of degrees of freedom, 6."""
+    options = MotionOptions(acceleration=0.0, angular_acceleration=0.0)
+    times, count = (0.0, 0.2, 0.2 + seconds), 400
+    truth = [arc(t, turn=turn_rate) for t in times]
+    generator = torch.Generator().manual_seed(0)
+    squared = []
+    for _ in range(count):
+        noise = torch.randn(2, 6, generator=generator, dtype=torch.float64) * torch.tensor([[before_std], [0.01]])
+        start, last = (
+            known(t, pose @ se3.se3_exp(e), std=std) for t, pose, e, std in zip(times, truth, noise, (before_std, 0.01))
+        )
+        prior = predict(last, start, stamp(times[2]), None, OdometryBuffer(), options)
+        assert prior.source == "constant velocity"
+        error = se3.se3_log(se3.inverse(prior.map_from_base) @ truth[2])
+        squared.append(float(error @ torch.linalg.solve(prior.covariance, error)))
+    # Of 400 sums of 6 squares the mean has a standard deviation of 0.17.
+    assert np.mean(squared) == pytest.approx(6.0, abs=0.55)
 
 
 @pytest.mark.parametrize(("before_s", "now_s"), [(None, 0.3), (-0.6, 0.3), (0.0, 0.9), (0.0, 0.1)])

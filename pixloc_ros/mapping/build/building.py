@@ -13,10 +13,10 @@ import torch
 
 from ...errors import InputError, none_left
 from ...features import Extractor
-from ...features.sampling import sample_level
+from ...features.sampling import sample_reference
 from ...geometry import se3
 from ...geometry.cameras import Camera
-from ...io.images import fit_to_working_size, load_image
+from ...io.images import exif_remark, fit_to_working_size, load_image
 from ...io.work_folder import WorkFolder
 from ..map_file import Map, decode_descriptors
 from ..retrieval import PooledFeatures
@@ -136,7 +136,8 @@ def build_map(
         if unusable:
             raise none_left(f"none of the {len(left_out)} images can be used", unusable)
         raise InputError("no image sees a point away from its border: check that poses, camera and images belong together")
-    return _assemble(source, keyframes, extractor, side), BuildReport(left_out, outside)
+    turned = exif_remark(dict(zip(source.names, source.paths)))
+    return _assemble(source, keyframes, extractor, side), BuildReport(left_out, outside, (turned,) if turned else ())
 
 
 def _encode(
@@ -147,7 +148,7 @@ def _encode(
     pixels, valid = camera.project(inside)
     valid &= camera.in_image(pixels)
     pyramid = extractor.extract(image)
-    samples = [sample_level(level, pixels[None].float()) for level in pyramid.levels]
+    samples = [sample_reference(level, pixels[None].float()) for level in pyramid.levels]
     for _, _, within in samples:
         valid = valid & within[0]
     encoded = {
@@ -156,7 +157,7 @@ def _encode(
         "global_descriptor": PooledFeatures().describe(image, pyramid).astype(np.float16),
     }
     for level, (values, confidence, _) in enumerate(samples):
-        encoded[f"descriptor.{level}"] = torch.nn.functional.normalize(values[0][valid], dim=-1).half().numpy()
+        encoded[f"descriptor.{level}"] = values[0][valid].half().numpy()
         if confidence is not None:
             encoded[f"confidence.{level}"] = confidence[0][valid].half().numpy()
     return encoded

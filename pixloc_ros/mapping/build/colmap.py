@@ -86,7 +86,7 @@ def build_map_from_colmap(
         image, point = _long_tracks(observed.only(error <= max_error_px), min_track_length, max_error_px, model)
         source = replace(source, observation_image=image, observation_point=point)
     map_, report = build_map(source, extractor, working_side, progress, work)
-    return map_, replace(report, left_out=report.left_out | left_out, notes=tuple(notes))
+    return map_, replace(report, left_out=report.left_out | left_out, notes=(*notes, *report.notes))
 
 
 def _with_triangulated_points(

@@ -21,6 +21,7 @@ from .patch_tracks import neighbours
 _SIFT_CONTRAST = 0.005
 _EPIPOLAR_PX = 2.0
 _RATIO, _LEAST_COSINE = 0.85, 0.7
+_ROUNDING = 1e3 * np.finfo(float).eps  # of coordinates: centres that are nearer to each other are the same
 _NEAREST = 0.1  # of the scene's depth: nothing is searched for nearer
 _FEWEST_MATCHES = 8
 _LARGEST_TURN_COSINE = 0.5
@@ -141,7 +142,7 @@ class Matcher:
         cameras = self.images.cameras
         tolerance = _EPIPOLAR_PX * pixel_scale(cameras[b]) / float(min(cameras[k].params[0] for k in (a, b)))
         likeness = descriptors_a @ descriptors_b.T
-        if baseline > 1e-6:
+        if baseline > _ROUNDING * max(np.abs(self.poses[k][:3, 3]).max() for k in (a, b)):
             direction = b_from_a[:3, 3] / baseline
             normal_a, normal_b = np.cross(direction, turned), np.cross(direction, rays_b)
             volume = normal_a @ rays_b.T

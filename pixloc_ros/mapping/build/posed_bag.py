@@ -245,7 +245,9 @@ def build_map_from_bag(
     """
     with tempfile.TemporaryDirectory() as folder, PosedBag(Path(bag), source) as frames:
         work = WorkFolder(Path(folder) / "work", {})
-        return build_map_from_posed_frames(frames, extractor, work, options or PosedMapOptions(), working_side, name, progress)
+        how = (work, options or PosedMapOptions(), working_side, name, progress)
+        map_, report = build_map_from_posed_frames(frames, extractor, *how)
+        return map_, replace(report, notes=(*report.notes, *frames.bag.notes))
 
 
 def _poses_of(message, topic: str) -> Iterator[tuple[int, torch.Tensor]]:

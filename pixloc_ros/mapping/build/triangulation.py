@@ -24,6 +24,7 @@ from .matching import Matcher, MatchingOptions, colmap_tracks, pixel_scale, requ
 from .observations import Observations, Views, expected_error, project, reprojection_errors, rows_by_image, surest_points
 from .patch_tracks import SurfacePatches, cut_patches, neighbours, patch_pixels, refine_points, track_patches
 
+_TINY = np.finfo(float).tiny
 _POINT_DEPTH_SIGMA = 0.5
 _SEEN_ANGLE_COSINE, _SEEN_SCALE = float(np.cos(np.radians(20.0))), 1.6
 _PATCH_BORDER_PX = 8
@@ -197,8 +198,8 @@ def _should_see(xyz: np.ndarray, home_centres: np.ndarray, camera: Camera, map_f
     inside = valid & camera.in_image(torch.from_numpy(pixels), _PATCH_BORDER_PX).numpy()
     here, home = xyz - map_from_camera[:3, 3].numpy(), xyz - home_centres
     distance, home_distance = np.linalg.norm(here, axis=1), np.linalg.norm(home, axis=1)
-    cosine = (here * home).sum(1) / np.maximum(distance * home_distance, 1e-12)
-    scale = distance / np.maximum(home_distance, 1e-12)
+    cosine = (here * home).sum(1) / np.maximum(distance * home_distance, _TINY)
+    scale = distance / np.maximum(home_distance, _TINY)
     return inside & (cosine > _SEEN_ANGLE_COSINE) & (scale < _SEEN_SCALE) & (scale > 1 / _SEEN_SCALE)
 
 
@@ -252,7 +253,7 @@ def _largest_angle(xyz: np.ndarray, views: Views, seen: Observations) -> np.ndar
     """Radians [P]: the largest angle of an observation's ray with the mean ray of its point, times two."""
     point = seen.point
     rays = xyz[point] - views.map_from_camera[:, :3, 3].numpy()[seen.image]
-    rays /= np.maximum(np.linalg.norm(rays, axis=1, keepdims=True), 1e-12)
+    rays /= np.maximum(np.linalg.norm(rays, axis=1, keepdims=True), _TINY)
     mean = np.stack([np.bincount(point, rays[:, axis], len(xyz)) for axis in range(3)], 1)
     mean /= np.maximum(np.linalg.norm(mean, axis=1, keepdims=True), 1e-12)
     angle = np.zeros(len(xyz))
