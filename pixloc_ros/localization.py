@@ -35,8 +35,8 @@ SURE = 0.95
 """A pose from a prior that is less likely right is sought again"""
 PRIOR_STARTS = 12
 """from so many other starts, spread over the prior."""
-SEARCH_TURNS = 3
-"""Without a prior, further hypotheses are tried so many times until one is sure."""
+SEARCH_TURNS, SEARCH_FINALISTS = 4, 5
+"""Without a prior, further hypotheses are tried so many times until one is sure, and so many of them are aligned to the end."""
 _GATES = QualityGates()
 """A pose is doubtful where its probability is lower than they ask for."""
 RIVAL_SHARE = QualityGates().rival_inlier_fraction
@@ -248,7 +248,7 @@ class Localizer:
         camera = torch.eye(4, dtype=torch.float64)
         found: list[FrameAlignment] = []
         for turn in range(SEARCH_TURNS):
-            found += self.relocalizer.search(frame, camera, turn)
+            found += self.relocalizer.search(frame, camera, turn, finalists=SEARCH_FINALISTS)
             best = max(found, key=agreement, default=None)
             if best is not None and best.probability >= _GATES.min_probability_search:
                 break
@@ -257,7 +257,8 @@ class Localizer:
         rivals = [
             other
             for other in found
-            if other.inlier_fraction > RIVAL_SHARE * best.inlier_fraction
+            if other.probability >= _GATES.min_probability
+            and other.inlier_fraction > RIVAL_SHARE * best.inlier_fraction
             and not self.relocalizer.same_place(other.map_from_camera, best.map_from_camera)
         ]
         return best, "another place looks the same" if rivals else ""

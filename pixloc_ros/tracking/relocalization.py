@@ -78,7 +78,8 @@ class Relocalizer:
         self._keyframes = localizer.map.map_from_keyframe
         depth = localizer.map.keyframe_depth
         self._depth = float(np.median(depth[depth > 0])) if (depth > 0).any() else 1.0
-        self._information = torch.linalg.inv(_HYPOTHESIS.covariance(self._depth))
+        self._covariance = _HYPOTHESIS.covariance(self._depth)
+        self._information = torch.linalg.inv(self._covariance)
 
     def search(
         self,
@@ -129,9 +130,11 @@ class Relocalizer:
             near = self._index.most_similar(description, options.pool, self._near(prior, base_from_camera))
             ranked = _alternate(near, ranked)
         count = options.hypotheses - len(seeds)
-        first = turn * count % max(len(ranked), 1)
-        keyframes = np.roll(ranked, -first)[:count]
-        return torch.cat((seeds, self._keyframes[torch.from_numpy(keyframes)]))
+        rounds, first = divmod(turn * count, max(len(ranked), 1))
+        starts = self._keyframes[torch.from_numpy(np.roll(ranked, -first)[:count])]
+        if rounds:  # all similar keyframes were tried: from next to them now
+            starts = starts @ spread(torch.eye(4, dtype=torch.float64), self._covariance, len(starts), rounds)
+        return torch.cat((seeds, starts))
 
     def _near(self, prior: MotionPrior, base_from_camera: torch.Tensor) -> np.ndarray:
         """bool [K]: keyframes that a camera within the prior's gate could be aligned from."""
@@ -178,8 +181,10 @@ class Relocalizer:
 
 
 def agreement(alignment: FrameAlignment) -> float:
-    """Number of points that agree: the more of the map is explained, the better. Negative where the alignment failed."""
-    return alignment.inlier_fraction * alignment.visible_fraction * alignment.points_used if alignment.success else -1.0
+    """Number of points that agree, times the probability of a right pose: the more of the map is explained, the better. Negative
+    where the alignment failed."""
+    points = alignment.inlier_fraction * alignment.visible_fraction * alignment.points_used
+    return points * alignment.probability if alignment.success else -1.0
 
 
 def spread(pose: torch.Tensor, covariance: torch.Tensor, count: int, turn: int) -> torch.Tensor:
