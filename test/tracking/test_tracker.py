@@ -54,9 +54,8 @@ def map_from_base(t: float) -> torch.Tensor:
 def alignment(map_from_camera: torch.Tensor, inliers: float = 0.9, success: bool = True, cost: float = 0.01) -> FrameAlignment:
     """One that determines the pose well, judged by hand."""
     quality = cost, inliers, 0.8, 300, 5
-    return FrameAlignment(
-        map_from_camera, 1e-6 * EYE6, success, "converged", *quality, probability=JUDGE.probability(inliers * AGREEMENT)
-    )
+    probability = JUDGE.probability(inliers * AGREEMENT)
+    return FrameAlignment(map_from_camera, 1e-6 * EYE6, success, "converged", *quality, probability=probability)
 
 
 class NumberedAligner:
