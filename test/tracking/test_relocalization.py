@@ -215,5 +215,5 @@ def test_seeds_are_spread_over_the_covariance():
 
 def test_spread_of_a_singular_covariance():
     prior = MotionPrior(shifted(0), torch.zeros((6, 6), dtype=torch.float64), "initial pose", 0.0)
-    poses = spread(prior, 4, 1)
+    poses = spread(prior.map_from_base, prior.covariance, 4, 1)
     assert torch.equal(poses, prior.map_from_base.expand(4, 4, 4)) and math.isfinite(float(poses.sum()))
