@@ -92,12 +92,13 @@ class FakeAligner:
     def prepare(self, image, camera) -> PreparedImage:
         return PreparedImage(image, camera, {})
 
-    def localize_prepared(self, prepared, map_from_camera, prior_covariance=None, motion=None) -> FrameAlignment:
+    def localize_prepared(self, prepared, map_from_camera, prior_covariance=None, last=0.0) -> FrameAlignment:
         units, fifties = (float(part.mean()) for part in (prepared.pyramid[-8:], prepared.pyramid[HEIGHT // 2 : -8]))
         good = units < BROKEN - 10
         number = round((units - 20) / 4) + 50 * round((fifties - 20) / 4)
         pose = pose_of(number) @ BASE_FROM_CAMERA if good else map_from_camera
-        return self.answer(FrameAlignment(pose, 1e-4 * torch.eye(6, dtype=torch.float64), good, "fake", 0.01, 0.9, 1.0, 200, 3))
+        covariance, quality = 1e-4 * torch.eye(6, dtype=torch.float64), (0.01, 0.9, 1.0, 200, 3)
+        return self.answer(FrameAlignment(pose, covariance, good, "fake", *quality, probability=0.999))
 
 
 class FakeLocalizer:

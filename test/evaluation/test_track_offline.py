@@ -46,7 +46,7 @@ class TrueLocalizer:
         good = number not in self.fails
         pose, reason = (pose, "converged") if good else (map_from_camera, "diverged")
         covariance, times = torch.eye(6, dtype=torch.float64) * 1e-6, {"features": 1.0, "alignment": 2.0}
-        return FrameAlignment(pose, covariance, good, reason, 0.1, 0.9, 1.0, 200, 5, times)
+        return FrameAlignment(pose, covariance, good, reason, 0.1, 0.9, 1.0, 200, 5, times, probability=0.999)
 
 
 def write_drive(path, odometry=True, truth=True, last_odometry=True, late_ns=0, numbers=range(FRAMES)):

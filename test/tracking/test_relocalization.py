@@ -205,15 +205,15 @@ def test_the_work_of_an_image_is_bounded():
 
 def test_seeds_are_spread_over_the_covariance():
     covariance = torch.diag(torch.tensor([4.0, 1.0, 1e-6, 1e-6, 1e-6, 0.25], dtype=torch.float64))
-    prior = MotionPrior(shifted(3, -1, 0.7), covariance, "initial pose", 0.0)
-    poses = torch.cat([spread(prior, 8, turn) for turn in range(40)])
-    torch.testing.assert_close(poses[0], prior.map_from_base)
-    errors = se3.se3_log(se3.inverse(prior.map_from_base) @ poses)
+    pose = shifted(3, -1, 0.7)
+    poses = torch.cat([spread(pose, covariance, 8, turn) for turn in range(40)])
+    torch.testing.assert_close(poses[0], pose)
+    errors = se3.se3_log(se3.inverse(pose) @ poses)
     assert len(torch.unique(errors[:, 0].round(decimals=6))) > 300
     torch.testing.assert_close(errors.var(0), covariance.diagonal(), rtol=0.2, atol=1e-5)
 
 
 def test_spread_of_a_singular_covariance():
     prior = MotionPrior(shifted(0), torch.zeros((6, 6), dtype=torch.float64), "initial pose", 0.0)
-    poses = spread(prior, 4, 1)
+    poses = spread(prior.map_from_base, prior.covariance, 4, 1)
     assert torch.equal(poses, prior.map_from_base.expand(4, 4, 4)) and math.isfinite(float(poses.sum()))

@@ -14,6 +14,7 @@ from pixloc_ros.errors import InputError
 from pixloc_ros.geometry import se3
 from pixloc_ros.geometry.cameras import Camera
 from pixloc_ros.io.frames import CameraFrame
+from pixloc_ros.tracking.alignment_judge import STATISTICS, AlignmentJudge
 from pixloc_ros.tracking.options import TrackerOptions
 from pixloc_ros.tracking.tracker import Tracker
 from pixloc_ros.tracking.types import FrameAlignment, TrackState
@@ -25,6 +26,7 @@ IMAGE = np.zeros((6, 8), np.uint8)
 # The camera looks along the robot's x axis, ahead of and above its centre.
 BASE_FROM_CAMERA = torch.tensor([[0, 0, 1, 0.2], [-1, 0, 0, 0], [0, -1, 0, 0.5], [0, 0, 0, 1]], dtype=torch.float64)
 EYE6 = torch.eye(6, dtype=torch.float64)
+JUDGE, AGREEMENT = AlignmentJudge.by_hand(), np.eye(len(STATISTICS))[STATISTICS.index("agreement, level 3")]
 INITIALIZING, TRACKING, DEGRADED, LOST, RELOCALIZING = TrackState
 
 
@@ -50,8 +52,10 @@ def map_from_base(t: float) -> torch.Tensor:
 
 
 def alignment(map_from_camera: torch.Tensor, inliers: float = 0.9, success: bool = True, cost: float = 0.01) -> FrameAlignment:
-    """One that determines the pose well."""
-    return FrameAlignment(map_from_camera, 1e-6 * EYE6, success, "converged", cost, inliers, 0.8, 300, 5)
+    """One that determines the pose well, judged by hand."""
+    quality = cost, inliers, 0.8, 300, 5
+    probability = JUDGE.probability(inliers * AGREEMENT)
+    return FrameAlignment(map_from_camera, 1e-6 * EYE6, success, "converged", *quality, probability=probability)
 
 
 class NumberedAligner:
