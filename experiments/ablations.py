@@ -31,7 +31,7 @@ from pathlib import Path
 import common
 import cv2
 import numpy as np
-from feature_variants import intensity_extractor, reduced_extractor
+from feature_variants import intensity_extractor, reduced_extractor, with_damping
 
 from pixloc_ros.alignment import AlignmentOptions, RobustLoss, damping_of
 from pixloc_ros.cli.basin import evenly_spaced
@@ -80,6 +80,7 @@ class Row:
         confidences: Whether they are used.
         damping: Whether the learned one is used.
         weights: Whether the learned weights of levels and prior are used, instead of the options' constants.
+        factor: Of the damping at every level and degree of freedom, in place of a learned one; 0: none.
         own_size: Whether queries keep their focal length, instead of being scaled to the map's.
         prior: How far off the priors are said to be, in `PRIORS`.
     """
@@ -91,6 +92,7 @@ class Row:
     confidences: bool = True
     damping: bool = True
     weights: bool = True
+    factor: float = 0.0
     own_size: bool = False
     prior: str = "wide"
 
@@ -121,7 +123,8 @@ GROUPS: dict[str, dict[str, Row]] = {
         "cauchy_0.01": Row("constants; loss: Cauchy, scale 0.01 (the paper's)", options=_loss("cauchy", 0.01), weights=False),
         "cauchy_0.05": Row("constants; loss: Cauchy, scale 0.05", options=_loss("cauchy", 0.05), weights=False),
         "squared": Row("constants; loss: squared", options=_loss("squared", 0.05), weights=False),
-        "paper": Row("optimizer: the paper's fixed damping", options=_alignment(strategy="paper")),
+        "paper": Row("optimizer: the paper's fixed damping, untrained (λ = 0.32)", options=_alignment(strategy="paper")),
+        "paper_0.01": Row("optimizer: the paper's, λ = 0.01 by hand", options=_alignment(strategy="paper"), factor=1e-2),
         "no_rim": Row("half a cell along the query's border not used", options=_alignment(border_cells=0.5)),
         "stop_0.005": Row("levels end ten times later (0.005 cells)", options=_alignment(stop_cells=0.005)),
         "chosen_once": Row("points are chosen once", options=AlignerOptions(reselect_share=math.inf)),
@@ -195,7 +198,8 @@ class Study:
                 raise InputError("the weights have no confidences")
             if row.damping and damping_of(whole) is None:
                 raise InputError("the weights have no learned damping")
-        return reduced_extractor(whole, row.levels, row.confidences, row.damping, row.weights)
+        reduced = reduced_extractor(whole, row.levels, row.confidences, row.damping, row.weights)
+        return with_damping(reduced, row.factor) if row.factor else reduced
 
     def measure(self, group: str, scene: common.Scene) -> dict[str, dict]:
         """Figures of a group's rows in a scene by column; cells that are not there yet are measured, if they are asked for."""

@@ -4,11 +4,14 @@
 from __future__ import annotations
 
 import hashlib
+import math
+from dataclasses import replace
 
 import torch
 from torch import nn
 from torch.nn import functional as F
 
+from pixloc_ros.alignment.damping import LOG10_RANGE, LearnedDamping, damping_tensors
 from pixloc_ros.alignment.damping import TENSORS as DAMPING
 from pixloc_ros.alignment.level_weights import TENSORS as WEIGHTS
 from pixloc_ros.features import Extractor
@@ -83,7 +86,7 @@ class ReducedNetwork(nn.Module):
         pyramid = self.network(image)
         levels = pyramid.levels[: self.levels]
         if not self.confidences:
-            levels = tuple(FeatureLevel(level.features, None, level.stride) for level in levels)
+            levels = tuple(replace(level, confidence=None) for level in levels)
         return FeaturePyramid(tuple(levels), pyramid.image_size)
 
 
@@ -103,3 +106,13 @@ def reduced_extractor(
     network = ReducedNetwork(extractor.network, levels or len(extractor.strides), confidences)
     parts = f"{extractor.fingerprint} levels={network.levels} confidences={confidences}"
     return Extractor(network, f"{extractor.name}, reduced", hashlib.sha256(parts.encode()).hexdigest()[:16], companions=kept)
+
+
+def with_damping(extractor: Extractor, factor: float) -> Extractor:
+    """An extractor whose damping has the same factor for every level and degree of freedom, as if that had been learned."""
+    damping, (low, high) = LearnedDamping(len(extractor.strides)), LOG10_RANGE
+    share = (math.log10(factor) - low) / (high - low)
+    with torch.no_grad():
+        damping.theta += math.log(share / (1 - share))
+    companions = damping_tensors(damping)
+    return Extractor(extractor.network, extractor.name, extractor.fingerprint, extractor.execution, companions)

@@ -11,7 +11,7 @@ import torch
 from ..errors import InputError
 from ..geometry import se3
 from ..io.frames import Odometry
-from ..io.trajectory import Trajectory
+from ..io.trajectory import Trajectory, twist_of_poses
 
 
 @dataclass(frozen=True)
@@ -75,15 +75,6 @@ def odometry_from_truth(truth: Trajectory, first_ns: int, last_ns: int, seed: in
     for motion in se3.se3_exp(torch.from_numpy(read)):
         odom_from_base.append(odom_from_base[-1] @ motion)
     return with_covariances(stamps, torch.stack(odom_from_base))
-
-
-def twist_of_poses(stamps_ns: np.ndarray, odom_from_base: torch.Tensor) -> np.ndarray:
-    """Velocities float64 [N, 6] in base axes that lead to each pose [N, 4, 4] from the one before; the first is the second's."""
-    if len(stamps_ns) < 2:
-        return np.zeros((len(stamps_ns), 6))
-    step = se3.se3_log(se3.inverse(odom_from_base[:-1]) @ odom_from_base[1:]).numpy()
-    twist = step / (np.diff(stamps_ns) * 1e-9)[:, None]
-    return np.concatenate((twist[:1], twist))
 
 
 def with_covariances(stamps_ns: np.ndarray, odom_from_base: torch.Tensor, twist: np.ndarray | None = None) -> Odometry:

@@ -29,11 +29,11 @@ from ..io.depth import decode_depth, move_depth, with_depth
 from ..io.frames import CameraFrame, Odometry
 from ..io.messages import IMAGE, image_of, matrix, message_stamp
 from ..io.text import read_text
-from ..io.trajectory import Trajectory, read_stamped_list, read_tum
+from ..io.trajectory import Trajectory, read_stamped_list, read_tum, twist_of_poses
 from ..io.transforms import TransformTree
 from ..io.tum import read_stamped_files
 from . import recording
-from .odometry import twist_of_poses, with_covariances
+from .odometry import with_covariances
 from .recording import Picture, Pictures, Recording
 
 DEPTH_SCALE = 1000.0

@@ -22,7 +22,7 @@ from ..io.bag_writer import BagWriter, new_bag
 from ..io.bags import BagReader
 from ..io.frames import CameraFrame, Event, OdometryMessage
 from ..io.messages import RawMessage, frame_name, message_stamp
-from ..io.trajectory import Trajectory
+from ..io.trajectory import Trajectory, twist_of_poses
 from .runs import TRUTH_GAP_NS
 
 OdometryChange = Callable[[int, torch.Tensor], torch.Tensor]
@@ -85,7 +85,7 @@ class AlteredBag:
 
     def _changed(self, events: Iterable[Event]) -> Iterator[Event]:
         change = self.change
-        odometry = change.odometry() if change.odometry is not None else None
+        odometry, twists = (change.odometry(), self.twist_changes()) if change.odometry is not None else (None, {})
         for event in events:
             stamp_ns = event.stamp_ns
             if not change.keeps(stamp_ns, not isinstance(event, OdometryMessage)):
@@ -94,7 +94,8 @@ class AlteredBag:
                 image = event.image if change.image is None else change.image(event.image, stamp_ns)
                 event = replace(event, image=image, camera=change.camera(event.camera))
             elif isinstance(event, OdometryMessage) and odometry is not None:
-                event = replace(event, odom_from_base=odometry(stamp_ns, event.odom_from_base))
+                twist = event.twist if event.twist is None else changed_twist(event.twist, twists.get(stamp_ns))
+                event = replace(event, odom_from_base=odometry(stamp_ns, event.odom_from_base), twist=twist)
             yield replace(event, stamp_ns=change.stamp(stamp_ns))
 
     def image_stamps(self) -> Iterator[int]:
@@ -115,9 +116,20 @@ class AlteredBag:
         samples = zip(odometry.stamps_ns.tolist(), odometry.map_from_body)
         return Trajectory.from_poses([(stamp_ns, change(stamp_ns, pose)) for stamp_ns, pose in samples])
 
+    def twist_changes(self) -> dict[int, np.ndarray]:
+        """What the change of the poses adds to the velocity float64 [6] in base axes, by stamp as recorded."""
+        before, after = self._bag.odometry(), self.odometry()
+        changes = [twist_of_poses(track.stamps_ns, track.map_from_body) for track in (before, after)]
+        return dict(zip(before.stamps_ns.tolist(), changes[1] - changes[0]))
+
     def truth(self) -> Trajectory:
         """As of `BagReader.truth`: never changed."""
         return self._bag.truth() if self._truth is None else self._truth
+
+
+def changed_twist(twist: np.ndarray, change: np.ndarray | None) -> np.ndarray:
+    """A velocity [6] with its change; one that is all zero, as drivers write that do not measure it, as it is."""
+    return twist if change is None or not twist.any() else twist + change
 
 
 def _images_later(events: Iterable[Event], offset_ns: int) -> Iterator[Event]:
@@ -150,6 +162,7 @@ class _Exporter:
     def __init__(self, bag: BagWriter, drive: AlteredBag) -> None:
         self._bag, self._drive = bag, drive
         self._odometry = drive.odometry() if drive.change.odometry is not None else None
+        self._twists = drive.twist_changes() if drive.change.odometry is not None else {}
         self._offset_ns = drive.change.late_ns + drive.options.time_offset_ns
 
     def write(self) -> None:
@@ -175,7 +188,8 @@ class _Exporter:
                 message = replace(message, k=self._stretched(message.k, 3), p=self._stretched(message.p, 4))
         elif self._odometry is not None and raw.topic == drive.odometry_topic:
             pose = self._moved(message.pose.pose, message_stamp(message), "position", "orientation")
-            message = replace(message, pose=replace(message.pose, pose=pose))
+            twist = self._twist(message.twist.twist, message_stamp(message))
+            message = replace(message, pose=replace(message.pose, pose=pose), twist=replace(message.twist, twist=twist))
         elif self._odometry is not None and hasattr(message, "transforms") and raw.topic not in static:
             message = replace(message, transforms=[self._transform(t) for t in message.transforms])
         return time_ns, raw.topic, message
@@ -206,6 +220,14 @@ class _Exporter:
         if names != (self._drive.odom_frame, self._drive.base_frame):
             return transform
         return replace(transform, transform=self._moved(transform.transform, message_stamp(transform), "translation", "rotation"))
+
+    def _twist(self, twist, stamp_ns: int):
+        """A Twist that fits the poses."""
+        parts = ("linear", "angular")
+        vector = np.array([getattr(getattr(twist, part), axis) for part in parts for axis in "xyz"])
+        numbers = changed_twist(vector, self._twists.get(stamp_ns)).reshape(2, 3).tolist()
+        changed = {part: replace(getattr(twist, part), **dict(zip("xyz", row))) for part, row in zip(parts, numbers)}
+        return replace(twist, **changed)
 
     def _moved(self, message, stamp_ns: int, translation: str, rotation: str):
         """A pose or transform that says what the drive's odometry says; as it is where that is not known."""

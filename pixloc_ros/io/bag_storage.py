@@ -14,6 +14,7 @@ import shlex
 import sqlite3
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
+from functools import lru_cache
 from operator import itemgetter
 from pathlib import Path
 
@@ -57,7 +58,7 @@ class BagStorage:
     """
 
     def __init__(self, path: Path) -> None:
-        self.path, self._notes, self._decoders = path, [], {}
+        self.path, self._notes = path, []
         self._unreadable: dict[str, dict[int, str]] = {}
         self._stack = contextlib.ExitStack()
         try:
@@ -116,24 +117,11 @@ class BagStorage:
             try:
                 if data[:4] == _ZSTD:  # of a folder without the metadata that says so
                     data = storage_mcap.DECOMPRESSORS["zstd"](data, 0)
-                message = self._decoder(connection)(data, connection.msgtype)
+                message = _decoder(connection.msgtype, connection.msgdef, self.is_ros1)(data, connection.msgtype)
             except Exception as error:  # whatever rosbags' decoders do; MemoryError for a length nobody has
                 self._unreadable.setdefault(connection.topic, {})[time_ns] = str(error) or type(error).__name__
                 continue
             yield connection, time_ns, data, message
-
-    def _decoder(self, connection: Connection) -> Callable:
-        """By the definition in the bag; by that of ROS where it has none that can be used."""
-        key = connection.msgtype, connection.msgdef
-        if key not in self._decoders:
-            store = get_typestore(Stores.EMPTY)
-            try:
-                store.register(_types(connection))
-                store.generate_msgdef(connection.msgtype)  # fails where it lacks a part
-            except Exception:  # whatever rosbags' parsers do
-                store = get_typestore(Stores.ROS1_NOETIC if self.is_ros1 else Stores.ROS2_HUMBLE)
-            self._decoders[key] = store.deserialize_ros1 if self.is_ros1 else store.deserialize_cdr
-        return self._decoders[key]
 
     # ---- opening
 
@@ -226,12 +214,34 @@ def _unpack(file: Path) -> str:
     return f"it is compressed: unpack it with 'zstd -d {file} -o {name}'"
 
 
-def _types(connection: Connection) -> dict:
-    text = connection.msgdef.data
+@lru_cache(maxsize=64)
+def _decoder(type_name: str, definition: MessageDefinition, is_ros1: bool) -> Callable:
+    """By the definition in the bag; by that of ROS where it has none that can be used. One that lacks fields which ROS has is of
+    other messages: what is given raises `ValueError` then."""
+    store, ros = get_typestore(Stores.EMPTY), get_typestore(Stores.ROS1_NOETIC if is_ros1 else Stores.ROS2_HUMBLE)
+    try:
+        store.register(_types(type_name, definition))
+        store.generate_msgdef(type_name)  # fails where it lacks a part
+    except Exception:  # whatever rosbags' parsers do
+        store = ros
+    for name in store.fielddefs.keys() & ros.fielddefs.keys():
+        there, wanted = ({field for field, _ in one.fielddefs[name][1]} for one in (store, ros))
+        if lacking := wanted - there:
+            text = f"the definition of {name} lacks {', '.join(sorted(lacking))}"
+
+            def refuse(*_: object, text: str = text) -> None:
+                raise ValueError(text)
+
+            return refuse
+    return store.deserialize_ros1 if is_ros1 else store.deserialize_cdr
+
+
+def _types(type_name: str, definition: MessageDefinition) -> dict:
+    text = definition.data
     if not text.strip():
         raise ValueError("no definition")
-    if connection.msgdef.format == MessageDefinitionFormat.MSG:
-        return get_types_from_msg(text, connection.msgtype)
+    if definition.format == MessageDefinitionFormat.MSG:
+        return get_types_from_msg(text, type_name)
     parts = (part.partition("\n")[2] if part.startswith("IDL: ") else part for part in text.split("=" * 80 + "\n"))
     return {name: type_ for part in parts if part.strip() for name, type_ in get_types_from_idl(part).items()}
 

@@ -89,6 +89,15 @@ class Trajectory:
         return poses, inside
 
 
+def twist_of_poses(stamps_ns: np.ndarray, map_from_body: torch.Tensor) -> np.ndarray:
+    """Velocities float64 [N, 6] in body axes that lead to each pose [N, 4, 4] from the one before; the first is the second's."""
+    if len(stamps_ns) < 2:
+        return np.zeros((len(stamps_ns), 6))
+    step = se3.se3_log(se3.inverse(map_from_body[:-1]) @ map_from_body[1:]).numpy()
+    twist = step / (np.diff(stamps_ns) * 1e-9)[:, None]
+    return np.concatenate((twist[:1], twist))
+
+
 def read_tum(path: Path, more: bool = False, left_out: dict[str, str] | None = None) -> Trajectory:
     """Read a TUM file, lines in any order, those with # are comments; of several poses with one stamp the last counts, lines of
     NaN or with a quaternion of zeros say that there is no pose (`Trajectory.missing`).

@@ -17,7 +17,7 @@ from pixloc_ros.evaluation.degradation import KINDS, Degradation, degraded
 from pixloc_ros.geometry import se3
 from pixloc_ros.io.bags import BagReader
 from pixloc_ros.io.frames import CameraFrame, OdometryMessage
-from pixloc_ros.io.trajectory import Trajectory, write_tum
+from pixloc_ros.io.trajectory import Trajectory, twist_of_poses, write_tum
 from pixloc_ros.report.suite import MEANING, suite_page
 from pixloc_ros.tracking.tracker import Tracker
 
@@ -255,8 +255,22 @@ def test_an_exported_bag_shows_what_the_tracker_sees(scene, tmp_path, kind):
                     torch.testing.assert_close(one.camera.params, other.camera.params, rtol=1e-12, atol=0)
                 elif isinstance(one, OdometryMessage):
                     torch.testing.assert_close(one.odom_from_base, other.odom_from_base, rtol=0, atol=1e-9)
+                    np.testing.assert_allclose(one.twist, other.twist, rtol=0, atol=1e-6)
             assert torch.equal(written.truth().map_from_body, bag.truth().map_from_body)
             torch.testing.assert_close(written.base_from_camera, bag.base_from_camera, rtol=0, atol=0)
+
+
+def test_the_twist_of_noisy_odometry_fits_its_poses_as_well_as_before(scene):
+    def misfit(drive) -> np.ndarray:
+        messages = [event for event in drive.events() if isinstance(event, OdometryMessage)]
+        poses = torch.stack([message.odom_from_base for message in messages])
+        twists = np.array([message.twist for message in messages])
+        assert np.abs(twists).max() > 0.1
+        return twists - twist_of_poses(np.array([message.stamp_ns for message in messages]), poses)
+
+    with BagReader(scene.drive) as bag:
+        drive = degraded(bag, Degradation("odometry", 20))
+        np.testing.assert_allclose(misfit(drive), misfit(bag), rtol=0, atol=1e-9)
 
 
 def test_export_does_not_write_over_something_else(scene, tmp_path):

@@ -10,7 +10,7 @@ import common
 import numpy as np
 import pytest
 import torch
-from feature_variants import intensity_extractor, reduced_extractor
+from feature_variants import intensity_extractor, reduced_extractor, with_damping
 from training_scene import invented_photo
 
 from pixloc_ros.alignment.damping import LearnedDamping, damping_of, damping_tensors
@@ -104,3 +104,5 @@ def test_without_confidences_and_damping():
         torch.testing.assert_close(level.features, same.features, atol=2e-5, rtol=0)
     fixed = reduced_extractor(extractor, damping=False)
     assert damping_of(fixed) is None is not damping_of(without) and fixed.fingerprint == extractor.fingerprint
+    by_hand = damping_of(with_damping(extractor, 1e-2))
+    torch.testing.assert_close(by_hand(2), torch.full((6,), 1e-2), rtol=1e-5, atol=0)

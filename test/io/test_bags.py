@@ -1,6 +1,7 @@
 # Copyright the pixloc_ros authors. SPDX-License-Identifier: Apache-2.0
 import contextlib
 import shutil
+import sqlite3
 import subprocess
 from pathlib import Path
 
@@ -212,6 +213,20 @@ def test_channels_of_other_tools_are_left_out(tmp_path, language, schema, encodi
             assert list(bag.notes) == left_out
     with pytest.raises(InputError, match="no image topic /log"):
         BagReader(file, BagOptions(image="/log"))
+
+
+@pytest.mark.parametrize("lacks", ["child_frame_id", "twist"])
+def test_messages_whose_definition_lacks_a_field_are_left_out(tmp_path, lacks):
+    (file,) = write_drive(tmp_path / "drive", "sqlite3").glob("*.db3")
+    with contextlib.closing(sqlite3.connect(file)) as database, database:
+        renamed = f"replace(encoded_message_definition, ' {lacks}', ' other')"
+        database.execute(
+            f"UPDATE message_definitions SET encoded_message_definition = {renamed} WHERE topic_type = 'nav_msgs/msg/Odometry'"
+        )
+    with pytest.raises(InputError, match=f"messages on /odom cannot be read .the definition of .* lacks {lacks}"):
+        BagReader(file)
+    with BagReader(file, BagOptions(odometry="none")) as bag:
+        assert [type(event) for event in bag.events()] == [CameraFrame] * 3
 
 
 def test_of_two_types_on_a_topic_the_frequent_one_is_read(tmp_path):

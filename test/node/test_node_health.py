@@ -6,10 +6,14 @@ import time
 import types
 
 import pytest
+import torch
+from diagnostic_msgs.msg import DiagnosticStatus
 from node_harness import (
+    BASE_FROM_CAMERA,
     PERIOD_NS,
     START_NS,
     FakeLocalizer,
+    camera_info,
     grey_image,
     having,
     odometry_message,
@@ -23,8 +27,9 @@ from rosgraph_msgs.msg import Clock
 from sensor_msgs.msg import CompressedImage, Image
 
 from pixloc_ros.geometry import se3
-from pixloc_ros.node.conversions import stamp_from_ns, stamp_to_ns
+from pixloc_ros.node.conversions import stamp_from_ns, stamp_to_ns, transform_stamped
 from pixloc_ros.rig.robot import image_message
+from pixloc_ros.tracking.mount_check import MountCheck
 from pixloc_ros.tracking.tracker import Tracker
 
 TRACKING, DEGRADED, LOST = LocalizationStatus.TRACKING, LocalizationStatus.DEGRADED, LocalizationStatus.LOST
@@ -192,3 +197,37 @@ def test_a_recording_that_is_over_is_no_fault():
         robot.texts.clear()
         time.sleep(5.0)
         assert robot.texts and not [text for text in robot.texts if "nothing" in text or "lost" in text], robot.texts
+
+
+class CheckedLocalizer(FakeLocalizer):
+    """Its tracker checks the mount, as that of `pixloc_ros.Localizer` does."""
+
+    def tracker(self, options=None, relocalization=True):
+        return Tracker(self.aligner, options, mount_check=MountCheck("level", BASE_FROM_CAMERA[None]))
+
+
+@pytest.mark.parametrize(
+    ("turn", "words"),
+    [
+        (BASE_FROM_CAMERA[:3, :3].T, "turned by 120° about .*: is camera_link given for camera_optical"),
+        (torch.tensor([[0.0, -1, 0], [1, 0, 0], [0, 0, 1]], dtype=torch.float64), r"turned by 90° about \(0, 0, 1\)"),
+    ],
+    ids=["body frame", "yaw"],
+)
+def test_a_turned_mount_is_never_tracked_and_named_until_it_is_corrected(turn, words):
+    mount = BASE_FROM_CAMERA.clone()
+    mount[:3, :3] = turn @ mount[:3, :3]
+    with running(open_localizer=CheckedLocalizer, ready=False, **start_pose()) as (node, robot):
+        robot.info.publish(camera_info())
+        robot.static_tf.sendTransform(transform_stamped("base_link", "camera_optical", 0, mount))
+        robot.wait(lambda: node._worker.inputs._calibration is not None)
+        statuses = [robot.step(number) for number in range(12)]
+        assert all(status.state != TRACKING for status in statuses) and not robot.poses and not robot.transforms
+        assert re.search(words, statuses[-1].message), statuses[-1].message
+        assert re.search(words, robot.diagnosed("transforms: base_from_camera seems turned"))
+        robot.wait(lambda: robot.levels["transforms"] == DiagnosticStatus.ERROR)
+        robot.describe_camera()
+        time.sleep(0.2)
+        robot.give_pose(12)
+        assert robot.step(12).state == TRACKING
+        robot.wait(lambda: robot.levels["transforms"] == DiagnosticStatus.OK)
