@@ -6,6 +6,7 @@ The node, the command line, evaluation and Python users all assemble their local
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -22,19 +23,25 @@ from .io.images import load_image
 from .mapping.georeference import Georeference
 from .mapping.map_file import Map
 from .tracking.calibration_check import CalibrationCheck
-from .tracking.covariances import check_covariance, isotropic
+from .tracking.covariances import check_covariance, isotropic, mahalanobis
 from .tracking.frame_aligner import DEFAULT, AlignerOptions, FrameAligner, preset_options
 from .tracking.mount_check import MountCheck, turned_prior
 from .tracking.options import QualityGates, TrackerOptions
 from .tracking.prior_std import WIDE_PRIOR, PriorStd
-from .tracking.relocalization import Relocalizer, agreement, spread
+from .tracking.relocalization import Relocalizer, spread
 from .tracking.tracker import Tracker
 from .tracking.types import FrameAlignment, PreparedFrame, PreparedImage
 
 SURE = 0.95
-"""A pose from a prior that is less likely right is sought again"""
-PRIOR_STARTS = 12
-"""from so many other starts, spread over the prior."""
+"""A pose that is less likely right is sought again"""
+HYPOTHESES = 32
+"""from so many poses, spread over what is known of it,"""
+HYPOTHESIS = PriorStd(5.0, depth_share=0.1)
+"""each of which is a prior by itself."""
+_AROUND = PriorStd(10.0, depth_share=0.2)
+"""How far off the best pose of a search may be."""
+_WITHIN = 5.0
+"""Standard deviations of its prior, within which a pose must be."""
 SEARCH_TURNS, SEARCH_FINALISTS = 4, 5
 """Without a prior, further hypotheses are tried so many times until one is sure, and so many of them are aligned to the end."""
 _GATES = QualityGates()
@@ -224,16 +231,28 @@ class Localizer:
             return Location.of(*self._search(PreparedFrame(0, image, prepared.camera, prepared)))
         said = WIDE_PRIOR if prior_covariance is None else prior_covariance
         alignment = self.aligner.localize_prepared(prepared, prior, said)
-        if alignment.probability < SURE:
+        if alignment.success and math.isfinite(alignment.depth):
             covariance = said.covariance(alignment.depth) if isinstance(said, PriorStd) else said
-            if bool(covariance.isfinite().all()):
-                for start in spread(prior, covariance, 1 + PRIOR_STARTS, 0)[1:]:
-                    other = self.aligner.localize_prepared(prepared, prior, said, start=start)
-                    alignment = max(alignment, other, key=lambda found: found.probability)
-                    if alignment.probability >= SURE:
-                        break
+            alignment = self._sought(prepared, alignment, prior, covariance)
         few = alignment.probability < _GATES.min_probability or alignment.inlier_fraction < _GATES.min_inlier_fraction
         return Location.of(alignment, "few points agree with the map" if few else "")
+
+    def _sought(
+        self, prepared: PreparedImage, best: FrameAlignment, pose: torch.Tensor, covariance: torch.Tensor
+    ) -> FrameAlignment:
+        """The most likely alignment of an image whose pose [4, 4] is known by a covariance [6, 6], if the best is doubtful."""
+        narrow = HYPOTHESIS.covariance(best.depth)
+        if best.probability >= SURE or bool((covariance.diagonal() <= narrow.diagonal()).all()):
+            return best
+        for start in spread(pose, covariance, HYPOTHESES, 0)[1:]:
+            found = self.aligner.localize_prepared(prepared, start, narrow)
+            if found.probability <= best.probability:
+                continue
+            if mahalanobis(pose, covariance, found.map_from_camera, found.covariance) <= _WITHIN:
+                best = found
+            if best.probability >= SURE:
+                break
+        return best
 
     def _turned_against(self, prior: torch.Tensor, frame: PreparedFrame) -> str:
         """Whether the image was taken where its prior says but looks elsewhere, in words; the whole map is searched."""
@@ -249,9 +268,11 @@ class Localizer:
         found: list[FrameAlignment] = []
         for turn in range(SEARCH_TURNS):
             found += self.relocalizer.search(frame, camera, turn, finalists=SEARCH_FINALISTS)
-            best = max(found, key=agreement, default=None)
+            best = max(found, key=lambda alignment: alignment.probability, default=None)
             if best is not None and best.probability >= _GATES.min_probability_search:
                 break
+        if best is not None and best.success and math.isfinite(best.depth):
+            best = self._sought(frame.prepared, best, best.map_from_camera, _AROUND.covariance(best.depth))
         if best is None or best.probability < _GATES.min_probability_search:
             return best, "few points agree with the map"
         rivals = [

@@ -34,6 +34,8 @@ _AROUND = [(0, 0, 0), (0, 0, 1), (0, 0, -1), (1, 0, 0), (-1, 0, 0), (0, 1, 0), (
 _AROUND += [(1, -1, -1), (-1, 1, -1), (-1, -1, 1), (2, 0, 0), (-2, 0, 0)]
 """Steps in x, y, yaw of the base from a prior; one an image, in this order, round and round."""
 _SAME_ANGLE = 0.1
+_UNRELATED = 1.1
+"""Mean log residual (`alignment.LevelTrace`) of points and image that have nothing to do with each other."""
 _SAME_DEPTHS = 0.1
 _HYPOTHESIS = PriorStd(20.0, depth_share=0.35)
 """How far off a hypothesis is taken to be: an image that shows little must not lead it away from where the map was seen."""
@@ -147,7 +149,7 @@ class Relocalizer:
         return ((away <= reach_m) & (turned <= reach_rad)).numpy()
 
     def _align_coarsely(self, pyramid: FeaturePyramid, camera, starts: torch.Tensor) -> tuple[torch.Tensor, np.ndarray]:
-        """All hypotheses in one batch, at the coarse levels only: poses [H, 4, 4], and the share of points that agree."""
+        """All hypotheses in one batch, at the coarse levels only: poses [H, 4, 4], and how much of the image each explains."""
         levels = min(self.options.levels, len(pyramid.levels))
         locals_ = [self._selector.select(start, camera, self.options.points) for start in starts]
         count = max(max(len(local.points) for local in locals_), 1)
@@ -171,7 +173,9 @@ class Relocalizer:
         prior = PriorFactor(initial, self._information.expand(len(initial), 6, 6))
         result = align(view, initial, self._alignment, self._localizer.damping, prior, self._weights)
         poses = map_from_local @ se3.inverse(result.camera_from_map)
-        scores = torch.where(result.converged, (result.inliers & mask).sum(-1) / count, 0.0)
+        # Under change hardly a point agrees at these levels, but in the right place all disagree less.
+        visible = (result.visible & mask).sum(-1) / count
+        scores = torch.where(result.converged, visible * (_UNRELATED - result.trace[-1].residual), 0.0)
         return poses, scores.numpy()
 
     def same_place(self, one: torch.Tensor, other: torch.Tensor) -> bool:
