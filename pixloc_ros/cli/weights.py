@@ -133,7 +133,8 @@ def _judge(extractor) -> dict | None:
     if not any(name.startswith(module.TENSORS) for name in extractor.companions):
         return None
     judge = module.AlignmentJudge.of(extractor.companions, f"weights '{extractor.name}'")
-    numbers = {"log odds": judge.log_odds.tolist(), "spread": judge.spread.tolist()}
+    numbers = {"log odds": judge.log_odds, "noise": judge.noise, "turn": judge.turn, "shift": judge.shift}
+    numbers = {name: values.tolist() for name, values in numbers.items()}
     return {name: {"constant": row[0], "slopes": dict(zip(module.STATISTICS, row[1:]))} for name, row in numbers.items()}
 
 

@@ -15,6 +15,7 @@ import torch
 
 from ..alignment import AlignmentResult
 from ..errors import InputError
+from .covariances import isotropic
 
 RIGHT = (2.0, 0.02)
 """A pose is right that is wrong by less: degrees, and share of the median depth of the points in view."""
@@ -34,8 +35,10 @@ leaves, as shares of the depth and in radians; log10 of how far the pose went fr
 depth plus radians."""
 TENSORS = "judge."
 _LEVELS = 5
-_PROBABILITY, _SPREAD = TENSORS + "probability", TENSORS + "spread"
+_NAMES = tuple(TENSORS + name for name in ("probability", "noise", "turn", "shift"))
+_NEVER = -9.0
 _HAND_SLOPE, _HAND_AGREEMENT = 20.0, 0.15
+_LIMITS = (-9.0, 4.0)
 _LEAST, _LARGEST_POWER = 1e-5, 30.0
 
 
@@ -77,41 +80,53 @@ def _moved(one: np.ndarray, other: np.ndarray, depth: float) -> float:
 class AlignmentJudge:
     """Learned numbers: a constant and a slope for each of the `STATISTICS`, float64 [17].
 
+    The covariance of a pose is what the optimizer claims, as if all points erred independently, times a factor, and what all
+    points have in common: blur that is not centred, light from another side, a map that is off. That turns and shifts the camera.
+
     Attributes:
         log_odds: Of a right pose (`RIGHT`).
-        spread: log10 of the factor on the covariance.
+        noise: log10 of the factor on the claimed covariance.
+        turn: log10 of the standard deviation that points have in common, rad.
+        shift: The same of the camera's place, as a share of the depth.
     """
 
     log_odds: np.ndarray
-    spread: np.ndarray
+    noise: np.ndarray
+    turn: np.ndarray
+    shift: np.ndarray
 
     @classmethod
     def by_hand(cls) -> AlignmentJudge:
         """Even odds where 15 % of the points agree on the level before the finest; the covariance as claimed."""
-        log_odds = np.zeros(1 + len(STATISTICS))
+        log_odds, noise, turn, shift = np.zeros((4, 1 + len(STATISTICS)))
         log_odds[0], log_odds[1 + _LEVELS - 2] = -_HAND_SLOPE * _HAND_AGREEMENT, _HAND_SLOPE
-        return cls(log_odds, np.zeros(1 + len(STATISTICS)))
+        turn[0] = shift[0] = _NEVER
+        return cls(log_odds, noise, turn, shift)
 
     @classmethod
     def of(cls, companions: Mapping[str, torch.Tensor], source: str) -> AlignmentJudge:
         """The one that a weights file holds, or the one by hand. Raises InputError for numbers that cannot be."""
-        found = [companions.get(name) for name in (_PROBABILITY, _SPREAD)]
+        found = [companions.get(name) for name in _NAMES]
         if any(value is None for value in found):
             return cls.by_hand()
-        for name, value in zip((_PROBABILITY, _SPREAD), found):
+        for name, value in zip(_NAMES, found):
             if tuple(value.shape) != (1 + len(STATISTICS),) or not bool(value.isfinite().all()):
                 raise InputError(f"{source}: '{name}' must hold {1 + len(STATISTICS)} finite numbers: train it again")
         return cls(*(value.double().numpy() for value in found))
 
     def tensors(self) -> dict[str, torch.Tensor]:
         """What a weights file keeps."""
-        return {name: torch.from_numpy(v).float() for name, v in ((_PROBABILITY, self.log_odds), (_SPREAD, self.spread))}
+        values = (self.log_odds, self.noise, self.turn, self.shift)
+        return {name: torch.from_numpy(value).float() for name, value in zip(_NAMES, values)}
 
     def probability(self, statistics: np.ndarray) -> float:
         """That the pose is right."""
         power = float(np.clip(self.log_odds[0] + self.log_odds[1:] @ statistics, -_LARGEST_POWER, _LARGEST_POWER))
         return 1 / (1 + np.exp(-power))
 
-    def factor(self, statistics: np.ndarray) -> float:
-        """What the covariance that the optimizer claims is to be multiplied by."""
-        return 10 ** float(np.clip(self.spread[0] + self.spread[1:] @ statistics, -4.0, 4.0))
+    def covariance(self, claimed: torch.Tensor, statistics: np.ndarray, depth: float) -> torch.Tensor:
+        """Of a pose [6, 6] (translation, rotation): of what the optimizer claims, and the median depth of the visible points."""
+        noise, turn, shift = (
+            10 ** float(np.clip(v[0] + v[1:] @ statistics, *_LIMITS)) for v in (self.noise, self.turn, self.shift)
+        )
+        return claimed * noise + isotropic(shift * depth if np.isfinite(depth) else 0.0, turn)

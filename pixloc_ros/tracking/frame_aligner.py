@@ -165,7 +165,7 @@ class FrameAligner:
         visible, inliers = int(result.visible.sum()), int(result.inliers.sum())
         claimed, depth = inverse_information(result.information), _depth(result, local.points)
         statistics = statistics_of(result, claimed.numpy(), (begin @ map_from_local).numpy(), depth)
-        covariance = claimed * self.judge.factor(statistics)
+        covariance = self.judge.covariance(claimed, statistics, depth)
         success = bool(result.converged) and bool(torch.isfinite(covariance).all())
         points = result.visible.shape[-1]
         reason = "the image shows nothing" if result.reason == "converged" and not success else result.reason

@@ -21,6 +21,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from scipy.optimize import minimize
+from torch import nn
 
 from ..alignment import AlignmentOptions, AlignmentResult, LevelWeights, align
 from ..alignment.compiled import LevelResults, Problem, Task, problems, run_levels
@@ -50,6 +51,7 @@ from .photos import MotionRange, PhotoPairs, list_photos
 LEARNED_SLOPES = {0: (0, 1, 2, 3), 1: (0, 1, 2, 3, 4), 2: (0, 1, 2), 3: (0, 1, 2), 4: (1, 3), 5: (1, 3)}
 """Of each output, the cues that it depends on; the slopes are the same for all levels, and for translation and rotation."""
 _PAIRS = {3: 2, 5: 4}
+JUDGE_POWERS = (-5.0, 4.0)
 _ERROR_FLOOR, _MOST_LOSS = 0.02, 3.0
 _LOG = "alignment_log.jsonl"
 
@@ -106,7 +108,7 @@ class SearchSection:
 class JudgeSection:
     """The judge's training: alignments per sample, and how strongly its slopes are drawn to zero."""
 
-    alignments: int = 4
+    alignments: int = 6
     ridge: float = 3.0
 
 
@@ -145,9 +147,9 @@ def read_config(path: Path) -> AlignmentConfig:
 
 
 def draw_all(
-    config: AlignmentConfig, extractor: Extractor, say: Callable[[str], None]
+    config: AlignmentConfig, extractor: Extractor, part: int, say: Callable[[str], None]
 ) -> tuple[list[AlignmentSample], np.ndarray]:
-    """The run's samples, and how often each is used; the same for the same configuration."""
+    """The samples of a part of the run, and how often each is used; the same for the same configuration."""
     folder, samples, shares = Path(config.folder), [], []
     points = config.samples.points[1]
     for number, section in enumerate((*config.photos, *config.places)):
@@ -158,7 +160,7 @@ def draw_all(
         else:
             paths = {name: folder / getattr(section, name) for name in ("queries", "images", "drive") if getattr(section, name)}
             source = PlaceSamples.open(folder / section.map, extractor, **paths)
-        drawn = draw_samples(source, section.samples, config.samples, (config.search.seed, number))
+        drawn = draw_samples(source, section.samples, config.samples, (config.search.seed, part, number))
         say(f"{source.name}: {len(drawn)} samples")
         samples += drawn
         shares += [section.weight / len(drawn)] * len(drawn)
@@ -280,13 +282,19 @@ def learn_weights(
 
 @dataclass(frozen=True)
 class Outcome:
-    """One alignment: its statistics [16], whether its pose is right, its squared error by the claimed covariance (chi-square with
-    six degrees of freedom if that were true), its sample's number."""
+    """One alignment: its statistics [16], whether its pose is right, its error [6] and claimed covariance [6, 6] (translations as
+    shares of the depth), its sample's number."""
 
     statistics: np.ndarray
     right: bool
-    squared: float
+    error: np.ndarray
+    claimed: np.ndarray
     sample: int
+
+    def nees(self, judge: AlignmentJudge) -> float:
+        """Squared error by the judge's covariance: 6 on average where that is right."""
+        covariance = judge.covariance(torch.from_numpy(self.claimed), self.statistics, 1.0)
+        return float(self.error @ np.linalg.solve(covariance.numpy(), self.error))
 
 
 @torch.inference_mode()
@@ -314,42 +322,52 @@ def _outcome(sample: AlignmentSample, result: AlignmentResult, number: int) -> O
         return None
     pose = result.camera_from_map.double()
     depths = se3.transform(pose, sample.view.points.xyz.double())[:, 2][result.visible]
-    statistics = statistics_of(result, covariance.numpy(), sample.start.numpy(), float(depths.median()))
-    if sample.kind == "foreign image":
-        return Outcome(statistics, False, math.inf, number)
-    degrees, percent = sample.error(pose)
+    depth = float(depths.median())
+    statistics = statistics_of(result, covariance.numpy(), sample.start.numpy(), depth)
     error = se3.se3_log(sample.truth @ se3.inverse(pose)).numpy()
-    squared = float(error @ np.linalg.solve(covariance.numpy(), error))
-    return Outcome(statistics, degrees < RIGHT[0] and percent < 100 * RIGHT[1], squared, number)
+    unit = np.r_[[1 / max(abs(depth), 1e-12)] * 3, [1.0] * 3]
+    degrees, percent = sample.error(pose)
+    right = sample.kind != "foreign image" and degrees < RIGHT[0] and percent < 100 * RIGHT[1]
+    return Outcome(statistics, right, error * unit, covariance.numpy() * np.outer(unit, unit), number)
 
 
 def fit_judge(found: Sequence[Outcome], ridge: float) -> AlignmentJudge:
-    """Logistic regression of the outcome, and the factor on the covariance that makes the errors of the right ones most likely,
-    both with slopes drawn to zero in units of the statistics' standard deviations."""
+    """Logistic regression of the outcome, and the covariance under which the errors of the right ones are most likely; slopes are
+    drawn to zero in units of the statistics' standard deviations."""
     values, right = np.array([one.statistics for one in found]), np.array([one.right for one in found])
     centre, unit = values.mean(0), values.std(0) + 1e-9
-    inputs = np.c_[np.ones(len(values)), (values - centre) / unit]
-    squared = np.array([one.squared for one in found])[right]
+    inputs = torch.from_numpy(np.c_[np.ones(len(values)), (values - centre) / unit])
+    good = torch.from_numpy(right)
+    errors = torch.from_numpy(np.array([one.error for one in found])[right])
+    claimed = torch.from_numpy(np.array([one.claimed for one in found])[right])
 
-    def against(x):
-        power = inputs @ x
-        gradient = inputs.T @ (1 / (1 + np.exp(-power)) - right) + ridge * np.r_[0, x[1:]]
-        return float(np.logaddexp(0, power).sum() - power[right].sum() + ridge / 2 * (x[1:] ** 2).sum()), gradient
+    def unlikely(x: torch.Tensor) -> torch.Tensor:
+        return nn.functional.softplus(torch.where(good, -1.0, 1.0) * (inputs @ x[0])).sum()
 
-    def unlikely(x):
-        power = inputs[right] @ x
-        ratio = squared * np.exp(-power)
-        gradient = inputs[right].T @ (3 - ratio / 2) + 10 * ridge * np.r_[0, x[1:]]
-        return float((3 * power + ratio / 2).sum() + 5 * ridge * (x[1:] ** 2).sum()), gradient
+    def far(x: torch.Tensor) -> torch.Tensor:
+        noise, turn, shift = 10 ** (inputs[good] @ x.mT).clamp(*JUDGE_POWERS).unbind(-1)
+        common = torch.stack((shift,) * 3 + (turn,) * 3, -1) ** 2
+        root = torch.linalg.cholesky(noise[:, None, None] * claimed + torch.diag_embed(common))
+        white = torch.linalg.solve_triangular(root, errors[..., None], upper=False)[..., 0]
+        return (white**2).sum() / 2 + root.diagonal(dim1=-2, dim2=-1).log().sum()
 
-    def solved(cost: Callable, begin: np.ndarray) -> np.ndarray:
-        x = minimize(cost, begin, jac=True, method="L-BFGS-B", options={"maxiter": 500}).x
-        slopes = x[1:] / unit
-        return np.r_[x[0] - slopes @ centre, slopes]
+    def solved(cost: Callable[[torch.Tensor], torch.Tensor], begin: list[float]) -> np.ndarray:
+        """Constants and slopes [rows, 17] of the statistics as they are."""
 
-    zero = np.zeros(1 + len(STATISTICS))
-    begin = np.r_[math.log(max(np.median(squared) / 5.35, 1e-6)), zero[1:]]
-    return AlignmentJudge(solved(against, zero), solved(unlikely, begin) / math.log(10))
+        def with_gradient(flat: np.ndarray) -> tuple[float, np.ndarray]:
+            x = torch.from_numpy(flat).reshape(len(begin), -1).requires_grad_()
+            total = cost(x) + ridge / 2 * (x[:, 1:] ** 2).sum()
+            total.backward()
+            return float(total), x.grad.flatten().numpy()
+
+        first = np.zeros((len(begin), 1 + len(STATISTICS)))
+        first[:, 0] = begin
+        x = minimize(with_gradient, first.ravel(), jac=True, method="L-BFGS-B", options={"maxiter": 1000}).x
+        x = x.reshape(len(begin), -1)
+        slopes = x[:, 1:] / unit
+        return np.c_[x[:, 0] - slopes @ centre, slopes]
+
+    return AlignmentJudge(solved(unlikely, [0.0])[0], *solved(far, [0.5, -3.0, -3.0]))
 
 
 def calibration_error(probabilities: np.ndarray, right: np.ndarray, bins: int = 10) -> float:
@@ -379,15 +397,17 @@ def run(config: AlignmentConfig, out: Path, resume: bool, say: Callable[[str], N
     if config.weights:
         earlier = Weights.open(Path(config.folder) / config.weights).companions
         start = LevelWeights.of(earlier, levels, config.weights).table.numpy().astype(np.float64)
-    samples, shares = draw_all(config, extractor, say)
+    samples, shares = draw_all(config, extractor, 0, say)
     objective = Objective(samples, levels, config.search.threads)
     table = learn_weights(objective, shares, start, config, out, resume, say)
     learned = LevelWeights(torch.from_numpy(table).float())
-    found = outcomes(samples, learned, config)
+    # The weights do better on what they were learned from: the judge learns from other samples.
+    del samples, objective
+    found = outcomes(draw_all(config, extractor, 1, say)[0], learned, config)
     held = [one for one in found if one.sample % config.search.held_out == 0]
     judge = fit_judge([one for one in found if one.sample % config.search.held_out], config.judge.ridge)
     likely, right = np.array([judge.probability(one.statistics) for one in held]), np.array([one.right for one in held])
-    nees = [one.squared / judge.factor(one.statistics) for one in held if one.right]
+    nees = [one.nees(judge) for one in held if one.right]
     told, gap = np.mean((likely >= 0.5) == right), calibration_error(likely, right)
     say(f"judge, {len(held)} held-out alignments, {right.sum()} right: {told:.1%} told apart, calibration error {gap:.3f}")
     say(f"NEES of the right ones {np.mean(nees):.1f} (6 is right), median {np.median(nees):.1f} (5.35 is right)")

@@ -268,18 +268,21 @@ def test_weights_of_levels_are_shown_and_drawn(tmp_path, capsys):
 
 
 def test_a_judge_is_kept_and_shown(tmp_path, capsys):
-    file, numbers = tmp_path / "learned.safetensors", np.random.default_rng(0).normal(size=(2, 1 + len(STATISTICS)))
+    file, numbers = tmp_path / "learned.safetensors", np.random.default_rng(0).normal(size=(4, 1 + len(STATISTICS)))
     replace(Weights.open("compact"), companions=AlignmentJudge(*numbers).tensors()).save(file)
     extractor = load_extractor(file)
     assert extractor.fingerprint == load_extractor("compact").fingerprint
-    np.testing.assert_allclose(AlignmentJudge.of(extractor.companions, "x").spread, numbers[1], rtol=1e-6)
+    np.testing.assert_allclose(AlignmentJudge.of(extractor.companions, "x").noise, numbers[1], rtol=1e-6)
     assert main(["weights", "show", str(file), "--json"]) == 0
     shown = json.loads(capsys.readouterr().out)["judge"]
     assert shown["log odds"]["slopes"][STATISTICS[-1]] == pytest.approx(numbers[0, -1])
     assert main(["weights", "show", str(file)]) == 0
     table = capsys.readouterr().out
     assert all(name in table for name in STATISTICS) and f"{numbers[1, 0]:.2f}" in table
-    replace(Weights.open("compact"), companions={"judge.probability": torch.zeros(3), "judge.spread": torch.zeros(3)}).save(file)
+    replace(
+        Weights.open("compact"),
+        companions={f"judge.{name}": torch.zeros(3) for name in ("probability", "noise", "turn", "shift")},
+    ).save(file)
     assert main(["weights", "show", str(file)]) == 2
     assert f"must hold {1 + len(STATISTICS)} finite numbers" in capsys.readouterr().err
 
