@@ -17,9 +17,12 @@ from pixloc_ros.geometry.cameras import Camera
 from pixloc_ros.io.bags import BagReader
 from pixloc_ros.io.calibration import FILLED, RAW, RECTIFIED, RECTIFIED_K, WHOLE
 from pixloc_ros.io.messages import image_of
+from pixloc_ros.io.work_folder import WorkFolder
 from pixloc_ros.localization import Localizer
 from pixloc_ros.mapping.build import build_map_from_colmap
+from pixloc_ros.mapping.build.keyframes import KeyframeOptions
 from pixloc_ros.mapping.build.posed_bag import PosedBag
+from pixloc_ros.mapping.build.posed_frames import PosedMapOptions, points_of_posed_frames
 from pixloc_sim.recordings import SimulationOptions, simulate
 
 LENSES = {"strong": (-0.28, 0.09, 0.0005, -0.0004, 0.0), "mild": (-0.06, 0.015, 0.0, 0.0, 0.0)}
@@ -100,6 +103,28 @@ def test_rectified_images_whose_p_is_empty_are_tracked_with_the_usual_one_that_f
     camera = next(one.camera for one in drawn[-1].calibration.readings if one.taken == found)
     torch.testing.assert_close(drawn[-1].camera.params, camera.params)  # what pictures are drawn with
     assert f"the images fit {found}" in " ".join(run.remarks) or (alpha is None and name == "image_rect")
+
+
+@pytest.mark.parametrize(
+    "name, rectified, alpha, calibration, fits, taken",
+    [
+        ("image", True, 0.0, {}, RECTIFIED, True),
+        ("image_rect", False, 0.0, {}, RAW, True),
+        ("image_rect", True, 1.0, {"p": np.zeros(12)}, WHOLE, True),
+        ("image_rect", True, 0.0, {}, RECTIFIED, False),
+        ("image", False, 0.0, {}, RAW, False),
+    ],
+)
+def test_maps_are_made_with_the_calibration_that_fits(scene, tmp_path, name, rectified, alpha, calibration, fits, taken):
+    rewritten(scene[1], tmp_path / "bag", name, rectified, alpha, **calibration)
+    with PosedBag(tmp_path / "bag") as frames:
+        options = PosedMapOptions(keyframes=KeyframeOptions(shift=0.005))  # a short drive
+        found = points_of_posed_frames(frames, WorkFolder(tmp_path / "work", {}), options)
+        (expected,) = (one.camera for one in next(iter(frames())).calibration.readings if one.taken == fits)
+    torch.testing.assert_close(found.source.cameras[0].params, expected.params)
+    assert [fits in note for note in found.notes] == [True] * taken
+    again = points_of_posed_frames(lambda wanted: (), WorkFolder(tmp_path / "work", {}), options)  # what was stopped goes on
+    torch.testing.assert_close(again.source.cameras[0].params, expected.params)
 
 
 def test_a_map_is_made_of_rectified_images_with_p(scene, tmp_path):

@@ -149,7 +149,8 @@ def measured_depth_scale(images: KeyframeFiles, depth: Callable[[int], np.ndarra
     if share < _FEWEST_AGREEING:
         raise InputError(
             f"only {share:.0%} of the points that two images see have the depth that images and poses say, whatever its unit: "
-            "check that depth is distance (no disparity) and aligned with the images, and that the poses are the camera's"
+            "check that depth is distance (no disparity) and aligned with the images, and that the poses are the camera's, with "
+            "quaternions qx qy qz qw"
         )
     return median if share >= _LEAST_AGREEING else None
 

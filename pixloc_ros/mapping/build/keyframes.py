@@ -13,6 +13,7 @@ import torch
 from ...errors import InputError
 from ...geometry import se3
 from ...geometry.cameras import Camera
+from ...io.calibration import Calibration
 from ...io.files import find_file
 from ...io.images import load_grey
 
@@ -34,6 +35,7 @@ class PosedFrame:
         map_from_camera: float64 [4, 4].
         depth: float32 [H, W] metres along the optical axis, 0 where unknown, as this camera saw it at this stamp; None without a
             depth camera.
+        calibration: That `camera` is from, where there may be another reading of it.
     """
 
     stamp_ns: int
@@ -41,6 +43,7 @@ class PosedFrame:
     camera: Camera
     map_from_camera: torch.Tensor
     depth: np.ndarray | None = None
+    calibration: Calibration | None = None
 
 
 @dataclass(frozen=True, eq=False)

@@ -135,7 +135,7 @@ class PosedBag:
 
     def _posed(self, frame: CameraFrame, depth: tuple[int, object] | None) -> PosedFrame:
         pose = self.map_from_camera(np.array([frame.stamp_ns]))[0][0]
-        posed = PosedFrame(frame.stamp_ns, frame.image, frame.camera, pose)
+        posed = PosedFrame(frame.stamp_ns, frame.image, frame.camera, pose, calibration=frame.calibration)
         if self.depth_topic is None:
             return posed
         if depth is None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import cv2
@@ -18,11 +18,13 @@ import torch
 from ...errors import InputError, none_left
 from ...features import Extractor
 from ...geometry.cameras import Camera
+from ...io.calibration import Reading
 from ...io.depth import without_edges
 from ...io.frames import UnusableFrame
 from ...io.work_folder import WorkFolder
 from ..map_file import Map, coverage
 from .building import BuildReport, PosedImages, Progress, build_map, unique_cameras
+from .calibration_fit import fitting_reading
 from .depth_points import DepthKeyframe, find_points, measured_depth_scale
 from .keyframes import KeyframeFiles, KeyframeOptions, KeyframeSelector, PosedFrame
 from .triangulation import TriangulationOptions, triangulate
@@ -95,6 +97,7 @@ class PosedPoints:
         rejected: Points and blank images left out, by reason.
         left_out: Why other images were left out, by their stamps or names.
         error_px: float64 [M], of the observations; None with depth.
+        notes: What else is to be known of the images.
     """
 
     source: PosedImages
@@ -102,6 +105,7 @@ class PosedPoints:
     rejected: dict[str, int]
     left_out: dict[str, str]
     error_px: np.ndarray | None
+    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, eq=False)
@@ -111,6 +115,7 @@ class _Keyframe:
     camera: Camera
     map_from_camera: torch.Tensor
     depth: bool
+    readings: tuple[Reading, ...] = ()
 
 
 def build_map_from_posed_frames(
@@ -145,7 +150,7 @@ def build_map_from_posed_frames(
         error = tuple(float(v) for v in np.percentile(posed.error_px, (50, 95)))
     several = map_.track_length > 1
     report = PosedMapReport(
-        **vars(build) | {"left_out": posed.left_out | build.left_out},
+        **vars(build) | {"left_out": posed.left_out | build.left_out, "notes": (*build.notes, *posed.notes)},
         images=posed.images,
         rejected=posed.rejected,
         keyframes=len(counts),
@@ -170,7 +175,7 @@ def points_of_posed_frames(
 ) -> PosedPoints:
     """All of a map but its features; arguments and errors as of `build_map_from_posed_frames`."""
     keyframes, count, rejected, left_out = _choose_keyframes(frames, work, options.keyframes, progress)
-    keyframes = _usable_keyframes(keyframes, work, options.mask, left_out)
+    keyframes, notes = _with_fitting_cameras(_usable_keyframes(keyframes, work, options.mask, left_out), work)
     images = _files(keyframes, work, options.mask)
     error = None
     if all(keyframe.depth for keyframe in keyframes):
@@ -186,7 +191,29 @@ def points_of_posed_frames(
     stamps = np.array([keyframe.stamp_ns for keyframe in keyframes], np.int64)
     names = [keyframe.name for keyframe in keyframes]
     source = PosedImages(name, images.paths, names, images.cameras, images.map_from_camera, stamps, xyz, image, point)
-    return PosedPoints(source, count, {reason: number for reason, number in rejected.items() if number}, left_out, error)
+    rejected = {reason: number for reason, number in rejected.items() if number}
+    return PosedPoints(source, count, rejected, left_out, error, notes)
+
+
+def _with_fitting_cameras(keyframes: list[_Keyframe], work: WorkFolder) -> tuple[list[_Keyframe], tuple[str, ...]]:
+    """The keyframes with the reading of their calibration that fits, and what to say where that is not the first."""
+    readings = [keyframe.readings for keyframe in keyframes]
+    if len({tuple(reading.taken for reading in one) for one in readings}) != 1 or len(readings[0]) < 2:
+        return keyframes, ()
+    images = _files(keyframes, work, None)
+
+    def choose() -> dict[str, np.ndarray]:
+        best, more = fitting_reading(images, [[reading.camera for reading in one] for one in readings])
+        return {"best": np.array(best), "more": np.array(more)}
+
+    found = work.arrays("calibration", choose)
+    best = int(found["best"])
+    if not best:
+        return keyframes, ()
+    first, taken = readings[0][0].taken, readings[0][best].taken
+    more = f"{float(found['more']):+.0%} of the matches"
+    note = f"the images fit {taken} of the CameraInfo better than {first} ({more}): that is taken"
+    return [replace(keyframe, camera=keyframe.readings[best].camera) for keyframe in keyframes], (note,)
 
 
 def _files(keyframes: list[_Keyframe], work: WorkFolder, masks: Path | None) -> KeyframeFiles:
@@ -270,11 +297,13 @@ def _store(frame: PosedFrame, number: int, work: WorkFolder, state: dict) -> _Ke
     if frame.depth is not None:
         units = np.clip(np.round(frame.depth * _DEPTH_UNITS_PER_METRE), 0, 65535).astype(np.uint16)
         work.write(f"depth/{name}", lambda path: _write_png(path, units))
+    readings = frame.calibration.readings if frame.calibration else ()
     stored = {
         "name": name,
         "stamp_ns": frame.stamp_ns,
         "map_from_camera": frame.map_from_camera.tolist(),
-        "camera": [camera.model, camera.width, camera.height, camera.params.tolist()],
+        "camera": _camera_to_json(camera),
+        "readings": [[one.taken, _camera_to_json(one.camera)] for one in readings],
         "depth": frame.depth is not None,
         **state,
     }
@@ -283,10 +312,18 @@ def _store(frame: PosedFrame, number: int, work: WorkFolder, state: dict) -> _Ke
 
 
 def _keyframe_of(stored: dict) -> _Keyframe:
-    model, width, height, params = stored["camera"]
-    camera = Camera(model, width, height, torch.tensor(params, dtype=torch.float64))
     pose = torch.tensor(stored["map_from_camera"], dtype=torch.float64)
-    return _Keyframe(stored["name"], stored["stamp_ns"], camera, pose, stored["depth"])
+    readings = tuple(Reading(_camera_of(camera), taken) for taken, camera in stored.get("readings", ()))
+    return _Keyframe(stored["name"], stored["stamp_ns"], _camera_of(stored["camera"]), pose, stored["depth"], readings)
+
+
+def _camera_to_json(camera: Camera) -> list:
+    return [camera.model, camera.width, camera.height, camera.params.tolist()]
+
+
+def _camera_of(stored: list) -> Camera:
+    model, width, height, params = stored
+    return Camera(model, width, height, torch.tensor(params, dtype=torch.float64))
 
 
 def _write_png(path: Path, image: np.ndarray) -> None:
