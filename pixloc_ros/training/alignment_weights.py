@@ -345,7 +345,7 @@ def fit_judge(found: Sequence[Outcome], ridge: float) -> AlignmentJudge:
         return nn.functional.softplus(torch.where(good, -1.0, 1.0) * (inputs @ x[0])).sum()
 
     def far(x: torch.Tensor) -> torch.Tensor:
-        noise, turn, shift = 10 ** (inputs[good] @ x.mT).clamp(*JUDGE_POWERS).unbind(-1)
+        noise, turn, shift = (10 ** (inputs[good] @ x.mT).clamp(*JUDGE_POWERS)).unbind(-1)
         common = torch.stack((shift,) * 3 + (turn,) * 3, -1) ** 2
         root = torch.linalg.cholesky(noise[:, None, None] * claimed + torch.diag_embed(common))
         white = torch.linalg.solve_triangular(root, errors[..., None], upper=False)[..., 0]
