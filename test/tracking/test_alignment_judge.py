@@ -53,7 +53,9 @@ def test_by_hand_the_share_of_points_that_agree_decides(share, gate):
     """The gates are what they were when shares were compared: on the level before the finest, whatever else is known."""
     others = statistics(agreement_level_4=0.9, residuals_level_0=1.0, visible_points=-1.0, moved_in_all=0.3)
     for known in (0.0, 1.0):
-        likely = [AlignmentJudge.by_hand().probability(known * others + statistics(agreement_level_3=s)) for s in (share, 0.99 * share)]
+        likely = [
+            AlignmentJudge.by_hand().probability(known * others + statistics(agreement_level_3=s)) for s in (share, 0.99 * share)
+        ]
         assert likely[0] == pytest.approx(gate, abs=2e-3) and likely[1] < likely[0]
 
 
