@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import torch
 from matplotlib.figure import SubFigure
+from matplotlib.ticker import FuncFormatter
 
 from ..alignment import LearnedDamping, LevelWeights
 from ..alignment.level_weights import CUES, LARGEST_CUE, OUTPUTS, outputs_of
@@ -79,13 +80,15 @@ def plot_reliability(judged: Mapping[str, tuple[np.ndarray, np.ndarray]]) -> byt
         likely, share, counts = reliability(probabilities, right)
         # As far as so few tell: one standard deviation, of a share that one more right and one more wrong one would give.
         smooth = (share * counts + 1) / (counts + 2)
+        std = np.sqrt(smooth * (1 - smooth) / (counts + 2))
         error = calibration_error(probabilities, right)
         label = f"{name}{': ' if name else ''}calibration error {error:.3f}, {len(right)} poses"
         look = {"color": colour, "marker": marker, "markersize": 5, "linestyle": dashes, "linewidth": 1.4, "elinewidth": 0.9}
-        top.errorbar(likely, share, np.sqrt(smooth * (1 - smooth) / (counts + 2)), label=label, clip_on=False, **look)
+        top.errorbar(likely, share, (np.minimum(std, share), np.minimum(std, 1 - share)), label=label, clip_on=False, **look)
         bottom.stairs(np.histogram(probabilities, edges)[0], edges, color=colour, linestyle=dashes, linewidth=1.4)
     top.set(xlim=(0, 1), ylim=(0, 1), ylabel="share of right poses")
     bottom.set(yscale="log", ylim=(0.7, None), ylabel="poses", xlabel="probability that the pose is right")
+    bottom.yaxis.set_major_formatter(FuncFormatter(lambda count, _: f"{count:g}"))
     figure.legend(loc="outside upper left", fontsize=9)
     return png(figure)
 
