@@ -18,7 +18,7 @@ import torch
 from ..geometry import se3
 from ..geometry.projection import camera_numbers
 from ..geometry.single import FAST_JIT, INLINE_JIT, difference, inverse, retract
-from .compiled_cost import LOSSES, CostSettings, PointState, System, ViewArrays, linearize_views, mean_cost
+from .compiled_cost import LOSSES, CostSettings, PointState, System, ViewArrays, linearize_views, look, mean_cost
 from .damping import (
     ADAPTIVE_DOWN,
     ADAPTIVE_LEAST,
@@ -234,13 +234,13 @@ def run_level(problem, level, start, alive, evidence, cues, results):
     hold, hold_inverse, outputs = np.empty((6, 6)), inverse(start), results.outputs[level]
     trusted = np.empty(problem.information.shape)
     # A look at the start sets what is believed on this level.
-    count = linearize_views(views, level, stride, start, CostSettings(problem.loss, 1.0, problem.border), now, at)
+    seen, count, cues[0] = look(views, level, stride, start, problem.border, now.motion)
     for m in range(6):
         for n in range(6):
             hold[m, n] = evidence[m, n]
             for f in range(trusted.shape[0]):
                 hold[m, n] += problem.information[f, m, n]
-    cues[0], cues[4] = log_residual(at), math.log10(max(count, 1) / 500)
+    cues[4] = math.log10(max(seen, 1) / 500)
     cues[1] = math.log10(max(expected_cells(hold, now.motion, count, stride), 1e-9)) if hold[0, 0] > 0 else LARGEST_CUE
     outputs_of(problem.weights[level], cues, outputs)
     cost, variance = CostSettings(problem.loss, outputs[0], problem.border), outputs[1]

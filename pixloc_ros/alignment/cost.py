@@ -4,14 +4,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 
 import torch
 
 from ..features.sampling import sample_level_with_slopes
 from ..geometry import se3
 from .robust import RobustLoss
-from .types import View
+from .types import View, map_tensors
 
 
 @dataclass(frozen=True)
@@ -111,7 +111,19 @@ def linearize_views(
     views: Sequence[View], level: int, rig_from_map: torch.Tensor, loss: RobustLoss, border_cells: float
 ) -> Linearization:
     """The sum of the views' costs (see `linearize`): normal equations are added, points stand one view after the other."""
-    parts = [linearize(view, level, rig_from_map, loss, border_cells) for view in views]
+    return sum_of([linearize(view, level, rig_from_map, loss, border_cells) for view in views])
+
+
+def every(view: View, step: int) -> View:
+    """The view with every step-th point alone."""
+    if step == 1:
+        return view
+    points, mask = map_tensors(view.points, lambda tensor: tensor[:, ::step]), view.mask
+    return replace(view, points=points, mask=None if mask is None else mask[:, ::step])
+
+
+def sum_of(parts: Sequence[Linearization]) -> Linearization:
+    """Of several views."""
     if len(parts) == 1:
         return parts[0]
     hessian, gradient = sum(part.hessian for part in parts), sum(part.gradient for part in parts)

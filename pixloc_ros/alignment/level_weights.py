@@ -27,6 +27,8 @@ LOG10_MOST = (1.0, 3.0, 1.0, 1.0, 1.0, 1.0)
 """Where the outputs are cut off."""
 RESIDUAL_FLOOR = 1e-3
 """Added to squared residuals before their logarithm."""
+LOOK_POINTS = 256
+"""Where there are many points, every so many-th is looked at for the cues, so that about so many are."""
 LARGEST_CUE = 2.0
 AGREES = 0.1
 """A point whose squared residual is smaller agrees with the map: half of what the descriptors of one point differ by between two

@@ -18,7 +18,7 @@ import torch
 from ..errors import InputError
 from ..geometry import se3
 from .compiled import Task, align_compiled
-from .cost import Linearization, linearize_views
+from .cost import Linearization, every, linearize, linearize_views, sum_of
 from .damping import (
     ADAPTIVE_DOWN,
     ADAPTIVE_LEAST,
@@ -31,7 +31,7 @@ from .damping import (
     LearnedDamping,
     level_dampings,
 )
-from .level_weights import AGREES, LARGEST_CUE, LevelWeights, end_statistics, mean_log_residual, outputs_of
+from .level_weights import AGREES, LARGEST_CUE, LOOK_POINTS, LevelWeights, end_statistics, mean_log_residual, outputs_of
 from .prior import PriorFactor
 from .robust import RobustLoss
 from .types import AlignmentResult, LevelTrace, View, batched, map_tensors, to_device, why_ended
@@ -165,8 +165,14 @@ class _Level:
             coarser: [B], the cue of the level before.
         """
         options, views = task.options, task.views
-        look = linearize_views(views, index, start, RobustLoss(options.loss.kind, 1.0), options.border_cells)
+        steps = [max(len(view.points) // LOOK_POINTS, 1) for view in views]
+        looks = [
+            linearize(every(view, n), index, start, RobustLoss(options.loss.kind, 1.0), options.border_cells)
+            for view, n in zip(views, steps)
+        ]
+        look = sum_of(looks)
         count = look.valid.sum(-1)
+        seen = sum(one.valid.sum(-1) * n for one, n in zip(looks, steps))
         known = evidence + sum(factor.information.double() for factor in task.factors)
         motion = torch.einsum("bnpi,bnpj->bij", look.pixel_jacobian.double(), look.pixel_jacobian.double())
         units = torch.eye(6, dtype=torch.float64, device=start.device)
@@ -176,7 +182,7 @@ class _Level:
         spread = (columns.unflatten(0, (-1, 6)) * motion).sum((-1, -2)).clamp(min=0) / count.clamp(min=1)
         cells = (spread.sqrt() / views[0].pyramid.levels[index].stride).clamp(min=1e-9).log10()
         expected = torch.where(known[:, 0, 0] > 0, cells, LARGEST_CUE)
-        points = (count.clamp(min=1) / 500).log10()
+        points = (seen.clamp(min=1) / 500).log10()
         start_residual = mean_log_residual(look.squared, look.valid)
         cues = torch.stack([v.double().expand(len(start)) for v in (start_residual, expected, coarser, task.last, points)], -1)
         outputs = outputs_of(task.weights.table[index].double(), cues)
