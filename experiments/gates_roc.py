@@ -32,6 +32,7 @@ from pixloc_ros.geometry import se3
 from pixloc_ros.io.bags import BagReader
 from pixloc_ros.io.files import write_text
 from pixloc_ros.io.frames import CameraFrame
+from pixloc_ros.report.curves import plot_reliability
 from pixloc_ros.tracking.covariances import isotropic, mahalanobis, not_better_than
 from pixloc_ros.tracking.options import TrackerOptions
 from pixloc_ros.tracking.types import FrameAlignment
@@ -92,6 +93,8 @@ def main() -> int:
         parser.error("give two drives at least (each takes foreign images from the next), and --every 1 or more")
     samples = [sample for scene, other in zip(scenes, scenes[1:] + scenes[:1]) for sample in measure(scene, other, args)]
     write_text(args.output / "samples.json", json.dumps([asdict(sample) for sample in samples]) + "\n")
+    for folder in (args.output, *([args.docs.parent / "images"] if args.docs else [])):
+        (folder / "gates_reliability.png").write_bytes(reliability_diagram(samples))
     return common.finish(args, {"gates": report(samples)})
 
 
@@ -183,6 +186,14 @@ def gates_in_use() -> list[tuple[str, bool, float, float]]:
         (sure, True, g.sure_probability, g.max_innovation_sure),
         (search, False, g.min_probability_search, far),
     ]
+
+
+def reliability_diagram(samples: Sequence[Sample]) -> bytes:
+    """PNG of the judge's probabilities, with and without the prior, over the alignments that are usable."""
+    groups = {name: [s for s in samples if s.usable and s.held == held] for name, held in (("prior", True), ("none", False))}
+    return plot_reliability(
+        {name: (np.array([s.probability for s in g]), np.array([s.right for s in g])) for name, g in groups.items() if g}
+    )
 
 
 def report(samples: Sequence[Sample]) -> str:

@@ -230,11 +230,13 @@ class Localizer:
         if prior is None:
             return Location.of(*self._search(PreparedFrame(0, image, prepared.camera, prepared)))
         said = WIDE_PRIOR if prior_covariance is None else prior_covariance
-        alignment = self.aligner.localize_prepared(prepared, prior, said)
+        alignment = first = self.aligner.localize_prepared(prepared, prior, said)
         if alignment.success and math.isfinite(alignment.depth):
             covariance = said.covariance(alignment.depth) if isinstance(said, PriorStd) else said
             alignment = self._sought(prepared, alignment, prior, covariance)
-        few = alignment.probability < _GATES.min_probability or alignment.inlier_fraction < _GATES.min_inlier_fraction
+        # The likeliest of many has had more chances to look right, and the prior did not hold it.
+        least = _GATES.least_probability(alignment is not first, 1.0)
+        few = alignment.probability < least or alignment.inlier_fraction < _GATES.min_inlier_fraction
         return Location.of(alignment, "few points agree with the map" if few else "")
 
     def _sought(

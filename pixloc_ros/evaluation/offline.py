@@ -114,10 +114,10 @@ def run_bag(
         timings_ms = dict(result.timings_ms)
         if isinstance(frame, PreparedFrame):  # in another thread, before the tracker's clock ran
             timings_ms["total"] += sum(timings_ms.get(stage, 0.0) for stage in ("prepare", "features"))
-        agree = result.alignment.inlier_fraction if result.alignment is not None else float("nan")
-        records.append(
-            FrameRecord(frame.stamp_ns, result.state, result.map_from_base, result.covariance, timings_ms, agree, result.message)
-        )
+        names = ("inlier_fraction", "probability", "depth")
+        numbers = {name: getattr(result.alignment, name) for name in names if result.alignment is not None}
+        pose = result.map_from_base, result.covariance, timings_ms
+        records.append(FrameRecord(frame.stamp_ns, result.state, *pose, message=result.message, **numbers))
         tracker.check_calibration()
         tracker.check_odometry()
         # Whoever draws the image needs the camera that fitted.

@@ -31,8 +31,8 @@ RUN_FILE, POSES_FILE, TRUTH_FILE, ODOMETRY_FILE = "run.json", "poses.tum", "trut
 _FORMAT, _VERSION = "pixloc_ros run", 1
 _UPPER = np.triu_indices(6)
 _HEAD = ("name", "about", "skip_map_frames", "dropped_frames", "findings", "remarks")
-_NUMBERS = ("inlier_fraction", "latency_ms", "age_ms")
-"""Of a record, left out of the file where they are NaN."""
+_NUMBERS = ("inlier_fraction", "latency_ms", "age_ms", "probability", "depth")
+"""Of a record, left out of the file where they are not finite."""
 
 
 @dataclass(frozen=True)
@@ -50,6 +50,8 @@ class FrameRecord:
         unusable: Whether the image itself could not be used.
         latency_ms: Of a live run, from handing the image to DDS until its pose came back; NaN otherwise.
         age_ms: Of a live run, from the image's stamp until its status was published; NaN otherwise.
+        probability: That the pose of the alignment is right, as the judge has it; NaN where nothing was aligned.
+        depth: Median depth of what the image shows; NaN where it is not known.
     """
 
     stamp_ns: int
@@ -62,6 +64,8 @@ class FrameRecord:
     unusable: bool = False
     latency_ms: float = math.nan
     age_ms: float = math.nan
+    probability: float = math.nan
+    depth: float = math.nan
 
 
 @dataclass(frozen=True)

@@ -122,7 +122,8 @@ class Worker:
         """Ends the publishers, and the thread as soon as it can be: it may be compiling."""
         for request in self._queue.close():
             request.refuse("the node is being cleaned up")
-        self._thread.join(_END_S)
+        if threading.current_thread() is not self._thread:  # whose failure shuts the node down
+            self._thread.join(_END_S)
         self._node.destroy_guard_condition(self._answered)
         self.inputs.close()
         self._outputs.destroy()

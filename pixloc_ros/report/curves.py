@@ -1,5 +1,5 @@
 # Copyright the pixloc_ros authors. SPDX-License-Identifier: Apache-2.0
-"""Plots of measured and learned numbers: convergence basins, and what the optimizer learned with a network."""
+"""Plots of measured and learned numbers: convergence basins, what probabilities are worth, what the optimizer learned."""
 
 import textwrap
 from collections.abc import Mapping, Sequence
@@ -7,10 +7,12 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import torch
 from matplotlib.figure import SubFigure
+from matplotlib.ticker import FuncFormatter
 
 from ..alignment import LearnedDamping, LevelWeights
 from ..alignment.level_weights import CUES, LARGEST_CUE, OUTPUTS, outputs_of
-from .style import GREY, SERIES, level_colours, level_name, note, plt, png, styled
+from ..evaluation.reliability import calibration_error, reliability
+from .style import DARK_GREY, GREY, SERIES, level_colours, level_name, note, plt, png, styled
 
 CAMERA_AXES = ("right\nt_x", "down\nt_y", "forward\nt_z", "about right\nR_x", "about down\nR_y", "about forward\nR_z")
 UNTRAINED = 10**-0.5
@@ -59,6 +61,35 @@ def plot_basins(basins: Sequence[Mapping[str, object]]) -> bytes:
         handles, labels = rows[0, 0].get_legend_handles_labels()
         columns = max(1, min(len(labels), 4, _LEGEND_CHARACTERS // (max(map(len, labels)) + 8)))
         figure.legend(handles, labels, loc="outside lower center", ncols=columns)
+    return png(figure)
+
+
+@styled
+def plot_reliability(judged: Mapping[str, tuple[np.ndarray, np.ndarray]]) -> bytes:
+    """PNG of how often poses are right against how likely they were said to be, in ten bins; below, how many fall into each.
+
+    judged: By name, probabilities float64 [N], and whether each was right, bool [N].
+    """
+    ratios, edges = {"height_ratios": (3, 1)}, np.linspace(0, 1, 11)
+    figure, (top, bottom) = plt.subplots(2, 1, figsize=(4.8, 4.6), sharex=True, layout="constrained", gridspec_kw=ratios)
+    top.plot((0, 1), (0, 1), color=DARK_GREY, linewidth=0.9, linestyle=(0, (4, 2)))
+    for place, text, side in (((0.98, 0.03), "surer than right", "right"), ((0.02, 0.95), "less sure than right", "left")):
+        note(top, text, place, color=DARK_GREY, ha=side)
+    for number, (name, (probabilities, right)) in enumerate(judged.items()):
+        colour, marker, dashes = SERIES[number % len(SERIES)]
+        likely, share, counts = reliability(probabilities, right)
+        # As far as so few tell: one standard deviation, of a share that one more right and one more wrong one would give.
+        smooth = (share * counts + 1) / (counts + 2)
+        std = np.sqrt(smooth * (1 - smooth) / (counts + 2))
+        error = calibration_error(probabilities, right)
+        label = f"{name}{': ' if name else ''}calibration error {error:.3f}, {len(right)} poses"
+        look = {"color": colour, "marker": marker, "markersize": 5, "linestyle": dashes, "linewidth": 1.4, "elinewidth": 0.9}
+        top.errorbar(likely, share, (np.minimum(std, share), np.minimum(std, 1 - share)), label=label, clip_on=False, **look)
+        bottom.stairs(np.histogram(probabilities, edges)[0], edges, color=colour, linestyle=dashes, linewidth=1.4)
+    top.set(xlim=(0, 1), ylim=(0, 1), ylabel="share of right poses")
+    bottom.set(yscale="log", ylim=(0.7, None), ylabel="poses", xlabel="probability that the pose is right")
+    bottom.yaxis.set_major_formatter(FuncFormatter(lambda count, _: f"{count:g}"))
+    figure.legend(loc="outside upper left", fontsize=9)
     return png(figure)
 
 

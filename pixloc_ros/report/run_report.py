@@ -8,11 +8,14 @@ import numpy as np
 
 from .. import __version__
 from ..evaluation.metrics import RECALL_LEVELS, Evaluation, recall_name
+from ..evaluation.reliability import judged
 from ..evaluation.tables import Figure, format_number, row_of, summary
 from ..io.bags import BagReader
 from ..io.frames import CameraFrame
 from ..localization import Localizer
+from ..tracking.alignment_judge import RIGHT
 from . import run_plots
+from .curves import plot_reliability
 from .overlays import AGREES, DISAGREES, draw_overlay
 from .page import Card, Page, Picture
 from .style import ORANGE, run_style
@@ -122,6 +125,12 @@ def run_report(
             believed = "On the dashed line they say the truth. Below it, fewer poses are inside than claimed."
             calibration = Picture(run_plots.plot_calibration(runs), "Can the covariances be believed?", believed)
             page.pictures([Picture(run_plots.plot_nees(runs), "NEES over time", surer), calibration])
+    likely = {e.name: found for e in runs if len((found := judged(e))[0])}
+    if likely:
+        page.heading("Probabilities")
+        page.legend([], f"A pose is right within {RIGHT[0]:g}° and {100 * RIGHT[1]:g} % of the depth of what the image shows. ")
+        read = "On the dashed line they say the truth. Below: how many images fall into each tenth."
+        page.pictures([Picture(plot_reliability(likely), "Can the probabilities be believed?", read)])
     times = _times(runs)
     if times:
         page.heading("Time")

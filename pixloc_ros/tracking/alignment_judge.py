@@ -7,6 +7,7 @@ wrong alignments, and live in the weights file. Where none were learned, a hand 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -122,7 +123,7 @@ class AlignmentJudge:
     def probability(self, statistics: np.ndarray) -> float:
         """That the pose is right."""
         power = float(np.clip(self.log_odds[0] + self.log_odds[1:] @ statistics, -_LARGEST_POWER, _LARGEST_POWER))
-        return 1 / (1 + np.exp(-power))
+        return 1 / (1 + math.exp(-power))
 
     def covariance(self, claimed: torch.Tensor, statistics: np.ndarray, depth: float) -> torch.Tensor:
         """Of a pose [6, 6] (translation, rotation): of what the optimizer claims, and the median depth of the visible points."""

@@ -53,6 +53,10 @@ class PriorKind:
     depth_share: float
     weight: float
 
+    def __post_init__(self) -> None:
+        if min(self.rotation_deg, self.depth_share, self.weight) <= 0:
+            raise InputError(f"samples: rotation_deg, depth_share and weight of prior '{self.name}' must be above 0")
+
 
 @dataclass(frozen=True)
 class SampleOptions:

@@ -29,6 +29,7 @@ from ..alignment.damping import ADAPTIVE_START, level_dampings
 from ..alignment.level_weights import OUTPUTS
 from ..alignment.types import batched
 from ..errors import InputError
+from ..evaluation.reliability import calibration_error
 from ..features import Extractor, load_extractor
 from ..features.weights import Weights
 from ..geometry import se3
@@ -78,6 +79,10 @@ class PlaceSection:
     drive: str = ""
     weight: float = 1.0
 
+    def __post_init__(self) -> None:
+        if bool(self.drive) == bool(self.queries) or bool(self.queries) != bool(self.images):
+            raise InputError(f"places: {self.map} needs queries and images, or a drive")
+
 
 @dataclass(frozen=True)
 class SearchSection:
@@ -103,6 +108,10 @@ class SearchSection:
     seed: int = 0
     threads: int = 0
 
+    def __post_init__(self) -> None:
+        if min(self.generations, self.batch) < 1 or self.population < 4 or self.held_out < 2 or self.step <= 0:
+            raise InputError("search: needs a generation, a batch of 1, a population of 4, held_out of 2 and a step above 0")
+
 
 @dataclass(frozen=True)
 class JudgeSection:
@@ -110,6 +119,10 @@ class JudgeSection:
 
     alignments: int = 6
     ridge: float = 3.0
+
+    def __post_init__(self) -> None:
+        if self.alignments < 2 or self.ridge <= 0:
+            raise InputError("judge: alignments must be at least 2, and ridge above 0")
 
 
 @dataclass(frozen=True)
@@ -136,6 +149,11 @@ class AlignmentConfig:
     judge: JudgeSection = JudgeSection()
     card: dict = field(default_factory=dict)
     folder: str = "."
+
+    def __post_init__(self) -> None:
+        sections = (*self.photos, *self.places)
+        if not sections or any(section.samples < 1 or section.weight <= 0 for section in sections):
+            raise InputError("photos and places: give at least one, each with a sample or more and a weight above 0")
 
 
 def read_config(path: Path) -> AlignmentConfig:
@@ -241,7 +259,10 @@ def learn_weights(
     objective: Objective, shares: np.ndarray, start: np.ndarray, config: AlignmentConfig, out: Path, resume: bool, say
 ) -> np.ndarray:
     """The table [levels, 6, 6] found; a checkpoint is kept in the folder after every generation."""
-    import cma  # a tool of training alone
+    try:
+        import cma  # a tool of training alone
+    except ImportError:
+        raise InputError("cma, which seeks the weights, is missing: python3 -m pip install 'pixloc_ros[training]'") from None
 
     search, parameters = config.search, Parameters(len(start), config.conditional)
     state, first = out / "search.json", parameters.vector(start)
@@ -358,7 +379,7 @@ def fit_judge(found: Sequence[Outcome], ridge: float) -> AlignmentJudge:
             x = torch.from_numpy(flat).reshape(len(begin), -1).requires_grad_()
             total = cost(x) + ridge / 2 * (x[:, 1:] ** 2).sum()
             total.backward()
-            return float(total), x.grad.flatten().numpy()
+            return total.item(), x.grad.flatten().numpy()
 
         first = np.zeros((len(begin), 1 + len(STATISTICS)))
         first[:, 0] = begin
@@ -368,14 +389,6 @@ def fit_judge(found: Sequence[Outcome], ridge: float) -> AlignmentJudge:
         return np.c_[x[:, 0] - slopes @ centre, slopes]
 
     return AlignmentJudge(solved(unlikely, [0.0])[0], *solved(far, [0.5, -3.0, -3.0]))
-
-
-def calibration_error(probabilities: np.ndarray, right: np.ndarray, bins: int = 10) -> float:
-    """Expected calibration error: the mean distance of probability and share of right ones over bins of equal width, weighted by
-    how many fall into each."""
-    which = np.minimum((probabilities * bins).astype(int), bins - 1)
-    gaps = [abs(probabilities[which == b].mean() - right[which == b].mean()) * (which == b).sum() for b in np.unique(which)]
-    return float(sum(gaps) / len(right))
 
 
 # ---- a run

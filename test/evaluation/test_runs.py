@@ -11,6 +11,7 @@ from bag_writing import BASE_FROM_CAMERA, BagWriter
 
 from pixloc_ros.errors import InputError
 from pixloc_ros.evaluation.metrics import evaluate
+from pixloc_ros.evaluation.reliability import calibration_error, judged
 from pixloc_ros.evaluation.run_inputs import RunInputs, read_runs
 from pixloc_ros.evaluation.runs import BagRun, FrameRecord, read_run, write_run
 from pixloc_ros.evaluation.tables import format_summary
@@ -54,6 +55,25 @@ def run_with(states: str, metres=0.02, **changes) -> BagRun:
 
 
 # ---- how a drive went
+
+
+def test_probabilities_are_held_against_the_truth_and_kept(tmp_path):
+    """Poses 2 cm off are right where things are further away than 1 m; who says nothing of them is not judged."""
+    run = run_with("TTTTDLTT")
+    said = [(0.9, 5.0), (0.3, 0.5), (0.8, 1.1), (0.7, 0.9), (0.6, 5.0), (0.1, 5.0), (float("nan"), 5.0), (0.9, float("inf"))]
+    records = [replace(r, probability=p, depth=d) for r, (p, d) in zip(run.records, said, strict=True)]
+    run = replace(run, records=records)
+    write_run(tmp_path, run)
+    for one in (run, read_run(tmp_path)):
+        probabilities, right = judged(evaluate(one))
+        assert probabilities.tolist() == [0.9, 0.3, 0.8, 0.7] and right.tolist() == [True, False, True, False]
+    assert calibration_error(probabilities, right) == pytest.approx((0.1 + 0.3 + 0.2 + 0.7) / 4)
+    # Of an earlier version, which did not know of them.
+    old = json.loads((tmp_path / "run.json").read_text())
+    for frame in old["frames"]:
+        frame.pop("probability", None), frame.pop("depth", None)
+    (tmp_path / "run.json").write_text(json.dumps(old))
+    assert [len(values) for values in judged(evaluate(read_run(tmp_path)))] == [0, 0]
 
 
 def test_life_of_a_run_by_its_states():

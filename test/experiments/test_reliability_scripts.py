@@ -10,6 +10,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from scenes import decoded
 
 from pixloc_ros.errors import InputError
 from pixloc_ros.geometry import se3
@@ -36,6 +37,7 @@ def test_gates_are_the_tracker_s_and_are_counted_by_truth():
     text = gates_roc.report(samples)
     row = next(line for line in text.splitlines() if line.startswith("| both"))
     assert "33.33 % (1 of 3)" in row and "50.00 % (1 of 2)" in row
+    decoded(gates_roc.reliability_diagram(samples))
     names = " ".join(name for name, *_ in gates_roc.gates_in_use())
     assert "≥ 0.5" in names and "0.968" in names and "0.9933" in names
 

@@ -21,6 +21,7 @@ from pixloc_ros.geometry import se3
 from pixloc_ros.geometry.cameras import Camera
 from pixloc_ros.io.frames import CameraFrame
 from pixloc_ros.report import run_plots
+from pixloc_ros.report.curves import plot_reliability
 from pixloc_ros.report.overlays import AGREES, DISAGREES, draw_overlay
 from pixloc_ros.report.page import Card, Page, Picture
 from pixloc_ros.report.run_report import run_report, scene_of
@@ -148,10 +149,19 @@ def test_plots_draw_with_little_and_with_much():
         pictures += [run_plots.plot_recall(runs, "rotation"), run_plots.plot_histogram(runs, "translation")]
         pictures += [run_plots.plot_nees(runs), run_plots.plot_calibration(runs)]
         pictures += [run_plots.plot_times(runs, "total", "x"), run_plots.plot_stages(runs)]
+    likely = np.random.default_rng(0).random(500)
+    pictures += [plot_reliability({"": (likely, likely > 0.4)}), plot_reliability({"x": (likely[:1], np.array([True]))})]
     for picture in pictures:
         decoded(picture)
     assert run_plots.plot_times(one, "latency", "x") is None
     assert "</html>" in run_report("title", "", [empty]) and "</html>" in run_report("title", "", [nothing])
+
+
+def test_the_page_shows_how_far_probabilities_can_be_believed():
+    run = run_with("T" * N)
+    said = replace(run, records=[replace(r, probability=0.9, depth=5.0) for r in run.records])
+    headings = ["Probabilities" in run_report("title", "", [evaluate(one)]) for one in (run, said)]
+    assert headings == [False, True]
 
 
 class OnePointLocalizer:

@@ -117,6 +117,8 @@ class Robot:
                 self.tracker.add_odometry(stamp(self.t), odom_from_base(self.t))
         truth = map_from_base(self.t) if offset is None else map_from_base(self.t) @ offset
         usual = self.localizer.answer
+        if "inlier_fraction" in answer:
+            answer = {"probability": JUDGE.probability(answer["inlier_fraction"] * AGREEMENT), **answer}
         self.localizer.answer = replace(usual, map_from_camera=truth, **answer)
         result = self.tracker.track(CameraFrame(stamp(self.t), IMAGE, CAMERA), BASE_FROM_CAMERA)
         self.localizer.answer = usual

@@ -1,0 +1,265 @@
+# Copyright the pixloc_ros authors. SPDX-License-Identifier: Apache-2.0
+"""What an alignment is worth: the judge's numbers, and single images that are sought where the first answer is doubtful."""
+
+import math
+from dataclasses import dataclass, field
+
+import numpy as np
+import pytest
+import torch
+from alignment_scene import CAMERA, SIZE, perturbed, scene
+from mapping_helpers import look_at, pinhole, plane_view, texture
+from scenes import plane_map
+
+from pixloc_ros.alignment import AlignmentOptions, ReferencePoints, View, align
+from pixloc_ros.errors import InputError
+from pixloc_ros.features import FeaturePyramid, load_extractor
+from pixloc_ros.geometry import se3
+from pixloc_ros.localization import HYPOTHESIS, Localizer
+from pixloc_ros.tracking.alignment_judge import STATISTICS, AlignmentJudge, statistics_of
+from pixloc_ros.tracking.covariances import isotropic
+from pixloc_ros.tracking.frame_aligner import inverse_information
+from pixloc_ros.tracking.options import QualityGates
+from pixloc_ros.tracking.types import FrameAlignment
+
+EYE = torch.eye(4, dtype=torch.float64)
+GATES = QualityGates()
+
+
+def statistics(**values):
+    """All 0 but those named, spaces and commas being underscores."""
+    found = np.zeros(len(STATISTICS))
+    names = [name.replace(", ", "_").replace(" ", "_") for name in STATISTICS]
+    for name, value in values.items():
+        found[names.index(name)] = value
+    return found
+
+
+def judge_of(**rows):
+    """A judge whose constants and slopes are 0 but those given, each [constant, slope of the first statistic]."""
+    numbers = {name: np.zeros(1 + len(STATISTICS)) for name in ("log_odds", "noise", "turn", "shift")}
+    for name, values in rows.items():
+        numbers[name][: len(values)] = values
+    return AlignmentJudge(**numbers)
+
+
+# ---- the numbers
+
+
+@pytest.mark.parametrize(
+    "share, gate", [(0.15, GATES.min_probability), (0.32, GATES.min_probability_search), (0.40, GATES.sure_probability)]
+)
+def test_by_hand_the_share_of_points_that_agree_decides(share, gate):
+    """The gates are what they were when shares were compared: on the level before the finest, whatever else is known."""
+    others = statistics(agreement_level_4=0.9, residuals_level_0=1.0, visible_points=-1.0, moved_in_all=0.3)
+    for known in (0.0, 1.0):
+        likely = [
+            AlignmentJudge.by_hand().probability(known * others + statistics(agreement_level_3=s)) for s in (share, 0.99 * share)
+        ]
+        assert likely[0] == pytest.approx(gate, abs=2e-3) and likely[1] < likely[0]
+
+
+def test_by_hand_a_covariance_is_what_it_claims():
+    claimed = torch.diag(torch.tensor([1e-4, 2e-4, 3e-4, 1e-6, 2e-6, 3e-6], dtype=torch.float64))
+    for depth in (3.0, 100.0, math.inf):
+        torch.testing.assert_close(AlignmentJudge.by_hand().covariance(claimed, statistics(), depth), claimed, rtol=1e-3, atol=0)
+
+
+def test_a_covariance_is_noise_times_what_is_claimed_and_what_points_have_in_common():
+    """1 + 2 s: at s = 0.25, powers of ten 1.5, -2.5 and -1.5."""
+    judge, known = judge_of(noise=[1, 2], turn=[-3, 2], shift=[-2, 2]), statistics(agreement_level_0=0.25)
+    root = torch.from_numpy(np.random.default_rng(0).normal(size=(6, 6)))
+    claimed = root @ root.T
+    expected = 10**1.5 * claimed + torch.diag(torch.tensor([(10**-1.5 * 5) ** 2] * 3 + [(10**-2.5) ** 2] * 3))
+    torch.testing.assert_close(judge.covariance(claimed, known, 5.0), expected)
+    expected[:3, :3] = 10**1.5 * claimed[:3, :3]  # nothing is in view: a share of no depth
+    torch.testing.assert_close(judge.covariance(claimed, known, math.inf), expected)
+
+
+def test_absurd_statistics_stay_within_bounds():
+    judge, claimed = judge_of(log_odds=[0, 1e9], noise=[0, 1e9], turn=[0, -1e9], shift=[0, -1e9]), isotropic(0.1, 0.1)
+    for sign in (-1, 1):
+        known = statistics(agreement_level_0=sign * 1e9)
+        assert 0 < judge.probability(known) < 1
+        assert bool(torch.linalg.eigvalsh(judge.covariance(claimed, known, 1.0)).isfinite().all())
+
+
+def test_a_weights_file_s_judge_is_taken_whole_or_refused():
+    kept = AlignmentJudge(*np.random.default_rng(0).normal(size=(4, 1 + len(STATISTICS))))
+    again, known = AlignmentJudge.of(kept.tensors(), "weights"), statistics(visible_share=0.7, agreement_level_3=0.4)
+    assert again.probability(known) == pytest.approx(kept.probability(known), rel=1e-5)
+    torch.testing.assert_close(again.covariance(isotropic(1, 1), known, 2.0), kept.covariance(isotropic(1, 1), known, 2.0))
+    by_hand = AlignmentJudge.of({}, "weights")
+    assert by_hand.probability(known) == AlignmentJudge.by_hand().probability(known)
+    for name in kept.tensors():
+        for wrong in (torch.zeros(3), torch.zeros(2, 17), torch.full((17,), torch.nan)):
+            with pytest.raises(InputError, match=f"weights.*'{name}' must hold 17 finite numbers: train it again"):
+                AlignmentJudge.of({**kept.tensors(), name: wrong}, "weights")
+
+
+# ---- what it is given
+
+
+def aligned(levels, start_scale=0.5):
+    """An alignment with so many levels, and its start."""
+    pyramid, points, truth = scene(torch.float32)
+    which = [0, 1] if levels == 2 else [min(k, 1) for k in range(levels)]
+    pyramid = FeaturePyramid(tuple(pyramid.levels[k] for k in which), SIZE)
+    points = ReferencePoints(points.xyz, tuple(points.descriptors[k] for k in which), (None,) * levels)
+    start = perturbed(truth.double(), start_scale)
+    return align(View(pyramid, CAMERA, points), start, AlignmentOptions(backend="torch")), start
+
+
+@pytest.mark.parametrize("levels", range(1, 6))
+def test_statistics_are_the_same_sixteen_for_any_number_of_levels(levels):
+    """Counted from the finest; the coarsest stands for those that are missing."""
+    result, start = aligned(levels)
+    found = statistics_of(result, inverse_information(result.information).numpy(), start.numpy(), 4.0)
+    assert found.shape == (16,) and np.isfinite(found).all()
+    named = dict(zip(STATISTICS, found))
+    for k in range(5):
+        trace = result.trace[max(levels - 5 + k, 0)]
+        assert named[f"agreement, level {k}"] == pytest.approx(float(trace.agreement))
+        assert named[f"residuals, level {k}"] == pytest.approx(float(trace.residual))
+    visible = int(result.visible.sum())
+    assert named["visible points"] == pytest.approx(math.log10(visible / 500))
+    assert named["visible share"] == pytest.approx(visible / 120)
+    away, turned = se3.pose_difference(se3.inverse(start), se3.inverse(result.camera_from_map.double()))
+    assert 10 ** named["moved in all"] == pytest.approx(float(away) / 4 + float(turned), rel=0.01)
+    assert named["moved since level 1"] <= named["moved in all"] + 0.5
+
+
+def test_statistics_of_what_the_image_does_not_tell_are_finite():
+    result, start = aligned(2)
+    unknown = np.full((6, 6), np.inf)
+    for depth in (math.inf, math.nan, 0.0, -3.0):
+        found = statistics_of(result, unknown, start.numpy(), depth)
+        assert np.isfinite(found).all()
+        assert 0 < AlignmentJudge.by_hand().probability(found) < 1
+    certain = statistics_of(result, np.zeros((6, 6)), start.numpy(), 4.0)
+    assert np.isfinite(certain).all()
+
+
+def test_spreads_are_standard_deviations_in_depths_and_radians():
+    result, start = aligned(2)
+    found = statistics_of(result, isotropic(0.2, 0.01).numpy(), start.numpy(), 4.0)
+    named = dict(zip(STATISTICS, found))
+    assert named["spread of translation"] == pytest.approx(math.log10(0.05))
+    assert named["spread of rotation"] == pytest.approx(-2)
+
+
+# ---- single images
+
+
+@dataclass
+class ToldAligner:
+    """Answers with the nearest of some poses, each with its probability; the first one reaches no further than `reach_m`.
+    Remembers where it was asked to begin."""
+
+    answers: list[tuple[torch.Tensor, float]]
+    starts: list[torch.Tensor] = field(default_factory=list)
+    covariances: list[torch.Tensor] = field(default_factory=list)
+    reach_m: float = math.inf
+
+    def leads_away(self, start):
+        return len(self.answers) > 1 and float(se3.pose_difference(self.answers[0][0], start)[0]) > self.reach_m
+
+    def localize_prepared(self, prepared, map_from_camera, prior_covariance=None, *_):
+        self.starts.append(map_from_camera)
+        self.covariances.append(prior_covariance)
+        answers = self.answers[self.leads_away(map_from_camera) :]
+        pose, likely = min(answers, key=lambda a: float(se3.pose_difference(a[0], map_from_camera)[0]))
+        quality = 0.1, 0.5, 0.9, 300, 5
+        return FrameAlignment(pose, isotropic(1e-3, 1e-3), True, "converged", *quality, depth=2.0, probability=likely)
+
+
+def at(x, y=0.0):
+    pose = EYE.clone()
+    pose[0, 3], pose[1, 3] = x, y
+    return pose
+
+
+@pytest.fixture(scope="module")
+def flat(tmp_path_factory):
+    """A camera and a map of a textured plane, 3 m below."""
+    camera = pinhole(320, 240, 260.0)
+    poses = torch.stack([look_at((x, -0.6, 3.0), (x, 0.0, 0.0)) for x in (-1.0, -0.5, 0.0, 0.5, 1.0)])
+    return camera, plane_map(tmp_path_factory.mktemp("flat") / "images", load_extractor(), camera, poses)
+
+
+@pytest.fixture
+def told(flat):
+    """A localizer whose aligner is told what to find."""
+
+    def localizer(*answers):
+        made = Localizer(flat[1], load_extractor())
+        made.aligner = ToldAligner(list(answers))
+        return made
+
+    return localizer
+
+
+def test_a_doubtful_pose_is_sought_from_hypotheses_and_the_likeliest_within_the_prior_is_taken(told):
+    vague = isotropic(0.5, 0.1)
+    localizer = told((at(0.0), 0.6), (at(0.5), 0.97), (at(-3.0), 0.999))
+    found = localizer.locate_prepared(None, None, at(0.0), vague)
+    assert found.success and found.probability == 0.97
+    torch.testing.assert_close(found.map_from_camera, at(0.5))
+    # Every hypothesis is a prior by itself, and far narrower than what was said.
+    torch.testing.assert_close(localizer.aligner.covariances[-1], HYPOTHESIS.covariance(2.0))
+
+
+def test_what_lies_outside_its_prior_is_not_taken_however_likely_it_looks(told):
+    """Six standard deviations away, where hypotheses do lead."""
+    prior = isotropic(0.5, 0.1)
+    localizer = told((at(0.0), 0.2), (at(3.0), 0.999))
+    localizer.aligner.reach_m = 0.5
+    found = localizer.locate_prepared(None, None, at(0.0), prior)
+    assert any(map(localizer.aligner.leads_away, localizer.aligner.starts))
+    assert not found.success and found.doubtful and found.probability == 0.2
+    torch.testing.assert_close(found.map_from_camera, at(0.0))
+
+
+def test_the_likeliest_of_many_must_be_as_likely_as_one_of_a_search(told):
+    """Of 32 wrong poses one may look fair: what was found from hypotheses is held by no more than they are."""
+    for likely, taken in ((0.9, False), (0.97, True)):
+        found = told((at(0.0), 0.1), (at(0.5), likely)).locate_prepared(None, None, at(0.0), isotropic(0.5, 0.1))
+        assert found.success == taken and found.probability == likely and found.doubtful != taken
+    assert told((at(0.0), 0.9), (at(0.5), 0.1)).locate_prepared(None, None, at(0.0), isotropic(0.5, 0.1)).success
+
+
+@pytest.mark.parametrize("likely, prior", [(0.96, isotropic(0.5, 0.1)), (0.6, isotropic(0.02, 0.01))])
+def test_a_sure_pose_and_a_narrow_prior_are_not_sought(told, likely, prior):
+    localizer = told((at(0.0), likely))
+    assert localizer.locate_prepared(None, None, at(0.0), prior).success
+    assert len(localizer.aligner.starts) == 1
+
+
+def image_at(camera, x, y, height):
+    pose = look_at((x, y - 0.6, height), (x, y, 0.0))
+    return plane_view(pose, camera, texture())[0], pose
+
+
+def distance(location, pose):
+    return float(se3.pose_difference(location.map_from_camera, pose)[0])
+
+
+def test_an_image_is_found_with_a_vague_prior_and_without_one(flat):
+    camera, map_ = flat
+    localizer, (image, pose) = Localizer(map_, load_extractor()), image_at(camera, 0.3, 0.1, 2.7)
+    covariance = isotropic(0.9, 0.6)
+    off = pose @ se3.se3_exp(torch.tensor([1.48, 0.83, 0.96, 0.03, 0.55, 0.22], dtype=torch.float64))
+    alone = localizer.aligner.localize_prepared(localizer.aligner.prepare(image, camera), off, covariance)
+    assert alone.probability < 0.9, "the test needs a prior from which the first alignment fails"
+    for found in (localizer.locate(image, camera, off, covariance), localizer.locate(image, camera)):
+        assert found.success and distance(found, pose) < 0.02
+        assert found.probability > max(0.9, alone.probability)
+
+
+def test_an_image_of_another_place_is_doubtful_whatever_is_tried(flat):
+    camera, map_ = flat
+    localizer = Localizer(map_, load_extractor())
+    stranger = plane_view(look_at((0, -0.6, 3.0), (0, 0, 0)), camera, texture(seed=9))[0]
+    near = look_at((0.2, -0.5, 2.9), (0, 0, 0))
+    for found in (localizer.locate(stranger, camera, near), localizer.locate(stranger, camera)):
+        assert not found.success and found.probability < 0.968 and found.reason
