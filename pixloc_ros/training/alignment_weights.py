@@ -89,7 +89,7 @@ class SearchSection:
     """The search for the weights.
 
     Attributes:
-        generations: In all.
+        generations: In all; 0 keeps the weights and teaches the judge alone.
         population: Candidates per generation.
         batch: Samples that all of them are tried on.
         step: Standard deviation of the first candidates, in powers of ten.
@@ -110,7 +110,9 @@ class SearchSection:
 
     def __post_init__(self) -> None:
         if min(self.generations, self.batch) < 1 or self.population < 4 or self.held_out < 2 or self.step <= 0:
-            raise InputError("search: needs a generation, a batch of 1, a population of 4, held_out of 2 and a step above 0")
+            raise InputError(
+                "search: generations must not be negative, and it needs a batch of 1, a population of 4, held_out of 2 and a step above 0"
+            )
 
 
 @dataclass(frozen=True)
