@@ -1,11 +1,13 @@
 # Copyright the pixloc_ros authors. SPDX-License-Identifier: Apache-2.0
 """The node as a process of its own: a simulated drive with the real network, signals, exit codes."""
 
+import contextlib
 import functools
 import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -13,7 +15,7 @@ import pytest
 import rclpy
 import torch
 from diagnostic_msgs.msg import DiagnosticArray
-from node_harness import BASE_FROM_CAMERA, camera_info, grey_image, isolate
+from node_harness import BASE_FROM_CAMERA, FakeLocalizer, camera_info, grey_image, isolate, running, stamp_of, start_pose
 from scenes import simulated_scene
 from sensor_msgs.msg import CameraInfo, Image
 from std_srvs.srv import Trigger
@@ -183,3 +185,19 @@ def test_terminated_while_images_are_processed(drive, tmp_path):
             if number == 50:
                 process.send(signal.SIGTERM)
         assert process.process.wait(20) == 0 and "Traceback" not in process.output(), process.output()
+
+
+def test_an_error_in_the_program_ends_the_node_from_its_own_thread(monkeypatch):
+    class Broken(FakeLocalizer):
+        def answer(self, found):
+            raise ZeroDivisionError("an error in the program")
+
+    unheard = []
+    monkeypatch.setattr(threading, "excepthook", unheard.append)
+    with contextlib.suppress(Exception), running(open_localizer=Broken, **start_pose()) as (node, fed):
+        worker = node._worker._thread
+        fed.drive_to(stamp_of(1))
+        fed.see(1)
+        worker.join(20.0)
+        assert not worker.is_alive()
+    assert isinstance(node.failure, ZeroDivisionError) and not worker.is_alive() and not unheard
