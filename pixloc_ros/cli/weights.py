@@ -176,9 +176,7 @@ def _level_lines(strides: list[int], levels: list[dict] | None) -> list[str]:
 def _judge_lines(judge: dict | None) -> list[str]:
     if judge is None:
         return []
-    title = (
-        "the judge: log odds that a pose is right; log10 of noise, turn and shift; a constant, slopes (--json has products, too)"
-    )
+    title = "the judge: log odds that a pose is right; log10 of noise, turn and shift; constants, slopes (--json: products, too)"
     lines = [f"\n{title}", " " * _OUTPUT_WIDTH + "".join(f"{name:>{_CUE_WIDTH}}" for name in judge)]
     rows = [("constant", [row["constant"] for row in judge.values()])]
     rows += [(name, [row["slopes"][name] for row in judge.values()]) for name in next(iter(judge.values()))["slopes"]]

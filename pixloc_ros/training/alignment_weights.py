@@ -109,9 +109,9 @@ class SearchSection:
     threads: int = 0
 
     def __post_init__(self) -> None:
-        if min(self.generations, self.batch) < 1 or self.population < 4 or self.held_out < 2 or self.step <= 0:
+        if self.generations < 0 or self.batch < 1 or self.population < 4 or self.held_out < 2 or self.step <= 0:
             raise InputError(
-                "search: generations must not be negative, and it needs a batch of 1, a population of 4, held_out of 2 and a step above 0"
+                "search: generations below 0, batch below 1, population below 4, held_out below 2, or step not above 0"
             )
 
 
