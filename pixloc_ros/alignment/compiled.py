@@ -29,7 +29,7 @@ from .damping import (
     NEVER_SINGULAR,
     Damping,
 )
-from .level_weights import AGREES, LARGEST_CUE, LOG10_LEAST, LOG10_MOST, OUTPUTS, RESIDUAL_FLOOR, LevelWeights, end_statistics
+from .level_weights import AGREES, LARGEST_CUE, LOG10_LEAST, LOG10_MOST, OUTPUTS, RESIDUAL_FLOOR, LevelWeights
 from .prior import PriorFactor
 from .types import AlignmentResult, LevelTrace, View, why_ended
 
@@ -89,6 +89,7 @@ class LevelResults(NamedTuple):
         hessian: [levels, 6, 6], of the views at the last pose.
         evidence: [levels, 6, 6], what the level and the coarser ones know of the pose.
         outputs: [levels, 6], of `LevelWeights`.
+        ends: [levels, 2], mean log residual and share of points that agree at the last pose (`level_weights.end_statistics`).
         squared: [levels, N], squared residuals there, of all views' points, one view after the other.
         valid: bool [levels, N], which count there.
         pixels: [levels, N, 2], where they project to.
@@ -100,6 +101,7 @@ class LevelResults(NamedTuple):
     hessian: np.ndarray
     evidence: np.ndarray
     outputs: np.ndarray
+    ends: np.ndarray
     squared: np.ndarray
     valid: np.ndarray
     pixels: np.ndarray
@@ -111,8 +113,8 @@ class LevelResults(NamedTuple):
         poses, costs = np.empty((*shape, steps + 1, 4, 4)), np.empty((*shape, steps + 1))
         done, hessian = np.empty(shape, np.int64), np.empty((*shape, 6, 6))
         squared, valid, pixels = np.zeros((*shape, count)), np.empty((*shape, count), bool), np.zeros((*shape, count, 2))
-        outputs = np.empty((*shape, len(OUTPUTS)))
-        return cls(poses, costs, done, hessian, np.empty_like(hessian), outputs, squared, valid, pixels)
+        outputs, ends = np.empty((*shape, len(OUTPUTS))), np.empty((*shape, 2))
+        return cls(poses, costs, done, hessian, np.empty_like(hessian), outputs, ends, squared, valid, pixels)
 
 
 @numba.njit(**INLINE_JIT)
@@ -190,14 +192,15 @@ def expected_cells(information, motion, count, stride):
 
 
 @numba.njit(**INLINE_JIT)
-def log_residual(points):
-    """Mean log10 of the squared residuals of the valid points, plus 1."""
-    total, count = 0.0, 0
+def end_statistics(points, ends):
+    """Fill in mean log10 of the squared residuals of the valid points plus 1, and the share of them that agree."""
+    total, agree, count = 0.0, 0, 0
     for i in range(points.squared.shape[0]):
         if points.valid[i]:
             total += math.log10(points.squared[i] + RESIDUAL_FLOOR)
+            agree += points.squared[i] < AGREES
             count += 1
-    return total / max(count, 1) + 1
+    ends[0], ends[1] = total / max(count, 1) + 1, agree / max(count, 1)
 
 
 @numba.njit(**INLINE_JIT)
@@ -298,7 +301,8 @@ def run_level(problem, level, start, alive, evidence, cues, results):
         for n in range(6):
             evidence[m, n] = hold[m, n] + now.hessian[m, n] / variance
             results.evidence[level, m, n] = evidence[m, n]
-    cues[2] = log_residual(at)
+    end_statistics(at, results.ends[level])
+    cues[2] = results.ends[level, 0]
     return done
 
 
@@ -344,7 +348,7 @@ def align_compiled(task: Task) -> AlignmentResult:
     tensors = LevelResults(*map(torch.from_numpy, results))
     for k, most in enumerate(results.done.max(0).tolist()):
         costs, poses = tensors.costs[:, k, : most + 1], tensors.poses[:, k, : most + 1].to(pose.dtype)
-        ends = end_statistics(tensors.squared[:, k], tensors.valid[:, k])
+        ends = tensors.ends[:, k].unbind(-1)
         traces.append(LevelTrace(views[0].pyramid.levels[k].stride, costs, poses, most, tensors.outputs[:, k], *ends))
     cost, pixels = results.costs[each, -1, ended], results.pixels[:, -1]
     ends_at = map(torch.from_numpy, (finished, results.evidence[:, -1], cost, visible, inliers, pixels))

@@ -260,7 +260,7 @@ def write_config(folder, **change):
     [
         ({"sampels": {}}, "unknown key 'sampels'"),
         ({"search": {"populaton": 3}}, "unknown key 'search.populaton'"),
-        ({"search": {"generations": 0}}, "search: needs a generation"),
+        ({"search": {"generations": -1}}, "search: generations below 0"),
         ({"search": {"population": 1}}, "a population of 4"),
         ({"search": {"batch": "many"}}, "'search.batch' must be int"),
         ({"search": {"held_out": 1}}, "held_out of 2"),
