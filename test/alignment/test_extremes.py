@@ -5,14 +5,14 @@ import dataclasses
 
 import pytest
 import torch
-from alignment_scene import BASE, CAMERA, SIZE, perturbed, scene, some_cues, temporal_prior
+from alignment_scene import BASE, CAMERA, SIZE, level_weights, perturbed, scene
 
-from pixloc_ros.alignment import AlignmentOptions, MotionCues, PriorFactor, View, align
+from pixloc_ros.alignment import AlignmentOptions, PriorFactor, View, align
 from pixloc_ros.alignment.focal_length import estimate_focal_length
 from pixloc_ros.alignment.types import map_tensors
 from pixloc_ros.features.sampling import sample_level
 from pixloc_ros.geometry.cameras import Camera
-from pixloc_ros.tracking.frame_aligner import hessian_covariance
+from pixloc_ros.tracking.frame_aligner import inverse_information
 
 CAMERAS = [CAMERA, Camera.from_colmap("OPENCV_FISHEYE", *SIZE, [200.0, 210.0, 128.5, 96.5, 0.02, -0.01, 1e-3, 1e-4])]
 
@@ -29,16 +29,16 @@ def test_the_unit_of_length_of_a_map_does_not_matter(camera, strategy, backend, 
     first = None
     for unit in (1.0, *(10.0**k for k in range(-6, 7))):
         lengths = torch.tensor([unit] * 3 + [1.0] * 3, dtype=torch.float64)
-        start, prior_pose, base = (pose.double().clone() for pose in (perturbed(truth), perturbed(truth, 0.3, 3), BASE))
-        for pose in (start, prior_pose, base):
+        start, prior_pose = (pose.double().clone() for pose in (perturbed(truth), perturbed(truth, 0.3, 3)))
+        for pose in (start, prior_pose):
             pose[:3, 3] *= unit
-        damping = prior = cues = None
+        prior = weights = None
         if with_prior:
             prior = PriorFactor(prior_pose, 50 * torch.eye(6, dtype=torch.float64) / torch.outer(lengths, lengths))
-            damping, cues = temporal_prior(seed=4), MotionCues(some_cues(1).values[0], base)
+            weights = level_weights(seed=4)
         view = View(pyramid, camera, dataclasses.replace(points, xyz=points.xyz * unit))
         with torch.no_grad():
-            found = align(view, start, options, damping, prior, cues)
+            found = align(view, start, options, None, prior, weights)
         pose = found.camera_from_map.clone()
         pose[:3, 3] /= unit
         if first is None:
@@ -47,8 +47,8 @@ def test_the_unit_of_length_of_a_map_does_not_matter(camera, strategy, backend, 
         torch.testing.assert_close(pose, expected, rtol=0, atol=2e-5 if backend == "compiled" else 1e-9)
         assert found.reason == first.reason and bool(found.converged) and torch.equal(found.visible, first.visible)
         assert [level.iterations for level in found.trace] == [level.iterations for level in first.trace]
-        covariance = hessian_covariance(found.hessian.double(), 1.0) / torch.outer(lengths, lengths)
-        torch.testing.assert_close(covariance, hessian_covariance(first.hessian.double(), 1.0), rtol=1e-3, atol=1e-12)
+        covariance = inverse_information(found.information) / torch.outer(lengths, lengths)
+        torch.testing.assert_close(covariance, inverse_information(first.information), rtol=1e-3, atol=1e-12)
 
 
 @pytest.mark.parametrize(("strategy", "backend"), [("adaptive", "torch"), ("adaptive", "compiled"), ("paper", "torch")])
@@ -65,7 +65,7 @@ def test_without_any_point_the_result_is_empty(strategy, backend, batch, with_pr
         result = align(views, start, options, factors=prior)
         assert not result.converged.any() and result.reason == "points" and torch.equal(result.camera_from_map, start)
         assert result.visible.shape == result.inliers.shape == (*shape, 0) and result.pixels.shape == (*shape, 0, 2)
-        assert result.hessian.shape == (*shape, 6, 6) and not result.hessian.any() and not result.cost.any()
+        assert result.information.shape == (*shape, 6, 6) and not result.information.any() and not result.cost.any()
     both = align([View(pyramid, CAMERA, points), placed], start, options)
     alone = align(View(pyramid, CAMERA, points), start, options)
     assert both.converged.all()
