@@ -41,7 +41,7 @@ _LEAST, _MOST = np.array(LOG10_LEAST), np.array(LOG10_MOST)
 
 
 class Task(NamedTuple):
-    """What `optimizer.align` made of its arguments, on one device: all batched; last [B] or [1] is of the image before."""
+    """What `optimizer.align` made of its arguments, on one device: all batched."""
 
     views: tuple[View, ...]
     pose: torch.Tensor
@@ -49,7 +49,6 @@ class Task(NamedTuple):
     dampings: Sequence[Damping]
     factors: Sequence[PriorFactor]
     weights: LevelWeights
-    last: torch.Tensor
 
 
 class Problem(NamedTuple):
@@ -62,7 +61,6 @@ class Problem(NamedTuple):
         prior_inverses: float64 [F, 4, 4], inverse poses of the prior factors.
         information: float64 [F, 6, 6] of them.
         weights: float64 [levels, OUTPUTS, 1 + CUES], of `LevelWeights`.
-        last: The cue of the image before.
         loss: One of LOSSES.
         border: How far inside the image points must be, in cells.
         iterations: As of `AlignmentOptions`, and so on.
@@ -74,7 +72,6 @@ class Problem(NamedTuple):
     prior_inverses: np.ndarray
     information: np.ndarray
     weights: np.ndarray
-    last: float
     loss: int
     border: float
     iterations: int
@@ -218,7 +215,7 @@ def run_level(problem, level, start, alive, evidence, cues, results):
     """Levenberg-Marquardt with step acceptance on one level from `start` [4, 4]; no steps where it is not alive any more.
 
     Fills the level's row of the results. evidence [6, 6] is what the coarser levels know, and becomes what all know so far; cues
-    [5] hold the residuals of the coarser level, and then this one's. Returns the steps taken, or -1 where too few points were
+    [4] hold the residuals of the coarser level, and then this one's. Returns the steps taken, or -1 where too few points were
     visible at the start.
     """
     views, stride = problem.views, problem.strides[level]
@@ -240,7 +237,7 @@ def run_level(problem, level, start, alive, evidence, cues, results):
             hold[m, n] = evidence[m, n]
             for f in range(trusted.shape[0]):
                 hold[m, n] += problem.information[f, m, n]
-    cues[4] = math.log10(max(seen, 1) / 500)
+    cues[3] = math.log10(max(seen, 1) / 500)
     cues[1] = math.log10(max(expected_cells(hold, now.motion, count, stride), 1e-9)) if hold[0, 0] > 0 else LARGEST_CUE
     outputs_of(problem.weights[level], cues, outputs)
     cost, variance = CostSettings(problem.loss, outputs[0], problem.border), outputs[1]
@@ -311,8 +308,7 @@ def run_levels(problem, start, results):
 
     Returns whether enough points were visible at the start of every level.
     """
-    alive, pose, evidence, cues = True, start, np.zeros((6, 6)), np.zeros(5)
-    cues[3] = problem.last
+    alive, pose, evidence, cues = True, start, np.zeros((6, 6)), np.zeros(4)
     for k in range(len(problem.strides)):
         steps = run_level(problem, k, pose, alive, evidence, cues, results)
         alive = alive and steps >= 0
@@ -358,7 +354,7 @@ def align_compiled(task: Task) -> AlignmentResult:
 
 def problems(task: Task) -> Callable[[int], Problem]:
     """What gives the problem of each pose of a batch: everything as arrays, with a batch dimension of B or 1 in front."""
-    views, _, options, dampings, factors, weights, last = task
+    views, _, options, dampings, factors, weights = task
     # The fields of ViewArrays: those with a batch dimension, then those without.
     arrays = [
         (
@@ -381,7 +377,7 @@ def problems(task: Task) -> Callable[[int], Problem]:
         poses = [np.stack([se3.inverse(one).numpy() for one in f.camera_from_map.detach().double()]) for f in factors]
         inverses = np.stack(np.broadcast_arrays(*poses), 1)
         information = np.stack(np.broadcast_arrays(*(_array(f.information, np.float64) for f in factors)), 1)
-    table, last = _array(weights.table, np.float64), _array(last, np.float64)
+    table = _array(weights.table, np.float64)
     limits = (options.border_cells, options.iterations, options.min_points, options.stop_cells)
 
     def problem(b: int) -> Problem:
@@ -391,7 +387,7 @@ def problems(task: Task) -> Callable[[int], Problem]:
 
         mine = tuple(ViewArrays(*of(batched), *alone) for batched, alone in arrays)
         priors, loss = (of(inverses), of(information)), LOSSES[options.loss.kind]
-        return Problem(mine, strides, of(damping), *priors, table, float(of(last)), loss, *limits)
+        return Problem(mine, strides, of(damping), *priors, table, loss, *limits)
 
     return problem
 

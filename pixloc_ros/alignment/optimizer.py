@@ -184,7 +184,7 @@ class _Level:
         expected = torch.where(known[:, 0, 0] > 0, cells, LARGEST_CUE)
         points = (seen.clamp(min=1) / 500).log10()
         start_residual = mean_log_residual(look.squared, look.valid)
-        cues = torch.stack([v.double().expand(len(start)) for v in (start_residual, expected, coarser, task.last, points)], -1)
+        cues = torch.stack([v.double().expand(len(start)) for v in (start_residual, expected, coarser, points)], -1)
         outputs = outputs_of(task.weights.table[index].double(), cues)
         scale, variance, *factors = outputs.unbind(-1)
         hold = PriorFactor(start, evidence).scaled(*factors[:2])
@@ -227,7 +227,6 @@ def align(
     damping: LearnedDamping | None = None,
     factors: PriorFactor | Sequence[PriorFactor] | None = None,
     weights: LevelWeights | None = None,
-    last: torch.Tensor | None = None,
 ) -> AlignmentResult:
     """Move the poses until the features of the images at the projected points agree with the map's.
 
@@ -241,7 +240,6 @@ def align(
         damping: Learned factors. Without it the adaptive strategy starts at 0.01, and the paper's runs with theta = 0.
         factors: Prior on the pose, or several; None for none.
         weights: What is believed of levels and factors; None for the options' constants.
-        last: The cue of the image before, [...]: `LevelTrace.residual` of its finest level; None for none.
 
     Returns:
         The result, whose leading dimensions are those of `camera_from_map`.
@@ -254,7 +252,7 @@ def align(
     factors = (factors,) if isinstance(factors, PriorFactor) else tuple(factors or ())
     home, device = camera_from_map.device, views[0].pyramid.levels[0].features.device
     if home != device:
-        views, camera_from_map, factors, weights, last = to_device((views, camera_from_map, factors, weights, last), device)
+        views, camera_from_map, factors, weights = to_device((views, camera_from_map, factors, weights), device)
     strides = [level.stride for level in views[0].pyramid.levels]
     for view in views:
         if len(view.points.descriptors) != len(view.pyramid.levels):
@@ -273,10 +271,9 @@ def align(
     levels, constant = len(strides), PAPER_START if options.strategy == "paper" else ADAPTIVE_START
     if weights is None:
         weights = to_device(LevelWeights.constant(levels, options.loss.scale, options.feature_variance), device)
-    last = torch.zeros(1, device=device) if last is None else last.reshape(-1)
     dampings = level_dampings(damping, levels, constant, device)
     run = align_compiled if _compiled_serves(options, views) else _align_tensors
-    result = run(Task(views, pose, options, dampings, factors, weights, last))
+    result = run(Task(views, pose, options, dampings, factors, weights))
     result = map_tensors(result, lambda tensor: tensor[0]) if single else result
     return result if home == device else to_device(result, home)
 

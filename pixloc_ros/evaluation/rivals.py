@@ -123,7 +123,7 @@ class Rival:
         return self._described(_grey(image), camera, began)
 
     def localize_prepared(
-        self, prepared: _Image, map_from_camera: torch.Tensor, prior_covariance: torch.Tensor | None = None, last: float = 0.0
+        self, prepared: _Image, map_from_camera: torch.Tensor, prior_covariance: torch.Tensor | None = None
     ) -> FrameAlignment:
         """As of `FrameAligner.localize_prepared`; the prior's covariance and the last image play no part."""
         began = time.perf_counter()

@@ -122,7 +122,6 @@ class FrameAligner:
         prepared: PreparedImage,
         map_from_camera: torch.Tensor,
         prior_covariance: torch.Tensor | PriorStd | None = None,
-        last: float = 0.0,
         start: torch.Tensor | None = None,
     ) -> FrameAlignment:
         """Pose of a prepared image that was taken near `map_from_camera`.
@@ -132,7 +131,6 @@ class FrameAligner:
             map_from_camera: The start, float64 [4, 4].
             prior_covariance: float64 [6, 6] (translation, rotation), camera frame, right perturbation, or standard deviations
                 in words; None: nothing holds the pose.
-            last: `FrameAlignment.residual` of the image before; 0 for none.
             start: Where the alignment begins, if not at the prior, float64 [4, 4].
         """
         clock = _Stopwatch(prepared.timings_ms)
@@ -155,7 +153,7 @@ class FrameAligner:
                 prior = PriorFactor(se3.inverse(map_from_camera) @ map_from_local, information)
             initial = se3.inverse(start) @ map_from_local
             view = View(prepared.pyramid, camera, local.points)
-            result = align(view, initial, self.options.alignment, self.damping, prior, self.weights, torch.tensor([last]))
+            result = align(view, initial, self.options.alignment, self.damping, prior, self.weights)
             moved = _moved_px(result, local.points, camera, initial)
             clock.lap("alignment")
             if not bool(result.converged) or moved < self.options.reselect_share * max(camera.width, camera.height):
@@ -172,9 +170,9 @@ class FrameAligner:
         pose = map_from_local @ se3.inverse(result.camera_from_map) if success else map_from_camera
         probability = self.judge.probability(statistics) if success else 0.0
         quality = (float(result.cost), inliers / max(visible, 1), visible / points, points)
-        iterations, residual = sum(level.iterations for level in result.trace), float(result.trace[-1].residual)
+        iterations = sum(level.iterations for level in result.trace)
         return FrameAlignment(
-            pose, covariance, success, reason, *quality, iterations, clock.laps, result, local, depth, probability, residual
+            pose, covariance, success, reason, *quality, iterations, clock.laps, result, local, depth, probability
         )
 
     def points_near(self, map_from_camera: torch.Tensor, camera: Camera, count: int) -> LocalPoints:

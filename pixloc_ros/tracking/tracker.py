@@ -312,7 +312,7 @@ class Tracker:
         """The image aligned from a pose of the base. held: covariance of the prior that holds it; None: no prior is believed."""
         covariance = None if held is None else se3.transform_covariance(held, view.camera_from_base)
         start = map_from_base @ view.base_from_camera
-        alignment = self.aligner.localize_prepared(view.frame.prepared, start, covariance, self._last_residual)
+        alignment = self.aligner.localize_prepared(view.frame.prepared, start, covariance)
         return self._judge.look(view, alignment, held is None)
 
     def _look_elsewhere(self, view: FrameContext) -> list[Look]:
@@ -413,12 +413,11 @@ class Tracker:
     def _end_search(self) -> None:
         self._candidates.clear()
         self._attempts = self._turn = 0
-        self._last_residual, self._unseen = 0.0, False
+        self._unseen = False
         self._searching_since_ns: int | None = None
 
     def _learn(self, shown: Look | None, believed: Look | None, view: FrameContext) -> None:
         """Keeps what the image tells of odometry and calibration."""
-        self._last_residual = 0.0 if shown is None else shown.alignment.residual
         # A sure pose also where it is not believed: odometry on another clock may be what it contradicts.
         sure = believed is not None or (shown is not None and shown.probability >= self.options.gates.sure_probability)
         if shown is not None and shown.pose is not None and sure:

@@ -91,7 +91,6 @@ class FrameAlignment:
         points: The map points that `details` speaks of.
         depth: Median distance of the visible points along the optical axis; infinite where it is not known.
         probability: That the pose is right (`alignment_judge.RIGHT`).
-        residual: Mean log10 of the squared residuals of the finest level, plus 1: a cue for the next image; 0: unknown.
     """
 
     map_from_camera: torch.Tensor
@@ -108,7 +107,6 @@ class FrameAlignment:
     points: LocalPoints | None = None
     depth: float = float("inf")
     probability: float = 0.0
-    residual: float = 0.0
 
     @classmethod
     def failed(cls, start: torch.Tensor, reason: str, points_used: int, timings_ms: dict[str, float]) -> FrameAlignment:

@@ -16,10 +16,7 @@ import cv2
 import numpy as np
 import torch
 
-from ..alignment import PriorFactor, ReferencePoints, RobustLoss, View
-from ..alignment.cost import linearize
-from ..alignment.level_weights import mean_log_residual
-from ..alignment.types import batched
+from ..alignment import PriorFactor, ReferencePoints, View
 from ..errors import InputError
 from ..evaluation.queries import read_queries
 from ..features import Extractor
@@ -37,7 +34,6 @@ from .pairs import BadSample
 from .photos import PhotoPairs
 
 _LEAST_POINTS = 40
-_LAST_SPREAD = 0.1
 _TRUTH_GAP_NS = 100_000_000
 _LARGE_VIEW = 640
 """Views this wide get the coarse levels that maps of such images have."""
@@ -69,7 +65,6 @@ class SampleOptions:
         points: Fewest and most map points of a sample.
         map_noise: Smallest and largest error of a map point along its ray, as a share of its distance.
         focal: Share of images of places that another camera took: fewer pixels.
-        known_last: Share of images that follow one that was aligned.
         clean: Share of images of places that stay as they are.
         augmentation: Of all other images.
     """
@@ -81,7 +76,6 @@ class SampleOptions:
     points: tuple[int, int] = (60, 600)
     map_noise: tuple[float, float] = (1e-4, 8e-3)
     focal: float = 0.25
-    known_last: float = 0.5
     clean: float = 0.2
     augmentation: AugmentationOptions = AugmentationOptions()
 
@@ -102,7 +96,6 @@ class AlignmentSample:
         depth: Median depth of the points at the truth.
         source: Where it comes from.
         kind: Of prior.
-        last: Cue of the image before; 0 for none.
     """
 
     view: View
@@ -112,7 +105,6 @@ class AlignmentSample:
     depth: float
     source: str
     kind: str
-    last: float = 0.0
 
     @property
     def prior(self) -> PriorFactor:
@@ -175,13 +167,7 @@ def _sample(view: View, truth: torch.Tensor, options: SampleOptions, source: str
     if depth <= 0:
         raise BadSample("behind the camera")
     kind, start, information = draw_prior(truth, depth, options, rng)
-    last = 0.0
-    if rng.random() < options.known_last:
-        # The image before looked as this one does, and was aligned: its residuals were those of this one at the truth.
-        finest = len(view.pyramid.levels) - 1
-        seen = linearize(replace(view, points=batched(view.points)), finest, truth[None], RobustLoss(), 0.0)
-        last = float(mean_log_residual(seen.squared, seen.valid)) + rng.normal(0, _LAST_SPREAD)
-    return AlignmentSample(view, truth, start, information, depth, source, kind, last)
+    return AlignmentSample(view, truth, start, information, depth, source, kind)
 
 
 def _count(options: SampleOptions, rng: np.random.Generator) -> int:

@@ -34,7 +34,7 @@ from ..features import Extractor, load_extractor
 from ..features.weights import Weights
 from ..geometry import se3
 from ..io.files import write_text
-from ..tracking.alignment_judge import RIGHT, STATISTICS, AlignmentJudge, statistics_of
+from ..tracking.alignment_judge import RIGHT, AlignmentJudge, statistics_of, with_products
 from ..tracking.frame_aligner import inverse_information
 from .alignment_samples import (
     AlignmentSample,
@@ -49,7 +49,7 @@ from .config import read_sections
 from .pairs import PairShape
 from .photos import MotionRange, PhotoPairs, list_photos
 
-LEARNED_SLOPES = {0: (0, 1, 2, 3), 1: (0, 1, 2, 3, 4), 2: (0, 1, 2), 3: (0, 1, 2), 4: (1, 3), 5: (1, 3)}
+LEARNED_SLOPES = {0: (0, 1, 2), 1: (0, 1, 2, 3), 2: (0, 1, 2), 3: (0, 1, 2), 4: (1,), 5: (1,)}
 """Of each output, the cues that it depends on; the slopes are the same for all levels, and for translation and rotation."""
 _PAIRS = {3: 2, 5: 4}
 JUDGE_POWERS = (-5.0, 4.0)
@@ -89,7 +89,7 @@ class SearchSection:
     """The search for the weights.
 
     Attributes:
-        generations: In all.
+        generations: In all; 0 keeps the weights and teaches the judge alone.
         population: Candidates per generation.
         batch: Samples that all of them are tried on.
         step: Standard deviation of the first candidates, in powers of ten.
@@ -109,8 +109,10 @@ class SearchSection:
     threads: int = 0
 
     def __post_init__(self) -> None:
-        if min(self.generations, self.batch) < 1 or self.population < 4 or self.held_out < 2 or self.step <= 0:
-            raise InputError("search: needs a generation, a batch of 1, a population of 4, held_out of 2 and a step above 0")
+        if self.generations < 0 or self.batch < 1 or self.population < 4 or self.held_out < 2 or self.step <= 0:
+            raise InputError(
+                "search: generations below 0, batch below 1, population below 4, held_out below 2, or step not above 0"
+            )
 
 
 @dataclass(frozen=True)
@@ -198,7 +200,7 @@ class Parameters:
             self.slopes = [(o, cue) for o, cues in LEARNED_SLOPES.items() if o not in _PAIRS for cue in cues]
 
     def vector(self, table: np.ndarray) -> np.ndarray:
-        """From a table [levels, 6, 6]."""
+        """From a table [levels, 6, 5]."""
         return np.array([table[k, o, 0] for k, o in self.constants] + [table[-1, o, 1 + cue] for o, cue in self.slopes])
 
     def table(self, vector: np.ndarray, start: np.ndarray) -> np.ndarray:
@@ -220,7 +222,7 @@ def problem_of(sample: AlignmentSample, levels: int) -> Problem:
     view = replace(sample.view, points=batched(sample.view.points))
     dampings = level_dampings(None, levels, ADAPTIVE_START, torch.device("cpu"))
     priors, weights = (batched(sample.prior),), LevelWeights.constant(levels)
-    task = Task((view,), sample.start[None], AlignmentOptions(), dampings, priors, weights, torch.tensor([sample.last]))
+    task = Task((view,), sample.start[None], AlignmentOptions(), dampings, priors, weights)
     return problems(task)(0)
 
 
@@ -258,7 +260,7 @@ class Objective:
 def learn_weights(
     objective: Objective, shares: np.ndarray, start: np.ndarray, config: AlignmentConfig, out: Path, resume: bool, say
 ) -> np.ndarray:
-    """The table [levels, 6, 6] found; a checkpoint is kept in the folder after every generation."""
+    """The table [levels, 6, 5] found; a checkpoint is kept in the folder after every generation."""
     try:
         import cma  # a tool of training alone
     except ImportError:
@@ -331,7 +333,7 @@ def outcomes(samples: Sequence[AlignmentSample], weights: LevelWeights, config: 
         foreign = with_foreign_image(sample, samples[int(rng.integers(len(samples)))])
         tried += [foreign] if foreign is not None else []
         for one in tried:
-            result = align(one.view, one.start, AlignmentOptions(), None, one.prior, weights, torch.tensor([one.last]))
+            result = align(one.view, one.start, AlignmentOptions(), None, one.prior, weights)
             outcome = _outcome(one, result, number)
             found += [] if outcome is None else [outcome]
     return found
@@ -356,39 +358,39 @@ def fit_judge(found: Sequence[Outcome], ridge: float) -> AlignmentJudge:
     """Logistic regression of the outcome, and the covariance under which the errors of the right ones are most likely; slopes are
     drawn to zero in units of the statistics' standard deviations."""
     values, right = np.array([one.statistics for one in found]), np.array([one.right for one in found])
-    centre, unit = values.mean(0), values.std(0) + 1e-9
-    inputs = torch.from_numpy(np.c_[np.ones(len(values)), (values - centre) / unit])
     good = torch.from_numpy(right)
     errors = torch.from_numpy(np.array([one.error for one in found])[right])
     claimed = torch.from_numpy(np.array([one.claimed for one in found])[right])
 
-    def unlikely(x: torch.Tensor) -> torch.Tensor:
-        return nn.functional.softplus(torch.where(good, -1.0, 1.0) * (inputs @ x[0])).sum()
+    def unlikely(power: torch.Tensor) -> torch.Tensor:
+        return nn.functional.softplus(torch.where(good, -1.0, 1.0) * power[:, 0]).sum()
 
-    def far(x: torch.Tensor) -> torch.Tensor:
-        noise, turn, shift = (10 ** (inputs[good] @ x.mT).clamp(*JUDGE_POWERS)).unbind(-1)
+    def far(power: torch.Tensor) -> torch.Tensor:
+        noise, turn, shift = (10 ** power[good].clamp(*JUDGE_POWERS)).unbind(-1)
         common = torch.stack((shift,) * 3 + (turn,) * 3, -1) ** 2
         root = torch.linalg.cholesky(noise[:, None, None] * claimed + torch.diag_embed(common))
         white = torch.linalg.solve_triangular(root, errors[..., None], upper=False)[..., 0]
         return (white**2).sum() / 2 + root.diagonal(dim1=-2, dim2=-1).log().sum()
 
-    def solved(cost: Callable[[torch.Tensor], torch.Tensor], begin: list[float]) -> np.ndarray:
-        """Constants and slopes [rows, 17] of the statistics as they are."""
+    def solved(inputs: np.ndarray, cost: Callable[[torch.Tensor], torch.Tensor], begin: list[float]) -> np.ndarray:
+        """Constants and slopes [rows, 1 + inputs] that make the cost of their sums [N, rows] least."""
+        centre, unit = inputs.mean(0), inputs.std(0) + 1e-9
+        scaled = torch.from_numpy(np.c_[np.ones(len(inputs)), (inputs - centre) / unit])
 
         def with_gradient(flat: np.ndarray) -> tuple[float, np.ndarray]:
             x = torch.from_numpy(flat).reshape(len(begin), -1).requires_grad_()
-            total = cost(x) + ridge / 2 * (x[:, 1:] ** 2).sum()
+            total = cost(scaled @ x.mT) + ridge / 2 * (x[:, 1:] ** 2).sum()
             total.backward()
-            return total.item(), x.grad.flatten().numpy()
+            return float(total.detach()), x.grad.flatten().numpy()
 
-        first = np.zeros((len(begin), 1 + len(STATISTICS)))
+        first = np.zeros((len(begin), scaled.shape[1]))
         first[:, 0] = begin
-        x = minimize(with_gradient, first.ravel(), jac=True, method="L-BFGS-B", options={"maxiter": 1000}).x
+        x = minimize(with_gradient, first.ravel(), jac=True, method="L-BFGS-B", options={"maxiter": 600}).x
         x = x.reshape(len(begin), -1)
         slopes = x[:, 1:] / unit
         return np.c_[x[:, 0] - slopes @ centre, slopes]
 
-    return AlignmentJudge(solved(unlikely, [0.0])[0], *solved(far, [0.5, -3.0, -3.0]))
+    return AlignmentJudge(solved(with_products(values), unlikely, [0.0])[0], *solved(values, far, [0.5, -3.0, -3.0]))
 
 
 # ---- a run

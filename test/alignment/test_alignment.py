@@ -125,15 +125,15 @@ def test_compiled_alignment_equals_the_tensor_one(model, params, kind, with_prio
     points = ReferencePoints(xyz, points.descriptors, tuple(torch.rand(len(points), generator=generator) for _ in range(2)))
     mask = (torch.rand(1, len(points), generator=generator) > 0.1).expand(3, -1)
     starts = torch.stack([perturbed(truth.double(), 0.7, seed=k) for k in range(3)])
-    prior = weights = last = None
+    prior = weights = None
     if with_prior != "none":
         prior = PriorFactor(starts.flip(0), torch.eye(6, dtype=torch.float64).expand(3, 6, 6) * 100)
     if with_prior == "learned":
         prior = [prior, PriorFactor(starts[0], torch.diag(torch.arange(1.0, 7.0, dtype=torch.float64)))]
-        weights, last = level_weights(seed=4), torch.tensor([0.0, 0.3, -0.4])
+        weights = level_weights(seed=4)
     options = AlignmentOptions(iterations=6, loss=RobustLoss(kind, 0.1), stop_cells=1e-3)
     results = [
-        align(View(pyramid, camera, points, mask), starts, chosen, LearnedDamping(2), prior, weights, last)
+        align(View(pyramid, camera, points, mask), starts, chosen, LearnedDamping(2), prior, weights)
         for chosen in (dataclasses.replace(options, backend=backend) for backend in ("compiled", "torch"))
     ]
     ours, reference = results
@@ -220,12 +220,12 @@ def test_what_cannot_be_aligned_is_refused():
 def test_a_batch_equals_its_members():
     pyramid, points, truth = scene()
     starts = torch.stack([perturbed(truth, seed=k) for k in range(4)])
-    options, weights, last = AlignmentOptions(iterations=8, stop_cells=0.0), level_weights(), torch.linspace(-1, 1, 4)
+    options, weights = AlignmentOptions(iterations=8, stop_cells=0.0), level_weights()
     prior = PriorFactor(starts.flip(0), torch.eye(6, dtype=torch.float64).expand(4, 6, 6) * 10)
-    together = align(View(pyramid, CAMERA, points), starts, options, None, prior, weights, last)
+    together = align(View(pyramid, CAMERA, points), starts, options, None, prior, weights)
     for k in range(4):
         mine = PriorFactor(prior.camera_from_map[k], prior.information[k])
-        alone = align(View(pyramid, CAMERA, points), starts[k], options, None, mine, weights, last[k])
+        alone = align(View(pyramid, CAMERA, points), starts[k], options, None, mine, weights)
         torch.testing.assert_close(together.camera_from_map[k], alone.camera_from_map, rtol=0, atol=1e-9)
         torch.testing.assert_close(together.information[k], alone.information)
         torch.testing.assert_close(together.trace[1].outputs[k], alone.trace[1].outputs)
@@ -358,12 +358,12 @@ def test_no_iteration_waits_for_the_device(strategy, model):
     )
     points = ReferencePoints(points.xyz[None].to("meta"), tuple(away(*points.descriptors)), tuple(away(*torch.ones(2, 1, 120))))
     with torch.no_grad():
-        factors, weights, last = to_device(((prior,), level_weights(), torch.zeros(1)), torch.device("meta"))
+        factors, weights = to_device(((prior,), level_weights()), torch.device("meta"))
         dampings = level_dampings(LearnedDamping(2).to("meta"), 2, 1.0, torch.device("meta"))
         options, starts = AlignmentOptions(strategy=strategy), torch.eye(4, device="meta").repeat(3, 1, 1)
         view = View(pyramid, camera, points, torch.ones(1, 120, dtype=torch.bool, device="meta"))
         with NoWaiting():
-            task = Task((view,), starts, options, dampings, factors, weights, last)
+            task = Task((view,), starts, options, dampings, factors, weights)
             end, ends, finished, outputs = optimizer._run_levels(task)
     assert end.camera_from_map.shape == (3, 4, 4) and finished.shape == (3,)
     assert [level.trace.costs.shape for level in ends] == [(3, options.iterations + 1)] * 2

@@ -5,15 +5,18 @@ import dataclasses
 
 import pytest
 import torch
-from alignment_scene import BASE, CAMERA, SIZE, level_weights, perturbed, scene
+from alignment_scene import CAMERA, SIZE, level_weights, perturbed, scene
 
 from pixloc_ros.alignment import AlignmentOptions, PriorFactor, View, align
 from pixloc_ros.alignment.focal_length import estimate_focal_length
 from pixloc_ros.alignment.types import map_tensors
 from pixloc_ros.features.sampling import sample_level
+from pixloc_ros.geometry import se3
 from pixloc_ros.geometry.cameras import Camera
 from pixloc_ros.tracking.frame_aligner import inverse_information
 
+BASE = se3.se3_exp(torch.tensor([0.1, 0.4, -0.3, 1.1, -1.2, 1.3], dtype=torch.float64))
+"""camera_from_base"""
 CAMERAS = [CAMERA, Camera.from_colmap("OPENCV_FISHEYE", *SIZE, [200.0, 210.0, 128.5, 96.5, 0.02, -0.01, 1e-3, 1e-4])]
 
 

@@ -37,7 +37,7 @@ def statistics(**values):
 
 def judge_of(**rows):
     """A judge whose constants and slopes are 0 but those given, each [constant, slope of the first statistic]."""
-    numbers = {name: np.zeros(1 + len(STATISTICS)) for name in ("log_odds", "noise", "turn", "shift")}
+    numbers = {name: np.zeros(length) for name, length in AlignmentJudge.lengths().items()}
     for name, values in rows.items():
         numbers[name][: len(values)] = values
     return AlignmentJudge(**numbers)
@@ -85,15 +85,16 @@ def test_absurd_statistics_stay_within_bounds():
 
 
 def test_a_weights_file_s_judge_is_taken_whole_or_refused():
-    kept = AlignmentJudge(*np.random.default_rng(0).normal(size=(4, 1 + len(STATISTICS))))
+    rng, lengths = np.random.default_rng(0), AlignmentJudge.lengths()
+    kept = AlignmentJudge(*(rng.normal(size=length) for length in lengths.values()))
     again, known = AlignmentJudge.of(kept.tensors(), "weights"), statistics(visible_share=0.7, agreement_level_3=0.4)
     assert again.probability(known) == pytest.approx(kept.probability(known), rel=1e-5)
     torch.testing.assert_close(again.covariance(isotropic(1, 1), known, 2.0), kept.covariance(isotropic(1, 1), known, 2.0))
     by_hand = AlignmentJudge.of({}, "weights")
     assert by_hand.probability(known) == AlignmentJudge.by_hand().probability(known)
-    for name in kept.tensors():
-        for wrong in (torch.zeros(3), torch.zeros(2, 17), torch.full((17,), torch.nan)):
-            with pytest.raises(InputError, match=f"weights.*'{name}' must hold 17 finite numbers: train it again"):
+    for name, length in zip(kept.tensors(), lengths.values()):
+        for wrong in (torch.zeros(3), torch.zeros(2, length), torch.full((length,), torch.nan)):
+            with pytest.raises(InputError, match=f"weights.*'{name}' must hold {length} finite numbers: train it again"):
                 AlignmentJudge.of({**kept.tensors(), name: wrong}, "weights")
 
 
