@@ -111,10 +111,10 @@ class LevelResults(NamedTuple):
         """For a batch of poses, which stands in front."""
         shape = (batch, levels)
         poses, costs = np.empty((*shape, steps + 1, 4, 4)), np.empty((*shape, steps + 1))
-        done, hessian = np.empty(shape, np.int64), np.empty((*shape, 6, 6))
+        done, hessian = np.empty(shape, np.int64), np.zeros((*shape, 6, 6))
         squared, valid, pixels = np.zeros((*shape, count)), np.empty((*shape, count), bool), np.zeros((*shape, count, 2))
-        outputs, ends = np.empty((*shape, len(OUTPUTS))), np.empty((*shape, 2))
-        return cls(poses, costs, done, hessian, np.empty_like(hessian), outputs, ends, squared, valid, pixels)
+        outputs, ends = np.zeros((*shape, len(OUTPUTS))), np.zeros((*shape, 2))
+        return cls(poses, costs, done, hessian, np.zeros_like(hessian), outputs, ends, squared, valid, pixels)
 
 
 @numba.njit(**INLINE_JIT)

@@ -135,10 +135,7 @@ def _judge(extractor) -> dict | None:
     judge = module.AlignmentJudge.of(extractor.companions, f"weights '{extractor.name}'")
     numbers = {"log odds": judge.log_odds, "noise": judge.noise, "turn": judge.turn, "shift": judge.shift}
     numbers = {name: values.tolist() for name, values in numbers.items()}
-    count = len(module.STATISTICS)
-    shown = {name: {"constant": row[0], "slopes": dict(zip(module.STATISTICS, row[1:]))} for name, row in numbers.items()}
-    shown["log odds"]["products"] = numbers["log odds"][1 + count :]
-    return shown
+    return {name: {"constant": row[0], "slopes": dict(zip(module.STATISTICS, row[1:]))} for name, row in numbers.items()}
 
 
 def _table(summary: dict) -> str:
@@ -176,7 +173,7 @@ def _level_lines(strides: list[int], levels: list[dict] | None) -> list[str]:
 def _judge_lines(judge: dict | None) -> list[str]:
     if judge is None:
         return []
-    title = "the judge: log odds that a pose is right; log10 of noise, turn and shift; constants, slopes (--json: products, too)"
+    title = "the judge: log odds that a pose is right; log10 of noise, turn and shift; constants, slopes"
     lines = [f"\n{title}", " " * _OUTPUT_WIDTH + "".join(f"{name:>{_CUE_WIDTH}}" for name in judge)]
     rows = [("constant", [row["constant"] for row in judge.values()])]
     rows += [(name, [row["slopes"][name] for row in judge.values()]) for name in next(iter(judge.values()))["slopes"]]

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -37,8 +37,6 @@ depth plus radians."""
 TENSORS = "judge."
 _LEVELS = 5
 _NAMES = tuple(TENSORS + name for name in ("probability", "noise", "turn", "shift"))
-_LENGTHS = (1 + len(STATISTICS) * (len(STATISTICS) + 3) // 2, *(1 + len(STATISTICS),) * 3)
-_PAIRS = np.triu_indices(len(STATISTICS))
 _NEVER = -9.0
 _HAND_SLOPE, _HAND_AGREEMENT = 20.0, 0.15
 _LIMITS = (-9.0, 4.0)
@@ -73,11 +71,6 @@ def statistics_of(result: AlignmentResult, covariance: np.ndarray, start: np.nda
     )
 
 
-def with_products(statistics: np.ndarray) -> np.ndarray:
-    """Statistics [..., 16], and behind them the products of all pairs of them, squares included: [..., 152]."""
-    return np.concatenate((statistics, statistics[..., _PAIRS[0]] * statistics[..., _PAIRS[1]]), -1)
-
-
 def _moved(one: np.ndarray, other: np.ndarray, depth: float) -> float:
     difference = one[:3, :3] @ other[:3, :3].T
     shift = np.linalg.norm(one[:3, 3] - difference @ other[:3, 3]) / depth
@@ -86,8 +79,7 @@ def _moved(one: np.ndarray, other: np.ndarray, depth: float) -> float:
 
 @dataclass(frozen=True)
 class AlignmentJudge:
-    """Learned numbers: a constant and a slope for each of the `STATISTICS`, float64 [17], and for the log odds one for each of
-    their products too (`with_products`), float64 [153].
+    """Learned numbers: a constant and a slope for each of the `STATISTICS`, float64 [17].
 
     The covariance of a pose is what the optimizer claims, as if all points erred independently, times a factor, and what all
     points have in common: blur that is not centred, light from another side, a map that is off. That turns and shifts the camera.
@@ -105,15 +97,9 @@ class AlignmentJudge:
     shift: np.ndarray
 
     @classmethod
-    def lengths(cls) -> dict[str, int]:
-        """Of each field."""
-        return dict(zip((field.name for field in fields(cls)), _LENGTHS))
-
-    @classmethod
     def by_hand(cls) -> AlignmentJudge:
         """Even odds where 15 % of the points agree on the level before the finest; the covariance as claimed."""
-        noise, turn, shift = np.zeros((3, 1 + len(STATISTICS)))
-        log_odds = np.zeros(_LENGTHS[0])
+        log_odds, noise, turn, shift = np.zeros((4, 1 + len(STATISTICS)))
         log_odds[0], log_odds[1 + _LEVELS - 2] = -_HAND_SLOPE * _HAND_AGREEMENT, _HAND_SLOPE
         turn[0] = shift[0] = _NEVER
         return cls(log_odds, noise, turn, shift)
@@ -124,7 +110,8 @@ class AlignmentJudge:
         found = [companions.get(name) for name in _NAMES]
         if any(value is None for value in found):
             return cls.by_hand()
-        for name, value, length in zip(_NAMES, found, _LENGTHS):
+        length = 1 + len(STATISTICS)
+        for name, value in zip(_NAMES, found):
             if tuple(value.shape) != (length,) or not bool(value.isfinite().all()):
                 raise InputError(f"{source}: '{name}' must hold {length} finite numbers: train it again")
         return cls(*(value.double().numpy() for value in found))
@@ -136,7 +123,7 @@ class AlignmentJudge:
 
     def probability(self, statistics: np.ndarray) -> float:
         """That the pose is right."""
-        power = float(np.clip(self.log_odds[0] + self.log_odds[1:] @ with_products(statistics), -_LARGEST_POWER, _LARGEST_POWER))
+        power = float(np.clip(self.log_odds[0] + self.log_odds[1:] @ statistics, -_LARGEST_POWER, _LARGEST_POWER))
         return 1 / (1 + math.exp(-power))
 
     def covariance(self, claimed: torch.Tensor, statistics: np.ndarray, depth: float) -> torch.Tensor:

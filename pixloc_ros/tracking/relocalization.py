@@ -108,15 +108,17 @@ class Relocalizer:
             return []
         poses, scores = self._align_coarsely(prepared.pyramid, prepared.camera, starts)
         found: list[FrameAlignment] = []
-        taken = list(known)
+        taken, left = list(known), self.options.finalists if finalists is None else finalists
         for k in np.argsort(-scores, kind="stable"):
-            if len(found) == (self.options.finalists if finalists is None else finalists) or scores[k] <= 0:
+            if left == 0 or scores[k] <= 0:
                 break
             if any(self.same_place(poses[k], other) for other in taken):
                 continue
             alignment = self._localizer.localize_prepared(prepared, poses[k], _HYPOTHESIS)
             taken += [poses[k], alignment.map_from_camera]
-            found.append(alignment)
+            left -= 1
+            if not any(self.same_place(alignment.map_from_camera, other) for other in known):
+                found.append(alignment)
         return sorted(found, key=lambda a: -agreement(a))
 
     def _hypotheses(

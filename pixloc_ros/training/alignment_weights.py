@@ -34,7 +34,7 @@ from ..features import Extractor, load_extractor
 from ..features.weights import Weights
 from ..geometry import se3
 from ..io.files import write_text
-from ..tracking.alignment_judge import RIGHT, AlignmentJudge, statistics_of, with_products
+from ..tracking.alignment_judge import RIGHT, AlignmentJudge, statistics_of
 from ..tracking.frame_aligner import inverse_information
 from .alignment_samples import (
     AlignmentSample,
@@ -390,7 +390,7 @@ def fit_judge(found: Sequence[Outcome], ridge: float) -> AlignmentJudge:
         slopes = x[:, 1:] / unit
         return np.c_[x[:, 0] - slopes @ centre, slopes]
 
-    return AlignmentJudge(solved(with_products(values), unlikely, [0.0])[0], *solved(values, far, [0.5, -3.0, -3.0]))
+    return AlignmentJudge(solved(values, unlikely, [0.0])[0], *solved(values, far, [0.5, -3.0, -3.0]))
 
 
 # ---- a run

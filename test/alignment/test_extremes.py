@@ -51,7 +51,7 @@ def test_the_unit_of_length_of_a_map_does_not_matter(camera, strategy, backend, 
         assert found.reason == first.reason and bool(found.converged) and torch.equal(found.visible, first.visible)
         assert [level.iterations for level in found.trace] == [level.iterations for level in first.trace]
         covariance = inverse_information(found.information) / torch.outer(lengths, lengths)
-        torch.testing.assert_close(covariance, inverse_information(first.information), rtol=1e-3, atol=1e-12)
+        torch.testing.assert_close(covariance, inverse_information(first.information), rtol=3e-3, atol=1e-12)
 
 
 @pytest.mark.parametrize(("strategy", "backend"), [("adaptive", "torch"), ("adaptive", "compiled"), ("paper", "torch")])

@@ -12,6 +12,7 @@ from alignment_scene import CAMERA, perturbed, scene
 from training_scene import one_thread, write_photos  # noqa: F401
 
 from pixloc_ros.alignment import LevelWeights, View
+from pixloc_ros.alignment.level_weights import CUES, OUTPUTS
 from pixloc_ros.cli.main import main
 from pixloc_ros.errors import InputError
 from pixloc_ros.features import FeaturePyramid, load_extractor
@@ -81,7 +82,7 @@ def test_samples_are_a_function_of_the_seed(tmp_path):
     source = photo_samples(tmp_path)
     one, again, other = (draw_samples(source, 3, OPTIONS, (seed, 0)) for seed in (5, 5, 6))
     for a, b in zip(one, again, strict=True):
-        assert torch.equal(a.start, b.start) and torch.equal(a.truth, b.truth) and (a.kind, a.last) == (b.kind, b.last)
+        assert torch.equal(a.start, b.start) and torch.equal(a.truth, b.truth) and a.kind == b.kind
         assert torch.equal(a.view.points.xyz, b.view.points.xyz)
         for x, y in zip(a.view.pyramid.levels, b.view.pyramid.levels):
             assert torch.equal(x.features, y.features)
@@ -205,9 +206,9 @@ def synthetic(count, seed):
 
 def test_a_judge_learns_the_rule_by_which_outcomes_were_made():
     judge, fresh = fit_judge(synthetic(4000, 0), 3.0), synthetic(3000, 1)
-    expected = np.zeros(153)
+    expected = np.zeros(17)
     expected[[0, 1, 16]] = 0.5, 2.0, -1.0
-    np.testing.assert_allclose(judge.log_odds, expected, atol=0.35)
+    np.testing.assert_allclose(judge.log_odds, expected, atol=0.2)
     assert judge.noise[0] == pytest.approx(0.4, abs=0.1) and judge.noise[4] == pytest.approx(0.5, abs=0.1)
     assert judge.turn[0] == pytest.approx(-2, abs=0.05) and judge.shift[0] == pytest.approx(-1.5, abs=0.05)
     right = [one for one in fresh if one.right]
@@ -260,10 +261,10 @@ def write_config(folder, **change):
     [
         ({"sampels": {}}, "unknown key 'sampels'"),
         ({"search": {"populaton": 3}}, "unknown key 'search.populaton'"),
-        ({"search": {"generations": -1}}, "search: generations below 0"),
-        ({"search": {"population": 1}}, "a population of 4"),
+        ({"search": {"generations": -1}}, "generations below 0"),
+        ({"search": {"population": 1}}, "population below 4"),
         ({"search": {"batch": "many"}}, "'search.batch' must be int"),
-        ({"search": {"held_out": 1}}, "held_out of 2"),
+        ({"search": {"held_out": 1}}, "held_out below 2"),
         ({"judge": {"alignments": 1}}, "alignments must be at least 2"),
         ({"photos": []}, "give at least one"),
         ({"photos": [{"folders": ["photos"], "samples": 0}]}, "a sample or more"),
@@ -290,7 +291,7 @@ def test_a_run_from_the_command_line_gives_weights_that_serve_and_its_folder_is_
     learned, shipped = load_extractor(out / "best.safetensors"), load_extractor()
     assert learned.fingerprint == shipped.fingerprint  # maps stay usable
     levels = len(learned.strides)
-    assert LevelWeights.of(learned.companions, levels, "x").table.shape == (levels, 6, 6)
+    assert LevelWeights.of(learned.companions, levels, "x").table.shape == (levels, len(OUTPUTS), 1 + len(CUES))
     judge = AlignmentJudge.of(learned.companions, "x")
     assert not np.array_equal(judge.log_odds, AlignmentJudge.by_hand().log_odds)
     kept = (out / "best.safetensors").read_bytes()
