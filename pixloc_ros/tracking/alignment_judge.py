@@ -54,16 +54,17 @@ def statistics_of(result: AlignmentResult, covariance: np.ndarray, start: np.nda
     """
     traces = [result.trace[0]] * (_LEVELS - len(result.trace)) + list(result.trace[-_LEVELS:])
     visible = int(result.visible.sum())
-    variances = np.nan_to_num(covariance.diagonal(), posinf=1e6).clip(1e-20, 1e6)
     end, coarse = result.camera_from_map.numpy(), traces[1].camera_from_map[-1].double().numpy()
     unit = depth if np.isfinite(depth) and depth > 0 else 1.0
+    scaled = covariance.diagonal() / np.repeat((unit**2, 1.0), 3)
+    variances = np.nan_to_num(scaled, nan=1e6, posinf=1e6).clip(1e-20, 1e6)
     return np.array(
         [
             *(float(trace.agreement) for trace in traces),
             *(float(trace.residual) for trace in traces),
             np.log10(max(visible, 1) / 500),
             visible / max(result.visible.shape[-1], 1),
-            0.5 * np.log10(variances[:3].mean() / unit**2),
+            0.5 * np.log10(variances[:3].mean()),
             0.5 * np.log10(variances[3:].mean()),
             _moved(start, end, unit),
             _moved(coarse, end, unit),
