@@ -348,7 +348,7 @@ def align_compiled(task: Task) -> AlignmentResult:
     tensors = LevelResults(*map(torch.from_numpy, results))
     for k, most in enumerate(results.done.max(0).tolist()):
         costs, poses = tensors.costs[:, k, : most + 1], tensors.poses[:, k, : most + 1].to(pose.dtype)
-        ends = tensors.ends[:, k].unbind(-1)
+        ends = tensors.ends[:, k].float().unbind(-1)
         traces.append(LevelTrace(views[0].pyramid.levels[k].stride, costs, poses, most, tensors.outputs[:, k], *ends))
     cost, pixels = results.costs[each, -1, ended], results.pixels[:, -1]
     ends_at = map(torch.from_numpy, (finished, results.evidence[:, -1], cost, visible, inliers, pixels))

@@ -38,7 +38,7 @@ class TrueLocalizer:
     def prepare(self, image, camera):
         return image
 
-    def localize_prepared(self, image, map_from_camera, prior_covariance=None, last=0.0):
+    def localize_prepared(self, image, map_from_camera, prior_covariance=None):
         number = int(image[0, 0])
         self.calls.append(number)
         pose = torch.from_numpy(truth_at(number * PERIOD * 1e-9) @ BASE_FROM_CAMERA)
