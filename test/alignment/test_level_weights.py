@@ -190,7 +190,7 @@ def test_information_of_the_levels_adds_up(backend):
     """That of the coarse level, as much as it is held to, and that of the fine one."""
     pyramid, points, truth = scene(torch.float32)
     view, start, weights = View(pyramid, CAMERA, points), perturbed(truth.double(), 0.5)[None], level_weights(seed=3)
-    weights.table[:, 1, 0], weights.table[1, HOLD, 0] = torch.tensor([-1.0, 1.5]), 0.0
+    weights.table[:, 1, 0], weights.table[1, HOLD, 0] = torch.tensor([-1.0, 0.5]), 0.0
     options = AlignmentOptions(backend=backend)
     whole = align(view, start, options, None, None, weights)
     first = align(coarse_of(view), start, options, None, None, LevelWeights(weights.table[:1])).information
