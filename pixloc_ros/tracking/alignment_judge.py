@@ -38,7 +38,9 @@ TENSORS = "judge."
 _LEVELS = 5
 _NAMES = tuple(TENSORS + name for name in ("probability", "noise", "turn", "shift"))
 _NEVER = -9.0
-_HAND_SLOPE, _HAND_AGREEMENT = 20.0, 0.15
+_HAND = (0.0, 0.15, 0.2, 0.32, 0.4, 1.0), (0.0, 0.98, 0.984, 0.99, 0.993, 1.0)
+"""Where nothing was learned: shares of points that agree, and probabilities, which put the tracker's gates where they were when
+they looked at these shares."""
 _LIMITS = (-9.0, 4.0)
 _LEAST, _LARGEST_POWER = 1e-5, 30.0
 
@@ -99,11 +101,10 @@ class AlignmentJudge:
 
     @classmethod
     def by_hand(cls) -> AlignmentJudge:
-        """Even odds where 15 % of the points agree on the level before the finest; the covariance as claimed."""
+        """Where nothing was learned: the share of points that agree on the level before the finest; the covariance as claimed."""
         log_odds, noise, turn, shift = np.zeros((4, 1 + len(STATISTICS)))
-        log_odds[0], log_odds[1 + _LEVELS - 2] = -_HAND_SLOPE * _HAND_AGREEMENT, _HAND_SLOPE
         turn[0] = shift[0] = _NEVER
-        return cls(log_odds, noise, turn, shift)
+        return _HandJudge(log_odds, noise, turn, shift)
 
     @classmethod
     def of(cls, companions: Mapping[str, torch.Tensor], source: str) -> AlignmentJudge:
@@ -133,3 +134,8 @@ class AlignmentJudge:
             10 ** float(np.clip(v[0] + v[1:] @ statistics, *_LIMITS)) for v in (self.noise, self.turn, self.shift)
         )
         return claimed * noise + isotropic(shift * depth if np.isfinite(depth) else 0.0, turn)
+
+
+class _HandJudge(AlignmentJudge):
+    def probability(self, statistics: np.ndarray) -> float:
+        return float(np.interp(statistics[_LEVELS - 2], *_HAND))
