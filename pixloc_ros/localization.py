@@ -40,6 +40,8 @@ HYPOTHESIS = PriorStd(5.0, depth_share=0.1)
 """each of which is a prior by itself."""
 _AROUND = PriorStd(10.0, depth_share=0.2)
 """How far off the best pose of a search may be."""
+_LIKELY = 0.5
+"""A rival place must be so likely."""
 _WITHIN = 5.0
 """Standard deviations of its prior, within which a pose must be."""
 SEARCH_TURNS, SEARCH_FINALISTS = 4, 5
@@ -280,7 +282,7 @@ class Localizer:
         rivals = [
             other
             for other in found
-            if other.probability >= _GATES.min_probability
+            if other.probability >= _LIKELY
             and other.inlier_fraction > RIVAL_SHARE * best.inlier_fraction
             and not self.relocalizer.same_place(other.map_from_camera, best.map_from_camera)
         ]
