@@ -32,7 +32,9 @@ from .tracking.relocalization import Relocalizer, spread
 from .tracking.tracker import Tracker
 from .tracking.types import FrameAlignment, PreparedFrame, PreparedImage
 
-SURE = 0.95
+_GATES = QualityGates()
+"""A pose is doubtful where its probability is lower than they ask for."""
+SURE = _GATES.min_probability
 """A pose that is less likely right is sought again"""
 HYPOTHESES = 32
 """from so many poses, spread over what is known of it,"""
@@ -46,8 +48,6 @@ _WITHIN = 5.0
 """Standard deviations of its prior, within which a pose must be."""
 SEARCH_TURNS, SEARCH_FINALISTS = 4, 5
 """Without a prior, further hypotheses are tried so many times until one is sure, and so many of them are aligned to the end."""
-_GATES = QualityGates()
-"""A pose is doubtful where its probability is lower than they ask for."""
 RIVAL_SHARE = QualityGates().rival_inlier_fraction
 """Without a prior a pose is also doubtful where another place has more than this share of its inliers."""
 _SAME_PLACE_DEPTHS = 0.2

@@ -9,6 +9,8 @@ import numpy as np
 import torch
 
 from ..alignment.cost import Linearization, linearize
+from ..alignment.level_weights import AGREES
+from ..alignment.robust import RobustLoss
 from ..alignment.types import View, batched
 from ..errors import InputError
 from ..evaluation.tables import format_number
@@ -121,15 +123,14 @@ class AlignedImage:
     def agreement(self, map_from_camera: torch.Tensor, level: int = -1) -> PointAgreement:
         """The points seen from a pose, on a level (-1: the finest)."""
         now = self._linearize(map_from_camera[None], level)
-        loss = self.localizer.options.alignment.loss
         squared, valid = now.squared[0].double().clamp(min=0), now.valid[0]
         return PointAgreement(
             now.pixels[0].double().numpy(),
             valid.numpy(),
             squared.sqrt().numpy(),
             now.confidence[0].double().numpy(),
-            loss(squared)[1].numpy(),
-            (valid & (squared < 2 * loss.scale)).numpy(),
+            self._loss(level)(squared)[1].numpy(),
+            (valid & (squared < AGREES)).numpy(),
             float(now.mean_cost()[0]),
         )
 
@@ -154,11 +155,15 @@ class AlignedImage:
         return steps
 
     @torch.inference_mode()
+    def _loss(self, level: int) -> RobustLoss:
+        """As the answer was found with on a level."""
+        return replace(self.localizer.options.alignment.loss, scale=float(self.answer.details.trace[level].outputs[0]))
+
     def _linearize(self, map_from_camera: torch.Tensor, level: int) -> Linearization:
         options = self.localizer.options.alignment
         camera_from_local = se3.inverse(map_from_camera) @ _translation(self.points.origin)
         view = View(self.prepared.pyramid, self.prepared.camera, batched(self.points.points))
-        return linearize(view, level, camera_from_local, options.loss, options.border_cells)
+        return linearize(view, level, camera_from_local, self._loss(level), options.border_cells)
 
 
 def align_image(

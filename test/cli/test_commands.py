@@ -56,7 +56,7 @@ def test_localize_finds_the_maps_own_images(scene, tmp_path, capsys):
 def test_localize_takes_how_far_off_priors_are(scene, tmp_path, capsys):
     """A tight prior holds the pose, a wide one does not; what the line says counts more than the option."""
     poses, camera = model_poses(scene), json.loads((scene.folder / "simulation.json").read_text())["camera"]
-    names, words = sorted(poses)[:3], ["1 30%", "0.001 0.001m", ""]
+    names, words = sorted(poses)[:3], ["1 30%", "0.0001 0.0001m", ""]
     (tmp_path / "cameras.txt").write_text("".join(f"{name} {camera}\n" for name in names))
     priors = {name: [*poses[name][:4], *(f"{float(v) + 0.05}" for v in poses[name][4:])] for name in names}
 
@@ -71,7 +71,7 @@ def test_localize_takes_how_far_off_priors_are(scene, tmp_path, capsys):
 
     own = localize()
     assert own[0] > 0.05 and own[1] < 0.01 and own[2] > 0.05
-    held = localize("--prior-std 0.001 0.01%")
+    held = localize("--prior-std 0.0001 0.001%")
     assert held[0] > 0.05 and held[1] < 0.01 and held[2] < 0.01
     files = f"--images {scene.images} --cameras {tmp_path}/cameras.txt -o {tmp_path}/out.txt"
     capsys.readouterr()

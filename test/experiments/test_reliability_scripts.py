@@ -27,7 +27,7 @@ def test_area_under_the_curve_is_the_chance_that_right_looks_better(pairs):
     assert area == pytest.approx(np.mean((better > 0) + 0.5 * (better == 0)))
 
 
-def sample(probability=0.9, innovation=1.0, error_m=0.01, held=True, prior="honest", usable=True):
+def sample(probability=0.985, innovation=1.0, error_m=0.01, held=True, prior="honest", usable=True):
     return gates_roc.Sample("drive", "nominal", prior, held, usable, probability, 0.5, 0.5, innovation, error_m, 0.1)
 
 

@@ -119,7 +119,7 @@ def test_an_image_file_with_and_without_a_prior(scene, show, tmp_path, capsys):
     files = ("--cameras", cameras, "--prior", poses, "--truth", poses)
     assert show("reprojections", image, *files, "--start-off", 3, 5, "-o", tmp_path / "a.png") == 0
     assert "off the truth" in capsys.readouterr().out
-    held = ("--prior-std", "0.001", "0.001m")
+    held = ("--prior-std", "0.0001", "0.0001m")
     *words, z = poses.read_text().split()
     poses.write_text(f"{' '.join(words)} {float(z) + 0.05}\n")
     for std, little in (((), False), (held, True)):
