@@ -151,7 +151,7 @@ class PhotoSamples:
         for level in seen.levels:
             values, _, inside = sample_reference(level, pixels)
             mask = mask & inside[0]
-            descriptors.append(torch.nn.functional.normalize(values, dim=-1)[0])
+            descriptors.append(values[0])
         some = torch.nonzero(mask)[:, 0].numpy()
         some = torch.from_numpy(rng.permutation(some)[: _count(options, rng)])
         if len(some) < _LEAST_POINTS:
@@ -159,15 +159,12 @@ class PhotoSamples:
         noise = np.exp(rng.uniform(*np.log(options.map_noise)))
         moved = xyz[some] * (1 + noise * torch.from_numpy(rng.standard_normal((len(some), 1)))).float()
         points = ReferencePoints(moved, tuple(d[some] for d in descriptors), (None,) * len(descriptors))
-        return _sample(View(query, pair.query_camera, points), pair.query_from_reference, options, self.name, rng)
-
-
-def _sample(view: View, truth: torch.Tensor, options: SampleOptions, source: str, rng: np.random.Generator) -> AlignmentSample:
-    depth = float(se3.transform(truth, view.points.xyz.double())[:, 2].median())
-    if depth <= 0:
-        raise BadSample("behind the camera")
-    kind, start, information = draw_prior(truth, depth, options, rng)
-    return AlignmentSample(view, truth, start, information, depth, source, kind)
+        view, truth = View(query, pair.query_camera, points), pair.query_from_reference
+        depth = float(se3.transform(truth, moved.double())[:, 2].median())
+        if depth <= 0:
+            raise BadSample("behind the camera")
+        kind, start, information = draw_prior(truth, depth, options, rng)
+        return AlignmentSample(view, truth, start, information, depth, self.name, kind)
 
 
 def _count(options: SampleOptions, rng: np.random.Generator) -> int:
@@ -226,8 +223,8 @@ class PlaceSamples:
             raise BadSample("few points")
         local = torch.eye(4, dtype=torch.float64)
         local[:3, 3] = chosen.origin
-        sample = _sample(View(prepared.pyramid, prepared.camera, chosen.points), truth @ local, options, self.name, rng)
-        return replace(sample, start=start @ local, information=information, depth=depth, kind=kind)
+        view = View(prepared.pyramid, prepared.camera, chosen.points)
+        return AlignmentSample(view, truth @ local, start @ local, information, depth, self.name, kind)
 
 
 def _grey(image: np.ndarray) -> np.ndarray:

@@ -4,7 +4,7 @@
 From poses only, through the optimizer that runs on the robot, compiled code included. Its outcome jumps where a step is refused
 or another minimum is found, so that the gradient of the unrolled steps tells little of whether a pose is found at all; the few
 numbers are therefore sought by CMA-ES (Hansen, 2016), whose steps follow the gradient of the loss smoothed over its samples. The
-judge is a logistic regression on further alignments of the same samples, right and wrong ones; the covariance's factor maximises
+judge is a logistic regression on alignments of other samples, right and wrong ones; the covariance's factor maximises
 the likelihood of the errors of the right ones.
 """
 
@@ -194,7 +194,7 @@ class Parameters:
     """Which numbers of a table are sought: constants of each level, and slopes that the levels share."""
 
     def __init__(self, levels: int, conditional: bool) -> None:
-        self.levels, self.slopes = levels, []
+        self.slopes: list[tuple[int, int]] = []
         self.constants = [(k, o) for k in range(levels) for o in range(len(OUTPUTS)) if k > 0 or o not in (2, 3)]
         if conditional:
             self.slopes = [(o, cue) for o, cues in LEARNED_SLOPES.items() if o not in _PAIRS for cue in cues]
@@ -322,8 +322,7 @@ class Outcome:
 
 @torch.inference_mode()
 def outcomes(samples: Sequence[AlignmentSample], weights: LevelWeights, config: AlignmentConfig) -> list[Outcome]:
-    """Alignments of all samples: as drawn, with further priors of all kinds, with the images of others, and without a prior's
-    hold from another place in the map."""
+    """Alignments of all samples: as drawn, with further priors of all kinds, and with the images of others."""
     found, rng = [], np.random.default_rng((config.search.seed, 1))
     for number, sample in enumerate(samples):
         tried = [sample]
