@@ -2,8 +2,8 @@
 """What is believed while an image is aligned: each level's robust scale and residual variance, the coarser levels, and the prior.
 
 Six numbers a level, each log-linear in four cues. They are learned from poses only, together, by what the optimizer that runs
-makes of them (`training.alignment_weights`), and live in the weights file; `LevelWeights.constant` serves where
-none were learned.
+makes of them (`training.alignment_weights`), and live in the weights file; `LevelWeights.constant` serves where none
+were learned.
 """
 
 from __future__ import annotations
@@ -32,8 +32,8 @@ LOOK_POINTS = 256
 """Where there are many points, every so many-th is looked at for the cues, so that about so many are."""
 LARGEST_CUE = 2.0
 AGREES = 0.1
-"""A point whose squared residual is smaller agrees with the map: the quadratic zone of the robust loss at a scale of 0.05, whatever
-the level's own scale is."""
+"""A point whose squared residual is smaller agrees with the map: the quadratic zone of the robust loss at a scale of 0.05,
+whatever the level's own scale is."""
 TENSORS = "levels."
 _NAME = TENSORS + "weights"
 
