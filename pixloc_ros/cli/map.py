@@ -1,25 +1,24 @@
 # Copyright the pixloc_ros authors. SPDX-License-Identifier: Apache-2.0
-"""`pixloc map`: make a map from a rosbag, a COLMAP model or a posed RGB-D sequence, look into one, repair one.
+"""`pixloc map`: make a map from a rosbag, images, a video, a COLMAP model or a posed RGB-D sequence, look into one, repair one.
 
 A map (*.pixmap) holds the points of a place and the features that its images had there; the images themselves are not needed
 afterwards.
 
 examples:
   pixloc map bag drive_bag -o site.pixmap
+  pixloc map images photos -o site.pixmap --path-length 25
   pixloc map colmap --model sparse/0 --images images -o site.pixmap
   pixloc map rgbd --sequence rgbd_dataset_freiburg1_desk -o desk.pixmap
   pixloc map info site.pixmap
 """
 
 import argparse
-import contextlib
 import time
 from dataclasses import replace
 
-from ..errors import InputError
-from . import map_care
+from . import map_care, map_drive
 from .arguments import add_map_making, add_topics, add_verb, check_map_making, option, parse_poses, path
-from .lazy import io, mapping, pixloc
+from .lazy import mapping, pixloc
 from .map_care import finish
 from .progress import show_progress
 
@@ -40,6 +39,7 @@ def add_parser(subparsers) -> None:
     scale = "units of the depth images per metre, 5000 for TUM's, 1000 for millimetres (default: found where images tell it)"
     option(parser, "--depth-scale N", scale, type=float)
     add_map_making(parser)
+    map_drive.add_parsers(sources)
     map_care.add_parsers(sources)
 
 
@@ -47,19 +47,17 @@ def _add_bag(sources) -> None:
     parser = add_verb(sources, "bag", _run_bag, _run_bag.__doc__)
     path(parser, "bag BAG", "rosbag2 folder, .mcap or .db3 file, or ROS 1 .bag")
     add_map_making(parser)
-    option(parser, "--keep-images DIR", "keep the keyframes' images, for 'map re-encode'")
-    option(parser, "--mask FILE|DIR", "white where points may be: one for all images, or STAMP_NS.png each")
-    option(parser, "--every N", "use each N-th image only, from the first on", 1)
-    option(parser, "--keyframe-shift SHARE", "a keyframe wherever the picture has shifted by this share of its width", 0.03)
-    option(parser, "--min-angle DEG", "least angle under which a point is seen", 1.0)
-    option(parser, "--max-error PX", "largest reprojection error at 640 px", 3.0)
-    option(parser, "--surest N", "triangulated points that stay: the N surest of a keyframe, spread over its image; 0: all", 200)
+    map_drive.add_keyframes(parser)
+    where = "'images': structure from motion; 'bag': a topic or TF (default: the bag's where it has some, else images)"
+    option(parser, "--poses WHERE", where, choices=("images", "bag"))
+    map_drive.add_drive(parser)
     topics = add_topics(parser, "whose pose the topic tells (default: as it says, or base_link)")
     option(topics, "--pose-topic NAME", "poses in the map; 'tf': the transforms from --map-frame")
     option(topics, "--map-frame NAME", "for poses from TF", "map")
     option(topics, "--depth-topic NAME", "depth aligned with the images; 'none': triangulate")
     option(topics, "--depth-scale N", "its units per metre (default: 1000 for integers, 1 for floats)", type=float)
     option(topics, "--max-pose-gap S", "interpolate over gaps up to this", 0.25)
+    option(topics, "--odometry-topic NAME", "with --poses images: 'tf': the transform odom -> base; 'none': there is none")
 
 
 def _run_colmap(args: argparse.Namespace) -> int:
@@ -100,28 +98,32 @@ def _run_rgbd(args: argparse.Namespace) -> int:
 
 
 def _run_bag(args: argparse.Namespace) -> int:
-    """`pixloc map bag`: make a map from a rosbag with images and poses.
+    """`pixloc map bag`: make a map from a rosbag with images, and poses or not.
 
     Takes images, calibration and poses (a topic of a LiDAR SLAM or of ground truth, or TF) from a rosbag2 (sqlite3, MCAP) or a
-    ROS 1 bag. Points are triangulated with the poses as they are, or come from a depth topic. Work that was stopped or killed
-    goes on when the same command is given again.
+    ROS 1 bag. Points are triangulated with the poses as they are, or come from a depth topic. Where no topic holds poses, or with
+    --poses images, they are found from the images, and odometry gives the scale; the map begins at the base's first pose. Work
+    that was stopped or killed goes on when the same command is given again.
 
     examples:
       pixloc map bag drive_bag -o site.pixmap
+      pixloc map bag drive_bag -o site.pixmap --poses images
       pixloc map bag drive.mcap -o site.pixmap --pose-topic /lio/odometry --base-frame imu_link
       pixloc map bag drive.bag -o site.pixmap --pose-topic tf --map-frame map --depth-topic none
     """
     check_map_making(args)
-    begin, extractor, build = time.monotonic(), pixloc.load_extractor(args.weights), mapping.build
+    if args.poses == "images":
+        return map_drive.run_bag(args)
+    begin, build = time.monotonic(), mapping.build
     (mount,) = parse_poses(args, "base_from_camera")
     where = (args.image_topic, args.camera_info_topic, args.pose_topic, args.map_frame, args.base_frame, mount, args.depth_topic)
     timing = (args.every, round(args.max_pose_gap * 1e9), args.recording_time)
     source = build.posed_bag.PosedBagOptions(*where, args.depth_scale, *timing)
-    limits = {"min_angle_deg": args.min_angle, "max_error_px": args.max_error, "surest": args.surest}
-    chosen = build.keyframes.KeyframeOptions(shift=args.keyframe_shift)
-    options = build.posed_frames.PosedMapOptions(args.mask, chosen, build.triangulation.TriangulationOptions(**limits))
-    if args.keep_images is not None and args.keep_images.exists() and any(args.keep_images.iterdir()):
-        raise InputError(f"{args.keep_images} is not empty: give a new folder for the images")
+    if args.poses is None and args.pose_topic is None and not build.posed_bag.has_poses(args.bag, source):
+        print(f"no topic of {args.bag} holds poses in the map: they are found from the images")
+        return map_drive.run_bag(args)
+    extractor, options = pixloc.load_extractor(args.weights), map_drive.posed_options(args)
+    map_drive.check_keep_images(args)
     with build.posed_bag.PosedBag(args.bag, source) as frames:
         key = {
             "bag": build.posed_bag.bag_identity(args.bag),
@@ -130,9 +132,7 @@ def _run_bag(args: argparse.Namespace) -> int:
             "network": extractor.fingerprint,
             "working_side": args.working_side,
         }
-        work = io.work_folder.WorkFolder(args.output.with_name(f"{args.output.name}.work"), key)
-        if work.resumed:
-            print(f"going on with what is in {work.folder}")
+        work = map_drive.open_work(args, key)
         points = f"depth from {frames.depth_topic}" if frames.depth_topic else "points by triangulation"
         print(f"poses from {frames.pose_source}; {points}")
         with show_progress("map") as progress:
@@ -140,26 +140,6 @@ def _run_bag(args: argparse.Namespace) -> int:
             map_, report = build.posed_frames.build_map_from_posed_frames(frames, extractor, *how)
         report = replace(report, notes=(*report.notes, *frames.bag.notes))
     finish(map_, report, args, begin)
-    _print_drive(report)
-    if args.keep_images is not None:
-        with contextlib.suppress(FileNotFoundError):
-            args.keep_images.rmdir()
-        args.keep_images.parent.mkdir(parents=True, exist_ok=True)
-        work.path("images").rename(args.keep_images)
-    work.remove()
+    map_drive.print_posed(report)
+    map_drive.close_work(work, args)
     return 0
-
-
-def _print_drive(report) -> None:
-    (low, median), error = report.points_per_keyframe, report.reprojection_px
-    print(
-        f"  {report.images} images with a pose over {report.length_m:.1f} m gave {report.keyframes} keyframes\n"
-        f"  points per keyframe: median {median:.0f}, 5 % have fewer than {low:.0f}; they cover {100 * report.coverage:.0f} %"
-        " of an image\n"
-        + (f"  reprojection error: median {error[0]:.2f} px, 95 % below {error[1]:.2f} px\n" if error else "")
-        + f"  descriptor consistency: median cosine {report.descriptor_consistency:.2f}"
-    )
-    for reason, count in report.rejected.items():
-        print(f"  left out {count}: {reason}")
-    if report.poor_keyframes:
-        print(f"  {len(report.poor_keyframes)} keyframes see fewer than 50 points: the camera may get lost there")

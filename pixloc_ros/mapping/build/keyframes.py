@@ -36,6 +36,7 @@ class PosedFrame:
         depth: float32 [H, W] metres along the optical axis, 0 where unknown, as this camera saw it at this stamp; None without a
             depth camera.
         calibration: That `camera` is from, where there may be another reading of it.
+        name: Of the image; its stamp unless given.
     """
 
     stamp_ns: int
@@ -44,6 +45,7 @@ class PosedFrame:
     map_from_camera: torch.Tensor
     depth: np.ndarray | None = None
     calibration: Calibration | None = None
+    name: str = ""
 
 
 @dataclass(frozen=True, eq=False)

@@ -98,7 +98,17 @@ class Matcher:
         if descriptors is None:
             descriptors = np.empty((0, 128))
         _, first = np.unique(pixels, axis=0, return_index=True)  # one of several directions of the same spot
-        return {"pixels": pixels[first], "descriptors": descriptors[first].astype(np.uint8)}
+        strength = np.array([keypoint.response for keypoint in keypoints], np.float32)
+        return {"pixels": pixels[first], "descriptors": descriptors[first].astype(np.uint8), "strength": strength[first]}
+
+    def strongest(self, k: int, count: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+        """What `features` gives of the `count` strongest features of an image, and their numbers, int64 rising."""
+        pixels, rays, descriptors = self.features(k)
+        which = np.arange(len(pixels))
+        if len(pixels) > count:
+            strength = self.work.arrays(f"features/{k:06d}", lambda: self._extract(k))["strength"]
+            which = np.sort(np.argsort(-strength, kind="stable")[:count])
+        return pixels[which], rays[which], descriptors[which], which
 
     def scene_depth(self, progress: Progress | None) -> float:
         """Median distance of points between keyframes that follow each other, metres; 0 where there is none."""
@@ -152,14 +162,7 @@ class Matcher:
         if depth is not None:
             reach = min(np.arctan2(baseline, _NEAREST * depth) + tolerance, np.pi)
             likeness[turned @ rays_b.T < np.cos(reach)] = -1.0
-        rows, best_b = np.arange(len(likeness)), likeness.argmax(1)
-        best = likeness[rows, best_b]
-        mutual = likeness.argmax(0)[best_b] == rows
-        likeness[rows, best_b] = -1.0
-        second = likeness.max(1)
-        near, far = np.sqrt(np.maximum(2 - 2 * best, 0)), np.sqrt(np.maximum(2 - 2 * second, 0))
-        good = mutual & (best > _LEAST_COSINE) & (near < _RATIO * far)
-        return np.stack((rows[good], best_b[good]), 1)
+        return match_descriptors(likeness)
 
     def distances(self, a: int, b: int, matches: np.ndarray, least_deg: float = 1.0) -> np.ndarray:
         """Distances [m] from image b of matched features, NaN where they are seen under less than so many degrees."""
@@ -172,6 +175,24 @@ class Matcher:
         sine_squared = np.maximum(1 - cosine**2, 1e-12)
         distance = (along_b - cosine * along_a) / sine_squared
         return np.where((sine_squared > np.sin(np.radians(least_deg)) ** 2) & (distance > 0), distance, np.nan)
+
+
+def match_descriptors(likeness: np.ndarray) -> np.ndarray:
+    """Rows [m, 2] of features of two images that are each other's nearest, and clearly so.
+
+    Args:
+        likeness: Cosines of their descriptors, [a, b]; overwritten.
+    """
+    if not likeness.size:
+        return np.empty((0, 2), np.int64)
+    rows, best_b = np.arange(len(likeness)), likeness.argmax(1)
+    best = likeness[rows, best_b]
+    mutual = likeness.argmax(0)[best_b] == rows
+    likeness[rows, best_b] = -1.0
+    second = likeness.max(1)
+    near, far = np.sqrt(np.maximum(2 - 2 * best, 0)), np.sqrt(np.maximum(2 - 2 * second, 0))
+    good = mutual & (best > _LEAST_COSINE) & (near < _RATIO * far)
+    return np.stack((rows[good], best_b[good]), 1)
 
 
 def _sift(features: int):

@@ -250,6 +250,21 @@ def build_map_from_bag(
         return map_, replace(report, notes=(*report.notes, *frames.bag.notes))
 
 
+def has_poses(path: Path, options: PosedBagOptions = PosedBagOptions()) -> bool:
+    """Whether a topic or TF of the bag says where the camera was in the map; also where there are several to choose from. Raises
+    `InputError`: the bag cannot be used."""
+    bag = BagOptions(options.image, options.camera_info, "none", "none", recording_time=options.recording_time)
+    with BagReader(path, replace(bag, base_from_camera=torch.eye(4, dtype=torch.float64))) as reader:
+        known = reader.topics_of_type(*_IN_THE_MAP, messages.ODOMETRY)
+        if any(messages.is_truth_name(topic) for topic in known) or reader.topics_of_type(*_IN_THE_MAP):
+            return True
+        try:
+            reader.transforms.chain(options.map_frame, reader.camera_frame)
+        except InputError:
+            return False
+        return True
+
+
 def _poses_of(message, topic: str) -> Iterator[tuple[int, torch.Tensor]]:
     """(stamp_ns, pose [4, 4]) of a message of one of the types; NaN where its numbers make none."""
     if not hasattr(message, "poses"):

@@ -38,6 +38,27 @@ FrameSource = Callable[[Callable[[int], bool]], Iterable[PosedFrame | UnusableFr
 """Called with a function that says which stamps are still wanted; yields frames in the order of time."""
 
 
+@dataclass(frozen=True, eq=False)
+class SolvedKeyframes:
+    """Keyframes with poses of their own, instead of those that they came with.
+
+    Attributes:
+        keyframe: int64 [n], which of the keyframes have one, rising.
+        map_from_camera: float64 [n, 4, 4].
+        cameras: [n].
+        notes: What is to be known of them.
+    """
+
+    keyframe: np.ndarray
+    map_from_camera: torch.Tensor
+    cameras: list[Camera]
+    notes: tuple[str, ...] = ()
+
+
+Solver = Callable[[KeyframeFiles, list[str]], SolvedKeyframes]
+"""Called with the keyframes (poses as they came) and their names."""
+
+
 @dataclass(frozen=True)
 class PosedMapOptions:
     """How a map is made of images with poses.
@@ -126,6 +147,7 @@ def build_map_from_posed_frames(
     working_side: int | None = None,
     name: str = "drive",
     progress: Progress | None = None,
+    solve: Solver | None = None,
 ) -> tuple[Map, PosedMapReport]:
     """Map of images with poses. Points come from depth where the keyframes have it, else from triangulation.
 
@@ -137,11 +159,12 @@ def build_map_from_posed_frames(
         working_side: As of `build_map`.
         name: The map's.
         progress: As of `build_map`.
+        solve: Finds the keyframes' poses; None: the frames' are right.
 
     Raises:
         InputError: Fewer than two keyframes come out, or no points.
     """
-    posed = points_of_posed_frames(frames, work, options, name, progress)
+    posed = points_of_posed_frames(frames, work, options, name, progress, solve)
     map_, build = build_map(posed.source, extractor, working_side, progress, work)
     counts = np.diff(map_.observation_offsets)
     centres = map_.map_from_keyframe[:, :3, 3].numpy()
@@ -172,10 +195,12 @@ def points_of_posed_frames(
     options: PosedMapOptions = PosedMapOptions(),
     name: str = "drive",
     progress: Progress | None = None,
+    solve: Solver | None = None,
 ) -> PosedPoints:
     """All of a map but its features; arguments and errors as of `build_map_from_posed_frames`."""
     keyframes, count, rejected, left_out = _choose_keyframes(frames, work, options.keyframes, progress)
-    keyframes, notes = _with_fitting_cameras(_usable_keyframes(keyframes, work, options.mask, left_out), work)
+    keyframes = _usable_keyframes(keyframes, work, options.mask, left_out)
+    keyframes, notes = _solved(keyframes, work, solve, left_out) if solve else _with_fitting_cameras(keyframes, work)
     images = _files(keyframes, work, options.mask)
     error = None
     if all(keyframe.depth for keyframe in keyframes):
@@ -216,8 +241,19 @@ def _with_fitting_cameras(keyframes: list[_Keyframe], work: WorkFolder) -> tuple
     return [replace(keyframe, camera=keyframe.readings[best].camera) for keyframe in keyframes], (note,)
 
 
+def _solved(
+    keyframes: list[_Keyframe], work: WorkFolder, solve: Solver, left_out: dict[str, str]
+) -> tuple[list[_Keyframe], tuple[str, ...]]:
+    """The keyframes that get a pose, with it, and what to say; the others go to `left_out`."""
+    found = solve(_files(keyframes, work, None), [keyframe.name for keyframe in keyframes])
+    posed = found.keyframe.tolist()
+    left_out |= {keyframes[k].name: "no pose was found for it" for k in sorted(set(range(len(keyframes))) - set(posed))}
+    with_poses = zip(posed, found.map_from_camera, found.cameras)
+    return [replace(keyframes[k], map_from_camera=pose, camera=camera) for k, pose, camera in with_poses], found.notes
+
+
 def _files(keyframes: list[_Keyframe], work: WorkFolder, masks: Path | None) -> KeyframeFiles:
-    paths = [work.path(f"images/{keyframe.name}") for keyframe in keyframes]
+    paths = [work.path(f"images/{_file_name(keyframe.name)}") for keyframe in keyframes]
     poses = torch.stack([keyframe.map_from_camera for keyframe in keyframes])
     return KeyframeFiles(paths, [keyframe.camera for keyframe in keyframes], poses, masks)
 
@@ -291,12 +327,12 @@ def _choose_keyframes(
 
 
 def _store(frame: PosedFrame, number: int, work: WorkFolder, state: dict) -> _Keyframe:
-    name, camera = f"{frame.stamp_ns}.png", frame.camera
+    name, camera = frame.name or f"{frame.stamp_ns}.png", frame.camera
     image = frame.image if frame.image.ndim == 2 else cv2.cvtColor(frame.image, cv2.COLOR_RGB2BGR)
-    work.write(f"images/{name}", lambda path: _write_png(path, image))
+    work.write(f"images/{_file_name(name)}", lambda path: _write_png(path, image))
     if frame.depth is not None:
         units = np.clip(np.round(frame.depth * _DEPTH_UNITS_PER_METRE), 0, 65535).astype(np.uint16)
-        work.write(f"depth/{name}", lambda path: _write_png(path, units))
+        work.write(f"depth/{_file_name(name)}", lambda path: _write_png(path, units))
     readings = frame.calibration.readings if frame.calibration else ()
     stored = {
         "name": name,
@@ -309,6 +345,11 @@ def _store(frame: PosedFrame, number: int, work: WorkFolder, state: dict) -> _Ke
     }
     work.write(f"keyframes/{number:06d}.json", lambda path: path.write_text(json.dumps(stored)))
     return _keyframe_of(stored)
+
+
+def _file_name(name: str) -> str:
+    """Of a keyframe's image in the work folder, where none is packed with loss."""
+    return name if name.endswith(".png") else f"{name}.png"
 
 
 def _keyframe_of(stored: dict) -> _Keyframe:

@@ -1,0 +1,188 @@
+# Copyright the pixloc_ros authors. SPDX-License-Identifier: Apache-2.0
+"""`pixloc map images | video`, and `pixloc map bag --poses images`: maps without anybody's poses."""
+
+import argparse
+import time
+from dataclasses import replace
+
+from ..errors import InputError
+from .arguments import add_map_making, add_verb, check_map_making, flag, option, parse_poses, path
+from .lazy import io, mapping, pixloc
+from .map_care import finish
+from .progress import show_progress
+
+_CAMERA = '"MODEL WIDTH HEIGHT PARAMS...", or a file NAME MODEL WIDTH ... with one a line (default: it is estimated)'
+
+
+def add_parsers(sources) -> None:
+    parser = add_verb(sources, "images", _run_images, _run_images.__doc__)
+    path(parser, "images DIR", "images in the order of their names")
+    option(parser, "--camera LINE|FILE", _CAMERA)
+    _add_common(parser)
+    parser = add_verb(sources, "video", _run_video, _run_video.__doc__)
+    path(parser, "video FILE", "what OpenCV reads: .mp4, .avi, .mov, .mkv")
+    option(parser, "--camera LINE", '"MODEL WIDTH HEIGHT PARAMS..." (default: it is estimated)')
+    _add_common(parser)
+
+
+def _add_common(parser) -> None:
+    add_map_making(parser)
+    add_keyframes(parser)
+    add_drive(parser)
+
+
+def add_keyframes(parser) -> None:
+    """How keyframes and points are chosen, of all that has images in the order of time."""
+    option(parser, "--keep-images DIR", "keep the keyframes' images, for 'map re-encode'")
+    option(parser, "--mask FILE|DIR", "white where points may be: one for all images, or one each, named like the keyframes")
+    option(parser, "--every N", "use each N-th image only, from the first on", 1)
+    option(parser, "--keyframe-shift SHARE", "a keyframe wherever the picture has shifted by this share of its width", 0.03)
+    option(parser, "--min-angle DEG", "least angle under which a point is seen", 1.0)
+    option(parser, "--max-error PX", "largest reprojection error at 640 px", 3.0)
+    option(parser, "--surest N", "triangulated points that stay: the N surest of a keyframe, spread over its image; 0: all", 200)
+
+
+def add_drive(parser) -> None:
+    """What structure from motion takes."""
+    group = parser.add_argument_group("where images give the poses")
+    flag(group, "--refine-camera", "refine focal length and distortion (always done where the camera is not known)")
+    option(group, "--path-length METRES", "how long the path is, where no odometry gives the scale", type=float)
+    option(group, "--distance A B METRES", "how far two keyframes' images are apart, instead")
+
+
+def drive_options(args: argparse.Namespace):
+    """`DriveOptions` of the arguments. Raises InputError."""
+    distance = args.distance
+    if distance is not None:
+        try:
+            distance = (distance[0], distance[1], float(distance[2]))
+        except ValueError:
+            raise InputError(f"--distance {' '.join(distance)}: the third is no number of metres") from None
+    build = mapping.build
+    return build.drive.DriveOptions(posed_options(args), args.refine_camera, args.path_length, distance)
+
+
+def posed_options(args: argparse.Namespace):
+    """`PosedMapOptions` of the arguments."""
+    build, limits = mapping.build, {"min_angle_deg": args.min_angle, "max_error_px": args.max_error, "surest": args.surest}
+    chosen = build.keyframes.KeyframeOptions(shift=args.keyframe_shift)
+    return build.posed_frames.PosedMapOptions(args.mask, chosen, build.triangulation.TriangulationOptions(**limits))
+
+
+def _run_images(args: argparse.Namespace) -> int:
+    """`pixloc map images`: make a map from a folder of images, without poses.
+
+    The images are those of one drive, in the order of their names. Structure from motion (pycolmap) finds where the camera was.
+    Images alone have no scale: give --path-length or --distance. The map begins at the first image, z up. Work that was stopped
+    or killed goes on when the same command is given again.
+
+    examples:
+      pixloc map images photos -o site.pixmap --camera "PINHOLE 640 480 525 525 320 240" --path-length 25
+      pixloc map images photos -o site.pixmap --distance 0001.jpg 0020.jpg 3.5
+    """
+    check_map_making(args)
+    frames = mapping.build.drive_frames.ImageFolder(args.images, args.camera, _every(args))
+    return make(frames, args, args.images)
+
+
+def _run_video(args: argparse.Namespace) -> int:
+    """`pixloc map video`: make a map from a video, without poses.
+
+    As 'pixloc map images', of the video's frames.
+
+    example:
+      pixloc map video walk.mp4 -o site.pixmap --every 3 --path-length 40
+    """
+    check_map_making(args)
+    return make(mapping.build.drive_frames.Video(args.video, args.camera, _every(args)), args, args.video)
+
+
+def run_bag(args: argparse.Namespace) -> int:
+    """As `pixloc map bag`, the poses from the images."""
+    (mount,) = parse_poses(args, "base_from_camera")
+    topics = (args.image_topic, args.camera_info_topic, args.odometry_topic, "none")
+    options = io.bags.BagOptions(*topics, base_frame=args.base_frame, base_from_camera=mount, recording_time=args.recording_time)
+    with mapping.build.drive_frames.DriveBag(args.bag, options, _every(args)) as frames:
+        return make(frames, args, args.bag)
+
+
+def _every(args: argparse.Namespace) -> int:
+    if args.every < 1:
+        raise InputError(f"--every {args.every}: give 1 or more")
+    return args.every
+
+
+def make(frames, args: argparse.Namespace, source) -> int:
+    """Make the map and say what came of it."""
+    begin, extractor, options = time.monotonic(), pixloc.load_extractor(args.weights), drive_options(args)
+    check_keep_images(args)
+    key = {
+        "drive": mapping.build.posed_bag.bag_identity(source),
+        "said": frames.said,
+        "options": [options.posed.to_json(), options.refine_camera, getattr(args, "camera", None), args.every],
+        "network": extractor.fingerprint,
+        "working_side": args.working_side,
+    }
+    work = open_work(args, key)
+    print(f"poses by structure from motion: {frames.said}")
+    with show_progress("map") as progress:
+        how = (work, options, args.working_side, args.output.stem, progress)
+        map_, report = mapping.build.drive.build_map_from_drive(frames, extractor, *how)
+    if hasattr(frames, "bag"):
+        report = replace(report, notes=(*report.notes, *frames.bag.notes))
+    finish(map_, report, args, begin)
+    print_posed(report)
+    _print_drive(report)
+    close_work(work, args)
+    return 0
+
+
+def _print_drive(report) -> None:
+    sure = "" if not report.scale_uncertainty else f", good to {100 * report.scale_uncertainty:.1f} %"
+    print(
+        f"  poses: {report.posed[0]} of {report.posed[1]} keyframes, mean reprojection error {report.structure_px:.2f} px, "
+        f"{len(report.loops)} pairs close loops\n"
+        f"  scale: {report.scale}{sure}"
+    )
+
+
+# ---- shared with `map bag`
+
+
+def check_keep_images(args: argparse.Namespace) -> None:
+    if args.keep_images is not None and args.keep_images.exists() and any(args.keep_images.iterdir()):
+        raise InputError(f"{args.keep_images} is not empty: give a new folder for the images")
+
+
+def open_work(args: argparse.Namespace, key: dict):
+    """The work folder next to the output."""
+    work = io.work_folder.WorkFolder(args.output.with_name(f"{args.output.name}.work"), key)
+    if work.resumed:
+        print(f"going on with what is in {work.folder}")
+    return work
+
+
+def close_work(work, args: argparse.Namespace) -> None:
+    """Keep the images where asked for, and remove the rest."""
+    if args.keep_images is not None:
+        if args.keep_images.exists():
+            args.keep_images.rmdir()
+        args.keep_images.parent.mkdir(parents=True, exist_ok=True)
+        work.path("images").rename(args.keep_images)
+    work.remove()
+
+
+def print_posed(report) -> None:
+    """What came of images in the order of time."""
+    (low, median), error = report.points_per_keyframe, report.reprojection_px
+    print(
+        f"  {report.images} images with a pose over {report.length_m:.1f} m gave {report.keyframes} keyframes\n"
+        f"  points per keyframe: median {median:.0f}, 5 % have fewer than {low:.0f}; they cover {100 * report.coverage:.0f} %"
+        " of an image\n"
+        + (f"  reprojection error: median {error[0]:.2f} px, 95 % below {error[1]:.2f} px\n" if error else "")
+        + f"  descriptor consistency: median cosine {report.descriptor_consistency:.2f}"
+    )
+    for reason, count in report.rejected.items():
+        print(f"  left out {count}: {reason}")
+    if report.poor_keyframes:
+        print(f"  {len(report.poor_keyframes)} keyframes see fewer than 50 points: the camera may get lost there")

@@ -1,0 +1,273 @@
+# Copyright the pixloc_ros authors. SPDX-License-Identifier: Apache-2.0
+"""Maps of a drive without anybody's poses: structure from motion gives them, the rest is as with poses (`posed_frames`).
+
+The map frame begins at the first keyframe, z up. Its scale is that of the odometry, or given, or a guess.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+import torch
+
+from ...errors import InputError
+from ...features import Extractor
+from ...geometry import se3
+from ...geometry.cameras import Camera
+from ...io.work_folder import WorkFolder
+from ..map_file import Map
+from .building import Progress
+from .drive_frames import DriveFrames
+from .keyframes import KeyframeFiles
+from .mapper import MapperOptions, run_mapper
+from .matching import Matcher, pixel_scale
+from .posed_frames import PosedMapOptions, PosedMapReport, SolvedKeyframes, build_map_from_posed_frames
+from .two_view import PairFinder
+
+_FEWEST_KEYFRAMES, _FEWEST_FEATURES = 5, 100
+_LEAST_LINKED, _MOST_TURNING, _LEAST_POSED = 0.5, 0.9, 0.5
+_GUESSED_DEPTH_M = 5.0
+
+
+@dataclass(frozen=True)
+class DriveOptions:
+    """How a map is made of a drive.
+
+    Attributes:
+        posed: Keyframes and points.
+        refine_camera: Refine focal length and distortion; always done where the camera is not known.
+        path_length: Metres from the first to the last keyframe along the path; None: not known.
+        distance: Names of two keyframes' images, and the metres between them; None: not known.
+    """
+
+    posed: PosedMapOptions = PosedMapOptions()
+    refine_camera: bool = False
+    path_length: float | None = None
+    distance: tuple[str, str, float] | None = None
+
+    def __post_init__(self) -> None:
+        metres = [self.path_length, self.distance and self.distance[2]]
+        if any(m is not None and not 0 < m < 1e6 for m in metres) or None not in metres:
+            raise InputError("the scale: give the length of the path or one distance, in metres above 0")
+
+
+@dataclass(frozen=True, kw_only=True)
+class DriveReport(PosedMapReport):
+    """What became of a drive, and how good its map is.
+
+    Attributes:
+        posed: Keyframes that structure from motion posed, and all of them.
+        pairs: Pairs of images that were matched, and how many of them show parallax.
+        loops: Names of two images each that time does not bring together but show one place.
+        structure_px: Mean reprojection error of the structure from motion.
+        scale: Where it comes from.
+        scale_uncertainty: As a share; None where it is a guess.
+    """
+
+    posed: tuple[int, int]
+    pairs: tuple[int, int]
+    loops: tuple[tuple[str, str], ...]
+    structure_px: float
+    scale: str
+    scale_uncertainty: float | None
+
+
+def build_map_from_drive(
+    frames: DriveFrames,
+    extractor: Extractor,
+    work: WorkFolder,
+    options: DriveOptions = DriveOptions(),
+    working_side: int | None = None,
+    name: str = "drive",
+    progress: Progress | None = None,
+) -> tuple[Map, DriveReport]:
+    """Map of a drive.
+
+    Args:
+        frames: Called once.
+        extractor: Makes the features.
+        work: The work folder, for the same frames and options as before.
+        options: See there.
+        working_side: As of `build_map`.
+        name: The map's.
+        progress: As of `build_map`.
+
+    Raises:
+        InputError: The images do not show how the camera moved; it says why.
+    """
+    posed = options.posed
+    if not frames.has_odometry:  # nothing says that the camera stands still
+        posed = replace(posed, keyframes=replace(posed.keyframes, still=(0.0, 0.0)))
+    solver = DriveSolver(frames, extractor, work, options, progress)
+    map_, report = build_map_from_posed_frames(frames, extractor, work, posed, working_side, name, progress, solver)
+    if not frames.stamped:
+        map_ = replace(map_, keyframe_stamp_ns=np.full_like(map_.keyframe_stamp_ns, -1))
+    return map_, DriveReport(**vars(report) | solver.found)
+
+
+@dataclass
+class DriveSolver:
+    """Finds the keyframes' poses.
+
+    Attributes:
+        frames, extractor, work, options, progress: As of `build_map_from_drive`.
+        found: After the call, the fields that `DriveReport` adds.
+    """
+
+    frames: DriveFrames
+    extractor: Extractor
+    work: WorkFolder
+    options: DriveOptions
+    progress: Progress | None
+    found: dict = field(default_factory=dict)
+
+    def __call__(self, images: KeyframeFiles, names: list[str]) -> SolvedKeyframes:
+        """Raises `InputError`: the images do not show how the camera moved."""
+        if len(names) < _FEWEST_KEYFRAMES:
+            raise InputError(
+                f"{len(names)} keyframes come out of the drive, structure from motion needs {_FEWEST_KEYFRAMES}: drive further"
+            )
+        matcher = Matcher(images, self.work, self.options.posed.triangulation)
+        self._check_features(matcher)
+        finder = PairFinder(matcher, self.extractor, self.frames.known_camera)
+        finder.find(self.progress)
+        self._check_pairs(finder)
+        stored = self.work.arrays("structure", lambda: self._structure(finder))
+        image, poses = stored["image"], torch.from_numpy(stored["poses"])
+        if len(image) < _LEAST_POSED * len(names):
+            raise InputError(
+                f"structure from motion poses only {len(image)} of {len(names)} keyframes ({_stretches(image, len(names))}): "
+                "the rest does not hang together with them; drive slower there, or in more light"
+            )
+        cameras = [Camera.parse_colmap_line(str(line)) for line in stored["cameras"]]
+        scale, said, uncertainty = self._scale(poses, [names[k] for k in image], float(stored["depth"]))
+        poses = self._in_map_frame(poses, scale)
+        self.found = {
+            "posed": (len(image), len(names)),
+            "pairs": (sum(p.is_link for p in finder.pairs.values()), sum(p.has_parallax for p in finder.pairs.values())),
+            "loops": tuple((names[a], names[b]) for a, b in finder.loops),
+            "structure_px": float(stored["error_px"]),
+            "scale": said,
+            "scale_uncertainty": uncertainty,
+        }
+        return SolvedKeyframes(image, poses, [cameras[k] for k in image], tuple(self._notes(images, cameras, names, image)))
+
+    # ---- what the images show
+
+    def _check_features(self, matcher: Matcher) -> None:
+        counts = []
+        for k in range(len(matcher.poses)):
+            if self.progress:
+                self.progress(k, len(matcher.poses), "features")
+            counts.append(len(matcher.features(k)[0]))
+        if np.median(counts) < _FEWEST_FEATURES:
+            raise InputError(
+                f"half of the keyframes show fewer than {np.median(counts):.0f} features: the images are blurred, dark or blank; "
+                "drive slower, in more light, with a short exposure"
+            )
+
+    def _check_pairs(self, finder: PairFinder) -> None:
+        neighbours = [pair for (a, b), pair in finder.pairs.items() if b - a == 1]
+        linked = np.mean([pair.is_link for pair in neighbours])
+        if linked < _LEAST_LINKED:
+            raise InputError(
+                f"only {100 * linked:.0f} % of the keyframes have enough matches with the one before: are the images those of "
+                "one drive, in its order, and sharp? Drive slower, in more light"
+            )
+        # Neighbours may be near each other; images further apart show parallax where there is any.
+        apart = [pair for (a, b), pair in finder.pairs.items() if b - a > 1 and pair.is_link]
+        turning = np.mean([not pair.has_parallax for pair in apart]) if apart else 0.0
+        if turning > _MOST_TURNING:
+            raise InputError(
+                f"the camera only turned or stood still: {100 * turning:.0f} % of the pairs have no parallax, so that no "
+                "distance can be seen; drive sideways or forward"
+            )
+
+    def _structure(self, finder: PairFinder) -> dict[str, np.ndarray]:
+        refine, images = self.options.refine_camera or not self.frames.known_camera, finder.matcher.images
+        error_px = self.options.posed.triangulation.max_error_px * pixel_scale(images.cameras[0])
+        model = run_mapper(finder, MapperOptions(refine, error_px), self.progress)
+        return {
+            "image": model.image,
+            "poses": model.map_from_camera,
+            "cameras": np.array([camera.to_colmap_line() for camera in model.cameras]),
+            "depth": np.array(_median_depth(model.map_from_camera, model.xyz)),
+            "error_px": np.array(model.error_px),
+        }
+
+    # ---- scale and frame
+
+    def _scale(self, poses: torch.Tensor, names: list[str], depth: float) -> tuple[float, str, float | None]:
+        """What to multiply with to have metres; where that comes from; its uncertainty as a share."""
+        centres, options = poses[:, :3, 3].numpy(), self.options
+        if options.path_length is not None:
+            length = float(np.linalg.norm(np.diff(centres, axis=0), axis=1).sum())
+            return options.path_length / length, f"the path is {options.path_length:g} m long, as given", 0.0
+        if options.distance is not None:
+            first, second, metres = options.distance
+            missing = [one for one in (first, second) if one not in names]
+            if missing:
+                raise InputError(f"{missing[0]} is no keyframe with a pose: choose among {', '.join(names[:5])}, ...")
+            units = float(np.linalg.norm(centres[names.index(first)] - centres[names.index(second)]))
+            if not units > 0:
+                raise InputError(f"{first} and {second} are at one place: give two that are apart")
+            return metres / units, f"{metres:g} m from {first} to {second}, as given", 0.0
+        return _GUESSED_DEPTH_M / depth, f"unknown: things are taken to be {_GUESSED_DEPTH_M:g} m away in the median", None
+
+    def _in_map_frame(self, poses: torch.Tensor, scale: float) -> torch.Tensor:
+        """Scaled, z up, the first pose at the origin: that of the base where its camera's mount is known."""
+        poses, base_from_camera = poses.clone(), self.frames.base_from_camera
+        poses[:, :3, 3] *= scale
+        if base_from_camera is not None:
+            return base_from_camera @ se3.inverse(poses[0]) @ poses
+        up = _upwards(poses[:, :3, :3].numpy())
+        forward = poses[0, :3, 2].numpy()
+        forward = forward - up * (forward @ up)
+        if np.linalg.norm(forward) < 0.1:  # it looks up or down
+            forward = -poses[0, :3, 1].numpy()
+            forward = forward - up * (forward @ up)
+        x = forward / np.linalg.norm(forward)
+        map_from_old = torch.eye(4, dtype=torch.float64)
+        map_from_old[:3, :3] = torch.from_numpy(np.stack((x, np.cross(up, x), up)))
+        map_from_old[:3, 3] = -map_from_old[:3, :3] @ poses[0, :3, 3]
+        return map_from_old @ poses
+
+    def _notes(self, images: KeyframeFiles, cameras: list[Camera], names: list[str], image: np.ndarray):
+        if len(image) < len(names):
+            yield f"{len(image)} of {len(names)} keyframes have a pose: {_stretches(image, len(names))}"
+        if self.options.refine_camera or not self.frames.known_camera:
+            why = "as asked" if self.frames.known_camera else "none is known: calibrate the camera for a better map"
+            yield f"the camera was refined ({why}): {cameras[0].to_colmap_line()}, from {images.cameras[0].to_colmap_line()}"
+
+
+def _upwards(rotations: np.ndarray) -> np.ndarray:
+    """Unit vector [3] that the cameras' x axes are level to: robots and people hold them so. Where those do not say it, as on a
+    straight drive, the mean of their y axes counts."""
+    x, mean = rotations[:, :, 0], -rotations[:, :, 1].mean(0)
+    mean /= max(np.linalg.norm(mean), 1e-9)
+    values, vectors = np.linalg.eigh(x.T @ x / len(x))
+    if values[1] < 0.02:
+        x = rotations[:, :, 0].mean(0)
+        level = mean - x * (mean @ x) / (x @ x)
+        return level / np.linalg.norm(level)
+    up = vectors[:, 0]
+    return up if up @ mean >= 0 else -up
+
+
+def _median_depth(map_from_camera: np.ndarray, xyz: np.ndarray) -> float:
+    """Of the points before the cameras, each seen by the one nearest to it in the order they came."""
+    depths = []
+    for pose in map_from_camera[:: max(len(map_from_camera) // 50, 1)]:
+        inside = (xyz - pose[:3, 3]) @ pose[:3, :3]
+        ahead = inside[(inside[:, 2] > 0) & (np.abs(inside[:, :2]) < inside[:, 2:] * 0.6).all(1), 2]
+        depths.append(np.median(ahead) if len(ahead) else np.nan)
+    return float(np.nanmedian(depths))
+
+
+def _stretches(posed: np.ndarray, count: int) -> str:
+    """Which of so many keyframes have no pose, for people."""
+    missing = np.setdiff1d(np.arange(count), posed)
+    runs = np.split(missing, np.flatnonzero(np.diff(missing) > 1) + 1)
+    shown = [f"{run[0] + 1}" if len(run) == 1 else f"{run[0] + 1} to {run[-1] + 1}" for run in runs if len(run)]
+    return f"keyframes {', '.join(shown[:5])}{', ...' if len(shown) > 5 else ''} have none" if shown else "all"

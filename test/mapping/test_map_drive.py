@@ -1,0 +1,85 @@
+# Copyright the pixloc_ros authors. SPDX-License-Identifier: Apache-2.0
+"""Maps of drives without poses: images, videos and bags through structure from motion."""
+
+import json
+
+import numpy as np
+import pytest
+from drive_scene import CAMERA, START, STEP, pose_at, similarity, turning_at, write_bag, write_images, write_video
+
+from pixloc_ros.cli.main import main
+from pixloc_ros.mapping import Map
+from pixloc_ros.mapping.build import mapper
+
+pytest.importorskip("pycolmap", reason="structure from motion needs pycolmap")
+COUNT = 16
+LINE = CAMERA.to_colmap_line()
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory):
+    return write_images(tmp_path_factory.mktemp("drive") / "images", [pose_at(k, COUNT) for k in range(COUNT)])
+
+
+def make(tmp_path, *words):
+    """Exit code, and the map and report where one was made."""
+    output, report = tmp_path / "site.pixmap", tmp_path / "site.json"
+    code = main(["map", *map(str, words), "-o", str(output), "--report", str(report)])
+    return (code, Map.open(output), json.loads(report.read_text())) if code == 0 else (code, None, None)
+
+
+def check(map_, numbers, scale=None, tolerance=0.01, start=(0.0, 0.0, 0.0)):
+    """Keyframes lie where the truth has them, up to a similarity of that scale (None: any)."""
+    truth = np.stack([pose_at(k, COUNT)[:3, 3] for k in numbers])
+    found = map_.map_from_keyframe[:, :3, 3].numpy()
+    factor, rmse = similarity(found, truth)
+    assert rmse < 0.01
+    assert scale is None or abs(factor / scale - 1) < tolerance
+    np.testing.assert_allclose(found[0], start, atol=1e-6)
+    assert np.abs(found[:, 2] - start[2]).max() < 0.05 * np.ptp(found, axis=0).max()  # the drive is level
+
+
+def test_images(tmp_path, images):
+    code, map_, report = make(tmp_path, "images", images, "--camera", LINE, "--path-length", "6")
+    numbers = [int(name.split(".")[0]) for name in map_.keyframe_names]
+    assert report["posed"][0] == report["posed"][1] == len(numbers)
+    assert np.linalg.norm(np.diff(map_.map_from_keyframe[:, :3, 3].numpy(), axis=0), axis=1).sum() == pytest.approx(6.0)
+    check(map_, numbers)
+    assert (map_.keyframe_stamp_ns == -1).all()
+    assert not (tmp_path / "site.pixmap.work").exists()
+
+
+def test_video_without_calibration(tmp_path, capsys):
+    video = write_video(tmp_path / "walk.avi", [pose_at(k, COUNT) for k in range(COUNT)])
+    _, map_, report = make(tmp_path, "video", video)
+    assert report["scale_uncertainty"] is None and "unknown" in report["scale"]
+    assert any("the camera was refined" in note for note in report["notes"])
+    assert "unknown" in capsys.readouterr().out
+    assert len(map_.keyframe_names) >= COUNT // 2
+
+
+def test_bag_without_poses_is_mapped_from_its_images(tmp_path, capsys):
+    bag = write_bag(tmp_path / "bag", [pose_at(k, COUNT) for k in range(COUNT)])
+    _, map_, _ = make(tmp_path, "bag", bag, "--path-length", "3.2")
+    assert "from the images" in capsys.readouterr().out
+    check(map_, ((map_.keyframe_stamp_ns - START) // STEP).tolist(), start=(0.2, 0.0, 0.5))
+
+
+@pytest.mark.parametrize(
+    ("poses", "said"),
+    [
+        ([turning_at(k) for k in range(10)], "only turned"),
+        ([pose_at(5 * (k % 3), 16) @ np.diag((1, 1, 1, 1)) for k in range(3)], "drive further"),
+    ],
+    ids=["turning", "short"],
+)
+def test_weak_drives_are_refused(tmp_path, poses, said, capsys):
+    code, _, _ = make(tmp_path, "images", write_images(tmp_path / "images", poses), "--camera", LINE)
+    assert code == 2 and said in capsys.readouterr().err
+    assert not (tmp_path / "site.pixmap").exists()
+
+
+def test_a_crash_of_the_library_is_an_error_with_its_reason(tmp_path, images, monkeypatch, capsys):
+    monkeypatch.setattr(mapper, "__name__", "os; import os; os.abort()")  # what the process runs
+    code, _, _ = make(tmp_path, "images", images, "--camera", LINE)
+    assert code == 2 and "crashed" in capsys.readouterr().err
