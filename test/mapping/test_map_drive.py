@@ -65,6 +65,27 @@ def test_bag_without_poses_is_mapped_from_its_images(tmp_path, capsys):
     check(map_, ((map_.keyframe_stamp_ns - START) // STEP).tolist(), start=(0.2, 0.0, 0.5))
 
 
+def test_odometry_gives_the_scale_and_images_correct_its_drift(tmp_path):
+    said, bias = [], np.eye(4)
+    bias[:2, :2] = ((np.cos(0.01), -np.sin(0.01)), (np.sin(0.01), np.cos(0.01)))
+
+    def wheels(k, base):
+        """Steps that are 2 % too long, each turned by 0.6 degrees more than it was."""
+        if said:
+            step = np.linalg.inv(said[-1][0]) @ base
+            step[:3, 3] *= 1.02
+            said.append((base, said[-1][1] @ step @ bias))
+        else:
+            said.append((base, base))
+        return said[-1][1]
+
+    bag = write_bag(tmp_path / "bag", [pose_at(k, COUNT) for k in range(COUNT)], wheels)
+    _, map_, report = make(tmp_path, "bag", bag, "--poses", "images")
+    assert "odometry" in report["scale"] and 0.02 <= report["scale_uncertainty"] < 0.05
+    assert report["posed"][0] == report["posed"][1]
+    check(map_, ((map_.keyframe_stamp_ns - START) // STEP).tolist(), 1 / 1.02, start=(0.2, 0.0, 0.5))
+
+
 @pytest.mark.parametrize(
     ("poses", "said"),
     [

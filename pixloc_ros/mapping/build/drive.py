@@ -22,12 +22,15 @@ from .drive_frames import DriveFrames
 from .keyframes import KeyframeFiles
 from .mapper import MapperOptions, run_mapper
 from .matching import Matcher, pixel_scale
+from .odometry_structure import WHEELS, solve_with_odometry
 from .posed_frames import PosedMapOptions, PosedMapReport, SolvedKeyframes, build_map_from_posed_frames
 from .two_view import PairFinder
 
 _FEWEST_KEYFRAMES, _FEWEST_FEATURES = 5, 100
 _LEAST_LINKED, _MOST_TURNING, _LEAST_POSED = 0.5, 0.9, 0.5
+_LEAST_FITTING = 0.3  # of the observations, where the odometry is of use
 _GUESSED_DEPTH_M = 5.0
+_REVISIT = 3.0  # a way so many times as long as it is straight
 
 
 @dataclass(frozen=True)
@@ -141,12 +144,12 @@ class DriveSolver:
                 "the rest does not hang together with them; drive slower there, or in more light"
             )
         cameras = [Camera.parse_colmap_line(str(line)) for line in stored["cameras"]]
-        scale, said, uncertainty = self._scale(poses, [names[k] for k in image], float(stored["depth"]))
+        scale, said, uncertainty = self._scale(poses, [names[k] for k in image], stored)
         poses = self._in_map_frame(poses, scale)
         self.found = {
             "posed": (len(image), len(names)),
             "pairs": (sum(p.is_link for p in finder.pairs.values()), sum(p.has_parallax for p in finder.pairs.values())),
-            "loops": tuple((names[a], names[b]) for a, b in finder.loops),
+            "loops": tuple((names[a], names[b]) for a, b in _revisits(stored["loops"], image, poses[:, :3, 3].numpy())),
             "structure_px": float(stored["error_px"]),
             "scale": said,
             "scale_uncertainty": uncertainty,
@@ -185,7 +188,31 @@ class DriveSolver:
             )
 
     def _structure(self, finder: PairFinder) -> dict[str, np.ndarray]:
-        refine, images = self.options.refine_camera or not self.frames.known_camera, finder.matcher.images
+        """Poses and cameras, as arrays: metric where there is odometry."""
+        refine, matcher = self.options.refine_camera or not self.frames.known_camera, finder.matcher
+        mapped = None if self.frames.has_odometry and not refine else self._mapped(finder, refine)
+        if not self.frames.has_odometry:
+            return mapped
+        if refine:  # the rays are those of the refined camera
+            cameras = [Camera.parse_colmap_line(str(line)) for line in mapped["cameras"]]
+            matcher = Matcher(replace(matcher.images, cameras=cameras), self.work, matcher.options)
+            finder = PairFinder(matcher, self.extractor)
+            finder.find(None)
+        model = solve_with_odometry(finder, self.progress)
+        if model.fitting < _LEAST_FITTING:
+            return _scaled(mapped or self._mapped(finder, refine), matcher.poses)
+        return {
+            "image": np.arange(finder.count),
+            "poses": model.poses,
+            "cameras": np.array([camera.to_colmap_line() for camera in matcher.images.cameras]),
+            "depth": np.array(model.depth),
+            "error_px": np.array(model.error_px),
+            "scale_spread": np.array(model.scale_spread),
+            "loops": np.array(model.loops, np.int64).reshape(-1, 2),
+        }
+
+    def _mapped(self, finder: PairFinder, refine: bool) -> dict[str, np.ndarray]:
+        images = finder.matcher.images
         error_px = self.options.posed.triangulation.max_error_px * pixel_scale(images.cameras[0])
         model = run_mapper(finder, MapperOptions(refine, error_px), self.progress)
         return {
@@ -194,11 +221,12 @@ class DriveSolver:
             "cameras": np.array([camera.to_colmap_line() for camera in model.cameras]),
             "depth": np.array(_median_depth(model.map_from_camera, model.xyz)),
             "error_px": np.array(model.error_px),
+            "loops": np.array(finder.loops, np.int64).reshape(-1, 2),
         }
 
     # ---- scale and frame
 
-    def _scale(self, poses: torch.Tensor, names: list[str], depth: float) -> tuple[float, str, float | None]:
+    def _scale(self, poses: torch.Tensor, names: list[str], stored: dict[str, np.ndarray]) -> tuple[float, str, float | None]:
         """What to multiply with to have metres; where that comes from; its uncertainty as a share."""
         centres, options = poses[:, :3, 3].numpy(), self.options
         if options.path_length is not None:
@@ -213,7 +241,13 @@ class DriveSolver:
             if not units > 0:
                 raise InputError(f"{first} and {second} are at one place: give two that are apart")
             return metres / units, f"{metres:g} m from {first} to {second}, as given", 0.0
-        return _GUESSED_DEPTH_M / depth, f"unknown: things are taken to be {_GUESSED_DEPTH_M:g} m away in the median", None
+        if "scale_spread" in stored:
+            return 1.0, "from the odometry", float(np.hypot(stored["scale_spread"], WHEELS))
+        return (
+            _GUESSED_DEPTH_M / float(stored["depth"]),
+            f"unknown: things are taken to be {_GUESSED_DEPTH_M:g} m away in the median",
+            None,
+        )
 
     def _in_map_frame(self, poses: torch.Tensor, scale: float) -> torch.Tensor:
         """Scaled, z up, the first pose at the origin: that of the base where its camera's mount is known."""
@@ -263,6 +297,30 @@ def _median_depth(map_from_camera: np.ndarray, xyz: np.ndarray) -> float:
         ahead = inside[(inside[:, 2] > 0) & (np.abs(inside[:, :2]) < inside[:, 2:] * 0.6).all(1), 2]
         depths.append(np.median(ahead) if len(ahead) else np.nan)
     return float(np.nanmedian(depths))
+
+
+def _revisits(pairs: np.ndarray, image: np.ndarray, centres: np.ndarray) -> list[tuple[int, int]]:
+    """The pairs of images to which the camera came back, rather than going on and seeing the same from further on."""
+    way, row = (
+        np.concatenate(([0], np.cumsum(np.linalg.norm(np.diff(centres, axis=0), axis=1)))),
+        {k: n for n, k in enumerate(image)},
+    )
+    found = [(a, b, row[a], row[b]) for a, b in pairs.tolist() if a in row and b in row]
+    return [(a, b) for a, b, i, j in found if way[j] - way[i] > _REVISIT * np.linalg.norm(centres[j] - centres[i])]
+
+
+def _scaled(mapped: dict[str, np.ndarray], odometry: np.ndarray) -> dict[str, np.ndarray]:
+    """A structure from images alone with the odometry's scale: that of steps from image to image."""
+    ways = [np.linalg.norm(np.diff(p[:, :3, 3], axis=0), axis=1) for p in (odometry[mapped["image"]], mapped["poses"])]
+    moving = (ways[0] > 0.01) & (ways[1] > 0)
+    if not moving.any():
+        raise InputError("the odometry does not move while the images do: leave it out with --odometry-topic none")
+    ratio = ways[0][moving] / ways[1][moving]
+    scale = float(np.median(ratio))
+    spread = np.array(np.subtract(*np.percentile(np.log(ratio), (84, 16))) / 2 / np.sqrt(len(ratio)))
+    poses = mapped["poses"].copy()
+    poses[:, :3, 3] *= scale
+    return mapped | {"poses": poses, "depth": mapped["depth"] * scale, "scale_spread": spread}
 
 
 def _stretches(posed: np.ndarray, count: int) -> str:

@@ -1,0 +1,297 @@
+# Copyright the pixloc_ros authors. SPDX-License-Identifier: Apache-2.0
+"""Bundle adjustment of poses and points together with measured relative poses (odometry, loops), which pycolmap's does not take.
+
+Levenberg-Marquardt on rays: an observation's error is the angle between where its feature and its point are seen, times the focal
+length, so that any camera model will do. Points are eliminated (Schur complement).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+from scipy.sparse import bsr_array, coo_array, csc_array
+from scipy.sparse.linalg import splu
+
+_GAUGE = 1e8
+_LINK_ROBUST = 3.0  # standard deviations
+_CONVERGED = 1e-4
+
+
+@dataclass(frozen=True, eq=False)
+class Rays:
+    """M observations.
+
+    Attributes:
+        image: int64 [M].
+        point: int64 [M].
+        ray: float64 [M, 3], unit, camera frame.
+        focal_px: float64 [M], what turns an angle into pixels.
+        feature: int64 [M], numbers in their images.
+    """
+
+    image: np.ndarray
+    point: np.ndarray
+    ray: np.ndarray
+    focal_px: np.ndarray
+    feature: np.ndarray
+
+    def only(self, rows: np.ndarray) -> Rays:
+        """Some of them."""
+        return Rays(*(value[rows] for value in vars(self).values()))
+
+    @property
+    def basis(self) -> np.ndarray:
+        """[M, 2, 3]: two directions across each ray, times the focal length."""
+        axis = np.eye(3)[np.abs(self.ray).argmin(1)]
+        one = np.cross(self.ray, axis)
+        one /= np.linalg.norm(one, axis=1, keepdims=True)
+        return np.stack((one, np.cross(self.ray, one)), 1) * self.focal_px[:, None, None]
+
+
+@dataclass(frozen=True, eq=False)
+class Links:
+    """L measured relative poses.
+
+    Attributes:
+        first: int64 [L], images.
+        second: int64 [L].
+        first_from_second: float64 [L, 4, 4].
+        translation_std: float64 [L], of each axis, metres.
+        rotation_std: float64 [L], of each axis, radians.
+        robust: bool [L], whether it may be wrong altogether.
+    """
+
+    first: np.ndarray
+    second: np.ndarray
+    first_from_second: np.ndarray
+    translation_std: np.ndarray
+    rotation_std: np.ndarray
+    robust: np.ndarray
+
+    @classmethod
+    def join(cls, parts: Sequence[Links]) -> Links:
+        return cls(*(np.concatenate(values) for values in zip(*(vars(part).values() for part in parts))))
+
+
+@dataclass(frozen=True, eq=False)
+class Bundle:
+    """Poses map_from_camera float64 [K, 4, 4] and points float64 [P, 3]."""
+
+    poses: np.ndarray
+    xyz: np.ndarray
+
+
+def adjust(bundle: Bundle, rays: Rays, links: Links, robust_px: float, iterations: int = 15) -> Bundle:
+    """The bundle at the least cost; the first pose stays.
+
+    Args:
+        bundle: Where to begin.
+        rays: Observations.
+        links: Measured relative poses.
+        robust_px: Errors far above count little (Cauchy's loss).
+        iterations: At most.
+    """
+    order = np.argsort(rays.image, kind="stable")
+    rays = rays.only(order)
+    basis, damping = rays.basis, 1e-4
+    cost = _cost(bundle, rays, basis, links, robust_px)
+    for _ in range(iterations):
+        system = _System(bundle, rays, basis, links, robust_px)
+        for _ in range(6):
+            step = system.step(damping)
+            moved = step.applied(bundle)
+            new = _cost(moved, rays, basis, links, robust_px)
+            if new < cost:
+                break
+            damping *= 8
+        else:
+            return bundle
+        gain, bundle, cost, damping = (cost - new) / max(cost, 1e-12), moved, new, max(damping / 5, 1e-9)
+        if gain < _CONVERGED:
+            break
+    return bundle
+
+
+def errors_px(bundle: Bundle, rays: Rays) -> np.ndarray:
+    """Of each observation, pixels [M]; infinite where the point lies behind the camera."""
+    direction = _inside(bundle, rays)
+    ahead = (direction * rays.ray).sum(1) > 0
+    unit = direction / np.maximum(np.linalg.norm(direction, axis=1, keepdims=True), 1e-12)
+    return np.where(ahead, np.linalg.norm(np.einsum("nij,nj->ni", rays.basis, unit), axis=1), np.inf)
+
+
+def triangulated(poses: np.ndarray, rays: Rays, count: int) -> tuple[np.ndarray, np.ndarray]:
+    """Points float64 [count, 3] nearest to all their rays, and the largest angle between a ray and their mean, radians."""
+    direction = np.einsum("nij,nj->ni", poses[rays.image, :3, :3], rays.ray)
+    across = np.eye(3) - direction[:, :, None] * direction[:, None, :]
+    normal, target = np.zeros((count, 3, 3)), np.zeros((count, 3))
+    np.add.at(normal, rays.point, across)
+    np.add.at(target, rays.point, np.einsum("nij,nj->ni", across, poses[rays.image, :3, 3]))
+    normal += 1e-9 * np.eye(3)
+    xyz = np.linalg.solve(normal, target[..., None])[..., 0]
+    mean = np.stack([np.bincount(rays.point, direction[:, axis], count) for axis in range(3)], 1)
+    mean /= np.maximum(np.linalg.norm(mean, axis=1, keepdims=True), 1e-12)
+    angle = np.zeros(count)
+    np.maximum.at(angle, rays.point, np.arccos(np.clip((direction * mean[rays.point]).sum(1), -1, 1)))
+    return xyz, angle
+
+
+# ---- the pieces
+
+
+def _inside(bundle: Bundle, rays: Rays) -> np.ndarray:
+    """Points in their cameras' frames, [M, 3]."""
+    poses = bundle.poses[rays.image]
+    return np.einsum("nji,nj->ni", poses[:, :3, :3], bundle.xyz[rays.point] - poses[:, :3, 3])
+
+
+def link_errors(bundle: Bundle, links: Links) -> np.ndarray:
+    """[L, 6] in standard deviations: translation in the first's frame, rotation."""
+    one, other = bundle.poses[links.first], bundle.poses[links.second]
+    translation = np.einsum("nji,nj->ni", one[:, :3, :3], other[:, :3, 3] - one[:, :3, 3]) - links.first_from_second[:, :3, 3]
+    found = np.einsum("nji,njk->nik", one[:, :3, :3], other[:, :3, :3])
+    turned = np.einsum("nji,njk->nik", links.first_from_second[:, :3, :3], found)
+    rotation = _small_rotation(turned)
+    return np.concatenate((translation / links.translation_std[:, None], rotation / links.rotation_std[:, None]), 1)
+
+
+def _small_rotation(rotation: np.ndarray) -> np.ndarray:
+    """Rotation vectors [N, 3] of matrices [N, 3, 3] below 180°."""
+    axis = 0.5 * np.stack(
+        (rotation[:, 2, 1] - rotation[:, 1, 2], rotation[:, 0, 2] - rotation[:, 2, 0], rotation[:, 1, 0] - rotation[:, 0, 1]), 1
+    )
+    sine, cosine = np.linalg.norm(axis, axis=1), 0.5 * (np.trace(rotation, axis1=1, axis2=2) - 1)
+    angle = np.arctan2(sine, cosine)
+    return axis * np.where(sine > 1e-9, angle / np.maximum(sine, 1e-9), 1.0)[:, None]
+
+
+def _cost(bundle: Bundle, rays: Rays, basis: np.ndarray, links: Links, robust_px: float) -> float:
+    direction = _inside(bundle, rays)
+    unit = direction / np.maximum(np.linalg.norm(direction, axis=1, keepdims=True), 1e-12)
+    squared = (np.einsum("nij,nj->ni", basis, unit) ** 2).sum(1)
+    # Behind the camera the angle is above 90°, whose sine would shrink.
+    squared = np.where((direction * rays.ray).sum(1) > 0, squared, rays.focal_px**2)
+    of_links = (link_errors(bundle, links) ** 2).sum(1)
+    of_links = np.where(links.robust, _LINK_ROBUST**2 * np.log1p(of_links / _LINK_ROBUST**2), of_links)
+    return float((robust_px**2 * np.log1p(squared / robust_px**2)).sum() + of_links.sum())
+
+
+@dataclass(frozen=True, eq=False)
+class _Step:
+    turn: np.ndarray
+    shift: np.ndarray
+    points: np.ndarray
+
+    def applied(self, bundle: Bundle) -> Bundle:
+        poses = bundle.poses.copy()
+        poses[:, :3, :3] = poses[:, :3, :3] @ _exp(self.turn)
+        poses[:, :3, 3] += self.shift
+        return replace(bundle, poses=poses, xyz=bundle.xyz + self.points)
+
+
+class _System:
+    """Normal equations at a bundle. A pose's unknowns are its turn in the camera's frame and its shift in the map's."""
+
+    def __init__(self, bundle: Bundle, rays: Rays, basis: np.ndarray, links: Links, robust_px: float) -> None:
+        self.rays, self.poses, self.points = rays, len(bundle.poses), len(bundle.xyz)
+        inside = _inside(bundle, rays)
+        length = np.maximum(np.linalg.norm(inside, axis=1), 1e-12)
+        unit = inside / length[:, None]
+        residual = np.einsum("nij,nj->ni", basis, unit)
+        weight = 1 / (1 + (residual**2).sum(1) / robust_px**2)
+        weight[(inside * rays.ray).sum(1) <= 0] = 0.0
+        by_inside = (basis - np.einsum("nij,nj->ni", basis, unit)[:, :, None] * unit[:, None]) / length[:, None, None]
+        by_point = by_inside @ bundle.poses[rays.image, :3, :3].transpose(0, 2, 1)
+        by_turn = by_inside @ _skew(inside)
+        by_pose = np.concatenate((by_turn, -by_point), 2)
+        weighted_pose, weighted_point = by_pose * weight[:, None, None], by_point * weight[:, None, None]
+        self.of_poses, self.pose_gradient = np.zeros((self.poses, 6, 6)), np.zeros((self.poses, 6))
+        _add(self.of_poses, rays.image, weighted_pose.transpose(0, 2, 1) @ by_pose)
+        _add(self.pose_gradient, rays.image, np.einsum("nki,nk->ni", weighted_pose, residual))
+        self.of_points, self.point_gradient = np.zeros((self.points, 3, 3)), np.zeros((self.points, 3))
+        _add(self.of_points, rays.point, weighted_point.transpose(0, 2, 1) @ by_point)
+        _add(self.point_gradient, rays.point, np.einsum("nki,nk->ni", weighted_point, residual))
+        self.mixed = weighted_pose.transpose(0, 2, 1) @ by_point
+        self.starts = np.searchsorted(rays.image, np.arange(self.poses + 1))
+        self._add_links(bundle, links)
+        self.of_poses[0] += _GAUGE * np.trace(self.of_poses[0]) * np.eye(6)
+
+    def _add_links(self, bundle: Bundle, links: Links) -> None:
+        one, other = bundle.poses[links.first, :3, :3], bundle.poses[links.second, :3, :3]
+        error = link_errors(bundle, links)
+        weight = np.where(links.robust, 1 / (1 + (error**2).sum(1) / _LINK_ROBUST**2), 1.0)
+        apart = np.einsum("nji,nj->ni", one, bundle.poses[links.second, :3, 3] - bundle.poses[links.first, :3, 3])
+        by_first, by_second = np.zeros((2, len(links.first), 6, 6))
+        by_first[:, :3, :3] = _skew(apart)
+        by_first[:, :3, 3:], by_second[:, :3, 3:] = -one.transpose(0, 2, 1), one.transpose(0, 2, 1)
+        by_first[:, 3:, :3], by_second[:, 3:, :3] = -np.einsum("nji,njk->nik", other, one), np.eye(3)
+        std = np.concatenate((np.repeat(links.translation_std[:, None], 3, 1), np.repeat(links.rotation_std[:, None], 3, 1)), 1)
+        by_first, by_second = by_first / std[:, :, None], by_second / std[:, :, None]
+        product = lambda a, b: np.einsum("n,nki,nkj->nij", weight, a, b)  # noqa: E731
+        _add(self.of_poses, links.first, product(by_first, by_first))
+        _add(self.of_poses, links.second, product(by_second, by_second))
+        _add(self.pose_gradient, links.first, np.einsum("n,nki,nk->ni", weight, by_first, error))
+        _add(self.pose_gradient, links.second, np.einsum("n,nki,nk->ni", weight, by_second, error))
+        self.between = links.first, links.second, product(by_first, by_second)
+
+    def step(self, damping: float) -> _Step:
+        diagonal = np.arange(3)
+        points, poses = self.of_points.copy(), self.of_poses.copy()
+        points[:, diagonal, diagonal] *= 1 + damping
+        points += 1e-9 * np.eye(3)
+        poses[:, np.arange(6), np.arange(6)] *= 1 + damping
+        inverse, rays = np.linalg.inv(points), self.rays
+        shape = (6 * self.poses, 3 * self.points)
+        eliminated = self.mixed @ inverse[rays.point]
+        reduced = _blocks(np.arange(self.poses), np.arange(self.poses), poses, self.poses)
+        first, second, between = self.between
+        reduced = reduced + _blocks(first, second, between, self.poses)
+        reduced = reduced + _blocks(second, first, between.transpose(0, 2, 1), self.poses)
+        gradient = self.pose_gradient.ravel().copy()
+        if self.points:
+            left = bsr_array((eliminated, rays.point, self.starts), shape=shape)
+            right = bsr_array((self.mixed, rays.point, self.starts), shape=shape)
+            reduced = reduced - (left @ right.T).tocsc()
+            gradient -= left @ self.point_gradient.ravel()
+        solve = splu(csc_array(reduced), permc_spec="MMD_AT_PLUS_A", diag_pivot_thresh=0.0, options={"SymmetricMode": True}).solve
+        of_poses = -solve(gradient)
+        of_points = np.zeros((self.points, 3))
+        if self.points:
+            rest = -(self.point_gradient.ravel() + right.T @ of_poses).reshape(-1, 3)
+            of_points = np.einsum("nij,nj->ni", inverse, rest)
+        of_poses = of_poses.reshape(-1, 6)
+        return _Step(of_poses[:, :3], of_poses[:, 3:], of_points)
+
+
+def _blocks(row: np.ndarray, column: np.ndarray, values: np.ndarray, count: int) -> csc_array:
+    """A sparse matrix of 6x6 blocks; those at one place are added."""
+    rows = (6 * row[:, None, None] + np.arange(6)[:, None]) + np.zeros((1, 1, 6), np.int64)
+    columns = (6 * column[:, None, None] + np.arange(6)) + np.zeros((1, 6, 1), np.int64)
+    return coo_array((values.ravel(), (rows.ravel(), columns.ravel())), shape=(6 * count, 6 * count)).tocsc()
+
+
+def _add(total: np.ndarray, index: np.ndarray, values: np.ndarray) -> None:
+    """`np.add.at`, faster."""
+    if not len(values):
+        return
+    flat = values.reshape(len(values), -1)
+    for column in range(flat.shape[1]):
+        total.reshape(len(total), -1)[:, column] += np.bincount(index, flat[:, column], len(total))
+
+
+def _skew(v: np.ndarray) -> np.ndarray:
+    result = np.zeros((len(v), 3, 3))
+    result[:, 0, 1], result[:, 0, 2], result[:, 1, 2] = -v[:, 2], v[:, 1], -v[:, 0]
+    return result - result.transpose(0, 2, 1)
+
+
+def _exp(w: np.ndarray) -> np.ndarray:
+    """Rotation matrices [N, 3, 3] of rotation vectors [N, 3]."""
+    angle = np.linalg.norm(w, axis=1)[:, None, None]
+    k = _skew(w)
+    small = angle < 1e-6
+    safe = np.where(small, 1.0, angle)
+    sine, versine = np.where(small, 1.0, np.sin(safe) / safe), np.where(small, 0.5, (1 - np.cos(safe)) / safe**2)
+    return np.eye(3) + sine * k + versine * (k @ k)

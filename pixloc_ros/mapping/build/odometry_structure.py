@@ -1,0 +1,187 @@
+# Copyright the pixloc_ros authors. SPDX-License-Identifier: Apache-2.0
+"""Structure from motion of a drive with odometry: its poses to begin with, all matches and its short motions adjusted together.
+
+Odometry is right over short ways and drifts over long ones: it gives the scale, and holds it where the images alone would let it
+drift. Loops are closed in two steps: first the poses (a pose graph of the motions and of the loops), then poses and points.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
+
+from .adjustment import Bundle, Links, Rays, adjust, errors_px, link_errors, triangulated
+from .building import Progress
+from .matching import pixel_scale, require_pycolmap
+from .two_view import PairFinder, colmap_camera
+
+_STEP_SHARE, _STEP_M, _STEP_RAD, _STEP_RAD_PER_M = 0.02, 0.003, np.radians(0.5), np.radians(0.5)
+"""Of the odometry between two keyframes, one standard deviation. Its errors last, so each motion is believed less than it is
+right."""
+_STAGES = ((20.0, 5), (5.0, 5), (1.0, 12))
+"""Above how many pixels errors count little, and how many iterations at most."""
+_LEAST_ANGLE = np.radians(1.0)
+_GRAPH_SHARE, _GRAPH_RAD = 0.01, np.radians(0.05)
+_LOOP_SHARE, _LOOP_M, _LOOP_RAD = 0.02, 0.02, np.radians(0.2)
+_LOOP_POINTS, _LOOP_STD = 20, 6.0
+WHEELS = 0.02
+"""How wrong wheels may be all the time: their diameter, the floor."""
+
+
+@dataclass(frozen=True, eq=False)
+class OdometryModel:
+    """What came out.
+
+    Attributes:
+        poses: float64 [K, 4, 4], metres, in the first's frame.
+        error_px: Median distance of the observations that fit.
+        fitting: Share of the observations that do.
+        scale_spread: Standard error of the scale, from how stretches of the drive differ from the odometry; as a share.
+        loops: Pairs of images whose loop was used.
+        depth: Median.
+    """
+
+    poses: np.ndarray
+    error_px: float
+    fitting: float
+    scale_spread: float
+    loops: list[tuple[int, int]]
+    depth: float
+
+
+def solve_with_odometry(finder: PairFinder, progress: Progress | None = None) -> OdometryModel:
+    """Poses of the finder's images, whose own poses are the odometry's."""
+    odometry = finder.matcher.poses
+    odometry = np.linalg.inv(odometry[0]) @ odometry
+    cameras, count = finder.matcher.images.cameras, len(odometry)
+    scale_px = pixel_scale(cameras[0])
+    motions = _motions(odometry)
+    loops = set(finder.loops)
+    steps = len(_STAGES) + (len(_STAGES) - 1 if loops else 0)
+    say = lambda n: progress and progress(n, steps, "adjusting poses and points")  # noqa: E731
+    rays, numbers = _tracks(finder, [pair for pair in finder.pairs if pair not in loops])
+    poses = odometry
+    for n, (robust, iterations) in enumerate(_STAGES):
+        say(n)
+        bundle, rays_used = _stage(poses, rays, numbers, motions, robust * scale_px, iterations)
+        poses = bundle.poses
+    used = []
+    if loops:
+        closing, used = _closing(finder, bundle, rays_used)
+        if used:
+            graph = Links.join([_graph(poses), closing])
+            empty = rays.only(np.zeros(0, np.int64))
+            bent = adjust(Bundle(poses, np.zeros((0, 3))), empty, graph, 1.0, 30)
+            # What contradicts the drive and the other loops is another place that looks the same.
+            right = np.linalg.norm(link_errors(bent, closing), axis=1) < _LOOP_STD
+            poses, used = bent.poses, [pair for pair, good in zip(used, right) if good]
+            rays, numbers = _tracks(finder, [pair for pair in finder.pairs if pair not in loops or pair in used])
+            for n, (robust, iterations) in enumerate(_STAGES[1:], len(_STAGES)):
+                say(n)
+                bundle, rays_used = _stage(poses, rays, numbers, motions, robust * scale_px, iterations)
+                poses = bundle.poses
+    error = errors_px(bundle, rays_used) / scale_px
+    good = error < 3.0
+    depth = np.linalg.norm(bundle.xyz[rays_used.point] - poses[rays_used.image, :3, 3], axis=1)
+    figures = float(np.median(error[good])) if good.any() else float("inf"), len(rays_used.point) / max(len(rays.point), 1)
+    return OdometryModel(poses, *figures, _scale_spread(poses, odometry), used, float(np.median(depth)) if count else 0.0)
+
+
+def _motions(odometry: np.ndarray) -> Links:
+    """Between keyframes that follow each other."""
+    first = np.arange(len(odometry) - 1)
+    relative = np.linalg.inv(odometry[:-1]) @ odometry[1:]
+    way = np.linalg.norm(relative[:, :3, 3], axis=1)
+    deviations = np.hypot(_STEP_SHARE * way, _STEP_M), _STEP_RAD + _STEP_RAD_PER_M * way
+    return Links(first, first + 1, relative, *deviations, np.zeros(len(first), bool))
+
+
+def _graph(poses: np.ndarray) -> Links:
+    """Motions as adjusted, which loops may bend."""
+    first = np.arange(len(poses) - 1)
+    relative = np.linalg.inv(poses[:-1]) @ poses[1:]
+    way = np.linalg.norm(relative[:, :3, 3], axis=1)
+    deviations = _GRAPH_SHARE * way + 1e-3, np.full(len(first), _GRAPH_RAD)
+    return Links(first, first + 1, relative, *deviations, np.zeros(len(first), bool))
+
+
+def _tracks(finder: PairFinder, pairs: list[tuple[int, int]]) -> tuple[Rays, int]:
+    """What the images see of the same points, and how many points there are. A point that two features of one image show is
+    none."""
+    matcher = finder.matcher
+    counts = [len(matcher.features(k)[0]) for k in range(finder.count)]
+    start = np.concatenate(([0], np.cumsum(counts)))
+    used = [pair for pair in sorted(pairs) if finder.pairs[pair].is_link]
+    edges = [finder.pairs[a, b].matches.astype(np.int64) + (start[a], start[b]) for a, b in used]
+    edges = np.concatenate(edges) if edges else np.zeros((0, 2), np.int64)
+    graph = coo_array((np.ones(len(edges), bool), (edges[:, 0], edges[:, 1])), shape=(start[-1], start[-1]))
+    _, label = connected_components(graph, directed=False)
+    feature = np.unique(edges)
+    image, label = np.searchsorted(start, feature, side="right") - 1, label[feature]
+    pair = label.astype(np.int64) * finder.count + image
+    _, inverse, times = np.unique(pair, return_inverse=True, return_counts=True)
+    twice = np.zeros(label.max(initial=0) + 1, bool)
+    twice[label[times[inverse] > 1]] = True
+    keep = ~twice[label]
+    feature, image = feature[keep], image[keep]
+    points, point = np.unique(label[keep], return_inverse=True)
+    cameras, ray, focal = matcher.images.cameras, np.empty((len(feature), 3)), np.empty(len(feature))
+    for k in range(finder.count):
+        rows = image == k
+        ray[rows] = matcher.features(k)[1][feature[rows] - start[k]]
+        focal[rows] = float(cameras[k].params[0])
+    return Rays(image, point, ray, focal, feature - start[image]), len(points)
+
+
+def _stage(poses: np.ndarray, rays: Rays, points: int, motions: Links, robust_px: float, iterations: int) -> tuple[Bundle, Rays]:
+    """Triangulate with the poses, leave out what is far off, adjust; the bundle, and what it was made of."""
+    xyz, angle = triangulated(poses, rays, points)
+    error = errors_px(Bundle(poses, xyz), rays)
+    good = (error < 4 * robust_px) & (angle > _LEAST_ANGLE / 2)[rays.point]
+    good &= (np.bincount(rays.point[good], minlength=points) >= 2)[rays.point]
+    rays = rays.only(good)
+    used, point = np.unique(rays.point, return_inverse=True)
+    rays = replace(rays, point=point)
+    return adjust(Bundle(poses, xyz[used]), rays, motions, robust_px, iterations), rays
+
+
+def _closing(finder: PairFinder, bundle: Bundle, rays: Rays) -> tuple[Links, list[tuple[int, int]]]:
+    """The loops' relative poses: the points that the earlier image sees, found in the later one."""
+    pycolmap, matcher = require_pycolmap(), finder.matcher
+    first, second, relative, used = [], [], [], []
+    rows_of = {k: np.flatnonzero(rays.image == k) for pair in finder.loops for k in pair}
+    for a, b in finder.loops:
+        rows = rows_of[a]
+        where = dict(zip(rays.feature[rows].tolist(), rays.point[rows].tolist()))
+        known = [(where[i], j) for i, j in finder.pairs[a, b].matches.tolist() if i in where]
+        if len(known) < _LOOP_POINTS:
+            continue
+        point, feature = np.array(known).T
+        pose = bundle.poses[a]
+        inside = (bundle.xyz[point] - pose[:3, 3]) @ pose[:3, :3]
+        options = pycolmap.AbsolutePoseEstimationOptions()
+        options.ransac.max_error, options.ransac.random_seed = 3.0 * pixel_scale(matcher.images.cameras[b]), 0
+        camera = colmap_camera(matcher.images.cameras[b], 1)
+        found = pycolmap.estimate_and_refine_absolute_pose(matcher.features(b)[0][feature] + 0.5, inside, camera, options)
+        if found is None or found["num_inliers"] < _LOOP_POINTS:
+            continue
+        first.append(a)
+        second.append(b)
+        relative.append(np.linalg.inv(np.vstack((found["cam_from_world"].matrix(), (0, 0, 0, 1)))))
+        used.append((a, b))
+    count = len(used)
+    relative = np.array(relative).reshape(-1, 4, 4)
+    deviation = _LOOP_M + _LOOP_SHARE * np.linalg.norm(relative[:, :3, 3], axis=1)
+    index = np.array(first, np.int64), np.array(second, np.int64)
+    return Links(*index, relative, deviation, np.full(count, _LOOP_RAD), np.ones(count, bool)), used
+
+
+def _scale_spread(poses: np.ndarray, odometry: np.ndarray) -> float:
+    """How well the scale is known apart from what is wrong with the wheels all the time."""
+    ways = [np.linalg.norm(np.diff(p[:, :3, 3], axis=0), axis=1) for p in (poses, odometry)]
+    parts = min(max(len(ways[0]) // 5, 1), 20)
+    ratio = [a.sum() / b.sum() for a, b in zip(*(np.array_split(way, parts) for way in ways)) if b.sum() > 0.01]
+    return float(np.std(np.log(ratio)) / np.sqrt(len(ratio))) if len(ratio) > 2 else WHEELS
