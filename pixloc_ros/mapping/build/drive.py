@@ -6,6 +6,7 @@ The map frame begins at the first keyframe, z up. Its scale is that of the odome
 
 from __future__ import annotations
 
+import time
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -66,6 +67,7 @@ class DriveReport(PosedMapReport):
         structure_px: Mean reprojection error of the structure from motion.
         scale: Where it comes from.
         scale_uncertainty: As a share; None where it is a guess.
+        structure_s: Seconds until the poses were found, keyframes chosen before not counted.
     """
 
     posed: tuple[int, int]
@@ -74,6 +76,7 @@ class DriveReport(PosedMapReport):
     structure_px: float
     scale: str
     scale_uncertainty: float | None
+    structure_s: float
 
 
 def build_map_from_drive(
@@ -127,6 +130,7 @@ class DriveSolver:
 
     def __call__(self, images: KeyframeFiles, names: list[str]) -> SolvedKeyframes:
         """Raises `InputError`: the images do not show how the camera moved."""
+        begin = time.monotonic()
         if len(names) < _FEWEST_KEYFRAMES:
             raise InputError(
                 f"{len(names)} keyframes come out of the drive, structure from motion needs {_FEWEST_KEYFRAMES}: drive further"
@@ -153,6 +157,7 @@ class DriveSolver:
             "structure_px": float(stored["error_px"]),
             "scale": said,
             "scale_uncertainty": uncertainty,
+            "structure_s": round(time.monotonic() - begin, 1),
         }
         return SolvedKeyframes(image, poses, [cameras[k] for k in image], tuple(self._notes(images, cameras, names, image)))
 
@@ -317,7 +322,7 @@ def _scaled(mapped: dict[str, np.ndarray], odometry: np.ndarray) -> dict[str, np
         raise InputError("the odometry does not move while the images do: leave it out with --odometry-topic none")
     ratio = ways[0][moving] / ways[1][moving]
     scale = float(np.median(ratio))
-    spread = np.array(np.subtract(*np.percentile(np.log(ratio), (84, 16))) / 2 / np.sqrt(len(ratio)))
+    spread = np.array(np.subtract(*np.percentile(np.log(ratio), (84, 16))) / 2)
     poses = mapped["poses"].copy()
     poses[:, :3, 3] *= scale
     return mapped | {"poses": poses, "depth": mapped["depth"] * scale, "scale_spread": spread}

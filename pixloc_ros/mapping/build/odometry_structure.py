@@ -39,7 +39,7 @@ class OdometryModel:
         poses: float64 [K, 4, 4], metres, in the first's frame.
         error_px: Median distance of the observations that fit.
         fitting: Share of the observations that do.
-        scale_spread: Standard error of the scale, from how stretches of the drive differ from the odometry; as a share.
+        scale_spread: Standard deviation of the scale between stretches of the drive; as a share.
         loops: Pairs of images whose loop was used.
         depth: Median.
     """
@@ -180,8 +180,8 @@ def _closing(finder: PairFinder, bundle: Bundle, rays: Rays) -> tuple[Links, lis
 
 
 def _scale_spread(poses: np.ndarray, odometry: np.ndarray) -> float:
-    """How well the scale is known apart from what is wrong with the wheels all the time."""
+    """How much the scales of stretches of the drive differ: wheels slip for long, so that stretches do not average it out."""
     ways = [np.linalg.norm(np.diff(p[:, :3, 3], axis=0), axis=1) for p in (poses, odometry)]
     parts = min(max(len(ways[0]) // 5, 1), 20)
     ratio = [a.sum() / b.sum() for a, b in zip(*(np.array_split(way, parts) for way in ways)) if b.sum() > 0.01]
-    return float(np.std(np.log(ratio)) / np.sqrt(len(ratio))) if len(ratio) > 2 else WHEELS
+    return float(np.std(np.log(ratio))) if len(ratio) > 2 else WHEELS
