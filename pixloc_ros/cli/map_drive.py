@@ -7,7 +7,7 @@ from dataclasses import replace
 
 from ..errors import InputError
 from .arguments import add_map_making, add_verb, check_map_making, flag, option, parse_poses, path
-from .lazy import io, mapping, pixloc
+from .lazy import evaluation, io, mapping, pixloc, report
 from .map_care import finish
 from .progress import show_progress
 
@@ -127,23 +127,31 @@ def make(frames, args: argparse.Namespace, source) -> int:
     print(f"poses by structure from motion: {frames.said}")
     with show_progress("map") as progress:
         how = (work, options, args.working_side, args.output.stem, progress)
-        map_, report = mapping.build.drive.build_map_from_drive(frames, extractor, *how)
+        map_, made = mapping.build.drive.build_map_from_drive(frames, extractor, *how)
+        images = [work.path(f"images/{mapping.build.posed_frames.file_name(name)}") for name in map_.keyframe_names]
+        checked = evaluation.held_out.localize_held_out(map_, images, extractor, progress)
     if hasattr(frames, "bag"):
-        report = replace(report, notes=(*report.notes, *frames.bag.notes))
-    finish(map_, report, args, begin)
-    print_posed(report)
-    _print_drive(report)
+        made = replace(made, notes=(*made.notes, *frames.bag.notes))
+    finish(map_, made, args, begin)
+    print_posed(made)
+    _print_drive(map_, made, checked, args.output.with_suffix(".html"))
     close_work(work, args)
     return 0
 
 
-def _print_drive(report) -> None:
-    sure = "" if not report.scale_uncertainty else f", good to {100 * report.scale_uncertainty:.1f} %"
+def _print_drive(map_, made, checked, page) -> None:
+    sure = "" if not made.scale_uncertainty else f", ± {100 * made.scale_uncertainty:.1f} %"
     print(
-        f"  poses: {report.posed[0]} of {report.posed[1]} keyframes, mean reprojection error {report.structure_px:.2f} px, "
-        f"{len(report.loops)} pairs close loops\n"
-        f"  scale: {report.scale}{sure}"
+        f"  poses: {made.posed[0]} of {made.posed[1]} keyframes in {made.structure_s:.0f} s, reprojection error "
+        f"{made.structure_px:.2f} px, {len(made.loops)} pairs close loops\n"
+        f"  scale: {made.scale}{sure}\n"
+        f"  check: {checked.summary()}"
     )
+    covered = report.feature_maps.measure_coverage(map_)
+    for line in report.drive_report.weaknesses(map_, made, checked, covered):
+        print(f"  weak: {line}")
+    io.files.write_text(page, report.drive_report.drive_page(map_, made, checked))
+    print(f"  how good it is: {page}")
 
 
 # ---- shared with `map bag`
@@ -172,17 +180,17 @@ def close_work(work, args: argparse.Namespace) -> None:
     work.remove()
 
 
-def print_posed(report) -> None:
+def print_posed(made) -> None:
     """What came of images in the order of time."""
-    (low, median), error = report.points_per_keyframe, report.reprojection_px
+    (low, median), error = made.points_per_keyframe, made.reprojection_px
     print(
-        f"  {report.images} images with a pose over {report.length_m:.1f} m gave {report.keyframes} keyframes\n"
-        f"  points per keyframe: median {median:.0f}, 5 % have fewer than {low:.0f}; they cover {100 * report.coverage:.0f} %"
+        f"  {made.images} images with a pose over {made.length_m:.1f} m gave {made.keyframes} keyframes\n"
+        f"  points per keyframe: median {median:.0f}, 5 % have fewer than {low:.0f}; they cover {100 * made.coverage:.0f} %"
         " of an image\n"
         + (f"  reprojection error: median {error[0]:.2f} px, 95 % below {error[1]:.2f} px\n" if error else "")
-        + f"  descriptor consistency: median cosine {report.descriptor_consistency:.2f}"
+        + f"  descriptor consistency: median cosine {made.descriptor_consistency:.2f}"
     )
-    for reason, count in report.rejected.items():
+    for reason, count in made.rejected.items():
         print(f"  left out {count}: {reason}")
-    if report.poor_keyframes:
-        print(f"  {len(report.poor_keyframes)} keyframes see fewer than 50 points: the camera may get lost there")
+    if made.poor_keyframes:
+        print(f"  {len(made.poor_keyframes)} keyframes see fewer than 50 points: the camera may get lost there")

@@ -39,7 +39,7 @@ def check(map_, numbers, scale=None, tolerance=0.01, start=(0.0, 0.0, 0.0)):
     assert np.abs(found[:, 2] - start[2]).max() < 0.05 * np.ptp(found, axis=0).max()  # the drive is level
 
 
-def test_images(tmp_path, images):
+def test_images(tmp_path, images, capsys):
     code, map_, report = make(tmp_path, "images", images, "--camera", LINE, "--path-length", "6")
     numbers = [int(name.split(".")[0]) for name in map_.keyframe_names]
     assert report["posed"][0] == report["posed"][1] == len(numbers)
@@ -47,6 +47,9 @@ def test_images(tmp_path, images):
     check(map_, numbers)
     assert (map_.keyframe_stamp_ns == -1).all()
     assert not (tmp_path / "site.pixmap.work").exists()
+    page = (tmp_path / "site.html").read_text()
+    assert "keyframes posed" in page and "From above" in page
+    assert "2 of 2 keyframes are found" in capsys.readouterr().out
 
 
 def test_video_without_calibration(tmp_path, capsys):

@@ -253,7 +253,7 @@ def _solved(
 
 
 def _files(keyframes: list[_Keyframe], work: WorkFolder, masks: Path | None) -> KeyframeFiles:
-    paths = [work.path(f"images/{_file_name(keyframe.name)}") for keyframe in keyframes]
+    paths = [work.path(f"images/{file_name(keyframe.name)}") for keyframe in keyframes]
     poses = torch.stack([keyframe.map_from_camera for keyframe in keyframes])
     return KeyframeFiles(paths, [keyframe.camera for keyframe in keyframes], poses, masks)
 
@@ -329,10 +329,10 @@ def _choose_keyframes(
 def _store(frame: PosedFrame, number: int, work: WorkFolder, state: dict) -> _Keyframe:
     name, camera = frame.name or f"{frame.stamp_ns}.png", frame.camera
     image = frame.image if frame.image.ndim == 2 else cv2.cvtColor(frame.image, cv2.COLOR_RGB2BGR)
-    work.write(f"images/{_file_name(name)}", lambda path: _write_png(path, image))
+    work.write(f"images/{file_name(name)}", lambda path: _write_png(path, image))
     if frame.depth is not None:
         units = np.clip(np.round(frame.depth * _DEPTH_UNITS_PER_METRE), 0, 65535).astype(np.uint16)
-        work.write(f"depth/{_file_name(name)}", lambda path: _write_png(path, units))
+        work.write(f"depth/{file_name(name)}", lambda path: _write_png(path, units))
     readings = frame.calibration.readings if frame.calibration else ()
     stored = {
         "name": name,
@@ -347,7 +347,7 @@ def _store(frame: PosedFrame, number: int, work: WorkFolder, state: dict) -> _Ke
     return _keyframe_of(stored)
 
 
-def _file_name(name: str) -> str:
+def file_name(name: str) -> str:
     """Of a keyframe's image in the work folder, where none is packed with loss."""
     return name if name.endswith(".png") else f"{name}.png"
 
