@@ -107,3 +107,19 @@ def test_a_crash_of_the_library_is_an_error_with_its_reason(tmp_path, images, mo
     monkeypatch.setattr(mapper, "__name__", "os; import os; os.abort()")  # what the process runs
     code, _, _ = make(tmp_path, "images", images, "--camera", LINE)
     assert code == 2 and "crashed" in capsys.readouterr().err
+
+
+def test_odometry_that_stands_still_is_refused(tmp_path, capsys):
+    bag = write_bag(tmp_path / "bag", [pose_at(k, COUNT) for k in range(COUNT)], lambda k, base: np.eye(4))
+    code, _, _ = make(tmp_path, "bag", bag, "--poses", "images")
+    assert code == 2 and "check that the camera moves" in capsys.readouterr().err
+
+
+def test_work_goes_on_after_a_stop(tmp_path, images, monkeypatch, capsys):
+    words = ("images", images, "--camera", LINE, "--path-length", "6")
+    with monkeypatch.context() as stopped:
+        stopped.setattr("pixloc_ros.mapping.build.posed_frames.triangulate", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        assert make(tmp_path, *words)[0] == 130
+    monkeypatch.setattr(mapper, "_run", None)  # poses are there
+    code, _, report = make(tmp_path, *words)
+    assert code == 0 and "going on with" in capsys.readouterr().out

@@ -25,8 +25,9 @@ from .building import Progress, unique_cameras
 from .matching import require_pycolmap
 from .two_view import PairFinder, colmap_camera
 
-_KINDS = ("global", "incremental")
-"""In the order they are tried. The global one is faster and drifts less; where it poses too few, the other may pose more."""
+_KINDS, _TURNING = ("global", "incremental"), 0.1
+"""In the order they are tried: the global one is faster and drifts less. Where more than a share of the pairs has no parallax, as
+of a camera that mostly turns, their directions say too little for it, and the other begins."""
 _ENOUGH = 0.9
 
 
@@ -67,7 +68,8 @@ class MapperModel:
 def run_mapper(finder: PairFinder, options: MapperOptions, progress: Progress | None) -> MapperModel:
     """The largest model of the images. Raises `InputError`: both mappers crash or make no model."""
     folder, best, trouble = finder.matcher.work.path("mapper"), None, []
-    for kind in _KINDS:
+    turning = np.mean([not pair.has_parallax for pair in finder.pairs.values() if pair.is_link])
+    for kind in _KINDS if turning < _TURNING else _KINDS[::-1]:
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(parents=True)
         _write_database(finder, folder / "database.db")

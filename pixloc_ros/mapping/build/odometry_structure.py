@@ -56,8 +56,7 @@ def solve_with_odometry(finder: PairFinder, progress: Progress | None = None) ->
     """Poses of the finder's images, whose own poses are the odometry's."""
     odometry = finder.matcher.poses
     odometry = np.linalg.inv(odometry[0]) @ odometry
-    cameras, count = finder.matcher.images.cameras, len(odometry)
-    scale_px = pixel_scale(cameras[0])
+    scale_px = pixel_scale(finder.matcher.images.cameras[0])
     motions = _motions(odometry)
     loops = set(finder.loops)
     steps = len(_STAGES) + (len(_STAGES) - 1 if loops else 0)
@@ -87,7 +86,7 @@ def solve_with_odometry(finder: PairFinder, progress: Progress | None = None) ->
     good = error < 3.0
     depth = np.linalg.norm(bundle.xyz[rays_used.point] - poses[rays_used.image, :3, 3], axis=1)
     figures = float(np.median(error[good])) if good.any() else float("inf"), len(rays_used.point) / max(len(rays.point), 1)
-    return OdometryModel(poses, *figures, _scale_spread(poses, odometry), used, float(np.median(depth)) if count else 0.0)
+    return OdometryModel(poses, *figures, _scale_spread(poses, odometry), used, float(np.median(depth)) if len(depth) else 0.0)
 
 
 def _motions(odometry: np.ndarray) -> Links:
