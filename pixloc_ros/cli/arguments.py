@@ -3,11 +3,12 @@
 
 import argparse
 import inspect
+import math
 from collections.abc import Callable
 from pathlib import Path
 
 from ..errors import InputError
-from .lazy import io, node, pixloc, tracking
+from .lazy import io, mapping, node, pixloc, tracking
 
 POSE = "X Y Z QX QY QZ QW"
 _PATHS = {"FILE", "DIR", "BAG", "LIST", "SCENE"}
@@ -122,6 +123,22 @@ def add_map_making(parser) -> None:
     path(parser, "-o --output FILE.pixmap")
     option(parser, "--report FILE", "write as JSON what the map holds, and which images were left out and why")
     add_network(parser)
+
+
+def add_refine(parser) -> None:
+    """Whether poses that somebody else gave are refined."""
+    flag(parser, "--refine", "refine poses and mount, which are off by centimetres and half a degree, before points are made")
+    option(parser, "--pose-std DEG METRES", "with --refine: how far off they may be (default 0.5 0.03)", type=float)
+
+
+def refine_options(args: argparse.Namespace):
+    """`RefineOptions` of the arguments, None without --refine. Raises InputError."""
+    if not args.refine:
+        if args.pose_std is not None:
+            raise InputError("--pose-std says how far off the poses are that --refine refines: give --refine, too")
+        return None
+    degrees, metres = args.pose_std or (0.5, 0.03)
+    return mapping.build.refinement.RefineOptions(metres, math.radians(degrees))
 
 
 def add_network(parser) -> None:

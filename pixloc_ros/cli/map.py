@@ -16,7 +16,7 @@ import argparse
 import time
 from dataclasses import replace
 
-from . import map_care, map_drive
+from . import arguments, map_care, map_drive
 from .arguments import add_map_making, add_topics, add_verb, check_map_making, option, parse_poses, path
 from .lazy import mapping, pixloc
 from .map_care import finish
@@ -31,6 +31,7 @@ def add_parser(subparsers) -> None:
     path(parser, "--images DIR", "what the model's image names are relative to")
     option(parser, "--min-track-length N", "use points that at least N images see", 2)
     option(parser, "--max-error PX", "leave out observations farther than this from their point's projection", 4.0)
+    arguments.add_refine(parser)
     add_map_making(parser)
 
     parser = add_verb(sources, "rgbd", _run_rgbd, _run_rgbd.__doc__)
@@ -38,6 +39,7 @@ def add_parser(subparsers) -> None:
     option(parser, "--camera LINE", '"MODEL WIDTH HEIGHT PARAMS...", instead of camera.txt')
     scale = "units of the depth images per metre, 5000 for TUM's, 1000 for millimetres (default: found where images tell it)"
     option(parser, "--depth-scale N", scale, type=float)
+    arguments.add_refine(parser)
     add_map_making(parser)
     map_drive.add_parsers(sources)
     map_care.add_parsers(sources)
@@ -51,6 +53,7 @@ def _add_bag(sources) -> None:
     where = "'images': structure from motion; 'bag': a topic or TF (default: the bag's where it has some, else images)"
     option(parser, "--poses WHERE", where, choices=("images", "bag"))
     map_drive.add_drive(parser)
+    arguments.add_refine(parser)
     topics = add_topics(parser, "whose pose the topic tells (default: as it says, or base_link)")
     option(topics, "--pose-topic NAME", "poses in the map; 'tf': the transforms from --map-frame")
     option(topics, "--map-frame NAME", "for poses from TF", "map")
@@ -73,7 +76,8 @@ def _run_colmap(args: argparse.Namespace) -> int:
     begin, limits = time.monotonic(), (args.min_track_length, args.max_error, args.working_side, args.output.stem)
     with show_progress("map") as progress:
         network = pixloc.load_extractor(args.weights)
-        map_, report = pixloc.build_map_from_colmap(args.model, args.images, network, *limits, progress)
+        sources = (args.model, args.images, network, *limits, progress)
+        map_, report = pixloc.build_map_from_colmap(*sources, refine=arguments.refine_options(args))
     return finish(map_, report, args, begin)
 
 
@@ -91,9 +95,9 @@ def _run_rgbd(args: argparse.Namespace) -> int:
     check_map_making(args)
     begin, extractor = time.monotonic(), pixloc.load_extractor(args.weights)
     camera = pixloc.Camera.parse_colmap_line(args.camera) if args.camera else None
-    how = (camera, args.depth_scale, args.working_side, args.output.stem)
+    how, refine = (camera, args.depth_scale, args.working_side, args.output.stem), arguments.refine_options(args)
     with show_progress("map") as progress:
-        map_, report = pixloc.build_map_from_rgbd(args.sequence, extractor, *how, progress)
+        map_, report = pixloc.build_map_from_rgbd(args.sequence, extractor, *how, progress, refine)
     return finish(map_, report, args, begin)
 
 
@@ -101,14 +105,14 @@ def _run_bag(args: argparse.Namespace) -> int:
     """`pixloc map bag`: make a map from a rosbag with images, and poses or not.
 
     Takes images, calibration and poses (a topic of a LiDAR SLAM or of ground truth, or TF) from a rosbag2 (sqlite3, MCAP) or a
-    ROS 1 bag. Points are triangulated with the poses as they are, or come from a depth topic. Where no topic holds poses, or with
-    --poses images, they are found from the images, and odometry gives the scale; the map begins at the base's first pose. Work
-    that was stopped or killed goes on when the same command is given again.
+    ROS 1 bag. Points are triangulated with the poses as they are (or refined: --refine), or come from a depth topic. Where no
+    topic holds poses, or with --poses images, they are found from the images, and odometry gives the scale; the map begins at the
+    base's first pose. Work that was stopped or killed goes on when the same command is given again.
 
     examples:
       pixloc map bag drive_bag -o site.pixmap
       pixloc map bag drive_bag -o site.pixmap --poses images
-      pixloc map bag drive.mcap -o site.pixmap --pose-topic /lio/odometry --base-frame imu_link
+      pixloc map bag drive.mcap -o site.pixmap --pose-topic /lio/odometry --base-frame imu_link --refine
       pixloc map bag drive.bag -o site.pixmap --pose-topic tf --map-frame map --depth-topic none
     """
     check_map_making(args)
@@ -122,7 +126,8 @@ def _run_bag(args: argparse.Namespace) -> int:
     if args.poses is None and args.pose_topic is None and not build.posed_bag.has_poses(args.bag, source):
         print(f"no topic of {args.bag} holds poses in the map: they are found from the images")
         return map_drive.run_bag(args)
-    extractor, options = pixloc.load_extractor(args.weights), map_drive.posed_options(args)
+    extractor = pixloc.load_extractor(args.weights)
+    options = replace(map_drive.posed_options(args), refine=arguments.refine_options(args))
     map_drive.check_keep_images(args)
     with build.posed_bag.PosedBag(args.bag, source) as frames:
         key = {

@@ -99,6 +99,8 @@ def _run_video(args: argparse.Namespace) -> int:
 
 def run_bag(args: argparse.Namespace) -> int:
     """As `pixloc map bag`, the poses from the images."""
+    if args.refine:
+        raise InputError("--refine is for poses that somebody else gave; here the images give them: leave it out")
     (mount,) = parse_poses(args, "base_from_camera")
     topics = (args.image_topic, args.camera_info_topic, args.odometry_topic, "none")
     options = io.bags.BagOptions(*topics, base_frame=args.base_frame, base_from_camera=mount, recording_time=args.recording_time)

@@ -21,6 +21,7 @@ from .building import BuildReport, PosedImages, Progress, build_map
 from .keyframes import KeyframeFiles
 from .matching import require_pycolmap
 from .observations import Observations, reprojection_errors
+from .refinement import RefineOptions, refine_poses
 from .triangulation import triangulate
 
 _USUAL_ERROR_PX, _USUAL_GOOD_SHARE, _LEAST_GOOD_SHARE = 4.0, 0.5, 0.1
@@ -37,10 +38,12 @@ def build_map_from_colmap(
     name: str | None = None,
     progress: Progress | None = None,
     work: WorkFolder | None = None,
+    refine: RefineOptions | None = None,
 ) -> tuple[Map, BuildReport]:
     """Map of a COLMAP model and its images. Images that cannot be used are left out and reported.
 
-    A model without points or tracks, or whose tracks are wrong, gets points by triangulation with its poses (`triangulate`).
+    A model without points or tracks, or whose tracks are wrong, gets points by triangulation with its poses (`triangulate`), and
+    so does one whose poses are refined.
 
     Args:
         model: Folder of the model.
@@ -52,9 +55,10 @@ def build_map_from_colmap(
         name: The map's, the model's folder by default.
         progress: As of `build_map`.
         work: As of `build_map`.
+        refine: Poses are refined first; how well they are known.
 
     Raises:
-        InputError: As `read_colmap_model`, `triangulate` and `build_map`, or no point is left.
+        InputError: As `read_colmap_model`, `refine_poses`, `triangulate` and `build_map`, or no point is left.
     """
     reconstruction, images = read_colmap_model(model, need_points=False), Path(images)
     if not images.is_dir():
@@ -66,6 +70,10 @@ def build_map_from_colmap(
     name = name or Path(model).resolve().name
     source = PosedImages(name, paths, names, cameras, poses, stamps, reconstruction.xyz, *seen)
     left_out, why, notes = dict(reconstruction.left_out), reconstruction.trackless, []
+    if refine is not None:
+        source, notes = _with_triangulated_points(source, left_out, work, progress, refine)
+        map_, report = build_map(source, extractor, working_side, progress, work)
+        return map_, replace(report, left_out=report.left_out | left_out, notes=(*notes, *report.notes))
     if not why:
         observed = Observations(*seen, reconstruction.observation_px)
         error = reprojection_errors(reconstruction.xyz, cameras, reconstruction.camera_from_map, observed)
@@ -78,7 +86,7 @@ def build_map_from_colmap(
         notes = [odd] if share < _USUAL_GOOD_SHARE else []
     if why:
         try:
-            source = _with_triangulated_points(source, left_out, work, progress)
+            source, _ = _with_triangulated_points(source, left_out, work, progress)
         except InputError as failure:
             raise InputError(f"{why}; and points cannot be triangulated anew: {failure}") from None
         notes = [f"{why}: points were triangulated anew with its poses"]
@@ -90,9 +98,14 @@ def build_map_from_colmap(
 
 
 def _with_triangulated_points(
-    source: PosedImages, left_out: dict[str, str], work: WorkFolder | None, progress: Progress | None
-) -> PosedImages:
-    """The images with points of their own; those that cannot be read go to `left_out`."""
+    source: PosedImages,
+    left_out: dict[str, str],
+    work: WorkFolder | None,
+    progress: Progress | None,
+    refine: RefineOptions | None = None,
+) -> tuple[PosedImages, tuple[str, ...]]:
+    """The images with points of their own and, where asked, with refined poses; those that cannot be read go to `left_out`; what
+    is to be said of the poses."""
     require_pycolmap()
     usable = []
     for k in np.argsort(source.names, kind="stable").tolist():  # names mostly follow time, ids do not
@@ -104,11 +117,17 @@ def _with_triangulated_points(
     if len(usable) < 2:
         raise none_left(f"of {len(source.names)} images {len(usable)} can be used", left_out)
     paths, cameras = ([values[k] for k in usable] for values in (source.paths, source.cameras))
+    poses, notes = source.map_from_camera.clone(), ()
     with tempfile.TemporaryDirectory() as folder:
-        files = KeyframeFiles(paths, cameras, source.map_from_camera[usable])
-        found = triangulate(files, work or WorkFolder(Path(folder) / "work", {}), progress=progress)
+        files, work = KeyframeFiles(paths, cameras, poses[usable]), work or WorkFolder(Path(folder) / "work", {})
+        if refine is not None:
+            refined = refine_poses(files, work, refine, progress=progress)
+            files, notes = replace(files, map_from_camera=refined.map_from_camera), refined.notes
+            poses[usable] = refined.map_from_camera
+        found = triangulate(files, work, progress=progress)
     image = np.array(usable)[found.observation_image]
-    return replace(source, xyz=found.xyz, observation_image=image, observation_point=found.observation_point)
+    fields = {"observation_image": image, "observation_point": found.observation_point}
+    return replace(source, map_from_camera=poses, xyz=found.xyz, **fields), notes
 
 
 def _long_tracks(good: Observations, min_track_length: int, max_error_px: float, model: Path) -> tuple[np.ndarray, np.ndarray]:

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,9 +20,9 @@ from .keyframes import KeyframeFiles
 from .patch_tracks import neighbours
 
 _SIFT_CONTRAST = 0.005
-_EPIPOLAR_PX = 2.0
 _RATIO, _LEAST_COSINE = 0.85, 0.7
 _ROUNDING = 1e3 * np.finfo(float).eps  # of coordinates: centres that are nearer to each other are the same
+_SURE_BASELINE = 2.0  # times the error of positions
 _NEAREST = 0.1  # of the scene's depth: nothing is searched for nearer
 _FEWEST_MATCHES = 8
 _LARGEST_TURN_COSINE = 0.5
@@ -37,12 +38,17 @@ class MatchingOptions:
         neighbours: Keyframes that each is matched with.
         min_angle_deg: Least angle between two rays of a point.
         max_error_px: Largest reprojection error, for images of 640 pixels.
+        epipolar_px: Largest distance of a match from its epipolar line, for images of 640 pixels.
+        position_error: By how much the distance of two centres may be wrong, in units of the map: between centres that are hardly
+            further apart there is no epipolar line to go by.
     """
 
     features: int = 4000
     neighbours: int = 12
     min_angle_deg: float = 1.0
     max_error_px: float = 3.0
+    epipolar_px: float = 2.0
+    position_error: float = 0.0
 
 
 def pixel_scale(camera: Camera) -> float:
@@ -65,12 +71,18 @@ def require_pycolmap():
 class Matcher:
     """Features of the images and their matches, kept in the work folder.
 
+    Args:
+        images: With the poses that matches must agree with.
+        work: The work folder.
+        options: See there.
+        stage: Put before the names of what depends on the poses, where a work folder sees several.
+
     Attributes:
         pairs: After `match`, rows [m, 2] of features by pair of images.
     """
 
-    def __init__(self, images: KeyframeFiles, work: WorkFolder, options: MatchingOptions) -> None:
-        self.images, self.work, self.options = images, work, options
+    def __init__(self, images: KeyframeFiles, work: WorkFolder, options: MatchingOptions, stage: str = "") -> None:
+        self.images, self.work, self.options, self.stage = images, work, options, stage
         self.poses = images.map_from_camera.numpy()
         self.pairs: dict[tuple[int, int], np.ndarray] = {}
         self._features: dict[int, tuple[np.ndarray, np.ndarray, np.ndarray]] = {}
@@ -123,7 +135,7 @@ class Matcher:
             found = found[np.isfinite(found)]
             return {"depth": np.array(np.median(found) if len(found) else 0.0)}
 
-        return float(self.work.arrays("depth", measure)["depth"])
+        return float(self.work.arrays(f"{self.stage}depth", measure)["depth"])
 
     def match(self, depth: float, progress: Progress | None) -> None:
         """Match each keyframe with those around it."""
@@ -134,7 +146,7 @@ class Matcher:
             # Nearness is not mutual: a pair belongs to its later image.
             earlier = [n for n in range(k) if n in near[k] or k in near[n]]
             earlier = [n for n in earlier if self.poses[k][:3, 2] @ self.poses[n][:3, 2] > _LARGEST_TURN_COSINE]
-            stored = self.work.arrays(f"matches/{k:06d}", lambda k=k, earlier=earlier: self._match(k, earlier, depth))
+            stored = self.work.arrays(f"{self.stage}matches/{k:06d}", lambda k=k, earlier=earlier: self._match(k, earlier, depth))
             self.pairs |= {(n, k): stored[str(n)] for n in earlier}
 
     def _match(self, k: int, earlier: list[int], depth: float) -> dict[str, np.ndarray]:
@@ -150,9 +162,10 @@ class Matcher:
         turned = rays_a @ b_from_a[:3, :3].T
         baseline = float(np.linalg.norm(b_from_a[:3, 3]))
         cameras = self.images.cameras
-        tolerance = _EPIPOLAR_PX * pixel_scale(cameras[b]) / float(min(cameras[k].params[0] for k in (a, b)))
+        tolerance = self.options.epipolar_px * pixel_scale(cameras[b]) / float(min(cameras[k].params[0] for k in (a, b)))
         likeness = descriptors_a @ descriptors_b.T
-        if baseline > _ROUNDING * max(np.abs(self.poses[k][:3, 3]).max() for k in (a, b)):
+        rounding = _ROUNDING * max(np.abs(self.poses[k][:3, 3]).max() for k in (a, b))
+        if baseline > max(rounding, _SURE_BASELINE * self.options.position_error):
             direction = b_from_a[:3, 3] / baseline
             normal_a, normal_b = np.cross(direction, turned), np.cross(direction, rays_b)
             volume = normal_a @ rays_b.T
@@ -160,7 +173,8 @@ class Matcher:
             limit_b = np.maximum(np.linalg.norm(normal_b, axis=1), 1e-6)[None] * tolerance
             likeness[np.abs(volume) > np.minimum(limit_a, limit_b)] = -1.0
         if depth is not None:
-            reach = min(np.arctan2(baseline, _NEAREST * depth) + tolerance, np.pi)
+            farthest = baseline + self.options.position_error
+            reach = min(np.arctan2(farthest, _NEAREST * depth) + tolerance, np.pi)
             likeness[turned @ rays_b.T < np.cos(reach)] = -1.0
         return match_descriptors(likeness)
 
@@ -202,30 +216,39 @@ def _sift(features: int):
         return cv2.SIFT_create(features, 3, _SIFT_CONTRAST)
 
 
-def colmap_tracks(matcher: Matcher) -> dict[str, np.ndarray]:
-    """Points that COLMAP makes of the matches: xyz [P, 3]; image and point [M] of their observations."""
-    pycolmap, options = require_pycolmap(), matcher.options
+def colmap_model(cameras: Sequence[Camera], poses: np.ndarray, pixels: Sequence[np.ndarray]):
+    """pycolmap's model of images without points: image k + 1 has the map_from_camera `poses[k]` and the 2D points `pixels[k]`."""
+    pycolmap = require_pycolmap()
     pycolmap.logging.minloglevel = pycolmap.logging.ERROR.value if hasattr(pycolmap.logging, "ERROR") else 2
-    cameras, camera_of = unique_cameras(matcher.images.cameras)
+    model = pycolmap.Reconstruction()
+    unique, camera_of = unique_cameras(list(cameras))
+    for number, camera in enumerate(unique, 1):
+        name, params = camera.to_colmap()
+        camera = pycolmap.Camera(camera_id=number, model=name, width=camera.width, height=camera.height, params=params)
+        model.add_camera_with_trivial_rig(camera)
+    for k, pose in enumerate(poses):
+        points = [pycolmap.Point2D(p + 0.5) for p in pixels[k]]  # COLMAP's pixel (0, 0) is a corner
+        image = pycolmap.Image(f"{k:06d}", points2D=points, camera_id=camera_of[k] + 1, image_id=k + 1)
+        camera_from_map = np.linalg.inv(pose)
+        rotation = pycolmap.Rotation3d(camera_from_map[:3, :3])
+        model.add_image_with_trivial_frame(image, pycolmap.Rigid3d(rotation, camera_from_map[:3, 3]))
+    return model
+
+
+def colmap_tracks(matcher: Matcher) -> dict[str, np.ndarray]:
+    """Points that COLMAP makes of the matches: xyz [P, 3]; image, point and feature [M] of their observations."""
+    pycolmap, options = require_pycolmap(), matcher.options
+    pixels = [matcher.features(k)[0] for k in range(len(matcher.poses))]
+    model = colmap_model(matcher.images.cameras, matcher.poses, pixels)
     with tempfile.TemporaryDirectory(dir=matcher.work.folder) as folder:
         database = pycolmap.Database.open(str(Path(folder) / "database.db"))
-        model = pycolmap.Reconstruction()
-        for number, camera in enumerate(cameras, 1):
-            name, params = camera.to_colmap()
-            camera = pycolmap.Camera(camera_id=number, model=name, width=camera.width, height=camera.height, params=params)
-            model.add_camera_with_trivial_rig(camera)
-            database.write_camera(camera, use_camera_id=True)
+        for number in sorted(model.cameras):
+            database.write_camera(model.cameras[number], use_camera_id=True)
             database.write_rig(model.rigs[number], use_rig_id=True)
-        for k, pose in enumerate(matcher.poses):
-            pixels = matcher.features(k)[0] + 0.5  # COLMAP's pixel (0, 0) is a corner
-            points = [pycolmap.Point2D(p) for p in pixels]
-            image = pycolmap.Image(f"{k:06d}", points2D=points, camera_id=camera_of[k] + 1, image_id=k + 1)
-            camera_from_map = np.linalg.inv(pose)
-            rotation = pycolmap.Rotation3d(camera_from_map[:3, :3])
-            model.add_image_with_trivial_frame(image, pycolmap.Rigid3d(rotation, camera_from_map[:3, 3]))
+        for k in range(len(pixels)):
             database.write_frame(model.frames[k + 1], use_frame_id=True)
             database.write_image(model.images[k + 1], use_image_id=True)
-            database.write_keypoints(k + 1, pixels.astype(np.float32))
+            database.write_keypoints(k + 1, (pixels[k] + 0.5).astype(np.float32))
         for (a, b), matches in matcher.pairs.items():
             if len(matches) >= _FEWEST_MATCHES:
                 geometry = pycolmap.TwoViewGeometry()
@@ -239,13 +262,19 @@ def colmap_tracks(matcher: Matcher) -> dict[str, np.ndarray]:
         settings.extract_colors = False
         settings.triangulation.min_angle = settings.mapper.filter_min_tri_angle = options.min_angle_deg
         # Points are refined afterwards.
-        settings.mapper.filter_max_reproj_error = 2 * options.max_error_px * pixel_scale(matcher.images.cameras[0])
+        scale = pixel_scale(matcher.images.cameras[0])
+        settings.mapper.filter_max_reproj_error = 2 * options.max_error_px * scale
+        angle = np.degrees(options.epipolar_px * scale / float(matcher.images.cameras[0].params[0]))
+        for name in ("create_max_angle_error", "continue_max_angle_error"):
+            setattr(settings.triangulation, name, max(getattr(settings.triangulation, name), angle))
         settings.triangulation.ignore_two_view_tracks = False
         model = pycolmap.triangulate_points(model, str(Path(folder) / "database.db"), folder, folder, options=settings)
         points = [model.points3D[number] for number in sorted(model.points3D)]
-        seen = [sorted({element.image_id - 1 for element in point.track.elements}) for point in points]
+        # An image may have several features in a track: the first counts.
+        seen = [sorted({e.image_id - 1: e.point2D_idx for e in reversed(point.track.elements)}.items()) for point in points]
         return {
             "xyz": np.array([point.xyz for point in points], np.float64).reshape(-1, 3),
-            "image": np.array([k for images in seen for k in images], np.int64),
+            "image": np.array([k for images in seen for k, _ in images], np.int64),
+            "feature": np.array([feature for images in seen for _, feature in images], np.int64),
             "point": np.repeat(np.arange(len(seen)), [len(images) for images in seen]),
         }

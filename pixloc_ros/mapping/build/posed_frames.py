@@ -27,6 +27,7 @@ from .building import BuildReport, PosedImages, Progress, build_map, unique_came
 from .calibration_fit import fitting_reading
 from .depth_points import DepthKeyframe, find_points, measured_depth_scale
 from .keyframes import KeyframeFiles, KeyframeOptions, KeyframeSelector, PosedFrame
+from .refinement import RefineOptions, refine_poses
 from .triangulation import TriangulationOptions, triangulate
 
 _DEPTH_UNITS_PER_METRE = 1000.0  # of the depth images in the work folder
@@ -67,11 +68,13 @@ class PosedMapOptions:
         mask: An image file, or a folder of those named like the keyframes; nothing black in them gives points.
         keyframes: See there.
         triangulation: See there.
+        refine: The frames' poses are refined first (`refine_poses`); how well they are known.
     """
 
     mask: Path | None = None
     keyframes: KeyframeOptions = KeyframeOptions()
     triangulation: TriangulationOptions = TriangulationOptions()
+    refine: RefineOptions | None = None
 
     def to_json(self) -> dict:
         """For the work folder's key."""
@@ -202,6 +205,9 @@ def points_of_posed_frames(
     keyframes = _usable_keyframes(keyframes, work, options.mask, left_out)
     keyframes, notes = _solved(keyframes, work, solve, left_out) if solve else _with_fitting_cameras(keyframes, work)
     images = _files(keyframes, work, options.mask)
+    if options.refine is not None:
+        refined = refine_poses(images, work, options.refine, options.triangulation, progress)
+        images, notes = replace(images, map_from_camera=refined.map_from_camera), (*notes, *refined.notes)
     error = None
     if all(keyframe.depth for keyframe in keyframes):
         _check_depth_unit(images, work)

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import tempfile
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,10 +18,12 @@ from ...geometry.cameras import Camera
 from ...io.depth import without_edges
 from ...io.images import load_grey
 from ...io.tum import RgbdFrame, load_depth, read_camera, read_rgbd_sequence
+from ...io.work_folder import WorkFolder
 from ..map_file import Map
 from .building import BuildReport, PosedImages, Progress, build_map
 from .depth_points import DepthKeyframe, find_points, measured_depth_scale
 from .keyframes import KeyframeFiles
+from .refinement import RefineOptions, refine_poses
 
 DEPTH_SCALES = {1000.0: "millimetres", 5000.0: "TUM", 4000.0: "L515", 256.0: "KITTI", 10000.0: "0.1 mm", 100.0: "centimetres"}
 """What depth images are usually written with: units per metre, and whose they are."""
@@ -37,6 +40,7 @@ def build_map_from_rgbd(
     working_side: int | None = None,
     name: str | None = None,
     progress: Progress | None = None,
+    refine: RefineOptions | None = None,
 ) -> tuple[Map, BuildReport]:
     """Map of a posed RGB-D sequence.
 
@@ -51,6 +55,7 @@ def build_map_from_rgbd(
         working_side: As of `build_map`.
         name: The map's, the folder's by default.
         progress: As of `build_map`.
+        refine: Poses are refined first; how well they are known.
 
     Raises:
         InputError: As `read_rgbd_sequence` and `build_map`, or no frame can be used.
@@ -76,13 +81,20 @@ def build_map_from_rgbd(
         measured = _measured_scale(chosen, camera)
         if measured is not None and not _agree(measured, scale, _GIVEN_TOLERANCE):
             note += f", but images and poses say about {measured:.4g}: check --depth-scale"
-    xyz, image, point = find_points(keyframes, camera)
     paths, cameras = [frame.image for frame in chosen], [camera] * len(chosen)
-    poses, stamps = torch.stack([frame.map_from_camera for frame in chosen]), np.array([f.stamp_ns for f in chosen], np.int64)
+    poses, notes = torch.stack([frame.map_from_camera for frame in chosen]), (note,)
+    if refine is not None:
+        with tempfile.TemporaryDirectory() as folder:
+            files, work = KeyframeFiles(paths, cameras, poses), WorkFolder(Path(folder) / "work", {})
+            refined = refine_poses(files, work, refine, progress=progress)
+        poses, notes = refined.map_from_camera, (note, *refined.notes)
+        keyframes = [replace(keyframe, map_from_camera=pose) for keyframe, pose in zip(keyframes, poses)]
+    xyz, image, point = find_points(keyframes, camera)
+    stamps = np.array([f.stamp_ns for f in chosen], np.int64)
     name, names = name or sequence.resolve().name, [path.name for path in paths]
     source = PosedImages(name, paths, names, cameras, poses, stamps, xyz, image, point)
     map_, report = build_map(source, extractor, working_side, progress)
-    return map_, replace(report, left_out=left_out | report.left_out, notes=(note, *report.notes))
+    return map_, replace(report, left_out=left_out | report.left_out, notes=(*notes, *report.notes))
 
 
 def _choose_keyframes(

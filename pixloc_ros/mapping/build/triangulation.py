@@ -66,6 +66,7 @@ class Triangulation:
         xyz: float64 [P, 3], map frame.
         observation_image: int64 [M].
         observation_point: int64 [M], each pair once.
+        pixel: float64 [M, 2], where the images show the points.
         error_px: float64 [M], distance between observation and projection.
         rejected: Points left out, by reason.
     """
@@ -73,6 +74,7 @@ class Triangulation:
     xyz: np.ndarray
     observation_image: np.ndarray
     observation_point: np.ndarray
+    pixel: np.ndarray
     error_px: np.ndarray
     rejected: dict[str, int]
 
@@ -82,6 +84,7 @@ def triangulate(
     work: WorkFolder,
     options: TriangulationOptions = TriangulationOptions(),
     progress: Progress | None = None,
+    stage: str = "",
 ) -> Triangulation:
     """Points of images with known poses.
 
@@ -90,17 +93,18 @@ def triangulate(
         work: Keeps features and matches.
         options: See there.
         progress: As of `build_map`.
+        stage: As of `Matcher`.
 
     Raises:
         InputError: pycolmap is missing, or no points come out.
     """
     require_pycolmap()
-    matcher = Matcher(images, work, options)
+    matcher = Matcher(images, work, options, stage)
     depth = matcher.scene_depth(progress)
     if not depth > 0:
         raise _no_points()
     matcher.match(depth, progress)
-    tracks = work.arrays("tracks", lambda: colmap_tracks(matcher))
+    tracks = work.arrays(f"{stage}tracks", lambda: colmap_tracks(matcher))
     if not len(tracks["xyz"]):
         raise _no_points()
     return _search(tracks, images, depth, options, progress)
@@ -131,7 +135,7 @@ def _search(tracks, images: KeyframeFiles, depth: float, options: TriangulationO
         if progress:
             progress(k, count, "searching for points")
         candidates = np.unique(np.concatenate([*(at_home[n] for n in near[k]), matched[k]]))
-        visible = _should_see(patches.xyz[candidates], centres[home[candidates]], cameras[k], poses[k])
+        visible = should_see(patches.xyz[candidates], centres[home[candidates]], cameras[k], poses[k])
         known = np.isin(candidates, matched[k])
         candidates, visible, known = (v[visible | known] for v in (candidates, visible, known))
         pixel, tracked = track_patches(patches, candidates, images.grey(k), cameras[k], poses[k])
@@ -192,7 +196,7 @@ def _surface(pixels: np.ndarray, inverse_depth: np.ndarray, which: np.ndarray) -
     return middle * (1 + np.clip(change, -_LARGEST_SLANT, _LARGEST_SLANT))
 
 
-def _should_see(xyz: np.ndarray, home_centres: np.ndarray, camera: Camera, map_from_camera: torch.Tensor) -> np.ndarray:
+def should_see(xyz: np.ndarray, home_centres: np.ndarray, camera: Camera, map_from_camera: torch.Tensor) -> np.ndarray:
     """bool [n]: which points lie well inside an image, in much the direction and distance that their home image has."""
     pixels, valid, _ = project(camera, se3.inverse(map_from_camera), xyz)
     inside = valid & camera.in_image(torch.from_numpy(pixels), _PATCH_BORDER_PX).numpy()
@@ -246,7 +250,7 @@ def _filter(
     if not good.any():
         raise _no_points()
     used, renumbered = np.unique(point[good], return_inverse=True)
-    return Triangulation(xyz[used], found.image[good], renumbered, error[good], rejected)
+    return Triangulation(xyz[used], found.image[good], renumbered, found.pixel[good], error[good], rejected)
 
 
 def _largest_angle(xyz: np.ndarray, views: Views, seen: Observations) -> np.ndarray:
