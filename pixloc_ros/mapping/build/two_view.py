@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import os
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -96,8 +98,11 @@ class PairFinder:
     def _stored(self, name: str, wanted: list[tuple[int, int]]) -> dict[tuple[int, int], Pair]:
         def make() -> dict[str, np.ndarray]:
             values = {}
-            for a, b in wanted:
-                pair = self._compare(a, b)
+            for k in sorted({k for pair in wanted for k in pair}):
+                self.matcher.features(k)  # before several threads ask for them
+            with ThreadPoolExecutor(os.cpu_count()) as threads:
+                compared = list(threads.map(self._compare, *zip(*wanted))) if wanted else []
+            for (a, b), pair in zip(wanted, compared):
                 values[f"{a} {b}"] = pair.matches
                 values[f"{a} {b} figures"] = np.array((pair.shift_px, pair.parallax_px, pair.raw))
             return values

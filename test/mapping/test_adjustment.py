@@ -1,0 +1,87 @@
+# Copyright the pixloc_ros authors. SPDX-License-Identifier: Apache-2.0
+"""Bundle adjustment with measured motions: it finds poses, points and scale, and leaves wrong loops out."""
+
+import numpy as np
+import pytest
+from mapping_helpers import look_at
+
+from pixloc_ros.mapping.build.adjustment import Bundle, Links, Rays, adjust, errors_px, link_errors, triangulated
+
+COUNT, POINTS, FOCAL = 12, 150, 400.0
+
+
+@pytest.fixture(scope="module")
+def world():
+    """True bundle and what its cameras see of it."""
+    generator = np.random.default_rng(0)
+    poses = np.stack([look_at((0.3 * k, 0.02 * k**2, 0.0), (0.3 * k + 0.2, 5.0, 0.1)).numpy() for k in range(COUNT)])
+    poses = np.linalg.inv(poses[0]) @ poses
+    xyz = generator.uniform((-3, -2, 3), (6, 2, 9), (POINTS, 3))
+    image, point = np.nonzero(generator.random((COUNT, POINTS)) < 0.6)
+    inside = np.einsum("nji,nj->ni", poses[image, :3, :3], xyz[point] - poses[image, :3, 3])
+    ray = inside / np.linalg.norm(inside, axis=1, keepdims=True)
+    return Bundle(poses, xyz), Rays(image, point, ray, np.full(len(image), FOCAL), np.arange(len(image)))
+
+
+def motions(poses, std=0.02):
+    first = np.arange(COUNT - 1)
+    relative = np.linalg.inv(poses[:-1]) @ poses[1:]
+    return Links(first, first + 1, relative, np.full(COUNT - 1, std), np.full(COUNT - 1, 0.05), np.zeros(COUNT - 1, bool))
+
+
+def drifted(poses, share=0.02, turn=0.01):
+    """The chain of its motions, each too long and turned."""
+    bias = np.eye(4)
+    bias[[0, 2], [0, 2]], bias[0, 2], bias[2, 0] = np.cos(turn), np.sin(turn), -np.sin(turn)
+    result = [poses[0]]
+    for a, b in zip(poses[:-1], poses[1:]):
+        step = np.linalg.inv(a) @ b
+        step[:3, 3] *= 1 + share
+        result.append(result[-1] @ step @ bias)
+    return np.stack(result)
+
+
+def test_rays_and_motions_give_poses_and_points(world):
+    truth, rays = world
+    start = drifted(truth.poses, 0.0, 0.008)
+    xyz, angle = triangulated(start, rays, POINTS)
+    found = adjust(Bundle(start, xyz), rays, motions(truth.poses), 5.0, 40)
+    np.testing.assert_allclose(found.poses, truth.poses, atol=1e-4)
+    error = errors_px(found, rays)
+    behind = np.isinf(error)  # a bad start puts a point behind a camera now and then: it counts nothing
+    assert behind.mean() < 0.02 and error[~behind].max() < 0.01
+    assert (angle > 0).all()
+
+
+def test_the_motions_scale_is_taken(world):
+    truth, rays = world
+    start = drifted(truth.poses)
+    found = adjust(Bundle(start, triangulated(start, rays, POINTS)[0]), rays, motions(start), 5.0, 40)
+    assert np.linalg.norm(found.poses[-1, :3, 3]) / np.linalg.norm(truth.poses[-1, :3, 3]) == pytest.approx(1.02, abs=0.002)
+    assert errors_px(found, rays).max() < 0.5
+
+
+def test_mismatches_count_little(world):
+    truth, rays = world
+    wrong = rays.ray.copy()
+    wrong[::20] = wrong[::20][:, [1, 0, 2]]
+    rays = Rays(rays.image, rays.point, wrong, rays.focal_px, rays.feature)
+    found = adjust(truth, rays, motions(truth.poses), 1.0, 20)
+    np.testing.assert_allclose(found.poses, truth.poses, atol=2e-3)
+
+
+@pytest.mark.parametrize("right", [True, False])
+def test_a_loop_bends_the_path_unless_it_is_wrong(world, right):
+    truth, rays = world
+    start, loop = drifted(truth.poses, 0.0, 0.005), np.linalg.inv(truth.poses[0]) @ truth.poses[-1]
+    if not right:
+        loop = loop.copy()
+        loop[:3, 3] += 50.0
+    one = np.ones(1)
+    closing = Links(np.array([0]), np.array([COUNT - 1]), loop[None], 0.01 * one, 0.002 * one, np.ones(1, bool))
+    graph = Links.join([motions(start, 0.01), closing])
+    bent = adjust(Bundle(start, np.zeros((0, 3))), rays.only(np.zeros(0, np.int64)), graph, 1.0, 30)
+    off = np.linalg.norm(link_errors(bent, closing))
+    before, after = (np.linalg.norm(b.poses[-1, :3, 3] - truth.poses[-1, :3, 3]) for b in (Bundle(start, None), bent))
+    assert (off < 6.0) == right
+    assert after < 0.2 * before if right else after < 2 * before
