@@ -33,6 +33,7 @@ from pixloc_ros.geometry.cameras import Camera
 from pixloc_ros.io.bag_writer import ENCODINGS, RecordedDrive, encode_image, write_drive_bag
 from pixloc_ros.io.colmap import write_colmap_model
 from pixloc_ros.io.files import replacing_folder
+from pixloc_ros.io.frames import Odometry
 from pixloc_ros.io.trajectory import Trajectory, write_tum
 
 from .drives import START_NS, DriveOptions, OdometryErrors, SimulatedDrive, camera_mount, wheel_odometry
@@ -133,22 +134,39 @@ def simulate(output: Path, options: SimulationOptions, progress: Progress | None
     return summary
 
 
+def simulate_drive(
+    output: Path, options: SimulationOptions, light: Lighting, number: int, progress: Progress | None = None
+) -> None:
+    """A further drive through the place of the same options, as a bag `output`.
+
+    Args:
+        output: Of the bag.
+        options: Of the place.
+        light: There at that time.
+        number: Of the drive: each takes a path of its own; 1 is that of `simulate`.
+        progress: As of `simulate`.
+    """
+    simulation = _Simulation(options, progress or (lambda what, done, total: None), light, number)
+    with replacing_folder(Path(output)) as folder:
+        simulation.drive(folder)
+
+
 class _Simulation:
     """A data set in the making."""
 
-    def __init__(self, options: SimulationOptions, progress: Progress) -> None:
-        self.options, self.progress = options, progress
+    def __init__(self, options: SimulationOptions, progress: Progress, light: Lighting = TEST_LIGHT, number: int = 1) -> None:
+        self.options, self.progress, self.number = options, progress, number
         self.camera, self.mount = options.make_camera(), camera_mount()
-        progress("building the world", 0, 3)
-        sheet = TextureSheet(build_world(options.seed, options.texel))
-        progress("building the world", 1, 3)
-        spacing = max(0.15, 30.0 * options.texel)
-        self.mapping_renderer = Renderer(sheet, dataclasses.replace(MAPPING_LIGHT, spacing=spacing))
-        progress("building the world", 2, 3)
-        self.test_renderer = Renderer(sheet, dataclasses.replace(TEST_LIGHT, spacing=spacing))
-        progress("building the world", 3, 3)
-        way = DriveOptions(options.seconds, _TEST_SPEED, wander=_TEST_WANDER_M, start=_TEST_START_M, seed=options.seed + 1)
-        self.test = SimulatedDrive(way)
+        progress("building the world", 0, 2)
+        self.sheet = TextureSheet(build_world(options.seed, options.texel))
+        progress("building the world", 1, 2)
+        self.test_renderer = self._renderer(light)
+        progress("building the world", 2, 2)
+        way = {"wander": _TEST_WANDER_M, "start": _TEST_START_M, "seed": options.seed + number}
+        self.test = SimulatedDrive(DriveOptions(options.seconds, _TEST_SPEED, **way))
+
+    def _renderer(self, light: Lighting) -> Renderer:
+        return Renderer(self.sheet, dataclasses.replace(light, spacing=max(0.15, 30.0 * self.options.texel)))
 
     def write(self, folder: Path) -> dict:
         """Everything into an empty folder → what simulation.json holds."""
@@ -164,12 +182,7 @@ class _Simulation:
             write_tum_rgbd(folder / "rgbd", keyframes, camera, "../images")
         self.progress("points of the map", 1, 1)
 
-        start_ns = START_NS + 1000 * 10**9
-        stamps_ns = _image_stamps(options, start_ns)
-        truth = self.test.at((stamps_ns - start_ns) * 1e-9)
-        odometry = wheel_odometry(self.test, OdometryErrors(), options.seed, start_ns)
-        recorded = RecordedDrive(options.encoding, camera, self.mount, odometry, truth)
-        write_drive_bag(folder / "drive", self.test_images(stamps_ns, start_ns), recorded)
+        stamps_ns, truth, odometry = self.drive(folder / "drive")
         write_tum(folder / "drive_truth.tum", Trajectory(stamps_ns, truth))
 
         nearest = np.searchsorted(odometry.stamps_ns, stamps_ns).clip(0, len(odometry.stamps_ns) - 1)
@@ -182,8 +195,19 @@ class _Simulation:
         drifts = {"odometry_drift_end_m": drift[-1], "odometry_drift_median_m": drift.median()}
         return summary | {name: round(float(metres), 3) for name, metres in drifts.items()}
 
+    def drive(self, bag: Path) -> tuple[np.ndarray, torch.Tensor, Odometry]:
+        """The test drive into a bag → stamps of its images, true map_from_base there, odometry."""
+        options, start_ns = self.options, START_NS + self.number * 1000 * 10**9
+        stamps_ns = _image_stamps(options, start_ns)
+        truth = self.test.at((stamps_ns - start_ns) * 1e-9)
+        odometry = wheel_odometry(self.test, OdometryErrors(), options.seed + self.number - 1, start_ns)
+        recorded = RecordedDrive(options.encoding, self.camera, self.mount, odometry, truth)
+        write_drive_bag(bag, self.test_images(stamps_ns, start_ns), recorded)
+        return stamps_ns, truth, odometry
+
     def mapping_drive(self) -> list[Keyframe]:
         """Sharp keyframes every 0.4 m or 18 degrees, over the whole round or as much of it as the test drive sees."""
+        renderer = self._renderer(MAPPING_LIGHT)
         drive = SimulatedDrive(DriveOptions(speed=_MAPPING_SPEED, seed=self.options.seed))
         needed = _TEST_START_M + self.test.length + 1.5
         time = np.arange(0.0, drive.duration_s, 0.02)
@@ -202,7 +226,7 @@ class _Simulation:
             at = float(time[chosen[number]])
             rng = np.random.default_rng([self.options.seed, 11, number])
             pose = drive.at(at) @ self.mount
-            radiance, depth = self.mapping_renderer.radiance(self.camera, pose)
+            radiance, depth = renderer.radiance(self.camera, pose)
             return Keyframe(f"{number:04d}.jpg", START_NS + round(at * 1e9), MAPPING_SENSOR.develop(radiance, rng), depth, pose)
 
         return list(self._in_order(make, len(chosen), "mapping drive"))
@@ -210,7 +234,7 @@ class _Simulation:
     def test_images(self, stamps_ns: np.ndarray, start_ns: int) -> Iterator[tuple[int, np.ndarray]]:
         def make(number: int) -> tuple[int, np.ndarray]:
             at = float(stamps_ns[number] - start_ns) * 1e-9
-            rng = np.random.default_rng([self.options.seed, 13, number])
+            rng = np.random.default_rng([self.options.seed, 12 + self.number, number])
             poses = lambda offset: self.test.at(at + offset) @ self.mount  # noqa: E731
             image = TEST_SENSOR.capture(self.test_renderer, self.camera, poses, rng)
             return int(stamps_ns[number]), encode_image(image, self.options.encoding)

@@ -16,7 +16,7 @@ import argparse
 import time
 from dataclasses import replace
 
-from . import arguments, map_care, map_drive
+from . import arguments, map_care, map_drive, map_extend
 from .arguments import add_map_making, add_topics, add_verb, check_map_making, option, parse_poses, path
 from .lazy import mapping, pixloc
 from .map_care import finish
@@ -42,6 +42,7 @@ def add_parser(subparsers) -> None:
     arguments.add_refine(parser)
     add_map_making(parser)
     map_drive.add_parsers(sources)
+    map_extend.add_parser(sources)
     map_care.add_parsers(sources)
 
 

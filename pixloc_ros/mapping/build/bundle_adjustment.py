@@ -14,7 +14,8 @@ from .matching import colmap_model, pixel_scale, require_pycolmap
 from .observations import Observations, Views, reprojection_errors, rows_by_image
 
 _FEWEST_OBSERVATIONS = 2
-_LOSS_STDS = 2.385
+_PIXEL_STD = 1.0
+"""Of observations, against centres. They are found more exactly, but calibration errs the same way everywhere."""
 
 
 @dataclass(frozen=True)
@@ -25,8 +26,7 @@ class AdjustmentOptions:
         position_std: How well the centres of the images are known, in units of the map; None where they are not: the first
             image and the distance to another then stay.
         max_error_px: After each round observations with a larger reprojection error are left out, for images of 640 pixels.
-        loss_px: In each round observations count in full up to about this error, and less beyond (Cauchy): 2.4 standard
-            deviations of a good observation, against which the centres are weighed.
+        loss_px: In each round observations count in full up to about this error, and less beyond (Cauchy).
         iterations: Of each round, at most.
     """
 
@@ -123,7 +123,7 @@ def _solve(
         config.fix_gauge(pycolmap.BundleAdjustmentGauge.TWO_CAMS_FROM_WORLD)
         adjuster = pycolmap.create_default_bundle_adjuster(settings, config, model)
     else:
-        std = options.position_std * _LOSS_STDS / loss_px  # the errors of observations are in pixels
+        std = options.position_std / _PIXEL_STD
         priors = [_position(pycolmap, model, k, centres[k], std) for k in tied]
         adjuster = pycolmap.create_pose_prior_bundle_adjuster(
             settings, pycolmap.PosePriorBundleAdjustmentOptions(), config, priors, model

@@ -128,7 +128,11 @@ def _best_spread(map_: Map, keep: np.ndarray, limit: int) -> np.ndarray:
 # ---- merged
 
 
-def merge(maps: list[Map], names: list[str]) -> tuple[Map, int]:
+Same = tuple[np.ndarray, np.ndarray]
+"""Points of one map and the points of another that they are, int64 [n] each."""
+
+
+def merge(maps: list[Map], names: list[str], same: Same | None = None) -> tuple[Map, int]:
     """Several maps in one frame as one: sessions of a place, or places next to each other.
 
     A point that two maps have, at the same place and of the same look, becomes one, with the descriptors of both: every keyframe
@@ -137,6 +141,7 @@ def merge(maps: list[Map], names: list[str]) -> tuple[Map, int]:
     Args:
         maps: At least two.
         names: Of the maps, put before their keyframes' names where those are not unique.
+        same: Points of the second map that are known to be points of the first, whatever they look like.
 
     Returns:
         The map, and how many points of a later map are points of an earlier one.
@@ -156,7 +161,8 @@ def merge(maps: list[Map], names: list[str]) -> tuple[Map, int]:
         ]
     result, fused = maps[0], 0
     for other in maps[1:]:
-        result, count = _merge_two(result, other)
+        result, count = _merge_two(result, other, same)
+        same = None
         fused += count
     return result, fused
 
@@ -186,8 +192,11 @@ def _require_same_kind(a: Map, b: Map, name_a: str, name_b: str) -> None:
         raise InputError(f"maps '{name_a}' and '{name_b}' store descriptors differently: apply to both 'pixloc map prune --int8'")
 
 
-def _merge_two(a: Map, b: Map) -> tuple[Map, int]:
+def _merge_two(a: Map, b: Map, known: Same | None = None) -> tuple[Map, int]:
     same_b, same_a = _same_points(a, b)
+    if known is not None:
+        new = ~(np.isin(same_b, known[0]) | np.isin(same_a, known[1]))
+        same_b, same_a = (np.concatenate((sure, found[new])) for sure, found in zip(known, (same_b, same_a)))
     number = np.empty(len(b.xyz), np.int64)
     new = np.setdiff1d(np.arange(len(b.xyz)), same_b)
     number[same_b], number[new] = same_a, len(a.xyz) + np.arange(len(new))
