@@ -100,18 +100,18 @@ def choose_frames(map_: Map, frames: Sequence[TrackedFrame], options: ExtendOpti
 
 def with_old_points(source: PosedImages, old: Map) -> PosedImages:
     """New keyframes that also observe the old map's points that they should see, behind their own ones."""
-    keyframe = keyframe_of_observations(old)
+    keyframe, old_xyz = keyframe_of_observations(old), np.array(old.xyz)  # the map's own is read-only
     first = np.full(len(old.xyz), len(old.keyframe_names))
     np.minimum.at(first, old.observation_point, keyframe)
     homes = old.map_from_keyframe[torch.from_numpy(first), :3, 3].numpy()
     image, point = [source.observation_image], [source.observation_point]
     for k, (camera, pose) in enumerate(zip(source.cameras, source.map_from_camera)):
-        seen = np.flatnonzero(should_see(old.xyz, homes, camera, pose))
-        seen = seen[_not_hidden(camera, pose, old.xyz[seen], source, k)]
+        seen = np.flatnonzero(should_see(old_xyz, homes, camera, pose))
+        seen = seen[_not_hidden(camera, pose, old_xyz[seen], source, k)]
         image.append(np.full(len(seen), k))
         point.append(len(source.xyz) + seen)
     observed = {"observation_image": np.concatenate(image), "observation_point": np.concatenate(point)}
-    return replace(source, xyz=np.concatenate((source.xyz, old.xyz)), **observed)
+    return replace(source, xyz=np.concatenate((source.xyz, old_xyz)), **observed)
 
 
 def _not_hidden(camera, pose: torch.Tensor, xyz: np.ndarray, source: PosedImages, k: int) -> np.ndarray:
