@@ -63,10 +63,11 @@ def write_video(path, poses):
     return path
 
 
-def write_bag(path, poses, odometry=None, storage="mcap"):
+def write_bag(path, poses, odometry=None, storage="mcap", static=True):
     """The views of poses as a bag; its path. odometry: called with number and odom_from_base, gives what the wheels say."""
     with BagWriter(path, storage) as bag:
-        bag.transform("/tf_static", START, "base_link", "camera_optical", BASE_FROM_CAMERA)
+        if static:
+            bag.transform("/tf_static", START, "base_link", "camera_optical", BASE_FROM_CAMERA)
         for k, pose in enumerate(poses):
             stamp = START + k * STEP
             bag.info(stamp, WIDTH, HEIGHT, FOCAL)

@@ -8,8 +8,10 @@ import pytest
 from drive_scene import CAMERA, START, STEP, pose_at, similarity, turning_at, write_bag, write_images, write_video
 
 from pixloc_ros.cli.main import main
+from pixloc_ros.io.bags import BagOptions
 from pixloc_ros.mapping import Map
 from pixloc_ros.mapping.build import mapper
+from pixloc_ros.mapping.build.drive_frames import DriveBag
 
 pytest.importorskip("pycolmap", reason="structure from motion needs pycolmap")
 COUNT = 12
@@ -123,3 +125,11 @@ def test_work_goes_on_after_a_stop(tmp_path, images, monkeypatch, capsys):
     monkeypatch.setattr(mapper, "_run", None)  # poses are there
     code, _, report = make(tmp_path, *words)
     assert code == 0 and "going on with" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(("static", "said"), [(True, "odometry from /odom"), (False, "give --base-from-camera")])
+def test_odometry_needs_the_mount(tmp_path, static, said):
+    bag = write_bag(tmp_path / "bag", [pose_at(k, 3) for k in range(3)], lambda k, base: base, static=static)
+    with DriveBag(bag, BagOptions(truth="none")) as frames:
+        assert frames.has_odometry == static and said in frames.said
+        assert len(list(frames())) == 3

@@ -169,7 +169,9 @@ class DriveBag:
         except BaseException:
             self.bag.close()
             raise
-        if len(self._odometry) > 1 and self.base_from_camera is not None:
+        if len(self._odometry) > 1 and self.base_from_camera is None:
+            self.said = f"{self.bag.odometry_topic} is of no use without the camera's place on the base: give --base-from-camera"
+        elif len(self._odometry) > 1:
             self.has_odometry, self.said = True, f"odometry from {self.bag.odometry_topic}"
 
     def __enter__(self) -> DriveBag:
