@@ -74,7 +74,7 @@ def _run_extend(args: argparse.Namespace) -> int:
     choice = build.extend.choose_frames(old, frames, options)
     print(f"the look has changed in {len(choice.changed)} of them, {len(choice.unseen)} are where the map has no keyframe")
     result = old
-    if choice.stamps:
+    if len(choice.stamps) > 1:  # points need two keyframes
         with io.bags.BagReader(args.bag, source) as bag, show_progress("map") as progress:
             new, report = build.extend.map_of_frames(old, _source(bag, frames, choice.stamps), extractor, work, how, progress)
         for note in report.notes:

@@ -2,6 +2,7 @@
 """Poses that are off, adjusted: from observations alone, and from the images of a bag."""
 
 import math
+import re
 
 import numpy as np
 import pytest
@@ -18,7 +19,7 @@ from pixloc_ros.mapping.build.bundle_adjustment import AdjustmentOptions, adjust
 from pixloc_ros.mapping.build.observations import Observations, Views, project
 from pixloc_ros.mapping.build.posed_bag import PosedBag
 from pixloc_ros.mapping.build.posed_frames import PosedMapOptions, points_of_posed_frames
-from pixloc_ros.mapping.build.refinement import RefineOptions, rigid_back
+from pixloc_ros.mapping.build.refinement import Refinement, RefineOptions, rigid_back
 
 pytest.importorskip("pycolmap")
 CAMERA = pinhole(640, 480, 500.0)
@@ -68,6 +69,16 @@ def test_adjusted_poses_agree_and_a_wrong_mount_is_found(drive, mount_deg):
     off = turn - se3.so3_log(mount[0, :3, :3]).numpy()
     assert off @ information @ off < 16.3  # 99.9 %
     assert (turn @ information @ turn > 16.3) == (mount_deg > 0)
+
+
+def test_a_turned_camera_is_named_as_base_from_camera_is_to_be_corrected(drive):
+    """The right mount is the given one times the rotation that is said."""
+    truth, _, _ = drive
+    wrong = se3.se3_exp(torch.tensor([0, 0, 0, 0, np.radians(0.8), 0], dtype=torch.float64))
+    _, turn, _ = rigid_back(truth @ wrong, truth, RefineOptions())
+    said = Refinement(truth, np.zeros((24, 2)), turn, np.empty(0, np.int64), 0.1).notes[1]
+    x, y, z = (float(number) for number in re.findall(r"(-?[0-9.]+)°", said)[1:4])
+    assert abs(x) < 0.1 and -0.85 < y < -0.7 and abs(z) < 0.1
 
 
 def test_wrong_matches_are_left_out_and_what_is_never_seen_twice_is_refused(drive):
