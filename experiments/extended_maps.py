@@ -31,11 +31,13 @@ from pixloc_ros.io.bags import BagReader
 from pixloc_ros.io.files import write_text
 from pixloc_ros.io.frames import CameraFrame
 from pixloc_ros.localization import Localizer
+from pixloc_ros.mapping import Map
 from pixloc_sim.lighting import Lighting
 from pixloc_sim.recordings import SimulationOptions, simulate, simulate_drive
 
 NIGHT = Lighting(lamps=(0.0, 0.0, 1.6, 0.0, 0.0, 0.0), daylight=0.0, ambient=0.05, seed=2)
 RATE_HZ = 4.0  # of the drives at night
+BUDGET = 56  # keyframes that the map by day has
 FOUND, WRONG = (0.1, 1.0), (0.25, 2.0)
 """Metres and degrees."""
 
@@ -47,12 +49,12 @@ def main() -> int:
     parser.add_argument("--images", type=int, default=50, metavar="N", help="search for so many images of a drive (default 50)")
     parser.add_argument("--docs", type=Path, metavar="PAGE", help="also put the table between its markers in this page")
     args = parser.parse_args()
-    maps, drives = prepare(args)
-    results = {}
-    for name, path in maps.items():
+    drives, results = prepare(args), {}
+    for name, (path, command) in maps(args).items():
+        if not path.is_file():
+            run(*command, "-o", path)
         results[name] = {drive: search(path, bag, args.images, f"{name}: {drive}") for drive, bag in drives.items()}
-        localizer = Localizer.open(path)
-        results[name] |= {"keyframes": len(localizer.map.keyframe_names), "bytes": path.stat().st_size}
+        results[name] |= {"keyframes": len(Map.open(path).keyframe_names), "bytes": path.stat().st_size}
         write_text(args.output / "extended.json", json.dumps(results, indent=1) + "\n")
         write_text(args.output / "extended.md", table(results))
     print(table(results))
@@ -61,26 +63,28 @@ def main() -> int:
     return 0
 
 
-def prepare(args) -> tuple[dict[str, Path], dict[str, Path]]:
-    """The maps and the drives by name, made where they are not there."""
+def prepare(args) -> dict[str, Path]:
+    """The drives that are searched for, by name; all data is made where it is not there."""
     options, world = SimulationOptions(seconds=args.seconds), args.output / "world"
     if not world.is_dir():
         simulate(world, options)
-    bags = {2: args.output / "second", 3: args.output / "third"}
-    for number, bag in bags.items():
-        if not bag.is_dir():
-            with show_progress(f"drive {number}") as progress:
-                simulate_drive(
-                    bag, replace(options, rate_hz=RATE_HZ), NIGHT, number, lambda what, done, of, p=progress: p(done, of, what)
-                )
-    old = args.output / "day.pixmap"
-    maps = {"day": old, "extended": args.output / "extended.pixmap"}
-    run("map", "colmap", "--model", world / "map", "--images", world / "images", "-o", old)
-    count = len(Localizer.open(old).map.keyframe_names)
-    maps[f"extended, --budget {count}"] = args.output / "bounded.pixmap"
-    run("map", "extend", old, bags[2], "-o", maps["extended"])
-    run("map", "extend", old, bags[2], "-o", maps[f"extended, --budget {count}"], "--budget", count)
-    return maps, {"night": bags[3], "day": world / "drive"}
+    for number, name in ((2, "second"), (3, "third")):
+        if not (args.output / name).is_dir():
+            with show_progress(f"{name} drive") as progress:
+                said = lambda what, done, of, show=progress: show(done, of, what)  # noqa: E731
+                simulate_drive(args.output / name, replace(options, rate_hz=RATE_HZ), NIGHT, number, said)
+    return {"night": args.output / "third", "day": world / "drive"}
+
+
+def maps(args) -> dict[str, tuple[Path, tuple]]:
+    """Path and command of each map, in the order in which they can be made."""
+    world, day = args.output / "world", args.output / "day.pixmap"
+    extend = ("map", "extend", day, args.output / "second")
+    return {
+        "day": (day, ("map", "colmap", "--model", world / "map", "--images", world / "images")),
+        "extended": (args.output / "extended.pixmap", extend),
+        f"extended, --budget {BUDGET}": (args.output / "bounded.pixmap", (*extend, "--budget", BUDGET)),
+    }
 
 
 def run(*words: object) -> None:
@@ -95,7 +99,7 @@ def search(path: Path, drive: Path, images: int, said: str) -> dict[str, float]:
     localizer, errors, sure = Localizer.open(path), [], []
     with BagReader(drive) as bag, show_progress(said) as progress:
         truth = bag.truth()
-        stamps = bag.image_stamps()
+        stamps = list(bag.image_stamps())
         stamps = [stamps[k] for k in np.linspace(0, len(stamps) - 1, min(images, len(stamps))).astype(int)]
         for frame in bag.frames(lambda stamp_ns: stamp_ns in stamps):
             progress(len(sure), len(stamps))

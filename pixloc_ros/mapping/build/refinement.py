@@ -79,7 +79,7 @@ class Refinement:
             x, y, z = np.degrees(-self.mount)  # the right axes in the given ones
             notes.append(
                 f"the camera is turned by {np.degrees(np.linalg.norm(self.mount)):.2f}° against the given mount "
-                f"({x:.2f}°, {y:.2f}° and {z:.2f}° about the given right, down and forward axes): correct base_from_camera"
+                f"({x:.2f}°, {y:.2f}° and {z:.2f}° about the given right, down and forward axes): check base_from_camera"
             )
         if len(self.kept):
             notes.append(f"{len(self.kept)} keyframes keep the given pose, as they share too few points with others")
