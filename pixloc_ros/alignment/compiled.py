@@ -18,7 +18,7 @@ import torch
 from ..geometry import se3
 from ..geometry.projection import camera_numbers
 from ..geometry.single import FAST_JIT, INLINE_JIT, difference, inverse, retract
-from .compiled_cost import LOSSES, CostSettings, PointState, System, ViewArrays, linearize_views, look, mean_cost
+from .compiled_cost import LOSSES, CostSettings, PointState, System, ViewArrays, linearize_views, mean_cost
 from .damping import (
     ADAPTIVE_DOWN,
     ADAPTIVE_LEAST,
@@ -29,7 +29,7 @@ from .damping import (
     NEVER_SINGULAR,
     Damping,
 )
-from .level_weights import AGREES, LARGEST_CUE, LOG10_LEAST, LOG10_MOST, OUTPUTS, RESIDUAL_FLOOR, LevelWeights
+from .level_weights import AGREES, CUES, LARGEST_CUE, LOG10_LEAST, LOG10_MOST, LOOK_POINTS, OUTPUTS, RESIDUAL_FLOOR, LevelWeights
 from .prior import PriorFactor
 from .types import AlignmentResult, LevelTrace, View, why_ended
 
@@ -89,7 +89,7 @@ class LevelResults(NamedTuple):
         hessian: [levels, 6, 6], of the views at the last pose.
         evidence: [levels, 6, 6], what the level and the coarser ones know of the pose.
         outputs: [levels, 6], of `LevelWeights`.
-        ends: [levels, 2], mean log residual and share of points that agree at the last pose (`level_weights.end_statistics`).
+        ends: [levels, 3], mean log residual, share of points that agree and log mean slope at the last pose (`level_weights`).
         squared: [levels, N], squared residuals there, of all views' points, one view after the other.
         valid: bool [levels, N], which count there.
         pixels: [levels, N, 2], where they project to.
@@ -113,7 +113,7 @@ class LevelResults(NamedTuple):
         poses, costs = np.empty((*shape, steps + 1, 4, 4)), np.empty((*shape, steps + 1))
         done, hessian = np.empty(shape, np.int64), np.zeros((*shape, 6, 6))
         squared, valid, pixels = np.zeros((*shape, count)), np.empty((*shape, count), bool), np.zeros((*shape, count, 2))
-        outputs, ends = np.zeros((*shape, len(OUTPUTS))), np.zeros((*shape, 2))
+        outputs, ends = np.zeros((*shape, len(OUTPUTS))), np.zeros((*shape, 3))
         return cls(poses, costs, done, hessian, np.zeros_like(hessian), outputs, ends, squared, valid, pixels)
 
 
@@ -192,8 +192,9 @@ def expected_cells(information, motion, count, stride):
 
 
 @numba.njit(**INLINE_JIT)
-def end_statistics(points, ends):
-    """Fill in mean log10 of the squared residuals of the valid points plus 1, and the share of them that agree."""
+def end_statistics(points, slopes, ends):
+    """Fill in mean log10 of the squared residuals of the valid points plus 1, the share of them that agree, and log10 of their
+    mean squared slope plus 1, of the sum of these [1]; return how many there are."""
     total, agree, count = 0.0, 0, 0
     for i in range(points.squared.shape[0]):
         if points.valid[i]:
@@ -201,6 +202,8 @@ def end_statistics(points, ends):
             agree += points.squared[i] < AGREES
             count += 1
     ends[0], ends[1] = total / max(count, 1) + 1, agree / max(count, 1)
+    ends[2] = math.log10(slopes[0] / max(count, 1) + RESIDUAL_FLOOR) + 1
+    return count
 
 
 @numba.njit(**INLINE_JIT)
@@ -218,30 +221,33 @@ def run_level(problem, level, start, alive, evidence, cues, results):
     """Levenberg-Marquardt with step acceptance on one level from `start` [4, 4]; no steps where it is not alive any more.
 
     Fills the level's row of the results. evidence [6, 6] is what the coarser levels know, and becomes what all know so far; cues
-    [4] hold the residuals of the coarser level, and then this one's. Returns the steps taken, or -1 where too few points were
+    [5] hold the residuals of the coarser level, and then this one's. Returns the steps taken, or -1 where too few points were
     visible at the start.
     """
     views, stride = problem.views, problem.strides[level]
     poses, costs = results.poses[level], results.costs[level]
     points = results.squared.shape[1]
     squared, valid, pixels = results.squared[level], results.valid[level], results.pixels[level]
-    now = System(results.hessian[level], np.empty(6), np.empty((6, 6)))
+    now = System(results.hessian[level], np.empty(6), np.empty((6, 6)), np.empty(1))
     at = PointState(squared, np.zeros(points), np.zeros(points), valid, pixels)
-    new = System(np.empty((6, 6)), np.empty(6), np.empty((6, 6)))
+    new = System(np.empty((6, 6)), np.empty(6), np.empty((6, 6)), np.empty(1))
     new_at = PointState(np.zeros(points), np.zeros(points), np.zeros(points), np.zeros(points, np.bool_), np.zeros((points, 2)))
     hessian, gradient, new_hessian, new_gradient = np.empty((6, 6)), np.empty(6), np.empty((6, 6)), np.empty(6)
     step, pose, candidate = np.empty(6), start.copy(), start.copy()
     hold, hold_inverse, outputs = np.empty((6, 6)), inverse(start), results.outputs[level]
     trusted = np.empty(problem.information.shape)
     # A look at the start sets what is believed on this level.
-    seen, count, cues[0] = look(views, level, stride, start, problem.border, now.motion)
+    settings = CostSettings(problem.loss, 1.0, problem.border)
+    seen = linearize_views(views, level, stride, start, settings, new, new_at, LOOK_POINTS)
+    count = end_statistics(new_at, new.slopes, results.ends[level])
+    cues[0], cues[4] = results.ends[level, 0], results.ends[level, 2]
     for m in range(6):
         for n in range(6):
             hold[m, n] = evidence[m, n]
             for f in range(trusted.shape[0]):
                 hold[m, n] += problem.information[f, m, n]
     cues[3] = math.log10(max(seen, 1) / 500)
-    cues[1] = math.log10(max(expected_cells(hold, now.motion, count, stride), 1e-9)) if hold[0, 0] > 0 else LARGEST_CUE
+    cues[1] = math.log10(max(expected_cells(hold, new.motion, count, stride), 1e-9)) if hold[0, 0] > 0 else LARGEST_CUE
     outputs_of(problem.weights[level], cues, outputs)
     cost, variance = CostSettings(problem.loss, outputs[0], problem.border), outputs[1]
     scale_information(evidence, outputs[2], outputs[3], hold)
@@ -278,7 +284,7 @@ def run_level(problem, level, start, alive, evidence, cues, results):
             scale = min(max(scale * (ADAPTIVE_DOWN if accept else ADAPTIVE_UP), ADAPTIVE_LEAST), ADAPTIVE_MOST)
         if accept:
             # Element by element: the check of the shapes in `a[:] = b` takes longer to compile than the rest of the optimizer.
-            count, prior_cost = new_count, new_prior_cost
+            count, prior_cost, now.slopes[0] = new_count, new_prior_cost, new.slopes[0]
             for m in range(6):
                 gradient[m] = new_gradient[m]
                 for n in range(6):
@@ -301,7 +307,7 @@ def run_level(problem, level, start, alive, evidence, cues, results):
         for n in range(6):
             evidence[m, n] = hold[m, n] + now.hessian[m, n] / variance
             results.evidence[level, m, n] = evidence[m, n]
-    end_statistics(at, results.ends[level])
+    end_statistics(at, now.slopes, results.ends[level])
     cues[2] = results.ends[level, 0]
     return done
 
@@ -312,7 +318,7 @@ def run_levels(problem, start, results):
 
     Returns whether enough points were visible at the start of every level.
     """
-    alive, pose, evidence, cues = True, start, np.zeros((6, 6)), np.zeros(4)
+    alive, pose, evidence, cues = True, start, np.zeros((6, 6)), np.zeros(len(CUES))
     for k in range(len(problem.strides)):
         steps = run_level(problem, k, pose, alive, evidence, cues, results)
         alive = alive and steps >= 0

@@ -15,7 +15,6 @@ import numpy as np
 
 from ..geometry.projection import CameraNumbers, project_point
 from ..geometry.single import INLINE_JIT, adjoint, compose
-from .level_weights import LOOK_POINTS, RESIDUAL_FLOOR
 
 LOSSES = {"cauchy": 0, "geman_mcclure": 1, "squared": 2}
 
@@ -57,12 +56,14 @@ class CostSettings(NamedTuple):
 class System(NamedTuple):
     """Normal equations at a pose: hessian [6, 6] and gradient [6] for a left perturbation.
 
-    motion [6, 6] is the sum of JᵀJ of the valid reprojections: a step s moves them by sqrt(sᵀ motion s / count) pixels.
+    motion [6, 6] is the sum of JᵀJ of the valid reprojections: a step s moves them by sqrt(sᵀ motion s / count) pixels. slopes
+    [1] is the sum of the squared slopes of the features per cell there.
     """
 
     hessian: np.ndarray
     gradient: np.ndarray
     motion: np.ndarray
+    slopes: np.ndarray
 
 
 class PointState(NamedTuple):
@@ -92,9 +93,13 @@ def turn(hessian, gradient, axes, turned, pull):
 
 
 @numba.njit(**INLINE_JIT)
-def linearize_views(views, level, stride, pose, settings, system, points):
-    """Fill the sum of the views' normal equations at a pose of the rig [4, 4]; return the number of valid points."""
-    system.hessian[:], system.gradient[:], system.motion[:] = 0.0, 0.0, 0.0
+def linearize_views(views, level, stride, pose, settings, system, points, look=0):
+    """Fill the sum of the views' normal equations at a pose of the rig [4, 4]; return the number of valid points.
+
+    look: Where above 0, so many points of each view, about, stand for all, evenly chosen; the others are left as they are, and
+    the number returned is of all, by these.
+    """
+    system.hessian[:], system.gradient[:], system.motion[:], system.slopes[:] = 0.0, 0.0, 0.0, 0.0
     count = first = 0
     for view in views:
         p, a, b = points, first, first + view.xyz.shape[0]
@@ -102,8 +107,10 @@ def linearize_views(views, level, stride, pose, settings, system, points):
         placed = view.camera_from_rig.size > 0
         own, camera_from_map = system, pose
         if placed:
-            own, camera_from_map = System(np.zeros((6, 6)), np.zeros(6), np.zeros((6, 6))), compose(view.camera_from_rig, pose)
-        count += add_view(view, level, stride, camera_from_map, settings, own, part)
+            own = System(np.zeros((6, 6)), np.zeros(6), np.zeros((6, 6)), system.slopes)
+            camera_from_map = compose(view.camera_from_rig, pose)
+        every = max(view.xyz.shape[0] // look, 1) if look else 1
+        count += every * add_view(view, level, stride, camera_from_map, settings, own, part, every)
         if placed:
             axes, turned, pull = adjoint(view.camera_from_rig), np.empty((6, 6)), np.empty(6)
             turn(own.motion, own.gradient, axes, turned, pull)
@@ -120,13 +127,13 @@ def linearize_views(views, level, stride, pose, settings, system, points):
 
 
 @numba.njit(**INLINE_JIT)
-def add_view(view, level, stride, pose, settings, system, points):
-    """Add one view's normal equations at its pose camera_from_map [4, 4]; return the number of its valid points."""
+def add_view(view, level, stride, pose, settings, system, points, every):
+    """Add one view's normal equations at its pose camera_from_map [4, 4], of every so many-th point; return how many are valid."""
     features, query_confidence = view.features[level], view.query_confidences[level]
     descriptors, confidences = view.descriptors[level], view.confidences[level]
     camera, xyz, mask = view.camera, view.xyz, view.mask
     width, height = view.image_size
-    hessian, gradient, motion = system
+    hessian, gradient, motion, slopes = system
     squared, loss, confidence, valid, pixels = points
     loss_kind, loss_scale, border = settings
     rows, columns, channels = features.shape
@@ -134,7 +141,7 @@ def add_view(view, level, stride, pose, settings, system, points):
     margin = border * stride - 0.5
     half = 0.5 / stride
     count = 0
-    for i in range(xyz.shape[0]):
+    for i in range(0, xyz.shape[0], every):
         valid[i] = False
         if mask.size and not mask[i]:
             continue
@@ -199,6 +206,7 @@ def add_view(view, level, stride, pose, settings, system, points):
         else:
             loss[i] = rr
         valid[i] = True
+        slopes[0] += (xx + yy) / 4
         count += 1
         for k in range(2):
             j0, j1, j2 = jac[k, 0], jac[k, 1], jac[k, 2]
@@ -218,78 +226,6 @@ def add_view(view, level, stride, pose, settings, system, points):
             hessian[m, n] = hessian[n, m]
             motion[m, n] = motion[n, m]
     return count
-
-
-@numba.njit(**INLINE_JIT)
-def look(views, level, stride, pose, border, motion):
-    """What some of the points show at a pose of the rig [4, 4], slopes left out: how many of all count, by these, and their mean
-    log10 squared residual plus 1; fills motion [6, 6] as of `System`, of these alone."""
-    total, count, seen = 0.0, 0, 0.0
-    motion[:] = 0.0
-    for view in views:
-        step = max(view.xyz.shape[0] // LOOK_POINTS, 1)
-        placed = view.camera_from_rig.size > 0
-        camera_from_map = compose(view.camera_from_rig, pose) if placed else pose
-        own = np.zeros((6, 6))
-        sum_of, found = _look(view, level, stride, camera_from_map, border, step, own)
-        total, count, seen = total + sum_of, count + found, seen + found * step
-        if placed:
-            turned, pull, none = np.empty((6, 6)), np.empty(6), np.zeros(6)
-            turn(own, none, adjoint(view.camera_from_rig), turned, pull)
-            own = turned
-        for m in range(6):
-            for n in range(6):
-                motion[m, n] += own[m, n]
-    return seen, count, total / max(count, 1) + 1
-
-
-@numba.njit(**INLINE_JIT)
-def _look(view, level, stride, pose, border, step, motion):
-    """One view's: sum of the logarithms, and how many of every step-th point count."""
-    features, descriptors, xyz, mask = view.features[level], view.descriptors[level], view.xyz, view.mask
-    width, height = view.image_size
-    rows, columns, channels = features.shape
-    pixel, jac, full = np.empty(2), np.empty((2, 3)), np.empty((2, 6))
-    margin = border * stride - 0.5
-    total, count = 0.0, 0
-    for i in range(0, xyz.shape[0], step):
-        if mask.size and not mask[i]:
-            continue
-        px, py, pz = float(xyz[i, 0]), float(xyz[i, 1]), float(xyz[i, 2])
-        x = pose[0, 0] * px + pose[0, 1] * py + pose[0, 2] * pz + pose[0, 3]
-        y = pose[1, 0] * px + pose[1, 1] * py + pose[1, 2] * pz + pose[1, 3]
-        z = pose[2, 0] * px + pose[2, 1] * py + pose[2, 2] * pz + pose[2, 3]
-        if not project_point(view.camera, x, y, z, pixel, jac):
-            continue
-        cell_x, cell_y = (pixel[0] + 0.5) / stride - 0.5, (pixel[1] + 0.5) / stride - 0.5
-        if not (-0.5 <= cell_x <= columns - 0.5 and -0.5 <= cell_y <= rows - 0.5):
-            continue
-        if not (margin <= pixel[0] <= width - 1 - margin and margin <= pixel[1] <= height - 1 - margin):
-            continue
-        cell_x, cell_y = min(max(cell_x, 0.0), columns - 1.0), min(max(cell_y, 0.0), rows - 1.0)
-        column, row = int(cell_x), int(cell_y)
-        right, below = min(column + 1, columns - 1), min(row + 1, rows - 1)
-        a, b = np.float32(cell_x - column), np.float32(cell_y - row)
-        one = np.float32(1.0)
-        squared = np.float32(0.0)
-        for c in range(channels):
-            top = (one - a) * features[row, column, c] + a * features[row, right, c]
-            low = (one - a) * features[below, column, c] + a * features[below, right, c]
-            r = (one - b) * top + b * low - descriptors[i, c]
-            squared += r * r
-        total += math.log10(squared + RESIDUAL_FLOOR)
-        count += 1
-        for k in range(2):
-            j0, j1, j2 = jac[k, 0], jac[k, 1], jac[k, 2]
-            full[k, 0], full[k, 1], full[k, 2] = j0, j1, j2
-            full[k, 3], full[k, 4], full[k, 5] = y * j2 - z * j1, z * j0 - x * j2, x * j1 - y * j0
-        for m in range(6):
-            for n in range(m, 6):
-                motion[m, n] += full[0, m] * full[0, n] + full[1, m] * full[1, n]
-    for m in range(6):
-        for n in range(m):
-            motion[m, n] = motion[n, m]
-    return total, count
 
 
 @numba.njit(**INLINE_JIT)

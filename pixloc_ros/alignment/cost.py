@@ -29,6 +29,7 @@ class Linearization:
         pixel_jacobian: [B, N, 2, 6], derivative of the pixels by the perturbation.
         slope_products: [B, N, 2, 3], the slopes of the features along the image's x and y times the residual, and times one
             another, weighted as in the cost.
+        squared_slopes: [B, N], squared slopes of the features per cell, along x and y together.
     """
 
     hessian: torch.Tensor
@@ -40,6 +41,7 @@ class Linearization:
     pixels: torch.Tensor
     pixel_jacobian: torch.Tensor
     slope_products: torch.Tensor
+    squared_slopes: torch.Tensor
 
     def mean_cost(self, mask: torch.Tensor | None = None) -> torch.Tensor:
         """Confidence-weighted mean loss [B] over the valid points (of `mask`)."""
@@ -104,7 +106,8 @@ def linearize(view: View, level: int, camera_from_map: torch.Tensor, loss: Robus
     pixel_jacobian = torch.where(valid[..., None, None], pixel_jacobian, torch.zeros_like(pixel_jacobian))
     weighted = weight[..., None, None] * products[..., 1:, :]
     hessian, gradient = normal_equations(weighted, pixel_jacobian)
-    return Linearization(hessian, gradient, squared, costs, confidence, valid, pixels, pixel_jacobian, weighted)
+    slopes = (products[..., 1, 1] + products[..., 2, 2]) * features.stride**2
+    return Linearization(hessian, gradient, squared, costs, confidence, valid, pixels, pixel_jacobian, weighted, slopes)
 
 
 def linearize_views(

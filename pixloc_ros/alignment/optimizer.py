@@ -31,7 +31,16 @@ from .damping import (
     LearnedDamping,
     level_dampings,
 )
-from .level_weights import AGREES, LARGEST_CUE, LOOK_POINTS, LevelWeights, end_statistics, mean_log_residual, outputs_of
+from .level_weights import (
+    AGREES,
+    LARGEST_CUE,
+    LOOK_POINTS,
+    LevelWeights,
+    end_statistics,
+    log_mean_slope,
+    mean_log_residual,
+    outputs_of,
+)
 from .prior import PriorFactor
 from .robust import RobustLoss
 from .types import AlignmentResult, LevelTrace, View, batched, map_tensors, to_device, why_ended
@@ -96,7 +105,7 @@ class _Trace:
     poses: torch.Tensor
     steps: torch.Tensor
 
-    def cut(self, steps: int, outputs: torch.Tensor, ends: tuple[torch.Tensor, torch.Tensor]) -> LevelTrace:
+    def cut(self, steps: int, outputs: torch.Tensor, ends: tuple[torch.Tensor, ...]) -> LevelTrace:
         return LevelTrace(self.stride, self.costs[:, : steps + 1], self.poses[:, : steps + 1], steps, outputs, *ends)
 
 
@@ -130,8 +139,8 @@ class _Stop:
 
 @dataclass(frozen=True)
 class _LevelEnd:
-    """Where a level ended: pose [B, 4, 4], alive [B]; cost, and per point squared residual, valid, pixels there; what it and the
-    coarser levels know of the pose [B, 6, 6]."""
+    """Where a level ended: pose [B, 4, 4], alive [B]; cost, and per point squared residual, valid, pixels there, and the log mean
+    slope [B]; what it and the coarser levels know of the pose [B, 6, 6]."""
 
     camera_from_map: torch.Tensor
     alive: torch.Tensor
@@ -139,6 +148,7 @@ class _LevelEnd:
     squared: torch.Tensor
     valid: torch.Tensor
     pixels: torch.Tensor
+    slopes: torch.Tensor
     evidence: torch.Tensor
     trace: _Trace
 
@@ -184,7 +194,8 @@ class _Level:
         expected = torch.where(known[:, 0, 0] > 0, cells, LARGEST_CUE)
         points = (seen.clamp(min=1) / 500).log10()
         start_residual = mean_log_residual(look.squared, look.valid)
-        cues = torch.stack([v.double().expand(len(start)) for v in (start_residual, expected, coarser, points)], -1)
+        slopes = log_mean_slope(look.squared_slopes, look.valid)
+        cues = torch.stack([v.double().expand(len(start)) for v in (start_residual, expected, coarser, points, slopes)], -1)
         outputs = outputs_of(task.weights.table[index].double(), cues)
         scale, variance, *factors = outputs.unbind(-1)
         hold = PriorFactor(start, evidence).scaled(*factors[:2])
@@ -211,7 +222,8 @@ class _Level:
 
     def end(self, pose: torch.Tensor, alive: torch.Tensor, now: Linearization, trace: _Trace) -> _LevelEnd:
         evidence = self.hold.information + now.hessian.double() / self.variance[:, None, None]
-        return _LevelEnd(pose, alive, now.mean_cost(), now.squared, now.valid, now.pixels, evidence, trace)
+        slopes = log_mean_slope(now.squared_slopes, now.valid)
+        return _LevelEnd(pose, alive, now.mean_cost(), now.squared, now.valid, now.pixels, slopes, evidence, trace)
 
     def still(self, now: Linearization, step: torch.Tensor) -> torch.Tensor:
         """Whether a step [B] moves the visible reprojections by less than `stop_cells` (root mean square)."""
@@ -299,7 +311,7 @@ def _align_tensors(task: Task) -> AlignmentResult:
     numbers = torch.stack((*(level.trace.steps.amax() for level in ends), finished.all(), end.alive.all()))
     *steps, all_finished, all_alive = numbers.tolist()  # the only time that the host waits
     traces = tuple(
-        level.trace.cut(taken, outputs, end_statistics(level.squared, level.valid))
+        level.trace.cut(taken, outputs, (*end_statistics(level.squared, level.valid), level.slopes))
         for level, taken, outputs in zip(ends, steps, beliefs)
     )
     reason = why_ended(bool(all_finished), bool(all_alive), traces, task.options.iterations)

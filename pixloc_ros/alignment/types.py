@@ -84,6 +84,7 @@ class LevelTrace:
         outputs: [..., 6] of `LevelWeights`: what was believed on this level.
         residual: [...], mean log10 of the squared residuals at the end, plus 1.
         agreement: [...], share of the visible points that agree there (`level_weights.AGREES`).
+        slopes: [...], log10 of the mean squared slope of the image's features there, per cell, plus 1.
     """
 
     stride: float
@@ -93,6 +94,7 @@ class LevelTrace:
     outputs: torch.Tensor
     residual: torch.Tensor
     agreement: torch.Tensor
+    slopes: torch.Tensor
 
 
 @dataclass(frozen=True)

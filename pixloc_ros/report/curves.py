@@ -17,8 +17,8 @@ from .style import DARK_GREY, GREY, SERIES, level_colours, level_name, note, plt
 CAMERA_AXES = ("right\nt_x", "down\nt_y", "forward\nt_z", "about right\nR_x", "about down\nR_y", "about forward\nR_z")
 UNTRAINED = 10**-0.5
 """The factor where nothing was learned (theta = 0)."""
-_CUE_UNITS = (0.1, 1.0, 0.1, 500.0)
-"""What a cue of 0 means: a squared residual, cells, points."""
+_CUE_UNITS = (0.1, 1.0, 0.1, 500.0, 0.1)
+"""What a cue of 0 means: a squared residual, cells, a squared residual, points, a squared slope per cell."""
 _LEAST_SHOWN_DEG = 1e-3
 _LEGEND_CHARACTERS = 130
 _STARTS = {

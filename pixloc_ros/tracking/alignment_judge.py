@@ -23,6 +23,7 @@ RIGHT = (2.0, 0.02)
 STATISTICS = (
     *(f"agreement, level {k}" for k in range(5)),
     *(f"residuals, level {k}" for k in range(5)),
+    *(f"slopes, level {k}" for k in range(5)),
     "visible points",
     "visible share",
     "spread of translation",
@@ -30,10 +31,10 @@ STATISTICS = (
     "moved in all",
     "moved since level 1",
 )
-"""Per level, coarse to fine, the share of visible points that agree and the mean log residual (`alignment.LevelTrace`); log10 of
-the number of visible points over 500; their share of those asked for; log10 of the standard deviations that the image alone
-leaves, as shares of the depth and in radians; log10 of how far the pose went from the start and since level 1, the share of the
-depth plus radians."""
+"""Per level, coarse to fine: the share of visible points that agree, the mean log residual, and the log mean slope of the image's
+features, which blur flattens (`alignment.LevelTrace`). log10 of the number of visible points over 500; their share of those asked
+for; log10 of the standard deviations that the image alone leaves, as shares of the depth and in radians; log10 of how far the
+pose went from the start and since level 1, the share of the depth plus radians."""
 TENSORS = "judge."
 _LEVELS = 5
 _NAMES = tuple(TENSORS + name for name in ("probability", "noise", "turn", "shift"))
@@ -46,7 +47,7 @@ _LEAST, _LARGEST_POWER = 1e-5, 30.0
 
 
 def statistics_of(result: AlignmentResult, covariance: np.ndarray, start: np.ndarray, depth: float) -> np.ndarray:
-    """The `STATISTICS` of one alignment, float64 [16]; of fewer levels than five, the coarsest stands for those missing.
+    """The `STATISTICS` of one alignment, float64 [21]; of fewer levels than five, the coarsest stands for those missing.
 
     Args:
         result: Unbatched.
@@ -64,6 +65,7 @@ def statistics_of(result: AlignmentResult, covariance: np.ndarray, start: np.nda
         [
             *(float(trace.agreement) for trace in traces),
             *(float(trace.residual) for trace in traces),
+            *(float(trace.slopes) for trace in traces),
             np.log10(max(visible, 1) / 500),
             visible / max(result.visible.shape[-1], 1),
             0.5 * np.log10(variances[:3].mean()),
@@ -82,7 +84,7 @@ def _moved(one: np.ndarray, other: np.ndarray, depth: float) -> float:
 
 @dataclass(frozen=True)
 class AlignmentJudge:
-    """Learned numbers: a constant and a slope for each of the `STATISTICS`, float64 [17].
+    """Learned numbers: a constant and a slope for each of the `STATISTICS`, float64 [22].
 
     The covariance of a pose is what the optimizer claims, as if all points erred independently, times a factor, and what all
     points have in common: blur that is not centred, light from another side, a map that is off. That turns and shifts the camera.

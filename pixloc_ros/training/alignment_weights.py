@@ -11,7 +11,6 @@ the likelihood of the errors of the right ones.
 from __future__ import annotations
 
 import json
-import math
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -26,7 +25,7 @@ from torch import nn
 from ..alignment import AlignmentOptions, AlignmentResult, LevelWeights, align
 from ..alignment.compiled import LevelResults, Problem, Task, problems, run_levels
 from ..alignment.damping import ADAPTIVE_START, level_dampings
-from ..alignment.level_weights import OUTPUTS
+from ..alignment.level_weights import CUES, OUTPUTS
 from ..alignment.types import batched
 from ..errors import InputError
 from ..evaluation.reliability import calibration_error
@@ -45,11 +44,12 @@ from .alignment_samples import (
     draw_samples,
     with_foreign_image,
 )
+from .augmentation import AugmentationOptions
 from .config import read_sections
 from .pairs import PairShape
 from .photos import MotionRange, PhotoPairs, list_photos
 
-LEARNED_SLOPES = {0: (0, 1, 2), 1: (0, 1, 2, 3), 2: (0, 1, 2), 3: (0, 1, 2), 4: (1,), 5: (1,)}
+LEARNED_SLOPES = {0: (0, 1, 2, 4), 1: (0, 1, 2, 3, 4), 2: (0, 1, 2, 4), 3: (0, 1, 2, 4), 4: (1,), 5: (1,)}
 """Of each output, the cues that it depends on; the slopes are the same for all levels, and for translation and rotation."""
 _PAIRS = {3: 2, 5: 4}
 JUDGE_POWERS = (-5.0, 4.0)
@@ -59,18 +59,21 @@ _LOG = "alignment_log.jsonl"
 
 @dataclass(frozen=True)
 class PhotoSection:
-    """Samples of photos: folders, the view's size, between which views, how many samples, how often a sample is used."""
+    """Samples of photos: folders, the view's size, between which views, how many samples, how often a sample is used, and how
+    images are changed, if not as the other samples are."""
 
     folders: tuple[str, ...]
     samples: int
     view: tuple[int, int] = (320, 240)
     motion: MotionRange = MotionRange()
     weight: float = 1.0
+    augmentation: AugmentationOptions | None = None
 
 
 @dataclass(frozen=True)
 class PlaceSection:
-    """Samples of a place: its map, and queries (a folder with cameras.txt and truth.txt) of images, or a drive with truth."""
+    """Samples of a place: its map, and queries (a folder with cameras.txt and truth.txt) of images, or a drive with truth; the
+    rest as of `PhotoSection`."""
 
     map: str
     samples: int
@@ -78,6 +81,7 @@ class PlaceSection:
     images: str = ""
     drive: str = ""
     weight: float = 1.0
+    augmentation: AugmentationOptions | None = None
 
     def __post_init__(self) -> None:
         if bool(self.drive) == bool(self.queries) or bool(self.queries) != bool(self.images):
@@ -135,7 +139,7 @@ class AlignmentConfig:
         samples: How they are drawn.
         start: Weights file or shipped name; its network is kept.
         constants: First robust scale, residual variance, hold and trust.
-        conditional: Whether the weights depend on cues.
+        cues: Names of the `CUES` that the weights may depend on; none: each level has its constants.
         weights: An earlier run's weights file to begin from, instead of the constants.
         card: Added to the card of the weights.
     """
@@ -145,7 +149,7 @@ class AlignmentConfig:
     places: tuple[PlaceSection, ...] = ()
     start: str = "compact"
     constants: tuple[float, float, float, float] = (0.15, 0.15, 0.1, 1.0)
-    conditional: bool = True
+    cues: tuple[str, ...] = CUES
     weights: str = ""
     search: SearchSection = SearchSection()
     judge: JudgeSection = JudgeSection()
@@ -156,6 +160,9 @@ class AlignmentConfig:
         sections = (*self.photos, *self.places)
         if not sections or any(section.samples < 1 or section.weight <= 0 for section in sections):
             raise InputError("photos and places: give at least one, each with a sample or more and a weight above 0")
+        unknown = sorted(set(self.cues) - set(CUES))
+        if unknown:
+            raise InputError(f"cues: '{unknown[0]}' is none of {', '.join(CUES)}")
 
 
 def read_config(path: Path) -> AlignmentConfig:
@@ -180,7 +187,8 @@ def draw_all(
         else:
             paths = {name: folder / getattr(section, name) for name in ("queries", "images", "drive") if getattr(section, name)}
             source = PlaceSamples.open(folder / section.map, extractor, **paths)
-        drawn = draw_samples(source, section.samples, config.samples, (config.search.seed, part, number))
+        options = replace(config.samples, augmentation=section.augmentation or config.samples.augmentation)
+        drawn = draw_samples(source, section.samples, options, (config.search.seed, part, number))
         say(f"{source.name}: {len(drawn)} samples")
         samples += drawn
         shares += [section.weight / len(drawn)] * len(drawn)
@@ -193,11 +201,9 @@ def draw_all(
 class Parameters:
     """Which numbers of a table are sought: constants of each level, and slopes that the levels share."""
 
-    def __init__(self, levels: int, conditional: bool) -> None:
-        self.slopes: list[tuple[int, int]] = []
+    def __init__(self, levels: int, cues: Sequence[str]) -> None:
         self.constants = [(k, o) for k in range(levels) for o in range(len(OUTPUTS)) if k > 0 or o not in (2, 3)]
-        if conditional:
-            self.slopes = [(o, cue) for o, cues in LEARNED_SLOPES.items() if o not in _PAIRS for cue in cues]
+        self.slopes = [(o, c) for o, own in LEARNED_SLOPES.items() if o not in _PAIRS for c in own if CUES[c] in cues]
 
     def vector(self, table: np.ndarray) -> np.ndarray:
         """From a table [levels, 6, 5]."""
@@ -226,9 +232,8 @@ def problem_of(sample: AlignmentSample, levels: int) -> Problem:
     return problems(task)(0)
 
 
-def loss(sample: AlignmentSample, problem: Problem, table: np.ndarray) -> float:
-    """The logarithm of the pose's error, where half a degree counts as one per cent of the depth; bounded at both ends, so that
-    a tenth better counts the same in sharp and in blurred images, and lost ones are all the same."""
+def error_of(sample: AlignmentSample, problem: Problem, table: np.ndarray) -> tuple[float, float]:
+    """Of the pose that the optimizer finds with a table: degrees, and per cent of the depth; the start's where it finds none."""
     levels = len(table)
     results = LevelResults(*(array[0] for array in LevelResults.empty(1, levels, problem.iterations, len(sample.view.points))))
     start = sample.start.numpy()
@@ -236,22 +241,31 @@ def loss(sample: AlignmentSample, problem: Problem, table: np.ndarray) -> float:
     pose = results.poses[-1, results.done[-1]]
     if not alive or not np.isfinite(pose).all():
         pose = start
-    degrees, percent = sample.error(torch.from_numpy(pose))
-    return min(math.log(math.hypot(2 * degrees, percent) + _ERROR_FLOOR), _MOST_LOSS)
+    return sample.error(torch.from_numpy(pose))
+
+
+def loss(degrees: np.ndarray, percent: np.ndarray) -> np.ndarray:
+    """The logarithm of the pose's error, where half a degree counts as one per cent of the depth; bounded at both ends, so that
+    a tenth better counts the same in sharp and in blurred images, and lost ones are all the same."""
+    return np.minimum(np.log(np.hypot(2 * degrees, percent) + _ERROR_FLOOR), _MOST_LOSS)
 
 
 class Objective:
-    """Mean loss of a table over some samples, on several threads: the compiled code holds no lock."""
+    """Errors and losses of tables over some samples, on several threads: the compiled code holds no lock."""
 
     def __init__(self, samples: Sequence[AlignmentSample], levels: int, threads: int) -> None:
         self.samples, self._problems = samples, [problem_of(sample, levels) for sample in samples]
         self._pool = ThreadPoolExecutor(threads or torch.get_num_threads())
 
+    def errors(self, tables: Sequence[np.ndarray], which: Sequence[int]) -> np.ndarray:
+        """[tables, samples, 2], as of `error_of`."""
+        jobs = [(table, i) for table in tables for i in which]
+        found = self._pool.map(lambda job: error_of(self.samples[job[1]], self._problems[job[1]], job[0]), jobs)
+        return np.array(list(found)).reshape(len(tables), len(which), 2)
+
     def losses(self, tables: Sequence[np.ndarray], which: Sequence[int]) -> np.ndarray:
         """[tables, samples]."""
-        jobs = [(table, i) for table in tables for i in which]
-        found = self._pool.map(lambda job: loss(self.samples[job[1]], self._problems[job[1]], job[0]), jobs)
-        return np.array(list(found)).reshape(len(tables), len(which))
+        return loss(*np.moveaxis(self.errors(tables, which), -1, 0))
 
 
 # ---- the search
@@ -260,13 +274,13 @@ class Objective:
 def learn_weights(
     objective: Objective, shares: np.ndarray, start: np.ndarray, config: AlignmentConfig, out: Path, resume: bool, say
 ) -> np.ndarray:
-    """The table [levels, 6, 5] found; a checkpoint is kept in the folder after every generation."""
+    """The table [levels, 6, 6] found; a checkpoint is kept in the folder after every generation."""
     try:
         import cma  # a tool of training alone
     except ImportError:
         raise InputError("cma, which seeks the weights, is missing: python3 -m pip install 'pixloc_ros[training]'") from None
 
-    search, parameters = config.search, Parameters(len(start), config.conditional)
+    search, parameters = config.search, Parameters(len(start), config.cues)
     state, first = out / "search.json", parameters.vector(start)
     mean, deviations, done = first, np.ones_like(first), 0
     step = search.step
@@ -305,7 +319,7 @@ def learn_weights(
 
 @dataclass(frozen=True)
 class Outcome:
-    """One alignment: its statistics [16], whether its pose is right, its error [6] and claimed covariance [6, 6] (translations as
+    """One alignment: its statistics [21], whether its pose is right, its error [6] and claimed covariance [6, 6] (translations as
     shares of the depth), its sample's number."""
 
     statistics: np.ndarray

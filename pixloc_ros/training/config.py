@@ -244,6 +244,9 @@ def _build(kind: type, values: typing.Any, where: str) -> typing.Any:
             raise InputError(f"'{where}' must be a list" + ("" if arguments[-1] is Ellipsis else f" of {len(arguments)}"))
         return tuple(_build(k, value, f"{where}[{n}]") for n, (k, value) in enumerate(zip(kinds, values)))
     allowed = arguments or (kind,)
+    section = next(filter(dataclasses.is_dataclass, allowed), None)
+    if section is not None and values is not None:
+        return _build(section, values, where)
     if float in allowed and isinstance(values, int) and not isinstance(values, bool):
         return float(values)
     if not isinstance(values, allowed) or isinstance(values, bool) and bool not in allowed:

@@ -12,11 +12,11 @@ from pixloc_ros.alignment import AlignmentOptions, LevelWeights, PriorFactor, Re
 from pixloc_ros.alignment.compiled import Task
 from pixloc_ros.alignment.cost import linearize
 from pixloc_ros.alignment.damping import level_dampings
-from pixloc_ros.alignment.level_weights import CUES, LOG10_LEAST, LOG10_MOST, OUTPUTS, mean_log_residual
+from pixloc_ros.alignment.level_weights import CUES, LOG10_LEAST, LOG10_MOST, OUTPUTS, RESIDUAL_FLOOR, mean_log_residual
 from pixloc_ros.alignment.optimizer import _Level
 from pixloc_ros.errors import InputError
 from pixloc_ros.features import FeatureLevel, FeaturePyramid
-from pixloc_ros.features.sampling import sample_level
+from pixloc_ros.features.sampling import sample_level, sample_level_with_slopes
 from pixloc_ros.geometry import se3
 
 BACKENDS = pytest.mark.parametrize("backend", ["torch", "compiled"])
@@ -80,6 +80,9 @@ def test_cues_are_what_their_names_say(backend):
         assert float(found[0]) == pytest.approx(float(mean_log_residual(look.squared, look.valid)), abs=1e-3)
         assert float(found[2]) == pytest.approx(0.0 if k == 0 else float(result.trace[0].residual), abs=1e-3)
         assert float(found[3]) == pytest.approx(math.log10(count / 500), abs=1e-6)
+        slopes = sample_level_with_slopes(pyramid.levels[k], look.pixels)[0][0, :, 1:] * trace.stride
+        mean = float(slopes.square().sum((-1, -2))[look.valid[0]].mean())
+        assert float(found[4]) == pytest.approx(math.log10(mean + RESIDUAL_FLOOR) + 1, abs=1e-3)
         # What a Gaussian of the pose moves the points by: first the prior's, then with what the coarse level knows.
         known = prior.information + (k and align(coarse_of(view), start, options, None, prior, coarse).information)
         moved = look.pixel_jacobian[0].double() @ torch.linalg.cholesky(known.inverse())
@@ -105,9 +108,9 @@ def test_outputs_and_cues_are_cut_off(backend):
     torch.testing.assert_close(result.trace[0].outputs.double(), torch.full((6,), 10**0.5, dtype=torch.float64))
 
 
-@pytest.mark.parametrize("shape,value", [((3, 6, 5), 0.0), ((2, 6, 6), 0.0), ((2, 6), 0.0), ((2, 6, 5), math.nan)])
+@pytest.mark.parametrize("shape,value", [((3, 6, 6), 0.0), ((2, 6, 5), 0.0), ((2, 6), 0.0), ((2, 6, 6), math.nan)])
 def test_weights_that_do_not_fit_are_refused(shape, value):
-    with pytest.raises(InputError, match="file x: 'levels.weights' must hold finite numbers, 2x6x5"):
+    with pytest.raises(InputError, match="file x: 'levels.weights' must hold finite numbers, 2x6x6"):
         LevelWeights.of({"levels.weights": torch.full(shape, value)}, 2, "file x")
     good = level_weights()
     assert torch.equal(LevelWeights.of(good.tensors(), 2, "file x").table, good.table)

@@ -93,7 +93,7 @@ def test_a_weights_file_s_judge_is_taken_whole_or_refused():
     )
     by_hand = AlignmentJudge.of({}, "weights")
     assert by_hand.probability(known) == AlignmentJudge.by_hand().probability(known)
-    for name, length in dict.fromkeys(kept.tensors(), 17).items():
+    for name, length in dict.fromkeys(kept.tensors(), 22).items():
         for wrong in (torch.zeros(3), torch.zeros(2, length), torch.full((length,), torch.nan)):
             with pytest.raises(InputError, match=f"weights.*'{name}' must hold {length} finite numbers: train it again"):
                 AlignmentJudge.of({**kept.tensors(), name: wrong}, "weights")
@@ -117,7 +117,7 @@ def test_statistics_are_the_same_sixteen_for_any_number_of_levels(levels):
     """Counted from the finest; the coarsest stands for those that are missing."""
     result, start = aligned(levels)
     found = statistics_of(result, inverse_information(result.information).numpy(), start.numpy(), 4.0)
-    assert found.shape == (16,) and np.isfinite(found).all()
+    assert found.shape == (21,) and np.isfinite(found).all()
     named = dict(zip(STATISTICS, found))
     for k in range(5):
         trace = result.trace[max(levels - 5 + k, 0)]

@@ -139,9 +139,9 @@ def test_a_foreign_image_takes_the_place_of_the_sample_s_own():
 # ---- the search
 
 
-@pytest.mark.parametrize("conditional", [True, False])
-def test_a_table_is_its_vector_and_what_is_not_sought_stays(conditional):
-    parameters, rng = Parameters(3, conditional), np.random.default_rng(0)
+@pytest.mark.parametrize("cues", [CUES, CUES[2:], ()])
+def test_a_table_is_its_vector_and_what_is_not_sought_stays(cues):
+    parameters, rng = Parameters(3, cues), np.random.default_rng(0)
     start = rng.normal(size=(3, 6, 6))
     vector = rng.normal(size=len(parameters.vector(start)))
     table = parameters.table(vector, start)
@@ -149,11 +149,12 @@ def test_a_table_is_its_vector_and_what_is_not_sought_stays(conditional):
     np.testing.assert_array_equal(parameters.table(parameters.vector(table), table), table)
     assert table[0, 2, 0] == start[0, 2, 0] and table[0, 3, 0] == start[0, 3, 0]  # nothing is coarser than the first level
     assert (table[1:, :, 0] != start[1:, :, 0]).all()
-    if conditional:
+    if cues:
         changed = table[..., 1:] != start[..., 1:]
         np.testing.assert_array_equal(table[:, 2, 1:][changed[:, 2]], table[:, 3, 1:][changed[:, 3]])
         np.testing.assert_array_equal(table[:, 4, 1:][changed[:, 4]], table[:, 5, 1:][changed[:, 5]])
         assert all(len(np.unique(table[:, o, 1 + c])) == 1 for o, c in parameters.slopes)
+        assert {CUES[cue] for _, cue in parameters.slopes} == set(cues)
     else:
         np.testing.assert_array_equal(table[..., 1:], start[..., 1:])
 
@@ -199,15 +200,15 @@ def synthetic(count, seed):
         claimed = root @ root.T + 1e-6 * np.eye(6)
         covariance = 10 ** (0.4 + 0.5 * known[3]) * claimed + np.diag([10.0**-3] * 3 + [10.0**-4] * 3)
         error = np.linalg.cholesky(covariance) @ rng.normal(size=6)
-        likely = 1 / (1 + math.exp(-(0.5 + 2 * known[0] - known[15])))
+        likely = 1 / (1 + math.exp(-(0.5 + 2 * known[0] - known[20])))
         found.append(Outcome(known, bool(rng.random() < likely), error, claimed, number))
     return found
 
 
 def test_a_judge_learns_the_rule_by_which_outcomes_were_made():
     judge, fresh = fit_judge(synthetic(4000, 0), 3.0), synthetic(3000, 1)
-    expected = np.zeros(17)
-    expected[[0, 1, 16]] = 0.5, 2.0, -1.0
+    expected = np.zeros(22)
+    expected[[0, 1, 21]] = 0.5, 2.0, -1.0
     np.testing.assert_allclose(judge.log_odds, expected, atol=0.2)
     assert judge.noise[0] == pytest.approx(0.4, abs=0.1) and judge.noise[4] == pytest.approx(0.5, abs=0.1)
     assert judge.turn[0] == pytest.approx(-2, abs=0.05) and judge.shift[0] == pytest.approx(-1.5, abs=0.05)
@@ -220,7 +221,7 @@ def test_a_judge_learns_the_rule_by_which_outcomes_were_made():
 
 def test_nees_is_the_error_in_units_of_the_covariance():
     judge = AlignmentJudge.by_hand()
-    one = Outcome(np.zeros(16), True, np.array([0.3, 0, 0, 0, 0, 0.02]), np.diag([0.01] * 3 + [1e-4] * 3), 0)
+    one = Outcome(np.zeros(21), True, np.array([0.3, 0, 0, 0, 0, 0.02]), np.diag([0.01] * 3 + [1e-4] * 3), 0)
     assert one.nees(judge) == pytest.approx(9 + 4)
 
 
@@ -267,6 +268,11 @@ def write_config(folder, **change):
         ({"search": {"held_out": 1}}, "held_out below 2"),
         ({"judge": {"alignments": 1}}, "alignments must be at least 2"),
         ({"photos": []}, "give at least one"),
+        ({"cues": ["points", "colour"]}, "cues: 'colour' is none of residuals at the start"),
+        (
+            {"photos": [{"folders": ["photos"], "samples": 3, "augmentation": {"blurr": 1}}]},
+            "unknown key 'photos.0..augmentation.blurr'",
+        ),
         ({"photos": [{"folders": ["photos"], "samples": 0}]}, "a sample or more"),
         ({"photos": [{"samples": 3}]}, "lacks 'folders'"),
         ({"places": [{"map": "a.pixmap", "samples": 3}]}, "a.pixmap needs queries and images, or a drive"),
