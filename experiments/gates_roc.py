@@ -25,7 +25,8 @@ from scipy.stats import rankdata
 
 from pixloc_ros.cli.progress import show_progress
 from pixloc_ros.cli.scripts import run_script
-from pixloc_ros.evaluation.degradation import degraded
+from pixloc_ros.evaluation.degradation import Degradation, degraded
+from pixloc_ros.evaluation.reliability import calibration_error
 from pixloc_ros.evaluation.runs import TRUTH_GAP_NS
 from pixloc_ros.evaluation.tables import markdown_table
 from pixloc_ros.geometry import se3
@@ -37,7 +38,13 @@ from pixloc_ros.tracking.covariances import isotropic, mahalanobis, not_better_t
 from pixloc_ros.tracking.options import TrackerOptions
 from pixloc_ros.tracking.types import FrameAlignment
 
-IMAGES = ("nominal", "blurred", "dark", "occluded")
+IMAGES = (
+    *(Degradation("blur", px) for px in (0, 15, 30, 45)),
+    *(Degradation("dark", stops) for stops in (2, 4)),
+    *(Degradation("noise", levels) for levels in (40, 80)),
+    *(Degradation("compression", lost) for lost in (95, 98)),
+    *(Degradation("occlusion", covered) for covered in (30, 70)),
+)
 RIGHT = (0.25, 2.0)
 """Metres, degrees."""
 PRIOR_STD = (0.05, 0.005)
@@ -127,7 +134,7 @@ def measure(scene: common.Scene, other: common.Scene, args) -> Iterator[Sample]:
                         for held in (True, False):
                             covariance = isotropic(*PRIOR_STD)
                             found = localizer.aligner.localize_prepared(image, start, covariance if held else None)
-                            yield Sample(scene.name, condition, prior, held, *judge(found, start, covariance, true))
+                            yield Sample(scene.name, str(condition), prior, held, *judge(found, start, covariance, true))
 
 
 def priors(here: torch.Tensor, places: torch.Tensor, rng: np.random.Generator) -> dict[str, torch.Tensor]:
@@ -221,7 +228,7 @@ def report(samples: Sequence[Sample]) -> str:
             return f"{100 * count / len(group):.2f} % ({count} of {len(group)})" if group else "–"
 
         good, wrong = ([s for s in samples if s.held == held and s.right == right] for right in (True, False))
-        refused = [share(group, False) for group in (good, [s for s in good if s.images == "nominal"])]
+        refused = [share(group, False) for group in (good, [s for s in good if s.images == str(IMAGES[0])])]
         shares = [s.probability for s in wrong if s.usable] or [float("nan")]
         most = f"{np.percentile(shares, 99):.2f}, {max(shares):.2f}"
         gates.append((name, "with the prior" if held else "without", share(wrong, True), *refused, most))
@@ -232,7 +239,25 @@ def report(samples: Sequence[Sample]) -> str:
     return (
         f"{len(samples)} alignments, {sum(sample.right for sample in samples)} of them right. Area under the ROC (1: a perfect "
         "measure, 0.5: useless) over those that ended, with enough of the map in the image:\n\n"
-        f"{markdown_table(' | '.join(('measure', *groups)), areas)}\n{markdown_table(head, gates)}"
+        f"{markdown_table(' | '.join(('measure', *groups)), areas)}\n{markdown_table(head, gates)}\n{by_images(samples)}"
+    )
+
+
+def by_images(samples: Sequence[Sample]) -> str:
+    """What is followed in TRACKING, and how well probabilities are calibrated, for each change of the images."""
+    gates, rows = TrackerOptions().gates, []
+    for condition in map(str, IMAGES):
+        held = [s for s in samples if s.held and s.images == condition]
+        followed = np.array(
+            [s.usable and s.probability >= gates.min_probability and s.innovation <= gates.max_innovation for s in held]
+        )
+        right = np.array([s.right for s in held])
+        usable = [s for s in held if s.usable]
+        error = calibration_error(np.array([s.probability for s in usable]), np.array([s.right for s in usable]))
+        shares = (f"{followed[which].sum()} of {which.sum()}" for which in (right, ~right))
+        rows.append((condition, *shares, f"{error:.3f}"))
+    return markdown_table(
+        "images, alignments with the prior | right ones followed | wrong ones followed | calibration error", rows
     )
 
 

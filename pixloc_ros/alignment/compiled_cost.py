@@ -128,7 +128,7 @@ def linearize_views(views, level, stride, pose, settings, system, points, look=0
 
 @numba.njit(**INLINE_JIT)
 def add_view(view, level, stride, pose, settings, system, points, every):
-    """Add one view's normal equations at its pose camera_from_map [4, 4], of every so many-th point; return how many are valid."""
+    """Add one view's normal equations at its pose camera_from_map [4, 4], of every so many-th point; return how many count."""
     features, query_confidence = view.features[level], view.query_confidences[level]
     descriptors, confidences = view.descriptors[level], view.confidences[level]
     camera, xyz, mask = view.camera, view.xyz, view.mask

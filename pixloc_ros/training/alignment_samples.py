@@ -8,6 +8,7 @@ more than they claim.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -38,6 +39,10 @@ _TRUTH_GAP_NS = 100_000_000
 _LARGE_VIEW = 640
 """Views this wide get the coarse levels that maps of such images have."""
 _LARGE_STRIDES = (64, 16, 8, 2, 1)
+ELSEWHERE, FOREIGN = "elsewhere", "foreign image"
+"""Kinds of samples in which next to nothing is right."""
+_FAR = (20.0, 0.5)
+"""Degrees, or share of the depth."""
 
 
 @dataclass(frozen=True)
@@ -66,6 +71,8 @@ class SampleOptions:
         map_noise: Smallest and largest error of a map point along its ray, as a share of its distance.
         focal: Share of images of places that another camera took: fewer pixels.
         clean: Share of images of places that stay as they are.
+        elsewhere: Share of images of places whose prior is the pose of another image, far away or turned away, and claims to be
+            as good as any: a robot that was carried.
         augmentation: Of all other images.
     """
 
@@ -77,6 +84,7 @@ class SampleOptions:
     map_noise: tuple[float, float] = (1e-4, 8e-3)
     focal: float = 0.25
     clean: float = 0.2
+    elsewhere: float = 0.0
     augmentation: AugmentationOptions = AugmentationOptions()
 
     def __post_init__(self) -> None:
@@ -96,6 +104,7 @@ class AlignmentSample:
         depth: Median depth of the points at the truth.
         source: Where it comes from.
         kind: Of prior.
+        shows: What its image shows, if other samples may show the same.
     """
 
     view: View
@@ -105,6 +114,7 @@ class AlignmentSample:
     depth: float
     source: str
     kind: str
+    shows: str = ""
 
     @property
     def prior(self) -> PriorFactor:
@@ -179,9 +189,13 @@ class PlaceSamples:
     """
 
     def __init__(
-        self, aligner: FrameAligner, images: Sequence[tuple[Callable[[], np.ndarray], Camera, torch.Tensor]], name: str
+        self,
+        aligner: FrameAligner,
+        images: Sequence[tuple[Callable[[], np.ndarray], Camera, torch.Tensor]],
+        name: str,
+        shows: str = "",
     ) -> None:
-        self.aligner, self.images, self.name = aligner, images, name
+        self.aligner, self.images, self.name, self.shows = aligner, images, name, shows or name
 
     @classmethod
     def open(
@@ -193,7 +207,9 @@ class PlaceSamples:
         if drive is None:
             truth = read_benchmark_poses(queries / "truth.txt")
             found = read_queries(images, queries / "cameras.txt")
-            return cls(aligner, [(lambda q=q: load_grey(q.path), q.camera, se3.inverse(truth[q.name])) for q in found], name)
+            return cls(
+                aligner, [(lambda q=q: load_grey(q.path), q.camera, se3.inverse(truth[q.name])) for q in found], name, str(images)
+            )
         with BagReader(drive) as bag:
             frames = [event for event in bag.events() if isinstance(event, CameraFrame)]
             poses, known = bag.truth().at(np.array([frame.stamp_ns for frame in frames]), _TRUTH_GAP_NS)
@@ -217,14 +233,25 @@ class PlaceSamples:
         if len(near.points) < _LEAST_POINTS:
             raise BadSample("few points")
         depth = float((se3.transform(truth, near.points.xyz.double() + near.origin))[:, 2].median())
-        kind, start, information = draw_prior(truth, depth, options, rng)
+        away = rng.random() < options.elsewhere
+        kind, start, information = draw_prior(self._elsewhere(truth, depth, rng) if away else truth, depth, options, rng)
         chosen = self.aligner.points_near(se3.inverse(start), prepared.camera, count)
         if len(chosen.points) < _LEAST_POINTS:
             raise BadSample("few points")
         local = torch.eye(4, dtype=torch.float64)
         local[:3, 3] = chosen.origin
         view = View(prepared.pyramid, prepared.camera, chosen.points)
-        return AlignmentSample(view, truth @ local, start @ local, information, depth, self.name, kind)
+        kind = ELSEWHERE if away else kind
+        return AlignmentSample(view, truth @ local, start @ local, information, depth, self.name, kind, self.shows)
+
+    def _elsewhere(self, truth: torch.Tensor, depth: float, rng: np.random.Generator) -> torch.Tensor:
+        """camera_from_map of another image, which is half the depth away, or turned away. Raises BadSample for a small place."""
+        for _ in range(20):
+            other = self.images[int(rng.integers(len(self.images)))][2]
+            away, turned = se3.pose_difference(se3.inverse(truth), other)
+            if float(away) > _FAR[1] * depth or float(turned) > math.radians(_FAR[0]):
+                return se3.inverse(other)
+        raise BadSample("no other place")
 
 
 def _grey(image: np.ndarray) -> np.ndarray:
@@ -254,4 +281,4 @@ def with_foreign_image(sample: AlignmentSample, other: AlignmentSample) -> Align
     if not same:
         return None
     view = View(other.view.pyramid, other.view.camera, sample.view.points)
-    return replace(sample, view=view, kind="foreign image")
+    return replace(sample, view=view, kind=FOREIGN)

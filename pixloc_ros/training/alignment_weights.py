@@ -36,6 +36,8 @@ from ..io.files import write_text
 from ..tracking.alignment_judge import RIGHT, AlignmentJudge, statistics_of
 from ..tracking.frame_aligner import inverse_information
 from .alignment_samples import (
+    ELSEWHERE,
+    FOREIGN,
     AlignmentSample,
     PhotoSamples,
     PlaceSamples,
@@ -49,9 +51,10 @@ from .config import read_sections
 from .pairs import PairShape
 from .photos import MotionRange, PhotoPairs, list_photos
 
-LEARNED_SLOPES = {0: (0, 1, 2, 4), 1: (0, 1, 2, 3, 4), 2: (0, 1, 2, 4), 3: (0, 1, 2, 4), 4: (1,), 5: (1,)}
-"""Of each output, the cues that it depends on; the slopes are the same for all levels, and for translation and rotation."""
-_PAIRS = {3: 2, 5: 4}
+LEARNED_SLOPES = {(0,): (0, 1, 2, 4), (1,): (0, 1, 2, 3, 4), (2, 3): (0, 1, 2, 4), (4, 5): (1,)}
+"""Of each output, or of both that share them, the cues that it depends on; slopes are the same for all levels, but those of
+`LEVEL_CUES`: blur of some pixels is nothing to a coarse level."""
+LEVEL_CUES = ("slopes of the image",)
 JUDGE_POWERS = (-5.0, 4.0)
 _ERROR_FLOOR, _MOST_LOSS = 0.02, 3.0
 _LOG = "alignment_log.jsonl"
@@ -121,14 +124,17 @@ class SearchSection:
 
 @dataclass(frozen=True)
 class JudgeSection:
-    """The judge's training: alignments per sample, and how strongly its slopes are drawn to zero."""
+    """The judge's training: alignments per sample; how many of them with a foreign image, which looks like the sample's own where
+    there are such; share of samples of places whose prior is elsewhere; how strongly slopes are drawn to zero."""
 
     alignments: int = 6
+    foreign: int = 2
+    elsewhere: float = 0.3
     ridge: float = 3.0
 
     def __post_init__(self) -> None:
-        if self.alignments < 2 or self.ridge <= 0:
-            raise InputError("judge: alignments must be at least 2, and ridge above 0")
+        if not 1 <= self.foreign < self.alignments or self.ridge <= 0 or not 0 <= self.elsewhere < 1:
+            raise InputError("judge: of the alignments, 1 or more but not all must be foreign; ridge above 0; elsewhere below 1")
 
 
 @dataclass(frozen=True)
@@ -199,24 +205,25 @@ def draw_all(
 
 
 class Parameters:
-    """Which numbers of a table are sought: constants of each level, and slopes that the levels share."""
+    """Which numbers of a table are sought. Attributes: cells: of each, where in the table it stands: level, output, column."""
 
     def __init__(self, levels: int, cues: Sequence[str]) -> None:
-        self.constants = [(k, o) for k in range(levels) for o in range(len(OUTPUTS)) if k > 0 or o not in (2, 3)]
-        self.slopes = [(o, c) for o, own in LEARNED_SLOPES.items() if o not in _PAIRS for c in own if CUES[c] in cues]
+        self.cells = [[(k, o, 0)] for k in range(levels) for o in range(len(OUTPUTS)) if k > 0 or o not in (2, 3)]
+        for outputs, own in LEARNED_SLOPES.items():
+            for c in (c for c in own if CUES[c] in cues):
+                single = [[k] for k in range(levels)] if CUES[c] in LEVEL_CUES else [range(levels)]
+                self.cells += [[(k, o, 1 + c) for k in some for o in outputs] for some in single]
 
     def vector(self, table: np.ndarray) -> np.ndarray:
-        """From a table [levels, 6, 5]."""
-        return np.array([table[k, o, 0] for k, o in self.constants] + [table[-1, o, 1 + cue] for o, cue in self.slopes])
+        """From a table [levels, 6, 6]."""
+        return np.array([table[cells[0]] for cells in self.cells])
 
     def table(self, vector: np.ndarray, start: np.ndarray) -> np.ndarray:
         """A table; what is not sought is as at the start."""
-        table, count = start.copy(), len(self.constants)
-        for (k, o), value in zip(self.constants, vector):
-            table[k, o, 0] = value
-        for (o, cue), value in zip(self.slopes, vector[count:]):
-            for output in (o, *(other for other, like in _PAIRS.items() if like == o)):
-                table[:, output, 1 + cue] = value
+        table = start.copy()
+        for cells, value in zip(self.cells, vector):
+            for cell in cells:
+                table[cell] = value
         return table
 
 
@@ -340,11 +347,16 @@ def outcomes(samples: Sequence[AlignmentSample], weights: LevelWeights, config: 
     found, rng = [], np.random.default_rng((config.search.seed, 1))
     for number, sample in enumerate(samples):
         tried = [sample]
-        for _ in range(config.judge.alignments - 2):
-            kind, start, information = draw_prior(sample.truth, sample.depth, config.samples, rng)
+        centre = sample.start if sample.kind == ELSEWHERE else sample.truth
+        for _ in range(config.judge.alignments - 1 - config.judge.foreign):
+            kind, start, information = draw_prior(centre, sample.depth, config.samples, rng)
             tried.append(replace(sample, start=start, information=information, kind=kind))
-        foreign = with_foreign_image(sample, samples[int(rng.integers(len(samples)))])
-        tried += [foreign] if foreign is not None else []
+        # Photos among photos, places among places: what looks like it is hardest to tell from it.
+        others = [one for one in samples if bool(one.shows) == bool(sample.shows) and one is not sample]
+        others = [one for one in others if not sample.shows or one.shows != sample.shows] or samples
+        for _ in range(config.judge.foreign):
+            foreign = with_foreign_image(sample, others[int(rng.integers(len(others)))])
+            tried += [foreign] if foreign is not None else []
         for one in tried:
             result = align(one.view, one.start, AlignmentOptions(), None, one.prior, weights)
             outcome = _outcome(one, result, number)
@@ -363,7 +375,7 @@ def _outcome(sample: AlignmentSample, result: AlignmentResult, number: int) -> O
     error = se3.se3_log(sample.truth @ se3.inverse(pose)).numpy()
     unit = np.r_[[1 / max(abs(depth), 1e-12)] * 3, [1.0] * 3]
     degrees, percent = sample.error(pose)
-    right = sample.kind != "foreign image" and degrees < RIGHT[0] and percent < 100 * RIGHT[1]
+    right = sample.kind != FOREIGN and degrees < RIGHT[0] and percent < 100 * RIGHT[1]
     return Outcome(statistics, right, error * unit, covariance.numpy() * np.outer(unit, unit), number)
 
 
@@ -425,13 +437,15 @@ def run(config: AlignmentConfig, out: Path, resume: bool, say: Callable[[str], N
     if config.weights:
         earlier = Weights.open(Path(config.folder) / config.weights).companions
         start = LevelWeights.of(earlier, levels, config.weights).table.numpy().astype(np.float64)
-    samples, shares = draw_all(config, extractor, 0, say)
-    objective = Objective(samples, levels, config.search.threads)
-    table = learn_weights(objective, shares, start, config, out, resume, say)
+    table = start
+    if config.search.generations:
+        samples, shares = draw_all(config, extractor, 0, say)
+        table = learn_weights(Objective(samples, levels, config.search.threads), shares, start, config, out, resume, say)
+        del samples
     learned = LevelWeights(torch.from_numpy(table).float())
     # The weights do better on what they were learned from: the judge learns from other samples.
-    del samples, objective
-    found = outcomes(draw_all(config, extractor, 1, say)[0], learned, config)
+    drawn = replace(config, samples=replace(config.samples, elsewhere=config.judge.elsewhere))
+    found = outcomes(draw_all(drawn, extractor, 1, say)[0], learned, config)
     held = [one for one in found if one.sample % config.search.held_out == 0]
     judge = fit_judge([one for one in found if one.sample % config.search.held_out], config.judge.ridge)
     likely, right = np.array([judge.probability(one.statistics) for one in held]), np.array([one.right for one in held])

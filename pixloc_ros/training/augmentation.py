@@ -25,6 +25,7 @@ class AugmentationOptions:
         relight: Share of images under another sun: brighter and darker areas with soft and hard borders.
         tone: Share of images with another camera's tone curve.
         blur_px: Longest streak of motion blur in an image of 640 pixels' width.
+        covered: Largest share of an image that things in front of it cover.
     """
 
     clean: float = 0.15
@@ -44,6 +45,7 @@ class AugmentationOptions:
     relight: float = 0.0
     tone: float = 0.0
     blur_px: float = 15.0
+    covered: float = 0.33
 
     def __post_init__(self) -> None:
         if any(not 0 <= value <= 1 for name, value in vars(self).items() if name != "blur_px") or not self.blur_px >= 2:
@@ -62,7 +64,7 @@ def augment(image: np.ndarray, rng: np.random.Generator, options: AugmentationOp
         (0.0 if reference else options.change, _change),
         (options.relight, _relight),
         (options.shadow, _shadow),
-        (0.0 if reference else options.occlusion, _occlusion),
+        (0.0 if reference else options.occlusion, lambda x, rng: _occlusion(x, rng, options.covered)),
         (options.light, _light),
         (options.tone, _tone),
         (options.dark, _dark),
@@ -136,11 +138,11 @@ def _tone(x: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     return np.interp(np.clip(x, 0, 255), np.linspace(0, 255, 7), curve).astype(np.float32)
 
 
-def _occlusion(x: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Textured blocks over up to a third of the image."""
+def _occlusion(x: np.ndarray, rng: np.random.Generator, most: float) -> np.ndarray:
+    """Textured blocks over up to a share of the image."""
     x = x.copy()
     height, width = x.shape
-    covered, wanted = np.zeros(x.shape, bool), rng.uniform(0.03, 0.33)
+    covered, wanted = np.zeros(x.shape, bool), rng.uniform(min(0.03, most), most)
     while covered.mean() < wanted:
         w, h = (int(min(height, width) * rng.uniform(0.08, 0.4)) for _ in range(2))
         left, top = int(rng.integers(-w // 2, width - w // 2)), int(rng.integers(-h // 2, height - h // 2))
