@@ -31,6 +31,7 @@ from .damping import (
 )
 from .level_weights import AGREES, CUES, LARGEST_CUE, LOG10_LEAST, LOG10_MOST, LOOK_POINTS, OUTPUTS, RESIDUAL_FLOOR, LevelWeights
 from .prior import PriorFactor
+from .recognition import recognised_compiled
 from .types import AlignmentResult, LevelTrace, View, why_ended
 
 if TYPE_CHECKING:
@@ -90,6 +91,7 @@ class LevelResults(NamedTuple):
         evidence: [levels, 6, 6], what the level and the coarser ones know of the pose.
         outputs: [levels, 6], of `LevelWeights`.
         ends: [levels, 3], mean log residual, share of points that agree and log mean slope at the last pose (`level_weights`).
+        recognised: [levels], share of comparisons in which a visible point is recognised at the end of all (`recognition`).
         squared: [levels, N], squared residuals there, of all views' points, one view after the other.
         valid: bool [levels, N], which count there.
         pixels: [levels, N, 2], where they project to.
@@ -102,6 +104,7 @@ class LevelResults(NamedTuple):
     evidence: np.ndarray
     outputs: np.ndarray
     ends: np.ndarray
+    recognised: np.ndarray
     squared: np.ndarray
     valid: np.ndarray
     pixels: np.ndarray
@@ -114,7 +117,8 @@ class LevelResults(NamedTuple):
         done, hessian = np.empty(shape, np.int64), np.zeros((*shape, 6, 6))
         squared, valid, pixels = np.zeros((*shape, count)), np.empty((*shape, count), bool), np.zeros((*shape, count, 2))
         outputs, ends = np.zeros((*shape, len(OUTPUTS))), np.zeros((*shape, 3))
-        return cls(poses, costs, done, hessian, np.zeros_like(hessian), outputs, ends, squared, valid, pixels)
+        recognised = np.zeros(shape)
+        return cls(poses, costs, done, hessian, np.zeros_like(hessian), outputs, ends, recognised, squared, valid, pixels)
 
 
 @numba.njit(**INLINE_JIT)
@@ -326,6 +330,7 @@ def run_levels(problem, start, results):
         results.done[k] = steps
         pose = results.poses[k, steps]
         results.poses[k, steps + 1 :], results.costs[k, steps + 1 :] = pose, results.costs[k, steps]
+    recognised_compiled(problem.views, problem.strides, results.pixels[-1], results.valid[-1], results.recognised)
     return alive
 
 
@@ -354,7 +359,7 @@ def align_compiled(task: Task) -> AlignmentResult:
     tensors = LevelResults(*map(torch.from_numpy, results))
     for k, most in enumerate(results.done.max(0).tolist()):
         costs, poses = tensors.costs[:, k, : most + 1], tensors.poses[:, k, : most + 1].to(pose.dtype)
-        ends = tensors.ends[:, k].float().unbind(-1)
+        ends = (*tensors.ends[:, k].float().unbind(-1), tensors.recognised[:, k].float())
         traces.append(LevelTrace(views[0].pyramid.levels[k].stride, costs, poses, most, tensors.outputs[:, k], *ends))
     cost, pixels = results.costs[each, -1, ended], results.pixels[:, -1]
     ends_at = map(torch.from_numpy, (finished, results.evidence[:, -1], cost, visible, inliers, pixels))

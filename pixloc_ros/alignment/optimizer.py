@@ -42,6 +42,7 @@ from .level_weights import (
     outputs_of,
 )
 from .prior import PriorFactor
+from .recognition import recognised
 from .robust import RobustLoss
 from .types import AlignmentResult, LevelTrace, View, batched, map_tensors, to_device, why_ended
 
@@ -310,9 +311,10 @@ def _align_tensors(task: Task) -> AlignmentResult:
     end, ends, finished, beliefs = _run_levels(task)
     numbers = torch.stack((*(level.trace.steps.amax() for level in ends), finished.all(), end.alive.all()))
     *steps, all_finished, all_alive = numbers.tolist()  # the only time that the host waits
+    known = recognised(task.views, end.pixels, end.valid).unbind(-1)
     traces = tuple(
-        level.trace.cut(taken, outputs, (*end_statistics(level.squared, level.valid), level.slopes))
-        for level, taken, outputs in zip(ends, steps, beliefs)
+        level.trace.cut(taken, outputs, (*end_statistics(level.squared, level.valid), level.slopes, share))
+        for level, taken, outputs, share in zip(ends, steps, beliefs, known)
     )
     reason = why_ended(bool(all_finished), bool(all_alive), traces, task.options.iterations)
     counted = ends[max(len(ends) + task.options.inlier_level, 0)]

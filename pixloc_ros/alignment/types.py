@@ -85,6 +85,7 @@ class LevelTrace:
         residual: [...], mean log10 of the squared residuals at the end, plus 1.
         agreement: [...], share of the visible points that agree there (`level_weights.AGREES`).
         slopes: [...], log10 of the mean squared slope of the image's features there, per cell, plus 1.
+        recognised: [...], share of comparisons in which a visible point is recognised at the final pose (`recognition`).
     """
 
     stride: float
@@ -95,6 +96,7 @@ class LevelTrace:
     residual: torch.Tensor
     agreement: torch.Tensor
     slopes: torch.Tensor
+    recognised: torch.Tensor
 
 
 @dataclass(frozen=True)

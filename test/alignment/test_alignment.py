@@ -151,6 +151,7 @@ def test_compiled_alignment_equals_the_tensor_one(model, params, kind, with_prio
         torch.testing.assert_close(one.residual.float(), other.residual.float(), rtol=0, atol=5e-3)
         torch.testing.assert_close(one.agreement, other.agreement, rtol=0, atol=0.02)
         torch.testing.assert_close(one.slopes.float(), other.slopes.float(), rtol=0, atol=5e-3)
+        torch.testing.assert_close(one.recognised.float(), other.recognised.float(), rtol=0, atol=0.03)
     first = [r.trace[0].costs[:, :2].float() for r in results]
     torch.testing.assert_close(first[0], first[1], rtol=1e-4, atol=1e-6)
 
