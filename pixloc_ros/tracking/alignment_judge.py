@@ -22,7 +22,7 @@ RIGHT = (2.0, 0.02)
 """A pose is right that is wrong by less: degrees, and share of the median depth of the points in view."""
 STATISTICS = (
     *(f"agreement, level {k}" for k in range(5)),
-    *(f"residuals, level {k}" for k in range(5)),
+    *(f"recognised, level {k}" for k in range(5)),
     *(f"slopes, level {k}" for k in range(5)),
     "visible points",
     "visible share",
@@ -31,15 +31,17 @@ STATISTICS = (
     "moved in all",
     "moved since level 1",
 )
-"""Per level, coarse to fine: the share of visible points that agree, the mean log residual, and the log mean slope of the image's
-features, which blur flattens (`alignment.LevelTrace`). log10 of the number of visible points over 500; their share of those asked
-for; log10 of the standard deviations that the image alone leaves, as shares of the depth and in radians; log10 of how far the
-pose went from the start and since level 1, the share of the depth plus radians."""
+"""Per level, coarse to fine: log10 of the share of visible points that agree, plus 0.02; the share that is recognised at the
+final pose; the log mean slope of the image's features, which blur flattens (`alignment.LevelTrace`). log10 of the number of
+visible points over 500; their share of those asked for; log10 of the standard deviations that the image alone leaves, as shares
+of the depth and in radians; log10 of how far the pose went from the start and since level 1, the share of the depth plus
+radians."""
 TENSORS = "judge."
 _LEVELS = 5
 _NAMES = tuple(TENSORS + name for name in ("probability", "noise", "turn", "shift"))
 _NEVER = -9.0
-_HAND = (0.0, 0.15, 0.2, 0.32, 0.4, 1.0), (0.0, 0.98, 0.984, 0.99, 0.993, 1.0)
+_LEAST_AGREEMENT = 0.02
+_HAND = (0.0, 0.15, 0.2, 0.32, 0.4, 1.0), (0.0, 0.8, 0.9, 0.95, 0.98, 1.0)
 """Where nothing was learned: shares of points that agree, and probabilities, which put the tracker's gates where they were when
 they looked at these shares."""
 _LIMITS = (-9.0, 4.0)
@@ -63,8 +65,8 @@ def statistics_of(result: AlignmentResult, covariance: np.ndarray, start: np.nda
     variances = np.nan_to_num(scaled, nan=1e6, posinf=1e6).clip(1e-20, 1e6)
     return np.array(
         [
-            *(float(trace.agreement) for trace in traces),
-            *(float(trace.residual) for trace in traces),
+            *(math.log10(float(trace.agreement) + _LEAST_AGREEMENT) for trace in traces),
+            *(float(trace.recognised) for trace in traces),
             *(float(trace.slopes) for trace in traces),
             np.log10(max(visible, 1) / 500),
             visible / max(result.visible.shape[-1], 1),
@@ -140,4 +142,4 @@ class AlignmentJudge:
 
 class _HandJudge(AlignmentJudge):
     def probability(self, statistics: np.ndarray) -> float:
-        return float(np.interp(statistics[_LEVELS - 2], *_HAND))
+        return float(np.interp(10 ** statistics[_LEVELS - 2] - _LEAST_AGREEMENT, *_HAND))
