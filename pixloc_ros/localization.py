@@ -34,7 +34,7 @@ from .tracking.types import FrameAlignment, PreparedFrame, PreparedImage
 
 _GATES = QualityGates()
 """A pose is doubtful where its probability is lower than they ask for."""
-SURE = _GATES.min_probability
+SURE = _GATES.sure_probability
 """A pose that is less likely right is sought again"""
 HYPOTHESES = 32
 """from so many poses, spread over what is known of it,"""
