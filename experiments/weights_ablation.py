@@ -34,8 +34,9 @@ from pixloc_ros.tracking.alignment_judge import AlignmentJudge
 from pixloc_ros.tracking.frame_aligner import FrameAligner
 from pixloc_ros.tracking.options import TrackerOptions
 from pixloc_ros.training.alignment_samples import AlignmentSample, PlaceSamples, PriorKind, SampleOptions, draw_samples
-from pixloc_ros.training.alignment_weights import AlignmentConfig, JudgeSection, Objective, PlaceSection, loss, outcomes
+from pixloc_ros.training.alignment_weights import Objective, loss
 from pixloc_ros.training.augmentation import AugmentationOptions
+from pixloc_ros.training.judge_training import JudgeSection, outcomes
 
 NOTHING = AugmentationOptions(
     clean=0.0, light=0.0, dark=0.0, shadow=0.0, occlusion=0.0, blur=0.0, defocus=0.0, half_resolution=0.0, vignetting=0.0,
@@ -120,8 +121,7 @@ def judges(file: str, sets: dict[str, list[AlignmentSample]], extractor: Extract
     weights = LevelWeights.of(companions, len(extractor.strides), file)
     samples = [sample for some in sets.values() for sample in some]
     options = SampleOptions(PRIORS)
-    config = AlignmentConfig(options, places=(PlaceSection("", 1, drive="none"),), judge=JudgeSection(alignments=4))
-    found = outcomes(samples, weights, config)
+    found = outcomes(samples, weights, options, JudgeSection(alignments=4), 0)
     right = np.array([one.right for one in found])
     rows = []
     for name, judge in (("by hand", AlignmentJudge.by_hand()), ("learned", AlignmentJudge.of(companions, file))):

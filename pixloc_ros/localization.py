@@ -237,7 +237,7 @@ class Localizer:
             covariance = said.covariance(alignment.depth) if isinstance(said, PriorStd) else said
             alignment = self._sought(prepared, alignment, prior, covariance)
         # The likeliest of many has had more chances to look right, and the prior did not hold it.
-        least = _GATES.least_probability(alignment is not first, 1.0)
+        least = _GATES.least_probability(first.probability < _GATES.min_probability, 1.0)
         few = alignment.probability < least or alignment.inlier_fraction < _GATES.min_inlier_fraction
         return Location.of(alignment, "few points agree with the map" if few else "")
 

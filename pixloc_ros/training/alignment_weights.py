@@ -4,8 +4,7 @@
 From poses only, through the optimizer that runs on the robot, compiled code included. Its outcome jumps where a step is refused
 or another minimum is found, so that the gradient of the unrolled steps tells little of whether a pose is found at all; the few
 numbers are therefore sought by CMA-ES (Hansen, 2016), whose steps follow the gradient of the loss smoothed over its samples. The
-judge is a logistic regression on alignments of other samples, right and wrong ones; the covariance's factor maximises
-the likelihood of the errors of the right ones.
+judge (`judge_training`) learns from alignments of other samples.
 """
 
 from __future__ import annotations
@@ -19,10 +18,8 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from scipy.optimize import minimize
-from torch import nn
 
-from ..alignment import AlignmentOptions, AlignmentResult, LevelWeights, align
+from ..alignment import AlignmentOptions, LevelWeights
 from ..alignment.compiled import LevelResults, Problem, Task, problems, run_levels
 from ..alignment.damping import ADAPTIVE_START, level_dampings
 from ..alignment.level_weights import CUES, OUTPUTS
@@ -31,23 +28,11 @@ from ..errors import InputError
 from ..evaluation.reliability import calibration_error
 from ..features import Extractor, load_extractor
 from ..features.weights import Weights
-from ..geometry import se3
 from ..io.files import write_text
-from ..tracking.alignment_judge import RIGHT, AlignmentJudge, statistics_of
-from ..tracking.frame_aligner import inverse_information
-from .alignment_samples import (
-    ELSEWHERE,
-    FOREIGN,
-    AlignmentSample,
-    PhotoSamples,
-    PlaceSamples,
-    SampleOptions,
-    draw_prior,
-    draw_samples,
-    with_foreign_image,
-)
+from .alignment_samples import AlignmentSample, PhotoSamples, PlaceSamples, SampleOptions, draw_samples
 from .augmentation import AugmentationOptions
 from .config import read_sections
+from .judge_training import JudgeSection, fit_judge, outcomes
 from .pairs import PairShape
 from .photos import MotionRange, PhotoPairs, list_photos
 
@@ -55,7 +40,6 @@ LEARNED_SLOPES = {(0,): (0, 1, 2, 4), (1,): (0, 1, 2, 3, 4), (2, 3): (0, 1, 2, 4
 """Of each output, or of both that share them, the cues that it depends on; slopes are the same for all levels, but those of
 `LEVEL_CUES`: blur of some pixels is nothing to a coarse level."""
 LEVEL_CUES = ("slopes of the image",)
-JUDGE_POWERS = (-5.0, 4.0)
 _ERROR_FLOOR, _MOST_LOSS = 0.02, 3.0
 _LOG = "alignment_log.jsonl"
 
@@ -120,21 +104,6 @@ class SearchSection:
             raise InputError(
                 "search: generations below 0, batch below 1, population below 4, held_out below 2, or step not above 0"
             )
-
-
-@dataclass(frozen=True)
-class JudgeSection:
-    """The judge's training: alignments per sample; how many of them with a foreign image, which looks like the sample's own where
-    there are such; share of samples of places whose prior is elsewhere; how strongly slopes are drawn to zero."""
-
-    alignments: int = 6
-    foreign: int = 2
-    elsewhere: float = 0.3
-    ridge: float = 3.0
-
-    def __post_init__(self) -> None:
-        if not 1 <= self.foreign < self.alignments or self.ridge <= 0 or not 0 <= self.elsewhere < 1:
-            raise InputError("judge: of the alignments, 1 or more but not all must be foreign; ridge above 0; elsewhere below 1")
 
 
 @dataclass(frozen=True)
@@ -321,103 +290,6 @@ def learn_weights(
     return parameters.table(mean, start)
 
 
-# ---- the judge
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """One alignment: its statistics [21], whether its pose is right, its error [6] and claimed covariance [6, 6] (translations as
-    shares of the depth), its sample's number."""
-
-    statistics: np.ndarray
-    right: bool
-    error: np.ndarray
-    claimed: np.ndarray
-    sample: int
-
-    def nees(self, judge: AlignmentJudge) -> float:
-        """Squared error by the judge's covariance: 6 on average where that is right."""
-        covariance = judge.covariance(torch.from_numpy(self.claimed), self.statistics, 1.0)
-        return float(self.error @ np.linalg.solve(covariance.numpy(), self.error))
-
-
-@torch.inference_mode()
-def outcomes(samples: Sequence[AlignmentSample], weights: LevelWeights, config: AlignmentConfig) -> list[Outcome]:
-    """Alignments of all samples: as drawn, with further priors of all kinds, and with the images of others."""
-    found, rng = [], np.random.default_rng((config.search.seed, 1))
-    for number, sample in enumerate(samples):
-        tried = [sample]
-        centre = sample.start if sample.kind == ELSEWHERE else sample.truth
-        for _ in range(config.judge.alignments - 1 - config.judge.foreign):
-            kind, start, information = draw_prior(centre, sample.depth, config.samples, rng)
-            tried.append(replace(sample, start=start, information=information, kind=kind))
-        # Photos among photos, places among places: what looks like it is hardest to tell from it.
-        others = [one for one in samples if bool(one.shows) == bool(sample.shows) and one is not sample]
-        others = [one for one in others if not sample.shows or one.shows != sample.shows] or samples
-        for _ in range(config.judge.foreign):
-            foreign = with_foreign_image(sample, others[int(rng.integers(len(others)))])
-            tried += [foreign] if foreign is not None else []
-        for one in tried:
-            result = align(one.view, one.start, AlignmentOptions(), None, one.prior, weights)
-            outcome = _outcome(one, result, number)
-            found += [] if outcome is None else [outcome]
-    return found
-
-
-def _outcome(sample: AlignmentSample, result: AlignmentResult, number: int) -> Outcome | None:
-    covariance = inverse_information(result.information)
-    if not bool(result.converged) or not bool(covariance.isfinite().all()):
-        return None
-    pose = result.camera_from_map.double()
-    depths = se3.transform(pose, sample.view.points.xyz.double())[:, 2][result.visible]
-    depth = float(depths.median())
-    statistics = statistics_of(result, covariance.numpy(), sample.start.numpy(), depth)
-    error = se3.se3_log(sample.truth @ se3.inverse(pose)).numpy()
-    unit = np.r_[[1 / max(abs(depth), 1e-12)] * 3, [1.0] * 3]
-    degrees, percent = sample.error(pose)
-    right = sample.kind != FOREIGN and degrees < RIGHT[0] and percent < 100 * RIGHT[1]
-    return Outcome(statistics, right, error * unit, covariance.numpy() * np.outer(unit, unit), number)
-
-
-def fit_judge(found: Sequence[Outcome], ridge: float) -> AlignmentJudge:
-    """Logistic regression of the outcome, and the covariance under which the errors of the right ones are most likely; slopes are
-    drawn to zero in units of the statistics' standard deviations."""
-    values, right = np.array([one.statistics for one in found]), np.array([one.right for one in found])
-    good = torch.from_numpy(right)
-    errors = torch.from_numpy(np.array([one.error for one in found])[right])
-    claimed = torch.from_numpy(np.array([one.claimed for one in found])[right])
-
-    def unlikely(power: torch.Tensor) -> torch.Tensor:
-        return nn.functional.softplus(torch.where(good, -1.0, 1.0) * power[:, 0]).sum()
-
-    def far(power: torch.Tensor) -> torch.Tensor:
-        noise, turn, shift = (10 ** power[good].clamp(*JUDGE_POWERS)).unbind(-1)
-        common = torch.stack((shift,) * 3 + (turn,) * 3, -1) ** 2
-        root = torch.linalg.cholesky(noise[:, None, None] * claimed + torch.diag_embed(common))
-        white = torch.linalg.solve_triangular(root, errors[..., None], upper=False)[..., 0]
-        return (white**2).sum() / 2 + root.diagonal(dim1=-2, dim2=-1).log().sum()
-
-    def solved(inputs: np.ndarray, cost: Callable[[torch.Tensor], torch.Tensor], begin: list[float]) -> np.ndarray:
-        """Constants and slopes [rows, 1 + inputs] that make the cost of their sums [N, rows] least."""
-        centre, unit = inputs.mean(0), inputs.std(0) + 1e-9
-        scaled = torch.from_numpy(np.c_[np.ones(len(inputs)), (inputs - centre) / unit])
-
-        def with_gradient(flat: np.ndarray) -> tuple[float, np.ndarray]:
-            x = torch.from_numpy(flat).reshape(len(begin), -1).requires_grad_()
-            total = cost(scaled @ x.mT) + ridge / 2 * (x[:, 1:] ** 2).sum()
-            total.backward()
-            return float(total.detach()), x.grad.flatten().numpy()
-
-        first = np.zeros((len(begin), scaled.shape[1]))
-        first[:, 0] = begin
-        x = minimize(with_gradient, first.ravel(), jac=True, method="L-BFGS-B", options={"maxiter": 600}).x
-        x = x.reshape(len(begin), -1)
-        slopes = x[:, 1:] / unit
-        return np.c_[x[:, 0] - slopes @ centre, slopes]
-
-    return AlignmentJudge(solved(values, unlikely, [0.0])[0], *solved(values, far, [0.5, -3.0, -3.0]))
-
-
 # ---- a run
 
 
@@ -445,7 +317,8 @@ def run(config: AlignmentConfig, out: Path, resume: bool, say: Callable[[str], N
     learned = LevelWeights(torch.from_numpy(table).float())
     # The weights do better on what they were learned from: the judge learns from other samples.
     drawn = replace(config, samples=replace(config.samples, elsewhere=config.judge.elsewhere))
-    found = outcomes(draw_all(drawn, extractor, 1, say)[0], learned, config)
+    samples = draw_all(drawn, extractor, 1, say)[0]
+    found = outcomes(samples, learned, config.samples, config.judge, config.search.seed)
     held = [one for one in found if one.sample % config.search.held_out == 0]
     judge = fit_judge([one for one in found if one.sample % config.search.held_out], config.judge.ridge)
     likely, right = np.array([judge.probability(one.statistics) for one in held]), np.array([one.right for one in held])

@@ -51,10 +51,11 @@ def judge_of(**rows):
 )
 def test_by_hand_the_share_of_points_that_agree_decides(share, gate):
     """The gates are what they were when shares were compared: on the level before the finest, whatever else is known."""
-    others = statistics(agreement_level_4=0.9, residuals_level_0=1.0, visible_points=-1.0, moved_in_all=0.3)
+    others = statistics(agreement_level_4=-0.1, recognised_level_0=1.0, visible_points=-1.0, moved_in_all=0.3)
     for known in (0.0, 1.0):
         likely = [
-            AlignmentJudge.by_hand().probability(known * others + statistics(agreement_level_3=s)) for s in (share, 0.99 * share)
+            AlignmentJudge.by_hand().probability(known * others + statistics(agreement_level_3=math.log10(s + 0.02)))
+            for s in (share, 0.99 * share)
         ]
         assert likely[0] == pytest.approx(gate, abs=2e-3) and likely[1] < likely[0]
 
@@ -113,7 +114,7 @@ def aligned(levels, start_scale=0.5):
 
 
 @pytest.mark.parametrize("levels", range(1, 6))
-def test_statistics_are_the_same_sixteen_for_any_number_of_levels(levels):
+def test_statistics_are_the_same_for_any_number_of_levels(levels):
     """Counted from the finest; the coarsest stands for those that are missing."""
     result, start = aligned(levels)
     found = statistics_of(result, inverse_information(result.information).numpy(), start.numpy(), 4.0)
@@ -121,8 +122,9 @@ def test_statistics_are_the_same_sixteen_for_any_number_of_levels(levels):
     named = dict(zip(STATISTICS, found))
     for k in range(5):
         trace = result.trace[max(levels - 5 + k, 0)]
-        assert named[f"agreement, level {k}"] == pytest.approx(float(trace.agreement))
-        assert named[f"residuals, level {k}"] == pytest.approx(float(trace.residual))
+        assert named[f"agreement, level {k}"] == pytest.approx(math.log10(float(trace.agreement) + 0.02))
+        assert named[f"recognised, level {k}"] == pytest.approx(float(trace.recognised))
+        assert named[f"slopes, level {k}"] == pytest.approx(float(trace.slopes))
     visible = int(result.visible.sum())
     assert named["visible points"] == pytest.approx(math.log10(visible / 500))
     assert named["visible share"] == pytest.approx(visible / 120)
@@ -224,10 +226,11 @@ def test_what_lies_outside_its_prior_is_not_taken_however_likely_it_looks(told):
 
 def test_the_likeliest_of_many_must_be_as_likely_as_one_of_a_search(told):
     """Of 32 wrong poses one may look fair: what was found from hypotheses is held by no more than they are."""
-    for likely, taken in ((0.985, False), (0.991, True)):
+    for likely, taken in ((0.94, False), (0.96, True)):
         found = told((at(0.0), 0.1), (at(0.5), likely)).locate_prepared(None, None, at(0.0), isotropic(0.5, 0.1))
         assert found.success == taken and found.probability == likely and found.doubtful != taken
-    assert told((at(0.0), 0.985), (at(0.5), 0.1)).locate_prepared(None, None, at(0.0), isotropic(0.5, 0.1)).success
+    for likely in (0.1, 0.9):  # of a pose that would have been believed a likelier one is, too
+        assert told((at(0.0), 0.85), (at(0.5), likely)).locate_prepared(None, None, at(0.0), isotropic(0.5, 0.1)).success
 
 
 @pytest.mark.parametrize("likely, prior", [(0.985, isotropic(0.5, 0.1)), (0.981, isotropic(0.02, 0.01))])

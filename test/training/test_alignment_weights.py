@@ -15,6 +15,7 @@ from pixloc_ros.alignment import LevelWeights, View
 from pixloc_ros.alignment.level_weights import CUES, OUTPUTS
 from pixloc_ros.cli.main import main
 from pixloc_ros.errors import InputError
+from pixloc_ros.evaluation.reliability import calibration_error
 from pixloc_ros.features import FeaturePyramid, load_extractor
 from pixloc_ros.geometry import se3
 from pixloc_ros.tracking.alignment_judge import STATISTICS, AlignmentJudge
@@ -31,15 +32,13 @@ from pixloc_ros.training.alignment_weights import (
     LEVEL_CUES,
     AlignmentConfig,
     Objective,
-    Outcome,
     Parameters,
     PhotoSection,
     SearchSection,
-    calibration_error,
-    fit_judge,
     learn_weights,
     read_config,
 )
+from pixloc_ros.training.judge_training import Outcome, fit_judge
 from pixloc_ros.training.pairs import BadSample, PairShape
 from pixloc_ros.training.photos import PhotoPairs
 
@@ -269,7 +268,7 @@ def write_config(folder, **change):
         ({"search": {"population": 1}}, "population below 4"),
         ({"search": {"batch": "many"}}, "'search.batch' must be int"),
         ({"search": {"held_out": 1}}, "held_out below 2"),
-        ({"judge": {"alignments": 1}}, "alignments must be at least 2"),
+        ({"judge": {"alignments": 1}}, "1 or more but not all must be foreign"),
         ({"photos": []}, "give at least one"),
         ({"cues": ["points", "colour"]}, "cues: 'colour' is none of residuals at the start"),
         (

@@ -14,9 +14,13 @@ def motion_blur(x, rng):
     return augmentation._motion_blur(x, rng, 50.0)
 
 
+def occlusion(x, rng):
+    return augmentation._occlusion(x, rng, 0.6)
+
+
 BLURS = [augmentation._defocus, motion_blur, augmentation._half_resolution]
-NAMES = "light dark shadow vignetting noise occlusion change relight tone"
-CHANGES = [getattr(augmentation, f"_{name}") for name in NAMES.split()] + BLURS
+NAMES = "light dark shadow vignetting noise change relight tone"
+CHANGES = [getattr(augmentation, f"_{name}") for name in NAMES.split()] + [occlusion, *BLURS]
 
 
 @pytest.mark.parametrize("change", CHANGES)
