@@ -7,7 +7,7 @@ priors that claim about as much; every variant gets the same samples. Variants a
 of the constants are chosen on the same samples, in their favour. A file's judge is compared with the rule by hand.
 
     experiments/weights_ablation.py ../shared/data --scenes fox kitti01 kitti07 strecha_castle strecha_entry \\
-        --cases CASES --images ../shared/data/sacre_coeur/images \\
+        --cases CASES --case-images ../shared/data/sacre_coeur/images \\
         --variants constants=out/constants/best.safetensors image=out/image/best.safetensors shipped=compact
 """
 
@@ -58,7 +58,7 @@ WITHIN = (0.5, 1.0)
 def main() -> int:
     parser = common.parser(__doc__, "out/ablation")
     parser.add_argument("--cases", type=Path, metavar="DIR", help="a folder of further scenes, whose images are in one folder")
-    parser.add_argument("--images", type=Path, metavar="DIR", help="images of the cases")
+    parser.add_argument("--case-images", type=Path, metavar="DIR", help="images of the cases")
     parser.add_argument(
         "--variants", nargs="+", default=["shipped=compact"], metavar="NAME=FILE", help="weights; the last judges"
     )
@@ -98,7 +98,7 @@ def draw(args: argparse.Namespace, extractor: Extractor) -> dict[str, list[Align
     """The samples of each change."""
     scenes = common.scenes_of(args)
     if args.cases:
-        scenes += [common.Scene(folder, args.images) for folder in sorted(args.cases.iterdir()) if (folder / "map").is_dir()]
+        scenes += [common.Scene(folder, args.case_images) for folder in sorted(args.cases.iterdir()) if (folder / "map").is_dir()]
     sets: dict[str, list[AlignmentSample]] = {name: [] for name in CHANGES}
     for number, scene in enumerate(scenes):
         images = [(lambda q=q: load_grey(q.path), q.camera, se3.inverse(scene.truth[q.name])) for q in scene.queries]
@@ -128,7 +128,7 @@ def judges(file: str, sets: dict[str, list[AlignmentSample]], extractor: Extract
         likely = np.array([judge.probability(one.statistics) for one in found])
         rank = rankdata(likely)
         area = (rank[right].mean() - (right.sum() + 1) / 2) / (~right).sum()
-        gate = TrackerOptions().min_probability
+        gate = TrackerOptions().gates.min_probability
         nees = np.array([one.nees(judge) for one in found if one.right])
         accepted, passed = (likely[right] >= gate).mean(), int((likely[~right] >= gate).sum())
         figures = (f"{area:.4f}", f"{accepted:.3f}", f"{passed} of {(~right).sum()}", f"{calibration_error(likely, right):.3f}")

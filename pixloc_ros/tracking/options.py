@@ -34,14 +34,14 @@ class QualityGates:
     min_visible_fraction: float = 0.2
     min_visible_points: int = 30
     min_inlier_fraction: float = 0.02
-    min_probability: float = 0.8
+    min_probability: float = 0.85
     min_probability_search: float = 0.95
     max_cost: float = float("inf")
     max_innovation: float = 5.3
     sure_probability: float = 0.98
     max_innovation_sure: float = 16.0
     rival_inlier_fraction: float = 0.6
-    min_probability_untrusted: float = 0.9
+    min_probability_untrusted: float = 0.92
     max_trusted_factor: float = 2.0
 
     def least_probability(self, free: bool, noise_factor: float) -> float:
