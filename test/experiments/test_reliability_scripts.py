@@ -14,6 +14,7 @@ from scenes import decoded
 
 from pixloc_ros.errors import InputError
 from pixloc_ros.geometry import se3
+from pixloc_ros.tracking.options import TrackerOptions
 
 
 @given(st.lists(st.tuples(st.integers(0, 6), st.booleans()), min_size=2, max_size=40))
@@ -28,7 +29,7 @@ def test_area_under_the_curve_is_the_chance_that_right_looks_better(pairs):
 
 
 def sample(probability=0.985, innovation=1.0, error_m=0.01, held=True, prior="honest", usable=True):
-    return gates_roc.Sample("drive", "nominal", prior, held, usable, probability, 0.5, 0.5, innovation, error_m, 0.1)
+    return gates_roc.Sample("drive", "as recorded", prior, held, usable, probability, 0.5, 0.5, innovation, error_m, 0.1)
 
 
 def test_gates_are_the_tracker_s_and_are_counted_by_truth():
@@ -39,7 +40,10 @@ def test_gates_are_the_tracker_s_and_are_counted_by_truth():
     assert "33.33 % (1 of 3)" in row and "50.00 % (1 of 2)" in row
     decoded(gates_roc.reliability_diagram(samples))
     names = " ".join(name for name, *_ in gates_roc.gates_in_use())
-    assert "≥ 0.98" in names and "0.99:" in names and "0.993" in names
+    gates = TrackerOptions().gates
+    for least in (gates.min_probability, gates.min_probability_search, gates.sure_probability):
+        assert f"≥ {least:g}" in names
+    assert "| as recorded | 1 of 2 | 1 of 3 |" in text
 
 
 def test_a_soak_counts_faults_and_compares_settled_memory():

@@ -26,8 +26,15 @@ IMAGE = np.zeros((6, 8), np.uint8)
 # The camera looks along the robot's x axis, ahead of and above its centre.
 BASE_FROM_CAMERA = torch.tensor([[0, 0, 1, 0.2], [-1, 0, 0, 0], [0, -1, 0, 0.5], [0, 0, 0, 1]], dtype=torch.float64)
 EYE6 = torch.eye(6, dtype=torch.float64)
-JUDGE, AGREEMENT = AlignmentJudge.by_hand(), np.eye(len(STATISTICS))[STATISTICS.index("agreement, level 3")]
+JUDGE = AlignmentJudge.by_hand()
 INITIALIZING, TRACKING, DEGRADED, LOST, RELOCALIZING = TrackState
+
+
+def likely(inliers):
+    """What the judge by hand says of a share of points that agree."""
+    statistics = np.zeros(len(STATISTICS))
+    statistics[STATISTICS.index("agreement, level 3")] = np.log10(inliers + 0.02)
+    return JUDGE.probability(statistics)
 
 
 def stamp(seconds: float) -> int:
@@ -54,7 +61,7 @@ def map_from_base(t: float) -> torch.Tensor:
 def alignment(map_from_camera: torch.Tensor, inliers: float = 0.9, success: bool = True, cost: float = 0.01) -> FrameAlignment:
     """One that determines the pose well, judged by hand."""
     quality = cost, inliers, 0.8, 300, 5
-    probability = JUDGE.probability(inliers * AGREEMENT)
+    probability = likely(inliers)
     return FrameAlignment(map_from_camera, 1e-6 * EYE6, success, "converged", *quality, probability=probability)
 
 
@@ -118,7 +125,7 @@ class Robot:
         truth = map_from_base(self.t) if offset is None else map_from_base(self.t) @ offset
         usual = self.localizer.answer
         if "inlier_fraction" in answer:
-            answer = {"probability": JUDGE.probability(answer["inlier_fraction"] * AGREEMENT), **answer}
+            answer = {"probability": likely(answer["inlier_fraction"]), **answer}
         self.localizer.answer = replace(usual, map_from_camera=truth, **answer)
         result = self.tracker.track(CameraFrame(stamp(self.t), IMAGE, CAMERA), BASE_FROM_CAMERA)
         self.localizer.answer = usual
