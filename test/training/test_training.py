@@ -58,7 +58,7 @@ def random_points(count, seed=0):
 
 def trace_of(stride, poses):
     """Of a level whose poses [1, steps + 1, 4, 4] are known."""
-    return LevelTrace(stride, torch.zeros(poses.shape[:2]), poses, poses.shape[1] - 1, torch.ones(1, 6), *torch.zeros(2, 1))
+    return LevelTrace(stride, torch.zeros(poses.shape[:2]), poses, poses.shape[1] - 1, torch.ones(1, 6), *torch.zeros(4, 1))
 
 
 def trace_at(pose, stride):
