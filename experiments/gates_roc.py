@@ -248,11 +248,11 @@ def by_images(samples: Sequence[Sample]) -> str:
     gates, rows = TrackerOptions().gates, []
     for condition in map(str, IMAGES):
         held = [s for s in samples if s.held and s.images == condition]
+        if not held:
+            continue
         followed = np.array(
             [s.usable and s.probability >= gates.min_probability and s.innovation <= gates.max_innovation for s in held]
         )
-        if not held:
-            continue
         right = np.array([s.right for s in held])
         usable = [s for s in held if s.usable]
         error = calibration_error(np.array([s.probability for s in usable]), np.array([s.right for s in usable]))

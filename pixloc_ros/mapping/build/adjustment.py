@@ -11,8 +11,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
+import torch
 from scipy.sparse import bsr_array, coo_array, csc_array
 from scipy.sparse.linalg import splu
+
+from ...geometry import se3
 
 _GAUGE = 1e8
 _LINK_ROBUST = 3.0  # standard deviations
@@ -153,18 +156,8 @@ def link_errors(bundle: Bundle, links: Links) -> np.ndarray:
     translation = np.einsum("nji,nj->ni", one[:, :3, :3], other[:, :3, 3] - one[:, :3, 3]) - links.first_from_second[:, :3, 3]
     found = np.einsum("nji,njk->nik", one[:, :3, :3], other[:, :3, :3])
     turned = np.einsum("nji,njk->nik", links.first_from_second[:, :3, :3], found)
-    rotation = _small_rotation(turned)
+    rotation = se3.so3_log(torch.from_numpy(turned)).numpy()
     return np.concatenate((translation / links.translation_std[:, None], rotation / links.rotation_std[:, None]), 1)
-
-
-def _small_rotation(rotation: np.ndarray) -> np.ndarray:
-    """Rotation vectors [N, 3] of matrices [N, 3, 3] below 180°."""
-    axis = 0.5 * np.stack(
-        (rotation[:, 2, 1] - rotation[:, 1, 2], rotation[:, 0, 2] - rotation[:, 2, 0], rotation[:, 1, 0] - rotation[:, 0, 1]), 1
-    )
-    sine, cosine = np.linalg.norm(axis, axis=1), 0.5 * (np.trace(rotation, axis1=1, axis2=2) - 1)
-    angle = np.arctan2(sine, cosine)
-    return axis * np.where(sine > 1e-9, angle / np.maximum(sine, 1e-9), 1.0)[:, None]
 
 
 def _cost(bundle: Bundle, rays: Rays, basis: np.ndarray, links: Links, robust_px: float) -> float:
@@ -186,7 +179,7 @@ class _Step:
 
     def applied(self, bundle: Bundle) -> Bundle:
         poses = bundle.poses.copy()
-        poses[:, :3, :3] = poses[:, :3, :3] @ _exp(self.turn)
+        poses[:, :3, :3] = poses[:, :3, :3] @ se3.so3_exp(torch.from_numpy(self.turn)).numpy()
         poses[:, :3, 3] += self.shift
         return replace(bundle, poses=poses, xyz=bundle.xyz + self.points)
 
@@ -204,7 +197,7 @@ class _System:
         weight[(inside * rays.ray).sum(1) <= 0] = 0.0
         by_inside = (basis - np.einsum("nij,nj->ni", basis, unit)[:, :, None] * unit[:, None]) / length[:, None, None]
         by_point = by_inside @ bundle.poses[rays.image, :3, :3].transpose(0, 2, 1)
-        by_turn = by_inside @ _skew(inside)
+        by_turn = by_inside @ se3.skew(torch.from_numpy(inside)).numpy()
         by_pose = np.concatenate((by_turn, -by_point), 2)
         weighted_pose, weighted_point = by_pose * weight[:, None, None], by_point * weight[:, None, None]
         self.of_poses, self.pose_gradient = np.zeros((self.poses, 6, 6)), np.zeros((self.poses, 6))
@@ -224,7 +217,7 @@ class _System:
         weight = np.where(links.robust, 1 / (1 + (error**2).sum(1) / _LINK_ROBUST**2), 1.0)
         apart = np.einsum("nji,nj->ni", one, bundle.poses[links.second, :3, 3] - bundle.poses[links.first, :3, 3])
         by_first, by_second = np.zeros((2, len(links.first), 6, 6))
-        by_first[:, :3, :3] = _skew(apart)
+        by_first[:, :3, :3] = se3.skew(torch.from_numpy(apart)).numpy()
         by_first[:, :3, 3:], by_second[:, :3, 3:] = -one.transpose(0, 2, 1), one.transpose(0, 2, 1)
         by_first[:, 3:, :3], by_second[:, 3:, :3] = -np.einsum("nji,njk->nik", other, one), np.eye(3)
         std = np.concatenate((np.repeat(links.translation_std[:, None], 3, 1), np.repeat(links.rotation_std[:, None], 3, 1)), 1)
@@ -279,19 +272,3 @@ def _add(total: np.ndarray, index: np.ndarray, values: np.ndarray) -> None:
     flat = values.reshape(len(values), -1)
     for column in range(flat.shape[1]):
         total.reshape(len(total), -1)[:, column] += np.bincount(index, flat[:, column], len(total))
-
-
-def _skew(v: np.ndarray) -> np.ndarray:
-    result = np.zeros((len(v), 3, 3))
-    result[:, 0, 1], result[:, 0, 2], result[:, 1, 2] = -v[:, 2], v[:, 1], -v[:, 0]
-    return result - result.transpose(0, 2, 1)
-
-
-def _exp(w: np.ndarray) -> np.ndarray:
-    """Rotation matrices [N, 3, 3] of rotation vectors [N, 3]."""
-    angle = np.linalg.norm(w, axis=1)[:, None, None]
-    k = _skew(w)
-    small = angle < 1e-6
-    safe = np.where(small, 1.0, angle)
-    sine, versine = np.where(small, 1.0, np.sin(safe) / safe), np.where(small, 0.5, (1 - np.cos(safe)) / safe**2)
-    return np.eye(3) + sine * k + versine * (k @ k)
