@@ -175,7 +175,8 @@ class MountCheck:
             return sure
         self._compare_with_given(look, view)
         if self._given is not None:
-            why = "the pose found is turned like this against the initial pose: give another if that is wrong, or drive on"
+            drive = "" if view.odometry is None else ", or drive on"
+            why = f"the pose found is turned like this against the initial pose: give another if that is wrong{drive}"
             return _message(self._given, view, why)
         up = look.pose.map_from_base[2, :3].numpy()  # the map's z in base axes
         if self._level and max(up[2], up @ _up_by_odometry(view)) < math.cos(MAX_TILT):
@@ -219,11 +220,12 @@ class MountCheck:
         tilt = math.acos(min(max(float(turn[2, 2]), -1.0), 1.0))
         yaw = abs(2 * math.atan2(turn[1, 0] - turn[0, 1], 1 + np.trace(turn))) if np.trace(turn) > -1 + 1e-9 else math.pi
         likely = _LIKELY * math.sqrt(float(prior.covariance[5, 5] + look.pose.covariance[5, 5]))
-        least = max(_LEAST_TURN_BLIND if view.odometry is None else _LEAST_TURN, likely)
+        least = _LEAST_TURN_BLIND if view.odometry is None else _LEAST_TURN
+        if self._given is not None and view.odometry is None and likely > least:
+            return  # the given pose does not follow the robot and is vague by now: it told most at first
         tilted = tilt > MAX_TILT and self._mode == "level"
-        self._given = None
-        if tilted or (tilt <= MAX_TILT and yaw > least):
-            self._given = turn
+        against = tilted or (tilt <= MAX_TILT and yaw > max(least, likely))
+        self._given = turn if against else None
         self._agreed = self._given is None
 
     def _follow(self, map_from_camera: torch.Tensor) -> None:

@@ -229,6 +229,18 @@ def test_a_given_heading_that_is_wrong_is_corrected_by_driving_or_by_another_pos
     torch.testing.assert_close(moving[-1].map_from_base[:3, :3], ride_pose(40)[:3, :3], atol=0.01, rtol=0)
 
 
+@pytest.mark.parametrize("name", ["yaw", "backwards"])
+def test_without_odometry_only_another_pose_answers_one_that_was_contradicted(name):
+    """The given pose grows vaguer with every image and stays where it was: that does not make it agree."""
+    right, said, degrees, _ = WRONG[name]
+    ride = Ride(right, said, speed=1.0).start(cold=False)
+    results = ride.drive(80, odometry=False)
+    assert all(r.state is not TRACKING for r in results)
+    assert f"turned by {degrees}°" in results[-1].message and "drive on" not in results[-1].message
+    ride.tracker.initialize(ride.map_from_base @ right @ se3.inverse(said), isotropic(0.3, 0.05), stamp(0.1 * ride.step))
+    assert ride.drive(1, odometry=False)[0].state is TRACKING
+
+
 def ride_pose(step: int) -> torch.Tensor:
     ride = Ride(OPTICAL, OPTICAL)
     ride.step = step
