@@ -20,7 +20,7 @@ from ..errors import InputError
 from ..io.files import match_names, write_bytes, write_text
 from .arguments import add_images, add_map, add_verb, option, path
 from .lazy import alignment, evaluation, geometry, io, pixloc, report, tracking
-from .progress import show_progress
+from .progress import show_progress, tell_reasons
 
 
 def add_parser(subparsers) -> None:
@@ -43,7 +43,9 @@ def add_parser(subparsers) -> None:
 def run(args: argparse.Namespace) -> int:
     starts = evaluation.basin.BasinOptions(args.rotation, args.translation / 100, args.steps, args.starts, args.seed)
     others = [evaluation.basin.read_basin(path) for path in args.beside]
-    asked = evaluation.queries.read_queries(args.images, args.cameras)
+    left_out: dict[str, str] = {}
+    asked = evaluation.queries.read_queries(args.images, args.cameras, left_out)
+    tell_reasons("left out", left_out, "pixloc localize --json FILE")
     truth = match_names([query.name for query in asked], io.trajectory.read_benchmark_poses(args.truth))
     queries = [query for query in asked if query.name in truth]
     if not queries:

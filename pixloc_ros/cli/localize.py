@@ -26,7 +26,7 @@ from ..errors import InputError
 from ..io.files import match_names, write_text
 from .arguments import add_execution, add_images, add_map, add_prior_std, add_verb, open_localizer, option, path, read_priors
 from .lazy import evaluation, io
-from .progress import show_progress
+from .progress import show_progress, tell_reasons
 
 
 def add_parser(subparsers) -> None:
@@ -41,7 +41,8 @@ def add_parser(subparsers) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    queries = evaluation.queries.read_queries(args.images, args.cameras)
+    left_out: dict[str, str] = {}
+    queries = evaluation.queries.read_queries(args.images, args.cameras, left_out)
     missing: list[str] = []
     priors, stds = read_priors(args, missing)
     if args.prior and not match_names([query.name for query in queries], priors):
@@ -49,6 +50,7 @@ def run(args: argparse.Namespace) -> int:
     localizer = open_localizer(args)
     with show_progress("localize") as progress:
         results = evaluation.queries.localize_queries(localizer, queries, priors, progress, stds)
+    results += [evaluation.queries.QueryResult(name, None, "none", 0.0, reason) for name, reason in left_out.items()]
     io.trajectory.write_benchmark_poses(args.output, {r.name: r.camera_from_map for r in results if not r.reason})
     stats = evaluation.queries.query_figures(results)
     if args.json:
@@ -61,6 +63,5 @@ def run(args: argparse.Namespace) -> int:
         print(f"  {len(missing)} priors hold no pose ({missing[0]}): their images were searched for in the whole map")
     for doubt, count in stats["doubts"].items():
         print(f"  {count} doubtful, written too: {doubt} (see --json)")
-    for reason, count in stats["reasons"].items():
-        print(f"  {count} failed: {reason}")
+    tell_reasons("  no pose for", {r.name: r.reason for r in results if r.reason}, "--json FILE")
     return 0 if stats["localized"] else 1

@@ -11,13 +11,12 @@ from ..errors import InputError
 from ..io.files import write_text
 from .arguments import POSE, add_map_making, add_verb, check_map_making, flag, option, parse_poses, path
 from .lazy import geometry, io, mapping, pixloc
-from .progress import show_progress
+from .progress import show_progress, tell_reasons
 
 _MOVE_ERROR_SHARE = 0.1  # of the places' spread: a median error above is no fit
 _MOVE_LEAST_SPREAD = 0.01  # across the direction of the largest
 _MOST_M = 1e8  # further than any place on the earth from its middle
 _MOVE_SCALE, _MOVE_TILT = 0.02, 0.7  # more is remarked: as a share; cosine of the angle between the z axes
-_SHOWN = 20  # reasons why images were left out, in the terminal
 
 
 def add_parsers(sources) -> None:
@@ -312,13 +311,7 @@ def finish(map_, report, args: argparse.Namespace, begin: float) -> int:
     """Write a map that was made of images, say what it holds, and write --report, if given. begin: of the work, seconds of the
     monotonic clock."""
     map_.save(args.output)
-    reasons: dict[str, list[str]] = {}
-    for name, reason in report.left_out.items():
-        reasons.setdefault(reason, []).append(name)
-    for reason, names in list(reasons.items())[:_SHOWN]:
-        print(f"left out {_some(names)}: {reason}")
-    if len(reasons) > _SHOWN:
-        print(f"left out {sum(len(names) for names in list(reasons.values())[_SHOWN:])} more: --report FILE lists all of them")
+    tell_reasons("left out", report.left_out, "--report FILE")
     for note in report.notes:
         print(f"note: {note}")
     info = describe(map_, args.output)
@@ -364,9 +357,3 @@ def contents(info: dict) -> str:
 def size(count: int) -> str:
     """Bytes for people."""
     return f"{count / 1e6:.1f} MB" if count >= 1e5 else f"{count / 1e3:.1f} kB"
-
-
-def _some(names: list[str]) -> str:
-    """The name, or how many images and the names of some."""
-    shown = ", ".join(names[:3])
-    return shown if len(names) == 1 else f"{len(names)} images ({shown}{', ...' if len(names) > 3 else ''})"

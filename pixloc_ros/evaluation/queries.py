@@ -13,7 +13,7 @@ from ..errors import InputError
 from ..geometry import se3
 from ..geometry.cameras import Camera
 from ..io.camera_files import read_cameras, read_names
-from ..io.files import find_files, match_names, without_comments
+from ..io.files import find_file, find_files, match_names, without_comments
 from ..localization import Localizer, Location
 from ..tracking.prior_std import PriorStd
 from ..tracking.types import FrameAlignment
@@ -36,7 +36,7 @@ class QueryResult:
     Attributes:
         name: Of the query.
         alignment: None where the image could not be used at all, or nothing like it was found.
-        prior: Where it came from, "given" or "retrieval".
+        prior: Where it came from, "given" or "retrieval"; "none" where nothing was tried.
         total_ms: What it took.
         reason: Empty where a pose was found.
         doubtful: Why it may be wrong all the same.
@@ -55,28 +55,38 @@ class QueryResult:
         return None if self.reason else se3.inverse(self.alignment.map_from_camera)
 
 
-def read_queries(images: Path, cameras: Path) -> list[Query]:
+def read_queries(images: Path, cameras: Path, left_out: dict[str, str] | None = None) -> list[Query]:
     """What to localize, in the order of the input.
 
     Args:
         images: The folder that the names are relative to: all images of `cameras` are taken; or a text file with one name a
             line, relative to its folder.
         cameras: Lines ``NAME MODEL WIDTH HEIGHT PARAMS...`` (COLMAP's models and pixel convention).
+        left_out: Gets why an image cannot be localized, by name, as long as others can be; None: one is enough to refuse all.
 
     Raises:
         InputError: A line is malformed, a name is unknown or a file is missing.
     """
-    known = read_cameras(cameras)
+    problems: dict[str, str] = {}
+    known = read_cameras(cameras, None if left_out is None else problems)
     if Path(images).is_dir():
         folder, names = Path(images), list(known)
     else:
         folder, names = Path(images).parent, read_names(images)
         found = match_names(names, known)
         unknown = [name for name in names if name not in found]
-        if unknown:
+        if unknown and (left_out is None or not found):
             raise InputError(f"{cameras} has no camera for {unknown[0]} ({len(unknown)} of {len(names)} images): add its line")
-        known = found
-    paths = find_files(folder, without_comments(folder, names), "images", "check --images")
+        wrong = match_names(unknown, problems)
+        problems = {name: wrong.get(name, f"{cameras} has no camera for {name}: add its line") for name in unknown}
+        names, known = [name for name in names if name in found], found
+    names = without_comments(folder, names)
+    if left_out is not None:
+        there = [name for name in names if find_file(folder, name).is_file()] or names
+        problems |= {name: f"no image {folder / name}: check --images" for name in set(names).difference(there)}
+        left_out |= {name: problems[name] for name in without_comments(folder, problems)}
+        names = there
+    paths = find_files(folder, names, "images", "check --images")
     return [Query(name, paths[name], known[name]) for name in paths]
 
 

@@ -23,28 +23,36 @@ def _split_camera(line: str) -> tuple[str, str] | None:
     return (line[:at].rstrip(), line[at:]) if at else None
 
 
-def read_cameras(path: str | Path) -> dict[str, Camera]:
+def read_cameras(path: str | Path, left_out: dict[str, str] | None = None) -> dict[str, Camera]:
     """Cameras by the name of the image, which may hold blanks and begin with "#": a line that was commented out gives a name that
     no image has (`files.without_comments`).
+
+    Args:
+        path: The file.
+        left_out: Gets why a camera cannot be used, by name, as long as others can be; None: one is enough to refuse the file.
 
     Raises:
         InputError: The file cannot be read, is malformed, empty, or names an image twice.
     """
     cameras: dict[str, Camera] = {}
+    problems: dict[str, str] = {}
     for where, name, text in read_named_rows(path, _split_camera):
-        if name in cameras:
-            if may_be_comment(name):
-                continue
-            raise InputError(f"{where}: a second camera for '{name}': keep one")
         try:
+            if name in cameras:
+                raise InputError(f"a second camera for '{name}': keep one")
+            if not text:
+                raise InputError(f"no camera behind '{name}': write NAME MODEL WIDTH HEIGHT PARAMS... with blanks between")
             cameras[name] = Camera.parse_colmap_line(text)
         except InputError as error:
-            if may_be_comment(name):
-                continue
-            nothing = f"no camera behind '{name}': write NAME MODEL WIDTH HEIGHT PARAMS... with blanks between"
-            raise InputError(f"{where}: {error if text else nothing}") from None
+            if not may_be_comment(name):
+                problems.setdefault(name, f"{where}: {error}")
+    cameras = {name: camera for name, camera in cameras.items() if name not in problems}
+    if problems and (left_out is None or not cameras):
+        raise InputError(next(iter(problems.values())))
     if not cameras:
         raise InputError(f"{path} names no camera: write lines NAME MODEL WIDTH HEIGHT PARAMS...")
+    if left_out is not None:
+        left_out.update(problems)
     return cameras
 
 

@@ -2,6 +2,7 @@
 """The commands one after the other, on a small simulated world, with the real network and the live node."""
 
 import json
+import re
 import shutil
 
 import cv2
@@ -51,6 +52,28 @@ def test_localize_finds_the_maps_own_images(scene, tmp_path, capsys):
     stats = json.loads((tmp_path / "stats.json").read_text())
     assert stats["localized"] == 4 and stats["priors"] == {"given": 1, "retrieval": 3}
     assert stats["frame_ms_p50"] > 0 and [entry["name"] for entry in stats["per_image"]] == names
+
+
+@pytest.mark.parametrize("listed", [False, True], ids=["folder", "list"])
+def test_one_bad_image_or_camera_is_named_and_the_others_are_localized(scene, tmp_path, capsys, listed):
+    poses, camera = model_poses(scene), json.loads((scene.folder / "simulation.json").read_text())["camera"]
+    images = shutil.copytree(scene.images, tmp_path / "images")
+    names = sorted(poses)[:4]
+    (images / names[1]).write_bytes(b"no image")
+    cv2.imwrite(str(images / names[2]), np.zeros((50, 60), np.uint8))
+    lines = [f"{name} {camera}" for name in [*names, "missing.jpg"]] + [f"{names[3]} NONSENSE 320 240 1 2 3"]
+    (tmp_path / "cameras.txt").write_text("\n".join([*lines, "# gone.jpg NONSENSE 320 240 1"]))
+    if listed:
+        (images / "list.txt").write_text("\n".join([*names, "missing.jpg", "unlisted.jpg"]))
+    files = f"--images {images / 'list.txt' if listed else images} --cameras {tmp_path}/cameras.txt -o {tmp_path}/out.txt"
+    assert pixloc(f"localize --map {scene.map} {files} --json {tmp_path}/stats.json") == 0
+    said, count = capsys.readouterr().out, 5 + listed
+    assert f"1 of {count} images localized" in said and list(read_benchmark_poses(tmp_path / "out.txt")) == names[:1]
+    reasons = [(names[1], "is not a readable image"), (names[2], "the image is 60x50"), (names[3], "cameras.txt:6: .* camera")]
+    for name, reason in [*reasons, ("missing.jpg", "no image"), *[("unlisted.jpg", "has no camera for")] * listed]:
+        assert re.search(f"no pose for {name}: .*{reason}", said), said
+    stats = json.loads((tmp_path / "stats.json").read_text())
+    assert stats["failed"] == count - 1 and len(stats["per_image"]) == count
 
 
 def test_localize_takes_how_far_off_priors_are(scene, tmp_path, capsys):
@@ -177,7 +200,9 @@ def test_images_of_another_place_are_doubtful_and_small_ones_refused(scene, tmp_
     localize = f"localize --map {scene.map} --images {tmp_path} --cameras {tmp_path}/c.txt -o {tmp_path}/out.txt"
     code, out = pixloc(localize), capsys.readouterr().out
     assert code == 1 and "0 of 3 images localized" in out
-    assert ("1 doubtful" in out or "1 failed: nothing in the map looks like it" in out) and "the image is 50x40" in out
+    assert (
+        "1 doubtful" in out or "no pose for noise.png: nothing in the map looks like it" in out
+    ) and "the image is 50x40" in out
     assert "not a readable image" in out
     pose = next(iter(model_poses(scene).values()))
     (tmp_path / "prior.txt").write_text(f"noise.png {' '.join(pose)}\n")

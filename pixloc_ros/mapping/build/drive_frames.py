@@ -74,7 +74,8 @@ class ImageFolder(_Unposed):
         if not self.paths:
             raise InputError(f"{folder} holds no images ({', '.join(SUFFIXES)}): give the folder that they are in")
         self.known_camera, self.said = camera is not None, f"{len(self.paths)} images of {folder}, in the order of their names"
-        self._cameras = read_cameras(camera) if camera is not None and Path(camera).is_file() else None
+        self._problems: dict[str, str] = {}
+        self._cameras = read_cameras(camera, self._problems) if camera is not None and Path(camera).is_file() else None
         self._camera = Camera.parse_colmap_line(camera) if camera is not None and self._cameras is None else None
 
     def __call__(self, wanted: Wanted = lambda stamp_ns: True) -> Iterator[PosedFrame | UnusableFrame]:
@@ -85,7 +86,7 @@ class ImageFolder(_Unposed):
                 image = load_image(path)
                 camera = self._cameras.get(path.name) if self._cameras is not None else self._camera
                 if camera is None and self._cameras is not None:
-                    raise InputError("no camera is given for it")
+                    raise InputError(self._problems.get(path.name, "no camera is given for it"))
                 yield _frame(k, image, camera, name=path.name)
             except InputError as error:
                 yield UnusableFrame(k, f"{path.name}: {error}")
