@@ -38,7 +38,7 @@ from pixloc_ros.training.alignment_weights import (
     learn_weights,
     read_config,
 )
-from pixloc_ros.training.judge_training import Outcome, fit_judge
+from pixloc_ros.training.judge_training import Outcome, fit_judge, honest_elsewhere
 from pixloc_ros.training.pairs import BadSample, PairShape
 from pixloc_ros.training.photos import PhotoPairs
 
@@ -193,17 +193,17 @@ def test_a_pose_that_gets_lost_costs_no_more_than_any_other():
 # ---- the judge
 
 
-def synthetic(count, seed):
-    """Outcomes by a rule: even odds at s0 = 0, noise 10^(0.4 + 0.5 s3), turn 10^-2, shift 10^-1.5."""
+def synthetic(count, seed, source="a", times=1.0):
+    """Outcomes by a rule: even odds at s0 = 0, noise 10^(0.4 + 0.5 s3), turn 10^-2, shift 10^-1.5; errors times a factor."""
     rng, found = np.random.default_rng(seed), []
     for number in range(count):
         known = rng.normal(size=len(STATISTICS))
         root = rng.normal(size=(6, 6)) * 0.003
         claimed = root @ root.T + 1e-6 * np.eye(6)
         covariance = 10 ** (0.4 + 0.5 * known[3]) * claimed + np.diag([10.0**-3] * 3 + [10.0**-4] * 3)
-        error = np.linalg.cholesky(covariance) @ rng.normal(size=6)
+        error = times * np.linalg.cholesky(covariance) @ rng.normal(size=6)
         likely = 1 / (1 + math.exp(-(0.5 + 2 * known[0] - known[20])))
-        found.append(Outcome(known, bool(rng.random() < likely), error, claimed, number))
+        found.append(Outcome(known, bool(rng.random() < likely), error, claimed, number, source))
     return found
 
 
@@ -221,9 +221,20 @@ def test_a_judge_learns_the_rule_by_which_outcomes_were_made():
     assert calibration_error(likely, np.array([one.right for one in fresh])) < 0.03
 
 
+def test_covariance_is_honest_where_errors_are_larger_than_what_taught_it():
+    found = [*synthetic(1500, 0), *synthetic(1500, 1, "b", times=2.0)]
+    judge = fit_judge(found, 3.0)
+    wider, factor = honest_elsewhere(judge, found, 3.0)
+    # Taught by b and tried on a: 6 / 4; the other way round: 6 * 4.
+    assert factor == pytest.approx((0.25 + 4) / 2, rel=0.1)
+    assert found[0].nees(wider) == pytest.approx(found[0].nees(judge) / factor)
+    assert wider.probability(found[0].statistics) == judge.probability(found[0].statistics)
+    assert honest_elsewhere(judge, found[:100], 3.0) == (judge, 1.0)  # one kind only: nothing to compare
+
+
 def test_nees_is_the_error_in_units_of_the_covariance():
     judge = AlignmentJudge.by_hand()
-    one = Outcome(np.zeros(21), True, np.array([0.3, 0, 0, 0, 0, 0.02]), np.diag([0.01] * 3 + [1e-4] * 3), 0)
+    one = Outcome(np.zeros(21), True, np.array([0.3, 0, 0, 0, 0, 0.02]), np.diag([0.01] * 3 + [1e-4] * 3), 0, "a")
     assert one.nees(judge) == pytest.approx(9 + 4)
 
 
