@@ -93,7 +93,7 @@ class Location:
             reason = "nothing in the map looks like it" if alignment is None else alignment.reason
             return cls(False, reason, None, None, 0.0, 0.0, alignment)
         quality = alignment.probability, alignment.inlier_fraction
-        return cls(not doubt, doubt, alignment.map_from_camera, alignment.covariance, *quality, alignment)
+        return cls(not doubt, doubt, alignment.map_from_camera, alignment.published, *quality, alignment)
 
 
 class Localizer:

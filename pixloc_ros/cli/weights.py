@@ -135,7 +135,8 @@ def _judge(extractor) -> dict | None:
     judge = module.AlignmentJudge.of(extractor.companions, f"weights '{extractor.name}'")
     numbers = {"log odds": judge.log_odds, "noise": judge.noise, "turn": judge.turn, "shift": judge.shift}
     numbers = {name: values.tolist() for name, values in numbers.items()}
-    return {name: {"constant": row[0], "slopes": dict(zip(module.STATISTICS, row[1:]))} for name, row in numbers.items()}
+    rows = {name: {"constant": row[0], "slopes": dict(zip(module.STATISTICS, row[1:]))} for name, row in numbers.items()}
+    return {"rows": rows, "elsewhere": judge.elsewhere}
 
 
 def _table(summary: dict) -> str:
@@ -174,7 +175,10 @@ def _judge_lines(judge: dict | None) -> list[str]:
     if judge is None:
         return []
     title = "the judge: log odds that a pose is right; log10 of noise, turn and shift; constants, slopes"
-    lines = [f"\n{title}", " " * _OUTPUT_WIDTH + "".join(f"{name:>{_CUE_WIDTH}}" for name in judge)]
-    rows = [("constant", [row["constant"] for row in judge.values()])]
-    rows += [(name, [row["slopes"][name] for row in judge.values()]) for name in next(iter(judge.values()))["slopes"]]
-    return lines + [f"  {name:<{_OUTPUT_WIDTH - 2}}" + "".join(f"{x:>{_CUE_WIDTH}.2f}" for x in row) for name, row in rows]
+    columns = judge["rows"]
+    lines = [f"\n{title}", " " * _OUTPUT_WIDTH + "".join(f"{name:>{_CUE_WIDTH}}" for name in columns)]
+    rows = [("constant", [row["constant"] for row in columns.values()])]
+    rows += [(name, [row["slopes"][name] for row in columns.values()]) for name in next(iter(columns.values()))["slopes"]]
+    end = [f"published covariances: times {judge['elsewhere']:.2f}, since other places are less well known"]
+    lines += [f"  {name:<{_OUTPUT_WIDTH - 2}}" + "".join(f"{x:>{_CUE_WIDTH}.2f}" for x in row) for name, row in rows]
+    return lines + end

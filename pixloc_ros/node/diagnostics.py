@@ -249,6 +249,7 @@ class Health:
         translation, rotation = tracker.odometry.noise_factors
         self._board.value("odometry", **{name: known.get(name, "not known yet") for name in FIGURES})
         self._board.value("odometry", noise_factors=f"{translation:.1f} translation, {rotation:.1f} rotation")
+        self._board.value("odometry", way_factor=f"{tracker.odometry.way_factor:.3f}")
         warnings = findings.warnings(time_offset_ns / NS_PER_S)
         for name in WARNINGS:
             self._board.update("odometry", name, warnings.get(name, ""))

@@ -39,6 +39,7 @@ radians."""
 TENSORS = "judge."
 _LEVELS = 5
 _NAMES = tuple(TENSORS + name for name in ("probability", "noise", "turn", "shift"))
+_ELSEWHERE = TENSORS + "elsewhere"
 _NEVER = -9.0
 _LEAST_AGREEMENT = 0.02
 _HAND = (0.0, 0.15, 0.2, 0.32, 0.4, 1.0), (0.0, 0.85, 0.92, 0.95, 0.98, 1.0)
@@ -96,12 +97,15 @@ class AlignmentJudge:
         noise: log10 of the factor on the claimed covariance.
         turn: log10 of the standard deviation that points have in common, rad.
         shift: The same of the camera's place, as a share of the depth.
+        elsewhere: Factor on the covariance that others get: places that taught nothing are less well known. Not on that of the
+            next prior: image and prior are weighed as they were learned.
     """
 
     log_odds: np.ndarray
     noise: np.ndarray
     turn: np.ndarray
     shift: np.ndarray
+    elsewhere: float = 1.0
 
     @classmethod
     def by_hand(cls) -> AlignmentJudge:
@@ -120,12 +124,16 @@ class AlignmentJudge:
         for name, value in zip(_NAMES, found):
             if tuple(value.shape) != (length,) or not bool(value.isfinite().all()):
                 raise InputError(f"{source}: '{name}' must hold {length} finite numbers: train it again")
-        return cls(*(value.double().numpy() for value in found))
+        elsewhere = companions.get(_ELSEWHERE, torch.ones(1))
+        if tuple(elsewhere.shape) != (1,) or not 1 <= float(elsewhere) < float("inf"):
+            raise InputError(f"{source}: '{_ELSEWHERE}' must hold one number, 1 or more: train it again")
+        return cls(*(value.double().numpy() for value in found), float(elsewhere))
 
     def tensors(self) -> dict[str, torch.Tensor]:
         """What a weights file keeps."""
         values = (self.log_odds, self.noise, self.turn, self.shift)
-        return {name: torch.from_numpy(value).float() for name, value in zip(_NAMES, values)}
+        found = {name: torch.from_numpy(value).float() for name, value in zip(_NAMES, values)}
+        return found | {_ELSEWHERE: torch.tensor([self.elsewhere], dtype=torch.float32)}
 
     def probability(self, statistics: np.ndarray) -> float:
         """That the pose is right."""

@@ -172,7 +172,18 @@ class FrameAligner:
         quality = (float(result.cost), inliers / max(visible, 1), visible / points, points)
         iterations = sum(level.iterations for level in result.trace)
         return FrameAlignment(
-            pose, covariance, success, reason, *quality, iterations, clock.laps, result, local, depth, probability
+            pose,
+            covariance,
+            success,
+            reason,
+            *quality,
+            iterations,
+            clock.laps,
+            result,
+            local,
+            depth,
+            probability,
+            self.judge.elsewhere,
         )
 
     def points_near(self, map_from_camera: torch.Tensor, camera: Camera, count: int) -> LocalPoints:

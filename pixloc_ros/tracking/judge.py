@@ -109,7 +109,7 @@ class Judge:
             return Look(alignment, None, problem, searched)
         image = se3.transform_covariance(alignment.covariance, view.base_from_camera)
         depth, (translation, rotation) = abs(alignment.depth), self._floor
-        published = image + isotropic(min(translation, rotation * depth), rotation)
+        published = image * alignment.elsewhere + isotropic(min(translation, rotation * depth), rotation)
         pose = alignment.map_from_camera @ view.camera_from_base
         return Look(alignment, KnownPose(view.stamp_ns, pose, self.floored(image), view.odometry, published, depth), "", searched)
 

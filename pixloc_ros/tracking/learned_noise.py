@@ -1,5 +1,5 @@
 # Copyright the pixloc_ros authors. SPDX-License-Identifier: Apache-2.0
-"""How far the odometry can be trusted, learned from what the camera sees: factors on the variances of `OdometryNoise`."""
+"""How far the odometry can be trusted, and how long its metre is, learned from what the camera sees."""
 
 from __future__ import annotations
 
@@ -22,25 +22,37 @@ class LearnedNoiseOptions:
             ones does).
         rise: What the standard deviations' factor is multiplied by with an image that surprises.
         fall: The same with one that does not: where one in eight does, the factor stays.
-        most: The largest factor.
+        least: The smallest factor. `OdometryNoise` is for any wheels; most are better.
+        most: The largest.
         smooth: Distance, in six degrees of freedom, from where the velocity of the last two images led, within which an image
             tells anything: where images scatter, they are wrong, not the odometry.
+        way_std: Standard deviation of what the odometry's way is multiplied by, before anything is known. Wheels are worn, tyres
+            soft: their error is the same all the time.
+        way_drift: By how much that changes per square root of a metre.
+        most_way: The largest factor, and one over the smallest; beyond, wheels or map are wrong (`OdometryCheck` warns).
+        most_noise: Standard deviation of the odometry's noise, as a share of the way, up to which a motion tells its scale.
     """
 
     surprise: float = 6.25
     rise: float = 1.19
     fall: float = 0.975
+    least: float = 0.3
     most: float = 10.0
     smooth: float = 3.5
+    way_std: float = 0.05
+    way_drift: float = 0.002
+    most_way: float = 1.2
+    most_noise: float = 0.2
 
 
 class LearnedNoise:
-    """Compares the motion between two images with the odometry's, and sets `OdometryBuffer.noise_factors`: 1 as long as the
-    odometry is as good as it is taken for, never less. Translation and rotation each have their own factor."""
+    """Compares the motion between two images with the odometry's, and sets `OdometryBuffer.noise_factors` (1: the odometry is as
+    good as it is taken for; translation and rotation each have their own) and `OdometryBuffer.way_factor`."""
 
     def __init__(self, odometry: OdometryBuffer, motion: MotionOptions, options: LearnedNoiseOptions | None = None) -> None:
         self.options = options or LearnedNoiseOptions()
         self._odometry, self._motion = odometry, motion
+        self._variance = self.options.way_std**2
         self.interrupt()
 
     def interrupt(self) -> None:
@@ -67,10 +79,33 @@ class LearnedNoise:
         except OdometryUnavailable:
             return
         error = se3.se3_log(se3.inverse(last.map_from_base @ motion) @ pose.map_from_base).numpy()
-        covariance = se3.transform_covariance(last.covariance, se3.inverse(motion)) + noise + pose.covariance
-        factors = []
+        images = (se3.transform_covariance(last.covariance, se3.inverse(motion)) + pose.covariance).numpy()
+        surprised = self._learn_factors(error, images, noise.numpy())
+        if not surprised:
+            self._learn_way(motion[:3, 3].numpy(), error[:3], images[:3, :3], noise.numpy()[:3, :3])
+
+    def _learn_factors(self, error: np.ndarray, images: np.ndarray, noise: np.ndarray) -> bool:
+        """From a motion's error [6] and covariances [6, 6] of images and odometry; whether the translation surprises."""
+        factors, surprises, options = [], [], self.options
         for part, factor in zip((slice(0, 3), slice(3, 6)), self._odometry.noise_factors):
-            distance2 = error[part] @ np.linalg.solve(covariance.numpy()[part, part], error[part])
-            change = self.options.rise if distance2 > self.options.surprise else self.options.fall
-            factors.append(min(max(factor * change, 1.0), self.options.most))
+            surprises.append(error[part] @ np.linalg.solve((images + noise)[part, part], error[part]) > options.surprise)
+            # Images less exact than the odometry do not tell that it is better than usual.
+            tells = surprises[-1] or factor > 1 or np.trace(noise[part, part]) > np.trace(images[part, part])
+            change = (options.rise if surprises[-1] else options.fall) if tells else 1.0
+            factors.append(min(max(factor * change, options.least), options.most))
         self._odometry.noise_factors = tuple(factors)
+        return surprises[0]
+
+    def _learn_way(self, translation: np.ndarray, error: np.ndarray, images: np.ndarray, noise: np.ndarray) -> None:
+        """A Kalman filter of one number, from a motion's translation [3] as the odometry has it, its error, and covariances."""
+        way, options = float(np.linalg.norm(translation)), self.options
+        along = translation / max(way, 1e-9)
+        scatter = along @ noise @ along
+        # A way that is mostly noise looks too long.
+        if scatter > (options.most_noise * way) ** 2:
+            return
+        self._variance = min(self._variance + options.way_drift**2 * way, options.way_std**2)
+        gain = self._variance / (self._variance + (scatter + along @ images @ along) / way**2)
+        factor = self._odometry.way_factor * (1 + gain * float(along @ error) / way)
+        self._odometry.way_factor = min(max(factor, 1 / options.most_way), options.most_way)
+        self._variance *= 1 - gain

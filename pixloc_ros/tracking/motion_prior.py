@@ -102,5 +102,7 @@ def predict(
 
 def _moved(known: KnownPose, motion: torch.Tensor, noise: torch.Tensor, source: str, seconds: float) -> MotionPrior:
     # known · exp(e) · motion · exp(n) = known · motion · exp(Ad(motion⁻¹) e) · exp(n)
-    covariance = se3.transform_covariance(known.covariance, se3.inverse(motion)) + noise
-    return MotionPrior(known.map_from_base @ motion, covariance, source, seconds, motion)
+    back = se3.inverse(motion)
+    covariance = se3.transform_covariance(known.covariance, back) + noise
+    published = None if known.published is None else se3.transform_covariance(known.published, back) + noise
+    return MotionPrior(known.map_from_base @ motion, covariance, source, seconds, motion, published=published)

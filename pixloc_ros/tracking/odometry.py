@@ -129,11 +129,13 @@ class OdometryBuffer:
     Attributes:
         options: How it is kept.
         noise_factors: On the standard deviations of translation and rotation that the noise has; `LearnedNoise` sets them.
+        way_factor: On the translation of motions; `LearnedNoise` sets it, too.
         twist_check: Whether the twists fit the poses.
     """
 
     def __init__(self, options: OdometryOptions | None = None) -> None:
         self.options = options or OdometryOptions()
+        self.way_factor = 1.0
         self.noise_factors = (1.0, 1.0)
         self.twist_check = TwistCheck()
         self._samples: list[OdometrySample] = []
@@ -278,7 +280,9 @@ class OdometryBuffer:
         variances = self.options.noise.variances(distance, turn, seconds, guess2)
         variances *= np.repeat(np.square(self.noise_factors), 3)
         variances += end.twist_variance.numpy() * seconds**2
-        return se3.inverse(start.odom_from_base) @ end.odom_from_base, from_variances(variances)
+        motion = se3.inverse(start.odom_from_base) @ end.odom_from_base
+        motion[:3, 3] *= self.way_factor
+        return motion, from_variances(variances)
 
     @torch.no_grad()
     def velocity(self) -> tuple[torch.Tensor, torch.Tensor] | None:

@@ -57,6 +57,7 @@ class MotionPrior:
     Attributes:
         map_from_base: float64 [4, 4].
         covariance: float64 [6, 6], (translation, rotation) in the base frame: true = map_from_base · exp(error).
+        published: The covariance that others get, where that is another one.
         source: "odometry", "constant velocity", "static" or "initial pose".
         age_s: Since the pose it starts from.
         motion: What was added to that pose, float64 [4, 4].
@@ -69,6 +70,7 @@ class MotionPrior:
     age_s: float
     motion: torch.Tensor | None = None
     noise_factor: float = 1.0
+    published: torch.Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -91,6 +93,7 @@ class FrameAlignment:
         points: The map points that `details` speaks of.
         depth: Median distance of the visible points along the optical axis; infinite where it is not known.
         probability: That the pose is right (`alignment_judge.RIGHT`).
+        elsewhere: Factor on the covariance that others get (`alignment_judge.AlignmentJudge`).
     """
 
     map_from_camera: torch.Tensor
@@ -107,6 +110,12 @@ class FrameAlignment:
     points: LocalPoints | None = None
     depth: float = float("inf")
     probability: float = 0.0
+    elsewhere: float = 1.0
+
+    @property
+    def published(self) -> torch.Tensor:
+        """The covariance that others get."""
+        return self.covariance * self.elsewhere
 
     @classmethod
     def failed(cls, start: torch.Tensor, reason: str, points_used: int, timings_ms: dict[str, float]) -> FrameAlignment:

@@ -321,12 +321,12 @@ def run(config: AlignmentConfig, out: Path, resume: bool, say: Callable[[str], N
     found = outcomes(samples, learned, config.samples, config.judge, config.search.seed)
     held = [one for one in found if one.sample % config.search.held_out == 0]
     taught = [one for one in found if one.sample % config.search.held_out]
-    judge, factor = honest_elsewhere(fit_judge(taught, config.judge.ridge), taught, config.judge.ridge)
+    judge = honest_elsewhere(fit_judge(taught, config.judge.ridge), taught, config.judge.ridge)
     likely, right = np.array([judge.probability(one.statistics) for one in held]), np.array([one.right for one in held])
     nees = [one.nees(judge) for one in held if one.right]
     told, gap = np.mean((likely >= 0.5) == right), calibration_error(likely, right)
     say(f"judge, {len(held)} held-out alignments, {right.sum()} right: {told:.1%} told apart, calibration error {gap:.3f}")
-    say(f"variances times {factor:.1f}, for places unlike these")
+    say(f"variances times {judge.elsewhere:.1f}, for places unlike these")
     say(f"NEES of the right ones {np.mean(nees):.1f} (6 is right), median {np.median(nees):.1f} (5.35 is right)")
     companions = {**weights.companions, **learned.tensors(), **judge.tensors()}
     path = out / "best.safetensors"

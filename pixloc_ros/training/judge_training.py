@@ -53,7 +53,7 @@ class Outcome:
 
     def nees(self, judge: AlignmentJudge) -> float:
         """Squared error by the judge's covariance: 6 on average where that is right."""
-        covariance = judge.covariance(torch.from_numpy(self.claimed), self.statistics, 1.0)
+        covariance = judge.covariance(torch.from_numpy(self.claimed), self.statistics, 1.0) * judge.elsewhere
         return float(self.error @ np.linalg.solve(covariance.numpy(), self.error))
 
 
@@ -137,20 +137,17 @@ def fit_judge(found: Sequence[Outcome], ridge: float) -> AlignmentJudge:
     return AlignmentJudge(solved(values, unlikely, [0.0])[0], *solved(values, far, [0.5, -3.0, -3.0]))
 
 
-def honest_elsewhere(judge: AlignmentJudge, found: Sequence[Outcome], ridge: float) -> tuple[AlignmentJudge, float]:
-    """The judge with its covariance scaled for places unlike those that taught it, and the factor on variances.
+def honest_elsewhere(judge: AlignmentJudge, found: Sequence[Outcome], ridge: float) -> AlignmentJudge:
+    """The judge with the factor for places unlike those that taught it.
 
     A judge is fitted to all kinds of sources but one, and tried on that one. With the factor the squared errors of the right ones
     there are 6 on average. 1 where there is one kind only.
     """
     kinds = sorted({one.source for one in found})
     if len(kinds) < 2:
-        return judge, 1.0
+        return judge
     nees = []
     for kind in kinds:
         others = fit_judge([one for one in found if one.source != kind], ridge)
         nees += [one.nees(others) for one in found if one.source == kind and one.right]
-    factor = max(float(np.mean(nees)) / 6, 1.0)
-    power = np.eye(len(judge.noise))[0] * np.log10(factor)
-    scaled = replace(judge, noise=judge.noise + power, turn=judge.turn + power / 2, shift=judge.shift + power / 2)
-    return scaled, factor
+    return replace(judge, elsewhere=max(float(np.mean(nees)) / 6, 1.0))

@@ -94,7 +94,10 @@ def test_a_weights_file_s_judge_is_taken_whole_or_refused():
     )
     by_hand = AlignmentJudge.of({}, "weights")
     assert by_hand.probability(known) == AlignmentJudge.by_hand().probability(known)
-    for name, length in dict.fromkeys(kept.tensors(), 22).items():
+    for wrong in (torch.zeros(1), torch.ones(2), torch.tensor([torch.nan]), torch.tensor([torch.inf])):
+        with pytest.raises(InputError, match="weights.*'judge.elsewhere' must hold one number, 1 or more: train it again"):
+            AlignmentJudge.of(kept.tensors() | {"judge.elsewhere": wrong}, "weights")
+    for name, length in dict.fromkeys(set(kept.tensors()) - {"judge.elsewhere"}, 22).items():
         for wrong in (torch.zeros(3), torch.zeros(2, length), torch.full((length,), torch.nan)):
             with pytest.raises(InputError, match=f"weights.*'{name}' must hold {length} finite numbers: train it again"):
                 AlignmentJudge.of({**kept.tensors(), name: wrong}, "weights")

@@ -2,6 +2,7 @@
 """How far odometry is trusted: learned from images that move smoothly, never from images that scatter."""
 
 import math
+from collections.abc import Iterator
 from itertools import accumulate
 
 import numpy as np
@@ -39,23 +40,59 @@ def dead_reckoned(poses: torch.Tensor, std: float, turn_std: float, seed: int = 
     return torch.stack(list(accumulate(steps @ se3.se3_exp(noise), torch.matmul)))
 
 
-def factors(poses: torch.Tensor, odometry: torch.Tensor) -> list[tuple[float, float]]:
-    """The factors after each image."""
+def after_each_image(poses: torch.Tensor, odometry: torch.Tensor, covariance: torch.Tensor) -> Iterator[OdometryBuffer]:
+    """The same buffer, with what it has learned so far."""
     buffer = OdometryBuffer()
     learned = LearnedNoise(buffer, MotionOptions())
-    history = []
     for number, (pose, odom_from_base) in enumerate(zip(poses, odometry)):
         stamp_ns = START_NS + number * PERIOD_NS
         buffer.add(stamp_ns, odom_from_base)
-        learned.add(KnownPose(stamp_ns, pose, COVARIANCE, buffer.lookup(stamp_ns)))
-        history.append(buffer.noise_factors)
-    return history
+        learned.add(KnownPose(stamp_ns, pose, covariance, buffer.lookup(stamp_ns)))
+        yield buffer
+
+
+def factors(poses: torch.Tensor, odometry: torch.Tensor, covariance: torch.Tensor = COVARIANCE) -> list[tuple[float, float]]:
+    """The factors after each image."""
+    return [buffer.noise_factors for buffer in after_each_image(poses, odometry, covariance)]
+
+
+def learned_buffer(poses: torch.Tensor, odometry: torch.Tensor, covariance: torch.Tensor) -> OdometryBuffer:
+    """After the last image."""
+    return list(after_each_image(poses, odometry, covariance))[-1]
 
 
 def test_usual_odometry_is_taken_at_its_word():
     """5 % of the way, as `OdometryNoise` has it."""
     poses = truth(400)
-    assert np.mean(factors(poses, dead_reckoned(poses, 0.004, 0.001))) < 1.05
+    assert 0.5 < np.mean(factors(poses, dead_reckoned(poses, 0.004, 0.001))) < 1.05
+
+
+@pytest.mark.parametrize("covariance, low, high", [(1e-2 * COVARIANCE, 0.3, 0.5), (100 * COVARIANCE, 1.0, 1.0)])
+def test_odometry_better_than_usual_is_trusted_more_where_images_can_tell(covariance, low, high):
+    """A tenth of the usual noise, seen by images far more exact than that, and by images far less exact."""
+    poses = truth(300)
+    found = factors(poses, dead_reckoned(poses, 0.0004, 0.0001), covariance)[-1]
+    assert all(low <= factor <= high for factor in found)
+
+
+@pytest.mark.parametrize("scale", [0.9, 0.97, 1.0, 1.04])
+def test_the_wheels_metre_is_learned_and_motions_are_corrected(scale):
+    poses = truth(300)
+    steps = se3.inverse(torch.cat((poses[:1], poses[:-1]))) @ poses
+    steps[:, :3, 3] /= scale
+    odometry = torch.stack(list(accumulate(steps, torch.matmul)))
+    buffer = learned_buffer(poses, odometry, COVARIANCE)
+    assert buffer.way_factor == pytest.approx(scale, abs=0.005)
+    ends = [buffer.lookup(START_NS + number * PERIOD_NS) for number in (298, 299)]
+    motion, _ = buffer.motion_between(*ends)
+    truly = se3.inverse(poses[298]) @ poses[299]
+    assert float((motion - truly)[:3, 3].norm()) < 0.006 * float(truly[:3, 3].norm())
+
+
+def test_noise_is_not_taken_for_a_long_metre():
+    """Odometry of which half is noise: its way is too long by a tenth, which no wheel is."""
+    poses = truth(300)
+    assert learned_buffer(poses, dead_reckoned(poses, 0.04, 0.001), COVARIANCE).way_factor == pytest.approx(1, abs=0.03)
 
 
 def test_trust_is_lost_fast_and_won_back_slowly():
