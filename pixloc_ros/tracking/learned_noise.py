@@ -12,6 +12,8 @@ from .covariances import mahalanobis
 from .motion_prior import KnownPose, MotionOptions, predict
 from .odometry import OdometryBuffer, OdometryUnavailable
 
+_LEAST_WAY_M = 1e-6
+
 
 @dataclass(frozen=True)
 class LearnedNoiseOptions:
@@ -99,11 +101,12 @@ class LearnedNoise:
     def _learn_way(self, translation: np.ndarray, error: np.ndarray, images: np.ndarray, noise: np.ndarray) -> None:
         """A Kalman filter of one number, from a motion's translation [3] as the odometry has it, its error, and covariances."""
         way, options = float(np.linalg.norm(translation)), self.options
-        along = translation / max(way, 1e-9)
-        scatter = along @ noise @ along
-        # A way that is mostly noise looks too long.
-        if scatter > (options.most_noise * way) ** 2:
+        if way < _LEAST_WAY_M:
             return
+        along = translation / way
+        scatter = along @ noise @ along
+        if scatter > (options.most_noise * way) ** 2:
+            return  # a way that is mostly noise looks too long
         self._variance = min(self._variance + options.way_drift**2 * way, options.way_std**2)
         gain = self._variance / (self._variance + (scatter + along @ images @ along) / way**2)
         factor = self._odometry.way_factor * (1 + gain * float(along @ error) / way)

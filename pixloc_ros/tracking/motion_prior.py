@@ -42,7 +42,7 @@ class KnownPose:
         map_from_base: float64 [4, 4].
         covariance: float64 [6, 6], base frame, body perturbation.
         odometry: At the same time, where there is any.
-        published: The covariance that others get, where that is another one.
+        published: The covariance that others get; the same if it is not given.
         depth: Of what the camera saw, m.
     """
 
@@ -52,6 +52,10 @@ class KnownPose:
     odometry: OdometrySample | None = None
     published: torch.Tensor | None = None
     depth: float = float("inf")
+
+    def __post_init__(self) -> None:
+        if self.published is None:
+            object.__setattr__(self, "published", self.covariance)
 
 
 def predict(
@@ -104,5 +108,5 @@ def _moved(known: KnownPose, motion: torch.Tensor, noise: torch.Tensor, source: 
     # known · exp(e) · motion · exp(n) = known · motion · exp(Ad(motion⁻¹) e) · exp(n)
     back = se3.inverse(motion)
     covariance = se3.transform_covariance(known.covariance, back) + noise
-    published = None if known.published is None else se3.transform_covariance(known.published, back) + noise
+    published = se3.transform_covariance(known.published, back) + noise
     return MotionPrior(known.map_from_base @ motion, covariance, source, seconds, motion, published=published)

@@ -176,8 +176,7 @@ class Tracker:
                 # The last pose was found with the other focal length: it is off by so much of the depth.
                 shift = isotropic(change * self._known.depth, change)
                 known = self._known
-                published = None if known.published is None else known.published + shift
-                self._known = replace(known, covariance=known.covariance + shift, published=published)
+                self._known = replace(known, covariance=known.covariance + shift, published=known.published + shift)
         return None if self._calibration_check is None else self._calibration_check.report
 
     # ---- one image
@@ -383,7 +382,7 @@ class Tracker:
         self._known = found
         if prior is not None:
             covariance = self._judge.floored(not_worse_than(found.covariance, prior.covariance))
-            self._known = replace(found, covariance=covariance, published=not_worse_than(found.published, _published(prior)))
+            self._known = replace(found, covariance=covariance, published=not_worse_than(found.published, prior.published))
         self._initial = False
         self._end_search()
         self.state = TrackState.TRACKING
@@ -434,7 +433,7 @@ class Tracker:
         if self.state is TrackState.TRACKING:
             map_from_base, covariance = self._known.map_from_base, self._known.published
         elif self.state is TrackState.DEGRADED:
-            map_from_base, covariance = view.prior.map_from_base, _published(view.prior)
+            map_from_base, covariance = view.prior.map_from_base, view.prior.published
         if map_from_base is not None and view.odometry is not None:
             map_from_odom = map_from_base @ se3.inverse(view.odometry.odom_from_base)
         away = (math.nan, math.nan)
@@ -444,8 +443,3 @@ class Tracker:
         timings_ms = {**(alignment.timings_ms if alignment else {}), "total": (time.perf_counter() - began) * 1e3}
         found = map_from_base, covariance, map_from_odom, view.prior, *away, alignment, timings_ms, message
         return TrackResult(view.stamp_ns, self.state, *found, view.frame.camera)
-
-
-def _published(prior: MotionPrior) -> torch.Tensor:
-    """The covariance of a prior that others get."""
-    return prior.covariance if prior.published is None else prior.published

@@ -57,7 +57,7 @@ class MotionPrior:
     Attributes:
         map_from_base: float64 [4, 4].
         covariance: float64 [6, 6], (translation, rotation) in the base frame: true = map_from_base · exp(error).
-        published: The covariance that others get, where that is another one.
+        published: The covariance that others get; the same if it is not given.
         source: "odometry", "constant velocity", "static" or "initial pose".
         age_s: Since the pose it starts from.
         motion: What was added to that pose, float64 [4, 4].
@@ -71,6 +71,10 @@ class MotionPrior:
     motion: torch.Tensor | None = None
     noise_factor: float = 1.0
     published: torch.Tensor | None = None
+
+    def __post_init__(self) -> None:
+        if self.published is None:
+            object.__setattr__(self, "published", self.covariance)
 
 
 @dataclass(frozen=True)

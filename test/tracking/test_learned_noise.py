@@ -89,6 +89,11 @@ def test_the_wheels_metre_is_learned_and_motions_are_corrected(scale):
     assert float((motion - truly)[:3, 3].norm()) < 0.006 * float(truly[:3, 3].norm())
 
 
+def test_a_robot_that_stands_still_teaches_nothing_of_its_metre():
+    poses = torch.eye(4, dtype=torch.float64).repeat(20, 1, 1)
+    assert learned_buffer(poses, poses, COVARIANCE).way_factor == 1.0
+
+
 def test_noise_is_not_taken_for_a_long_metre():
     """Odometry of which half is noise: its way is too long by a tenth, which no wheel is."""
     poses = truth(300)
