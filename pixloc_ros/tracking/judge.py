@@ -1,6 +1,6 @@
 # Copyright the pixloc_ros authors. SPDX-License-Identifier: Apache-2.0
-"""What is believed of an image: gates on the quality of its alignment and on its distance from the prior, and whether the camera
-hangs."""
+"""What is believed of an image: gates on the quality of its alignment and on its distance from the prior, and whether the image
+is torn or the camera hangs."""
 
 from __future__ import annotations
 
@@ -23,6 +23,9 @@ MOVED_M, MOVED_RAD = 0.02, 0.01
 
 _ROWS = 8
 """Every so many rows are compared."""
+_TORN, _TORN_PART, _TORN_POINTS = 0.5, 0.08, 15
+"""Of two parts of a torn image, one has less than this share of the other's agreement; and the least part that is looked at, of
+all points and in points. Right poses as far from their priors have 0.6 and more on drives whose wheels slip."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -80,6 +83,24 @@ def distance(prior: MotionPrior, pose: KnownPose) -> float:
     return mahalanobis(prior.map_from_base, prior.covariance, pose.map_from_base, pose.covariance)
 
 
+def is_torn(alignment: FrameAlignment) -> bool:
+    """Whether the upper or the lower rows of the image agree with the map much less than the rest: a pose that fits one part of
+    an image whose parts were shifted, as a few wrong bytes of a JPEG or a transfer that is interrupted do, looks as sure."""
+    result = alignment.details
+    if result is None:
+        return False
+    visible = result.visible.cpu().numpy()
+    agrees = result.inliers.cpu().numpy()[visible][np.argsort(result.pixels[..., 1].cpu().numpy()[visible])]
+    count, least = len(agrees), max(_TORN_POINTS, round(_TORN_PART * len(agrees)))
+    above = np.arange(least, count - least + 1)  # points in the upper rows
+    if not len(above):
+        return False
+    agree_above = np.cumsum(agrees)[above - 1]
+    upper, lower = agree_above / above, (agrees.sum() - agree_above) / (count - above)
+    less, more = np.sort(np.stack((upper, lower))[:, np.abs(upper - lower).argmax()])
+    return bool(less < _TORN * more)
+
+
 class Judge:
     """Judges alignments.
 
@@ -118,10 +139,12 @@ class Judge:
         prior, gates = view.prior, self.gates
         if look.pose is None or prior is None or state in (TrackState.LOST, TrackState.RELOCALIZING):
             return False
-        sure = look.probability >= gates.sure_probability
+        sure, away = look.probability >= gates.sure_probability, distance(prior, look.pose)
         if state is TrackState.INITIALIZING and not sure:
             return False
-        if distance(prior, look.pose) > gates.innovation_limit(sure and not look.searched, prior.noise_factor):
+        if away > gates.innovation_limit(sure and not look.searched, prior.noise_factor):
+            return False
+        if away > gates.max_innovation and is_torn(look.alignment):
             return False
         if state is TrackState.DEGRADED:
             # A prior that has grown vague lets in what another lens shows.

@@ -38,7 +38,7 @@ from .calibration_choice import CalibrationChoice
 from .candidates import Candidates
 from .covariances import isotropic, not_worse_than
 from .frame_aligner import FrameAligner
-from .judge import FrameContext, FrozenCamera, Judge, Look, distance
+from .judge import FrameContext, FrozenCamera, Judge, Look, distance, is_torn
 from .learned_noise import LearnedNoise
 from .motion_prior import KnownPose, predict
 from .mount_check import MountCheck
@@ -365,7 +365,8 @@ class Tracker:
             problem = self._calibration_check.report.message
         elif looks[0].pose is not None and prior is not None:
             away = distance(prior, looks[0].pose)
-            problem = f"the image contradicts the {prior.source} prior ({away:.1f} standard deviations)"
+            torn = ", as it is torn across: check the camera's cable and driver" if is_torn(looks[0].alignment) else ""
+            problem = f"the image contradicts the {prior.source} prior ({away:.1f} standard deviations){torn}"
         else:
             problem = looks[0].problem
         if self.state is TrackState.DEGRADED:

@@ -249,9 +249,12 @@ def test_the_interface_is_what_page_table_and_policy_say(request):
 
 
 def test_quality_of_service_can_be_overridden():
-    """By ROS's own parameters, also when the subscription is made a second time."""
-    name = "qos_overrides./camera/image_raw.subscription.reliability"
-    with running(**{name: "reliable"}, **start_pose()) as (node, robot):
+    """By ROS's own parameters, also when the subscription is made a second time; the pose may be latched, as amcl's is."""
+    names = {"qos_overrides./camera/image_raw.subscription.reliability": "reliable"}
+    names["qos_overrides./localization_node/pose.publisher.durability"] = "transient_local"
+    with running(**names, **start_pose()) as (node, robot):
+        (pose,) = node.get_publishers_info_by_topic("/localization_node/pose")
+        assert pose.qos_profile.durability is DurabilityPolicy.TRANSIENT_LOCAL
         for _ in range(2):
             (mine,) = robot.wait(lambda: node.get_subscriptions_info_by_topic("/camera/image_raw"))
             assert mine.qos_profile.reliability.name == "RELIABLE"
