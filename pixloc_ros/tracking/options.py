@@ -6,6 +6,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, field
 
+from .learned_noise import LearnedNoiseOptions
 from .motion_prior import MotionOptions
 from .odometry import OdometryOptions
 from .types import MotionPrior
@@ -33,7 +34,7 @@ class QualityGates:
 
     min_visible_fraction: float = 0.2
     min_visible_points: int = 30
-    min_inlier_fraction: float = 0.02
+    min_inlier_fraction: float = 0.005
     min_probability: float = 0.85
     min_probability_search: float = 0.95
     max_cost: float = float("inf")
@@ -63,6 +64,7 @@ class TrackerOptions:
         gates: What an aligned image must satisfy.
         odometry: How odometry is kept, and how far it errs.
         motion: What is believed of a robot without odometry.
+        learning: How fast the images teach what odometry is worth.
         max_degraded_s: How long dead reckoning on odometry is published.
         max_degraded_std: How unsure it may become: a standard deviation in metres, or
         max_degraded_depths: a share of the depth of what was last seen, if that is more: beyond it an alignment could hardly
@@ -88,6 +90,7 @@ class TrackerOptions:
     gates: QualityGates = field(default_factory=QualityGates)
     odometry: OdometryOptions = field(default_factory=OdometryOptions)
     motion: MotionOptions = field(default_factory=MotionOptions)
+    learning: LearnedNoiseOptions = field(default_factory=LearnedNoiseOptions)
     max_degraded_s: float = 5.0
     max_degraded_std: float = 0.25
     max_degraded_depths: float = 0.1

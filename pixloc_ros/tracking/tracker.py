@@ -81,7 +81,8 @@ class Tracker:
         self._candidates = Candidates(options, self._predict)
         self._calibration_check, self._frozen_camera = calibration_check, FrozenCamera()
         self.mount_check, self.calibration_choice = mount_check or MountCheck("off"), CalibrationChoice(aligner, pose_search)
-        self._odometry_check, self._learned_noise = OdometryCheck(self.odometry), LearnedNoise(self.odometry, options.motion)
+        self._odometry_check = OdometryCheck(self.odometry)
+        self._learned_noise = LearnedNoise(self.odometry, options.motion, options.learning)
         self._unchecked: tuple[int, PreparedImage, FrameAlignment] | None = None
         self._gap = ImageGap()
         self.reset()
