@@ -49,7 +49,8 @@ def first_pose(bag: BagReader, truth: Trajectory, given: torch.Tensor | None) ->
         pose, known = truth.at(np.array([stamp_ns]), TRUTH_GAP_NS)
         if known[0]:
             return stamp_ns, pose[0]
-    raise InputError(f"nothing says where the drive {bag.path} begins: give --initial-pose x y z qx qy qz qw")
+    remedy = "give --initial-pose x y z qx qy qz qw, or let 'pixloc track --cold-start' find it"
+    raise InputError(f"nothing says where the drive {bag.path} begins: {remedy}")
 
 
 def run_bag(
