@@ -2,12 +2,17 @@
 # Copyright the pixloc_ros authors. SPDX-License-Identifier: Apache-2.0
 """Maps of drives without anybody's poses, as in docs/evidence/maps.md: images and wheels of the scenes' bags, their truth unread.
 
-For each drive, from all its images: how many keyframes get a pose; how far they are from the truth after a similarity alignment;
-how wrong the scale is, and what is said of its uncertainty; seconds until the poses are there and until the map is. --plain puts
-plain COLMAP (pycolmap: SIFT, sequential matching, incremental mapper, known camera) of the same images next to it.
+For each drive, from all its images: how many keyframes get a pose, and how many of all images, the others localized in the map;
+how far all are from the truth after a similarity alignment; how wrong the scale is, and what is said of its uncertainty; seconds
+until the keyframes' poses are there and until the map is. --plain puts plain COLMAP (pycolmap: SIFT, sequential matching,
+incremental mapper, known camera) of the same images next to it.
 
-Then a map of every third image, as the COLMAP model's has them, and the scene's queries localized in both from medium priors. The
-drive's map is aligned to the truth within 5 m of the path on each side of a query: a drive's drift is not the localizer's error.
+Then a map of every third image, as the COLMAP model's has them, and the scene's queries localized in both from medium priors. A
+map is aligned to the truth within 5 m of the path on each side of a query: a drive's drift is not the localizer's error.
+
+The truth is not exact from image to image, and the COLMAP model's map has its errors, too. So the same results are also compared
+with structure from motion of all images together (a drive's map with every image as a keyframe), aligned in the same way. What
+decides between the two is how far matches of queries lie from the epipolar lines of the poses: images that no map was made of.
 
     experiments/drive_maps.py ../shared/data -o out/drive_maps
 """
@@ -16,35 +21,47 @@ from __future__ import annotations
 
 import tempfile
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import common
+import cv2
 import numpy as np
 import torch
 
 from pixloc_ros.cli.progress import show_progress
 from pixloc_ros.cli.scripts import run_script
+from pixloc_ros.evaluation.drive_poses import DrivePoses, localize_drive
 from pixloc_ros.evaluation.queries import localize_queries
 from pixloc_ros.evaluation.tables import format_number, markdown_table
 from pixloc_ros.features import Extractor, load_extractor
 from pixloc_ros.geometry import se3
 from pixloc_ros.io.bags import BagOptions, BagReader
 from pixloc_ros.io.colmap import read_colmap_model
+from pixloc_ros.io.images import load_grey
 from pixloc_ros.io.work_folder import WorkFolder
 from pixloc_ros.localization import Localizer
 from pixloc_ros.mapping import Map
-from pixloc_ros.mapping.build.drive import build_map_from_drive
+from pixloc_ros.mapping.build.drive import DriveOptions, DriveReport, build_map_from_drive
 from pixloc_ros.mapping.build.drive_frames import DriveBag
+from pixloc_ros.mapping.build.keyframes import KeyframeOptions
+from pixloc_ros.mapping.build.posed_frames import PosedMapOptions
 
 DRIVES = ("kitti01", "kitti07", "tum_fr1_rpy")
 WINDOW_M = 5.0
 LEVELS = ((0.5, 0.01), (2.0, 0.05))
 """Degrees, share of the depth."""
 PATHS = (
-    "drive | way, m | keyframes posed | RMSE, cm | median, cm | rotation, deg | scale off, % | said, ± % | to poses, s | map, s"
+    "drive | way, m | keyframes posed | images posed | RMSE, cm | median, cm | rotation, deg | scale off, % | said, ± % | "
+    "to poses, s | map, s"
 )
-QUERIES = "scene | map | keyframes | median deg | median cm | R@0.5°/1 % | R@2°/5 %"
+QUERIES = (
+    "scene | poses of the queries | keyframes | to the truth: median deg | cm | R@0.5°/1 % | R@2°/5 % | "
+    "to structure from motion: median deg | cm | off epipolar lines, px"
+)
+_KEYFRAMES = KeyframeOptions()
+_APART, _RATIO, _LEAST_MATCHES = 4, 0.8, 30
+"""Queries between the two of a pair; SIFT's nearest by next, and the fewest matches of a pair."""
 
 
 def main() -> int:
@@ -77,9 +94,11 @@ class Truth:
         names = sorted(poses)
         return cls(names, np.stack([poses[name].numpy() for name in names]), stamps)
 
-    def at(self, map_: Map) -> np.ndarray:
-        """Of a map's keyframes."""
-        return self.poses[np.searchsorted(self.stamps, map_.keyframe_stamp_ns)]
+    def rows(self, map_: Map) -> np.ndarray:
+        """Which images a map's keyframes are, int64 [K]: by name in the COLMAP model's map, by stamp in a drive's."""
+        if map_.keyframe_names[0] in self.names:
+            return np.array([self.names.index(name) for name in map_.keyframe_names])
+        return np.searchsorted(self.stamps, map_.keyframe_stamp_ns)
 
 
 def evaluate(scene: common.Scene, extractor: Extractor, args) -> dict[str, object]:
@@ -87,10 +106,12 @@ def evaluate(scene: common.Scene, extractor: Extractor, args) -> dict[str, objec
     truth, folder = Truth.of(scene), args.output / scene.name
     result: dict[str, object] = {"paths": {}, "queries": {}}
     for kind in ("images and wheels", *(["images alone"] if args.without_odometry else [])):
-        map_, report, seconds = drive_map(scene, extractor, folder, 1, kind == "images and wheels")
-        figures = path_figures(map_.map_from_keyframe.numpy(), truth.at(map_))
+        _, report, seconds, every = drive_map(scene, extractor, folder, odometry=kind == "images and wheels", all_poses=True)
+        rows = np.searchsorted(truth.stamps, every.stamps[every.found])
+        figures = path_figures(every.map_from_camera[every.found].numpy(), truth.poses[rows])
         figures |= {
             "posed": report.posed,
+            "images_posed": (int(every.found.sum()), len(truth.names)),
             "said_scale": report.scale_uncertainty,
             "to_poses_s": report.structure_s,
             "map_s": seconds,
@@ -98,23 +119,38 @@ def evaluate(scene: common.Scene, extractor: Extractor, args) -> dict[str, objec
         result["paths"][kind] = figures
     if args.plain:
         result["paths"]["plain COLMAP"] = plain_colmap(scene, truth)
-    drive = drive_map(scene, extractor, folder, common.MAP_STRIDE, True)[0]
-    result["queries"]["drive"] = query_figures(scene, drive, extractor, truth)
-    result["queries"]["COLMAP model"] = query_figures(scene, scene.build_map(extractor), extractor, None)
+    drive = drive_map(scene, extractor, folder, common.MAP_STRIDE)[0]
+    together = drive_map(scene, extractor, folder, keyframes=KeyframeOptions(shift=1e-6, still=(0.0, 0.0)))[0]
+    references = truth, replace(truth, poses=together.map_from_keyframe.numpy()[np.argsort(truth.rows(together))])
+    maps = {"in the drive's map": drive, "in the COLMAP model's map": scene.build_map(extractor)}
+    result["queries"] = {kind: query_figures(scene, map_, extractor, *references) for kind, map_ in maps.items()}
+    result["queries"]["the truth"] = truth_figures(scene, *references)
     return result
 
 
-def drive_map(scene: common.Scene, extractor: Extractor, folder: Path, every: int, odometry: bool):
-    """Map, report and seconds."""
+def drive_map(
+    scene: common.Scene,
+    extractor: Extractor,
+    folder: Path,
+    every: int = 1,
+    odometry: bool = True,
+    all_poses: bool = False,
+    keyframes: KeyframeOptions = _KEYFRAMES,
+) -> tuple[Map, DriveReport, float, DrivePoses | None]:
+    """Map of each N-th image, report, seconds, and the poses of all images where asked for."""
     begin, options = time.monotonic(), BagOptions(truth="none", odometry=None if odometry else "none")
     with (
         DriveBag(scene.drive, options, every) as frames,
-        tempfile.TemporaryDirectory() as work,
+        tempfile.TemporaryDirectory() as temporary,
         show_progress(scene.name) as progress,
     ):
-        map_, report = build_map_from_drive(frames, extractor, WorkFolder(Path(work) / "work", {}), progress=progress)
+        work = WorkFolder(Path(temporary) / "work", {})
+        how = DriveOptions(PosedMapOptions(keyframes=keyframes))
+        map_, report = build_map_from_drive(frames, extractor, work, how, progress=progress)
+        seconds = round(time.monotonic() - begin, 1)
+        poses = localize_drive(map_, frames, extractor, work, progress=progress) if all_poses else None
     map_.save(folder / f"every_{every}{'' if odometry else '_images'}.pixmap")
-    return map_, report, round(time.monotonic() - begin, 1)
+    return map_, report, seconds, poses
 
 
 def similarity(found: np.ndarray, truth: np.ndarray) -> tuple[float, np.ndarray, np.ndarray]:
@@ -164,7 +200,8 @@ def plain_colmap(scene: common.Scene, truth: Truth) -> dict[str, object]:
     figures = path_figures(np.stack([poses[truth.names[k]] for k in rows]), truth.poses[rows])
     seconds = round(times[1] - times[0], 1)
     return figures | {
-        "posed": (len(rows), len(truth.names)),
+        "posed": None,
+        "images_posed": (len(rows), len(truth.names)),
         "scale_off": None,
         "said_scale": None,
         "to_poses_s": seconds,
@@ -175,32 +212,79 @@ def plain_colmap(scene: common.Scene, truth: Truth) -> dict[str, object]:
 # ---- localization in such a map
 
 
-def query_figures(scene: common.Scene, map_: Map, extractor: Extractor, truth: Truth | None) -> dict[str, object]:
-    """Queries localized from medium priors; truth: of a drive's map, which is then aligned to it around each query."""
-    localizer, priors, around = Localizer(map_, extractor), scene.priors("medium"), {}
-    if truth is not None:
-        around = {query.name: window(map_, truth, truth.names.index(query.name)) for query in scene.queries}
-        priors = {name: moved(pose, *inverted(*around[name])) for name, pose in priors.items()}
-    errors = []
-    for result in localize_queries(localizer, scene.queries, priors):
-        pose = result.camera_from_map
-        if pose is not None and truth is not None:
-            pose = moved(pose, *around[result.name])
-        errors.append(scene.error(result.name, pose))
-    errors = np.array(errors)
+def query_figures(scene: common.Scene, map_: Map, extractor: Extractor, truth: Truth, together: Truth) -> dict[str, object]:
+    """Queries localized from medium priors, in a map that is aligned around each; together: structure from motion's poses."""
+    keyframes = map_.map_from_keyframe.numpy(), truth.rows(map_)
+    place = {query.name: window(*keyframes, truth, truth.names.index(query.name)) for query in scene.queries}
+    priors = {name: moved(pose, *inverted(*place[name])) for name, pose in scene.priors("medium").items()}
+    poses = {r.name: r.camera_from_map for r in localize_queries(Localizer(map_, extractor), scene.queries, priors)}
+    return {"keyframes": len(map_.keyframe_names), **figures_of(scene, poses, keyframes, truth, together)}
+
+
+def truth_figures(scene: common.Scene, truth: Truth, together: Truth) -> dict[str, object]:
+    """The same of the queries' truth itself."""
+    everywhere = truth.poses, np.arange(len(truth.names))
+    itself = {"keyframes": None, "median_deg": None, "median_distance": None, "recall": None}
+    return figures_of(scene, scene.truth, everywhere, truth, together) | itself
+
+
+def figures_of(scene: common.Scene, poses: dict, keyframes: tuple, truth: Truth, together: Truth) -> dict[str, object]:
+    """How far camera_from_map of queries (None where not found) are from truth and structure from motion.
+
+    keyframes: What is aligned to both, map_from_camera [K, 4, 4] and which images they are [K].
+    """
+    errors = [[], []]
+    for name, pose in poses.items():
+        k = truth.names.index(name)
+        for found, reference in zip(errors, (truth, together)):
+            aligned = None if pose is None else moved(pose, *window(*keyframes, reference, k))
+            depth, right = scene.depths[name], torch.from_numpy(reference.poses[k])
+            if aligned is None:
+                found.append((np.inf,) * 3)
+                continue
+            distance, angle = se3.pose_difference(right, se3.inverse(aligned))
+            found.append((np.degrees(float(angle)), float(distance), float(distance) / depth))
+    to_truth, to_structure = np.array(errors)
     return {
-        "keyframes": len(map_.keyframe_names),
-        **common.medians(errors),
-        "recall": [common.recall(errors, *v) for v in LEVELS],
+        **common.medians(to_truth),
+        "recall": [common.recall(to_truth, *v) for v in LEVELS],
+        "structure": common.medians(to_structure),
+        "epipolar_px": epipolar_px(scene, poses),
     }
 
 
-def window(map_: Map, truth: Truth, k: int) -> tuple[float, np.ndarray, np.ndarray]:
-    """Scale, rotation and shift from the map to the truth around its k-th image. Rotations of keyframes are used, too: a straight
-    path does not say how it is rolled."""
-    found, right = map_.map_from_keyframe.numpy(), truth.at(map_)
+def epipolar_px(scene: common.Scene, poses: dict[str, torch.Tensor | None]) -> float | None:
+    """How far matches of queries a few apart lie from the epipolar lines of their poses, median of medians; None: no pairs.
+
+    The matches are those that one fundamental matrix holds: the poses have no say in them.
+    """
+    off, found = [], [query for query in scene.queries if poses[query.name] is not None]
+    sift, matcher = cv2.SIFT_create(2000), cv2.BFMatcher()
+    seen = [sift.detectAndCompute(load_grey(query.path, query.camera), None) for query in found]
+    for a, b in zip(range(len(found)), range(_APART, len(found))):
+        near = matcher.knnMatch(seen[a][1], seen[b][1], k=2)
+        pairs = [(m.queryIdx, m.trainIdx) for m, n in near if m.distance < _RATIO * n.distance]
+        if len(pairs) < _LEAST_MATCHES:
+            continue
+        pixels = [np.array([seen[k][0][row[n]].pt for row in pairs]) for n, k in enumerate((a, b))]
+        inside = cv2.findFundamentalMat(*pixels, cv2.USAC_MAGSAC, 1.0, 0.999, 10000)[1]
+        if inside is None or inside.sum() < _LEAST_MATCHES:
+            continue
+        one, other = (found[k].camera.unproject(torch.from_numpy(p[inside[:, 0] > 0]))[0].numpy() for k, p in zip((a, b), pixels))
+        pose = (poses[found[b].name] @ se3.inverse(poses[found[a].name])).numpy()
+        essential = np.cross(np.eye(3), pose[:3, 3]).T @ pose[:3, :3]
+        lines, back = one @ essential.T, other @ essential
+        distance = np.abs((lines * other).sum(1)) / np.sqrt((lines[:, :2] ** 2).sum(1) / 2 + (back[:, :2] ** 2).sum(1) / 2)
+        off.append(float(np.median(distance)) * float(found[a].camera.params[0]))
+    return float(np.median(off)) if off else None
+
+
+def window(found: np.ndarray, rows: np.ndarray, truth: Truth, k: int) -> tuple[float, np.ndarray, np.ndarray]:
+    """Scale, rotation and shift from poses [K, 4, 4] of the images `rows` to the truth around its k-th image. Rotations are used,
+    too: a straight path does not say how it is rolled."""
+    right = truth.poses[rows]
     way = np.concatenate(([0.0], np.cumsum(np.linalg.norm(np.diff(truth.poses[:, :3, 3], axis=0), axis=1))))
-    apart = np.abs(way[np.searchsorted(truth.stamps, map_.keyframe_stamp_ns)] - way[k])
+    apart = np.abs(way[rows] - way[k])
     near = np.flatnonzero(apart <= max(WINDOW_M, np.sort(apart)[min(2, len(apart) - 1)]))
     u, _, v = np.linalg.svd((right[near, :3, :3] @ found[near, :3, :3].transpose(0, 2, 1)).sum(0))
     rotation = u @ np.diag((1.0, 1.0, np.linalg.det(u @ v))) @ v
@@ -233,10 +317,13 @@ def tables(results: dict[str, dict]) -> dict[str, str]:
         for kind, p in result["paths"].items():
             row = (p["way_m"], 1), (p["rmse_m"], 100), (p["median_m"], 100), (p["median_deg"], 1), (p["scale_off"], 100)
             row = [shown(*cell) for cell in (*row, (p["said_scale"], 100), (p["to_poses_s"], 1), (p["map_s"], 1))]
-            paths.append((f"{scene}, {kind}", row[0], "{} of {}".format(*p["posed"]), *row[1:]))
+            posed = ["–" if v is None else "{} of {}".format(*v) for v in (p["posed"], p["images_posed"])]
+            paths.append((f"{scene}, {kind}", row[0], *posed, *row[1:]))
         for kind, q in result["queries"].items():
-            shares = [f"{100 * share:.0f}" for share in q["recall"]]
-            queries.append((scene, kind, q["keyframes"], shown(q["median_deg"]), shown(q["median_distance"], 100), *shares))
+            cells = [q["keyframes"] or "–", shown(q["median_deg"]), shown(q["median_distance"], 100)]
+            cells += [f"{100 * share:.0f}" for share in q["recall"]] if q["recall"] else ["–"] * len(LEVELS)
+            cells += [shown(q["structure"]["median_deg"]), shown(q["structure"]["median_distance"], 100), shown(q["epipolar_px"])]
+            queries.append((scene, kind, *cells))
     return {"drive paths": markdown_table(PATHS, paths), "drive queries": markdown_table(QUERIES, queries)}
 
 

@@ -16,6 +16,7 @@ import argparse
 import time
 from dataclasses import replace
 
+from ..errors import InputError
 from . import arguments, map_care, map_drive, map_extend
 from .arguments import add_map_making, add_topics, add_verb, check_map_making, option, parse_poses, path
 from .lazy import mapping, pixloc
@@ -127,6 +128,8 @@ def _run_bag(args: argparse.Namespace) -> int:
     if args.poses is None and args.pose_topic is None and not build.posed_bag.has_poses(args.bag, source):
         print(f"no topic of {args.bag} holds poses in the map: they are found from the images")
         return map_drive.run_bag(args)
+    if args.all_poses is not None:
+        raise InputError("--all-poses is for poses that the images give; the bag has them already: leave it out")
     extractor = pixloc.load_extractor(args.weights)
     options = replace(map_drive.posed_options(args), refine=arguments.refine_options(args))
     map_drive.check_keep_images(args)

@@ -48,6 +48,8 @@ def add_drive(parser) -> None:
     flag(group, "--refine-camera", "refine focal length and distortion (always done where the camera is not known)")
     option(group, "--path-length METRES", "how long the path is, where no odometry gives the scale", type=float)
     option(group, "--distance A B METRES", "how far two keyframes' images are apart, instead")
+    kinds = "TUM, of the camera in the map; of a folder of images: the name, and the map in the camera"
+    option(group, "--all-poses FILE", f"also localize the images that are no keyframes, and write the poses of all ({kinds})")
 
 
 def drive_options(args: argparse.Namespace):
@@ -118,6 +120,8 @@ def make(frames, args: argparse.Namespace, source) -> int:
     """Make the map and say what came of it."""
     begin, extractor, options = time.monotonic(), pixloc.load_extractor(args.weights), drive_options(args)
     check_keep_images(args)
+    if args.all_poses is not None and args.all_poses.is_dir():
+        raise InputError(f"--all-poses {args.all_poses} is a folder: name the file")
     key = {
         "drive": mapping.build.posed_bag.bag_identity(source),
         "said": frames.said,
@@ -132,6 +136,11 @@ def make(frames, args: argparse.Namespace, source) -> int:
         map_, made = mapping.build.drive.build_map_from_drive(frames, extractor, *how)
         images = [work.path(f"images/{mapping.build.posed_frames.file_name(name)}") for name in map_.keyframe_names]
         checked = evaluation.held_out.localize_held_out(map_, images, extractor, progress)
+        if args.all_poses:
+            refined = options.refine_camera or not frames.known_camera
+            every = evaluation.drive_poses.localize_drive(map_, frames, extractor, work, refined, progress)
+            every.write(args.all_poses, frames.stamped)
+            made = replace(made, images_posed=(int(every.found.sum()), len(every.names)))
     if hasattr(frames, "bag"):
         made = replace(made, notes=(*made.notes, *frames.bag.notes))
     finish(map_, made, args, begin)
@@ -146,7 +155,8 @@ def _print_drive(map_, made, checked, page) -> None:
     print(
         f"  poses: {made.posed[0]} of {made.posed[1]} keyframes in {made.structure_s:.0f} s, reprojection error "
         f"{made.structure_px:.2f} px, {len(made.loops)} pairs close loops\n"
-        f"  scale: {made.scale}{sure}\n"
+        + (f"  poses: {made.images_posed[0]} of {made.images_posed[1]} images\n" if made.images_posed else "")
+        + f"  scale: {made.scale}{sure}\n"
         f"  check: {checked.summary()}"
     )
     covered = report.feature_maps.measure_coverage(map_)

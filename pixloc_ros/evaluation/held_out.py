@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import torch
 
 from ..features import Extractor
 from ..geometry import se3
@@ -77,8 +78,7 @@ def localize_held_out(
         rest = subset(map_, stays[owner])
         distance, angle = se3.pose_difference(rest.map_from_keyframe, map_.map_from_keyframe[k].expand_as(rest.map_from_keyframe))
         nearest = int((distance / max(float(map_.keyframe_depth[k]), 1e-9) + angle).argmin())
-        std = max(float(distance[nearest]) / max(float(map_.keyframe_depth[k]), 1e-9), _LEAST_STD[1])
-        prior_std = PriorStd(max(math.degrees(float(angle[nearest])), _LEAST_STD[0]), std)
+        prior_std = nearby_std(distance[nearest], angle[nearest], float(map_.keyframe_depth[k]))
         camera = map_.cameras[map_.keyframe_camera[k]]
         found = Localizer(rest, extractor).locate(images[k], camera, rest.map_from_keyframe[nearest], prior_std)
         off = (float("nan"), float("nan"))
@@ -87,3 +87,8 @@ def localize_held_out(
             off = float(metres), math.degrees(float(radians))
         rows.append((map_.keyframe_names[k], found.success, *off, found.reason))
     return HeldOut(*map(tuple, zip(*rows)))
+
+
+def nearby_std(distance: torch.Tensor, angle: torch.Tensor, depth: float) -> PriorStd:
+    """How far off the pose of a keyframe may be that is at this distance and angle (radians), where things are so far away."""
+    return PriorStd(max(math.degrees(float(angle)), _LEAST_STD[0]), max(float(distance) / max(depth, 1e-9), _LEAST_STD[1]))

@@ -43,8 +43,12 @@ def _cards(report: DriveReport, checked: HeldOut) -> list[Card]:
     posed, every = report.posed
     sure, found = report.scale_uncertainty, np.array(checked.found, bool)
     px = report.structure_px
+    cards = [Card(f"{100 * posed / every:.0f} %", "keyframes posed", f"{posed} of {every}", posed < _LITTLE_POSED * every)]
+    if report.images_posed is not None:
+        some, images = report.images_posed
+        cards.append(Card(f"{100 * some / images:.0f} %", "images posed", f"{some} of {images}", some < _FEW_FOUND * images))
     return [
-        Card(f"{100 * posed / every:.0f} %", "keyframes posed", f"{posed} of {every}", posed < _LITTLE_POSED * every),
+        *cards,
         Card(f"{px:.2f} px", "reprojection error", "of the structure from motion", px > _FEW_PX),
         Card("?" if sure is None else f"± {100 * sure:.1f} %", "scale", report.scale, sure is None),
         Card(str(len(report.loops)), "pairs close loops", "places that the drive came back to"),

@@ -5,10 +5,12 @@ import json
 
 import numpy as np
 import pytest
+import torch
 from drive_scene import CAMERA, START, STEP, pose_at, similarity, turning_at, write_bag, write_images, write_video
 
 from pixloc_ros.cli.main import main
 from pixloc_ros.io.bags import BagOptions
+from pixloc_ros.io.trajectory import read_benchmark_poses, read_tum
 from pixloc_ros.mapping import Map
 from pixloc_ros.mapping.build import mapper
 from pixloc_ros.mapping.build.drive_frames import DriveBag
@@ -54,9 +56,51 @@ def test_images(tmp_path, images, capsys):
     assert "1 of 1 keyframes are found" in capsys.readouterr().out
 
 
+def check_all_poses(map_, found, keyframe, truth, posed):
+    """Poses map_from_camera [N, 4, 4] of all images: keyframes have the map's, the others lie on the path with them."""
+    assert posed == [len(truth), len(truth)] and len(keyframe) < len(truth)
+    np.testing.assert_allclose(found[keyframe], map_.map_from_keyframe.numpy(), atol=1e-6)
+    assert similarity(found[:, :3, 3], truth[:, :3, 3])[1] < 0.01
+
+
+def test_all_images_get_a_pose(tmp_path, capsys):
+    poses = np.stack([pose_at(k, 3 * COUNT) for k in range(3 * COUNT)])
+    folder, file = write_images(tmp_path / "images", poses), tmp_path / "poses.txt"
+    code, map_, report = make(tmp_path, "images", folder, "--camera", LINE, "--path-length", "6", "--all-poses", file)
+    found = torch.linalg.inv(torch.stack(list(read_benchmark_poses(file).values()))).numpy()
+    assert list(read_benchmark_poses(file)) == [f"{k:04d}.png" for k in range(len(poses))]
+    check_all_poses(map_, found, [int(name[:4]) for name in map_.keyframe_names], poses, report["images_posed"])
+    assert "images posed" in (tmp_path / "site.html").read_text()
+    assert f"{len(poses)} of {len(poses)} images" in capsys.readouterr().out
+
+
+def test_all_images_of_a_bag_get_a_pose_also_after_a_stop(tmp_path, monkeypatch):
+    poses, file = np.stack([pose_at(k, 2 * COUNT) for k in range(2 * COUNT)]), tmp_path / "poses.tum"
+    bag = write_bag(tmp_path / "bag", poses)
+    words = ("bag", bag, "--path-length", "3.2", "--all-poses", file)
+    with monkeypatch.context() as stopped:
+        stopped.setattr("pixloc_ros.cli.map_drive.finish", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        assert make(tmp_path, *words)[0] == 130
+    monkeypatch.setattr("pixloc_ros.evaluation.drive_poses._Between.localize", None)  # they are all there
+    code, map_, report = make(tmp_path, *words)
+    found = read_tum(file)
+    keyframe = np.searchsorted(found.stamps_ns, map_.keyframe_stamp_ns)
+    check_all_poses(map_, found.map_from_body.numpy(), keyframe, poses, report["images_posed"])
+
+
+def test_all_poses_are_for_drives_without(tmp_path, capsys):
+    for words, said in ((("--poses", "bag"), "leave it out"), (("--poses", "images"), "is a folder")):
+        bag = tmp_path / "bag"
+        if not bag.exists():
+            write_bag(bag, [pose_at(k, 3) for k in range(3)])
+        assert make(tmp_path, "bag", bag, *words, "--all-poses", tmp_path)[0] == 2
+        assert said in capsys.readouterr().err
+
+
 def test_video_without_calibration(tmp_path, capsys):
     video = write_video(tmp_path / "walk.avi", [pose_at(k, COUNT) for k in range(COUNT)])
-    _, map_, report = make(tmp_path, "video", video)
+    _, map_, report = make(tmp_path, "video", video, "--all-poses", tmp_path / "poses.tum")
+    assert report["images_posed"] == [COUNT, COUNT]
     assert report["scale_uncertainty"] is None and "unknown" in report["scale"]
     assert any("the camera was refined" in note for note in report["notes"])
     assert "unknown" in capsys.readouterr().out

@@ -68,6 +68,7 @@ class DriveReport(PosedMapReport):
         scale: Where it comes from.
         scale_uncertainty: As a share; None where it is a guess.
         structure_s: Seconds until the poses were found, keyframes chosen before not counted.
+        images_posed: Images that have a pose, and all of them, where all were localized in the map; else None.
     """
 
     posed: tuple[int, int]
@@ -77,6 +78,7 @@ class DriveReport(PosedMapReport):
     scale: str
     scale_uncertainty: float | None
     structure_s: float
+    images_posed: tuple[int, int] | None = None
 
 
 def build_map_from_drive(

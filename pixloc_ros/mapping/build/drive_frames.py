@@ -37,7 +37,7 @@ class DriveFrames(Protocol):
         known_camera: Whether the camera is calibrated.
         has_odometry: Whether the frames' poses are odometry's: metres, z up, drifting.
         base_from_camera: float64 [4, 4] where the camera sits on a base whose z axis points up; None where unknown.
-        stamped: Whether stamps are times, else they count the frames.
+        stamped: Whether stamps are times, else they count the frames, which are the files `paths`.
     """
 
     said: str
