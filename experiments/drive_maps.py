@@ -149,7 +149,8 @@ def drive_map(
         map_, report = build_map_from_drive(frames, extractor, work, how, progress=progress)
         seconds = round(time.monotonic() - begin, 1)
         poses = localize_drive(map_, frames, extractor, work, progress=progress) if all_poses else None
-    map_.save(folder / f"every_{every}{'' if odometry else '_images'}.pixmap")
+    which = f"{'' if odometry else '_images'}{'' if keyframes is _KEYFRAMES else '_together'}"
+    map_.save(folder / f"every_{every}{which}.pixmap")
     return map_, report, seconds, poses
 
 
