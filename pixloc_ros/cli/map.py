@@ -49,7 +49,7 @@ def add_parser(subparsers) -> None:
 
 def _add_bag(sources) -> None:
     parser = add_verb(sources, "bag", _run_bag, _run_bag.__doc__)
-    path(parser, "bag BAG", "rosbag2 folder, .mcap or .db3 file, or ROS 1 .bag")
+    path(parser, "bag BAG", "rosbag2 folder, .mcap or .db3 file, or ROS 1 .bag; several: drives through one place", nargs="+")
     add_map_making(parser)
     map_drive.add_keyframes(parser)
     where = "'images': structure from motion; 'bag': a topic or TF (default: the bag's where it has some, else images)"
@@ -109,17 +109,24 @@ def _run_bag(args: argparse.Namespace) -> int:
     Takes images, calibration and poses (a topic of a LiDAR SLAM or of ground truth, or TF) from a rosbag2 (sqlite3, MCAP) or a
     ROS 1 bag. Points are triangulated with the poses as they are (or refined: --refine), or come from a depth topic. Where no
     topic holds poses, or with --poses images, they are found from the images, and odometry gives the scale; the map begins at the
-    base's first pose. Work that was stopped or killed goes on when the same command is given again.
+    base's first pose; several drives become one map. Work that was stopped or killed goes on when the same command is given
+    again.
 
     examples:
       pixloc map bag drive_bag -o site.pixmap
       pixloc map bag drive_bag -o site.pixmap --poses images
+      pixloc map bag monday tuesday -o site.pixmap --poses images
       pixloc map bag drive.mcap -o site.pixmap --pose-topic /lio/odometry --base-frame imu_link --refine
       pixloc map bag drive.bag -o site.pixmap --pose-topic tf --map-frame map --depth-topic none
     """
     check_map_making(args)
     if args.poses == "images":
         return map_drive.run_bag(args)
+    if len(args.bag) > 1:
+        raise InputError(
+            "several bags: give --poses images, or make a map of each with its poses and join them ('pixloc map merge')"
+        )
+    (args.bag,) = args.bag
     begin, build = time.monotonic(), mapping.build
     (mount,) = parse_poses(args, "base_from_camera")
     where = (args.image_topic, args.camera_info_topic, args.pose_topic, args.map_frame, args.base_frame, mount, args.depth_topic)
@@ -127,6 +134,7 @@ def _run_bag(args: argparse.Namespace) -> int:
     source = build.posed_bag.PosedBagOptions(*where, args.depth_scale, *timing)
     if args.poses is None and args.pose_topic is None and not build.posed_bag.has_poses(args.bag, source):
         print(f"no topic of {args.bag} holds poses in the map: they are found from the images")
+        args.bag = [args.bag]
         return map_drive.run_bag(args)
     if args.all_poses is not None:
         raise InputError("--all-poses is for poses that the images give; the bag has them already: leave it out")

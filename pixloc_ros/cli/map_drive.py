@@ -2,8 +2,10 @@
 """`pixloc map images | video`, and `pixloc map bag --poses images`: maps without anybody's poses."""
 
 import argparse
+import contextlib
 import time
 from dataclasses import replace
+from pathlib import Path
 
 from ..errors import InputError
 from .arguments import add_map_making, add_verb, check_map_making, flag, option, parse_poses, path
@@ -106,8 +108,10 @@ def run_bag(args: argparse.Namespace) -> int:
     (mount,) = parse_poses(args, "base_from_camera")
     topics = (args.image_topic, args.camera_info_topic, args.odometry_topic, "none")
     options = io.bags.BagOptions(*topics, base_frame=args.base_frame, base_from_camera=mount, recording_time=args.recording_time)
-    with mapping.build.drive_frames.DriveBag(args.bag, options, _every(args)) as frames:
-        return make(frames, args, args.bag)
+    kinds = mapping.build.drive_frames
+    with contextlib.ExitStack() as stack:
+        drives = [stack.enter_context(kinds.DriveBag(bag, options, _every(args))) for bag in args.bag]
+        return make(drives[0] if len(drives) == 1 else kinds.SeveralDrives(drives), args, *args.bag)
 
 
 def _every(args: argparse.Namespace) -> int:
@@ -116,14 +120,14 @@ def _every(args: argparse.Namespace) -> int:
     return args.every
 
 
-def make(frames, args: argparse.Namespace, source) -> int:
+def make(frames, args: argparse.Namespace, *sources: Path) -> int:
     """Make the map and say what came of it."""
     begin, extractor, options = time.monotonic(), pixloc.load_extractor(args.weights), drive_options(args)
     check_keep_images(args)
     if args.all_poses is not None and args.all_poses.is_dir():
         raise InputError(f"--all-poses {args.all_poses} is a folder: name the file")
     key = {
-        "drive": mapping.build.posed_bag.bag_identity(source),
+        "drive": [file for source in sources for file in mapping.build.posed_bag.bag_identity(source)],
         "said": frames.said,
         "options": [options.posed.to_json(), options.refine_camera, getattr(args, "camera", None), args.every],
         "network": extractor.fingerprint,
@@ -141,8 +145,7 @@ def make(frames, args: argparse.Namespace, source) -> int:
             every = evaluation.drive_poses.localize_drive(map_, frames, extractor, work, refined, progress)
             every.write(args.all_poses, frames.stamped)
             made = replace(made, images_posed=(int(every.found.sum()), len(every.names)))
-    if hasattr(frames, "bag"):
-        made = replace(made, notes=(*made.notes, *frames.bag.notes))
+    made = replace(made, notes=(*made.notes, *getattr(frames, "notes", ())))
     finish(map_, made, args, begin)
     print_posed(made)
     _print_drive(map_, made, checked, args.output.with_suffix(".html"))
@@ -156,6 +159,7 @@ def _print_drive(map_, made, checked, page) -> None:
         f"  poses: {made.posed[0]} of {made.posed[1]} keyframes in {made.structure_s:.0f} s, reprojection error "
         f"{made.structure_px:.2f} px, {len(made.loops)} pairs close loops\n"
         + (f"  poses: {made.images_posed[0]} of {made.images_posed[1]} images\n" if made.images_posed else "")
+        + "".join(f"  drives {a} and {b} are tied by {count} pairs of images\n" for a, b, count in made.ties)
         + f"  scale: {made.scale}{sure}\n"
         f"  check: {checked.summary()}"
     )

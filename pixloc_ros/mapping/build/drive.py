@@ -64,6 +64,7 @@ class DriveReport(PosedMapReport):
         posed: Keyframes that structure from motion posed, and all of them.
         pairs: Pairs of images that were matched, and how many of them show parallax.
         loops: Names of two images each that time does not bring together but show one place.
+        ties: Of several drives: two of them (from 1), and how many pairs of images tie them.
         structure_px: Mean reprojection error of the structure from motion.
         scale: Where it comes from.
         scale_uncertainty: As a share; None where it is a guess.
@@ -74,6 +75,7 @@ class DriveReport(PosedMapReport):
     posed: tuple[int, int]
     pairs: tuple[int, int]
     loops: tuple[tuple[str, str], ...]
+    ties: tuple[tuple[int, int, int], ...]
     structure_px: float
     scale: str
     scale_uncertainty: float | None
@@ -139,7 +141,8 @@ class DriveSolver:
             )
         matcher = Matcher(images, self.work, self.options.posed.triangulation)
         self._check_features(matcher)
-        finder = PairFinder(matcher, self.extractor, self.frames.known_camera)
+        self._drive = np.array([self.frames.drive_of(name) for name in names])
+        finder = PairFinder(matcher, self.extractor, self.frames.known_camera, self._drive)
         finder.find(self.progress)
         self._check_pairs(finder)
         stored = self.work.arrays("structure", lambda: self._structure(finder))
@@ -149,6 +152,7 @@ class DriveSolver:
                 f"structure from motion poses only {len(image)} of {len(names)} keyframes ({_stretches(image, len(names))}): "
                 "the rest does not hang together with them; drive slower there, or in more light"
             )
+        self._check_drives(image)
         cameras = [Camera.parse_colmap_line(str(line)) for line in stored["cameras"]]
         scale, said, uncertainty = self._scale(poses, [names[k] for k in image], stored)
         poses = self._in_map_frame(poses, scale)
@@ -156,6 +160,7 @@ class DriveSolver:
             "posed": (len(image), len(names)),
             "pairs": (sum(p.is_link for p in finder.pairs.values()), sum(p.has_parallax for p in finder.pairs.values())),
             "loops": tuple((names[a], names[b]) for a, b in _revisits(stored["loops"], image, poses[:, :3, 3].numpy())),
+            "ties": _ties(stored["loops"], self._drive),
             "structure_px": float(stored["error_px"]),
             "scale": said,
             "scale_uncertainty": uncertainty,
@@ -194,6 +199,15 @@ class DriveSolver:
                 "distance can be seen; drive sideways or forward"
             )
 
+    def _check_drives(self, image: np.ndarray) -> None:
+        for number in range(int(self._drive[-1]) + 1):
+            mine = np.flatnonzero(self._drive == number)
+            if np.isin(mine, image).mean() < _LEAST_POSED:
+                raise InputError(
+                    f"drive {number + 1} (in the order of their times) does not hang together with the others: map it by "
+                    "itself, or drive once more, in between"
+                )
+
     def _structure(self, finder: PairFinder) -> dict[str, np.ndarray]:
         """Poses and cameras, as arrays: metric where there is odometry."""
         refine, matcher = self.options.refine_camera or not self.frames.known_camera, finder.matcher
@@ -203,7 +217,7 @@ class DriveSolver:
         if refine:  # the rays are those of the refined camera
             cameras = [Camera.parse_colmap_line(str(line)) for line in mapped["cameras"]]
             matcher = Matcher(replace(matcher.images, cameras=cameras), self.work, matcher.options)
-            finder = PairFinder(matcher, self.extractor)
+            finder = PairFinder(matcher, self.extractor, True, self._drive)
             finder.find(None)
         model = solve_with_odometry(finder, self.progress)
         if model.fitting < _LEAST_FITTING:
@@ -280,6 +294,12 @@ class DriveSolver:
         if self.options.refine_camera or not self.frames.known_camera:
             why = "as asked" if self.frames.known_camera else "none is known: calibrate the camera for a better map"
             yield f"the camera was refined ({why}): {cameras[0].to_colmap_line()}, from {images.cameras[0].to_colmap_line()}"
+
+
+def _ties(loops: np.ndarray, drive: np.ndarray) -> tuple[tuple[int, int, int], ...]:
+    """Of pairs of images [n, 2] those between two drives, counted."""
+    ends, counts = np.unique(np.sort(drive[loops], 1) + 1, axis=0, return_counts=True)
+    return tuple((int(a), int(b), int(n)) for (a, b), n in zip(ends, counts) if a != b)
 
 
 def _upwards(rotations: np.ndarray) -> np.ndarray:
