@@ -159,7 +159,7 @@ def _print_drive(map_, made, checked, page) -> None:
         f"  poses: {made.posed[0]} of {made.posed[1]} keyframes in {made.structure_s:.0f} s, reprojection error "
         f"{made.structure_px:.2f} px, {len(made.loops)} pairs close loops\n"
         + (f"  poses: {made.images_posed[0]} of {made.images_posed[1]} images\n" if made.images_posed else "")
-        + "".join(f"  drives {a} and {b} are tied by {count} pairs of images\n" for a, b, count in made.ties)
+        + "".join(f"  {tie}\n" for tie in made.ties)
         + f"  scale: {made.scale}{sure}\n"
         f"  check: {checked.summary()}"
     )

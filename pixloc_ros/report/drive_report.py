@@ -68,7 +68,7 @@ def _facts(report: DriveReport) -> dict[str, str]:
     if report.reprojection_px:
         facts["reprojection of the map's points"] = "median {:.2f} px, 95 % below {:.2f} px".format(*report.reprojection_px)
     if report.ties:
-        facts["pairs of images that tie drives"] = ", ".join(f"{a} and {b}: {count}" for a, b, count in report.ties)
+        facts["what ties the drives"] = "; ".join(map(str, report.ties))
     if report.loops:
         shown = ", ".join(f"{a} – {b}" for a, b in report.loops[:_SHOWN])
         facts["loops"] = f"{shown}{', ...' if len(report.loops) > _SHOWN else ''}"

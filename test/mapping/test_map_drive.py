@@ -194,11 +194,12 @@ def test_several_drives_become_one_map(tmp_path, odometry, capsys):
     factor, rmse = similarity(map_.map_from_keyframe[:, :3, 3].numpy(), np.stack([pose[:3, 3] for pose in truth]))
     assert rmse < 0.02
     assert not odometry or abs(factor - 1) < 0.02
-    ((one, other, count),) = report["ties"]
+    ((one, other, count, before, after),) = report["ties"]
     assert (one, other) == (1, 2) and count >= 3
+    assert after < before < 0.2 if odometry else before is after is None
     assert f"drives 1 and 2 are tied by {count} pairs of images" in capsys.readouterr().out
     assert "first, second" in " ".join(report["notes"])
-    assert "tie drives" in (tmp_path / "site.html").read_text()
+    assert f"tied by {count} pairs" in (tmp_path / "site.html").read_text()
     seen_by = [set(map_.observation_point[map_.observations(k)].tolist()) for k in range(len(later))]
     both = set.union(*(seen_by[k] for k in np.flatnonzero(later))) & set.union(*(seen_by[k] for k in np.flatnonzero(~later)))
     assert len(both) > 50, "points are shared"

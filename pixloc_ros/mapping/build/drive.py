@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass, field, replace
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -56,6 +57,29 @@ class DriveOptions:
             raise InputError("the scale: give the length of the path or one distance, in metres above 0")
 
 
+class DriveTie(NamedTuple):
+    """Two drives that show the same places.
+
+    Attributes:
+        first, second: Numbers of the drives, from 1.
+        pairs: Pairs of images that tie them.
+        before_m: How far these were apart when the drives were laid on each other unbent, metres, median; None without odometry.
+        after_m: How far they are in the end.
+    """
+
+    first: int
+    second: int
+    pairs: int
+    before_m: float | None
+    after_m: float | None
+
+    def __str__(self) -> str:
+        tied = f"drives {self.first} and {self.second} are tied by {self.pairs} pairs of images"
+        if self.before_m is None:
+            return tied
+        return f"{tied}, {100 * self.before_m:.1f} cm apart before all were adjusted together, {100 * self.after_m:.1f} cm after"
+
+
 @dataclass(frozen=True, kw_only=True)
 class DriveReport(PosedMapReport):
     """What became of a drive, and how good its map is.
@@ -64,7 +88,7 @@ class DriveReport(PosedMapReport):
         posed: Keyframes that structure from motion posed, and all of them.
         pairs: Pairs of images that were matched, and how many of them show parallax.
         loops: Names of two images each that time does not bring together but show one place.
-        ties: Of several drives: two of them (from 1), and how many pairs of images tie them.
+        ties: Of several drives, two by two.
         structure_px: Mean reprojection error of the structure from motion.
         scale: Where it comes from.
         scale_uncertainty: As a share; None where it is a guess.
@@ -75,7 +99,7 @@ class DriveReport(PosedMapReport):
     posed: tuple[int, int]
     pairs: tuple[int, int]
     loops: tuple[tuple[str, str], ...]
-    ties: tuple[tuple[int, int, int], ...]
+    ties: tuple[DriveTie, ...]
     structure_px: float
     scale: str
     scale_uncertainty: float | None
@@ -160,7 +184,7 @@ class DriveSolver:
             "posed": (len(image), len(names)),
             "pairs": (sum(p.is_link for p in finder.pairs.values()), sum(p.has_parallax for p in finder.pairs.values())),
             "loops": tuple((names[a], names[b]) for a, b in _revisits(stored["loops"], image, poses[:, :3, 3].numpy())),
-            "ties": _ties(stored["loops"], self._drive),
+            "ties": _ties(stored["loops"], stored.get("apart"), self._drive),
             "structure_px": float(stored["error_px"]),
             "scale": said,
             "scale_uncertainty": uncertainty,
@@ -230,6 +254,7 @@ class DriveSolver:
             "error_px": np.array(model.error_px),
             "scale_spread": np.array(model.scale_spread),
             "loops": np.array(model.loops, np.int64).reshape(-1, 2),
+            "apart": model.apart,
         }
 
     def _mapped(self, finder: PairFinder, refine: bool) -> dict[str, np.ndarray]:
@@ -296,10 +321,14 @@ class DriveSolver:
             yield f"the camera was refined ({why}): {cameras[0].to_colmap_line()}, from {images.cameras[0].to_colmap_line()}"
 
 
-def _ties(loops: np.ndarray, drive: np.ndarray) -> tuple[tuple[int, int, int], ...]:
-    """Of pairs of images [n, 2] those between two drives, counted."""
-    ends, counts = np.unique(np.sort(drive[loops], 1) + 1, axis=0, return_counts=True)
-    return tuple((int(a), int(b), int(n)) for (a, b), n in zip(ends, counts) if a != b)
+def _ties(loops: np.ndarray, apart: np.ndarray | None, drive: np.ndarray) -> tuple[DriveTie, ...]:
+    """Of pairs of images [n, 2], and how far they were apart and are [n, 2], those between two drives."""
+    ends, which, counts = np.unique(np.sort(drive[loops], 1) + 1, axis=0, return_inverse=True, return_counts=True)
+    ties = []
+    for n, ((a, b), count) in enumerate(zip(ends.tolist(), counts.tolist())):
+        metres = (None, None) if apart is None else np.median(apart[which.reshape(-1) == n], axis=0).tolist()
+        ties.append(DriveTie(a, b, count, *metres))
+    return tuple(tie for tie in ties if tie.first != tie.second)
 
 
 def _upwards(rotations: np.ndarray) -> np.ndarray:

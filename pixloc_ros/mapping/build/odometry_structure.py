@@ -43,6 +43,7 @@ class OdometryModel:
         fitting: Share of the observations that do.
         scale_spread: Standard deviation of the scale between stretches of the drive; as a share.
         loops: Pairs of images whose loop was used.
+        apart: float64 [len(loops), 2], by how many metres each loop was off when drives were laid on each other, and is now.
         depth: Median.
     """
 
@@ -51,6 +52,7 @@ class OdometryModel:
     fitting: float
     scale_spread: float
     loops: list[tuple[int, int]]
+    apart: np.ndarray
     depth: float
 
 
@@ -70,11 +72,12 @@ def solve_with_odometry(finder: PairFinder, progress: Progress | None = None) ->
         say(n)
         bundle, rays_used = _stage(poses, rays, numbers, motions, robust * scale_px, iterations)
         poses = bundle.poses
-    used = []
+    used, apart = [], np.zeros((0, 2))
     if loops:
         closing, used = _closing(finder, bundle, rays_used)
         poses = _drives_aligned(poses, closing, drive)
         if used:
+            before = _apart(poses, closing)
             graph = Links.join([_graph(poses, drive), closing])
             empty = rays.only(np.zeros(0, np.int64))
             bent = adjust(Bundle(poses, np.zeros((0, 3))), empty, graph, 1.0, 30)
@@ -86,13 +89,14 @@ def solve_with_odometry(finder: PairFinder, progress: Progress | None = None) ->
                 say(n)
                 bundle, rays_used = _stage(poses, rays, numbers, motions, robust * scale_px, iterations)
                 poses = bundle.poses
+            apart = np.stack((before, _apart(poses, closing)), 1)[right]
     _require_ties(used, drive)
     error = errors_px(bundle, rays_used) / scale_px
     good = error < 3.0
     depth = np.linalg.norm(bundle.xyz[rays_used.point] - poses[rays_used.image, :3, 3], axis=1)
     figures = float(np.median(error[good])) if good.any() else float("inf"), len(rays_used.point) / max(len(rays.point), 1)
     spread, depth = _scale_spread(poses, odometry, drive), float(np.median(depth)) if len(depth) else 0.0
-    return OdometryModel(poses, *figures, spread, used, depth)
+    return OdometryModel(poses, *figures, spread, used, apart, depth)
 
 
 def _followed(drive: np.ndarray) -> np.ndarray:
@@ -187,6 +191,12 @@ def _closing(finder: PairFinder, bundle: Bundle, rays: Rays) -> tuple[Links, lis
     deviation = _LOOP_M + _LOOP_SHARE * np.linalg.norm(relative[:, :3, 3], axis=1)
     index = np.array(first, np.int64), np.array(second, np.int64)
     return Links(*index, relative, deviation, np.full(count, _LOOP_RAD), np.ones(count, bool)), used
+
+
+def _apart(poses: np.ndarray, links: Links) -> np.ndarray:
+    """How far the second image of each is from where the link has it, metres [L]."""
+    wanted = poses[links.first] @ links.first_from_second
+    return np.linalg.norm((wanted - poses[links.second])[:, :3, 3], axis=1)
 
 
 def _drives_aligned(poses: np.ndarray, closing: Links, drive: np.ndarray) -> np.ndarray:
