@@ -115,27 +115,28 @@ def _run_bag(args: argparse.Namespace) -> int:
     examples:
       pixloc map bag drive_bag -o site.pixmap
       pixloc map bag drive_bag -o site.pixmap --poses images
-      pixloc map bag monday tuesday -o site.pixmap --poses images
+      pixloc map bag monday tuesday -o site.pixmap
       pixloc map bag drive.mcap -o site.pixmap --pose-topic /lio/odometry --base-frame imu_link --refine
       pixloc map bag drive.bag -o site.pixmap --pose-topic tf --map-frame map --depth-topic none
     """
     check_map_making(args)
     if args.poses == "images":
         return map_drive.run_bag(args)
-    if len(args.bag) > 1:
-        raise InputError(
-            "several bags: give --poses images, or make a map of each with its poses and join them ('pixloc map merge')"
-        )
-    (args.bag,) = args.bag
     begin, build = time.monotonic(), mapping.build
     (mount,) = parse_poses(args, "base_from_camera")
     where = (args.image_topic, args.camera_info_topic, args.pose_topic, args.map_frame, args.base_frame, mount, args.depth_topic)
     timing = (args.every, round(args.max_pose_gap * 1e9), args.recording_time)
     source = build.posed_bag.PosedBagOptions(*where, args.depth_scale, *timing)
-    if args.poses is None and args.pose_topic is None and not build.posed_bag.has_poses(args.bag, source):
-        print(f"no topic of {args.bag} holds poses in the map: they are found from the images")
-        args.bag = [args.bag]
+    given = args.poses == "bag" or args.pose_topic is not None
+    if not (given or any(build.posed_bag.has_poses(bag, source) for bag in args.bag)):
+        print(f"no topic of {' or '.join(map(str, args.bag))} holds poses in the map: they are found from the images")
         return map_drive.run_bag(args)
+    if len(args.bag) > 1:
+        raise InputError(
+            "several bags with poses: give --poses images, or make a map of each with its poses and join them "
+            "('pixloc map merge')"
+        )
+    (args.bag,) = args.bag
     if args.all_poses is not None:
         raise InputError("--all-poses is for poses that the images give; the bag has them already: leave it out")
     extractor = pixloc.load_extractor(args.weights)
