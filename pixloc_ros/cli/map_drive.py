@@ -109,6 +109,8 @@ def run_bag(args: argparse.Namespace) -> int:
     topics = (args.image_topic, args.camera_info_topic, args.odometry_topic, "none")
     options = io.bags.BagOptions(*topics, base_frame=args.base_frame, base_from_camera=mount, recording_time=args.recording_time)
     kinds = mapping.build.drive_frames
+    if args.all_poses is not None and len(args.bag) > 1:
+        raise InputError("--all-poses is for one drive: with several, localize each in the finished map ('pixloc track')")
     with contextlib.ExitStack() as stack:
         drives = [stack.enter_context(kinds.DriveBag(bag, options, _every(args))) for bag in args.bag]
         return make(drives[0] if len(drives) == 1 else kinds.SeveralDrives(drives), args, *args.bag)

@@ -198,7 +198,7 @@ def test_several_drives_become_one_map(tmp_path, odometry, capsys):
     assert (one, other) == (1, 2) and count >= 3
     assert after < before < 0.2 if odometry else before is after is None
     assert f"drives 1 and 2 are tied by {count} pairs of images" in capsys.readouterr().out
-    assert "first, second" in " ".join(report["notes"])
+    assert "first, second" in " ".join(report["notes"]) and "second: stamps are moved by" in " ".join(report["notes"])
     assert f"tied by {count} pairs" in (tmp_path / "site.html").read_text()
     seen_by = [set(map_.observation_point[map_.observations(k)].tolist()) for k in range(len(later))]
     both = set.union(*(seen_by[k] for k in np.flatnonzero(later))) & set.union(*(seen_by[k] for k in np.flatnonzero(~later)))
@@ -221,6 +221,8 @@ def test_several_bags_with_poses_are_refused_with_the_way_out(tmp_path, capsys):
     bags = [write_bag(tmp_path / name, [pose_at(k, COUNT) for k in range(2)]) for name in ("a", "b")]
     assert make(tmp_path, "bag", *bags, "--poses", "bag")[0] != 0
     assert "pixloc map merge" in capsys.readouterr().err
+    assert make(tmp_path, "bag", *bags, "--poses", "images", "--all-poses", tmp_path / "all.tum")[0] != 0
+    assert "--all-poses is for one drive" in capsys.readouterr().err
 
 
 def test_odometry_that_stands_still_is_refused(tmp_path, capsys):

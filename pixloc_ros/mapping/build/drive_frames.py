@@ -257,7 +257,12 @@ class SeveralDrives:
     def notes(self) -> tuple[str, ...]:
         """What is to be known of the bags."""
         order = f"drives in the order of their times: {', '.join(one.bag.path.name for one in self.drives)}"
-        return order, *(f"{one.bag.path.name}: {note}" for one in self.drives for note in one.bag.notes)
+        moved = [
+            f"{one.bag.path.name}: stamps are moved by {shift * 1e-9:.3f} s, behind the drive before"
+            for one, shift in zip(self.drives, self._shifts_ns)
+            if shift
+        ]
+        return order, *moved, *(f"{one.bag.path.name}: {note}" for one in self.drives for note in one.bag.notes)
 
     def drive_of(self, name: str) -> int:
         """Which of the drives a keyframe belongs to, by its name, which is its stamp."""
