@@ -3,6 +3,9 @@
 
 Levenberg-Marquardt on rays: an observation's error is the angle between where its feature and its point are seen, times the focal
 length, so that any camera model will do. Points are eliminated (Schur complement).
+
+It could take given centres, too, as motions from a fixed pose, in place of `bundle_adjustment`. What that does to refined poses
+and to time has not been measured.
 """
 
 from __future__ import annotations
