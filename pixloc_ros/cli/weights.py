@@ -124,19 +124,19 @@ def _summary(weights: str) -> dict:
         "parameters": {**counts, "total": sum(counts.values())},
         "damping": damping,
         "levels": levels,
-        "judge": _judge(extractor),
+        **_judge(extractor),
     }
 
 
-def _judge(extractor) -> dict | None:
+def _judge(extractor) -> dict:
     module = tracking.alignment_judge
     if not any(name.startswith(module.TENSORS) for name in extractor.companions):
-        return None
+        return {"judge": None, "judge_elsewhere": None}
     judge = module.AlignmentJudge.of(extractor.companions, f"weights '{extractor.name}'")
     numbers = {"log odds": judge.log_odds, "noise": judge.noise, "turn": judge.turn, "shift": judge.shift}
     numbers = {name: values.tolist() for name, values in numbers.items()}
     rows = {name: {"constant": row[0], "slopes": dict(zip(module.STATISTICS, row[1:]))} for name, row in numbers.items()}
-    return {"rows": rows, "elsewhere": judge.elsewhere}
+    return {"judge": rows, "judge_elsewhere": judge.elsewhere}
 
 
 def _table(summary: dict) -> str:
@@ -150,7 +150,9 @@ def _table(summary: dict) -> str:
     for k, (stride, channels) in enumerate(zip(summary["strides"], summary["channels"])):
         factors = [f"{x:.3g}" for x in summary["damping"][k].values()] if summary["damping"] else ["-"] * 6
         lines.append(f"{stride:>8}{channels:>10}" + "".join(f"{text:>10}" for text in factors))
-    return "\n".join(lines + _level_lines(summary["strides"], summary["levels"]) + _judge_lines(summary["judge"]))
+    return "\n".join(
+        lines + _level_lines(summary["strides"], summary["levels"]) + _judge_lines(summary["judge"], summary["judge_elsewhere"])
+    )
 
 
 def _level_lines(strides: list[int], levels: list[dict] | None) -> list[str]:
@@ -171,14 +173,13 @@ def _level_lines(strides: list[int], levels: list[dict] | None) -> list[str]:
     return lines
 
 
-def _judge_lines(judge: dict | None) -> list[str]:
+def _judge_lines(judge: dict | None, elsewhere: float | None) -> list[str]:
     if judge is None:
         return []
     title = "the judge: log odds that a pose is right; log10 of noise, turn and shift; constants, slopes"
-    columns = judge["rows"]
-    lines = [f"\n{title}", " " * _OUTPUT_WIDTH + "".join(f"{name:>{_CUE_WIDTH}}" for name in columns)]
-    rows = [("constant", [row["constant"] for row in columns.values()])]
-    rows += [(name, [row["slopes"][name] for row in columns.values()]) for name in next(iter(columns.values()))["slopes"]]
-    end = [f"published covariances: times {judge['elsewhere']:.2f}, since other places are less well known"]
+    lines = [f"\n{title}", " " * _OUTPUT_WIDTH + "".join(f"{name:>{_CUE_WIDTH}}" for name in judge)]
+    rows = [("constant", [row["constant"] for row in judge.values()])]
+    rows += [(name, [row["slopes"][name] for row in judge.values()]) for name in next(iter(judge.values()))["slopes"]]
+    end = [f"published covariances: times {elsewhere:.2f}, since other places are less well known"]
     lines += [f"  {name:<{_OUTPUT_WIDTH - 2}}" + "".join(f"{x:>{_CUE_WIDTH}.2f}" for x in row) for name, row in rows]
     return lines + end

@@ -274,11 +274,13 @@ def test_a_judge_is_kept_and_shown(tmp_path, capsys):
     assert extractor.fingerprint == load_extractor("compact").fingerprint
     np.testing.assert_allclose(AlignmentJudge.of(extractor.companions, "x").noise, numbers[1], rtol=1e-6)
     assert main(["weights", "show", str(file), "--json"]) == 0
-    shown = json.loads(capsys.readouterr().out)["judge"]
+    summary = json.loads(capsys.readouterr().out)
+    shown = summary["judge"]
+    assert summary["judge_elsewhere"] == 1.0
     assert shown["log odds"]["slopes"][STATISTICS[-1]] == pytest.approx(numbers[0][len(STATISTICS)])
     assert main(["weights", "show", str(file)]) == 0
     table = capsys.readouterr().out
-    assert all(name in table for name in STATISTICS) and f"{numbers[1][0]:.2f}" in table
+    assert all(name in table for name in STATISTICS) and f"{numbers[1][0]:.2f}" in table and "times 1.00" in table
     replace(
         Weights.open("compact"),
         companions={f"judge.{name}": torch.zeros(3) for name in ("probability", "noise", "turn", "shift")},
