@@ -14,10 +14,12 @@ import torch
 
 from ..features import Extractor
 from ..geometry import se3
+from ..geometry.cameras import Camera
 from ..io.frames import UnusableFrame
 from ..io.trajectory import Trajectory, write_benchmark_poses, write_tum
 from ..io.work_folder import WorkFolder
 from ..localization import Localizer
+from ..mapping.build.drive import SPARE
 from ..mapping.build.drive_frames import DriveFrames
 from ..mapping.build.keyframes import PosedFrame
 from ..mapping.map_file import Map
@@ -73,11 +75,8 @@ def localize_drive(
         refined_camera: Whether the map's cameras are right, rather than the frames'.
         progress: Called with the keyframes passed and all of them.
     """
-    stamps = map_.keyframe_stamp_ns
-    if not frames.stamped:
-        number = {path.name: k for k, path in enumerate(frames.paths)}
-        stamps = np.array([number[name] for name in map_.keyframe_names], np.int64)
-    between = _Between(map_, stamps, Localizer(map_, extractor), refined_camera)
+    between = _Between.of(map_, frames, extractor, work, refined_camera)
+    stamps = between.stamps
 
     def stretch(stamp: int) -> int:
         return int(np.searchsorted(stamps, stamp, side="right"))
@@ -97,10 +96,33 @@ def localize_drive(
 
 @dataclass(frozen=True, eq=False)
 class _Between:
-    map: Map
+    """Keyframes in the order of time, those that are posed and not in the map among them: stamps, poses, depths, cameras."""
+
     stamps: np.ndarray
+    poses: torch.Tensor
+    depth: np.ndarray
+    camera: list[Camera]
     localizer: Localizer
     refined_camera: bool
+
+    @classmethod
+    def of(cls, map_: Map, frames: DriveFrames, extractor: Extractor, work: WorkFolder, refined_camera: bool) -> _Between:
+        spare = work.arrays(SPARE, dict)
+        names, poses = (
+            [*map_.keyframe_names, *spare["name"].tolist()],
+            torch.cat((map_.map_from_keyframe, torch.from_numpy(spare["pose"]))),
+        )
+        if frames.stamped:
+            stamps = np.array([int(Path(name).stem) for name in names], np.int64)
+        else:
+            number = {path.name: k for k, path in enumerate(frames.paths)}
+            stamps = np.array([number[name] for name in names], np.int64)
+        depth = np.concatenate((map_.keyframe_depth, np.full(len(spare["name"]), np.median(map_.keyframe_depth))))
+        camera = [map_.cameras[k] for k in (*map_.keyframe_camera, *map_.keyframe_camera[:1].repeat(len(spare["name"])))]
+        order = np.argsort(stamps, kind="stable")
+        return cls(
+            stamps[order], poses[order], depth[order], [camera[k] for k in order], Localizer(map_, extractor), refined_camera
+        )
 
     def localize(self, frames) -> dict[str, np.ndarray]:
         """As arrays."""
@@ -113,14 +135,14 @@ class _Between:
         if isinstance(frame, UnusableFrame):
             return unknown, frame.reason
         after = int(np.searchsorted(self.stamps, frame.stamp_ns))
-        poses, last = self.map.map_from_keyframe, len(self.stamps) - 1
+        poses, last = self.poses, len(self.stamps) - 1
         if after <= last and self.stamps[after] == frame.stamp_ns:
             return poses[after].numpy(), ""
         a, b = max(after - 1, 0), min(after, last)
         way = (frame.stamp_ns - self.stamps[a]) / max(int(self.stamps[b] - self.stamps[a]), 1)
         prior = se3.interpolate(poses[a], poses[b], float(np.clip(way, 0.0, 1.0)))
         nearest = a if way < 0.5 else b
-        std = nearby_std(*se3.pose_difference(poses[a], poses[b]), float(self.map.keyframe_depth[nearest]))
-        camera = self.map.cameras[self.map.keyframe_camera[nearest]] if self.refined_camera else frame.camera
+        std = nearby_std(*se3.pose_difference(poses[a], poses[b]), float(self.depth[nearest]))
+        camera = self.camera[nearest] if self.refined_camera else frame.camera
         found = self.localizer.locate(frame.image, camera, prior, std)
         return (found.map_from_camera.numpy(), "") if found.success else (unknown, found.reason)

@@ -19,6 +19,7 @@ from ..mapping.map_file import Map, keyframe_of_observations
 from ..tracking.prior_std import PriorStd
 
 _EVERY, _NEIGHBOURS, _MOST = 10, 1, 60
+_AROUND = 1000
 _LEAST_STD = (5.0, 0.1)
 
 
@@ -72,9 +73,13 @@ def localize_held_out(
         else np.arange(count // 2, count // 2 + 1)
     )
     owner, rows = keyframe_of_observations(map_), []
+    centres = map_.map_from_keyframe[:, :3, 3].numpy()
     for n, k in enumerate(chosen.tolist()):
         progress(n, len(chosen), "checking keyframes left out")
         stays = np.abs(np.arange(count) - k) > _NEIGHBOURS
+        if count > _AROUND:  # what is far away is not looked at, and a copy of a large map takes long
+            away = np.linalg.norm(centres - centres[k], axis=1)
+            stays &= away <= np.partition(away, _AROUND)[_AROUND]
         rest = subset(map_, stays[owner])
         distance, angle = se3.pose_difference(rest.map_from_keyframe, map_.map_from_keyframe[k].expand_as(rest.map_from_keyframe))
         nearest = int((distance / max(float(map_.keyframe_depth[k]), 1e-9) + angle).argmin())

@@ -194,7 +194,7 @@ class RecordedDrive:
         camera: Its calibration.
         base_from_camera: float64 [4, 4].
         odometry: Over the whole drive.
-        map_from_base: float64 [N, 4, 4], the truth for each image.
+        map_from_base: float64 [N, 4, 4], the truth for each image; None leaves its topic out.
         odometry_topic: Its name.
     """
 
@@ -202,7 +202,7 @@ class RecordedDrive:
     camera: Camera
     base_from_camera: torch.Tensor
     odometry: Odometry
-    map_from_base: torch.Tensor
+    map_from_base: torch.Tensor | None
     odometry_topic: str = "/odom"
 
 
@@ -243,8 +243,9 @@ def write_drive_bag(path: Path, images: Iterable[tuple[int, np.ndarray]], drive:
             info = bag.camera_info(stamp_ns, CAMERA_FRAME, size, model, params[:4], distortion)
             bag.put(stamp_ns, "/camera/camera_info", info)
             bag.put(stamp_ns, image_topic, bag.image(stamp_ns, CAMERA_FRAME, size, drive.encoding, data))
-            truth = bag.pose_stamped(stamp_ns, MAP_FRAME, drive.map_from_base[index])
-            bag.put(stamp_ns, "/ground_truth/pose", truth)
+            if drive.map_from_base is not None:
+                truth = bag.pose_stamped(stamp_ns, MAP_FRAME, drive.map_from_base[index])
+                bag.put(stamp_ns, "/ground_truth/pose", truth)
         put_odometry(float("inf"))
 
 

@@ -80,6 +80,12 @@ class WorkFolder:
         self.write(path.relative_to(self.folder).as_posix(), lambda temporary: np.savez(temporary, **values))
         return values
 
+    def array(self, name: str, shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
+        """A new array in a file, which need not fit into memory; it lasts as long as it is used."""
+        path = self.folder / f"{name}.npy"
+        path.unlink(missing_ok=True)
+        return np.lib.format.open_memmap(path, "w+", dtype, shape)
+
     def remove(self) -> None:
         """When the work is done."""
         shutil.rmtree(self.folder, ignore_errors=True)

@@ -23,6 +23,7 @@ from ...geometry import se3
 _GAUGE = 1e8
 _LINK_ROBUST = 3.0  # standard deviations
 _CONVERGED = 1e-4
+_BLOCK = 250_000
 
 
 @dataclass(frozen=True, eq=False)
@@ -43,7 +44,7 @@ class Rays:
     focal_px: np.ndarray
     feature: np.ndarray
 
-    def only(self, rows: np.ndarray) -> Rays:
+    def only(self, rows: np.ndarray | slice) -> Rays:
         """Some of them."""
         return Rays(*(value[rows] for value in vars(self).values()))
 
@@ -192,6 +193,17 @@ class _System:
 
     def __init__(self, bundle: Bundle, rays: Rays, basis: np.ndarray, links: Links, robust_px: float) -> None:
         self.rays, self.poses, self.points = rays, len(bundle.poses), len(bundle.xyz)
+        self.of_poses, self.pose_gradient = np.zeros((self.poses, 6, 6)), np.zeros((self.poses, 6))
+        self.of_points, self.point_gradient = np.zeros((self.points, 3, 3)), np.zeros((self.points, 3))
+        self.mixed = np.empty((len(rays.point), 6, 3))
+        for begin in range(0, len(rays.point), _BLOCK):  # their derivatives would not all fit into memory
+            self._add_rays(bundle, rays, basis, robust_px, slice(begin, begin + _BLOCK))
+        self.starts = np.searchsorted(rays.image, np.arange(self.poses + 1))
+        self._add_links(bundle, links)
+        self.of_poses[0] += _GAUGE * np.trace(self.of_poses[0]) * np.eye(6)
+
+    def _add_rays(self, bundle: Bundle, rays: Rays, basis: np.ndarray, robust_px: float, rows: slice) -> None:
+        rays, basis = rays.only(rows), basis[rows]
         inside = _inside(bundle, rays)
         length = np.maximum(np.linalg.norm(inside, axis=1), 1e-12)
         unit = inside / length[:, None]
@@ -203,16 +215,11 @@ class _System:
         by_turn = by_inside @ se3.skew(torch.from_numpy(inside)).numpy()
         by_pose = np.concatenate((by_turn, -by_point), 2)
         weighted_pose, weighted_point = by_pose * weight[:, None, None], by_point * weight[:, None, None]
-        self.of_poses, self.pose_gradient = np.zeros((self.poses, 6, 6)), np.zeros((self.poses, 6))
         _add(self.of_poses, rays.image, weighted_pose.transpose(0, 2, 1) @ by_pose)
         _add(self.pose_gradient, rays.image, np.einsum("nki,nk->ni", weighted_pose, residual))
-        self.of_points, self.point_gradient = np.zeros((self.points, 3, 3)), np.zeros((self.points, 3))
         _add(self.of_points, rays.point, weighted_point.transpose(0, 2, 1) @ by_point)
         _add(self.point_gradient, rays.point, np.einsum("nki,nk->ni", weighted_point, residual))
-        self.mixed = weighted_pose.transpose(0, 2, 1) @ by_point
-        self.starts = np.searchsorted(rays.image, np.arange(self.poses + 1))
-        self._add_links(bundle, links)
-        self.of_poses[0] += _GAUGE * np.trace(self.of_poses[0]) * np.eye(6)
+        self.mixed[rows] = weighted_pose.transpose(0, 2, 1) @ by_point
 
     def _add_links(self, bundle: Bundle, links: Links) -> None:
         one, other = bundle.poses[links.first, :3, :3], bundle.poses[links.second, :3, :3]

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -70,12 +71,12 @@ class BuildReport:
 
 
 class _Keyframe(NamedTuple):
-    """What one image gives to the map: its number, camera, points, and what `_encode` gives."""
+    """What one image gives to the map: its number, camera, points, and where what `_encode` gives comes from."""
 
     image: int
     camera: Camera
     points: np.ndarray
-    encoded: dict[str, np.ndarray]
+    encoded: Callable[[], dict[str, np.ndarray]]
 
 
 def build_map(
@@ -122,11 +123,13 @@ def build_map(
         def encode(k=k, image=image, camera=camera, points=points, extractor=extractor) -> dict[str, np.ndarray]:
             return _encode(image, camera, source.map_from_camera[k], source.xyz[points], extractor)
 
-        encoded = encode() if work is None else work.arrays(f"encoded/{k:06d}", encode)
+        # With a work folder, the files' content is not held: all of a long drive would not fit into memory.
+        stored = None if work is None else partial(work.arrays, f"encoded/{k:06d}", encode)
+        encoded = encode() if stored is None else stored()
         kept = points[encoded["kept"]]
         outside += len(points) - len(kept)
         if len(kept):
-            keyframes.append(_Keyframe(k, camera, kept, encoded))
+            keyframes.append(_Keyframe(k, camera, kept, stored or (lambda encoded=encoded: encoded)))
         else:
             left_out[source.names[k]] = _NO_POINT
     if progress:
@@ -137,7 +140,7 @@ def build_map(
             raise none_left(f"none of the {len(left_out)} images can be used", unusable)
         raise InputError("no image sees a point away from its border: check that poses, camera and images belong together")
     turned = exif_remark(dict(zip(source.names, source.paths)))
-    return _assemble(source, keyframes, extractor, side), BuildReport(left_out, outside, (turned,) if turned else ())
+    return _assemble(source, keyframes, extractor, side, work), BuildReport(left_out, outside, (turned,) if turned else ())
 
 
 def _encode(
@@ -163,17 +166,29 @@ def _encode(
     return encoded
 
 
-def _assemble(source: PosedImages, keyframes: list[_Keyframe], extractor: Extractor, working_side: int) -> Map:
-    def joined(name: str) -> np.ndarray | None:
-        parts = [keyframe.encoded.get(name) for keyframe in keyframes]
-        return None if parts[0] is None else np.concatenate(parts)
-
+def _assemble(
+    source: PosedImages, keyframes: list[_Keyframe], extractor: Extractor, working_side: int, work: WorkFolder | None
+) -> Map:
+    counts = [len(keyframe.points) for keyframe in keyframes]
+    joined: dict[str, np.ndarray] = {}
+    depths, global_descriptors, end = [], [], 0
+    for keyframe in keyframes:
+        encoded = keyframe.encoded()
+        depths.append(encoded["depth"])
+        global_descriptors.append(encoded["global_descriptor"])
+        begin, end = end, end + len(keyframe.points)
+        for name, values in encoded.items():
+            if name.startswith(("descriptor.", "confidence.")):
+                if name not in joined:
+                    shape = (sum(counts), *values.shape[1:])
+                    joined[name] = np.empty(shape, values.dtype) if work is None else work.array(name, shape, values.dtype)
+                joined[name][begin:end] = values
     used, point = np.unique(np.concatenate([keyframe.points for keyframe in keyframes]), return_inverse=True)
     levels = range(len(extractor.strides))
-    descriptors, confidences = (tuple(joined(f"{kind}.{level}") for level in levels) for kind in ("descriptor", "confidence"))
+    descriptors = tuple(joined[f"descriptor.{level}"] for level in levels)
+    confidences = tuple(joined.get(f"confidence.{level}") for level in levels)
     cameras, camera_index = unique_cameras([keyframe.camera for keyframe in keyframes])
     images = [keyframe.image for keyframe in keyframes]
-    counts = [len(keyframe.points) for keyframe in keyframes]
     return Map(
         name=source.name,
         extractor_name=extractor.name,
@@ -186,8 +201,8 @@ def _assemble(source: PosedImages, keyframes: list[_Keyframe], extractor: Extrac
         map_from_keyframe=source.map_from_camera[images].contiguous(),
         keyframe_camera=np.array(camera_index, np.int32),
         keyframe_stamp_ns=source.stamp_ns[images].astype(np.int64),
-        keyframe_depth=np.array([keyframe.encoded["depth"] for keyframe in keyframes], np.float32),
-        global_descriptors=np.stack([keyframe.encoded["global_descriptor"] for keyframe in keyframes]),
+        keyframe_depth=np.array(depths, np.float32),
+        global_descriptors=np.stack(global_descriptors),
         xyz=source.xyz[used],
         **observation_fields(counts, point, len(used), descriptors, confidences),
     )

@@ -71,7 +71,7 @@ def find_points(keyframes: list[DepthKeyframe], camera: Camera) -> tuple[np.ndar
     for k, keyframe in enumerate(keyframes):
         candidates = np.concatenate([np.arange(start[n], start[n + 1]) for n in near[k]])
         candidates = candidates[_visible(patches.xyz[candidates], keyframe, camera)[1]]
-        pixels, tracked = track_patches(patches, candidates, keyframe.grey, camera, keyframe.map_from_camera)
+        pixels, tracked = track_patches(patches.only(candidates), keyframe.grey, camera, keyframe.map_from_camera)
         points.append(candidates[tracked])
         observed.append(pixels[tracked])
         images.append(np.full(int(tracked.sum()), k, np.int64))

@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
+from scipy.spatial import cKDTree
 
 from ...errors import InputError
 from ...features import Extractor
@@ -32,7 +33,11 @@ _FEWEST_KEYFRAMES, _FEWEST_FEATURES = 5, 100
 _LEAST_LINKED, _MOST_TURNING, _LEAST_POSED = 0.5, 0.9, 0.5
 _LEAST_FITTING = 0.3  # of the observations, where the odometry is of use
 _GUESSED_DEPTH_M = 5.0
+_LONG_DRIVE, _VISITS, _VISIT_APART = 1000, 4, 20
+_VISIT_REACH, _VISIT_TURN_COSINE = 0.1, float(np.cos(np.radians(10.0)))
 _REVISIT = 3.0  # a way so many times as long as it is straight
+SPARE = "spare"
+"""Under this name the work folder holds `name` and `pose` of keyframes that are posed and not in the map."""
 
 
 @dataclass(frozen=True)
@@ -180,6 +185,12 @@ class DriveSolver:
         cameras = [Camera.parse_colmap_line(str(line)) for line in stored["cameras"]]
         scale, said, uncertainty = self._scale(poses, [names[k] for k in image], stored)
         poses = self._in_map_frame(poses, scale)
+        needed = np.ones(len(image), bool)
+        if len(image) > _LONG_DRIVE:
+            depth = scale * float(stored["depth"])
+            needed = showing_something_new(poses.numpy(), image, self._drive[image], _VISIT_REACH * depth)
+        spare = {"name": np.array(names)[image[~needed]], "pose": poses[~needed].numpy()}
+        self.work.write(f"{SPARE}.npz", lambda path: np.savez(path, **spare))
         self.found = {
             "posed": (len(image), len(names)),
             "pairs": (sum(p.is_link for p in finder.pairs.values()), sum(p.has_parallax for p in finder.pairs.values())),
@@ -190,7 +201,9 @@ class DriveSolver:
             "scale_uncertainty": uncertainty,
             "structure_s": round(time.monotonic() - begin, 1),
         }
-        return SolvedKeyframes(image, poses, [cameras[k] for k in image], tuple(self._notes(images, cameras, names, image)))
+        notes = tuple(self._notes(images, cameras, names, image, needed))
+        spare, image = image[~needed], image[needed]
+        return SolvedKeyframes(image, poses[needed], [cameras[k] for k in image], notes, spare)
 
     # ---- what the images show
 
@@ -313,7 +326,9 @@ class DriveSolver:
         map_from_old[:3, 3] = -map_from_old[:3, :3] @ poses[0, :3, 3]
         return map_from_old @ poses
 
-    def _notes(self, images: KeyframeFiles, cameras: list[Camera], names: list[str], image: np.ndarray):
+    def _notes(self, images: KeyframeFiles, cameras: list[Camera], names: list[str], image: np.ndarray, needed: np.ndarray):
+        if not needed.all():
+            yield (f"{np.sum(~needed)} of {len(image)} keyframes are not in the map: {_VISITS} other visits show their places")
         if len(image) < len(names):
             yield f"{len(image)} of {len(names)} keyframes have a pose: {_stretches(image, len(names))}"
         if self.options.refine_camera or not self.frames.known_camera:
@@ -363,6 +378,26 @@ def _revisits(pairs: np.ndarray, image: np.ndarray, centres: np.ndarray) -> list
     )
     found = [(a, b, row[a], row[b]) for a, b in pairs.tolist() if a in row and b in row]
     return [(a, b) for a, b, i, j in found if way[j] - way[i] > _REVISIT * np.linalg.norm(centres[j] - centres[i])]
+
+
+def showing_something_new(poses: np.ndarray, image: np.ndarray, drive: np.ndarray, reach: float) -> np.ndarray:
+    """Which keyframes a map needs, bool [K]: not those at places that enough earlier visits of the same drive have shown.
+
+    Args:
+        poses: float64 [K, 4, 4], map_from_camera.
+        image: int64 [K], their numbers in the order of time.
+        drive: int64 [K], which drive each belongs to.
+        reach: How near two keyframes of one place are.
+    """
+    near = cKDTree(poses[:, :3, 3]).query_ball_point(poses[:, :3, 3], reach)
+    needed = np.ones(len(poses), bool)
+    for k, around in enumerate(near):
+        before = np.sort([n for n in around if image[n] < image[k] - _VISIT_APART and needed[n] and drive[n] == drive[k]])
+        before = before.astype(int)
+        alike = (np.einsum("nij,ij->n", poses[before, :3, :3], poses[k, :3, :3]) - 1) / 2 > _VISIT_TURN_COSINE
+        visits = image[before[alike]]
+        needed[k] = len(visits) == 0 or 1 + (np.diff(visits) > _VISIT_APART).sum() < _VISITS
+    return needed
 
 
 def _scaled(mapped: dict[str, np.ndarray], odometry: np.ndarray) -> dict[str, np.ndarray]:

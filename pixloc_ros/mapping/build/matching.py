@@ -140,11 +140,15 @@ class Matcher:
     def match(self, depth: float, progress: Progress | None) -> None:
         """Match each keyframe with those around it."""
         near = neighbours(self.images.map_from_camera, depth, self.options.neighbours + 1)
+        far: list[list[int]] = [[] for _ in near]  # those that an image is near to
+        for k, row in enumerate(near):
+            for n in row:
+                far[n].append(k)
         for k in range(len(self.poses)):
             if progress:
                 progress(k, len(self.poses), "matching")
             # Nearness is not mutual: a pair belongs to its later image.
-            earlier = [n for n in range(k) if n in near[k] or k in near[n]]
+            earlier = sorted({n for n in (*near[k], *far[k]) if n < k})
             earlier = [n for n in earlier if self.poses[k][:3, 2] @ self.poses[n][:3, 2] > _LARGEST_TURN_COSINE]
             stored = self.work.arrays(f"{self.stage}matches/{k:06d}", lambda k=k, earlier=earlier: self._match(k, earlier, depth))
             self.pairs |= {(n, k): stored[str(n)] for n in earlier}

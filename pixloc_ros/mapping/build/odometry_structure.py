@@ -17,6 +17,7 @@ from ...errors import InputError
 from .adjustment import Bundle, Links, Rays, adjust, errors_px, link_errors, triangulated
 from .building import Progress
 from .matching import pixel_scale, require_pycolmap
+from .observations import rows_by_image
 from .two_view import PairFinder, colmap_camera
 
 _STEP_SHARE, _STEP_M, _STEP_RAD, _STEP_RAD_PER_M = 0.02, 0.003, np.radians(0.5), np.radians(0.5)
@@ -24,6 +25,8 @@ _STEP_SHARE, _STEP_M, _STEP_RAD, _STEP_RAD_PER_M = 0.02, 0.003, np.radians(0.5),
 right."""
 _STAGES = ((20.0, 5), (5.0, 5), (1.0, 12))
 """Above how many pixels errors count little, and how many iterations at most."""
+_MOST_RAYS = 1_500_000
+"""Observations; of a longer drive those of the points that most images see."""
 _LEAST_ANGLE = np.radians(1.0)
 _GRAPH_SHARE, _GRAPH_RAD = 0.01, np.radians(0.05)
 _LOOP_SHARE, _LOOP_M, _LOOP_RAD = 0.02, 0.02, np.radians(0.2)
@@ -139,15 +142,28 @@ def _tracks(finder: PairFinder, pairs: list[tuple[int, int]]) -> tuple[Rays, int
     _, inverse, times = np.unique(pair, return_inverse=True, return_counts=True)
     twice = np.zeros(label.max(initial=0) + 1, bool)
     twice[label[times[inverse] > 1]] = True
-    keep = ~twice[label]
+    keep = np.flatnonzero(~twice[label])
+    if len(keep) > _MOST_RAYS:
+        closing = [finder.pairs[a, b].matches.astype(np.int64) + (start[a], start[b]) for a, b in finder.loops]
+        closing = np.isin(feature[keep], np.concatenate([np.zeros((0, 2), np.int64), *closing]))
+        keep = keep[_in_long_tracks(image[keep], label[keep], closing, _MOST_RAYS // finder.count)]
     feature, image = feature[keep], image[keep]
     points, point = np.unique(label[keep], return_inverse=True)
     cameras, ray, focal = matcher.images.cameras, np.empty((len(feature), 3)), np.empty(len(feature))
-    for k in range(finder.count):
-        rows = image == k
+    rows_of = rows_by_image(image, finder.count)
+    for k, rows in enumerate(rows_of):
         ray[rows] = matcher.features(k)[1][feature[rows] - start[k]]
         focal[rows] = float(cameras[k].params[0])
     return Rays(image, point, ray, focal, feature - start[image]), len(points)
+
+
+def _in_long_tracks(image: np.ndarray, point: np.ndarray, closing: np.ndarray, limit: int) -> np.ndarray:
+    """bool [M]: the observations of points that are among the `limit` of an image that close loops, or that most images see."""
+    order = np.lexsort((-np.bincount(point)[point], ~closing, image))
+    rank = np.arange(len(order)) - np.searchsorted(image[order], image[order])
+    chosen = np.zeros(point.max() + 1, bool)
+    chosen[point[order[rank < limit]]] = True
+    return chosen[point]
 
 
 def _stage(poses: np.ndarray, rays: Rays, points: int, motions: Links, robust_px: float, iterations: int) -> tuple[Bundle, Rays]:
@@ -166,7 +182,7 @@ def _closing(finder: PairFinder, bundle: Bundle, rays: Rays) -> tuple[Links, lis
     """The loops' relative poses: the points that the earlier image sees, found in the later one."""
     pycolmap, matcher = require_pycolmap(), finder.matcher
     first, second, relative, used = [], [], [], []
-    rows_of = {k: np.flatnonzero(rays.image == k) for pair in finder.loops for k in pair}
+    rows_of = rows_by_image(rays.image, finder.count)
     for a, b in finder.loops:
         rows = rows_of[a]
         where = dict(zip(rays.feature[rows].tolist(), rays.point[rows].tolist()))

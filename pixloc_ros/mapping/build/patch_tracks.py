@@ -44,6 +44,10 @@ class SurfacePatches:
         """One after another."""
         return SurfacePatches(*(np.concatenate([getattr(part, name) for part in parts]) for name in ("xyz", "grid", "grey")))
 
+    def only(self, rows: np.ndarray) -> SurfacePatches:
+        """Some of them."""
+        return SurfacePatches(self.xyz[rows], self.grid[rows], self.grey[rows])
+
 
 def patch_pixels(pixels: np.ndarray) -> np.ndarray:
     """The pixels [n, S * S, 2] of the patches around pixels [n, 2]."""
@@ -63,7 +67,7 @@ def cut_patches(
 
 
 def track_patches(
-    patches: SurfacePatches, which: np.ndarray, grey: np.ndarray, camera: Camera, map_from_camera: torch.Tensor
+    patches: SurfacePatches, grey: np.ndarray, camera: Camera, map_from_camera: torch.Tensor
 ) -> tuple[np.ndarray, np.ndarray]:
     """Find patches in another image.
 
@@ -71,8 +75,7 @@ def track_patches(
     Lucas and Kanade (IJCAI 1981), so that errors of depth and of its alignment with the colour image do not stay.
 
     Args:
-        patches: All of them.
-        which: int64 [n], those to find.
+        patches: n of them.
         grey: uint8 [H, W].
         camera: Of the image.
         map_from_camera: float64 [4, 4].
@@ -80,7 +83,6 @@ def track_patches(
     Returns:
         Pixels [n, 2], and bool [n], whether the image looks like the patch there.
     """
-    patches = SurfacePatches(patches.xyz[which], patches.grid[which], patches.grey[which])
     flat, inside = _patch_pixels_in(patches, camera, map_from_camera)
     side, middle = 2 * PATCH_PX + 1, PATCH_PX
     pixels = flat.reshape(-1, side, side, 2)
@@ -93,7 +95,7 @@ def track_patches(
     slopes = np.stack((np.gradient(square, axis=2), np.gradient(square, axis=1)), -1).reshape(-1, side * side, 2)
     normal = np.einsum("npi,npj->nij", slopes, slopes) + 1e-6 * np.eye(2)
     image = _blurred(grey)
-    shift, likeness = np.zeros((len(which), 2)), np.zeros(len(which))
+    shift, likeness = np.zeros((len(flat), 2)), np.zeros(len(flat))
     for step in range(_TRACK_ITERATIONS + 1):
         values = _standardized(_values(image, flat + np.einsum("nij,nj->ni", affine, shift)[:, None]))
         likeness = (values * template).sum(1)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 import cv2
@@ -48,12 +48,14 @@ class SolvedKeyframes:
         map_from_camera: float64 [n, 4, 4].
         cameras: [n].
         notes: What is to be known of them.
+        spare: int64 [m], those that have one and that the map does not need.
     """
 
     keyframe: np.ndarray
     map_from_camera: torch.Tensor
     cameras: list[Camera]
     notes: tuple[str, ...] = ()
+    spare: np.ndarray = field(default_factory=lambda: np.empty(0, np.int64))
 
 
 Solver = Callable[[KeyframeFiles, list[str]], SolvedKeyframes]
@@ -253,7 +255,8 @@ def _solved(
     """The keyframes that get a pose, with it, and what to say; the others go to `left_out`."""
     found = solve(_files(keyframes, work, None), [keyframe.name for keyframe in keyframes])
     posed = found.keyframe.tolist()
-    left_out |= {keyframes[k].name: "no pose was found for it" for k in sorted(set(range(len(keyframes))) - set(posed))}
+    unposed = sorted(set(range(len(keyframes))) - {*posed, *found.spare.tolist()})
+    left_out |= {keyframes[k].name: "no pose was found for it" for k in unposed}
     with_poses = zip(posed, found.map_from_camera, found.cameras)
     return [replace(keyframes[k], map_from_camera=pose, camera=camera) for k, pose, camera in with_poses], found.notes
 

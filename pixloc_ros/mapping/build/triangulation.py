@@ -9,6 +9,7 @@ of a pixel and more observations, and shows what stands still: a thing that move
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 import torch
@@ -28,6 +29,7 @@ _TINY = np.finfo(float).tiny
 _POINT_DEPTH_SIGMA = 0.5
 _SEEN_ANGLE_COSINE, _SEEN_SCALE = float(np.cos(np.radians(20.0))), 1.6
 _PATCH_BORDER_PX = 8
+_CACHED_HOMES = 96
 _SURFACE_POINTS, _SURFACE_REACH_PX = 10, 20.0
 _SURFACE_TOLERANCE, _LARGEST_SLANT = 0.02, 0.3  # of the depth
 _SURFACE_STIFFNESS = 10.0  # square pixels: what the fit must outweigh
@@ -126,7 +128,8 @@ def _search(tracks, images: KeyframeFiles, depth: float, options: TriangulationO
     cameras, poses = images.cameras, images.map_from_camera
     centres, count = poses[:, :3, 3].numpy(), len(poses)
     near = neighbours(poses, depth, options.look)
-    patches, home, place = _patches_at_home(tracks, images)
+    homes = _Homes(tracks, images)
+    xyz, home, place = homes.xyz, homes.home, homes.place
     at_home = rows_by_image(home, count)
     matched = [place[tracks["point"][rows]] for rows in rows_by_image(tracks["image"], count)]
     times = np.zeros(len(home), np.int64)
@@ -135,40 +138,56 @@ def _search(tracks, images: KeyframeFiles, depth: float, options: TriangulationO
         if progress:
             progress(k, count, "searching for points")
         candidates = np.unique(np.concatenate([*(at_home[n] for n in near[k]), matched[k]]))
-        visible = should_see(patches.xyz[candidates], centres[home[candidates]], cameras[k], poses[k])
+        visible = should_see(xyz[candidates], centres[home[candidates]], cameras[k], poses[k])
         known = np.isin(candidates, matched[k])
         candidates, visible, known = (v[visible | known] for v in (candidates, visible, known))
-        pixel, tracked = track_patches(patches, candidates, images.grey(k), cameras[k], poses[k])
+        pixel, tracked = track_patches(homes.patches(candidates), images.grey(k), cameras[k], poses[k])
         expected.append(candidates[visible])
         times[candidates[visible & (tracked | known)]] += 1
         points.append(candidates[tracked])
         pixels.append(pixel[tracked])
     image, view = (np.repeat(np.arange(count), [len(v) for v in lists]) for lists in (points, expected))
     found = Observations(image, np.concatenate(points), np.concatenate(pixels))
-    return _filter(patches.xyz, Views(cameras, poses), found, Observations(view, np.concatenate(expected)), times, options)
+    return _filter(xyz, Views(cameras, poses), found, Observations(view, np.concatenate(expected)), times, options)
 
 
-def _patches_at_home(tracks, images: KeyframeFiles) -> tuple[SurfacePatches, np.ndarray, np.ndarray]:
-    """A patch for every point, on the surface around it, in the order of their home images; int64 [P] those; int64 [P], where
-    each point went.
+class _Homes:
+    """A patch for every point, on the surface around it. Of all points they would not fit into memory: they are cut when needed.
 
-    The home of a point cuts its patch: of the images that see it the one in the middle by distance.
+    Attributes:
+        xyz: float64 [P, 3], the points in the order of their home images.
+        home: int64 [P], the image that cuts the patch: of those that see the point the one in the middle by distance.
+        place: int64 [P], where each point of the tracks went.
     """
-    cameras, poses, xyz = images.cameras, images.map_from_camera, tracks["xyz"]
-    distance = np.linalg.norm(xyz[tracks["point"]] - poses[:, :3, 3].numpy()[tracks["image"]], axis=1)
-    order = np.lexsort((tracks["image"], distance, tracks["point"]))
-    start = np.searchsorted(tracks["point"][order], np.arange(len(xyz) + 1))
-    home = tracks["image"][order][(start[:-1] + start[1:] - 1) // 2]
-    parts, by_image = [], rows_by_image(tracks["image"], len(cameras))
-    for k in np.unique(home).tolist():
-        seen = np.unique(tracks["point"][by_image[k]])
-        pixels, _, depth = project(cameras[k], se3.inverse(poses[k]), xyz[seen])
-        here = home[seen] == k
+
+    def __init__(self, tracks: dict[str, np.ndarray], images: KeyframeFiles) -> None:
+        self._images, self._xyz, count = images, tracks["xyz"], len(images.paths)
+        distance = np.linalg.norm(self._xyz[tracks["point"]] - images.map_from_camera[:, :3, 3].numpy()[tracks["image"]], axis=1)
+        order = np.lexsort((tracks["image"], distance, tracks["point"]))
+        start = np.searchsorted(tracks["point"][order], np.arange(len(self._xyz) + 1))
+        self._home = tracks["image"][order][(start[:-1] + start[1:] - 1) // 2]
+        self._seen = [tracks["point"][rows] for rows in rows_by_image(tracks["image"], count)]
+        self.home, self.place = np.sort(self._home), np.empty(len(self._xyz), np.int64)
+        self.place[np.argsort(self._home, kind="stable")] = np.arange(len(self._xyz))
+        self._first = np.searchsorted(self.home, np.arange(count))
+        self._cut = lru_cache(_CACHED_HOMES)(self._cut)
+        self.xyz = np.concatenate([self._cut(k).xyz for k in np.unique(self.home).tolist()])
+
+    def patches(self, points: np.ndarray) -> SurfacePatches:
+        """Of some points, int64 [n] rising."""
+        if not len(points):
+            return self._cut(int(self.home[0])).only(points)
+        homes, starts = np.unique(self.home[points], return_index=True)
+        parts = zip(homes.tolist(), np.split(points, starts[1:]))
+        return SurfacePatches.concatenate([self._cut(k).only(part - self._first[k]) for k, part in parts])
+
+    def _cut(self, k: int) -> SurfacePatches:
+        images, seen = self._images, np.unique(self._seen[k])
+        pose, camera = images.map_from_camera[k], images.cameras[k]
+        pixels, _, depth = project(camera, se3.inverse(pose), self._xyz[seen])
+        here = self._home[seen] == k
         inverse = _surface(pixels, 1 / depth, here)
-        parts.append(cut_patches(images.grey(k), cameras[k], poses[k], pixels[here], 1 / inverse))
-    place = np.empty(len(xyz), np.int64)
-    place[np.argsort(home, kind="stable")] = np.arange(len(xyz))
-    return SurfacePatches.concatenate(parts), np.sort(home), place
+        return cut_patches(images.grey(k), camera, pose, pixels[here], 1 / inverse)
 
 
 def _surface(pixels: np.ndarray, inverse_depth: np.ndarray, which: np.ndarray) -> np.ndarray:

@@ -148,16 +148,15 @@ class PairFinder:
         several = self.drive[-1] > 0
         if self.count <= _LOOP_APART and not several:
             return []
-        looks = self._looks(progress)
-        likeness = looks @ looks.T
+        looks, apart = self._looks(progress), min(AHEAD[-1], self.count - 1)
         # As alike as images are that see the same place.
-        usual = np.percentile(np.diagonal(likeness, min(AHEAD[-1], self.count - 1)), 10)
+        usual = np.percentile((looks[apart:] * looks[: self.count - apart]).sum(1), 10)
         candidates = []
         step = max(_LOOP_STEP, self.count // _LOOP_QUERIES)
         for k in range(0 if several else _LOOP_APART, self.count, step):
-            begin = int(np.searchsorted(self.drive, self.drive[k]))
+            likeness, begin = looks[:k] @ looks[k], int(np.searchsorted(self.drive, self.drive[k]))
             # Another drive may have seen the place in another light: geometry must tell.
-            own, other = likeness[k, begin : max(k - _LOOP_APART + 1, begin)].copy(), likeness[k, :begin].copy()
+            own, other = likeness[begin : max(k - _LOOP_APART + 1, begin)].copy(), likeness[:begin].copy()
             chosen = [(begin + best, k) for best in _best(own, usual)] + [(best, k) for best in _best(other, -1.0)]
             if chosen:
                 candidates.append(chosen)
