@@ -30,7 +30,7 @@ import torch
 from pixloc_ros.errors import InputError
 from pixloc_ros.geometry import se3
 from pixloc_ros.geometry.cameras import Camera
-from pixloc_ros.io.bag_writer import ENCODINGS, RecordedDrive, encode_image, write_drive_bag
+from pixloc_ros.io.bag_writer import ENCODINGS, RecordedDrive, RecordedFixes, RecordedImu, encode_image, write_drive_bag
 from pixloc_ros.io.colmap import write_colmap_model
 from pixloc_ros.io.files import replacing_folder
 from pixloc_ros.io.frames import Odometry
@@ -40,6 +40,7 @@ from .drives import START_NS, DriveOptions, OdometryErrors, SimulatedDrive, came
 from .lighting import Lighting
 from .rendering import Renderer, TextureSheet
 from .sensor import Sensor
+from .sensors import imu_readings, satellite_fixes
 from .sparse_model import Keyframe, build_sparse_model, write_tum_rgbd
 from .world import build_world
 
@@ -51,6 +52,11 @@ TEST_SENSOR = Sensor(exposure_s=0.008, read_noise=0.004, shot_noise=0.02, vignet
 _MAPPING_SPEED, _TEST_SPEED = 0.5, 0.9
 _KEYFRAME_DISTANCE, _KEYFRAME_TURN = 0.42, np.deg2rad(18.0)
 _TEST_START_M, _TEST_WANDER_M = 0.35, 0.25
+_IMU_HZ, _FIX_HZ = 100, 5
+_IMU_MOUNT = se3.from_rotation_translation(  # lying on its side, as there was room
+    se3.so3_exp(torch.tensor([np.pi / 2, 0.0, 0.0], dtype=torch.float64)), torch.tensor([-0.1, 0.05, 0.2], dtype=torch.float64)
+)
+_ANTENNA = np.array((-0.2, 0.0, 0.9))
 _JPEG = (cv2.IMWRITE_JPEG_QUALITY, 94)
 
 Progress = Callable[[str, int, int], None]
@@ -73,6 +79,8 @@ class SimulationOptions:
         rgbd: Whether rgbd/ is written, too.
         workers: Threads.
         camera: Replaces the pinhole.
+        imu: Whether the bag holds an IMU's readings, too.
+        fixes: Whether the bag holds a satellite receiver's fixes, too.
 
     Raises:
         InputError: The values make no data set.
@@ -89,6 +97,8 @@ class SimulationOptions:
     rgbd: bool = False
     workers: int = 2
     camera: Camera | None = None
+    imu: bool = False
+    fixes: bool = False
 
     def __post_init__(self) -> None:
         for name, low, high in (
@@ -201,9 +211,18 @@ class _Simulation:
         stamps_ns = _image_stamps(options, start_ns)
         truth = self.test.at((stamps_ns - start_ns) * 1e-9)
         odometry = wheel_odometry(self.test, OdometryErrors(), options.seed + self.number - 1, start_ns)
-        recorded = RecordedDrive(options.encoding, self.camera, self.mount, odometry, truth)
+        recorded = RecordedDrive(options.encoding, self.camera, self.mount, odometry, truth, sensors=self._sensors(start_ns))
         write_drive_bag(bag, self.test_images(stamps_ns, start_ns), recorded)
         return stamps_ns, truth, odometry
+
+    def _sensors(self, start_ns: int) -> tuple[RecordedImu | RecordedFixes, ...]:
+        seed, made = self.options.seed + self.number - 1, []
+        every = lambda hz: start_ns + np.arange(0, int(self.test.duration_s * 1e9), 1_000_000_000 // hz)  # noqa: E731
+        if self.options.imu:
+            made.append(imu_readings(self.test.at, every(_IMU_HZ), start_ns, _IMU_MOUNT, seed))
+        if self.options.fixes:
+            made.append(satellite_fixes(self.test.at, every(_FIX_HZ), start_ns, _ANTENNA, seed))
+        return tuple(made)
 
     def mapping_drive(self) -> list[Keyframe]:
         """Sharp keyframes every 0.4 m or 18 degrees, over the whole round or as much of it as the test drive sees."""

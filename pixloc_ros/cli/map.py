@@ -63,6 +63,8 @@ def _add_bag(sources) -> None:
     option(topics, "--depth-scale N", "its units per metre (default: 1000 for integers, 1 for floats)", type=float)
     option(topics, "--max-pose-gap S", "interpolate over gaps up to this", 0.25)
     option(topics, "--odometry-topic NAME", "with --poses images: 'tf': the transform odom -> base; 'none': there is none")
+    option(topics, "--imu-topic NAME", "with --poses images: sensor_msgs/Imu; 'none': not used")
+    option(topics, "--fix-topic NAME", "with --poses images: sensor_msgs/NavSatFix; 'none': not used")
 
 
 def _run_colmap(args: argparse.Namespace) -> int:
@@ -108,9 +110,10 @@ def _run_bag(args: argparse.Namespace) -> int:
 
     Takes images, calibration and poses (a topic of a LiDAR SLAM or of ground truth, or TF) from a rosbag2 (sqlite3, MCAP) or a
     ROS 1 bag. Points are triangulated with the poses as they are (or refined: --refine), or come from a depth topic. Where no
-    topic holds poses, or with --poses images, they are found from the images, and odometry gives the scale; the map begins at the
-    base's first pose; several drives become one map. Work that was stopped or killed goes on when the same command is given
-    again.
+    topic holds poses, or with --poses images, they are found from the images. Odometry or satellite fixes give the scale, a gyro
+    the turns, gravity the z axis, fixes the georeference, where the bag has them. The map begins at the base's first pose
+    ('pixloc map move' brings it into another frame); several drives become one map. Work that was stopped or killed goes on when
+    the same command is given again.
 
     examples:
       pixloc map bag drive_bag -o site.pixmap

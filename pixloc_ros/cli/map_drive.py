@@ -112,7 +112,8 @@ def run_bag(args: argparse.Namespace) -> int:
     if args.all_poses is not None and len(args.bag) > 1:
         raise InputError("--all-poses is for one drive: with several, localize each in the finished map ('pixloc track')")
     with contextlib.ExitStack() as stack:
-        drives = [stack.enter_context(kinds.DriveBag(bag, options, _every(args))) for bag in args.bag]
+        sensors = (args.imu_topic, args.fix_topic)
+        drives = [stack.enter_context(kinds.DriveBag(bag, options, _every(args), sensors)) for bag in args.bag]
         return make(drives[0] if len(drives) == 1 else kinds.SeveralDrives(drives), args, *args.bag)
 
 
@@ -163,7 +164,8 @@ def _print_drive(map_, made, checked, page) -> None:
         + (f"  poses: {made.images_posed[0]} of {made.images_posed[1]} images\n" if made.images_posed else "")
         + "".join(f"  {tie}\n" for tie in made.ties)
         + f"  scale: {made.scale}{sure}\n"
-        f"  check: {checked.summary()}"
+        + "".join(f"  {line}\n" for line in made.sensors)
+        + f"  check: {checked.summary()}"
     )
     covered = report.feature_maps.measure_coverage(map_)
     for line in report.drive_report.weaknesses(map_, made, checked, covered):

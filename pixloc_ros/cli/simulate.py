@@ -32,6 +32,8 @@ def add_parser(subparsers) -> None:
     option(parser, "--encoding NAME", encodings, "jpeg")
     option(parser, "--texel M", "detail of the textures; 0.01 is rough and quick", 0.004)
     flag(parser, "--rgbd", "write the mapping drive in TUM RGB-D format too")
+    flag(parser, "--imu", "record an IMU in the bag: sensor_msgs/Imu on /imu/data")
+    flag(parser, "--fixes", "record satellite fixes in the bag: sensor_msgs/NavSatFix on /gnss/fix")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -42,7 +44,7 @@ def run(args: argparse.Namespace) -> int:
         width, height = (camera.width, camera.height) if camera else (int(word) for word in args.size.lower().split("x"))
     except ValueError:
         raise InputError(f"--size {args.size} cannot be read: write it as 640x480") from None
-    chosen = {name: getattr(args, name) for name in ("seed", "seconds", "texel", "encoding", "rgbd")}
+    chosen = {name: getattr(args, name) for name in ("seed", "seconds", "texel", "encoding", "rgbd", "imu", "fixes")}
     options = SimulationOptions(rate_hz=args.rate, width=width, height=height, camera=camera, **chosen)
     with show_progress("simulate") as progress:
         summary = simulate(args.output, options, lambda what, done, of: progress(done, of, what))

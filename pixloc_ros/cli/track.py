@@ -19,7 +19,18 @@ from dataclasses import replace
 
 from ..errors import InputError
 from ..io.files import write_text
-from .arguments import add_bag, add_cold_start, add_execution, add_verb, bag_options, flag, initial_pose, open_localizer, path
+from .arguments import (
+    add_bag,
+    add_cold_start,
+    add_execution,
+    add_verb,
+    bag_options,
+    flag,
+    initial_pose,
+    open_localizer,
+    option,
+    path,
+)
 from .lazy import evaluation, io, report
 from .progress import show_progress
 
@@ -30,6 +41,7 @@ def add_parser(subparsers) -> None:
     add_cold_start(parser)
     path(parser, "-o --output DIR", "folder of poses.tum (stamp tx ty tz qx qy qz qw), run.json, summary.json and report.html")
     flag(parser, "--no-report", "leave report.html out, which takes some seconds")
+    option(parser, "--imu-topic NAME", "sensor_msgs/Imu: its gyro tells how the base turns; 'none': not used")
     add_execution(parser)
 
 
@@ -41,7 +53,10 @@ def run(args: argparse.Namespace) -> int:
     with io.bags.BagReader(args.bag, options) as bag, show_progress("track") as progress:
         meter = evaluation.usage.UsageMeter()
         tracker = localizer.tracker()
-        result = evaluation.offline.run_bag(tracker, bag, start, cold_start=args.cold_start, progress=progress, ahead=True)
+        imu, unused = io.bag_sensors.find_sensor(bag, io.bag_sensors.IMU, args.imu_topic)
+        how = {"cold_start": args.cold_start, "progress": progress, "ahead": True, "imu": imu}
+        result = evaluation.offline.run_bag(tracker, bag, start, **how)
+        result = replace(result, remarks=(*result.remarks, *filter(None, (unused,))))
         about = about_run(bag, args.map, args.weights, args.preset, "offline, image by image")
         result = replace(result, usage=meter.read(), skip_map_frames=args.skip_map_frames, about=about)
         evaluated = evaluation.metrics.evaluate(result)

@@ -15,6 +15,7 @@ import numpy as np
 import torch
 
 from ..errors import InputError
+from ..io.bag_sensors import ImuReadings
 from ..io.bags import BagReader
 from ..io.frames import CameraFrame, Event, OdometryMessage, UnusableFrame
 from ..io.trajectory import Trajectory
@@ -23,6 +24,8 @@ from ..tracking.types import PreparedFrame, PreparedImage, TrackResult
 from .runs import TRUTH_GAP_NS, BagRun, FrameRecord
 
 ODOMETRY_WAIT_NS = 100_000_000
+GYRO_WAIT_NS = 10_000_000
+"""An image's turn is known so long after it was taken; features take as long."""
 INITIAL_STD = (0.3, 0.05)
 """Metres and radians: standard deviations that go with an initial pose, as in the node."""
 Watch = Callable[[CameraFrame | UnusableFrame, TrackResult | None], bool]
@@ -61,6 +64,7 @@ def run_bag(
     progress: Callable[..., None] = lambda done, of, note="": None,
     watch: Watch = lambda frame, result: False,
     ahead: bool = False,
+    imu: ImuReadings | None = None,
 ) -> BagRun:
     """Track a whole bag, or until `watch` has seen enough.
 
@@ -72,6 +76,7 @@ def run_bag(
         progress: Called before every image.
         watch: Called after every image.
         ahead: A second core reads the bag and computes features meanwhile; the same poses sooner.
+        imu: What it read, in the camera's axes.
 
     Raises:
         InputError: The bag or the start cannot be used.
@@ -81,7 +86,8 @@ def run_bag(
     records: list[FrameRecord] = []
     samples: list[tuple[int, torch.Tensor]] = []
     refused: Counter = Counter()
-    image_count = bag.image_count
+    image_count, read = bag.image_count, 0
+    rates = None if imu is None else imu.rates @ bag.base_from_camera[:3, :3].numpy().T
 
     def warm_up(frame: CameraFrame, map_from_base: torch.Tensor | None) -> None:
         """The first call of everything is slow; it must not count as what a frame takes. Nothing here keeps a state."""
@@ -94,7 +100,10 @@ def run_bag(
 
     def track(frame: CameraFrame | UnusableFrame) -> bool:
         """Process one image → whether that was the last."""
-        nonlocal start, cold_start
+        nonlocal start, cold_start, read
+        while imu is not None and read < len(rates) and imu.stamps_ns[read] <= frame.stamp_ns + GYRO_WAIT_NS:
+            tracker.gyro.add(int(imu.stamps_ns[read]), rates[read])
+            read += 1
         progress(len(records), image_count, tracker.state.name)
         result, reason = None, getattr(frame, "reason", "")
         if isinstance(frame, CameraFrame):
@@ -159,6 +168,7 @@ def run_bag(
     mount = tracker.mount_check
     said = filter(None, (tracker.calibration_choice.note, mount.problem, mount.suspicion, mount.unverified))
     remarks = (*bag.notes, *said, *odometry.warnings(bag.options.time_offset_s).values())
+    remarks += tracker.gyro.warnings(bag.options.time_offset_s)
     remarks += (tracker.odometry.twist_check.problem,) if tracker.odometry.twist_check.problem else ()
     remarks += camera_silence(records, [stamp_ns for stamp_ns, _ in samples], tracker.options.max_degraded_s)
     calibration = tracker.check_calibration()

@@ -10,6 +10,8 @@ topic                         type                         frames
 /tf                           tf2_msgs/TFMessage           odom -> base_link
 /tf_static                    tf2_msgs/TFMessage           base_link -> camera_optical, transient local
 /ground_truth/pose            geometry_msgs/PoseStamped    map, of base_link, at the stamps of the images
+/imu/data (if recorded)       sensor_msgs/Imu              imu_link, static from base_link
+/gnss/fix (if recorded)       sensor_msgs/NavSatFix        gnss_link, static from base_link
 ============================  ===========================  ===============================================
 
 With a raw encoding, /camera/image_raw (sensor_msgs/Image) takes the place of the compressed images.
@@ -33,6 +35,7 @@ from .files import replacing_folder
 from .frames import Odometry
 
 MAP_FRAME, ODOM_FRAME, BASE_FRAME, CAMERA_FRAME = "map", "odom", "base_link", "camera_optical"
+IMU_FRAME, ANTENNA_FRAME = "imu_link", "gnss_link"
 COMPRESSED = ("jpeg", "png")
 RAW = ("rgb8", "bgr8", "mono8", "mono16", "bayer_rggb8", "yuv422", "yuv422_yuy2")
 ENCODINGS = COMPRESSED + RAW
@@ -168,6 +171,19 @@ class BagWriter:
         width, height = size
         return self.make("sensor_msgs/Image", header, height, width, encoding, 0, step or len(data) // height, data)
 
+    def imu(self, stamp_ns: int, frame: str, rates, forces):
+        """rates, forces: [3] rad/s and m/s². It knows no orientation."""
+        nothing = self.make("geometry_msgs/Quaternion", 0.0, 0.0, 0.0, 1.0), np.array([-1.0] + 8 * [0.0])
+        vectors = [(self.make("geometry_msgs/Vector3", *map(float, v)), np.zeros(9)) for v in (rates, forces)]
+        return self.make("sensor_msgs/Imu", self.header(stamp_ns, frame), *nothing, *vectors[0], *vectors[1])
+
+    def fix(self, stamp_ns: int, frame: str, place, covariance, status: int = 0):
+        """place: latitude, longitude, altitude. covariance: [3, 3] m², or None where it is unknown."""
+        known = covariance is not None
+        variances = np.asarray(covariance, np.float64).ravel() if known else np.zeros(9)
+        state = self.make("sensor_msgs/NavSatStatus", status, 1)
+        return self.make("sensor_msgs/NavSatFix", self.header(stamp_ns, frame), state, *map(float, place), variances, 2 * known)
+
 
 @contextlib.contextmanager
 def new_bag(path: Path) -> Iterator[BagWriter]:
@@ -186,6 +202,40 @@ def new_bag(path: Path) -> Iterator[BagWriter]:
 
 
 @dataclass(frozen=True, eq=False)
+class RecordedImu:
+    """Readings int64 [N] stamps, float64 [N, 3] rad/s and m/s² in the IMU's axes, and base_from_imu float64 [4, 4]."""
+
+    stamps_ns: np.ndarray
+    rates: np.ndarray
+    forces: np.ndarray
+    base_from_imu: torch.Tensor
+
+    def write(self, bag: BagWriter) -> None:
+        """With its place on the base."""
+        bag.put(int(self.stamps_ns[0]), "/tf_static", bag.transform(0, BASE_FRAME, IMU_FRAME, self.base_from_imu))
+        for stamp_ns, rates, forces in zip(self.stamps_ns.tolist(), self.rates, self.forces):
+            bag.put(stamp_ns, "/imu/data", bag.imu(stamp_ns, IMU_FRAME, rates, forces))
+
+
+@dataclass(frozen=True, eq=False)
+class RecordedFixes:
+    """Fixes: int64 [N] stamps, float64 [N, 3] latitude, longitude, altitude, std float64 [3] metres, antenna [3] on the base."""
+
+    stamps_ns: np.ndarray
+    places: np.ndarray
+    std: np.ndarray
+    antenna: np.ndarray
+
+    def write(self, bag: BagWriter) -> None:
+        """With the antenna's place on the base."""
+        place = torch.eye(4, dtype=torch.float64)
+        place[:3, 3] = torch.from_numpy(self.antenna)
+        bag.put(int(self.stamps_ns[0]), "/tf_static", bag.transform(0, BASE_FRAME, ANTENNA_FRAME, place))
+        for stamp_ns, fix in zip(self.stamps_ns.tolist(), self.places):
+            bag.put(stamp_ns, "/gnss/fix", bag.fix(stamp_ns, ANTENNA_FRAME, fix, np.diag(self.std**2)))
+
+
+@dataclass(frozen=True, eq=False)
 class RecordedDrive:
     """What a drive is besides its images.
 
@@ -196,6 +246,7 @@ class RecordedDrive:
         odometry: Over the whole drive.
         map_from_base: float64 [N, 4, 4], the truth for each image; None leaves its topic out.
         odometry_topic: Its name.
+        sensors: An IMU, a satellite receiver, or both.
     """
 
     encoding: str
@@ -204,6 +255,7 @@ class RecordedDrive:
     odometry: Odometry
     map_from_base: torch.Tensor | None
     odometry_topic: str = "/odom"
+    sensors: tuple[RecordedImu | RecordedFixes, ...] = ()
 
 
 def write_drive_bag(path: Path, images: Iterable[tuple[int, np.ndarray]], drive: RecordedDrive) -> None:
@@ -247,6 +299,8 @@ def write_drive_bag(path: Path, images: Iterable[tuple[int, np.ndarray]], drive:
                 truth = bag.pose_stamped(stamp_ns, MAP_FRAME, drive.map_from_base[index])
                 bag.put(stamp_ns, "/ground_truth/pose", truth)
         put_odometry(float("inf"))
+        for sensor in drive.sensors:
+            sensor.write(bag)
 
 
 def _latched() -> list:

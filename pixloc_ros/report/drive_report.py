@@ -65,6 +65,8 @@ def _facts(report: DriveReport) -> dict[str, str]:
         "pairs of images matched": f"{report.pairs[0]}, {report.pairs[1]} with parallax",
         "scale": report.scale,
     }
+    if report.sensors:
+        facts["other sensors"] = "; ".join(report.sensors)
     if report.reprojection_px:
         facts["reprojection of the map's points"] = "median {:.2f} px, 95 % below {:.2f} px".format(*report.reprojection_px)
     if report.ties:

@@ -1,8 +1,10 @@
 # Copyright the pixloc_ros authors. SPDX-License-Identifier: Apache-2.0
-"""Where the robot should be at the time of an image: from odometry, else from its last velocity, else where it was."""
+"""Where the robot should be at the time of an image: from odometry, else from its last velocity, else where it was; turned as a
+gyro says where that knows it better."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -11,6 +13,9 @@ from ..geometry import se3
 from .covariances import isotropic
 from .odometry import OdometryBuffer, OdometrySample, OdometryUnavailable
 from .types import MotionPrior
+
+Turn = Callable[[int, int], tuple[torch.Tensor, torch.Tensor] | None]
+"""Called with two times, gives the rotation of the base [3, 3] and its covariance [3, 3] where they are known (`Gyro.turn`)."""
 
 
 @dataclass(frozen=True)
@@ -65,6 +70,7 @@ def predict(
     odometry: OdometrySample | None,
     buffer: OdometryBuffer,
     options: MotionOptions,
+    turn: Turn | None = None,
 ) -> MotionPrior:
     """Prior of the pose at a time.
 
@@ -75,7 +81,9 @@ def predict(
         odometry: At that time, None where there is none.
         buffer: Where it comes from.
         options: What is believed without it.
+        turn: Of a gyro.
     """
+    turned = turn(known.stamp_ns, stamp_ns) if turn is not None else None
     seconds = (stamp_ns - known.stamp_ns) * 1e-9
     if odometry is not None and known.odometry is not None:
         try:
@@ -83,7 +91,7 @@ def predict(
         except OdometryUnavailable:
             pass
         else:
-            return _moved(known, motion, noise, "odometry", seconds)
+            return _moved(known, *_turned(motion, noise, turned), "odometry", seconds)
     if before is not None and seconds > 0:
         step_s = (known.stamp_ns - before.stamp_ns) * 1e-9
         if 0 < step_s <= options.max_velocity_s and seconds <= options.max_velocity_s:
@@ -99,9 +107,21 @@ def predict(
             earlier = se3.transform_covariance(before.covariance, se3.inverse(se3.se3_exp(step)))
             shared = ratio * se3.adjoint(se3.inverse(motion)) @ known.covariance
             noise = noise + ratio**2 * (known.covariance + earlier) + shared + shared.mT
-            return _moved(known, motion, noise, "constant velocity", seconds)
+            return _moved(known, *_turned(motion, noise, turned), "constant velocity", seconds)
     noise = isotropic(options.speed * abs(seconds), options.turn_rate * abs(seconds))
-    return _moved(known, torch.eye(4, dtype=torch.float64), noise, "static", seconds)
+    return _moved(known, *_turned(torch.eye(4, dtype=torch.float64), noise, turned), "static", seconds)
+
+
+def _turned(
+    motion: torch.Tensor, noise: torch.Tensor, turned: tuple[torch.Tensor, torch.Tensor] | None
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """A motion of the base and its covariance, with the gyro's rotation where that is known better; the way is bent with it."""
+    if turned is None or float(turned[1].trace()) >= float(noise[3:, 3:].trace()):
+        return motion, noise
+    step, better = se3.se3_log(motion).clone(), torch.zeros_like(noise)
+    step[3:] = se3.so3_log(turned[0])
+    better[:3, :3], better[3:, 3:] = noise[:3, :3], turned[1]
+    return se3.se3_exp(step), better
 
 
 def _moved(known: KnownPose, motion: torch.Tensor, noise: torch.Tensor, source: str, seconds: float) -> MotionPrior:

@@ -38,6 +38,7 @@ from .calibration_choice import CalibrationChoice
 from .candidates import Candidates
 from .covariances import isotropic, not_worse_than
 from .frame_aligner import FrameAligner
+from .gyro import Gyro
 from .judge import FrameContext, FrozenCamera, Judge, Look, distance, is_torn
 from .learned_noise import LearnedNoise
 from .motion_prior import KnownPose, predict
@@ -59,6 +60,7 @@ class Tracker:
         aligner: Aligns one image from one prior.
         pose_search: Finds poses in the whole map; None: only around the last pose.
         odometry: What is kept of it.
+        gyro: What is kept of its readings, which may be added from another thread, too.
         options: The limits.
         mount_check: What speaks against base_from_camera.
         calibration_choice: Which of two readings of a calibration is used.
@@ -76,7 +78,7 @@ class Tracker:
         """From parts; `Localizer.tracker` puts the usual ones together."""
         self.aligner, self.pose_search = aligner, pose_search
         self.options = options = options or TrackerOptions()
-        self.odometry = OdometryBuffer(options.odometry)
+        self.odometry, self.gyro = OdometryBuffer(options.odometry), Gyro(options.motion, options.learning)
         self._judge = Judge(options, calibration_check)
         self._candidates = Candidates(options, self._predict)
         self._calibration_check, self._frozen_camera = calibration_check, FrozenCamera()
@@ -196,7 +198,7 @@ class Tracker:
         silent_s = self._gap.seconds(stamp_ns)
         if silent_s and not self._searching:
             odometry, _ = self._odometry_at(stamp_ns)
-            prior = predict(self._known, self._before, stamp_ns, odometry, self.odometry, self.options.motion)
+            prior = predict(self._known, self._before, stamp_ns, odometry, self.odometry, self.options.motion, self.gyro.turn)
             goes_on = self.options.may_dead_reckon(prior, self._known.depth, self.options.max_degraded_s)
             self.state, self._unseen = (TrackState.DEGRADED, False) if goes_on else (TrackState.LOST, True)
         return silent_s
@@ -290,7 +292,7 @@ class Tracker:
         return replace(bare, frame=frame, prior=prior)
 
     def _predict(self, known: KnownPose, before: KnownPose | None, view: FrameContext) -> MotionPrior:
-        return predict(known, before, view.stamp_ns, view.odometry, self.odometry, self.options.motion)
+        return predict(known, before, view.stamp_ns, view.odometry, self.odometry, self.options.motion, self.gyro.turn)
 
     def _look(self, view: FrameContext) -> tuple[list[Look], Look | None]:
         """All looks at the image, and the one that is believed at once: around the prior and, unless that will do, elsewhere."""
@@ -410,8 +412,8 @@ class Tracker:
         self._known: KnownPose | None = None
         self._before: KnownPose | None = None
         self._initial = False
-        self._odometry_check.interrupt()
-        self._learned_noise.interrupt()
+        for one in (self._odometry_check, self._learned_noise, self.gyro):
+            one.interrupt()
 
     def _end_search(self) -> None:
         self._candidates.clear()
@@ -426,6 +428,7 @@ class Tracker:
         if shown is not None and shown.pose is not None and sure:
             self._odometry_check.add(view.stamp_ns, shown.pose.map_from_base)
             self._learned_noise.add(shown.pose)
+            self.gyro.learn(shown.pose)
         self._unchecked = None
         if self.state is TrackState.TRACKING and self._calibration_check is not None:
             self._unchecked = view.stamp_ns, view.frame.prepared, believed.alignment

@@ -65,8 +65,8 @@ class Links:
         first: int64 [L], images.
         second: int64 [L].
         first_from_second: float64 [L, 4, 4].
-        translation_std: float64 [L], of each axis, metres.
-        rotation_std: float64 [L], of each axis, radians.
+        translation_std: float64 [L], of each axis, metres, or [L, 3] where they differ; infinite: not measured.
+        rotation_std: float64 [L], of each axis, radians; infinite: not measured.
         robust: bool [L], whether it may be wrong altogether.
     """
 
@@ -79,7 +79,16 @@ class Links:
 
     @classmethod
     def join(cls, parts: Sequence[Links]) -> Links:
+        if len({part.translation_std.ndim for part in parts}) > 1:
+            parts = [replace(part, translation_std=part.std[:, :3]) for part in parts]
         return cls(*(np.concatenate(values) for values in zip(*(vars(part).values() for part in parts))))
+
+    @property
+    def std(self) -> np.ndarray:
+        """Of translation and rotation, [L, 6]."""
+        shape = (len(self.first), 3)
+        translation = self.translation_std if self.translation_std.ndim == 2 else self.translation_std[:, None]
+        return np.concatenate((np.broadcast_to(translation, shape), np.broadcast_to(self.rotation_std[:, None], shape)), 1)
 
 
 @dataclass(frozen=True, eq=False)
@@ -161,7 +170,7 @@ def link_errors(bundle: Bundle, links: Links) -> np.ndarray:
     found = np.einsum("nji,njk->nik", one[:, :3, :3], other[:, :3, :3])
     turned = np.einsum("nji,njk->nik", links.first_from_second[:, :3, :3], found)
     rotation = se3.so3_log(torch.from_numpy(turned)).numpy()
-    return np.concatenate((translation / links.translation_std[:, None], rotation / links.rotation_std[:, None]), 1)
+    return np.concatenate((translation, rotation), 1) / links.std
 
 
 def _cost(bundle: Bundle, rays: Rays, basis: np.ndarray, links: Links, robust_px: float) -> float:
@@ -230,8 +239,7 @@ class _System:
         by_first[:, :3, :3] = se3.skew(torch.from_numpy(apart)).numpy()
         by_first[:, :3, 3:], by_second[:, :3, 3:] = -one.transpose(0, 2, 1), one.transpose(0, 2, 1)
         by_first[:, 3:, :3], by_second[:, 3:, :3] = -np.einsum("nji,njk->nik", other, one), np.eye(3)
-        std = np.concatenate((np.repeat(links.translation_std[:, None], 3, 1), np.repeat(links.rotation_std[:, None], 3, 1)), 1)
-        by_first, by_second = by_first / std[:, :, None], by_second / std[:, :, None]
+        by_first, by_second = by_first / links.std[:, :, None], by_second / links.std[:, :, None]
         product = lambda a, b: np.einsum("n,nki,nkj->nij", weight, a, b)  # noqa: E731
         _add(self.of_poses, links.first, product(by_first, by_first))
         _add(self.of_poses, links.second, product(by_second, by_second))

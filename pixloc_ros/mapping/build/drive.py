@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -16,13 +17,16 @@ from scipy.spatial import cKDTree
 
 from ...errors import InputError
 from ...features import Extractor
-from ...geometry import se3
 from ...geometry.cameras import Camera
 from ...io.work_folder import WorkFolder
+from ..georeference import Georeference
 from ..map_file import Map
+from .adjustment import Links
 from .building import Progress
 from .drive_frames import DriveFrames
+from .drive_sensors import DriveSensors
 from .keyframes import KeyframeFiles
+from .map_frame import map_frame, upwards_of_cameras
 from .mapper import MapperOptions, run_mapper
 from .matching import Matcher, pixel_scale
 from .odometry_structure import WHEELS, solve_with_odometry
@@ -99,6 +103,7 @@ class DriveReport(PosedMapReport):
         scale_uncertainty: As a share; None where it is a guess.
         structure_s: Seconds until the poses were found, keyframes chosen before not counted.
         images_posed: Images that have a pose, and all of them, where all were localized in the map; else None.
+        sensors: What became of gyro, accelerometer and satellite fixes; a line each.
     """
 
     posed: tuple[int, int]
@@ -110,6 +115,7 @@ class DriveReport(PosedMapReport):
     scale_uncertainty: float | None
     structure_s: float
     images_posed: tuple[int, int] | None = None
+    sensors: tuple[str, ...] = ()
 
 
 def build_map_from_drive(
@@ -140,6 +146,7 @@ def build_map_from_drive(
         posed = replace(posed, keyframes=replace(posed.keyframes, still=(0.0, 0.0)))
     solver = DriveSolver(frames, extractor, work, options, progress)
     map_, report = build_map_from_posed_frames(frames, extractor, work, posed, working_side, name, progress, solver)
+    map_ = replace(map_, georeference=solver.georeference)
     if not frames.stamped:
         map_ = replace(map_, keyframe_stamp_ns=np.full_like(map_.keyframe_stamp_ns, -1))
     return map_, DriveReport(**vars(report) | solver.found)
@@ -152,6 +159,7 @@ class DriveSolver:
     Attributes:
         frames, extractor, work, options, progress: As of `build_map_from_drive`.
         found: After the call, the fields that `DriveReport` adds.
+        georeference: After the call; None where there are no satellite fixes.
     """
 
     frames: DriveFrames
@@ -160,6 +168,8 @@ class DriveSolver:
     options: DriveOptions
     progress: Progress | None
     found: dict = field(default_factory=dict)
+    georeference: Georeference | None = None
+    _sensors: DriveSensors | None = None
 
     def __call__(self, images: KeyframeFiles, names: list[str]) -> SolvedKeyframes:
         """Raises `InputError`: the images do not show how the camera moved."""
@@ -174,8 +184,13 @@ class DriveSolver:
         finder = PairFinder(matcher, self.extractor, self.frames.known_camera, self._drive)
         finder.find(self.progress)
         self._check_pairs(finder)
+        if self.frames.imu is not None or self.frames.fixes is not None:
+            stamps_ns = np.array([int(Path(name).stem) for name in names], np.int64)
+            self._sensors = DriveSensors(self.frames.imu, self.frames.fixes, stamps_ns)
         stored = self.work.arrays("structure", lambda: self._structure(finder))
         image, poses = stored["image"], torch.from_numpy(stored["poses"])
+        if self._sensors:
+            self._sensors.said |= dict(zip(stored["sensors"].tolist(), stored["said"].tolist()))
         if len(image) < _LEAST_POSED * len(names):
             raise InputError(
                 f"structure from motion poses only {len(image)} of {len(names)} keyframes ({_stretches(image, len(names))}): "
@@ -184,7 +199,8 @@ class DriveSolver:
         self._check_drives(image)
         cameras = [Camera.parse_colmap_line(str(line)) for line in stored["cameras"]]
         scale, said, uncertainty = self._scale(poses, [names[k] for k in image], stored)
-        poses = self._in_map_frame(poses, scale)
+        poses = self._in_map_frame(image, poses, scale)
+        sensors = self._use_sensors(image, poses.numpy(), stored) if self._sensors else ()
         needed = np.ones(len(image), bool)
         if len(image) > _LONG_DRIVE:
             depth = scale * float(stored["depth"])
@@ -200,6 +216,7 @@ class DriveSolver:
             "scale": said,
             "scale_uncertainty": uncertainty,
             "structure_s": round(time.monotonic() - begin, 1),
+            "sensors": sensors,
         }
         notes = tuple(self._notes(images, cameras, names, image, needed))
         spare, image = image[~needed], image[needed]
@@ -249,17 +266,20 @@ class DriveSolver:
         """Poses and cameras, as arrays: metric where there is odometry."""
         refine, matcher = self.options.refine_camera or not self.frames.known_camera, finder.matcher
         mapped = None if self.frames.has_odometry and not refine else self._mapped(finder, refine)
-        if not self.frames.has_odometry:
+        if not (self.frames.has_odometry or self._sensors):
             return mapped
         if refine:  # the rays are those of the refined camera
             cameras = [Camera.parse_colmap_line(str(line)) for line in mapped["cameras"]]
             matcher = Matcher(replace(matcher.images, cameras=cameras), self.work, matcher.options)
             finder = PairFinder(matcher, self.extractor, True, self._drive)
             finder.find(None)
-        model = solve_with_odometry(finder, self.progress)
+        if not self.frames.has_odometry:
+            return self._held_by_sensors(finder, mapped, None)
+        gyro = self._sensors and self._sensors.gyro(finder)
+        model = solve_with_odometry(finder, self.progress, gyro, self.frames.base_from_camera.numpy())
         if model.fitting < _LEAST_FITTING:
-            return _scaled(mapped or self._mapped(finder, refine), matcher.poses)
-        return {
+            return self._held_by_sensors(finder, _scaled(mapped or self._mapped(finder, refine), matcher.poses), None)
+        found = {
             "image": np.arange(finder.count),
             "poses": model.poses,
             "cameras": np.array([camera.to_colmap_line() for camera in matcher.images.cameras]),
@@ -269,6 +289,7 @@ class DriveSolver:
             "loops": np.array(model.loops, np.int64).reshape(-1, 2),
             "apart": model.apart,
         }
+        return self._held_by_sensors(finder, found, model.motions)
 
     def _mapped(self, finder: PairFinder, refine: bool) -> dict[str, np.ndarray]:
         images = finder.matcher.images
@@ -282,6 +303,22 @@ class DriveSolver:
             "error_px": np.array(model.error_px),
             "loops": np.array(finder.loops, np.int64).reshape(-1, 2),
         }
+
+    # ---- other sensors
+
+    def _held_by_sensors(self, finder: PairFinder, stored: dict[str, np.ndarray], motions: Links | None) -> dict[str, np.ndarray]:
+        sensors = self._sensors
+        if sensors is None:
+            return stored
+        wheels = float(np.hypot(stored["scale_spread"], WHEELS)) if "scale_spread" in stored else None
+        stored = sensors.refined(finder, stored, motions, wheels, self._up)
+        return stored | {"sensors": np.array(list(sensors.said)), "said": np.array(list(sensors.said.values()))}
+
+    def _use_sensors(self, image: np.ndarray, poses: np.ndarray, stored: dict[str, np.ndarray]) -> tuple[str, ...]:
+        """Georeference the map; what is to be said."""
+        if "fixes_used" in stored:
+            self.georeference = self._sensors.georeference(image, poses, stored["fixes_used"])
+        return tuple(line for line in self._sensors.said.values() if line)
 
     # ---- scale and frame
 
@@ -300,6 +337,9 @@ class DriveSolver:
             if not units > 0:
                 raise InputError(f"{first} and {second} are at one place: give two that are apart")
             return metres / units, f"{metres:g} m from {first} to {second}, as given", 0.0
+        if "fixes_used" in stored:
+            both = "from the odometry and satellite fixes" if "scale_spread" in stored else "from satellite fixes"
+            return 1.0, both, float(stored["scale_uncertainty"])
         if "scale_spread" in stored:
             return 1.0, "from the odometry", float(np.hypot(stored["scale_spread"], WHEELS))
         return (
@@ -308,23 +348,20 @@ class DriveSolver:
             None,
         )
 
-    def _in_map_frame(self, poses: torch.Tensor, scale: float) -> torch.Tensor:
+    def _up(self, image: np.ndarray, poses: np.ndarray) -> np.ndarray:
+        """Unit vector [3] upwards in the poses' frame: by gravity, by the camera's mount, or as cameras are held."""
+        up, base_from_camera = self._sensors and self._sensors.up(image, poses), self.frames.base_from_camera
+        if up is None and base_from_camera is not None:
+            up = poses[0, :3, :3] @ base_from_camera[2, :3].numpy()
+        return upwards_of_cameras(poses[:, :3, :3]) if up is None else up
+
+    def _in_map_frame(self, image: np.ndarray, poses: torch.Tensor, scale: float) -> torch.Tensor:
         """Scaled, z up, the first pose at the origin: that of the base where its camera's mount is known."""
         poses, base_from_camera = poses.clone(), self.frames.base_from_camera
         poses[:, :3, 3] *= scale
-        if base_from_camera is not None:
-            return base_from_camera @ se3.inverse(poses[0]) @ poses
-        up = _upwards(poses[:, :3, :3].numpy())
-        forward = poses[0, :3, 2].numpy()
-        forward = forward - up * (forward @ up)
-        if np.linalg.norm(forward) < 0.1:  # it looks up or down
-            forward = -poses[0, :3, 1].numpy()
-            forward = forward - up * (forward @ up)
-        x = forward / np.linalg.norm(forward)
-        map_from_old = torch.eye(4, dtype=torch.float64)
-        map_from_old[:3, :3] = torch.from_numpy(np.stack((x, np.cross(up, x), up)))
-        map_from_old[:3, 3] = -map_from_old[:3, :3] @ poses[0, :3, 3]
-        return map_from_old @ poses
+        up = self._up(image, poses.numpy())
+        level = bool(self._sensors and self._sensors.said.get("gravity"))
+        return map_frame(poses, up, base_from_camera, level) @ poses
 
     def _notes(self, images: KeyframeFiles, cameras: list[Camera], names: list[str], image: np.ndarray, needed: np.ndarray):
         if not needed.all():
@@ -344,20 +381,6 @@ def _ties(loops: np.ndarray, apart: np.ndarray | None, drive: np.ndarray) -> tup
         metres = (None, None) if apart is None else np.median(apart[which.reshape(-1) == n], axis=0).tolist()
         ties.append(DriveTie(a, b, count, *metres))
     return tuple(tie for tie in ties if tie.first != tie.second)
-
-
-def _upwards(rotations: np.ndarray) -> np.ndarray:
-    """Unit vector [3] that the cameras' x axes are level to: robots and people hold them so. Where those do not say it, as on a
-    straight drive, the mean of their y axes counts."""
-    x, mean = rotations[:, :, 0], -rotations[:, :, 1].mean(0)
-    mean /= max(np.linalg.norm(mean), 1e-9)
-    values, vectors = np.linalg.eigh(x.T @ x / len(x))
-    if values[1] < 0.02:
-        x = rotations[:, :, 0].mean(0)
-        level = mean - x * (mean @ x) / (x @ x)
-        return level / np.linalg.norm(level)
-    up = vectors[:, 0]
-    return up if up @ mean >= 0 else -up
 
 
 def _median_depth(map_from_camera: np.ndarray, xyz: np.ndarray) -> float:

@@ -18,6 +18,7 @@ import torch
 
 from ...errors import InputError
 from ...geometry.cameras import Camera
+from ...io.bag_sensors import FIX, IMU, Fixes, ImuReadings, find_sensor
 from ...io.bags import BagOptions, BagReader
 from ...io.camera_files import read_cameras
 from ...io.frames import UnusableFrame
@@ -40,6 +41,8 @@ class DriveFrames(Protocol):
         has_odometry: Whether the frames' poses are odometry's: metres, z up, drifting.
         base_from_camera: float64 [4, 4] where the camera sits on a base whose z axis points up; None where unknown.
         stamped: Whether stamps are times, else they count the frames, which are the files `paths`.
+        imu: What an IMU read; None without one.
+        fixes: Of a satellite receiver; None without one.
     """
 
     said: str
@@ -47,6 +50,8 @@ class DriveFrames(Protocol):
     has_odometry: bool
     base_from_camera: torch.Tensor | None
     stamped: bool
+    imu: ImuReadings | None
+    fixes: Fixes | None
 
     def drive_of(self, name: str) -> int:
         """Which of several drives a keyframe belongs to, by its name."""
@@ -61,7 +66,7 @@ class _OneDrive:
 
 
 class _Unposed(_OneDrive):
-    has_odometry, base_from_camera = False, None
+    has_odometry, base_from_camera, imu, fixes = False, None, None, None
 
 
 class ImageFolder(_Unposed):
@@ -164,20 +169,24 @@ class DriveBag(_OneDrive):
         path: The bag.
         options: Topics, frames and mount; a truth in it is not looked at.
         every: Use each N-th image only.
+        sensors: Topics of the IMU and of satellite fixes; None: the only one there is, "none": not used.
 
     Raises:
-        InputError: As of `BagReader`.
+        InputError: As of `BagReader`; a topic asked for cannot be used.
     """
 
     known_camera = stamped = True
 
-    def __init__(self, path: Path, options: BagOptions, every: int = 1) -> None:
+    def __init__(
+        self, path: Path, options: BagOptions, every: int = 1, sensors: tuple[str | None, str | None] = (None, None)
+    ) -> None:
         self.bag, self.every = _bag(path, options), every
         self.base_from_camera, self.has_odometry, self.said = self.bag.base_from_camera, False, "no odometry"
         if not bool(torch.isfinite(self.base_from_camera).all()):
             self.base_from_camera = None
         try:
             self._odometry = self.bag.odometry()
+            found = [find_sensor(self.bag, kind, topic) for kind, topic in zip((IMU, FIX), sensors)]
         except BaseException:
             self.bag.close()
             raise
@@ -185,6 +194,10 @@ class DriveBag(_OneDrive):
             self.said = f"{self.bag.odometry_topic} is of no use without the camera's place on the base: give --base-from-camera"
         elif len(self._odometry) > 1:
             self.has_odometry, self.said = True, f"odometry from {self.bag.odometry_topic}"
+        (self.imu, self.fixes), notes = zip(*found)
+        self._unused = tuple(filter(None, notes))
+        for what, one in (("gyro", self.imu), ("fixes", self.fixes)):
+            self.said += f", {what} from {one.topic}" if one is not None else ""
 
     def __enter__(self) -> DriveBag:
         return self
@@ -192,7 +205,7 @@ class DriveBag(_OneDrive):
     @property
     def notes(self) -> tuple[str, ...]:
         """What is to be known of the bag."""
-        return tuple(self.bag.notes)
+        return *self._unused, *self.bag.notes
 
     def __exit__(self, *_: object) -> None:
         self.bag.close()
@@ -246,6 +259,7 @@ class SeveralDrives:
             said = "; ".join(f"{one.bag.path.name}: {one.said}" for one in drives)
             raise InputError(f"some drives have odometry, others not ({said}): leave it out with --odometry-topic none")
         self.said = f"{len(drives)} drives, {first.said}"
+        self.imu = self.fixes = None
         self._shifts_ns, self._begins_ns, end = [], [], None
         for begin, last in (spans[k] for k in order):
             shift = 0 if end is None else max(end + _BETWEEN_NS - int(begin), 0)

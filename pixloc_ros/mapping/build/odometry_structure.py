@@ -16,6 +16,7 @@ from scipy.sparse.csgraph import connected_components
 from ...errors import InputError
 from .adjustment import Bundle, Links, Rays, adjust, errors_px, link_errors, triangulated
 from .building import Progress
+from .gyro_prior import GyroPrior
 from .matching import pixel_scale, require_pycolmap
 from .observations import rows_by_image
 from .two_view import PairFinder, colmap_camera
@@ -23,7 +24,7 @@ from .two_view import PairFinder, colmap_camera
 _STEP_SHARE, _STEP_M, _STEP_RAD, _STEP_RAD_PER_M = 0.02, 0.003, np.radians(0.5), np.radians(0.5)
 """Of the odometry between two keyframes, one standard deviation. Its errors last, so each motion is believed less than it is
 right."""
-_STAGES = ((20.0, 5), (5.0, 5), (1.0, 12))
+STAGES = ((20.0, 5), (5.0, 5), (1.0, 12))
 """Above how many pixels errors count little, and how many iterations at most."""
 _MOST_RAYS = 1_500_000
 """Observations; of a longer drive those of the points that most images see."""
@@ -48,6 +49,7 @@ class OdometryModel:
         loops: Pairs of images whose loop was used.
         apart: float64 [len(loops), 2], by how many metres each loop was off when drives were laid on each other, and is now.
         depth: Median.
+        motions: What held the poses besides the images.
     """
 
     poses: np.ndarray
@@ -57,23 +59,33 @@ class OdometryModel:
     loops: list[tuple[int, int]]
     apart: np.ndarray
     depth: float
+    motions: Links
 
 
-def solve_with_odometry(finder: PairFinder, progress: Progress | None = None) -> OdometryModel:
-    """Poses of the finder's images, whose own poses are the odometry's."""
+def solve_with_odometry(
+    finder: PairFinder,
+    progress: Progress | None = None,
+    gyro: GyroPrior | None = None,
+    base_from_camera: np.ndarray | None = None,
+) -> OdometryModel:
+    """Poses of the finder's images, whose own poses are the odometry's. A gyro says better how the base turned."""
     drive = finder.drive
     odometry = finder.matcher.poses
     odometry = np.linalg.inv(odometry[np.searchsorted(drive, drive)]) @ odometry  # each drive in its first image's frame
     scale_px = pixel_scale(finder.matcher.images.cameras[0])
+    if gyro is not None:
+        odometry = gyro.turn(odometry, base_from_camera)
     motions = _motions(odometry, drive)
     loops = set(finder.loops)
-    steps = len(_STAGES) + (len(_STAGES) - 1 if loops else 0)
+    steps = len(STAGES) + (len(STAGES) - 1 if loops else 0)
     say = lambda n: progress and progress(n, steps, "adjusting poses and points")  # noqa: E731
-    rays, numbers = _tracks(finder, [pair for pair in finder.pairs if pair not in loops])
+    rays, numbers = tracks(finder, [pair for pair in finder.pairs if pair not in loops])
     poses = odometry
-    for n, (robust, iterations) in enumerate(_STAGES):
+    for n, (robust, iterations) in enumerate(STAGES):
         say(n)
-        bundle, rays_used = _stage(poses, rays, numbers, motions, robust * scale_px, iterations)
+        if gyro is not None and n == len(STAGES) - 1:
+            motions = gyro.joined(motions, poses)
+        bundle, rays_used = stage(poses, rays, numbers, motions, robust * scale_px, iterations)
         poses = bundle.poses
     used, apart = [], np.zeros((0, 2))
     if loops:
@@ -81,16 +93,16 @@ def solve_with_odometry(finder: PairFinder, progress: Progress | None = None) ->
         poses = _drives_aligned(poses, closing, drive)
         if used:
             before = _apart(poses, closing)
-            graph = Links.join([_graph(poses, drive), closing])
+            graph = Links.join([graph_links(poses, drive), closing])
             empty = rays.only(np.zeros(0, np.int64))
             bent = adjust(Bundle(poses, np.zeros((0, 3))), empty, graph, 1.0, 30)
             # What contradicts the drive and the other loops is another place that looks the same.
             right = np.linalg.norm(link_errors(bent, closing), axis=1) < _LOOP_STD
             poses, used = bent.poses, [pair for pair, good in zip(used, right) if good]
-            rays, numbers = _tracks(finder, [pair for pair in finder.pairs if pair not in loops or pair in used])
-            for n, (robust, iterations) in enumerate(_STAGES[1:], len(_STAGES)):
+            rays, numbers = tracks(finder, [pair for pair in finder.pairs if pair not in loops or pair in used])
+            for n, (robust, iterations) in enumerate(STAGES[1:], len(STAGES)):
                 say(n)
-                bundle, rays_used = _stage(poses, rays, numbers, motions, robust * scale_px, iterations)
+                bundle, rays_used = stage(poses, rays, numbers, motions, robust * scale_px, iterations)
                 poses = bundle.poses
             apart = np.stack((before, _apart(poses, closing)), 1)[right]
     _require_ties(used, drive)
@@ -99,7 +111,7 @@ def solve_with_odometry(finder: PairFinder, progress: Progress | None = None) ->
     depth = np.linalg.norm(bundle.xyz[rays_used.point] - poses[rays_used.image, :3, 3], axis=1)
     figures = float(np.median(error[good])) if good.any() else float("inf"), len(rays_used.point) / max(len(rays.point), 1)
     spread, depth = _scale_spread(poses, odometry, drive), float(np.median(depth)) if len(depth) else 0.0
-    return OdometryModel(poses, *figures, spread, used, apart, depth)
+    return OdometryModel(poses, *figures, spread, used, apart, depth, motions)
 
 
 def _followed(drive: np.ndarray) -> np.ndarray:
@@ -116,7 +128,7 @@ def _motions(odometry: np.ndarray, drive: np.ndarray) -> Links:
     return Links(first, first + 1, relative, *deviations, np.zeros(len(first), bool))
 
 
-def _graph(poses: np.ndarray, drive: np.ndarray) -> Links:
+def graph_links(poses: np.ndarray, drive: np.ndarray) -> Links:
     """Motions as adjusted, which loops may bend."""
     first = _followed(drive)
     relative = np.linalg.inv(poses[first]) @ poses[first + 1]
@@ -125,7 +137,7 @@ def _graph(poses: np.ndarray, drive: np.ndarray) -> Links:
     return Links(first, first + 1, relative, *deviations, np.zeros(len(first), bool))
 
 
-def _tracks(finder: PairFinder, pairs: list[tuple[int, int]]) -> tuple[Rays, int]:
+def tracks(finder: PairFinder, pairs: list[tuple[int, int]]) -> tuple[Rays, int]:
     """What the images see of the same points, and how many points there are. A point that two features of one image show is
     none."""
     matcher = finder.matcher
@@ -166,7 +178,7 @@ def _in_long_tracks(image: np.ndarray, point: np.ndarray, closing: np.ndarray, l
     return chosen[point]
 
 
-def _stage(poses: np.ndarray, rays: Rays, points: int, motions: Links, robust_px: float, iterations: int) -> tuple[Bundle, Rays]:
+def stage(poses: np.ndarray, rays: Rays, points: int, motions: Links, robust_px: float, iterations: int) -> tuple[Bundle, Rays]:
     """Triangulate with the poses, leave out what is far off, adjust; the bundle, and what it was made of."""
     xyz, angle = triangulated(poses, rays, points)
     error = errors_px(Bundle(poses, xyz), rays)
