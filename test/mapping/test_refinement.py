@@ -15,11 +15,10 @@ from pixloc_ros.errors import InputError
 from pixloc_ros.geometry import se3
 from pixloc_ros.io.work_folder import WorkFolder
 from pixloc_ros.mapping import Map
-from pixloc_ros.mapping.build.bundle_adjustment import AdjustmentOptions, adjust
 from pixloc_ros.mapping.build.observations import Observations, Views, project
 from pixloc_ros.mapping.build.posed_bag import PosedBag
 from pixloc_ros.mapping.build.posed_frames import PosedMapOptions, points_of_posed_frames
-from pixloc_ros.mapping.build.refinement import Refinement, RefineOptions, rigid_back
+from pixloc_ros.mapping.build.refinement import Refinement, RefineOptions, adjusted
 
 pytest.importorskip("pycolmap")
 CAMERA = pinhole(640, 480, 500.0)
@@ -34,9 +33,9 @@ def errors(count, metres, degrees, seed=0):
 
 @pytest.fixture(scope="module")
 def drive():
-    """Poses along a bend, points before them, and what each pose sees of these, to 0.3 pixels."""
+    """Poses along bends to both sides, points before them, and what each pose sees of these, to 0.3 pixels."""
     random, count = np.random.default_rng(0), 24
-    heading = torch.linspace(0, 0.9, count, dtype=torch.float64)
+    heading = 0.8 * torch.sin(torch.linspace(0, 2 * np.pi, count, dtype=torch.float64))
     poses = torch.eye(4, dtype=torch.float64).repeat(count, 1, 1)
     poses[:, :3, :3] = se3.so3_exp(torch.stack((torch.zeros(count), heading, torch.zeros(count)), 1).double())
     poses[1:, :3, 3] = torch.cumsum(0.8 * poses[:-1, :3, 2], 0)
@@ -51,32 +50,57 @@ def drive():
     return poses, xyz, Observations(*(np.concatenate(each) for each in (image, point, pixel)))
 
 
-@pytest.mark.parametrize("mount_deg", [0.0, 1.0])
-def test_adjusted_poses_agree_and_a_wrong_mount_is_found(drive, mount_deg):
-    truth, xyz, seen = drive
-    mount = errors(1, 0.0, mount_deg, seed=5)
-    given = truth @ errors(len(truth), 0.03, 0.5) @ mount
+ROUNDS = ((5.0, 20.0), (1.0, 4.0))
+
+
+def refined(drive, given, **changed):
+    _, xyz, seen = drive
     start = xyz + np.random.default_rng(1).normal(size=xyz.shape) * 0.1
-    options = RefineOptions()
-    views = Views([CAMERA] * len(truth), given)
-    how = AdjustmentOptions(options.position_std / 3**0.5, (20.0, 4.0, 3.0), (5.0, 1.0, 1.0))
-    found = adjust(views, start, seen, how)
-    assert found.kept.mean() > 0.98 and np.median(found.error_px) < 0.4
-    given_from_adjusted, turn, information = rigid_back(given, found.map_from_camera, options)
-    distance, angle = (values.numpy() for values in se3.pose_difference(truth, given_from_adjusted @ found.map_from_camera))
+    seen = seen._replace(**changed)
+    return adjusted(Views([CAMERA] * len(given), given), start, seen, given.numpy(), RefineOptions(), ROUNDS)
+
+
+def mount(metres, degrees):
+    """Turned about, and shifted along, the camera's right axis."""
+    return se3.se3_exp(torch.tensor([metres, 0, 0, math.radians(degrees), 0, 0], dtype=torch.float64))
+
+
+@pytest.mark.parametrize(("metres", "degrees"), [(0.0, 0.0), (0.0, 1.0), (0.05, 0.0)])
+def test_adjusted_poses_agree_and_a_wrong_mount_is_found(drive, metres, degrees):
+    truth = drive[0]
+    given = truth @ errors(len(truth), 0.03, 0.5) @ mount(metres, degrees)
+    found = refined(drive, given)
+    assert found.error_px < 0.4
+    distance, angle = (values.numpy() for values in se3.pose_difference(truth, torch.from_numpy(found.poses)))
     # Where the camera is turned, too, 18 m of path tell less of how the whole lies.
-    assert np.median(distance) < 0.015 and np.degrees(np.median(angle)) < (0.3 if mount_deg else 0.1)
-    off = turn - se3.so3_log(mount[0, :3, :3]).numpy()
-    assert off @ information @ off < 16.3  # 99.9 %
-    assert (turn @ information @ turn > 16.3) == (mount_deg > 0)
+    assert np.median(distance) < 0.02 and np.degrees(np.median(angle)) < (0.3 if degrees else 0.15)
+    right = np.array([-math.radians(degrees), 0, 0, -metres, 0, 0])  # the right camera in the given one's frame
+    off = found.mount - right
+    assert off @ found.mount_information @ off < 22.5  # 99.9 %, six degrees of freedom
+    said = " ".join(said_of(truth, found))
+    assert ("is turned by" in said) == (degrees > 0) and ("sits" in said) == (metres > 0)
+    own = np.sqrt(3) * found.stds
+    assert 0.015 < own[0] <= 0.03 + 1e-9 and 0.35 < np.degrees(own[1]) <= 0.5 + 1e-9
+
+
+def said_of(given, found):
+    of_mount = (found.mount, found.mount_information, found.stds)
+    return Refinement(given, np.zeros((len(given), 2)), *of_mount, found.kept, found.error_px).notes
+
+
+def test_right_poses_stay(drive):
+    truth = drive[0]
+    found = refined(drive, truth)
+    distance, angle = se3.pose_difference(truth, torch.from_numpy(found.poses))
+    assert distance.max() < 2e-3 and math.degrees(angle.max()) < 0.02
+    assert len(said_of(truth, found)) == 1 and not len(found.kept)
 
 
 def test_a_turned_camera_is_named_as_base_from_camera_is_to_be_corrected(drive):
     """The right mount is the given one times the rotation that is said."""
     truth, _, _ = drive
     wrong = se3.se3_exp(torch.tensor([0, 0, 0, 0, np.radians(0.8), 0], dtype=torch.float64))
-    _, turn, _ = rigid_back(truth @ wrong, truth, RefineOptions())
-    said = Refinement(truth, np.zeros((24, 2)), turn, np.empty(0, np.int64), 0.1).notes[1]
+    said = said_of(truth, refined(drive, truth @ wrong))[1]
     x, y, z = (float(number) for number in re.findall(r"(-?[0-9.]+)°", said)[1:4])
     assert abs(x) < 0.1 and -0.85 < y < -0.7 and abs(z) < 0.1
 
@@ -84,16 +108,25 @@ def test_a_turned_camera_is_named_as_base_from_camera_is_to_be_corrected(drive):
 def test_wrong_matches_are_left_out_and_what_is_never_seen_twice_is_refused(drive):
     truth, xyz, seen = drive
     wrong = np.random.default_rng(2).random(len(seen.point)) < 0.1
+    given = truth @ errors(len(truth), 0.03, 0.5)
     pixel = np.where(wrong[:, None], seen.pixel + 40.0, seen.pixel)
-    views = Views([CAMERA] * len(truth), truth @ errors(len(truth), 0.03, 0.5))
-    how = AdjustmentOptions(0.02, (20.0, 4.0, 3.0), (5.0, 1.0, 1.0))
-    found = adjust(views, xyz, Observations(seen.image, seen.point, pixel), how)
-    assert not found.kept[wrong].any() and found.kept[~wrong].mean() > 0.95
-    free = adjust(views, xyz, seen, AdjustmentOptions())  # the first image stays
-    assert torch.allclose(free.map_from_camera[0], views.map_from_camera[0], atol=1e-6)
+    found, clean = refined(drive, given, pixel=pixel), refined(drive, given)
+    assert np.abs(found.poses - clean.poses).max() < 3e-3
+    views = Views([CAMERA] * len(truth), given)
     _, once = np.unique(seen.point, return_index=True)
-    with pytest.raises(InputError, match="another one sees"):
-        adjust(views, xyz, seen.only(once), how)
+    with pytest.raises(InputError, match="too few points are shared"):
+        adjusted(views, xyz, seen.only(once), given.numpy(), RefineOptions(), ROUNDS)
+
+
+def test_unknown_images_keep_the_given_pose_on_the_right_mount(drive):
+    truth, xyz, seen = drive
+    given, blind = truth @ errors(len(truth), 0.03, 0.5) @ mount(0.0, 1.0), 7
+    rows = seen.image != blind
+    views = Views([CAMERA] * len(truth), given)
+    found = adjusted(views, xyz, seen.only(rows), given.numpy(), RefineOptions(), ROUNDS)
+    assert found.kept.tolist() == [blind]
+    correction = torch.linalg.inv(given[blind]) @ torch.from_numpy(found.poses[blind])
+    assert np.abs(se3.so3_log(correction[:3, :3]).numpy() - found.mount[:3]).max() < 1e-6
 
 
 @pytest.fixture(scope="module")
@@ -113,6 +146,12 @@ def disturbed(frames, metres, degrees):
     return source
 
 
+def as_a_whole(poses, true):
+    """true_from_map of poses [K, 4, 4] laid onto the true ones: by their directions, then by their centres."""
+    u, _, v = torch.linalg.svd((true[:, :3, :3] @ poses[:, :3, :3].mT).sum(0))
+    return se3.from_rotation_translation(u @ v, true[:, :3, 3].mean(0) - u @ v @ poses[:, :3, 3].mean(0))
+
+
 def test_a_map_of_disturbed_poses_is_refined(bag, tmp_path):
     """On the plane z = 0."""
     sources = {}
@@ -126,8 +165,8 @@ def test_a_map_of_disturbed_poses_is_refined(bag, tmp_path):
         true = torch.stack(
             [torch.from_numpy(pose_at((stamp - 1_700_000_000_000_000_000) / 1e9)) for stamp in posed.source.stamp_ns]
         )
-        back, _, _ = rigid_back(true, posed.source.map_from_camera, RefineOptions())
-        distance, angle = se3.pose_difference(true, back @ posed.source.map_from_camera)
+        poses = posed.source.map_from_camera
+        distance, angle = se3.pose_difference(true, as_a_whole(poses, true) @ poses)
         off[refined] = float(distance.median()), float(angle.median())
     assert off[True][0] < 0.5 * off[False][0] and off[True][1] < 0.5 * off[False][1]
     assert len(sources[True].source.observation_point) > len(sources[False].source.observation_point)

@@ -2,10 +2,8 @@
 """Bundle adjustment of poses and points together with measured relative poses (odometry, loops), which pycolmap's does not take.
 
 Levenberg-Marquardt on rays: an observation's error is the angle between where its feature and its point are seen, times the focal
-length, so that any camera model will do. Points are eliminated (Schur complement).
-
-It could take given centres, too, as motions from a fixed pose, in place of `bundle_adjustment`. What that does to refined poses
-and to time has not been measured.
+length, so that any camera model will do. Points are eliminated (Schur complement). A pose that is known is a motion from a pose
+that no image has.
 """
 
 from __future__ import annotations
@@ -24,6 +22,7 @@ _GAUGE = 1e8
 _LINK_ROBUST = 3.0  # standard deviations
 _CONVERGED = 1e-4
 _BLOCK = 250_000
+_SLIGHT = 1e-6  # damping, for points without parallax
 
 
 @dataclass(frozen=True, eq=False)
@@ -128,6 +127,15 @@ def adjust(bundle: Bundle, rays: Rays, links: Links, robust_px: float, iteration
         if gain < _CONVERGED:
             break
     return bundle
+
+
+def information(bundle: Bundle, rays: Rays, links: Links, robust_px: float) -> tuple[csc_array, np.ndarray]:
+    """How the least cost over all points grows with the poses: half its second derivatives [6 K, 6 K], half its first [6 K].
+
+    A pose's unknowns are its turn in the camera's frame and its shift in the map's. The first pose stays.
+    """
+    rays = rays.only(np.argsort(rays.image, kind="stable"))
+    return _System(bundle, rays, rays.basis, links, robust_px).reduced(_SLIGHT)[:2]
 
 
 def errors_px(bundle: Bundle, rays: Rays) -> np.ndarray:
@@ -247,13 +255,14 @@ class _System:
         _add(self.pose_gradient, links.second, np.einsum("n,nki,nk->ni", weight, by_second, error))
         self.between = links.first, links.second, product(by_first, by_second)
 
-    def step(self, damping: float) -> _Step:
+    def reduced(self, damping: float) -> tuple[csc_array, np.ndarray, np.ndarray, bsr_array | None]:
+        """Matrix [6 K, 6 K] and gradient [6 K] of the poses alone; inverse blocks of points, and what ties them to poses."""
         diagonal = np.arange(3)
         points, poses = self.of_points.copy(), self.of_poses.copy()
         points[:, diagonal, diagonal] *= 1 + damping
         points += 1e-9 * np.eye(3)
         poses[:, np.arange(6), np.arange(6)] *= 1 + damping
-        inverse, rays = np.linalg.inv(points), self.rays
+        inverse, rays, right = np.linalg.inv(points), self.rays, None
         shape = (6 * self.poses, 3 * self.points)
         eliminated = self.mixed @ inverse[rays.point]
         reduced = _blocks(np.arange(self.poses), np.arange(self.poses), poses, self.poses)
@@ -266,7 +275,11 @@ class _System:
             right = bsr_array((self.mixed, rays.point, self.starts), shape=shape)
             reduced = reduced - (left @ right.T).tocsc()
             gradient -= left @ self.point_gradient.ravel()
-        solve = splu(csc_array(reduced), permc_spec="MMD_AT_PLUS_A", diag_pivot_thresh=0.0, options={"SymmetricMode": True}).solve
+        return csc_array(reduced), gradient, inverse, right
+
+    def step(self, damping: float) -> _Step:
+        reduced, gradient, inverse, right = self.reduced(damping)
+        solve = splu(reduced, permc_spec="MMD_AT_PLUS_A", diag_pivot_thresh=0.0, options={"SymmetricMode": True}).solve
         of_poses = -solve(gradient)
         of_points = np.zeros((self.points, 3))
         if self.points:

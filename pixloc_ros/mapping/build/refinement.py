@@ -7,46 +7,30 @@ poses are priors: they hold scale, place and direction of the map, which images 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
-from scipy.optimize import least_squares
-from scipy.sparse import coo_array
-from scipy.sparse.csgraph import connected_components
 
 from ...errors import InputError
 from ...geometry import se3
+from ...geometry.cameras import Camera
 from ...io.work_folder import WorkFolder
+from .adjustment import Bundle, Rays, adjust, errors_px
 from .building import Progress
-from .bundle_adjustment import AdjustmentOptions, adjust
+from .given_poses import Belief, RefineOptions
 from .keyframes import KeyframeFiles
 from .matching import Matcher, MatchingOptions, colmap_tracks, pixel_scale, require_pycolmap
-from .observations import Observations, Views
+from .observations import Observations, Views, rows_by_image
 from .triangulation import TriangulationOptions, triangulate
 
 _STDS = 2.5  # of a pose's error that matching leaves room for
-_FEWEST_SHARED, _FEWEST_KEYFRAMES = 15, 3  # points that tie two keyframes; keyframes of a part that is adjusted
+_FEWEST_SHARED = 15  # points that tie a keyframe to others
+_LAST_ROUNDS = 4  # in which poses and what is believed of the given ones settle
 _SURE_MOUNT = 16.3  # 99.9 % of the squared distances, three degrees of freedom
-_MATCHING = TriangulationOptions()
+_KNOWN, _MATCHING = RefineOptions(), TriangulationOptions()
 _LARGEST_MOVE = 6.0  # standard deviations, in the median
-
-
-@dataclass(frozen=True)
-class RefineOptions:
-    """How well poses are known.
-
-    Attributes:
-        position_std: Of the whole distance, in units of the map.
-        rotation_std: Of the whole angle, radians; also that of the camera's mount.
-    """
-
-    position_std: float = 0.03
-    rotation_std: float = float(np.radians(0.5))
-
-    def __post_init__(self) -> None:
-        if not (0 < self.position_std < np.inf and 0 < self.rotation_std < 0.2):
-            raise InputError("standard deviations of poses to refine: above 0, and the angle below 11 degrees")
 
 
 @dataclass(frozen=True, eq=False)
@@ -56,14 +40,18 @@ class Refinement:
     Attributes:
         map_from_camera: float64 [K, 4, 4].
         moved: float64 [K, 2], by how much each has moved (units of the map) and turned (radians).
-        mount: float64 [3], rotation vector of the given camera axes in the right ones, radians; 0 where it is not sure.
-        kept: int64 of the keyframes that are as they were given, as too little ties them to others.
+        mount: float64 [6], the right camera in the given one's frame: rotation vector (radians) and place.
+        mount_information: float64 [6, 6], the inverse of its covariance.
+        stds: float64 [2], of the given poses' own errors as the images tell: of each axis, units of the map and radians.
+        kept: int64 of the keyframes that too little ties to others: only the mount's error is taken from their given pose.
         error_px: Median reprojection error after.
     """
 
     map_from_camera: torch.Tensor
     moved: np.ndarray
     mount: np.ndarray
+    mount_information: np.ndarray
+    stds: np.ndarray
     kept: np.ndarray
     error_px: float
 
@@ -71,25 +59,38 @@ class Refinement:
     def notes(self) -> tuple[str, ...]:
         """For people."""
         (metres, angle), (far, turned) = np.median(self.moved, 0), self.moved.max(0)
+        own_metres, own_angle = np.sqrt(3) * self.stds
         notes = [
             f"poses were refined: moved by {metres:.3g} and turned by {np.degrees(angle):.2g}° in the median, at most {far:.3g} "
-            f"and {np.degrees(turned):.2g}°; points reproject to {self.error_px:.2f} px"
+            f"and {np.degrees(turned):.2g}°; apart from the mount they were off by about {own_metres:.2g} and "
+            f"{np.degrees(own_angle):.2g}° each; points reproject to {self.error_px:.2f} px"
         ]
-        if self.mount.any():
-            x, y, z = np.degrees(-self.mount)  # the right axes in the given ones
+        axes = "the given right, down and forward axes"
+        if self._sure(slice(0, 3)):
+            x, y, z = np.degrees(self.mount[:3])
             notes.append(
-                f"the camera is turned by {np.degrees(np.linalg.norm(self.mount)):.2f}° against the given mount "
-                f"({x:.2f}°, {y:.2f}° and {z:.2f}° about the given right, down and forward axes): check base_from_camera"
+                f"the camera is turned by {np.degrees(np.linalg.norm(self.mount[:3])):.2f}° against the given mount "
+                f"({x:.2f}°, {y:.2f}° and {z:.2f}° about {axes}): check base_from_camera"
+            )
+        if self._sure(slice(3, 6)):
+            x, y, z = self.mount[3:]
+            notes.append(
+                f"the camera sits {np.linalg.norm(self.mount[3:]):.3f} from the given mount ({x:.3f}, {y:.3f} and {z:.3f} along "
+                f"{axes}): check base_from_camera"
             )
         if len(self.kept):
-            notes.append(f"{len(self.kept)} keyframes keep the given pose, as they share too few points with others")
+            notes.append(f"{len(self.kept)} keyframes keep the given pose on the mount, as they share too few points with others")
         return tuple(notes)
+
+    def _sure(self, part: slice) -> bool:
+        covariance = np.linalg.inv(self.mount_information)[part, part]
+        return bool(self.mount[part] @ np.linalg.solve(covariance, self.mount[part]) > _SURE_MOUNT)
 
 
 def refine_poses(
     images: KeyframeFiles,
     work: WorkFolder,
-    options: RefineOptions = RefineOptions(),
+    options: RefineOptions = _KNOWN,
     matching: TriangulationOptions = _MATCHING,
     progress: Progress | None = None,
 ) -> Refinement:
@@ -117,26 +118,26 @@ def refine_poses(
             f"{np.degrees(np.median(moved[:, 1])):.2g}° in the median: check that poses, camera and images belong together, or "
             "say with --pose-std how far off the poses are"
         )
-    return Refinement(poses, moved, found["mount"], found["kept"], float(found["error_px"]))
+    mount, information = found["mount"], found["mount_information"]
+    return Refinement(poses, moved, mount, information, found["stds"], found["kept"], float(found["error_px"]))
 
 
 def _refine(
     images: KeyframeFiles, work: WorkFolder, options: RefineOptions, matching: TriangulationOptions, progress: Progress | None
 ) -> dict[str, np.ndarray]:
-    given, state = images.map_from_camera, _State(images.map_from_camera, np.zeros(3), np.empty(0, np.int64), 0.0)
+    given = images.map_from_camera.numpy()
     matcher, wide = _wide_matcher(images, work, options, matching, progress)
-    state = _adjusted(matcher, given, options, AdjustmentOptions(None, (wide, 6.0, 3.0), (wide / 3, 2.0, 1.0)))
-    images = replace(images, map_from_camera=state.poses)
+    state = _adjusted_matches(matcher, given, options, ((wide / 3, wide), (2.0, 6.0), (1.0, 3.0)))
+    images = replace(images, map_from_camera=torch.from_numpy(state.poses))
     matcher = Matcher(images, work, matching, "refined/second/")
     matcher.match(matcher.scene_depth(progress), progress)
-    state = _adjusted(matcher, given, options, AdjustmentOptions(None, (3.0, 2.0), (1.0, 0.5)))
+    state = _adjusted_matches(matcher, given, options, ((1.0, 3.0), (0.5, 2.0)))
     # Patches are found to a tenth of a pixel, features to a third.
-    images = replace(images, map_from_camera=state.poses)
+    images = replace(images, map_from_camera=torch.from_numpy(state.poses))
     points = triangulate(images, work, matching, progress, "refined/third/")
     seen = Observations(points.observation_image, points.observation_point, points.pixel)
-    last = AdjustmentOptions(None, (2.0, 1.0), (0.5, 0.3))
-    state = _adjust_parts(Views(images.cameras, images.map_from_camera), points.xyz, seen, given, options, last)
-    return {"poses": state.poses.numpy(), "mount": state.mount, "kept": state.kept, "error_px": np.array(state.error_px)}
+    state = adjusted(Views(images.cameras, images.map_from_camera), points.xyz, seen, given, options, ((0.5, 2.0), (0.3, 1.0)))
+    return {name: np.array(value) for name, value in vars(state).items()}
 
 
 def _wide_matcher(
@@ -160,14 +161,18 @@ def _wide_matcher(
 
 
 @dataclass(frozen=True, eq=False)
-class _State:
-    poses: torch.Tensor
+class AdjustedPoses:
+    """Poses [K, 4, 4], the rest as of `Refinement`."""
+
+    poses: np.ndarray
     mount: np.ndarray
+    mount_information: np.ndarray
+    stds: np.ndarray
     kept: np.ndarray
     error_px: float
 
 
-def _adjusted(matcher: Matcher, given: torch.Tensor, options: RefineOptions, how: AdjustmentOptions) -> _State:
+def _adjusted_matches(matcher: Matcher, given: np.ndarray, options: RefineOptions, rounds: Sequence[tuple]) -> AdjustedPoses:
     tracks = matcher.work.arrays(f"{matcher.stage}tracks", lambda: colmap_tracks(matcher))
     pixel = np.empty((len(tracks["point"]), 2))
     for k in range(len(given)):
@@ -175,96 +180,62 @@ def _adjusted(matcher: Matcher, given: torch.Tensor, options: RefineOptions, how
         pixel[rows] = matcher.features(k)[0][tracks["feature"][rows]]
     seen = Observations(tracks["image"], tracks["point"], pixel)
     views = Views(matcher.images.cameras, matcher.images.map_from_camera)
-    return _adjust_parts(views, tracks["xyz"], seen, given, options, how)
+    return adjusted(views, tracks["xyz"], seen, given, options, rounds)
 
 
-def _adjust_parts(
-    views: Views, xyz: np.ndarray, seen: Observations, given: torch.Tensor, options: RefineOptions, how: AdjustmentOptions
-) -> _State:
-    """Adjust each part of the images that shares points, and bring it back to the given poses as one rigid body."""
-    how = replace(how, position_std=options.position_std / np.sqrt(3))
-    poses, mounts, kept, errors = given.clone(), [], [], []
-    for part in _parts(seen, len(given), len(xyz)):
-        if len(part) < _FEWEST_KEYFRAMES:
-            kept.append(part)
-            continue
-        rows = np.isin(seen.image, part)
-        number = np.zeros(len(given), np.int64)
-        number[part] = np.arange(len(part))
-        mine = Observations(number[seen.image[rows]], seen.point[rows], seen.pixel[rows])
-        part_views = Views([views.cameras[k] for k in part], views.map_from_camera[part])
-        centres = given[part, :3, 3].numpy()
-        found = adjust(part_views, xyz, mine, how, centres)
-        few = np.bincount(mine.image[found.kept], minlength=len(part)) < _FEWEST_SHARED
-        if few.all():
-            kept.append(part)
-            continue
-        given_from_adjusted, mount, information = rigid_back(given[part[~few]], found.map_from_camera[~few], options)
-        poses[part[~few]] = given_from_adjusted @ found.map_from_camera[~few]
-        kept.append(part[few])
-        mounts.append((mount, information))
-        errors.append(found.error_px[found.kept])
-    if not errors:
-        raise InputError("poses cannot be refined: too few points are shared by three images or more")
-    total = sum(information for _, information in mounts)
-    mount = np.linalg.solve(total, sum(information @ vector for vector, information in mounts))
-    sure = mount @ total @ mount > _SURE_MOUNT
-    return _State(poses, mount if sure else np.zeros(3), np.concatenate(kept), float(np.median(np.concatenate(errors))))
-
-
-def _parts(seen: Observations, images: int, points: int) -> list[np.ndarray]:
-    """Images that are tied to each other by enough points, int64, the largest part first."""
-    ones = np.ones(len(seen.point), np.int32)
-    sees = coo_array((ones, (seen.image, seen.point)), (images, points)).tocsr()
-    shared = (sees @ sees.T).tocoo()
-    tied = shared.data >= _FEWEST_SHARED
-    graph = coo_array((shared.data[tied], (shared.coords[0][tied], shared.coords[1][tied])), (images, images))
-    _, label = connected_components(graph, directed=False)
-    return sorted((np.flatnonzero(label == part) for part in range(label.max() + 1)), key=len, reverse=True)
-
-
-def rigid_back(
-    given: torch.Tensor, adjusted: torch.Tensor, options: RefineOptions
-) -> tuple[torch.Tensor, np.ndarray, np.ndarray]:
-    """How adjusted poses as one rigid body fit the given ones best.
-
-    Adjusted rotations may all differ from the given ones in the camera frame: by the error of its mount.
+def adjusted(
+    views: Views,
+    xyz: np.ndarray,
+    seen: Observations,
+    given: np.ndarray,
+    options: RefineOptions,
+    rounds: Sequence[tuple[float, float]],
+) -> AdjustedPoses:
+    """Poses and points that fit the observations and the given poses best.
 
     Args:
-        given: map_from_camera, float64 [n, 4, 4].
-        adjusted: The same in the adjustment's frame.
-        options: How well the given ones are known.
+        views: K images, with the poses to begin with.
+        xyz: float64 [P, 3].
+        seen: An image sees a point once.
+        given: map_from_camera, float64 [K, 4, 4].
+        options: See there.
+        rounds: In each, errors above the first number of pixels count little, and observations beyond the second are left out.
 
-    Returns:
-        given_from_adjusted float64 [4, 4]; the given camera's axes in the adjusted one's, rotation vector [3]; its information
-        [3, 3], the inverse of its covariance.
+    Raises:
+        InputError: No image shares enough points with others.
     """
-    position_std, rotation_std = (value / np.sqrt(3) for value in (options.position_std, options.rotation_std))
-    middle = adjusted[:, :3, 3].mean(0)
-    start = torch.eye(4, dtype=torch.float64)
-    u, _, vt = torch.linalg.svd((given[:, :3, :3] @ adjusted[:, :3, :3].transpose(1, 2)).sum(0))
-    start[:3, :3] = u @ torch.diag(torch.tensor([1.0, 1.0, float(torch.det(u @ vt))], dtype=torch.float64)) @ vt
-    start[:3, 3] = given[:, :3, 3].mean(0)
-    moved = adjusted.clone()
-    moved[:, :3, 3] -= middle
+    rays = _rays(views.cameras, seen)
+    bundle = Bundle(np.concatenate((np.eye(4)[None], views.map_from_camera.numpy())), xyz)
+    belief = Belief.of(options)
+    kept = _twice_seen(rays.point, np.ones(len(rays.point), bool))
+    rounds = [*rounds, *rounds[-1:] * _LAST_ROUNDS]
+    for number, (loss, most) in enumerate(rounds):
+        if not kept.any():
+            raise InputError("poses cannot be refined: too few points are shared by three images or more")
+        used = rays.only(kept)
+        bundle = adjust(bundle, used, belief.links(given), loss)
+        if number >= len(rounds) - 1 - _LAST_ROUNDS:
+            belief = belief.learned(bundle, used, given, options, loss)
+        kept = _twice_seen(rays.point, kept & (errors_px(bundle, rays) <= most))
+    used = rays.only(kept)
+    bundle = adjust(bundle, used, belief.links(given), loss)
+    few = np.bincount(used.image - 1, minlength=len(given)) < _FEWEST_SHARED
+    if few.all():
+        raise InputError("poses cannot be refined: too few points are shared by three images or more")
+    error = float(np.median(errors_px(bundle, used)))
+    return AdjustedPoses(bundle.poses[1:], belief.mount, belief.information, belief.stds, np.flatnonzero(few), error)
 
-    def whole(x: np.ndarray) -> torch.Tensor:
-        turned = se3.so3_exp(torch.from_numpy(x[3:6])) @ start[:3, :3]
-        return se3.from_rotation_translation(turned, start[:3, 3] + torch.from_numpy(x[:3]))
 
-    def residuals(x: np.ndarray) -> np.ndarray:
-        placed = whole(x) @ moved
-        mount = se3.so3_exp(torch.from_numpy(x[6:]))
-        turned = se3.so3_log(given[:, :3, :3].transpose(1, 2) @ placed[:, :3, :3] @ mount)
-        away = placed[:, :3, 3] - given[:, :3, 3]
-        parts = away / position_std, turned / rotation_std, torch.from_numpy(x[6:]) / rotation_std
-        return torch.cat([part.reshape(-1) for part in parts]).numpy()
+def _rays(cameras: Sequence[Camera], seen: Observations) -> Rays:
+    """Observations as the adjustment takes them, in pixels of an image of 640; image 0 is the map itself, which sees nothing."""
+    ray, focal = np.empty((len(seen.point), 3)), np.empty(len(seen.point))
+    for k, rows in enumerate(rows_by_image(seen.image, len(cameras))):
+        directions, _ = cameras[k].unproject(torch.from_numpy(seen.pixel[rows]))
+        ray[rows] = torch.nn.functional.normalize(directions, dim=1).numpy()
+        focal[rows] = float(cameras[k].params[0]) / pixel_scale(cameras[k])
+    return Rays(seen.image + 1, seen.point, ray, focal, np.zeros(len(seen.point), np.int64))
 
-    scale = np.repeat((position_std, rotation_std, rotation_std), 3)
-    found = least_squares(residuals, np.zeros(9), loss="soft_l1", x_scale=scale)
-    shift = torch.eye(4, dtype=torch.float64)
-    shift[:3, 3] = -middle
-    spread = max(1.0, float(np.mean(found.fun[:-3] ** 2)))
-    normal = found.jac.T @ found.jac / spread
-    rest = normal[6:, :6] @ np.linalg.solve(normal[:6, :6], normal[:6, 6:])
-    return whole(found.x) @ shift, found.x[6:], normal[6:, 6:] - rest
+
+def _twice_seen(point: np.ndarray, kept: np.ndarray) -> np.ndarray:
+    """Those of the observations kept (bool [M]) whose point has another."""
+    return kept & (np.bincount(point[kept], minlength=int(point.max(initial=0)) + 1) >= 2)[point]
