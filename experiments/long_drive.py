@@ -50,8 +50,10 @@ from pixloc_ros.evaluation.tables import format_number, markdown_table
 from pixloc_ros.evaluation.usage import memory_mib
 from pixloc_ros.geometry.cameras import Camera
 from pixloc_ros.io.bag_writer import RecordedDrive, encode_image, write_drive_bag
+from pixloc_ros.io.files import write_text
 from pixloc_ros.io.work_folder import WorkFolder
 from pixloc_ros.mapping import Map
+from pixloc_ros.mapping.build.drive import SPARE
 from pixloc_sim.drives import START_NS, DriveOptions, SimulatedDrive, camera_mount, wheel_odometry
 from pixloc_sim.recordings import MAPPING_LIGHT, SimulationOptions
 from pixloc_sim.rendering import Renderer
@@ -81,12 +83,10 @@ def main() -> int:
     args = parser.parse_args()
     drive = LongDrive(args.minutes, *(int(word) for word in args.size.split("x")))
     bag = drive.write(args.output, args.workers)
-    run = Run(bag, args.output / "long.pixmap", args.output / "map.json", args.kill)
-    if not (args.output / "run.json").is_file():
+    run = Run(bag, args.output / "long.pixmap", args.output / "map.json", args.output / "stages.json", args.kill)
+    if not run.report.is_file():
         run.finish()
-        (args.output / "run.json").write_text(json.dumps(run.stages))
-    stages = json.loads((args.output / "run.json").read_text())
-    results = {"summary": summary(drive, stages, run), "stages": stages, "size": args.size, "killed": args.kill}
+    results = {"summary": summary(drive, run), "stages": run.stages, "size": args.size, "killed": args.kill}
     common.save(args, "long_drive", results, tables(results))
     return common.finish(args, tables(results))
 
@@ -157,6 +157,7 @@ class Run:
 
     Attributes:
         bag, output, report: Of the command.
+        log: Keeps `stages`.
         kill: Whether it is killed once in each stage.
         stages: Seconds and peak memory (MiB) of each, by what the line of progress says, in the order they began.
     """
@@ -164,8 +165,13 @@ class Run:
     bag: Path
     output: Path
     report: Path
+    log: Path
     kill: bool = False
     stages: dict[str, list[float]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if self.log.is_file():
+            self.stages = json.loads(self.log.read_text())
 
     def finish(self) -> None:
         """Run the command to its end. Raises InputError where it fails."""
@@ -193,8 +199,11 @@ class Run:
             now = time.monotonic()
             seconds, peak = self.stages.get(stage, (0.0, 0.0))
             self.stages[stage] = [seconds + now - last, max(peak, resident_mib(child.pid))]
-            stage, last = new, now
             code = child.poll()
+            if new != stage or code is not None:
+                write_text(self.log, json.dumps(self.stages))
+            self._keep_spare()
+            stage, last = new, now
             if code is not None:
                 os.close(terminal)
                 return code
@@ -204,10 +213,21 @@ class Run:
                 child.send_signal(signal.SIGKILL)
             time.sleep(_SAMPLE_S / 5)
 
+    @property
+    def spare(self) -> Path:
+        """Poses of the keyframes that are not in the map, as the work folder has them."""
+        return self.report.with_name("spare.npz")
+
+    def _keep_spare(self) -> None:
+        """The work folder goes when the map is there."""
+        with contextlib.suppress(OSError):
+            if not self.spare.exists():
+                os.link(self.output.with_name(f"{self.output.name}.work") / f"{SPARE}.npz", self.spare)
+
 
 def stage_of(text: str) -> str | None:
     """What a progress line says is done now; None: nothing yet."""
-    lines = [match for part in re.split(r"\r|\n", text.replace("\033[K", ""))[:-1] if (match := _LINE.fullmatch(part.strip()))]
+    lines = [match for part in re.split(r"\r|\n", text.replace("\033[K", "")) if (match := _LINE.fullmatch(part.strip()))]
     if not lines:
         return None
     note = lines[-1][3].strip()
@@ -230,12 +250,14 @@ def _environment() -> dict[str, str]:
     return {name: value for name, value in os.environ.items() if name != "COLUMNS"}
 
 
-def summary(drive: LongDrive, stages: dict, run: Run) -> dict[str, object]:
+def summary(drive: LongDrive, run: Run) -> dict[str, object]:
     """The figures of one drive."""
     map_, report = Map.open(run.output), json.loads(run.report.read_text())
-    rows = np.searchsorted(drive.stamps(), map_.keyframe_stamp_ns)
-    base = map_.map_from_keyframe.numpy() @ np.linalg.inv(camera_mount().numpy())
-    truth = drive.truth()
+    with np.load(run.spare) as spare:
+        names, poses = [*map_.keyframe_names, *spare["name"].tolist()], np.concatenate((map_.map_from_keyframe, spare["pose"]))
+    stamps = np.array([int(Path(name).stem) for name in names])
+    order, truth = np.argsort(stamps), drive.truth()
+    rows, base = np.searchsorted(drive.stamps(), stamps[order]), poses[order] @ np.linalg.inv(camera_mount().numpy())
     scale, rotation, shift = similarity(base[:, :3, 3], truth[rows, :3, 3])
     off = np.linalg.norm(scale * base[:, :3, 3] @ rotation.T + shift - truth[rows, :3, 3], axis=1)
     found, right = (np.linalg.inv(p[0]) @ p[-1] for p in (base, truth[rows]))
@@ -246,10 +268,10 @@ def summary(drive: LongDrive, stages: dict, run: Run) -> dict[str, object]:
         "images": len(truth),
         "way_m": way,
         "keyframes": report["posed"],
-        "in_map": len(rows),
+        "in_map": len(map_.keyframe_names),
         "map_mb": run.output.stat().st_size / 1e6,
-        "map_minutes": sum(seconds for seconds, _ in stages.values()) / 60,
-        "peak_mb": max(peak for _, peak in stages.values()) * 1.048576,
+        "map_minutes": sum(seconds for seconds, _ in run.stages.values()) / 60,
+        "peak_mb": max(peak for _, peak in run.stages.values()) * 1.048576,
         "rmse_m": float(np.sqrt((off**2).mean())),
         "median_m": float(np.median(off)),
         "end_m": end,

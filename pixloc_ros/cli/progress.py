@@ -14,13 +14,13 @@ _SHOWN = 20
 @contextlib.contextmanager
 def show_progress(what: str) -> Iterator[Callable[..., None]]:
     """A function (done, of, note="") that keeps one line on stderr up to date; silent where that is no terminal."""
-    shown = 0.0
+    shown, said = 0.0, None
 
     def report(done: int, of: int, note: str = "") -> None:
-        nonlocal shown
-        if time.monotonic() - shown < 0.1 and done < of:
+        nonlocal shown, said
+        if time.monotonic() - shown < 0.1 and done < of and note == said:
             return
-        shown = time.monotonic()
+        shown, said = time.monotonic(), note
         line = f"{what} {done}/{of} {note}"[: shutil.get_terminal_size().columns - 1]
         print(f"\r\033[K{line}", end="", file=sys.stderr, flush=True)
 
