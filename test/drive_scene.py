@@ -63,7 +63,7 @@ def write_video(path, poses):
     return path
 
 
-def write_bag(path, poses, odometry=None, storage="mcap", static=True):
+def write_bag(path, poses, odometry=None, storage="mcap", static=True, light=1.0):
     """The views of poses as a bag; its path. odometry: called with number and odom_from_base, gives what the wheels say."""
     with BagWriter(path, storage) as bag:
         if static:
@@ -71,7 +71,7 @@ def write_bag(path, poses, odometry=None, storage="mcap", static=True):
         for k, pose in enumerate(poses):
             stamp = START + k * STEP
             bag.info(stamp, WIDTH, HEIGHT, FOCAL)
-            bag.image(stamp, view(pose), WIDTH, HEIGHT)
+            bag.image(stamp, (light * view(pose)).astype(np.uint8), WIDTH, HEIGHT)
             if odometry is not None:
                 bag.odometry(stamp, odometry(k, pose @ np.linalg.inv(BASE_FROM_CAMERA)), "/odom", ("odom", "base_link"))
     return path

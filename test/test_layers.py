@@ -14,7 +14,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "pixloc_ros"
 FLOORS = """cli; rig; node; report datasets training; evaluation; localization; tracking; mapping; alignment; features; io;
-    geometry; errors"""
+    geometry jobs; errors"""
 ROS_FOLDERS = {"node", "rig"}
 ROS = re.compile(r"(rclpy|tf2_ros|cv_bridge|launch|launch_ros|builtin_interfaces|\w+_msgs|pixloc_ros\.(msg|srv))(\.|$)")
 MOST_LINES, MOST_ARGUMENTS = 450, 12

@@ -84,6 +84,12 @@ def flag(parser, name: str, help_: str) -> None:
     parser.add_argument(name, action="store_true", help=help_)
 
 
+def add_scheduler(parser, what: str) -> None:
+    """Where independent jobs run."""
+    address = f"{what}: on a dask cluster whose machines all see these files, e.g. tcp://HOST:8786 (default: one by one here)"
+    option(parser, "--scheduler ADDRESS", address)
+
+
 # ---- map and network
 
 

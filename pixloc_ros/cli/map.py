@@ -49,12 +49,13 @@ def add_parser(subparsers) -> None:
 
 def _add_bag(sources) -> None:
     parser = add_verb(sources, "bag", _run_bag, _run_bag.__doc__)
-    path(parser, "bag BAG", "rosbag2 folder, .mcap or .db3 file, or ROS 1 .bag; several: drives through one place", nargs="+")
+    path(parser, "sources BAG", "rosbag2 folder, .mcap or .db3 file, or ROS 1 .bag; several: drives through one place", nargs="+")
     add_map_making(parser)
     map_drive.add_keyframes(parser)
     where = "'images': structure from motion; 'bag': a topic or TF (default: the bag's where it has some, else images)"
     option(parser, "--poses WHERE", where, choices=("images", "bag"))
     map_drive.add_drive(parser)
+    arguments.add_scheduler(parser, "several drives")
     arguments.add_refine(parser)
     topics = add_topics(parser, "whose pose the topic tells (default: as it says, or base_link)")
     option(topics, "--pose-topic NAME", "poses in the map; 'tf': the transforms from --map-frame")
@@ -124,30 +125,32 @@ def _run_bag(args: argparse.Namespace) -> int:
     """
     check_map_making(args)
     if args.poses == "images":
-        return map_drive.run_bag(args)
+        return map_drive.run_drives(args)
     begin, build = time.monotonic(), mapping.build
     (mount,) = parse_poses(args, "base_from_camera")
     where = (args.image_topic, args.camera_info_topic, args.pose_topic, args.map_frame, args.base_frame, mount, args.depth_topic)
     timing = (args.every, round(args.max_pose_gap * 1e9), args.recording_time)
     source = build.posed_bag.PosedBagOptions(*where, args.depth_scale, *timing)
     given = args.poses == "bag" or args.pose_topic is not None
-    if not (given or any(build.posed_bag.has_poses(bag, source) for bag in args.bag)):
-        print(f"no topic of {' or '.join(map(str, args.bag))} holds poses in the map: they are found from the images")
-        return map_drive.run_bag(args)
-    if len(args.bag) > 1:
+    if not (given or any(build.posed_bag.has_poses(bag, source) for bag in args.sources)):
+        print(f"no topic of {' or '.join(map(str, args.sources))} holds poses in the map: they are found from the images")
+        return map_drive.run_drives(args)
+    if len(args.sources) > 1:
         raise InputError(
             "several bags with poses: give --poses images, or make a map of each with its poses and join them "
             "('pixloc map merge')"
         )
-    (args.bag,) = args.bag
+    (bag,) = args.sources
     if args.all_poses is not None:
         raise InputError("--all-poses is for poses that the images give; the bag has them already: leave it out")
+    if args.scheduler is not None:
+        raise InputError("--scheduler is for several drives with poses from the images: leave it out")
     extractor = pixloc.load_extractor(args.weights)
     options = replace(map_drive.posed_options(args), refine=arguments.refine_options(args))
     map_drive.check_keep_images(args)
-    with build.posed_bag.PosedBag(args.bag, source) as frames:
+    with build.posed_bag.PosedBag(bag, source) as frames:
         key = {
-            "bag": build.posed_bag.bag_identity(args.bag),
+            "bag": build.posed_bag.bag_identity(bag),
             "frames": {name: value.tolist() if hasattr(value, "tolist") else value for name, value in vars(source).items()},
             "options": options.to_json(),
             "network": extractor.fingerprint,

@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from ..errors import InputError
+from . import arguments, map_drives
 from .arguments import add_map_making, add_verb, check_map_making, flag, option, parse_poses, path
 from .lazy import evaluation, io, mapping, pixloc, report
 from .map_care import finish
@@ -18,8 +19,9 @@ _CAMERA = '"MODEL WIDTH HEIGHT PARAMS...", or a file NAME MODEL WIDTH ... with o
 
 def add_parsers(sources) -> None:
     parser = add_verb(sources, "images", _run_images, _run_images.__doc__)
-    path(parser, "images DIR", "images in the order of their names")
+    path(parser, "sources DIR", "images in the order of their names; several: drives through one place", nargs="+")
     option(parser, "--camera LINE|FILE", _CAMERA)
+    arguments.add_scheduler(parser, "several drives")
     _add_common(parser)
     parser = add_verb(sources, "video", _run_video, _run_video.__doc__)
     path(parser, "video FILE", "what OpenCV reads: .mp4, .avi, .mov, .mkv")
@@ -48,7 +50,8 @@ def add_drive(parser) -> None:
     """What structure from motion takes."""
     group = parser.add_argument_group("where images give the poses")
     flag(group, "--refine-camera", "refine focal length and distortion (always done where the camera is not known)")
-    option(group, "--path-length METRES", "how long the path is, where no odometry gives the scale", type=float)
+    length = "how long the path (of several: the first one) is, where no odometry gives the scale"
+    option(group, "--path-length METRES", length, type=float)
     option(group, "--distance A B METRES", "how far two keyframes' images are apart, instead")
     kinds = "TUM, of the camera in the map; of a folder of images: the name, and the map in the camera"
     option(group, "--all-poses FILE", f"also localize the images that are no keyframes, and write the poses of all ({kinds})")
@@ -77,16 +80,16 @@ def _run_images(args: argparse.Namespace) -> int:
     """`pixloc map images`: make a map from a folder of images, without poses.
 
     The images are those of one drive, in the order of their names. Structure from motion (pycolmap) finds where the camera was.
-    Images alone have no scale: give --path-length or --distance. The map begins at the first image, z up. Work that was stopped
-    or killed goes on when the same command is given again.
+    Images alone have no scale: give --path-length or --distance. The map begins at the first image, z up. Several folders, one a
+    drive, become one map. Work that was stopped or killed goes on when the same command is given again.
 
     examples:
       pixloc map images photos -o site.pixmap --camera "PINHOLE 640 480 525 525 320 240" --path-length 25
       pixloc map images photos -o site.pixmap --distance 0001.jpg 0020.jpg 3.5
+      pixloc map images morning evening -o site.pixmap --path-length 25
     """
     check_map_making(args)
-    frames = mapping.build.drive_frames.ImageFolder(args.images, args.camera, _every(args))
-    return make(frames, args, args.images)
+    return run_drives(args)
 
 
 def _run_video(args: argparse.Namespace) -> int:
@@ -101,20 +104,27 @@ def _run_video(args: argparse.Namespace) -> int:
     return make(mapping.build.drive_frames.Video(args.video, args.camera, _every(args)), args, args.video)
 
 
-def run_bag(args: argparse.Namespace) -> int:
-    """As `pixloc map bag`, the poses from the images."""
+def run_drives(args: argparse.Namespace) -> int:
+    """As `pixloc map images`, and `pixloc map bag` with the poses from the images: of one drive, or of several."""
+    if len(args.sources) > 1:
+        return map_drives.run_several(args)
+    if args.scheduler is not None:
+        raise InputError("--scheduler is for several drives: leave it out")
+    with open_drive(args, *args.sources) as frames:
+        return make(frames, args, *args.sources)
+
+
+def open_drive(args: argparse.Namespace, source: Path):
+    """Frames of a bag or of a folder of images, as a context. Raises InputError."""
+    kinds = mapping.build.drive_frames
+    if not hasattr(args, "odometry_topic"):
+        return contextlib.nullcontext(kinds.ImageFolder(source, args.camera, _every(args)))
     if args.refine:
         raise InputError("--refine is for poses that somebody else gave; here the images give them: leave it out")
     (mount,) = parse_poses(args, "base_from_camera")
     topics = (args.image_topic, args.camera_info_topic, args.odometry_topic, "none")
     options = io.bags.BagOptions(*topics, base_frame=args.base_frame, base_from_camera=mount, recording_time=args.recording_time)
-    kinds = mapping.build.drive_frames
-    if args.all_poses is not None and len(args.bag) > 1:
-        raise InputError("--all-poses is for one drive: with several, localize each in the finished map ('pixloc track')")
-    with contextlib.ExitStack() as stack:
-        sensors = (args.imu_topic, args.fix_topic)
-        drives = [stack.enter_context(kinds.DriveBag(bag, options, _every(args), sensors)) for bag in args.bag]
-        return make(drives[0] if len(drives) == 1 else kinds.SeveralDrives(drives), args, *args.bag)
+    return kinds.DriveBag(source, options, _every(args), (args.imu_topic, args.fix_topic))
 
 
 def _every(args: argparse.Namespace) -> int:
@@ -123,26 +133,18 @@ def _every(args: argparse.Namespace) -> int:
     return args.every
 
 
-def make(frames, args: argparse.Namespace, *sources: Path) -> int:
+def make(frames, args: argparse.Namespace, source: Path) -> int:
     """Make the map and say what came of it."""
     begin, extractor, options = time.monotonic(), pixloc.load_extractor(args.weights), drive_options(args)
     check_keep_images(args)
     if args.all_poses is not None and args.all_poses.is_dir():
         raise InputError(f"--all-poses {args.all_poses} is a folder: name the file")
-    key = {
-        "drive": [file for source in sources for file in mapping.build.posed_bag.bag_identity(source)],
-        "said": frames.said,
-        "options": [options.posed.to_json(), options.refine_camera, getattr(args, "camera", None), args.every],
-        "network": extractor.fingerprint,
-        "working_side": args.working_side,
-    }
-    work = open_work(args, key)
+    work = open_work(args, work_key(frames, args, source, extractor))
     print(f"poses by structure from motion: {frames.said}")
     with show_progress("map") as progress:
         how = (work, options, args.working_side, args.output.stem, progress)
         map_, made = mapping.build.drive.build_map_from_drive(frames, extractor, *how)
-        images = [work.path(f"images/{mapping.build.posed_frames.file_name(name)}") for name in map_.keyframe_names]
-        checked = evaluation.held_out.localize_held_out(map_, images, extractor, progress)
+        checked = evaluation.held_out.localize_held_out(map_, stored_images(work, map_), extractor, progress)
         if args.all_poses:
             refined = options.refine_camera or not frames.known_camera
             every = evaluation.drive_poses.localize_drive(map_, frames, extractor, work, refined, progress)
@@ -150,13 +152,31 @@ def make(frames, args: argparse.Namespace, *sources: Path) -> int:
             made = replace(made, images_posed=(int(every.found.sum()), len(every.names)))
     made = replace(made, notes=(*made.notes, *getattr(frames, "notes", ())))
     finish(map_, made, args, begin)
-    print_posed(made)
-    _print_drive(map_, made, checked, args.output.with_suffix(".html"))
+    print_drive(map_, made, checked, args.output.with_suffix(".html"))
     close_work(work, args)
     return 0
 
 
-def _print_drive(map_, made, checked, page) -> None:
+def work_key(frames, args: argparse.Namespace, source: Path, extractor) -> dict:
+    """What the map of a drive depends on, but for the scale that is given."""
+    options = drive_options(args)
+    return {
+        "drive": mapping.build.posed_bag.bag_identity(source),
+        "said": frames.said,
+        "options": [options.posed.to_json(), options.refine_camera, getattr(args, "camera", None), args.every],
+        "network": extractor.fingerprint,
+        "working_side": args.working_side,
+    }
+
+
+def stored_images(work, map_) -> list[Path]:
+    """Files of the keyframes' images in the work folder."""
+    return [work.path(f"images/{mapping.build.posed_frames.file_name(name)}") for name in map_.keyframe_names]
+
+
+def print_drive(map_, made, checked, page) -> None:
+    """What came of a drive, or of several, and the page on it."""
+    print_posed(made)
     sure = "" if not made.scale_uncertainty else f", ± {100 * made.scale_uncertainty:.1f} %"
     print(
         f"  poses: {made.posed[0]} of {made.posed[1]} keyframes in {made.structure_s:.0f} s, reprojection error "

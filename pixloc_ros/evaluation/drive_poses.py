@@ -143,6 +143,6 @@ class _Between:
         prior = se3.interpolate(poses[a], poses[b], float(np.clip(way, 0.0, 1.0)))
         nearest = a if way < 0.5 else b
         std = nearby_std(*se3.pose_difference(poses[a], poses[b]), float(self.depth[nearest]))
-        camera = self.camera[nearest] if self.refined_camera else frame.camera
+        camera = self.camera[nearest].of_image(frame.image) if self.refined_camera else frame.camera
         found = self.localizer.locate(frame.image, camera, prior, std)
         return (found.map_from_camera.numpy(), "") if found.success else (unknown, found.reason)

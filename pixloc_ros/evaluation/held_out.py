@@ -13,6 +13,7 @@ import torch
 
 from ..features import Extractor
 from ..geometry import se3
+from ..io.images import load_image
 from ..localization import Localizer
 from ..mapping.build.care import subset
 from ..mapping.map_file import Map, keyframe_of_observations
@@ -62,7 +63,7 @@ def localize_held_out(
 
     Args:
         map_: The map.
-        images: Of its keyframes, of their cameras' shape.
+        images: Of its keyframes.
         extractor: That made it.
         progress: Called with the work done and all of it.
     """
@@ -84,8 +85,9 @@ def localize_held_out(
         distance, angle = se3.pose_difference(rest.map_from_keyframe, map_.map_from_keyframe[k].expand_as(rest.map_from_keyframe))
         nearest = int((distance / max(float(map_.keyframe_depth[k]), 1e-9) + angle).argmin())
         prior_std = nearby_std(distance[nearest], angle[nearest], float(map_.keyframe_depth[k]))
-        camera = map_.cameras[map_.keyframe_camera[k]]
-        found = Localizer(rest, extractor).locate(images[k], camera, rest.map_from_keyframe[nearest], prior_std)
+        image = load_image(images[k])
+        camera = map_.cameras[map_.keyframe_camera[k]].of_image(image)
+        found = Localizer(rest, extractor).locate(image, camera, rest.map_from_keyframe[nearest], prior_std)
         off = (float("nan"), float("nan"))
         if found.map_from_camera is not None:
             metres, radians = se3.pose_difference(map_.map_from_keyframe[k], found.map_from_camera)

@@ -248,6 +248,11 @@ class Camera:
         params = torch.cat((focal * scale, (centre + 0.5) * scale - 0.5, distortion), -1)
         return replace(self, width=width, height=height, params=params)
 
+    def of_image(self, image: np.ndarray) -> Camera:
+        """Camera of an image [H, W] or [H, W, 3] that this one's was resized from or to."""
+        height, width = image.shape[:2]
+        return self.scaled(width / self.width, height / self.height, width, height)
+
     # ---- projection
 
     def in_image(self, pixels: torch.Tensor, border: float = 0.0) -> torch.Tensor:

@@ -14,7 +14,7 @@ import numpy as np
 from ..errors import InputError
 from .files import replacing
 
-_KEY = "work.json"
+KEY = "work.json"
 
 
 class WorkFolder:
@@ -40,7 +40,7 @@ class WorkFolder:
                 if self.folder.exists():
                     shutil.rmtree(self.folder)
                 self.folder.mkdir(parents=True)
-                self.write(_KEY, lambda path: path.write_text(text))
+                self.write(KEY, lambda path: path.write_text(text))
         except OSError as error:
             raise InputError(
                 f"cannot use the work folder {self.folder} ({error.strerror}): give a place that is writable and has room"
@@ -49,7 +49,7 @@ class WorkFolder:
     def _holds(self, text: str) -> bool:
         if not self.folder.is_dir():
             return False
-        key = self.folder / _KEY
+        key = self.folder / KEY
         if not key.is_file():
             if any(self.folder.iterdir()):
                 raise InputError(f"{self.folder} holds other files: move it away or give another output")

@@ -18,7 +18,9 @@ _SHOWN = 8
 def drive_page(map_: Map, report: DriveReport, checked: HeldOut) -> str:
     """The page's text."""
     covered = measure_coverage(map_)
-    page = Page(f"Map {map_.name}", f"Made of a drive of {report.length_m:.1f} m without given poses.")
+    drives = len({name for tie in report.ties for name in (tie.first, tie.second)})
+    what = f"{drives} drives, together" if drives else "a drive of"
+    page = Page(f"Map {map_.name}", f"Made of {what} {report.length_m:.1f} m, without given poses.")
     page.cards(_cards(report, checked))
     page.problems(weaknesses(map_, report, checked, covered))
     page.notes(report.notes)

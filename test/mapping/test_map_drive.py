@@ -169,60 +169,10 @@ def drifting(share, turn):
     return odometry
 
 
-def second_at(k, back=0.4):
-    """map_from_camera of a second drive: as the first, from further away and a little on."""
-    pose = pose_at(k + 0.5, COUNT).copy()
-    pose[:3, 3] += (0.1, -back, 0.1)
-    return pose
-
-
-@pytest.mark.parametrize("odometry", [True, False])
-def test_several_drives_become_one_map(tmp_path, odometry, capsys):
-    """Both begin at the same time by their clocks, each with odometry in a frame of its own."""
-    moved = np.eye(4)
-    moved[:3, 3] = 5.0, -2.0, 0.0
-    wheels = (drifting(0.01, 0.002), lambda k, pose: moved @ drifting(-0.01, -0.002)(k, pose)) if odometry else (None, None)
-    first = write_bag(tmp_path / "first", [pose_at(k, COUNT) for k in range(COUNT)], wheels[0])
-    second = write_bag(tmp_path / "second", [second_at(k) for k in range(COUNT)], wheels[1])
-    words = ["--poses", "images"] if odometry else ["--path-length", "6"]  # no topic holds poses, so these are found either way
-    code, map_, report = make(tmp_path, "bag", first, second, *words)
-    assert code == 0
-    number = (map_.keyframe_stamp_ns - START) / STEP
-    later = number >= COUNT  # the second drive's stamps were moved behind the first's
-    assert 3 < later.sum() < len(later) - 3
-    truth = [second_at(round(n - COUNT - 9)) if n >= COUNT else pose_at(n, COUNT) for n in number]
-    factor, rmse = similarity(map_.map_from_keyframe[:, :3, 3].numpy(), np.stack([pose[:3, 3] for pose in truth]))
-    assert rmse < 0.02
-    assert not odometry or abs(factor - 1) < 0.02
-    ((one, other, count, before, after),) = report["ties"]
-    assert (one, other) == (1, 2) and count >= 3
-    assert after < before < 0.2 if odometry else before is after is None
-    assert f"drives 1 and 2 are tied by {count} pairs of images" in capsys.readouterr().out
-    assert "first, second" in " ".join(report["notes"]) and "second: stamps are moved by" in " ".join(report["notes"])
-    assert f"tied by {count} pairs" in (tmp_path / "site.html").read_text()
-    seen_by = [set(map_.observation_point[map_.observations(k)].tolist()) for k in range(len(later))]
-    both = set.union(*(seen_by[k] for k in np.flatnonzero(later))) & set.union(*(seen_by[k] for k in np.flatnonzero(~later)))
-    assert len(both) > 50, "points are shared"
-
-
-def test_a_drive_of_another_place_is_named(tmp_path, capsys):
-    first = write_bag(tmp_path / "first", [pose_at(k, COUNT) for k in range(COUNT)], lambda k, pose: pose)
-    other = []
-    for k in range(COUNT):
-        pose = pose_at(k, COUNT).copy()
-        pose[:3, :3] = np.diag((-1.0, -1.0, 1.0)) @ pose[:3, :3]  # the opposite wall
-        other.append(pose)
-    second = write_bag(tmp_path / "second", other, lambda k, pose: pose)
-    assert make(tmp_path, "bag", first, second, "--poses", "images")[0] != 0
-    assert "drive 2 of 2" in capsys.readouterr().err
-
-
 def test_several_bags_with_poses_are_refused_with_the_way_out(tmp_path, capsys):
     bags = [write_bag(tmp_path / name, [pose_at(k, COUNT) for k in range(2)]) for name in ("a", "b")]
     assert make(tmp_path, "bag", *bags, "--poses", "bag")[0] != 0
     assert "pixloc map merge" in capsys.readouterr().err
-    assert make(tmp_path, "bag", *bags, "--poses", "images", "--all-poses", tmp_path / "all.tum")[0] != 0
-    assert "--all-poses is for one drive" in capsys.readouterr().err
 
 
 def test_odometry_that_stands_still_is_refused(tmp_path, capsys):

@@ -67,26 +67,28 @@ class DriveOptions:
 
 
 class DriveTie(NamedTuple):
-    """Two drives that show the same places.
+    """Two drives of one map that show the same places.
 
     Attributes:
-        first, second: Numbers of the drives, from 1.
-        pairs: Pairs of images that tie them.
-        before_m: How far these were apart when the drives were laid on each other unbent, metres, median; None without odometry.
+        first, second: Names of the drives.
+        keyframes: Of the second, that are found in the first's map at places that agree.
+        tried: How many were searched for.
+        before_m: How far these were off when the second was laid on the first unbent, median.
         after_m: How far they are in the end.
     """
 
-    first: int
-    second: int
-    pairs: int
-    before_m: float | None
-    after_m: float | None
+    first: str
+    second: str
+    keyframes: int
+    tried: int
+    before_m: float
+    after_m: float
 
     def __str__(self) -> str:
-        tied = f"drives {self.first} and {self.second} are tied by {self.pairs} pairs of images"
-        if self.before_m is None:
-            return tied
-        return f"{tied}, {100 * self.before_m:.1f} cm apart before all were adjusted together, {100 * self.after_m:.1f} cm after"
+        return (
+            f"{self.second} is tied to {self.first} by {self.keyframes} of {self.tried} keyframes searched for, "
+            f"{100 * self.before_m:.1f} cm apart before all were adjusted together, {100 * self.after_m:.1f} cm after"
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,25 +99,25 @@ class DriveReport(PosedMapReport):
         posed: Keyframes that structure from motion posed, and all of them.
         pairs: Pairs of images that were matched, and how many of them show parallax.
         loops: Names of two images each that time does not bring together but show one place.
-        ties: Of several drives, two by two.
         structure_px: Mean reprojection error of the structure from motion.
         scale: Where it comes from.
         scale_uncertainty: As a share; None where it is a guess.
         structure_s: Seconds until the poses were found, keyframes chosen before not counted.
         images_posed: Images that have a pose, and all of them, where all were localized in the map; else None.
         sensors: What became of gyro, accelerometer and satellite fixes; a line each.
+        ties: Between the drives of a map of several, two by two.
     """
 
     posed: tuple[int, int]
     pairs: tuple[int, int]
     loops: tuple[tuple[str, str], ...]
-    ties: tuple[DriveTie, ...]
     structure_px: float
     scale: str
     scale_uncertainty: float | None
     structure_s: float
     images_posed: tuple[int, int] | None = None
     sensors: tuple[str, ...] = ()
+    ties: tuple[DriveTie, ...] = ()
 
 
 def build_map_from_drive(
@@ -180,8 +182,7 @@ class DriveSolver:
             )
         matcher = Matcher(images, self.work, self.options.posed.triangulation)
         self._check_features(matcher)
-        self._drive = np.array([self.frames.drive_of(name) for name in names])
-        finder = PairFinder(matcher, self.extractor, self.frames.known_camera, self._drive)
+        finder = PairFinder(matcher, self.extractor, self.frames.known_camera)
         finder.find(self.progress)
         self._check_pairs(finder)
         if self.frames.imu is not None or self.frames.fixes is not None:
@@ -196,7 +197,6 @@ class DriveSolver:
                 f"structure from motion poses only {len(image)} of {len(names)} keyframes ({_stretches(image, len(names))}): "
                 "the rest does not hang together with them; drive slower there, or in more light"
             )
-        self._check_drives(image)
         cameras = [Camera.parse_colmap_line(str(line)) for line in stored["cameras"]]
         scale, said, uncertainty = self._scale(poses, [names[k] for k in image], stored)
         poses = self._in_map_frame(image, poses, scale)
@@ -204,14 +204,13 @@ class DriveSolver:
         needed = np.ones(len(image), bool)
         if len(image) > _LONG_DRIVE:
             depth = scale * float(stored["depth"])
-            needed = showing_something_new(poses.numpy(), image, self._drive[image], _VISIT_REACH * depth)
+            needed = showing_something_new(poses.numpy(), image, _VISIT_REACH * depth)
         spare = {"name": np.array(names)[image[~needed]], "pose": poses[~needed].numpy()}
         self.work.write(f"{SPARE}.npz", lambda path: np.savez(path, **spare))
         self.found = {
             "posed": (len(image), len(names)),
             "pairs": (sum(p.is_link for p in finder.pairs.values()), sum(p.has_parallax for p in finder.pairs.values())),
             "loops": tuple((names[a], names[b]) for a, b in _revisits(stored["loops"], image, poses[:, :3, 3].numpy())),
-            "ties": _ties(stored["loops"], stored.get("apart"), self._drive),
             "structure_px": float(stored["error_px"]),
             "scale": said,
             "scale_uncertainty": uncertainty,
@@ -253,15 +252,6 @@ class DriveSolver:
                 "distance can be seen; drive sideways or forward"
             )
 
-    def _check_drives(self, image: np.ndarray) -> None:
-        for number in range(int(self._drive[-1]) + 1):
-            mine = np.flatnonzero(self._drive == number)
-            if np.isin(mine, image).mean() < _LEAST_POSED:
-                raise InputError(
-                    f"drive {number + 1} (in the order of their times) does not hang together with the others: map it by "
-                    "itself, or drive once more, in between"
-                )
-
     def _structure(self, finder: PairFinder) -> dict[str, np.ndarray]:
         """Poses and cameras, as arrays: metric where there is odometry."""
         refine, matcher = self.options.refine_camera or not self.frames.known_camera, finder.matcher
@@ -271,7 +261,7 @@ class DriveSolver:
         if refine:  # the rays are those of the refined camera
             cameras = [Camera.parse_colmap_line(str(line)) for line in mapped["cameras"]]
             matcher = Matcher(replace(matcher.images, cameras=cameras), self.work, matcher.options)
-            finder = PairFinder(matcher, self.extractor, True, self._drive)
+            finder = PairFinder(matcher, self.extractor)
             finder.find(None)
         if not self.frames.has_odometry:
             return self._held_by_sensors(finder, mapped, None)
@@ -287,7 +277,6 @@ class DriveSolver:
             "error_px": np.array(model.error_px),
             "scale_spread": np.array(model.scale_spread),
             "loops": np.array(model.loops, np.int64).reshape(-1, 2),
-            "apart": model.apart,
         }
         return self._held_by_sensors(finder, found, model.motions)
 
@@ -371,16 +360,6 @@ class DriveSolver:
         if self.options.refine_camera or not self.frames.known_camera:
             why = "as asked" if self.frames.known_camera else "none is known: calibrate the camera for a better map"
             yield f"the camera was refined ({why}): {cameras[0].to_colmap_line()}, from {images.cameras[0].to_colmap_line()}"
-
-
-def _ties(loops: np.ndarray, apart: np.ndarray | None, drive: np.ndarray) -> tuple[DriveTie, ...]:
-    """Of pairs of images [n, 2], and how far they were apart and are [n, 2], those between two drives."""
-    ends, which, counts = np.unique(np.sort(drive[loops], 1) + 1, axis=0, return_inverse=True, return_counts=True)
-    ties = []
-    for n, ((a, b), count) in enumerate(zip(ends.tolist(), counts.tolist())):
-        metres = (None, None) if apart is None else np.median(apart[which.reshape(-1) == n], axis=0).tolist()
-        ties.append(DriveTie(a, b, count, *metres))
-    return tuple(tie for tie in ties if tie.first != tie.second)
 
 
 def _median_depth(map_from_camera: np.ndarray, xyz: np.ndarray) -> float:

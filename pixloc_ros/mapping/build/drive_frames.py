@@ -7,8 +7,7 @@ else the identity.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Protocol
 
@@ -28,7 +27,6 @@ from .keyframes import PosedFrame
 Wanted = Callable[[int], bool]
 SUFFIXES = (".bmp", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
 _USUAL_FOCAL = 1.2  # of the longer side, of cameras that nothing is known of
-_BETWEEN_NS = 1_000_000_000
 _REACH_NS = 250_000_000  # odometry is taken for an image this far beyond its ends, and interpolated over such gaps
 
 
@@ -53,19 +51,10 @@ class DriveFrames(Protocol):
     imu: ImuReadings | None
     fixes: Fixes | None
 
-    def drive_of(self, name: str) -> int:
-        """Which of several drives a keyframe belongs to, by its name."""
-        ...
-
     def __call__(self, wanted: Wanted) -> Iterator[PosedFrame | UnusableFrame]: ...
 
 
-class _OneDrive:
-    def drive_of(self, name: str) -> int:
-        return 0
-
-
-class _Unposed(_OneDrive):
+class _Unposed:
     has_odometry, base_from_camera, imu, fixes = False, None, None, None
 
 
@@ -162,7 +151,7 @@ class Video(_Unposed):
             video.release()
 
 
-class DriveBag(_OneDrive):
+class DriveBag:
     """Images of a bag, with its odometry where it has one; use it in a `with` statement.
 
     Args:
@@ -238,54 +227,6 @@ class DriveBag(_OneDrive):
             return None
         pose, known = self._odometry.at(np.array([inside]), 4 * _REACH_NS)
         return pose[0] @ self.base_from_camera if known[0] else None
-
-
-class SeveralDrives:
-    """Drives through one place, one after the other. Where their times overlap, later ones are moved behind the earlier.
-
-    Raises:
-        InputError: Some have odometry and others not.
-    """
-
-    known_camera = stamped = True
-
-    def __init__(self, drives: Sequence[DriveBag]) -> None:
-        spans = [(stamps.min(), stamps.max()) for one in drives for stamps in [np.fromiter(one.bag.image_stamps(), np.int64)]]
-        order = sorted(range(len(drives)), key=lambda k: spans[k])
-        self.drives = [drives[k] for k in order]
-        first = self.drives[0]
-        self.base_from_camera, self.has_odometry = first.base_from_camera, first.has_odometry
-        if any(one.has_odometry != self.has_odometry for one in drives):
-            said = "; ".join(f"{one.bag.path.name}: {one.said}" for one in drives)
-            raise InputError(f"some drives have odometry, others not ({said}): leave it out with --odometry-topic none")
-        self.said = f"{len(drives)} drives, {first.said}"
-        self.imu = self.fixes = None
-        self._shifts_ns, self._begins_ns, end = [], [], None
-        for begin, last in (spans[k] for k in order):
-            shift = 0 if end is None else max(end + _BETWEEN_NS - int(begin), 0)
-            self._shifts_ns.append(shift)
-            self._begins_ns.append(int(begin) + shift)
-            end = int(last) + shift
-
-    @property
-    def notes(self) -> tuple[str, ...]:
-        """What is to be known of the bags."""
-        order = f"drives in the order of their times: {', '.join(one.bag.path.name for one in self.drives)}"
-        moved = [
-            f"{one.bag.path.name}: stamps are moved by {shift * 1e-9:.3f} s, behind the drive before"
-            for one, shift in zip(self.drives, self._shifts_ns)
-            if shift
-        ]
-        return order, *moved, *(f"{one.bag.path.name}: {note}" for one in self.drives for note in one.bag.notes)
-
-    def drive_of(self, name: str) -> int:
-        """Which of the drives a keyframe belongs to, by its name, which is its stamp."""
-        return int(np.searchsorted(self._begins_ns, int(Path(name).stem), side="right")) - 1
-
-    def __call__(self, wanted: Wanted = lambda stamp_ns: True) -> Iterator[PosedFrame | UnusableFrame]:
-        for one, shift in zip(self.drives, self._shifts_ns):
-            for frame in one(lambda stamp_ns, shift=shift: wanted(stamp_ns + shift)):
-                yield replace(frame, stamp_ns=frame.stamp_ns + shift)
 
 
 def _bag(path: Path, options: BagOptions) -> BagReader:

@@ -42,7 +42,7 @@ class DriveSensors:
         """Its bias found by pairs of images; None where it is of no use."""
         if self.imu is None:
             return None
-        self._gyro = GyroPrior(self.imu, self.stamps_ns, finder.drive)
+        self._gyro = GyroPrior(self.imu, self.stamps_ns)
         self._gyro.fit(*pair_rotations(finder))
         return None if self._gyro.trouble else self._gyro
 
@@ -72,10 +72,9 @@ class DriveSensors:
             up: Called with keyframes and their poses, gives the unit vector [3] upwards in their frame.
         """
         image, poses = stored["image"], stored["poses"]
-        drive = finder.drive[image]
         adjusted = motions is not None
         if self.imu is not None and not adjusted:
-            self._gyro = GyroPrior(self.imu, self.stamps_ns[image], drive)
+            self._gyro = GyroPrior(self.imu, self.stamps_ns[image])
             motions = self._gyro.joined(None, poses)
         if self._gyro is not None:
             self.said["gyro"] = self._gyro.summary()
@@ -90,7 +89,7 @@ class DriveSensors:
         robust_px = _LEAST_PX * pixel_scale(finder.matcher.images.cameras[0])
         if self.fixes is not None:
             prior = FixPrior(self.fixes, self.stamps_ns[image], up(image, poses))
-            solved = prior.solve(poses, rays, points, motions, drive, wheels, robust_px)
+            solved = prior.solve(poses, rays, points, motions, wheels, robust_px)
             if not isinstance(solved, str):
                 unused = f", {self.fixes.without} messages without a fix" if self.fixes.without else ""
                 self.said["fixes"] = (

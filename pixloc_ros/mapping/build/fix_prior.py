@@ -88,7 +88,7 @@ class FixPrior:
         return se3.transform(there, torch.from_numpy(self.fixes.antenna)[None, None])[:, 0].numpy(), known
 
     def solve(
-        self, poses: np.ndarray, rays: Rays, points: int, links: Links, drive: np.ndarray, wheels: float | None, robust_px: float
+        self, poses: np.ndarray, rays: Rays, points: int, links: Links, wheels: float | None, robust_px: float
     ) -> FixSolution | str:
         """The poses with all that is known of them, or why fixes say nothing of them.
 
@@ -97,7 +97,6 @@ class FixPrior:
             rays: What the images see, of so many points.
             points: Their number.
             links: Motions, the gyro's rotations.
-            drive: int64 [K], which of several drives each pose belongs to, rising.
             wheels: How wrong the poses' scale may be, as a share; None: it is not known.
             robust_px: As of `adjust`.
         """
@@ -122,7 +121,7 @@ class FixPrior:
         held = self._links(poses, factor)
         if held is None:
             return "too few of them have a pose at their time"
-        graph = Links.join([graph_links(poses[:-1], drive), *held])
+        graph = Links.join([graph_links(poses[:-1]), *held])
         poses = adjust(Bundle(poses, np.zeros((0, 3))), rays.only(np.zeros(0, np.int64)), graph, 1.0, 30).poses
         for share, iterations in STAGES[1:]:
             held = self._links(poses, factor)

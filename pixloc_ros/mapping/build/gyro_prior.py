@@ -32,27 +32,23 @@ class GyroPrior:
     Args:
         imu: What it read.
         stamps_ns: int64 [K], of the keyframes, rising.
-        drive: int64 [K], which of several drives each belongs to, rising.
 
     Attributes:
-        bias: float64 [D, 3] rad/s, of each drive, in the camera's axes.
+        bias: float64 [3] rad/s, in the camera's axes.
         factor: How many times less exact it is than usual.
         off_rad: Median angle between its rotations and those of the images, after `fit`.
         trouble: Why it is of no use; None while it is.
     """
 
-    def __init__(self, imu: ImuReadings, stamps_ns: np.ndarray, drive: np.ndarray) -> None:
-        self.imu, self._stamps_ns, self._drive = imu, stamps_ns, drive
-        self._of_reading = drive[np.clip(np.searchsorted(stamps_ns, imu.stamps_ns), 0, len(drive) - 1)]
-        self.bias, self.factor, self.off_rad, self.trouble = np.zeros((int(drive[-1]) + 1, 3)), 1.0, float("nan"), None
+    def __init__(self, imu: ImuReadings, stamps_ns: np.ndarray) -> None:
+        self.imu, self._stamps_ns = imu, stamps_ns
+        self.bias, self.factor, self.off_rad, self.trouble = np.zeros(3), 1.0, float("nan"), None
         self._integrate()
         if len(self.first) < _FEWEST_STEPS:
             self.trouble = "its readings cover too little of the drive, or have gaps"
 
     def _integrate(self) -> None:
-        rates = self.imu.rates - self.bias[self._of_reading]
-        rotations, known = turned(self.imu.stamps_ns, rates, self._stamps_ns, MAX_GAP_NS)
-        known &= self._drive[1:] == self._drive[:-1]
+        rotations, known = turned(self.imu.stamps_ns, self.imu.rates - self.bias, self._stamps_ns, MAX_GAP_NS)
         self.first = np.flatnonzero(known)
         self.rotations = rotations[known]
         self._seconds = np.diff(self._stamps_ns)[known] * 1e-9
@@ -71,12 +67,10 @@ class GyroPrior:
         if len(mine) < _FEWEST_STEPS:
             self.trouble = "the images do not say how the camera turned"
             return
-        seen, seconds, drive = rotations[theirs], self._seconds[mine], self._drive[self.first[mine]]
+        seen, seconds = rotations[theirs], self._seconds[mine]
         for _ in range(_ROUNDS):
             off = _vectors(self.rotations[mine].transpose(0, 2, 1) @ seen)
-            for number in np.unique(drive):
-                rows = drive == number
-                self.bias[number] -= _robust_rate(off[rows], seconds[rows])
+            self.bias = self.bias - _robust_rate(off, seconds)
             self._integrate()
         off = np.linalg.norm(_vectors(self.rotations[mine].transpose(0, 2, 1) @ seen), axis=1)
         self.off_rad = float(np.median(off))
@@ -136,16 +130,16 @@ class GyroPrior:
         steps[self.first, :3, :3] = mine
         steps, made = camera_from_base @ steps @ base_from_camera, poses.copy()
         for k, step in enumerate(steps):
-            made[k + 1] = made[k] @ step if self._drive[k] == self._drive[k + 1] else poses[k + 1]
+            made[k + 1] = made[k] @ step
         return made
 
     def summary(self) -> str:
         """For people."""
         if self.trouble:
             return f"gyro of {self.imu.topic}: left out, {self.trouble}"
-        biases = ", ".join(" ".join(f"{v:.2f}" for v in np.degrees(one @ self.imu.camera_from_imu)) for one in self.bias)
+        bias = " ".join(f"{v:.2f}" for v in np.degrees(self.bias @ self.imu.camera_from_imu))
         return (
-            f"gyro of {self.imu.topic}: {len(self.first)} of {len(self._stamps_ns) - 1} steps between keyframes, bias {biases} "
+            f"gyro of {self.imu.topic}: {len(self.first)} of {len(self._stamps_ns) - 1} steps between keyframes, bias {bias} "
             f"deg/s (x y z), {np.degrees(self.off_rad):.2f} deg from the images in the median"
         )
 
@@ -158,7 +152,7 @@ def pair_rotations(finder: PairFinder) -> tuple[np.ndarray, np.ndarray]:
     options.ransac.random_seed, options.compute_relative_pose = 0, True
     for k in range(finder.count - 1):
         pair = finder.pairs.get((k, k + 1))
-        if pair is None or not pair.is_link or finder.drive[k] != finder.drive[k + 1]:
+        if pair is None or not pair.is_link:
             continue
         rows = np.arange(len(pair.matches), dtype=np.uint32)
         pixels = [matcher.features(n)[0][pair.matches[:, side]] + 0.5 for side, n in enumerate((k, k + 1))]

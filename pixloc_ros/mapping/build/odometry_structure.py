@@ -13,7 +13,6 @@ import numpy as np
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
-from ...errors import InputError
 from .adjustment import Bundle, Links, Rays, adjust, errors_px, link_errors, triangulated
 from .building import Progress
 from .gyro_prior import GyroPrior
@@ -32,7 +31,6 @@ _LEAST_ANGLE = np.radians(1.0)
 _GRAPH_SHARE, _GRAPH_RAD = 0.01, np.radians(0.05)
 _LOOP_SHARE, _LOOP_M, _LOOP_RAD = 0.02, 0.02, np.radians(0.2)
 _LOOP_POINTS, _LOOP_STD = 20, 6.0
-_TIE_M, _TIE_SHARE, _FEWEST_TIES = 0.3, 0.03, 3
 WHEELS = 0.02
 """How wrong wheels may be all the time: their diameter, the floor."""
 
@@ -47,7 +45,6 @@ class OdometryModel:
         fitting: Share of the observations that do.
         scale_spread: Standard deviation of the scale between stretches of the drive; as a share.
         loops: Pairs of images whose loop was used.
-        apart: float64 [len(loops), 2], by how many metres each loop was off when drives were laid on each other, and is now.
         depth: Median.
         motions: What held the poses besides the images.
     """
@@ -57,7 +54,6 @@ class OdometryModel:
     fitting: float
     scale_spread: float
     loops: list[tuple[int, int]]
-    apart: np.ndarray
     depth: float
     motions: Links
 
@@ -69,13 +65,12 @@ def solve_with_odometry(
     base_from_camera: np.ndarray | None = None,
 ) -> OdometryModel:
     """Poses of the finder's images, whose own poses are the odometry's. A gyro says better how the base turned."""
-    drive = finder.drive
     odometry = finder.matcher.poses
-    odometry = np.linalg.inv(odometry[np.searchsorted(drive, drive)]) @ odometry  # each drive in its first image's frame
+    odometry = np.linalg.inv(odometry[0]) @ odometry
     scale_px = pixel_scale(finder.matcher.images.cameras[0])
     if gyro is not None:
         odometry = gyro.turn(odometry, base_from_camera)
-    motions = _motions(odometry, drive)
+    motions = _motions(odometry)
     loops = set(finder.loops)
     steps = len(STAGES) + (len(STAGES) - 1 if loops else 0)
     say = lambda n: progress and progress(n, steps, "adjusting poses and points")  # noqa: E731
@@ -87,13 +82,11 @@ def solve_with_odometry(
             motions = gyro.joined(motions, poses)
         bundle, rays_used = stage(poses, rays, numbers, motions, robust * scale_px, iterations)
         poses = bundle.poses
-    used, apart = [], np.zeros((0, 2))
+    used = []
     if loops:
         closing, used = _closing(finder, bundle, rays_used)
-        poses = _drives_aligned(poses, closing, drive)
         if used:
-            before = _apart(poses, closing)
-            graph = Links.join([graph_links(poses, drive), closing])
+            graph = Links.join([graph_links(poses), closing])
             empty = rays.only(np.zeros(0, np.int64))
             bent = adjust(Bundle(poses, np.zeros((0, 3))), empty, graph, 1.0, 30)
             # What contradicts the drive and the other loops is another place that looks the same.
@@ -104,34 +97,27 @@ def solve_with_odometry(
                 say(n)
                 bundle, rays_used = stage(poses, rays, numbers, motions, robust * scale_px, iterations)
                 poses = bundle.poses
-            apart = np.stack((before, _apart(poses, closing)), 1)[right]
-    _require_ties(used, drive)
     error = errors_px(bundle, rays_used) / scale_px
     good = error < 3.0
     depth = np.linalg.norm(bundle.xyz[rays_used.point] - poses[rays_used.image, :3, 3], axis=1)
     figures = float(np.median(error[good])) if good.any() else float("inf"), len(rays_used.point) / max(len(rays.point), 1)
-    spread, depth = _scale_spread(poses, odometry, drive), float(np.median(depth)) if len(depth) else 0.0
-    return OdometryModel(poses, *figures, spread, used, apart, depth, motions)
+    spread, depth = _scale_spread(poses, odometry), float(np.median(depth)) if len(depth) else 0.0
+    return OdometryModel(poses, *figures, spread, used, depth, motions)
 
 
-def _followed(drive: np.ndarray) -> np.ndarray:
-    """Numbers of the images that another of the same drive follows."""
-    return np.flatnonzero(drive[:-1] == drive[1:])
-
-
-def _motions(odometry: np.ndarray, drive: np.ndarray) -> Links:
+def _motions(odometry: np.ndarray) -> Links:
     """Between keyframes that follow each other."""
-    first = _followed(drive)
-    relative = np.linalg.inv(odometry[first]) @ odometry[first + 1]
+    first = np.arange(len(odometry) - 1)
+    relative = np.linalg.inv(odometry[:-1]) @ odometry[1:]
     way = np.linalg.norm(relative[:, :3, 3], axis=1)
     deviations = np.hypot(_STEP_SHARE * way, _STEP_M), _STEP_RAD + _STEP_RAD_PER_M * way
     return Links(first, first + 1, relative, *deviations, np.zeros(len(first), bool))
 
 
-def graph_links(poses: np.ndarray, drive: np.ndarray) -> Links:
+def graph_links(poses: np.ndarray) -> Links:
     """Motions as adjusted, which loops may bend."""
-    first = _followed(drive)
-    relative = np.linalg.inv(poses[first]) @ poses[first + 1]
+    first = np.arange(len(poses) - 1)
+    relative = np.linalg.inv(poses[:-1]) @ poses[1:]
     way = np.linalg.norm(relative[:, :3, 3], axis=1)
     deviations = _GRAPH_SHARE * way + 1e-3, np.full(len(first), _GRAPH_RAD)
     return Links(first, first + 1, relative, *deviations, np.zeros(len(first), bool))
@@ -221,50 +207,9 @@ def _closing(finder: PairFinder, bundle: Bundle, rays: Rays) -> tuple[Links, lis
     return Links(*index, relative, deviation, np.full(count, _LOOP_RAD), np.ones(count, bool)), used
 
 
-def _apart(poses: np.ndarray, links: Links) -> np.ndarray:
-    """How far the second image of each is from where the link has it, metres [L]."""
-    wanted = poses[links.first] @ links.first_from_second
-    return np.linalg.norm((wanted - poses[links.second])[:, :3, 3], axis=1)
-
-
-def _drives_aligned(poses: np.ndarray, closing: Links, drive: np.ndarray) -> np.ndarray:
-    """Poses of several drives, each in a frame of its own, in that of the first: as the loop says that most others agree with."""
-    poses = poses.copy()
-    for number in range(1, drive[-1] + 1):
-        mine = drive == number
-        ties = np.flatnonzero((drive[closing.first] < number) & mine[closing.second])
-        one, other = closing.first[ties], closing.second[ties]
-        wanted = poses[one] @ closing.first_from_second[ties]
-        near = _TIE_M + _TIE_SHARE * np.linalg.norm(np.ptp(poses[mine, :3, 3], axis=0))
-        best, most = None, 0
-        for move in wanted @ np.linalg.inv(poses[other]):
-            agree = int((np.linalg.norm((move @ poses[other] - wanted)[:, :3, 3], axis=1) < near).sum())
-            best, most = (move, agree) if agree > most else (best, most)
-        if best is not None:
-            poses[mine] = best @ poses[mine]
-    return poses
-
-
-def _require_ties(loops: list[tuple[int, int]], drive: np.ndarray) -> None:
-    """Raises InputError where a drive is tied to none of the others."""
-    count = int(drive[-1]) + 1
-    ends = np.array([(drive[a], drive[b]) for a, b in loops if drive[a] != drive[b]], int).reshape(-1, 2)
-    graph = coo_array((np.ones(len(ends), int), (ends[:, 0], ends[:, 1])), shape=(count, count)).tocsr()
-    graph.data[graph.data < _FEWEST_TIES] = 0
-    graph.eliminate_zeros()
-    _, part = connected_components(graph, directed=False)
-    alone = np.flatnonzero(part != part[0])
-    if len(alone):
-        raise InputError(
-            f"drive {alone[0] + 1} of {count} (in the order of their times) shows no place of the others: {_FEWEST_TIES} pairs "
-            "of images are needed that see the same from about the same side. Map it by itself, or drive once more, in between"
-        )
-
-
-def _scale_spread(poses: np.ndarray, odometry: np.ndarray, drive: np.ndarray) -> float:
+def _scale_spread(poses: np.ndarray, odometry: np.ndarray) -> float:
     """How much the scales of stretches of the drive differ: wheels slip for long, so that stretches do not average it out."""
-    first = _followed(drive)
-    ways = [np.linalg.norm(p[first + 1, :3, 3] - p[first, :3, 3], axis=1) for p in (poses, odometry)]
+    ways = [np.linalg.norm(np.diff(p[:, :3, 3], axis=0), axis=1) for p in (poses, odometry)]
     parts = min(max(len(ways[0]) // 5, 1), 20)
     ratio = [a.sum() / b.sum() for a, b in zip(*(np.array_split(way, parts) for way in ways)) if b.sum() > 0.01]
     return float(np.std(np.log(ratio))) if len(ratio) > 2 else WHEELS

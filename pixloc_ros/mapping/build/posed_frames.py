@@ -272,7 +272,7 @@ def _usable_keyframes(
 ) -> list[_Keyframe]:
     """Those whose mask can be read, and with depth those of the calibration that most have; the others go to `left_out`."""
     images, usable = _files(keyframes, work, masks), []
-    if masks is not None and masks.is_dir() and not any((masks / keyframe.name).is_file() for keyframe in keyframes):
+    if masks is not None and masks.is_dir() and not any((masks / Path(one.name).name).is_file() for one in keyframes):
         raise InputError(f"no mask in {masks} is named like a keyframe, such as {keyframes[0].name}: rename them")
     cameras, which = unique_cameras(images.cameras)
     most = int(np.bincount(which).argmax())

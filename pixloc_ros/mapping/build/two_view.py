@@ -65,13 +65,11 @@ class PairFinder:
         matcher: Features of the images, in the order of time.
         extractor: What images look like as a whole.
         known_focal: Whether the cameras' focal lengths are measured.
-        drive: int64 [K], which of several drives each image belongs to, rising; None: one.
     """
 
-    def __init__(self, matcher: Matcher, extractor: Extractor, known_focal: bool = True, drive: np.ndarray | None = None) -> None:
+    def __init__(self, matcher: Matcher, extractor: Extractor, known_focal: bool = True) -> None:
         self.matcher, self.extractor, self.known_focal = matcher, extractor, known_focal
         self.count = len(matcher.images.paths)
-        self.drive = np.zeros(self.count, np.int64) if drive is None else drive
         self.pairs: dict[tuple[int, int], Pair] = {}
         self.loops: list[tuple[int, int]] = []
 
@@ -80,8 +78,7 @@ class PairFinder:
         for k in range(self.count):
             if progress:
                 progress(k, self.count, "matching images with those before")
-            before = [(k - step, k) for step in AHEAD if k >= step and self.drive[k - step] == self.drive[k]]
-            self.pairs |= self._stored(f"pairs/{k:06d}", before)
+            self.pairs |= self._stored(f"pairs/{k:06d}", [(k - step, k) for step in AHEAD if k >= step])
         candidates = self._loop_candidates(progress)
         for n, wanted in enumerate(candidates):
             if progress:
@@ -90,7 +87,6 @@ class PairFinder:
             sure = [pair for pair in found if found[pair].is_loop]
             # One pair may look the same by chance; neighbours of both must agree.
             around = [(a + step, b + step) for a, b in sure for step in (-1, 1) if b + step < self.count and a + step >= 0]
-            around = [(a, b) for a, b in around if a < b]
             found |= self._stored(f"loops/{wanted[0][1]:06d}.around", around) if around else {}
             for a, b in sure:
                 support = [p for p in ((a - 1, b - 1), (a + 1, b + 1)) if p in found and found[p].is_loop]
@@ -145,19 +141,18 @@ class PairFinder:
 
     def _loop_candidates(self, progress: Progress | None) -> list[list[tuple[int, int]]]:
         """For some images the earlier ones that look most like them."""
-        several = self.drive[-1] > 0
-        if self.count <= _LOOP_APART and not several:
+        if self.count <= _LOOP_APART:
             return []
         looks, apart = self._looks(progress), min(AHEAD[-1], self.count - 1)
         # As alike as images are that see the same place.
         usual = np.percentile((looks[apart:] * looks[: self.count - apart]).sum(1), 10)
         candidates = []
         step = max(_LOOP_STEP, self.count // _LOOP_QUERIES)
-        for k in range(0 if several else _LOOP_APART, self.count, step):
-            likeness, begin = looks[:k] @ looks[k], int(np.searchsorted(self.drive, self.drive[k]))
-            # Another drive may have seen the place in another light: geometry must tell.
-            own, other = likeness[begin : max(k - _LOOP_APART + 1, begin)].copy(), likeness[:begin].copy()
-            chosen = [(begin + best, k) for best in _best(own, usual)] + [(best, k) for best in _best(other, -1.0)]
+        for k in range(_LOOP_APART, self.count, step):
+            likeness, chosen = looks[: k - _LOOP_APART + 1] @ looks[k], []
+            while len(chosen) < _LOOP_CANDIDATES and likeness.max() > usual:
+                chosen.append((int(likeness.argmax()), k))
+                likeness[max(chosen[-1][0] - AHEAD[-1], 0) : chosen[-1][0] + AHEAD[-1]] = -1.0
             if chosen:
                 candidates.append(chosen)
         return candidates
@@ -181,15 +176,6 @@ class PairFinder:
     def _suited(self) -> Extractor:
         camera = self.matcher.images.cameras[0]
         return self.extractor.suited_to(camera.width, camera.height)
-
-
-def _best(likeness: np.ndarray, least: float) -> list[int]:
-    """The images that look most like one, some apart from each other; likeness is changed."""
-    chosen: list[int] = []
-    while len(chosen) < _LOOP_CANDIDATES and len(likeness) and likeness.max() > least:
-        chosen.append(int(likeness.argmax()))
-        likeness[max(chosen[-1] - AHEAD[-1], 0) : chosen[-1] + AHEAD[-1]] = -1.0
-    return chosen
 
 
 def colmap_camera(camera: Camera, number: int, known_focal: bool = True):
