@@ -39,7 +39,7 @@ LIGHTS = {
     "lamps": Lighting(lamps=(1.1, 1.0, 0.9, 1.0, 0.9, 1.1), daylight=0.0, ambient=0.10, seed=1),
     "night": Lighting(lamps=(0.0, 0.0, 1.6, 0.0, 0.0, 0.0), daylight=0.0, ambient=0.05, seed=2),
 }
-SECONDS, RATE_HZ = 25.0, 5.0
+SECONDS, RATE_HZ = 12.0, 5.0
 OVERLAP = 0.25  # of the drive, on each side of its middle
 LATER_S = 3600  # that the second half seems to be driven
 HEAD = (

@@ -2,6 +2,10 @@
 """Several drives in one map, here and on a dask cluster."""
 
 import json
+import os
+import signal
+import threading
+import time
 
 import numpy as np
 import pytest
@@ -79,16 +83,15 @@ def truth_of(map_):
     return np.stack([PATHS[drive](k) for drive, k in zip(drives, numbers)]), np.array(drives)
 
 
-def test_two_drives_make_one_map(tmp_path, bags, monkeypatch, capsys):
-    words = ("bag", bags["morning"], bags["evening"])
-    with monkeypatch.context() as stopped:
-        broken = "pixloc_ros.mapping.build.joined_drives.build_map_from_posed_frames"
-        stopped.setattr(broken, lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
-        assert make(tmp_path, *words)[0] == 130
-    monkeypatch.setattr("pixloc_ros.evaluation.drive_ties._search", None)  # ties are there
-    code, map_, report = make(tmp_path, *words)
-    said = capsys.readouterr().out
-    assert code == 0 and "going on with" in said and "evening is tied to morning by" in said
+@pytest.fixture(scope="module")
+def morning_and_evening(tmp_path_factory, bags):
+    """Folder of the map, the map and the report."""
+    folder = tmp_path_factory.mktemp("both")
+    return folder, *make(folder, "bag", bags["morning"], bags["evening"])[1:]
+
+
+def test_two_drives_make_one_map(morning_and_evening):
+    folder, map_, report = morning_and_evening
     truth, drives = truth_of(map_)
     assert all((drives == name).sum() > COUNT // 2 for name in ("morning", "evening"))
     assert ((map_.keyframe_stamp_ns - START) % STEP == 0).all() and map_.keyframe_stamp_ns.max() < START + COUNT * STEP
@@ -102,8 +105,39 @@ def test_two_drives_make_one_map(tmp_path, bags, monkeypatch, capsys):
     keyframe = np.repeat(np.arange(len(drives)), np.diff(map_.observation_offsets))
     seen = [{drives[k] for k in keyframe[map_.observation_point == point]} for point in range(len(map_.xyz))]
     assert np.mean([len(one) == 2 for one in seen]) > 0.2, "points are shared"
-    assert "evening is tied to morning by" in (tmp_path / "site.html").read_text()
-    assert not (tmp_path / "site.pixmap.work").exists()
+    assert "evening is tied to morning by" in (folder / "site.html").read_text()
+    assert not (folder / "site.pixmap.work").exists()
+
+
+def test_workers_make_the_same_map_though_one_is_killed(tmp_path, bags, morning_and_evening, monkeypatch, capsys):
+    """The command is stopped, too, when the drives are to be joined, and goes on without the cluster."""
+    distributed = pytest.importorskip("distributed", reason="a cluster needs dask.distributed")
+    words = ("bag", bags["morning"], bags["evening"])
+    drives = tmp_path / "site.pixmap.work" / "drives"
+    with (
+        distributed.LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=":0") as cluster,
+        monkeypatch.context() as stopped,
+    ):
+
+        def kill_one():
+            while not (drives / "0/keyframes").is_dir() or not (drives / "1/keyframes").is_dir():
+                time.sleep(0.01)
+            os.kill(cluster.workers[0].pid, signal.SIGKILL)
+
+        killer = threading.Thread(target=kill_one)
+        killer.start()
+        broken = "pixloc_ros.mapping.build.joined_drives.build_map_from_posed_frames"
+        stopped.setattr(broken, lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        assert make(tmp_path, *words, "--scheduler", cluster.scheduler_address)[0] == 130
+        killer.join()
+    monkeypatch.setattr("pixloc_ros.evaluation.drive_ties._search", None)  # ties are there
+    code, map_, report = make(tmp_path, *words)
+    assert code == 0 and "going on with" in capsys.readouterr().out
+    _, expected, same = morning_and_evening
+    assert map_.keyframe_names == expected.keyframe_names
+    torch.testing.assert_close(map_.map_from_keyframe, expected.map_from_keyframe)
+    np.testing.assert_array_equal(map_.observation_point, expected.observation_point)
+    assert report["ties"][0][:4] == same["ties"][0][:4] and report["ties"][0][4:] == pytest.approx(same["ties"][0][4:])
 
 
 def test_scale_comes_from_the_drive_that_has_one(tmp_path, bags):
