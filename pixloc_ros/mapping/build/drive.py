@@ -382,19 +382,18 @@ def _revisits(pairs: np.ndarray, image: np.ndarray, centres: np.ndarray) -> list
     return [(a, b) for a, b, i, j in found if way[j] - way[i] > _REVISIT * np.linalg.norm(centres[j] - centres[i])]
 
 
-def showing_something_new(poses: np.ndarray, image: np.ndarray, drive: np.ndarray, reach: float) -> np.ndarray:
-    """Which keyframes a map needs, bool [K]: not those at places that enough earlier visits of the same drive have shown.
+def showing_something_new(poses: np.ndarray, image: np.ndarray, reach: float) -> np.ndarray:
+    """Which keyframes a map needs, bool [K]: not those at places that enough earlier visits have shown.
 
     Args:
         poses: float64 [K, 4, 4], map_from_camera.
         image: int64 [K], their numbers in the order of time.
-        drive: int64 [K], which drive each belongs to.
         reach: How near two keyframes of one place are.
     """
     near = cKDTree(poses[:, :3, 3]).query_ball_point(poses[:, :3, 3], reach)
     needed = np.ones(len(poses), bool)
     for k, around in enumerate(near):
-        before = np.sort([n for n in around if image[n] < image[k] - _VISIT_APART and needed[n] and drive[n] == drive[k]])
+        before = np.sort([n for n in around if image[n] < image[k] - _VISIT_APART and needed[n]])
         before = before.astype(int)
         alike = (np.einsum("nij,ij->n", poses[before, :3, :3], poses[k, :3, :3]) - 1) / 2 > _VISIT_TURN_COSINE
         visits = image[before[alike]]
