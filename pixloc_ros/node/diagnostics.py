@@ -241,7 +241,11 @@ class Health:
         return result.stamp_ns - self._searched_since_ns < _CALM_NS
 
     def judge_odometry(self, tracker: Tracker, time_offset_ns: int) -> None:
-        """Compares the odometry with the poses. time_offset_ns: added to the stamps of the images."""
+        """Compares odometry and gyro with the poses. time_offset_ns: added to the stamps of the images."""
+        self._board.update("odometry", "gyro", "; ".join(tracker.gyro.warnings(time_offset_ns / NS_PER_S)))
+        if tracker.gyro:
+            bias = " ".join(f"{axis:.4f}" for axis in tracker.gyro.bias)
+            self._board.value("odometry", gyro=f"bias {bias} rad/s{'' if tracker.gyro.trusted else ', not used yet'}")
         if self._setting("odom_source") == "none":
             return
         findings = tracker.check_odometry()

@@ -29,6 +29,7 @@ from ..tracking.silence import LEAST_S
 from . import conversions
 from .conversions import NS_PER_S, stamp_to_ns
 from .diagnostics import ERROR, OK, WARN, DiagnosticBoard
+from .gyro_input import GyroInput
 from .input_watch import InputWatch
 from .parameters import FRAME_QUEUE_LIMIT, Value, image_subscription_topic
 from .transforms import POLL_S, Rejected, Transforms
@@ -77,6 +78,7 @@ class Inputs:
 
     Attributes:
         transforms: what came in over TF.
+        gyro: what came in of an IMU; None without one.
         watch: since when inputs have been silent.
         is_first_start: whether the next start is the first, or the first of a new time.
         starts_from_parameters: whether the next start takes the initial pose of the parameters.
@@ -95,6 +97,8 @@ class Inputs:
         self._node, self._setting, self._board = node, setting, board
         self._on_image_checked, self._on_time_jump = on_image, on_time_jump
         self.transforms = Transforms(node, setting, board, is_own)
+        imu_topic = setting("imu_topic")
+        self.gyro = GyroInput(node, imu_topic, self.transforms, board) if imu_topic else None
         self._subscriptions: list[Subscription] = []
         self.hears_images = False
         self._arrived = threading.Event()
@@ -133,6 +137,8 @@ class Inputs:
         if setting("odom_source") == "topic":
             qos = QoSProfile(depth=200, reliability=ReliabilityPolicy.BEST_EFFORT)
             listen(Odometry, setting("odom_topic"), self._on_odometry, qos)
+        if self.gyro is not None:
+            self.gyro.listen(listen)
 
     def subscribe_to_images(self) -> None:
         """Begins to listen to images: whoever waits for that subscription knows that the node is ready."""
@@ -324,6 +330,8 @@ class Inputs:
             self._odometry.clear()
             self._newest_odometry_ns = self._newest_image_ns = self._initial_pose = self._fix = None
         self.transforms.forget()
+        if self.gyro is not None:
+            self.gyro.forget()
 
     # ---- for the worker
 

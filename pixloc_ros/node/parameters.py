@@ -74,7 +74,7 @@ def check_values(values: dict[str, Value]) -> None:
     """Checks new values of declared parameters, alone and together. Raises InputError."""
     for name, value in values.items():
         BY_NAME[name].check(value)
-        if name.endswith(("frame_id", "_topic")) and not value and name != "camera_frame_id":
+        if name.endswith(("frame_id", "_topic")) and not value and name not in ("camera_frame_id", "imu_topic"):
             raise InputError(f"parameter {name} is empty: give a name, for example '{BY_NAME[name].default}'")
         if name.endswith("frame_id") and value.startswith("/"):
             raise InputError(f"parameter {name} is '{value}': tf2 frame names have no leading slash")

@@ -79,6 +79,14 @@ class Transforms:
         remedy = "start the robot's odometry, or set odom_source to topic or none"
         return self._lookup(odom, base, stamp_ns, deadline, "odometry", remedy)
 
+    def base_turned_from(self, frame: str) -> torch.Tensor | None:
+        """float64 [3, 3], rotation from a frame that is fixed to the base; None where it is not known."""
+        try:
+            message = self._buffer.lookup_transform(self._setting("base_frame_id"), frame, Time())
+            return conversions.transform_to_matrix(message.transform, f"the transform to {frame}")[:3, :3]
+        except (InputError, TransformException):
+            return None
+
     def map_from_base(self, stamp_ns: int) -> torch.Tensor | None:
         """float64 [4, 4] at a stamp, as others publish it; None where it is not known."""
         frames, stamp = ("global_frame_id", "base_frame_id"), Time(nanoseconds=stamp_ns, clock_type=ClockType.ROS_TIME)
