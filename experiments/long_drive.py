@@ -176,11 +176,12 @@ class Run:
     def finish(self) -> None:
         """Run the command to its end. Raises InputError where it fails."""
         killed: set[str] = set()
-        while (code := self._once(killed)) != 0:
-            if code != -signal.SIGKILL or not self.kill:
-                raise InputError(f"'pixloc map bag' ended with {code}: see what it wrote")
+        while (ended := self._once(killed))[0] != 0:
+            if ended[0] != -signal.SIGKILL or not self.kill:
+                raise InputError("'pixloc map bag' ended with {}: {}".format(*ended))
 
-    def _once(self, killed: set[str]) -> int:
+    def _once(self, killed: set[str]) -> tuple[int, str]:
+        """How the command ended, and the last that it wrote to its terminal."""
         command = [sys.executable, "-m", "pixloc_ros.cli.main", "map", "bag", self.bag, "-o", self.output, "--poses", "images"]
         terminal, its_end = pty.openpty()
         fcntl.ioctl(its_end, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 200, 0, 0))
@@ -206,7 +207,7 @@ class Run:
             stage, last = new, now
             if code is not None:
                 os.close(terminal)
-                return code
+                return code, text[-1000:].strip()
             seconds = self.stages.get(stage, (0.0, 0.0))[0]
             if self.kill and stage not in killed and seconds > _SAMPLE_S:
                 killed.add(stage)

@@ -109,7 +109,7 @@ def triangulate(
     tracks = work.arrays(f"{stage}tracks", lambda: colmap_tracks(matcher))
     if not len(tracks["xyz"]):
         raise _no_points()
-    return _search(tracks, images, depth, options, progress)
+    return _search(tracks, matcher, depth, options, progress)
 
 
 def _no_points() -> InputError:
@@ -119,44 +119,51 @@ def _no_points() -> InputError:
     )
 
 
-def _search(tracks, images: KeyframeFiles, depth: float, options: TriangulationOptions, progress) -> Triangulation:
+def _search(
+    tracks: dict[str, np.ndarray], matcher: Matcher, depth: float, options: TriangulationOptions, progress: Progress | None
+) -> Triangulation:
     """Search for every point in the keyframes that should see it, refine it, and leave out what does not hold.
 
     An observation is where the point's patch was found. Matches that the patch does not confirm are twice as far off in the
     median; they count only in telling what stands still.
     """
+    images, work = matcher.images, matcher.work
     cameras, poses = images.cameras, images.map_from_camera
     centres, count = poses[:, :3, 3].numpy(), len(poses)
     near = neighbours(poses, depth, options.look)
     homes = _Homes(tracks, images)
-    xyz, home, place = homes.xyz, homes.home, homes.place
+    home, place = homes.home, homes.place
+    xyz = work.arrays(f"{matcher.stage}centres", lambda: {"xyz": homes.centres()})["xyz"]
     at_home = rows_by_image(home, count)
     matched = [place[tracks["point"][rows]] for rows in rows_by_image(tracks["image"], count)]
-    times = np.zeros(len(home), np.int64)
-    points, pixels, expected = [], [], []
-    for k in range(count):
-        if progress:
-            progress(k, count, "searching for points")
+
+    def look(k: int) -> dict[str, np.ndarray]:
         candidates = np.unique(np.concatenate([*(at_home[n] for n in near[k]), matched[k]]))
         visible = should_see(xyz[candidates], centres[home[candidates]], cameras[k], poses[k])
         known = np.isin(candidates, matched[k])
         candidates, visible, known = (v[visible | known] for v in (candidates, visible, known))
         pixel, tracked = track_patches(homes.patches(candidates), images.grey(k), cameras[k], poses[k])
-        expected.append(candidates[visible])
-        times[candidates[visible & (tracked | known)]] += 1
-        points.append(candidates[tracked])
-        pixels.append(pixel[tracked])
-    image, view = (np.repeat(np.arange(count), [len(v) for v in lists]) for lists in (points, expected))
-    found = Observations(image, np.concatenate(points), np.concatenate(pixels))
-    return _filter(xyz, Views(cameras, poses), found, Observations(view, np.concatenate(expected)), times, options)
+        seen = candidates[visible & (tracked | known)]
+        return {"point": candidates[tracked], "pixel": pixel[tracked], "expected": candidates[visible], "seen": seen}
+
+    times = np.zeros(len(home), np.int64)
+    looked = []
+    for k in range(count):
+        if progress:
+            progress(k, count, "searching for points")
+        looked.append(work.arrays(f"{matcher.stage}found/{k:06d}", lambda k=k: look(k)))
+        times[looked[-1].pop("seen")] += 1
+    image, view = (np.repeat(np.arange(count), [len(one[name]) for one in looked]) for name in ("point", "expected"))
+    points, pixels, expected = (np.concatenate([one[name] for one in looked]) for name in ("point", "pixel", "expected"))
+    found = Observations(image, points, pixels)
+    return _filter(xyz, Views(cameras, poses), found, Observations(view, expected), times, options)
 
 
 class _Homes:
     """A patch for every point, on the surface around it. Of all points they would not fit into memory: they are cut when needed.
 
     Attributes:
-        xyz: float64 [P, 3], the points in the order of their home images.
-        home: int64 [P], the image that cuts the patch: of those that see the point the one in the middle by distance.
+        home: int64 [P], rising, the image that cuts the patch: of those that see the point the one in the middle by distance.
         place: int64 [P], where each point of the tracks went.
     """
 
@@ -171,7 +178,10 @@ class _Homes:
         self.place[np.argsort(self._home, kind="stable")] = np.arange(len(self._xyz))
         self._first = np.searchsorted(self.home, np.arange(count))
         self._cut = lru_cache(_CACHED_HOMES)(self._cut)
-        self.xyz = np.concatenate([self._cut(k).xyz for k in np.unique(self.home).tolist()])
+
+    def centres(self) -> np.ndarray:
+        """The middles of all patches, float64 [P, 3]."""
+        return np.concatenate([self._cut(k).xyz for k in np.unique(self.home).tolist()])
 
     def patches(self, points: np.ndarray) -> SurfacePatches:
         """Of some points, int64 [n] rising."""
