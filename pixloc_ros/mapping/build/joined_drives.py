@@ -2,7 +2,8 @@
 """Several drives of a place in one map.
 
 Each drive has a map of its own. Keyframes of one that are found in another's map tie the two; the drives are put together by
-what most ties say, bent in a pose graph, and poses and points of all are adjusted together.
+what most ties say, bent in a pose graph, and poses and points of all are adjusted together: what the images of each match, what
+tied images of different drives match, and the motions that each drive by itself has found.
 """
 
 from __future__ import annotations
@@ -23,13 +24,13 @@ from ..georeference import Georeference
 from ..map_file import Map
 from .adjustment import Bundle, Links, Rays, adjust, link_errors
 from .building import Progress
-from .care import moved
 from .drive import DriveReport, DriveTie
 from .drive_frames import Wanted
-from .keyframes import KeyframeOptions, PosedFrame
-from .odometry_structure import graph_links
-from .posed_frames import PosedMapOptions, build_map_from_posed_frames
-from .refinement import RefineOptions
+from .keyframes import KeyframeFiles, KeyframeOptions, PosedFrame
+from .matching import Matcher, pixel_scale
+from .odometry_structure import STAGES, graph_links, short_motions, stage, tracks
+from .posed_frames import PosedMapOptions, SolvedKeyframes, build_map_from_posed_frames
+from .two_view import AHEAD, PairFinder
 
 FEWEST_TIES = 3
 _AGREE_SHARE, _AGREE_DEPTHS, _AGREE_RAD = 0.05, 0.05, np.radians(5.0)
@@ -37,7 +38,7 @@ _AGREE_SHARE, _AGREE_DEPTHS, _AGREE_RAD = 0.05, 0.05, np.radians(5.0)
 drift), a share of the scene's depth, and an angle."""
 _LEAST_WAY_DEPTHS = 0.2  # between two ties that tell a scale
 _TIE_DEPTHS, _TIE_RAD, _TIE_STD = 0.01, np.radians(0.2), 6.0
-_REFINED_DEPTHS, _REFINED_RAD = 0.01, np.radians(0.3)  # what may still be wrong when all are adjusted together
+_AROUND = (-2, -1, 0, 1, 2)  # keyframes about the nearest one of the other drive that a tied one is matched with
 _EVERY_FRAME = KeyframeOptions(turn_rad=1e-12, still=(0.0, 0.0))
 
 
@@ -126,12 +127,14 @@ class JoinedDrives:
 
     Attributes:
         poses: map_from_camera float64 [K, 4, 4] of each drive's keyframes.
+        motions: Of each drive as it was solved alone. Keyframes of all drives are numbered through.
         ties: What ties them, without what contradicts the rest.
-        links: The same, between keyframes of all drives, numbered through.
+        links: The same.
         before_m: Of each of `ties`, how far its keyframes were off when the drives were laid on each other unbent, median.
     """
 
     poses: list[torch.Tensor]
+    motions: Links
     ties: list[Ties]
     links: list[Links]
     before_m: list[float]
@@ -147,10 +150,14 @@ def join_drives(drives: Sequence[SolvedDrive], ties: Sequence[Ties]) -> JoinedDr
     start = np.concatenate(([0], np.cumsum([len(drive.images) for drive in drives])))
     poses = [place(drive.map.map_from_keyframe) for place, drive in zip(placed, drives)]
     bundle = Bundle(torch.cat(poses).numpy(), np.zeros((0, 3)))
-    paths = []
-    for offset, own in zip(start, poses):
-        links = graph_links(own.numpy())
-        paths.append(replace(links, first=links.first + offset, second=links.second + offset))
+    paths, motions = (
+        [
+            replace(links, first=links.first + offset, second=links.second + offset)
+            for offset, own in zip(start, poses)
+            for links in [made(own.numpy())]
+        ]
+        for made in (graph_links, short_motions)
+    )
     links = [_links(drives, placed, poses, one, start) for one in ties]
     before = [_apart(bundle.poses, one) for one in links]
     none = np.zeros(0, np.int64)
@@ -166,7 +173,7 @@ def join_drives(drives: Sequence[SolvedDrive], ties: Sequence[Ties]) -> JoinedDr
     found = drives[0].map.map_from_keyframe[0] @ se3.inverse(found[0]) @ found
     kept = [k for k, one in enumerate(ties) if len(one.keyframe)]
     tied = ([values[k] for k in kept] for values in (ties, links, [float(np.median(v)) if len(v) else 0.0 for v in before]))
-    return JoinedDrives(list(found.split(np.diff(start).tolist())), *tied)
+    return JoinedDrives(list(found.split(np.diff(start).tolist())), Links.join(motions), *tied)
 
 
 def build_map_of_drives(
@@ -190,17 +197,14 @@ def build_map_of_drives(
         InputError: As of `join_drives`.
     """
     joined = join_drives(drives, ties)
-    depth = float(np.median([drive.depth for drive in drives if drive.is_metric] or [drives[0].depth]))
-    refine = RefineOptions(_REFINED_DEPTHS * depth, _REFINED_RAD)
-    options = replace(options, keyframes=_EVERY_FRAME, refine=refine)
     frames = _Keyframes(drives, joined.poses)
-    map_, report = build_map_from_posed_frames(frames, extractor, work, options, working_side, name, progress)
+    solve = _Adjustment(joined, frames.names, extractor, work, options, progress)
+    options = replace(options, keyframes=_EVERY_FRAME)
+    map_, report = build_map_from_posed_frames(frames, extractor, work, options, working_side, name, progress, solve)
     stamps = dict(zip(frames.names, np.concatenate([drive.map.keyframe_stamp_ns for drive in drives])))
     map_ = replace(map_, keyframe_stamp_ns=np.array([stamps[one] for one in map_.keyframe_names], np.int64))
-    before = dict(zip(frames.names, torch.cat(joined.poses)))
-    map_ = moved(map_, before[map_.keyframe_names[0]] @ se3.inverse(map_.map_from_keyframe[0]))  # the adjustment's gauge
     map_ = replace(map_, georeference=_georeference(drives, joined.poses))
-    after = before | dict(zip(map_.keyframe_names, map_.map_from_keyframe))
+    after = dict(zip(frames.names, torch.cat(joined.poses))) | dict(zip(map_.keyframe_names, map_.map_from_keyframe))
     after = torch.stack([after[one] for one in frames.names]).numpy()
     tied = []
     for one, links, before_m in zip(joined.ties, joined.links, joined.before_m):
@@ -255,6 +259,58 @@ class _Keyframes:
             if wanted(number):
                 image = load_image(path)
                 yield PosedFrame(number, image, camera.of_image(image), pose, name=name)
+
+
+@dataclass(frozen=True, eq=False)
+class _Adjustment:
+    """Adjusts keyframes of all drives together: the solver of `build_map_from_posed_frames`.
+
+    Attributes:
+        joined: The drives, put together.
+        names: Of all keyframes, numbered through.
+        extractor, work, options, progress: As of `build_map_of_drives`.
+    """
+
+    joined: JoinedDrives
+    names: list[str]
+    extractor: Extractor
+    work: WorkFolder
+    options: PosedMapOptions
+    progress: Progress | None
+
+    def __call__(self, images: KeyframeFiles, names: list[str]) -> SolvedKeyframes:
+        found = self.work.arrays("joined", lambda: {"poses": self._adjusted(images, names)})
+        return SolvedKeyframes(np.arange(len(names)), torch.from_numpy(found["poses"]), images.cameras)
+
+    def _adjusted(self, images: KeyframeFiles, names: list[str]) -> np.ndarray:
+        number = np.full(len(self.names), -1)
+        number[[self.names.index(name) for name in names]] = np.arange(len(names))
+        finder = PairFinder(Matcher(images, self.work, self.options.triangulation), self.extractor)
+        drive = np.repeat(np.arange(len(self.joined.poses)), [len(own) for own in self.joined.poses])[number >= 0]
+        ties, motions = (_renumbered(one, number) for one in (Links.join(self.joined.links), self.joined.motions))
+        wanted = {k: [(k - step, k) for step in AHEAD if k >= step and drive[k - step] == drive[k]] for k in range(len(names))}
+        for a, b in zip(ties.first.tolist(), ties.second.tolist()):
+            near = [a + step for step in _AROUND if 0 <= a + step < len(drive) and drive[a + step] == drive[a]]
+            wanted[b] += [(min(one, b), max(one, b)) for one in near]
+        for k, pairs in wanted.items():
+            if self.progress:
+                self.progress(k, len(names), "matching images of all drives")
+            found = finder.compared(f"joined_pairs/{k:06d}", sorted(set(pairs)))
+            finder.pairs |= {(a, b): pair for (a, b), pair in found.items() if drive[a] == drive[b] or pair.is_loop}
+        rays, points = tracks(finder, list(finder.pairs))
+        poses, links, scale_px = images.map_from_camera.numpy(), Links.join([motions, ties]), pixel_scale(images.cameras[0])
+        for n, (robust, iterations) in enumerate(STAGES[1:]):
+            if self.progress:
+                self.progress(n, len(STAGES) - 1, "adjusting poses and points")
+            poses = stage(poses, rays, points, links, robust * scale_px, iterations)[0].poses
+        return poses
+
+
+def _renumbered(links: Links, number: np.ndarray) -> Links:
+    """Between those that have another number, -1 where there is none."""
+    first, second = number[links.first], number[links.second]
+    rows = (first >= 0) & (second >= 0)
+    return replace(Links(*(values[rows] for values in vars(links).values())), first=first[rows], second=second[rows])
 
 
 # ---- the pieces

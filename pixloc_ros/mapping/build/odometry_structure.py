@@ -70,7 +70,7 @@ def solve_with_odometry(
     scale_px = pixel_scale(finder.matcher.images.cameras[0])
     if gyro is not None:
         odometry = gyro.turn(odometry, base_from_camera)
-    motions = _motions(odometry)
+    motions = short_motions(odometry)
     loops = set(finder.loops)
     steps = len(STAGES) + (len(STAGES) - 1 if loops else 0)
     say = lambda n: progress and progress(n, steps, "adjusting poses and points")  # noqa: E731
@@ -105,7 +105,7 @@ def solve_with_odometry(
     return OdometryModel(poses, *figures, spread, used, depth, motions)
 
 
-def _motions(odometry: np.ndarray) -> Links:
+def short_motions(odometry: np.ndarray) -> Links:
     """Between keyframes that follow each other."""
     first = np.arange(len(odometry) - 1)
     relative = np.linalg.inv(odometry[:-1]) @ odometry[1:]

@@ -78,16 +78,16 @@ class PairFinder:
         for k in range(self.count):
             if progress:
                 progress(k, self.count, "matching images with those before")
-            self.pairs |= self._stored(f"pairs/{k:06d}", [(k - step, k) for step in AHEAD if k >= step])
+            self.pairs |= self.compared(f"pairs/{k:06d}", [(k - step, k) for step in AHEAD if k >= step])
         candidates = self._loop_candidates(progress)
         for n, wanted in enumerate(candidates):
             if progress:
                 progress(n, len(candidates), "looking for loops")
-            found = self._stored(f"loops/{wanted[0][1]:06d}", wanted)
+            found = self.compared(f"loops/{wanted[0][1]:06d}", wanted)
             sure = [pair for pair in found if found[pair].is_loop]
             # One pair may look the same by chance; neighbours of both must agree.
             around = [(a + step, b + step) for a, b in sure for step in (-1, 1) if b + step < self.count and a + step >= 0]
-            found |= self._stored(f"loops/{wanted[0][1]:06d}.around", around) if around else {}
+            found |= self.compared(f"loops/{wanted[0][1]:06d}.around", around) if around else {}
             for a, b in sure:
                 support = [p for p in ((a - 1, b - 1), (a + 1, b + 1)) if p in found and found[p].is_loop]
                 for pair in [(a, b), *support] if support else []:
@@ -95,7 +95,9 @@ class PairFinder:
                     self.loops.append(pair)
         self.loops = sorted(set(self.loops))
 
-    def _stored(self, name: str, wanted: list[tuple[int, int]]) -> dict[tuple[int, int], Pair]:
+    def compared(self, name: str, wanted: list[tuple[int, int]]) -> dict[tuple[int, int], Pair]:
+        """Pairs of images, (earlier, later); under that name they are kept in the work folder."""
+
         def make() -> dict[str, np.ndarray]:
             values = {}
             for k in sorted({k for pair in wanted for k in pair}):
