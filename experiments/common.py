@@ -4,16 +4,21 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import math
-from collections.abc import Mapping, Sequence
+import os
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 
+from pixloc_ros import jobs
 from pixloc_ros.cli.progress import show_progress
 from pixloc_ros.errors import InputError
 from pixloc_ros.evaluation.queries import Query, QueryResult, localize_queries, read_queries
@@ -144,16 +149,42 @@ def parser(doc: str, output: str, scenes: Sequence[str] | None = None, drives: b
         drives: Whether its scenes are those with a drive, not those with queries.
     """
     result = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
-    result.add_argument("data", type=Path, help="folder of scenes")
-    result.add_argument("-o", "--output", type=Path, default=Path(output), metavar="DIR", help=f"results (default {output})")
+    result.add_argument("data", type=absolute, help="folder of scenes")
+    result.add_argument("-o", "--output", type=absolute, default=output, metavar="DIR", help=f"results (default {output})")
     what = "a drive" if drives else "queries"
     default = " ".join(scenes or ()) or f"all with a map and {what}"
     result.add_argument("--scenes", nargs="*", default=scenes, metavar="NAME", help=f"default: {default}")
-    result.add_argument("--weights", default="compact", metavar="NAME|FILE", help="network (default compact)")
+    result.add_argument("--weights", type=_weights, default="compact", metavar="NAME|FILE", help="network (default compact)")
     result.add_argument("--docs", type=Path, metavar="PAGE", help="also put the tables between their markers in this page")
     if drives:
         result.add_argument("--simulated", action="store_true", help="also a simulated drive of 40 s, made in the output folder")
     return result
+
+
+def absolute(text: str) -> Path:
+    """A path as jobs need it, which may run elsewhere."""
+    return Path(text).resolve()
+
+
+def _weights(text: str) -> str:
+    return os.path.abspath(text) if os.path.isfile(text) else text
+
+
+def add_scheduler(parser: argparse.ArgumentParser) -> None:
+    what = "run on a dask cluster whose machines all see data and results, e.g. tcp://HOST:8786 (default: one by one here)"
+    parser.add_argument("--scheduler", metavar="ADDRESS", help=what)
+
+
+def run_jobs(args: argparse.Namespace, function: Callable[[Any], Any], work: Sequence[Any]) -> Iterator[tuple[int, Any]]:
+    """`jobs.run_jobs` where the command line says. What the function needs of these scripts goes to the workers with it."""
+    if args.scheduler is not None:
+        with contextlib.suppress(ImportError):
+            import cloudpickle
+
+            for module in list(sys.modules.values()):
+                if Path(getattr(module, "__file__", None) or "/").parent == Path(__file__).parent:
+                    cloudpickle.register_pickle_by_value(module)
+    return jobs.run_jobs(function, work, args.scheduler)
 
 
 def scenes_of(args: argparse.Namespace) -> list[Scene]:

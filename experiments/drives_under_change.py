@@ -10,6 +10,9 @@ scored. The weights are those of the command line: run it once for each and comp
 
 from __future__ import annotations
 
+import argparse
+from pathlib import Path
+
 import common
 
 from pixloc_ros.cli.progress import show_progress
@@ -35,24 +38,39 @@ HEAD = "drive | images | tracked % | median m | p95 m | median deg | NEES mean (
 
 def main() -> int:
     parser = common.parser(__doc__, "out/drives", (*common.VALIDATION_DRIVES, "tum_fr1_rpy"), drives=True)
-    args = parser.parse_args()
-    extractor, results, rows = load_extractor(args.weights), {}, []
+    common.add_scheduler(parser)
+    args, work, done = parser.parse_args(), [], {}
     for scene in common.scenes_of(args):
-        path = args.output / f"{scene.name}.pixmap"
-        localizer = Localizer(Map.open(path) if path.is_file() else scene.build_map(extractor, path), extractor)
-        for change in CHANGES:
-            if scene.name not in common.VALIDATION_DRIVES and change.severity:
-                continue
-            with BagReader(scene.drive) as bag, show_progress(f"{scene.name}, {change}") as progress:
-                run = offline.run_bag(localizer.tracker(), degraded(bag, change), progress=progress)
-            figures = run_figures(run, skip_map_frames=common.MAP_STRIDE)
-            results[f"{scene.name}, {change}"] = figures
-            numbers = (format_number(figures[name]) for name in FIGURES)
-            false = figures["false_tracked_frames"]
-            rows.append((scene.name, str(change), f"{100 * figures['tracked_fraction']:.1f}", *numbers, str(false)))
-            print(*rows[-1], sep=" | ", flush=True)
-            common.save(args, "drives", results, {"drives": markdown_table(HEAD, rows)})
-    return common.finish(args, {"drives under change": markdown_table(HEAD, rows)})
+        if not map_of(scene, args).is_file():
+            scene.build_map(load_extractor(args.weights), map_of(scene, args))
+        changes = CHANGES if scene.name in common.VALIDATION_DRIVES else [change for change in CHANGES if not change.severity]
+        work += [(scene, change, args) for change in changes]
+    for number, figures in common.run_jobs(args, measure, work):
+        done[number] = figures
+        names = {n: (work[n][0].name, str(work[n][1])) for n in sorted(done)}
+        rows = {n: row(names[n], done[n]) for n in names}
+        print(*rows[number], sep=" | ", flush=True)
+        results = {", ".join(names[n]): done[n] for n in names}
+        common.save(args, "drives", results, {"drives": markdown_table(HEAD, list(rows.values()))})
+    return common.finish(args, {"drives under change": markdown_table(HEAD, list(rows.values()))})
+
+
+def map_of(scene: common.Scene, args: argparse.Namespace) -> Path:
+    return args.output / f"{scene.name}.pixmap"
+
+
+def measure(job: tuple[common.Scene, Degradation, argparse.Namespace]) -> dict[str, object]:
+    """Figures of a drive under one change."""
+    scene, change, args = job
+    localizer = Localizer(Map.open(map_of(scene, args)), load_extractor(args.weights))
+    with BagReader(scene.drive) as bag, show_progress(f"{scene.name}, {change}") as progress:
+        run = offline.run_bag(localizer.tracker(), degraded(bag, change), progress=progress)
+    return run_figures(run, skip_map_frames=common.MAP_STRIDE)
+
+
+def row(name: tuple[str, str], figures: dict) -> tuple[str, ...]:
+    numbers = (format_number(figures[one]) for one in FIGURES)
+    return (*name, f"{100 * figures['tracked_fraction']:.1f}", *numbers, str(figures["false_tracked_frames"]))
 
 
 if __name__ == "__main__":

@@ -10,6 +10,8 @@ from each set of priors and without one; for scenes with drive/, the bag tracked
 
 from __future__ import annotations
 
+import argparse
+
 import common
 import numpy as np
 
@@ -18,7 +20,7 @@ from pixloc_ros.cli.scripts import run_script
 from pixloc_ros.evaluation import offline
 from pixloc_ros.evaluation.metrics import run_figures
 from pixloc_ros.evaluation.tables import format_number, markdown_table
-from pixloc_ros.features import Extractor, load_extractor
+from pixloc_ros.features import load_extractor
 from pixloc_ros.io.bags import BagReader
 from pixloc_ros.io.trajectory import write_benchmark_poses
 from pixloc_ros.localization import Localizer
@@ -44,19 +46,24 @@ def main() -> int:
     parser = common.parser(__doc__, "out/scenes")
     parser.add_argument("--priors", nargs="+", choices=PRIORS, default=PRIORS)
     parser.add_argument("--preset", default="balanced", help="fast, balanced (default) or accurate")
-    args = parser.parse_args()
-    extractor, results = load_extractor(args.weights), {}
+    common.add_scheduler(parser)
+    args, work, results = parser.parse_args(), {}, {}
     for scene in common.scenes_of(args):
-        kinds = {scene.name: "colmap"} | ({f"{scene.name}, RGB-D map": "rgbd"} if (scene.folder / "tum").is_dir() else {})
-        for label, kind in kinds.items():
-            results[label] = evaluate(scene, kind, extractor, args)
-            common.save(args, "scenes", results, tables(results))
+        work[scene.name] = scene, "colmap", args
+        if (scene.folder / "tum").is_dir():
+            work[f"{scene.name}, RGB-D map"] = scene, "rgbd", args
+    labels = list(work)
+    for number, result in common.run_jobs(args, evaluate, list(work.values())):
+        results[labels[number]] = result
+        results = {label: results[label] for label in labels if label in results}
+        common.save(args, "scenes", results, tables(results))
     return common.finish(args, tables(results))
 
 
-def evaluate(scene: common.Scene, kind: str, extractor: Extractor, args) -> dict[str, object]:
+def evaluate(job: tuple[common.Scene, str, argparse.Namespace]) -> dict[str, object]:
     """Everything about one map of one scene; its files go to the output folder."""
-    folder = args.output / scene.name
+    scene, kind, args = job
+    extractor, folder = load_extractor(args.weights), args.output / scene.name
     path = folder / f"{scene.name}_{kind}.pixmap"
     if kind == "colmap":
         map_ = scene.build_map(extractor, path)

@@ -102,11 +102,21 @@ class Drive:
 
 def make_drive(folder: Path, rate_hz: float) -> Drive:
     """A simulated drive, kept in the folder for the next time, and its map."""
-    scene, map_path = folder / f"scene_{rate_hz:g}hz", folder / f"site_{rate_hz:g}hz.pixmap"
+    scene, map_path = _places(folder, rate_hz)
     if not scene.is_dir():
         simulate(scene, SimulationOptions(seconds=SECONDS, rate_hz=rate_hz, width=320, height=240, texel=0.02, seed=5))
     # Made anew each time: the weights may have changed.
     build_map_from_colmap(scene / "map", scene / "images", load_extractor())[0].save(map_path)
+    return read_drive(folder, rate_hz)
+
+
+def _places(folder: Path, rate_hz: float) -> tuple[Path, Path]:
+    return folder / f"scene_{rate_hz:g}hz", folder / f"site_{rate_hz:g}hz.pixmap"
+
+
+def read_drive(folder: Path, rate_hz: float) -> Drive:
+    """What `make_drive` has left in the folder."""
+    scene, map_path = _places(folder, rate_hz)
     with BagReader(scene / "drive") as bag:
         truth = bag.truth()
         start_ns, start = offline.first_pose(bag, truth, None)

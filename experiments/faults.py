@@ -9,6 +9,8 @@ Each run starts a node on a simulated drive, lets it track, injects the fault fo
 that the node went through, the time until it was right again, wrong poses given as TRACKING (further off than 0.25 m or 2
 degrees), the growth of its memory, and whether it survived. The exit code is 1 if a node died, gave a wrong pose as TRACKING or
 did not recover, or if its memory grew by more than 2 % in a soak, from the first tenth on.
+
+With --scheduler each worker plays the robot by itself: start one on a machine, or give each a ROS_DOMAIN_ID of its own.
 """
 
 from __future__ import annotations
@@ -16,6 +18,7 @@ from __future__ import annotations
 import argparse
 import json
 import random
+import re
 import signal
 import sys
 import textwrap
@@ -25,10 +28,11 @@ from array import array
 from collections.abc import Callable
 from pathlib import Path
 
+import common
 import cv2
 import numpy as np
 import torch
-from fault_stage import BEGIN_S, END_S, SECONDS, Drive, Event, Fault, Run, Stage, make_drive
+from fault_stage import BEGIN_S, END_S, SECONDS, Drive, Event, Fault, Run, Stage, make_drive, read_drive
 from geometry_msgs.msg import TwistWithCovariance
 from scipy.spatial.transform import Rotation
 
@@ -171,14 +175,24 @@ def faults() -> dict[str, Fault]:
 # ---- each fault on a node of its own
 
 
-def run_all(names: list[str], drive: Drive, folder: Path) -> tuple[bool, str]:
+def run_one(job: tuple[str, Path, float]) -> Run:
+    """A fault, by name, in a folder of its own."""
+    name, folder, rate_hz = job
+    drive, folder = read_drive(folder, rate_hz), folder / re.sub(r"\W+", "_", name)
+    folder.mkdir(exist_ok=True)
+    with Stage(drive, folder) as stage:
+        run = stage.play(name, faults()[name])
+    run.exit_code = stage.process.process.returncode
+    return run
+
+
+def run_all(names: list[str], args: argparse.Namespace, rate_hz: float) -> tuple[bool, str]:
     """Whether all runs were good, and the table."""
-    runs = []
-    for number, name in enumerate(names, 1):
-        with Stage(drive, folder) as stage:
-            runs.append(stage.play(name, faults()[name]))
-        runs[-1].exit_code = stage.process.process.returncode
-        print(f"{number:2d}/{len(names)}  {name:36} {runs[-1].problem() or 'good'}", flush=True)
+    folder, found = args.out, {}
+    for number, run in common.run_jobs(args, run_one, [(name, folder, rate_hz) for name in names]):
+        found[number] = run
+        print(f"{len(found):2d}/{len(names)}  {run.name:36} {run.problem() or 'good'}", flush=True)
+    runs = [found[number] for number in range(len(names))]
     write_text(folder / "faults.json", json.dumps([vars(r) for r in runs], indent=1) + "\n")
     rows = []
     for r in runs:
@@ -270,15 +284,18 @@ def soak_table(figures: dict) -> str:
 
 def main() -> int:
     arguments = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    arguments.add_argument("-o", "--out", type=Path, required=True, help="folder for data, logs and results")
+    arguments.add_argument("-o", "--out", type=common.absolute, required=True, help="folder for data, logs and results")
     arguments.add_argument("--only", action="append", choices=faults(), metavar="FAULT", help="only this fault; may be repeated")
     arguments.add_argument("--soak-minutes", type=float, help="random faults on one node for so long")
     arguments.add_argument("--rate", type=float, help=f"images per second; default {RATE_HZ:g}, in a soak {SOAK_RATE_HZ:g}")
     arguments.add_argument("--seed", type=int, default=0, help="of the soak's choices")
     arguments.add_argument("--docs", type=Path, help="a page whose table between its markers (faults, or soak) is replaced")
+    common.add_scheduler(arguments)
     given = arguments.parse_args()
     # When it is terminated, it stops its nodes as well.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    if given.soak_minutes and given.scheduler:
+        arguments.error("--scheduler is for faults, each on a node of its own; a soak is one node")
     given.out.mkdir(parents=True, exist_ok=True)
     print("making the drive ...", flush=True)
     rate_hz = given.rate or (SOAK_RATE_HZ if given.soak_minutes else RATE_HZ)
@@ -286,11 +303,12 @@ def main() -> int:
     if given.soak_minutes:
         good, text = soak(drive, given.out, given.soak_minutes, rate_hz, given.seed)
     else:
-        good, text = run_all(given.only or list(faults()), drive, given.out)
+        good, text = run_all(given.only or list(faults()), given, rate_hz)
     print(text)
     if given.docs is not None:
         write_section(given.docs, section, text)
-    print(f"results: {given.out / section}.json; the node's log: {given.out / 'node.log'}")
+    log = given.out / ("node.log" if given.soak_minutes else "FAULT/node.log")
+    print(f"results: {given.out / section}.json; the node's log: {log}")
     return 0 if good else 1
 
 

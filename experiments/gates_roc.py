@@ -94,11 +94,13 @@ class Sample:
 def main() -> int:
     parser = common.parser(__doc__, "out/gates", common.VALIDATION_DRIVES, drives=True)
     parser.add_argument("--every", type=int, default=1, metavar="N", help="only every Nth image")
+    common.add_scheduler(parser)
     args = parser.parse_args()
     scenes = common.scenes_of(args)
     if len(scenes) < 2 or args.every < 1:
         parser.error("give two drives at least (each takes foreign images from the next), and --every 1 or more")
-    samples = [sample for scene, other in zip(scenes, scenes[1:] + scenes[:1]) for sample in measure(scene, other, args)]
+    found = dict(common.run_jobs(args, measured, [(*pair, args) for pair in zip(scenes, scenes[1:] + scenes[:1])]))
+    samples = [sample for number in range(len(scenes)) for sample in found[number]]
     write_text(args.output / "samples.json", json.dumps([asdict(sample) for sample in samples]) + "\n")
     for folder in (args.output, *([args.docs.parent / "images"] if args.docs else [])):
         (folder / "gates_reliability.png").write_bytes(reliability_diagram(samples))
@@ -106,6 +108,11 @@ def main() -> int:
 
 
 # ---- measuring
+
+
+def measured(job: tuple) -> list[Sample]:
+    """`measure` as a job."""
+    return list(measure(*job))
 
 
 def measure(scene: common.Scene, other: common.Scene, args) -> Iterator[Sample]:
