@@ -4,6 +4,7 @@
 import argparse
 import inspect
 import math
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -88,6 +89,19 @@ def add_scheduler(parser, what: str) -> None:
     """Where independent jobs run."""
     address = f"{what}: on a dask cluster whose machines all see these files, e.g. tcp://HOST:8786 (default: one by one here)"
     option(parser, "--scheduler ADDRESS", address)
+
+
+def for_workers(args: argparse.Namespace) -> argparse.Namespace:
+    """The command line as jobs take it along: paths are absolute, as workers run elsewhere."""
+
+    def absolute(value):
+        if isinstance(value, list):
+            return [absolute(one) for one in value]
+        if isinstance(value, str) and not os.path.isfile(value):  # a file: weights, cameras
+            return value
+        return type(value)(os.path.abspath(value)) if isinstance(value, (str, Path)) else value
+
+    return argparse.Namespace(**{name: absolute(value) for name, value in vars(args).items() if name != "run"})
 
 
 # ---- map and network

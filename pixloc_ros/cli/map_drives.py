@@ -7,7 +7,6 @@ which all machines must see, as they must see bags, images, masks and weights.
 
 import argparse
 import contextlib
-import os
 import time
 from collections import Counter
 from dataclasses import dataclass, replace
@@ -16,7 +15,7 @@ from typing import Any
 
 from ..errors import InputError
 from ..jobs import require_visible, run_jobs
-from . import map_drive
+from . import arguments, map_drive
 from .lazy import evaluation, io, mapping, pixloc
 from .map_care import finish
 from .progress import show_progress
@@ -50,7 +49,7 @@ def run_several(args: argparse.Namespace) -> int:
     with contextlib.ExitStack() as stack:  # all are looked at before the first is worked on
         key = {"drives": [_key(args, n, stack.enter_context(_open(args, n)), extractor) for n in range(len(args.sources))]}
     work = map_drive.open_work(args, key)
-    away = argparse.Namespace(**{name: _absolute(value) for name, value in vars(args).items() if name != "run"})
+    away = arguments.for_workers(args)
     names, folder = _names(args.sources), work.folder.resolve()
     print(f"{len(names)} drives, each with poses by structure from motion")
     reports = dict(run_jobs(_solve, [_Job(away, folder, key, (n,)) for n in range(len(names))], args.scheduler))
@@ -82,15 +81,6 @@ def _names(sources: list[Path]) -> list[str]:
     """Of the drives; numbered where some share one."""
     stems = [one.resolve().stem for one in sources]
     return stems if len(set(stems)) == len(stems) else [f"{n}_{stem}" for n, stem in enumerate(stems, 1)]
-
-
-def _absolute(value):
-    """Workers run elsewhere."""
-    if isinstance(value, list):
-        return [_absolute(one) for one in value]
-    if isinstance(value, Path):
-        return value.resolve()
-    return os.path.abspath(value) if isinstance(value, str) and os.path.isfile(value) else value  # weights, cameras
 
 
 def _open(args: argparse.Namespace, number: int):

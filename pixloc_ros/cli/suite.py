@@ -14,12 +14,26 @@ examples:
 """
 
 import argparse
+import os
+from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
 
 from .. import __version__
 from ..errors import InputError
 from ..io.files import write_bytes, write_text
-from .arguments import add_bag, add_execution, add_verb, bag_options, initial_pose, open_localizer, option
+from ..jobs import require_visible, run_jobs
+from .arguments import (
+    add_bag,
+    add_execution,
+    add_scheduler,
+    add_verb,
+    bag_options,
+    for_workers,
+    initial_pose,
+    open_localizer,
+    option,
+)
 from .lazy import evaluation, io, mapping, report
 
 RIVALS = ("klt", "orb")
@@ -46,6 +60,7 @@ def add_parser(subparsers) -> None:
     external = "trajectories of another system, DIR/CELL.tum, scored too; may be repeated"
     option(methods, "--external NAME=DIR", external, [], action="append", type=str)
     option(methods, "--export DIR", "write the degraded bags, DIR/CELL, for other systems to run on, and stop")
+    add_scheduler(parser, "cells")
     add_execution(parser)
 
 
@@ -76,7 +91,7 @@ def run(args: argparse.Namespace) -> int:
         def say(done: int, of: int, degradation, cell: dict) -> None:
             print(f"{done}/{of}  {degradation}, {cell['method']}: {suite.format_cell(cell)}", flush=True)
 
-        suite.run(experiment, methods, cells, results, say)
+        suite.run(experiment, methods, cells, results, say, partial(_elsewhere, args) if args.scheduler is not None else None)
     text = suite.markdown(results)
     write_text(args.output / "suite.md", f"# {name}\n\n{text}")
     write_text(args.output / "suite.html", report.suite.suite_page(results, notes))
@@ -88,6 +103,22 @@ def run(args: argparse.Namespace) -> int:
     print("\n" + tables.format_table(suite.summary_rows(results)))
     print("".join(f"note: {note}\n" for note in notes) + f"page: {args.output / 'suite.html'}    figures: {results.path}")
     return 0
+
+
+def _elsewhere(args: argparse.Namespace, cells: Sequence[tuple[int, int]]) -> Iterator[tuple[int, dict | None]]:
+    """Cells by the numbers of degradation and method, as jobs."""
+    away = for_workers(args)
+    away.external = [f"{name}={os.path.abspath(folder)}" for name, _, folder in (one.partition("=") for one in args.external)]
+    return run_jobs(_measure, [(away, *cell) for cell in cells], args.scheduler)
+
+
+def _measure(job: tuple[argparse.Namespace, int, int]) -> dict | None:
+    """A cell, on a worker."""
+    args, degradation, method = job
+    require_visible(args.bag, args.map)
+    with io.bags.BagReader(args.bag, bag_options(args)) as bag:
+        cell = evaluation.suite.plan(args.kinds, args.severities)[degradation]
+        return evaluation.suite.measure(_experiment(args, bag), _methods(args)[0][method], cell)
 
 
 def _experiment(args: argparse.Namespace, bag):

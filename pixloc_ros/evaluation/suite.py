@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -302,26 +302,39 @@ def run(
     cells: Sequence[Degradation],
     results: Results,
     finished: Callable[[int, int, Degradation, dict], None] = lambda done, of, degradation, cell: None,
+    elsewhere: Callable[[Sequence[tuple[int, int]]], Iterator[tuple[int, dict | None]]] | None = None,
 ) -> None:
     """Measure what the results do not hold yet; after each cell they are saved. Cells of other plans or methods stay.
 
-    finished: called after each cell, measured or kept, with how many are done. Raises InputError where nothing can be scored.
+    Args:
+        experiment, methods, cells, results: What is measured, and where it goes.
+        finished: Called after each cell, kept or measured, with how many are done.
+        elsewhere: Called with the numbers of the degradation and of the method of all that is to be measured; gives the places of
+            these in that list and what `measure` makes of them, as they are done. None: `measure`, here.
+
+    Raises:
+        InputError: Nothing can be scored.
     """
     if not len(experiment.truth):
         raise InputError(f"{experiment.bag.path} has no ground truth: give --truth, a file, a topic or tf:PARENT:CHILD")
     done, total = 0, len(methods) * len(cells)
-    for degradation in cells:
-        for method in methods:
-            settings = _fingerprint(experiment, method)
-            cell = results.find(method.name, degradation, settings)
+    settings, missing = [_fingerprint(experiment, method) for method in methods], []
+    for d, degradation in enumerate(cells):
+        for m, method in enumerate(methods):
+            cell = results.find(method.name, degradation, settings[m])
             if cell is None:
-                cell = measure(experiment, method, degradation)
-                if cell is not None:
-                    results.put({**cell, "settings": settings})
-                    results.save()
+                missing.append((d, m))
+                continue
             done += 1
-            if cell is not None:
-                finished(done, total, degradation, cell)
+            finished(done, total, degradation, cell)
+    here = (measure(experiment, methods[m], cells[d]) for d, m in missing)
+    for number, cell in elsewhere(missing) if elsewhere else enumerate(here):
+        d, m = missing[number]
+        done += 1
+        if cell is not None:
+            results.put({**cell, "settings": settings[m]})
+            results.save()
+            finished(done, total, cells[d], cell)
     results.save()
 
 
