@@ -245,6 +245,12 @@ def add_bag(parser) -> None:
     option(topics, "--odom-frame NAME", "for odometry from TF", "odom")
 
 
+def add_imu(parser) -> None:
+    option(
+        parser, "--imu-topic NAME", "sensor_msgs/Imu: its gyro says how the base turns (default: the only one); 'none': not used"
+    )
+
+
 def add_cold_start(parser) -> None:
     flag(parser, "--cold-start", "begin without a pose: it is searched for in the whole map, as whenever it is lost")
 

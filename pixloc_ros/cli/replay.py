@@ -17,7 +17,7 @@ from pathlib import Path
 
 from ..errors import InputError
 from ..io.files import write_text
-from .arguments import add_bag, add_verb, bag_options, flag, initial_pose, option, path
+from .arguments import add_bag, add_imu, add_verb, bag_options, flag, initial_pose, option, path
 from .lazy import evaluation, io, pixloc, report, rig
 from .progress import show_progress
 from .track import about_run
@@ -26,6 +26,7 @@ from .track import about_run
 def add_parser(subparsers) -> None:
     parser = add_verb(subparsers, "replay", run, __doc__)
     add_bag(parser)
+    add_imu(parser)
     path(parser, "-o --output DIR")
     add_pace(parser)
 
@@ -45,7 +46,8 @@ def run(args: argparse.Namespace) -> int:
     options, start = bag_options(args), initial_pose(args)
     with io.bags.BagReader(args.bag, options) as bag:
         mount = (("mount_check", args.mount_check),)
-        replaying = rig.replay.ReplayOptions(args.rate, args.all_frames, args.weights, args.preset, mount)
+        imu = io.bag_sensors.imu_topic(bag, args.imu_topic)
+        replaying = rig.replay.ReplayOptions(args.rate, args.all_frames, args.weights, args.preset, mount, imu)
         stats = replay_and_report(args.map, bag, start, args.output, replaying, args.skip_map_frames)
     print(evaluation.tables.format_run(stats))
     for problem in stats["problems"]:

@@ -23,12 +23,12 @@ from .arguments import (
     add_bag,
     add_cold_start,
     add_execution,
+    add_imu,
     add_verb,
     bag_options,
     flag,
     initial_pose,
     open_localizer,
-    option,
     path,
 )
 from .lazy import evaluation, io, report
@@ -39,9 +39,9 @@ def add_parser(subparsers) -> None:
     parser = add_verb(subparsers, "track", run, __doc__)
     add_bag(parser)
     add_cold_start(parser)
+    add_imu(parser)
     path(parser, "-o --output DIR", "folder of poses.tum (stamp tx ty tz qx qy qz qw), run.json, summary.json and report.html")
     flag(parser, "--no-report", "leave report.html out, which takes some seconds")
-    option(parser, "--imu-topic NAME", "sensor_msgs/Imu: its gyro tells how the base turns; 'none': not used")
     add_execution(parser)
 
 

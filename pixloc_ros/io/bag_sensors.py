@@ -89,6 +89,12 @@ def sensor_topic(bag: BagReader, kind: str, asked: str | None) -> str | None:
     return asked or there[0]
 
 
+def imu_topic(bag: BagReader, asked: str | None) -> str | None:
+    """As `sensor_topic`, but None where nobody asked for one and there are several."""
+    several = asked is None and len(bag.topics_of_type(IMU)) > 1
+    return None if several else sensor_topic(bag, IMU, asked)
+
+
 def read_imu(bag: BagReader, topic: str) -> ImuReadings:
     """All readings of a topic. Raises `InputError`: there are none, or no transform leads to the IMU."""
     stamps, rates, forces, frame, first = [], [], [], None, None

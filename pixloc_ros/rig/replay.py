@@ -46,6 +46,7 @@ class ReplayOptions:
         weights: feature network, by name or path.
         preset: name of the preset.
         parameters: further node parameters, as (name, value).
+        imu_topic: of the bag, which the node hears, too.
     """
 
     rate: float = 1.0
@@ -53,6 +54,7 @@ class ReplayOptions:
     weights: str = "compact"
     preset: str = "balanced"
     parameters: tuple[tuple[str, str], ...] = ()
+    imu_topic: str | None = None
 
 
 def replay(
@@ -84,7 +86,7 @@ def replay(
     with NodeProcess(_parameters(map_path, bag, options), log) as process:
         with spinning_node("pixloc_replay") as node:
             recorder = Recorder(node, NODE, MAP_FRAME, bag.base_frame, bag.camera_frame)
-            player = BagPlayer(node, bag, recorder.sent)
+            player = BagPlayer(node, bag, recorder.sent, options.imu_topic)
             process.wait_for(player.is_heard, f"did not listen to {player.image_topic}")
             process.wait_for(recorder.hears_node, "did not publish poses")
             # Discovery is one-sided: the other side may need a moment more.
@@ -122,6 +124,8 @@ def _parameters(map_path: Path, bag: BagReader, options: ReplayOptions) -> dict[
     }
     if source == "topic":
         parameters["odom_topic"] = bag.odometry_topic
+    if options.imu_topic is not None:
+        parameters["imu_topic"] = options.imu_topic
     return parameters | dict(options.parameters)
 
 
@@ -146,16 +150,18 @@ class BagPlayer:
         bag: the opened bag.
         on_image: called just before an image is published, with the stamp that the localizer will use for it (the bag's time
             offset is added to it).
+        imu_topic: played, too.
 
     Attributes:
         last_odometry_ns: newest stamp of odom → base published so far.
     """
 
-    def __init__(self, node: Node, bag: BagReader, on_image: Callable[[int], None]) -> None:
+    def __init__(self, node: Node, bag: BagReader, on_image: Callable[[int], None], imu_topic: str | None = None) -> None:
         self._node, self._bag, self._on_image = node, bag, on_image
         self._moving, self._static = bag.transform_topics()
         odometry = [bag.odometry_topic] if bag.odometry_topic not in (None, "tf") else []
-        self._topics = [bag.image_topic, bag.camera_info_topic, *odometry, *self._moving]
+        imu = [imu_topic] if imu_topic is not None else []
+        self._topics = [bag.image_topic, bag.camera_info_topic, *odometry, *imu, *self._moving]
         self._adds_transform = bool(odometry) and not bag.tf_has_odometry()
         self._publishers: dict[str, Publisher] = {}
         latched = QoSProfile(depth=_DEPTH, durability=DurabilityPolicy.TRANSIENT_LOCAL)

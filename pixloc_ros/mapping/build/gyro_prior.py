@@ -81,8 +81,13 @@ class GyroPrior:
     def _check(self, seen: np.ndarray, read: np.ndarray, off: np.ndarray, off_rad: float) -> None:
         """Where the camera turns most, the gyro must say the same."""
         angle = np.linalg.norm(seen, axis=1)
-        most = angle >= np.percentile(angle, _TURNING_PERCENTILE)
-        wrong, turning = float(np.median(off[most])), float(np.median(angle[most]))
+        # Where two views alone say how it turned, the largest turns are their worst errors.
+        sizes = (np.linalg.norm(read, axis=1), *((angle,) if off_rad < _PAIRS_OFF_RAD else ()))
+        figures = [
+            [float(np.median(value[size >= np.percentile(size, _TURNING_PERCENTILE)])) for value in (off, angle)]
+            for size in sizes
+        ]
+        wrong, turning = max(figures, key=lambda figure: figure[0] / max(off_rad, _LEAST_RIGHT * figure[1]))
         if wrong < max(off_rad, _LEAST_RIGHT * turning):
             return
         self.trouble = (
