@@ -42,7 +42,7 @@ from .rendering import Renderer, TextureSheet
 from .sensor import Sensor
 from .sensors import imu_readings, satellite_fixes
 from .sparse_model import Keyframe, build_sparse_model, write_tum_rgbd
-from .world import build_world
+from .world import build_world, repainted
 
 SUMMARY = "simulation.json"
 MAPPING_LIGHT = Lighting(lamps=(1.0, 0.9, 1.1, 1.0, 0.95), daylight=0.5, ambient=0.30)
@@ -78,6 +78,7 @@ class SimulationOptions:
         encoding: Images of the bag, one of `bag_writer.ENCODINGS`.
         rgbd: Whether rgbd/ is written, too.
         workers: Threads.
+        repainted: Share of the place's textures that look otherwise than in the place of the same seed.
         camera: Replaces the pinhole.
         imu: Whether the bag holds an IMU's readings, too.
         fixes: Whether the bag holds a satellite receiver's fixes, too.
@@ -96,6 +97,7 @@ class SimulationOptions:
     encoding: str = "jpeg"
     rgbd: bool = False
     workers: int = 2
+    repainted: float = 0.0
     camera: Camera | None = None
     imu: bool = False
     fixes: bool = False
@@ -109,6 +111,7 @@ class SimulationOptions:
             ("field_of_view_deg", 20.0, 130.0),
             ("texel", 0.001, 0.05),
             ("workers", 1, 64),
+            ("repainted", 0.0, 1.0),
             ("seed", 0, 2**63),
         ):
             value = getattr(self, name)
@@ -168,7 +171,7 @@ class _Simulation:
         self.options, self.progress, self.number = options, progress, number
         self.camera, self.mount = options.make_camera(), camera_mount()
         progress("building the world", 0, 2)
-        self.sheet = TextureSheet(build_world(options.seed, options.texel))
+        self.sheet = TextureSheet(repainted(build_world(options.seed, options.texel), options.repainted, options.seed))
         progress("building the world", 1, 2)
         self.test_renderer = self._renderer(light)
         progress("building the world", 2, 2)

@@ -8,7 +8,7 @@ metres. Like a real building the place has rich walls, repetitive ones (bricks, 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -402,3 +402,11 @@ def build_world(seed: int = 0, texel: float = 0.004) -> World:
     builder.wall_things()
     builder.floor_things()
     return builder.world
+
+
+def repainted(world: World, share: float, seed: int = 0) -> World:
+    """The same place after years: so large a share of all textures is turned upside down, floor and ceiling, too. What is left in
+    its place tells where one is; most of what is to be seen does not."""
+    turned = np.random.default_rng([seed, 29]).random(len(world.textures)) < share
+    textures_ = [np.ascontiguousarray(t[::-1, ::-1]) if turn else t for t, turn in zip(world.textures, turned)]
+    return replace(world, textures=textures_)

@@ -4,6 +4,7 @@
 import argparse
 import re
 import time
+from dataclasses import replace
 from pathlib import Path
 
 from ..errors import InputError
@@ -67,14 +68,21 @@ def _run_extend(args: argparse.Namespace) -> int:
     work = io.work_folder.WorkFolder(output.with_name(f"{output.name}.work"), key)
     if work.resumed:
         print(f"going on with what is in {work.folder}")
-    frames, images = _tracked(localizer, args, source, work)
-    print(f"{len(frames)} of {images} images have a sure pose in the map")
+    tracked, images = _tracked(localizer, args, source, work)
+    frames = build.extend.believed(old, tracked)
+    unsure = {frame.stamp_ns for frame in frames if not frame.sure}
+    print(
+        f"{len(frames) - len(unsure)} of {images} images have a sure pose in the map"
+        + (f", and {len(unsure)} between them one that odometry confirms" if unsure else "")
+    )
     if not frames:
         raise InputError(f"{args.bag} is not found in {args.map}: is it of this place? --initial-pose may help")
     choice = build.extend.choose_frames(old, frames, options)
     print(f"the look has changed in {len(choice.changed)} of them, {len(choice.unseen)} are where the map has no keyframe")
     result = old
     if len(choice.stamps) > 1:  # points need two keyframes
+        if unsure & choice.stamps:
+            how = replace(how, refine=build.extend.refining(old))
         with io.bags.BagReader(args.bag, source) as bag, show_progress("map") as progress:
             new, report = build.extend.map_of_frames(old, _source(bag, frames, choice.stamps), extractor, work, how, progress)
         for note in report.notes:
@@ -121,31 +129,38 @@ def parse_budget(text: str | None) -> tuple[int | None, int | None]:
 
 
 def _tracked(localizer, args: argparse.Namespace, source, work) -> tuple[list, int]:
-    """The frames of the drive whose pose is sure, and how many there are."""
+    """The frames of the drive that have a pose, and how many images there are."""
     import numpy as np
     import torch
 
     made, start = mapping.build.extend.TrackedFrame, arguments.initial_pose(args)
 
     def track() -> dict[str, np.ndarray]:
-        stamps, poses, agreement = [], [np.empty((0, 4, 4))], []
+        stamps, poses, agreement, sure = [], [np.empty((0, 4, 4))], [], []
         with io.bags.BagReader(args.bag, source) as bag, show_progress("localize") as progress:
 
             def watch(frame, result) -> bool:
                 tracked = result is not None and result.state == tracking.types.TrackState.TRACKING
-                if tracked and result.alignment and result.alignment.probability >= pixloc.localization.SURE:
+                if tracked and result.alignment:
                     stamps.append(frame.stamp_ns)
                     poses.append((result.map_from_base @ bag.base_from_camera).numpy()[None])
                     agreement.append(result.alignment.inlier_fraction)
+                    sure.append(result.alignment.probability >= pixloc.localization.SURE)
                 return False
 
             run = evaluation.offline.run_bag(localizer.tracker(), bag, start, start is None, progress, watch, ahead=True)
+            odometry = np.full((len(stamps), 4, 4), np.nan)
+            if len(run.odometry.stamps_ns):
+                at, known = run.odometry.at(np.array(stamps, np.int64), evaluation.runs.TRUTH_GAP_NS)
+                odometry[known] = (at @ bag.base_from_camera)[known].numpy()
         found = {"stamps": np.array(stamps, np.int64), "poses": np.concatenate(poses), "agreement": np.array(agreement)}
-        return found | {"images": np.array(len(run.records))}
+        return found | {"sure": np.array(sure, bool), "odometry": odometry, "images": np.array(len(run.records))}
 
-    found = work.arrays("tracked", track)
-    rows = zip(found["stamps"].tolist(), torch.from_numpy(found["poses"]), found["agreement"].tolist())
-    return [made(*row) for row in rows], int(found["images"])
+    found = work.arrays("frames", track)
+    poses = [torch.from_numpy(found[name]) for name in ("poses", "odometry")]
+    rows = zip(found["stamps"].tolist(), poses[0], found["agreement"].tolist(), found["sure"].tolist(), poses[1])
+    frames = [made(*row[:4], None if row[4].isnan().any() else row[4]) for row in rows]
+    return frames, int(found["images"])
 
 
 def _source(bag, frames: list, stamps: frozenset[int]):

@@ -16,7 +16,7 @@ from pixloc_ros.cli.map_extend import parse_budget
 from pixloc_ros.errors import InputError
 from pixloc_ros.mapping import Map
 from pixloc_ros.mapping.build.care import check
-from pixloc_ros.mapping.build.extend import ExtendOptions, TrackedFrame, bounded, choose_frames, extend, size_in_bytes
+from pixloc_ros.mapping.build.extend import ExtendOptions, TrackedFrame, believed, bounded, choose_frames, extend, size_in_bytes
 
 needs_pycolmap = pytest.mark.skipif(importlib.util.find_spec("pycolmap") is None, reason="no pycolmap")
 
@@ -51,6 +51,18 @@ def test_frames_are_taken_where_the_look_has_changed_or_no_keyframe_is_near(old)
     frames = [TrackedFrame(k, pose, share) for k, (pose, share) in enumerate(zip(poses, (0.95, 0.5, 0.95, 0.95)))]
     choice = choose_frames(old, frames, ExtendOptions())
     assert choice.changed == {1} and choice.unseen == {2, 3} and choice.stamps == {1, 2, 3}
+
+
+@pytest.mark.parametrize("wrong_m, kept", [(0.0, [1, 2, 3, 4, 6]), (1.0, [1, 4, 6])])
+def test_frames_between_sure_ones_are_believed_where_odometry_says_the_same(old, wrong_m, kept):
+    """Frame 5 has no odometry; before the first sure frame and behind the last one nothing is believed."""
+    frames = []
+    for k, pose in enumerate(old.map_from_keyframe[:8]):
+        tracked, odom = pose.clone(), old.map_from_keyframe[0].inverse() @ pose
+        odom[:3, 3] *= 1.02
+        tracked[1, 3] += wrong_m if k == 3 else 0.0
+        frames.append(TrackedFrame(k, tracked, 0.1, k in (1, 4, 6), None if k == 5 else odom))
+    assert [frame.stamp_ns for frame in believed(old, frames)] == kept
 
 
 def later(old: Map, there: np.ndarray, changed: bool = False) -> Map:

@@ -26,7 +26,7 @@ from pixloc_sim import recordings as datasets
 from pixloc_sim.lighting import Lighting
 from pixloc_sim.rendering import Renderer, TextureSheet, encode
 from pixloc_sim.sensor import Sensor
-from pixloc_sim.world import World, build_world
+from pixloc_sim.world import World, build_world, repainted
 
 ROUGH_TEXEL = 0.015
 ROUGH_LIGHT = Lighting(spacing=0.5)
@@ -151,6 +151,17 @@ def test_same_seed_same_image_other_seed_other_place(place):
     assert np.array_equal(image, again)
     other, _ = Renderer(build_world(1, ROUGH_TEXEL), None).render(lens, pose)
     assert np.abs(image.astype(int) - other).mean() > 5
+
+
+def test_a_repainted_place_looks_otherwise_and_stands_as_it_did(place):
+    lens, pose = camera(), looking((0.0, 0.0, 0.6), 0.3)
+    image, depth = place.render(lens, pose)
+    changes = []
+    for share in (0.0, 0.5, 1.0):
+        other, same = Renderer(repainted(build_world(0, ROUGH_TEXEL), share), ROUGH_LIGHT).render(lens, pose)
+        assert np.array_equal(depth, same)
+        changes.append(float((np.abs(image.astype(int) - other).max(-1) > 10).mean()))
+    assert changes[0] == 0 and 0.02 < changes[1] < changes[2]
 
 
 def test_light_changes_the_image_but_not_the_depth(place):

@@ -18,6 +18,7 @@ from ...io.work_folder import WorkFolder
 from ..map_file import Map, decode_descriptors, keyframe_of_observations
 from .building import BuildReport, PosedImages, Progress, build_map
 from .care import merge, subset, with_int8
+from .given_poses import RefineOptions
 from .observations import project
 from .posed_frames import FrameSource, PosedMapOptions, points_of_posed_frames
 from .triangulation import should_see
@@ -25,6 +26,10 @@ from .triangulation import should_see
 _NEAR_TURN_RAD = float(np.radians(15.0))
 _ALIKE = 0.8  # cosine of coarse descriptors of one thing
 _TWICE = 2
+_ODOMETRY_SHARE, _TURN_SHARE = 0.15, 0.1  # of the way; radians for each depth of the scene on the way: wheels slip
+_NEAR_SHARE, _NEAR_ANGLE = 0.02, 0.03  # of the scene's depth; radians
+_TRACKED_STD = 0.01, float(np.radians(0.5))
+"""Of poses between sure ones: share of the scene's depth, and radians."""
 
 
 @dataclass(frozen=True)
@@ -54,17 +59,21 @@ class ExtendOptions:
 
 @dataclass(frozen=True, eq=False)
 class TrackedFrame:
-    """A frame of the drive whose pose is sure.
+    """A frame of the drive that has a pose.
 
     Attributes:
         stamp_ns: Of the image.
         map_from_camera: float64 [4, 4].
         agreement: Share of the visible points that agree.
+        sure: Whether the pose is.
+        odom_from_camera: float64 [4, 4]; None where there is no odometry.
     """
 
     stamp_ns: int
     map_from_camera: torch.Tensor
     agreement: float
+    sure: bool = True
+    odom_from_camera: torch.Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -82,6 +91,45 @@ class Choice:
     @property
     def stamps(self) -> frozenset[int]:
         return self.changed | self.unseen
+
+
+def believed(map_: Map, frames: Sequence[TrackedFrame]) -> list[TrackedFrame]:
+    """Those whose pose is sure, and those between two of them where odometry, tied to both, says the same.
+
+    Where most has changed, few points agree and no frame is sure for long; but what a tracker has lost or taken for another place
+    does not end where the wheels say.
+
+    Args:
+        map_: That they are tracked in.
+        frames: In the order of time.
+    """
+    depth = float(np.median(map_.keyframe_depth))
+    sure = [k for k, frame in enumerate(frames) if frame.sure]
+    result = []
+    for first, last in zip(sure, [*sure[1:], len(frames)]):
+        result.append(frames[first])
+        between = [] if last == len(frames) else frames[first + 1 : last]
+        if between and all(frame.odom_from_camera is not None for frame in frames[first : last + 1]):
+            result += _as_odometry_says(frames[first], between, frames[last], depth)
+    return result
+
+
+def _as_odometry_says(
+    first: TrackedFrame, between: Sequence[TrackedFrame], last: TrackedFrame, depth: float
+) -> Sequence[TrackedFrame]:
+    """All frames between two that are sure, or none."""
+    poses = torch.stack([frame.map_from_camera for frame in (first, *between, last)])
+    odometry = torch.stack([frame.odom_from_camera for frame in (first, *between, last)])
+    steps = np.linalg.norm(np.diff(odometry[:, :3, 3].numpy(), axis=0), axis=1)
+    way = np.concatenate(([0.0], np.cumsum(steps)))
+    for anchor, far in ((0, way), (-1, way[-1] - way)):
+        said = poses[anchor] @ se3.inverse(odometry[anchor]) @ odometry
+        distance, angle = (values.numpy() for values in se3.pose_difference(said, poses))
+        if (distance > _ODOMETRY_SHARE * far + _NEAR_SHARE * depth).any() or (
+            angle > _NEAR_ANGLE + _TURN_SHARE * far / depth
+        ).any():
+            return ()
+    return between
 
 
 def choose_frames(map_: Map, frames: Sequence[TrackedFrame], options: ExtendOptions) -> Choice:
@@ -137,6 +185,12 @@ def map_of_frames(
     posed = points_of_posed_frames(frames, work, options, old.name, progress)
     new, report = build_map(with_old_points(posed.source, old), extractor, old.working_side, progress, work)
     return new, replace(report, left_out=posed.left_out | report.left_out, notes=(*posed.notes, *report.notes))
+
+
+def refining(old: Map) -> RefineOptions:
+    """How well poses of frames are known that are not sure, in the old map."""
+    share, angle = _TRACKED_STD
+    return RefineOptions(share * float(np.median(old.keyframe_depth)), angle, mount=False)
 
 
 @dataclass(frozen=True)

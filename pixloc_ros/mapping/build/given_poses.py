@@ -20,10 +20,13 @@ from ...errors import InputError
 from ...geometry import se3
 from .adjustment import Bundle, Links, Rays, errors_px, information, link_errors
 
+_NO_MOUNT = 1e-3
 _ITERATIONS, _SETTLED = 60, 0.01
 _LEAST, _MOST = 1e-3, 1.0  # times what was said of the poses
-_LEAST_PIXEL_STD = 0.5
-"""Observations are found more exactly, but calibration, and a patch's first view, err the same way in many of them."""
+_PIXEL_STD = 0.15, 0.5
+_AS_ONE = 2.5
+"""Observations count as so many times less exact than they agree: calibration, and a patch's first view, err the same way in many
+of them."""
 _EXACT, _PROBES = 900, 64  # unknowns up to which traces are exact; random vectors beyond
 
 
@@ -33,11 +36,13 @@ class RefineOptions:
 
     Attributes:
         position_std: Of the whole distance, in units of the map.
-        rotation_std: Of the whole angle, radians; also that of the camera's mount.
+        rotation_std: Of the whole angle, radians.
+        mount: Whether the camera's mount may be off by as much, too.
     """
 
     position_std: float = 0.03
     rotation_std: float = float(np.radians(0.5))
+    mount: bool = True
 
     def __post_init__(self) -> None:
         if not (0 < self.position_std < np.inf and 0 < self.rotation_std < 0.2):
@@ -47,6 +52,11 @@ class RefineOptions:
     def stds(self) -> np.ndarray:
         """float64 [2], of each axis: units of the map and radians."""
         return np.array((self.position_std, self.rotation_std)) / np.sqrt(3)
+
+    @property
+    def mount_std(self) -> np.ndarray:
+        """float64 [6], of `Belief.mount`."""
+        return np.repeat(self.stds[::-1], 3) * (1.0 if self.mount else _NO_MOUNT)
 
 
 @dataclass(frozen=True, eq=False)
@@ -68,7 +78,7 @@ class Belief:
     @classmethod
     def of(cls, said: RefineOptions) -> Belief:
         """Before anything was seen."""
-        return cls(said.stds, np.zeros(6), np.diag(np.repeat(1 / said.stds[::-1] ** 2, 3)))
+        return cls(said.stds, np.zeros(6), np.diag(1 / said.mount_std**2))
 
     @property
     def given_from_right(self) -> np.ndarray:
@@ -106,7 +116,7 @@ class Belief:
             link_errors(bundle, replace(every, translation_std=np.ones(len(given)), rotation_std=np.ones(len(given)))),
             given[:, :3, :3],
             self.mount,
-            np.repeat(prior[::-1], 3),
+            said.mount_std,
         )
         stds = prior
         for _ in range(_ITERATIONS):
@@ -126,7 +136,7 @@ def _pixel_std(bundle: Bundle, rays: Rays, robust_px: float) -> float:
     weight = 1 / (1 + squared / robust_px**2)
     images, points = len(np.unique(rays.image)), len(np.unique(rays.point))
     left = max(2 * weight.sum() - 3 * points - 6 * images, 0.1 * weight.sum())
-    return max(float(np.sqrt((weight * squared).sum() / left)), _LEAST_PIXEL_STD)
+    return float(np.clip(_AS_ONE * np.sqrt((weight * squared).sum() / left), *_PIXEL_STD))
 
 
 class _Problem:
