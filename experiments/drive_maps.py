@@ -14,13 +14,20 @@ The truth is not exact from image to image, and the COLMAP model's map has its e
 with structure from motion of all images together (a drive's map with every image as a keyframe), aligned in the same way. What
 decides between the two is how far matches of queries lie from the epipolar lines of the poses: images that no map was made of.
 
+--paths finds the keyframes' poses and makes no map: minutes instead of an hour, and errors are those of the keyframes.
+--laps adds two laps of the simulated workshop, rendered once into the output folder: a loop, so that what is left between its end
+and its start is seen (the error of the last keyframe's pose in the frame of the first one).
+
     experiments/drive_maps.py ../shared/data -o out/drive_maps
+    experiments/drive_maps.py ../shared/data -o out/drive_maps --scenes --laps
 """
 
 from __future__ import annotations
 
+import contextlib
 import tempfile
 import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -31,34 +38,45 @@ import torch
 
 from pixloc_ros.cli.progress import show_progress
 from pixloc_ros.cli.scripts import run_script
+from pixloc_ros.datasets.odometry import ERRORS
 from pixloc_ros.evaluation.drive_poses import DrivePoses, localize_drive
 from pixloc_ros.evaluation.queries import localize_queries
 from pixloc_ros.evaluation.tables import format_number, markdown_table
 from pixloc_ros.features import Extractor, load_extractor
 from pixloc_ros.geometry import se3
+from pixloc_ros.geometry.cameras import Camera
+from pixloc_ros.io.bag_writer import RecordedDrive, encode_image, write_drive_bag
 from pixloc_ros.io.bags import BagOptions, BagReader
 from pixloc_ros.io.colmap import read_colmap_model
+from pixloc_ros.io.files import replacing_folder
 from pixloc_ros.io.images import load_grey
 from pixloc_ros.io.work_folder import WorkFolder
 from pixloc_ros.localization import Localizer
 from pixloc_ros.mapping import Map
-from pixloc_ros.mapping.build.drive import DriveOptions, DriveReport, build_map_from_drive
+from pixloc_ros.mapping.build.drive import DriveOptions, DriveReport, DriveSolver, build_map_from_drive
 from pixloc_ros.mapping.build.drive_frames import DriveBag
-from pixloc_ros.mapping.build.keyframes import KeyframeOptions
-from pixloc_ros.mapping.build.posed_frames import PosedMapOptions
+from pixloc_ros.mapping.build.keyframes import KeyframeFiles, KeyframeOptions
+from pixloc_ros.mapping.build.posed_frames import PosedMapOptions, SolvedKeyframes, points_of_posed_frames
+from pixloc_sim.drives import START_NS, SimulatedDrive, camera_mount, wheel_odometry
+from pixloc_sim.drives import DriveOptions as PathOptions
+from pixloc_sim.recordings import MAPPING_LIGHT, MAPPING_SENSOR, SimulationOptions
+from pixloc_sim.rendering import Renderer
+from pixloc_sim.world import build_world
 
 DRIVES = ("kitti01", "kitti07", "tum_fr1_rpy")
 WINDOW_M = 5.0
 LEVELS = ((0.5, 0.01), (2.0, 0.05))
 """Degrees, share of the depth."""
 PATHS = (
-    "drive | way, m | keyframes posed | images posed | RMSE, cm | median, cm | rotation, deg | scale off, % | said, ± % | "
-    "to poses, s | map, s"
+    "drive | way, m | keyframes posed | images posed | RMSE, cm | median, cm | rotation, deg | end to start, % of the way | "
+    "scale off, % | said, ± % | to poses, s | of the processor, s | map, s"
 )
 QUERIES = (
     "scene | poses of the queries | keyframes | to the truth: median deg | cm | R@0.5°/1 % | R@2°/5 % | "
     "to structure from motion: median deg | cm | off epipolar lines, px"
 )
+LAPS, LAPS_M_S, LAPS_HZ = 2, 0.8, 5.0
+_LAPS_SIZE, _LAPS_TEXEL = (320, 240), 0.008
 _KEYFRAMES = KeyframeOptions()
 _APART, _RATIO, _LEAST_MATCHES = 4, 0.8, 30
 """Queries between the two of a pair; SIFT's nearest by next, and the fewest matches of a pair."""
@@ -68,10 +86,15 @@ def main() -> int:
     parser = common.parser(__doc__, "out/drive_maps", DRIVES)
     parser.add_argument("--plain", action="store_true", help="also plain COLMAP (minutes)")
     parser.add_argument("--without-odometry", action="store_true", help="also the drives from images alone")
+    parser.add_argument("--laps", action="store_true", help="also two laps of the simulated workshop")
+    parser.add_argument("--paths", action="store_true", help="only the keyframes' poses: no map, no queries")
     args = parser.parse_args()
     extractor, results = load_extractor(args.weights), {}
     for scene in common.scenes_of(args):
         results[scene.name] = evaluate(scene, extractor, args)
+        common.save(args, "drive_maps", results, tables(results))
+    if args.laps:
+        results["two laps"] = evaluate_laps(args.output / "laps", extractor, args)
         common.save(args, "drive_maps", results, tables(results))
     return common.finish(args, tables(results))
 
@@ -106,19 +129,11 @@ def evaluate(scene: common.Scene, extractor: Extractor, args) -> dict[str, objec
     truth, folder = Truth.of(scene), args.output / scene.name
     result: dict[str, object] = {"paths": {}, "queries": {}}
     for kind in ("images and wheels", *(["images alone"] if args.without_odometry else [])):
-        _, report, seconds, every = drive_map(scene, extractor, folder, odometry=kind == "images and wheels", all_poses=True)
-        rows = np.searchsorted(truth.stamps, every.stamps[every.found])
-        figures = path_figures(every.map_from_camera[every.found].numpy(), truth.poses[rows])
-        figures |= {
-            "posed": report.posed,
-            "images_posed": (int(every.found.sum()), len(truth.names)),
-            "said_scale": report.scale_uncertainty,
-            "to_poses_s": report.structure_s,
-            "map_s": seconds,
-        }
-        result["paths"][kind] = figures
+        result["paths"][kind] = drive_figures(scene, extractor, args, truth, kind == "images and wheels")
     if args.plain:
-        result["paths"]["plain COLMAP"] = plain_colmap(scene, truth)
+        result["paths"]["plain COLMAP"] = plain_colmap(scene.images, scene.queries[0].camera, truth)
+    if args.paths:
+        return result
     drive = drive_map(scene, extractor, folder, common.MAP_STRIDE)[0]
     together = drive_map(scene, extractor, folder, keyframes=KeyframeOptions(shift=1e-6, still=(0.0, 0.0)))[0]
     references = truth, replace(truth, poses=together.map_from_keyframe.numpy()[np.argsort(truth.rows(together))])
@@ -126,6 +141,100 @@ def evaluate(scene: common.Scene, extractor: Extractor, args) -> dict[str, objec
     result["queries"] = {kind: query_figures(scene, map_, extractor, *references) for kind, map_ in maps.items()}
     result["queries"]["the truth"] = truth_figures(scene, *references)
     return result
+
+
+def drive_figures(
+    scene: common.Scene, extractor: Extractor, args, truth: Truth, odometry: bool, closed: bool = False
+) -> dict[str, object]:
+    """How good the path of a drive's map is. closed: it is a loop."""
+    map_s, images_posed = None, None
+    if args.paths:
+        stamps, poses, found = keyframe_poses(scene, extractor, odometry)
+        keyframes = stamps, poses
+    else:
+        map_, report, map_s, every = drive_map(scene, extractor, args.output / scene.name, odometry=odometry, all_poses=True)
+        found, keyframes = vars(report), (map_.keyframe_stamp_ns, map_.map_from_keyframe.numpy())
+        stamps, poses = every.stamps[every.found], every.map_from_camera[every.found].numpy()
+        images_posed = int(every.found.sum()), len(truth.names)
+    figures = path_figures(poses, truth.poses[np.searchsorted(truth.stamps, stamps)])
+    ends = np.searchsorted(truth.stamps, keyframes[0][[0, -1]])
+    left = closing_error(keyframes[1][[0, -1]], truth.poses[ends])
+    return figures | {
+        "closed": left / figures["way_m"] if closed else None,
+        "posed": found["posed"],
+        "images_posed": images_posed,
+        "said_scale": found["scale_uncertainty"],
+        "to_poses_s": found["structure_s"],
+        "to_poses_cpu_s": found["structure_cpu_s"],
+        "map_s": map_s,
+    }
+
+
+class _Enough(Exception):
+    """The poses are there."""
+
+
+def keyframe_poses(scene: common.Scene, extractor: Extractor, odometry: bool) -> tuple[np.ndarray, np.ndarray, dict]:
+    """Stamps [K] and poses [K, 4, 4] of the keyframes, and what `DriveReport` adds: no map is made."""
+    found: dict[str, np.ndarray] = {}
+    options = BagOptions(truth="none", odometry=None if odometry else "none")
+    with (
+        DriveBag(scene.drive, options) as frames,
+        tempfile.TemporaryDirectory() as temporary,
+        show_progress(scene.name) as progress,
+    ):
+        work = WorkFolder(Path(temporary) / "work", {})
+        posed = PosedMapOptions(keyframes=_KEYFRAMES if odometry else KeyframeOptions(still=(0.0, 0.0)))
+        solver = DriveSolver(frames, extractor, work, DriveOptions(posed), progress)
+
+        def solve(images: KeyframeFiles, names: list[str]) -> SolvedKeyframes:
+            solved = solver(images, names)
+            stamps = np.array([int(Path(name).stem) for name in names], np.int64)
+            found.update(stamps=stamps[solved.keyframe], poses=solved.map_from_camera.numpy())
+            raise _Enough
+
+        with contextlib.suppress(_Enough):
+            points_of_posed_frames(frames, work, posed, scene.name, progress, solve)
+    return found["stamps"], found["poses"], solver.found
+
+
+def closing_error(found: np.ndarray, truth: np.ndarray) -> float:
+    """How far the last of two poses [2, 4, 4] is from where it should be in the frame of the first."""
+    last, right = (np.linalg.inv(p[0]) @ p[1] for p in (found, truth))
+    return float(np.linalg.norm(last[:3, 3] - right[:3, 3]))
+
+
+def evaluate_laps(folder: Path, extractor: Extractor, args) -> dict[str, object]:
+    """The path of two laps of the simulated workshop, with wheels as the scenes' bags have them."""
+    scene, (camera, truth) = common.Scene(folder), laps(folder)
+    paths = {"images and wheels": drive_figures(scene, extractor, args, truth, True, closed=True)}
+    if args.plain:
+        paths["plain COLMAP"] = plain_colmap(folder / "images", camera, truth)
+    return {"paths": paths, "queries": {}}
+
+
+def laps(folder: Path) -> tuple[Camera, Truth]:
+    """Camera and truth of the laps; their bag and their images are rendered unless they are there."""
+    camera = SimulationOptions(width=_LAPS_SIZE[0], height=_LAPS_SIZE[1]).make_camera()
+    drive = SimulatedDrive(PathOptions(LAPS * SimulatedDrive(PathOptions(speed=LAPS_M_S)).duration_s, LAPS_M_S))
+    seconds, mount = np.arange(0.05, drive.duration_s, 1 / LAPS_HZ), camera_mount()
+    stamps = START_NS + np.rint(seconds * 1e9).astype(np.int64)
+    names = [f"{number:06d}.jpg" for number in range(len(stamps))]
+    if not (folder / "drive").is_dir():
+        renderer = Renderer(build_world(0, _LAPS_TEXEL), replace(MAPPING_LIGHT, spacing=30 * _LAPS_TEXEL))
+
+        def rendered(number: int) -> tuple[int, np.ndarray]:
+            radiance, _ = renderer.radiance(camera, drive.at(seconds[number]) @ mount)
+            return int(stamps[number]), encode_image(MAPPING_SENSOR.develop(radiance, np.random.default_rng([1, number])), "jpeg")
+
+        with ThreadPoolExecutor(2) as threads, replacing_folder(folder / "images") as images:
+            images.mkdir(parents=True)
+            frames = list(threads.map(rendered, range(len(stamps))))
+            for name, (_, image) in zip(names, frames):
+                (images / name).write_bytes(image.tobytes())
+        with replacing_folder(folder / "drive") as bag:
+            write_drive_bag(bag, frames, RecordedDrive("jpeg", camera, mount, wheel_odometry(drive, ERRORS, 0), None))
+    return camera, Truth(names, (drive.at(seconds) @ mount).numpy(), stamps)
 
 
 def drive_map(
@@ -177,22 +286,23 @@ def path_figures(found: np.ndarray, truth: np.ndarray) -> dict[str, object]:
     }
 
 
-def plain_colmap(scene: common.Scene, truth: Truth) -> dict[str, object]:
-    """The same of plain COLMAP."""
+def plain_colmap(images: Path, camera: Camera, truth: Truth) -> dict[str, object]:
+    """The same of plain COLMAP, on a folder of images."""
     import pycolmap
 
-    camera, times = scene.queries[0].camera, [time.monotonic()]
+    times, processor = [time.monotonic()], time.process_time()
     model, params = camera.to_colmap()
     with tempfile.TemporaryDirectory() as folder:
         database = str(Path(folder) / "database.db")
         reader = pycolmap.ImageReaderOptions(camera_model=model, camera_params=",".join(map(str, params)))
-        pycolmap.extract_features(database, str(scene.images), camera_mode=pycolmap.CameraMode.SINGLE, reader_options=reader)
+        pycolmap.extract_features(database, str(images), camera_mode=pycolmap.CameraMode.SINGLE, reader_options=reader)
         pycolmap.match_sequential(database)
         options = pycolmap.IncrementalPipelineOptions(
             ba_refine_focal_length=False, ba_refine_extra_params=False, extract_colors=False
         )
-        models = pycolmap.incremental_mapping(database, str(scene.images), folder, options)
+        models = pycolmap.incremental_mapping(database, str(images), folder, options)
         times.append(time.monotonic())
+        processor = time.process_time() - processor
     best = max(models.values(), key=lambda model: model.num_reg_images())
     poses = {
         i.name: np.linalg.inv(np.vstack((i.cam_from_world().matrix(), (0, 0, 0, 1)))) for i in best.images.values() if i.has_pose
@@ -201,11 +311,13 @@ def plain_colmap(scene: common.Scene, truth: Truth) -> dict[str, object]:
     figures = path_figures(np.stack([poses[truth.names[k]] for k in rows]), truth.poses[rows])
     seconds = round(times[1] - times[0], 1)
     return figures | {
+        "closed": None,
         "posed": None,
         "images_posed": (len(rows), len(truth.names)),
         "scale_off": None,
         "said_scale": None,
         "to_poses_s": seconds,
+        "to_poses_cpu_s": round(processor, 1),
         "map_s": None,
     }
 
@@ -316,8 +428,9 @@ def tables(results: dict[str, dict]) -> dict[str, str]:
 
     for scene, result in results.items():
         for kind, p in result["paths"].items():
-            row = (p["way_m"], 1), (p["rmse_m"], 100), (p["median_m"], 100), (p["median_deg"], 1), (p["scale_off"], 100)
-            row = [shown(*cell) for cell in (*row, (p["said_scale"], 100), (p["to_poses_s"], 1), (p["map_s"], 1))]
+            row = (p["way_m"], 1), (p["rmse_m"], 100), (p["median_m"], 100), (p["median_deg"], 1), (p["closed"], 100)
+            row = *row, (p["scale_off"], 100), (p["said_scale"], 100), (p["to_poses_s"], 1), (p["to_poses_cpu_s"], 1)
+            row = [shown(*cell) for cell in (*row, (p["map_s"], 1))]
             posed = ["–" if v is None else "{} of {}".format(*v) for v in (p["posed"], p["images_posed"])]
             paths.append((f"{scene}, {kind}", row[0], *posed, *row[1:]))
         for kind, q in result["queries"].items():

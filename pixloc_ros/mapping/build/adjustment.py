@@ -21,6 +21,9 @@ from ...geometry import se3
 _GAUGE = 1e8
 _LINK_ROBUST = 3.0  # standard deviations
 _CONVERGED = 1e-4
+_STD_PX = 2.0
+"""Features are found more exactly, but their many errors are not independent: they count so much against the links. Distant
+scenes hardly show how far each step went."""
 _BLOCK = 250_000
 _SLIGHT = 1e-6  # damping, for points without parallax
 
@@ -110,6 +113,7 @@ def adjust(bundle: Bundle, rays: Rays, links: Links, robust_px: float, iteration
     """
     order = np.argsort(rays.image, kind="stable")
     rays = rays.only(order)
+    rays, robust_px = replace(rays, focal_px=rays.focal_px / _STD_PX), robust_px / _STD_PX
     basis, damping = rays.basis, 1e-4
     cost = _cost(bundle, rays, basis, links, robust_px)
     for _ in range(iterations):

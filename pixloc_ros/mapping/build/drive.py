@@ -6,6 +6,7 @@ The map frame begins at the first keyframe, z up. Its scale is that of the odome
 
 from __future__ import annotations
 
+import os
 import time
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -29,7 +30,7 @@ from .keyframes import KeyframeFiles
 from .map_frame import map_frame, upwards_of_cameras
 from .mapper import MapperOptions, run_mapper
 from .matching import Matcher, pixel_scale
-from .odometry_structure import WHEELS, solve_with_odometry
+from .odometry_structure import scale_uncertainty, solve_with_odometry
 from .posed_frames import PosedMapOptions, PosedMapReport, SolvedKeyframes, build_map_from_posed_frames
 from .two_view import PairFinder
 
@@ -103,6 +104,7 @@ class DriveReport(PosedMapReport):
         scale: Where it comes from.
         scale_uncertainty: As a share; None where it is a guess.
         structure_s: Seconds until the poses were found, keyframes chosen before not counted.
+        structure_cpu_s: Seconds of the processor in these, of all cores and processes together.
         images_posed: Images that have a pose, and all of them, where all were localized in the map; else None.
         sensors: What became of gyro, accelerometer and satellite fixes; a line each.
         ties: Between the drives of a map of several, two by two.
@@ -115,6 +117,7 @@ class DriveReport(PosedMapReport):
     scale: str
     scale_uncertainty: float | None
     structure_s: float
+    structure_cpu_s: float
     images_posed: tuple[int, int] | None = None
     sensors: tuple[str, ...] = ()
     ties: tuple[DriveTie, ...] = ()
@@ -175,7 +178,7 @@ class DriveSolver:
 
     def __call__(self, images: KeyframeFiles, names: list[str]) -> SolvedKeyframes:
         """Raises `InputError`: the images do not show how the camera moved."""
-        begin = time.monotonic()
+        begin, processor = time.monotonic(), sum(os.times()[:4])
         if len(names) < _FEWEST_KEYFRAMES:
             raise InputError(
                 f"{len(names)} keyframes come out of the drive, structure from motion needs {_FEWEST_KEYFRAMES}: drive further"
@@ -215,6 +218,7 @@ class DriveSolver:
             "scale": said,
             "scale_uncertainty": uncertainty,
             "structure_s": round(time.monotonic() - begin, 1),
+            "structure_cpu_s": round(sum(os.times()[:4]) - processor, 1),
             "sensors": sensors,
         }
         notes = tuple(self._notes(images, cameras, names, image, needed))
@@ -224,11 +228,7 @@ class DriveSolver:
     # ---- what the images show
 
     def _check_features(self, matcher: Matcher) -> None:
-        counts = []
-        for k in range(len(matcher.poses)):
-            if self.progress:
-                self.progress(k, len(matcher.poses), "features")
-            counts.append(len(matcher.features(k)[0]))
+        counts = matcher.extract(self.progress)
         if np.median(counts) < _FEWEST_FEATURES:
             raise InputError(
                 f"half of the keyframes show fewer than {np.median(counts):.0f} features: the images are blurred, dark or blank; "
@@ -299,7 +299,7 @@ class DriveSolver:
         sensors = self._sensors
         if sensors is None:
             return stored
-        wheels = float(np.hypot(stored["scale_spread"], WHEELS)) if "scale_spread" in stored else None
+        wheels = self._wheels(stored) if "scale_spread" in stored else None
         stored = sensors.refined(finder, stored, motions, wheels, self._up)
         return stored | {"sensors": np.array(list(sensors.said)), "said": np.array(list(sensors.said.values()))}
 
@@ -330,7 +330,7 @@ class DriveSolver:
             both = "from the odometry and satellite fixes" if "scale_spread" in stored else "from satellite fixes"
             return 1.0, both, float(stored["scale_uncertainty"])
         if "scale_spread" in stored:
-            return 1.0, "from the odometry", float(np.hypot(stored["scale_spread"], WHEELS))
+            return 1.0, "from the odometry", self._wheels(stored)
         return (
             _GUESSED_DEPTH_M / float(stored["depth"]),
             f"unknown: things are taken to be {_GUESSED_DEPTH_M:g} m away in the median",
@@ -343,6 +343,11 @@ class DriveSolver:
         if up is None and base_from_camera is not None:
             up = poses[0, :3, :3] @ base_from_camera[2, :3].numpy()
         return upwards_of_cameras(poses[:, :3, :3]) if up is None else up
+
+    def _wheels(self, stored: dict[str, np.ndarray]) -> float:
+        base_from_camera = self.frames.base_from_camera
+        base_from_camera = None if base_from_camera is None else base_from_camera.numpy()
+        return scale_uncertainty(float(stored["scale_spread"]), stored["poses"], base_from_camera)
 
     def _in_map_frame(self, image: np.ndarray, poses: torch.Tensor, scale: float) -> torch.Tensor:
         """Scaled, z up, the first pose at the origin: that of the base where its camera's mount is known."""

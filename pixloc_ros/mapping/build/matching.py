@@ -3,10 +3,13 @@
 
 from __future__ import annotations
 
+import os
 import tempfile
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from threading import Lock
 
 import cv2
 import numpy as np
@@ -27,6 +30,7 @@ _NEAREST = 0.1  # of the scene's depth: nothing is searched for nearer
 _FEWEST_MATCHES = 8
 _LARGEST_TURN_COSINE = 0.5
 _WORKING_SIDE_PX = 640.0
+_AT_ONCE = 64  # images that are handed to threads: an interrupt waits for no more
 
 
 @dataclass(frozen=True)
@@ -85,22 +89,42 @@ class Matcher:
         self.images, self.work, self.options, self.stage = images, work, options, stage
         self.poses = images.map_from_camera.numpy()
         self.pairs: dict[tuple[int, int], np.ndarray] = {}
-        self._features: dict[int, tuple[np.ndarray, np.ndarray, np.ndarray]] = {}
+        self._features: dict[int, tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]] = {}
+        self._lock = Lock()
+
+    def extract(self, progress: Progress | None) -> list[int]:
+        """Have all features in the work folder, made on all cores; how many each image has."""
+        count, found = len(self.poses), []
+        with ThreadPoolExecutor(os.cpu_count()) as threads:
+            for begin in range(0, count, _AT_ONCE):
+                for stored in threads.map(self._stored, range(begin, min(begin + _AT_ONCE, count))):
+                    found.append(len(stored["pixels"]))
+                    if progress:
+                        progress(len(found) - 1, count, "features")
+        return found
+
+    def _stored(self, k: int) -> dict[str, np.ndarray]:
+        return self.work.arrays(f"features/{k:06d}", lambda: self._extract(k))
 
     def features(self, k: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Pixels [n, 2], unit rays [n, 3] in the camera frame, descriptors float32 [n, 128] of unit length."""
-        if k not in self._features:
-            if len(self._features) > 4 * self.options.neighbours:
-                self._features.pop(next(iter(self._features)))
-            stored = self.work.arrays(f"features/{k:06d}", lambda: self._extract(k))
-            pixels = stored["pixels"].astype(np.float64)
-            rays, _ = self.images.cameras[k].unproject(torch.from_numpy(pixels))
-            rays = torch.nn.functional.normalize(rays, dim=1).numpy()
-            # RootSIFT: Hellinger's kernel in place of the plain one (Arandjelović and Zisserman, CVPR 2012).
-            descriptors = np.sqrt(stored["descriptors"].astype(np.float32))
-            descriptors /= np.maximum(np.linalg.norm(descriptors, axis=1, keepdims=True), 1e-6)
-            self._features[k] = pixels, rays, descriptors
-        return self._features[k]
+        return self._features_of(k)[:3]
+
+    def _features_of(self, k: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+        """The same and their strengths [n]."""
+        with self._lock:
+            if k not in self._features:
+                if len(self._features) > 4 * self.options.neighbours:
+                    self._features.pop(next(iter(self._features)))
+                stored = self._stored(k)
+                pixels = stored["pixels"].astype(np.float64)
+                rays, _ = self.images.cameras[k].unproject(torch.from_numpy(pixels))
+                rays = torch.nn.functional.normalize(rays, dim=1).numpy()
+                # RootSIFT: Hellinger's kernel in place of the plain one (Arandjelović and Zisserman, CVPR 2012).
+                descriptors = np.sqrt(stored["descriptors"].astype(np.float32))
+                descriptors /= np.maximum(np.linalg.norm(descriptors, axis=1, keepdims=True), 1e-6)
+                self._features[k] = pixels, rays, descriptors, stored["strength"]
+            return self._features[k]
 
     def _extract(self, k: int) -> dict[str, np.ndarray]:
         mask = self.images.mask(k)
@@ -115,10 +139,9 @@ class Matcher:
 
     def strongest(self, k: int, count: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
         """What `features` gives of the `count` strongest features of an image, and their numbers, int64 rising."""
-        pixels, rays, descriptors = self.features(k)
+        pixels, rays, descriptors, strength = self._features_of(k)
         which = np.arange(len(pixels))
         if len(pixels) > count:
-            strength = self.work.arrays(f"features/{k:06d}", lambda: self._extract(k))["strength"]
             which = np.sort(np.argsort(-strength, kind="stable")[:count])
         return pixels[which], rays[which], descriptors[which], which
 
@@ -154,7 +177,9 @@ class Matcher:
             self.pairs |= {(n, k): stored[str(n)] for n in earlier}
 
     def _match(self, k: int, earlier: list[int], depth: float) -> dict[str, np.ndarray]:
-        return {str(n): self.matches(n, k, depth).astype(np.int32) for n in earlier}
+        with ThreadPoolExecutor(os.cpu_count()) as threads:
+            found = list(threads.map(lambda n: self.matches(n, k, depth), earlier))
+        return {str(n): matches.astype(np.int32) for n, matches in zip(earlier, found)}
 
     def matches(self, a: int, b: int, depth: float | None) -> np.ndarray:
         """Rows [m, 2] of features of two images that look the same and lie where the poses allow it: near the epipolar plane of

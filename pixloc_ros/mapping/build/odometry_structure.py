@@ -22,8 +22,8 @@ from .two_view import PairFinder, colmap_camera
 
 _STEP_SHARE, _STEP_M, _STEP_RAD, _STEP_RAD_PER_M = 0.02, 0.003, np.radians(0.5), np.radians(0.5)
 """Of the odometry between two keyframes, one standard deviation. Its errors last, so each motion is believed less than it is
-right."""
-STAGES = ((20.0, 5), (5.0, 5), (1.0, 12))
+right. Where wheels slip it is wrong by several and counts little."""
+STAGES = ((20.0, 5), (5.0, 5), (1.0, 12), (0.5, 8))
 """Above how many pixels errors count little, and how many iterations at most."""
 _MOST_RAYS = 1_500_000
 """Observations; of a longer drive those of the points that most images see."""
@@ -78,7 +78,7 @@ def solve_with_odometry(
     poses = odometry
     for n, (robust, iterations) in enumerate(STAGES):
         say(n)
-        if gyro is not None and n == len(STAGES) - 1:
+        if gyro is not None and n == len(STAGES) - 2:  # once the path is nearly right
             motions = gyro.joined(motions, poses)
         bundle, rays_used = stage(poses, rays, numbers, motions, robust * scale_px, iterations)
         poses = bundle.poses
@@ -111,7 +111,7 @@ def short_motions(odometry: np.ndarray) -> Links:
     relative = np.linalg.inv(odometry[:-1]) @ odometry[1:]
     way = np.linalg.norm(relative[:, :3, 3], axis=1)
     deviations = np.hypot(_STEP_SHARE * way, _STEP_M), _STEP_RAD + _STEP_RAD_PER_M * way
-    return Links(first, first + 1, relative, *deviations, np.zeros(len(first), bool))
+    return Links(first, first + 1, relative, *deviations, np.ones(len(first), bool))
 
 
 def graph_links(poses: np.ndarray) -> Links:
@@ -205,6 +205,19 @@ def _closing(finder: PairFinder, bundle: Bundle, rays: Rays) -> tuple[Links, lis
     deviation = _LOOP_M + _LOOP_SHARE * np.linalg.norm(relative[:, :3, 3], axis=1)
     index = np.array(first, np.int64), np.array(second, np.int64)
     return Links(*index, relative, deviation, np.full(count, _LOOP_RAD), np.ones(count, bool)), used
+
+
+def scale_uncertainty(spread: float, poses: np.ndarray, base_from_camera: np.ndarray | None) -> float:
+    """Of a scale from the odometry, as a share: wheels err by a share of the way of the base, which may be much longer.
+
+    Args:
+        spread: Of the scale between stretches of the drive.
+        poses: float64 [K, 4, 4], of the camera.
+        base_from_camera: float64 [4, 4]; None: not known.
+    """
+    bases = poses if base_from_camera is None else poses @ np.linalg.inv(base_from_camera)
+    base, camera = (float(np.linalg.norm(np.diff(p[:, :3, 3], axis=0), axis=1).sum()) for p in (bases, poses))
+    return float(np.hypot(spread, WHEELS * max(base / camera, 1.0) if camera > 0 else WHEELS))
 
 
 def _scale_spread(poses: np.ndarray, odometry: np.ndarray) -> float:

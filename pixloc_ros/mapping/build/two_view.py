@@ -20,7 +20,7 @@ from .matching import Matcher, match_descriptors, pixel_scale, require_pycolmap
 AHEAD = (1, 2, 3, 4, 6, 8)
 """By how many places in the order of time images of a pair are apart."""
 _FEATURES = 1500
-_ERROR_PX = 1.5
+_ERROR_PX, _TRIALS = 1.5, 2000
 _FEWEST_INLIERS = 15
 _LOOP_APART, _LOOP_STEP, _LOOP_CANDIDATES, _LOOP_QUERIES = 20, 3, 2, 400
 _LOOP_INLIERS, _LOOP_SHARE = 40, 0.3
@@ -100,8 +100,6 @@ class PairFinder:
 
         def make() -> dict[str, np.ndarray]:
             values = {}
-            for k in sorted({k for pair in wanted for k in pair}):
-                self.matcher.features(k)  # before several threads ask for them
             with ThreadPoolExecutor(os.cpu_count()) as threads:
                 compared = list(threads.map(self._compare, *zip(*wanted))) if wanted else []
             for (a, b), pair in zip(wanted, compared):
@@ -123,6 +121,7 @@ class PairFinder:
             return Pair(np.empty((0, 2), np.int32), 0.0, 0.0, len(matches))
         options = pycolmap.TwoViewGeometryOptions()
         options.ransac.max_error = _ERROR_PX * pixel_scale(cameras[b])
+        options.ransac.max_num_trials = _TRIALS  # more find few pairs that are of use
         options.ransac.random_seed = 0
         options.detect_watermark = False
         pixels = (pixels_a[matches[:, 0]] + 0.5, pixels_b[matches[:, 1]] + 0.5)  # COLMAP's pixel (0, 0) is a corner
