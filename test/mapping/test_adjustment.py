@@ -6,6 +6,7 @@ import pytest
 from mapping_helpers import look_at
 
 from pixloc_ros.mapping.build.adjustment import Bundle, Links, Rays, adjust, errors_px, link_errors, triangulated
+from pixloc_ros.mapping.build.odometry_structure import WHEELS, scale_uncertainty
 
 COUNT, POINTS, FOCAL = 12, 150, 400.0
 
@@ -85,3 +86,13 @@ def test_a_loop_bends_the_path_unless_it_is_wrong(world, right):
     before, after = (np.linalg.norm(b.poses[-1, :3, 3] - truth.poses[-1, :3, 3]) for b in (Bundle(start, None), bent))
     assert (off < 6.0) == right
     assert after < 0.2 * before if right else after < 2 * before
+
+
+def test_a_scale_is_less_sure_where_the_base_moves_further_than_its_camera():
+    yaw = np.linspace(0, 1, COUNT)
+    poses, base_from_camera = np.tile(np.eye(4), (COUNT, 1, 1)), np.eye(4)
+    poses[:, 0, 0], poses[:, 0, 1], poses[:, 1, 0], poses[:, 1, 1] = np.cos(yaw), -np.sin(yaw), np.sin(yaw), np.cos(yaw)
+    poses[:, 2, 3] = np.linspace(0, 0.25, COUNT)
+    assert scale_uncertainty(0.0, poses, base_from_camera) == pytest.approx(WHEELS)
+    base_from_camera[0, 3] = 1.0  # it turns around a camera that hardly moves
+    assert scale_uncertainty(0.0, poses, base_from_camera) == pytest.approx(WHEELS * np.hypot(1, 0.25) / 0.25, rel=0.01)
