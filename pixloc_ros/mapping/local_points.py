@@ -13,15 +13,21 @@ from scipy.spatial import cKDTree
 
 from ..alignment.types import ReferencePoints
 from ..errors import InputError
+from ..features.pyramid import FeaturePyramid
 from ..geometry.cameras import Camera
 from ..geometry.projection import camera_numbers
 from . import selection
 from .map_file import Map, decode_descriptors
+from .retrieval import PooledFeatures
 
 _CACHED_VIEWS = 256
 _SAMPLES = 48
 _COVERAGE_GRID = (8, 6)
 _SHORT_TRACK_QUALITY = 0.5
+SESSION_GAP_NS = 600 * 10**9
+"""Keyframes further apart in time are of different sessions, which may show a place in different light, or changed."""
+_LOOK = 0.003
+"""Difference of two sessions' likeness to an image at which the less similar one counts 1/e."""
 
 
 @dataclass(frozen=True)
@@ -113,16 +119,26 @@ class LocalPointSelector:
         self._focal = np.array([float(camera.params[:2].mean()) for camera in map_.cameras])
         self._tree = cKDTree(self._keys(self._centres, self._rotations))
         self._views: OrderedDict[int, _View] = OrderedDict()
+        self._session = _sessions(map_.keyframe_stamp_ns)
+        looks = self._session.any() and map_.global_descriptor_name == PooledFeatures.name
+        self._looks = map_.global_descriptors.astype(np.float32) if looks else None
         # The first frame must not wait for the compiler.
         self.select(map_.map_from_keyframe[0], map_.cameras[map_.keyframe_camera[0]])
 
-    def select(self, map_from_camera: torch.Tensor, camera: Camera, max_points: int = 512) -> LocalPoints:
+    def describe(self, image: np.ndarray, pyramid: FeaturePyramid) -> np.ndarray | None:
+        """What `select` needs to know of an image to choose among sessions; None where the map has only one."""
+        return None if self._looks is None else PooledFeatures().describe(image, pyramid)
+
+    def select(
+        self, map_from_camera: torch.Tensor, camera: Camera, max_points: int = 512, description: np.ndarray | None = None
+    ) -> LocalPoints:
         """Points for a camera near a pose.
 
         Args:
             map_from_camera: float64 [4, 4].
             camera: Of the image that will be aligned.
             max_points: At most so many are given, none where the map has none there.
+            description: Of the image (`describe`); None: all sessions count the same.
 
         Raises:
             InputError: The map's file is damaged.
@@ -140,13 +156,15 @@ class LocalPointSelector:
         )
         count = min(options.candidates, len(self._centres))
         candidates = self._tree.query(self._keys(centre, rotation), k=[*range(1, count + 1)])[1]
-        keyframes = candidates[self._choose(candidates, viewer, centre)]
+        worth = self._roll_weights(candidates, viewer) * self._look_weights(candidates, description)
+        chosen = self._choose(candidates, worth, viewer, centre)
+        keyframes = candidates[chosen]
         views = [self._view(k) for k in keyframes]
         starts = np.cumsum([0] + [len(view.points) for view in views])
         pixels, weights = np.empty((starts[-1], 2)), np.zeros(starts[-1])
-        for view, roll, first, last in zip(views, self._roll_weights(keyframes, viewer), starts, starts[1:]):
+        for view, share, first, last in zip(views, worth[chosen], starts, starts[1:]):
             _weigh(viewer, centre, view, 1, pixels[first:last], weights[first:last])
-            weights[first:last] *= roll
+            weights[first:last] *= share
         points = _concatenate([view.points for view in views], np.int64)
         best = selection.best_of_each_point(points, starts, weights)
         scores = weights[best] * _concatenate([view.quality for view in views], np.float32)[best]
@@ -161,6 +179,15 @@ class LocalPointSelector:
         relative = viewer.camera_from_map @ self._rotations[keyframes]
         roll = np.arctan2(relative[:, 1, 0] - relative[:, 0, 1], relative[:, 0, 0] + relative[:, 1, 1])
         return np.exp(-((roll / self._options.roll_rad) ** 2))
+
+    def _look_weights(self, keyframes: np.ndarray, description: np.ndarray | None) -> np.ndarray:
+        """By how much the session of each looks like the image; a session is as similar as its most similar keyframe."""
+        if self._looks is None or description is None:
+            return np.ones(len(keyframes))
+        sessions, number = np.unique(self._session[keyframes], return_inverse=True)
+        likeness = np.full(len(sessions), -np.inf)
+        np.maximum.at(likeness, number, self._looks[keyframes] @ description)
+        return np.exp((likeness - likeness.max()) / _LOOK)[number]
 
     def _view(self, keyframe: int) -> _View:
         """Kept for the frames that follow."""
@@ -185,8 +212,8 @@ class LocalPointSelector:
             self._views.popitem(last=False)
         return view
 
-    def _choose(self, candidates: np.ndarray, viewer: selection.Viewer, centre: np.ndarray) -> list[int]:
-        """Positions in `candidates` of the keyframes to use, best first.
+    def _choose(self, candidates: np.ndarray, shares: np.ndarray, viewer: selection.Viewer, centre: np.ndarray) -> list[int]:
+        """Positions in `candidates` of the keyframes to use, best first; shares [n] weigh what each sees.
 
         What a sample of their points is worth is summed per cell of the image. The square root of a cell's sum counts, so that a
         keyframe that fills an empty part of the image wins over one more of the same.
@@ -194,11 +221,11 @@ class LocalPointSelector:
         columns, rows = _COVERAGE_GRID
         worth = np.zeros((len(candidates), columns * rows))
         pixels, weights = np.empty((2 * _SAMPLES, 2)), np.empty(2 * _SAMPLES)
-        for k, (keyframe, roll) in enumerate(zip(candidates, self._roll_weights(candidates, viewer))):
+        for k, (keyframe, share) in enumerate(zip(candidates, shares)):
             view = self._view(keyframe)
             step = max(1, len(view.points) // _SAMPLES)
             count = _weigh(viewer, centre, view, step, pixels, weights)
-            selection.add_worth(pixels, weights[:count], step * roll, viewer.size, columns, rows, worth[k])
+            selection.add_worth(pixels, weights[:count], step * share, viewer.size, columns, rows, worth[k])
         chosen: list[int] = []
         total = np.zeros(columns * rows)
         for _ in range(self._options.keyframes):
@@ -223,6 +250,14 @@ class LocalPointSelector:
             torch.from_numpy(points),
             torch.from_numpy(keyframes.astype(np.int64)),
         )
+
+
+def _sessions(stamps_ns: np.ndarray) -> np.ndarray:
+    """Number of each keyframe's session, int64 [K]; those without a stamp are one."""
+    order = np.argsort(stamps_ns, kind="stable")
+    numbers = np.zeros(len(stamps_ns), np.int64)
+    numbers[order[1:]] = np.cumsum(np.diff(np.asarray(stamps_ns)[order]) > SESSION_GAP_NS)
+    return numbers
 
 
 def _weigh(viewer: selection.Viewer, centre: np.ndarray, view: _View, step: int, pixels: np.ndarray, weights: np.ndarray) -> int:

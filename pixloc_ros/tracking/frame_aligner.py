@@ -104,7 +104,7 @@ class FrameAligner:
         clock.lap("prepare")
         pyramid = self.extractor.extract(image)
         clock.lap("features")
-        return PreparedImage(pyramid, camera, clock.laps)
+        return PreparedImage(pyramid, camera, clock.laps, self._selector.describe(image, pyramid))
 
     def localize(
         self,
@@ -137,7 +137,7 @@ class FrameAligner:
         camera, start = prepared.camera, map_from_camera if start is None else start
         begin = se3.inverse(start)
         for _ in range(MAX_PASSES):
-            local = self.points_near(start, camera, self.options.max_points)
+            local = self._selector.select(start, camera, self.options.max_points, prepared.description)
             clock.lap("gather")
             if len(local.points) < self.options.alignment.min_points:
                 return FrameAlignment.failed(map_from_camera, "no map points near the prior", len(local.points), clock.laps)

@@ -22,7 +22,7 @@ from ..mapping.local_points import LocalPointOptions, LocalPointSelector
 from ..mapping.retrieval import GlobalDescriptor, KeyframeIndex
 from .frame_aligner import FrameAligner
 from .prior_std import PriorStd
-from .types import FrameAlignment, MotionPrior, PreparedFrame
+from .types import FrameAlignment, MotionPrior, PreparedFrame, PreparedImage
 
 _STEPS = 1.1127756842787055 ** -np.arange(1.0, 7.0)
 """Of a sequence that fills six dimensions evenly: powers of the root of x⁷ = x + 1, as the golden ratio is of x² = x + 1."""
@@ -106,7 +106,7 @@ class Relocalizer:
         starts = self._hypotheses(frame, base_from_camera, turn, prior)
         if not len(starts):
             return []
-        poses, scores = self._align_coarsely(prepared.pyramid, prepared.camera, starts)
+        poses, scores = self._align_coarsely(prepared, starts)
         found: list[FrameAlignment] = []
         taken, left = list(known), self.options.finalists if finalists is None else finalists
         for k in np.argsort(-scores, kind="stable"):
@@ -150,10 +150,11 @@ class Relocalizer:
         away, turned = se3.pose_difference(camera, self._keyframes)
         return ((away <= reach_m) & (turned <= reach_rad)).numpy()
 
-    def _align_coarsely(self, pyramid: FeaturePyramid, camera, starts: torch.Tensor) -> tuple[torch.Tensor, np.ndarray]:
+    def _align_coarsely(self, prepared: PreparedImage, starts: torch.Tensor) -> tuple[torch.Tensor, np.ndarray]:
         """All hypotheses in one batch, at the coarse levels only: poses [H, 4, 4], and how much of the image each explains."""
+        pyramid, camera = prepared.pyramid, prepared.camera
         levels = min(self.options.levels, len(pyramid.levels))
-        locals_ = [self._selector.select(start, camera, self.options.points) for start in starts]
+        locals_ = [self._selector.select(start, camera, self.options.points, prepared.description) for start in starts]
         count = max(max(len(local.points) for local in locals_), 1)
         map_from_local = torch.eye(4, dtype=torch.float64).repeat(len(starts), 1, 1)
         map_from_local[:, :3, 3] = torch.stack([local.origin for local in locals_])

@@ -6,6 +6,7 @@ from __future__ import annotations
 import enum
 from dataclasses import dataclass, field
 
+import numpy as np
 import torch
 
 from ..features.pyramid import FeaturePyramid
@@ -32,11 +33,13 @@ class PreparedImage:
         pyramid: Its features.
         camera: Of the size they were computed at.
         timings_ms: Stages "prepare", "features".
+        description: float32 [G], by which the session of a map is chosen (`LocalPointSelector.describe`).
     """
 
     pyramid: FeaturePyramid
     camera: Camera
     timings_ms: dict[str, float]
+    description: np.ndarray | None = None
 
 
 @dataclass(frozen=True)
