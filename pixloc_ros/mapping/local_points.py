@@ -26,7 +26,7 @@ _COVERAGE_GRID = (8, 6)
 _SHORT_TRACK_QUALITY = 0.5
 SESSION_GAP_NS = 600 * 10**9
 """Keyframes further apart in time are of different sessions, which may show a place in different light, or changed."""
-_LOOK = 0.003
+_LOOK = 0.006
 """Difference of two sessions' likeness to an image at which the less similar one counts 1/e."""
 
 
