@@ -12,6 +12,7 @@ from pixloc_ros.errors import InputError
 from pixloc_ros.geometry import se3
 from pixloc_ros.geometry.cameras import Camera
 from pixloc_ros.mapping import LocalPointOptions, LocalPointSelector, Map, selection
+from pixloc_ros.mapping.map_file import POOLED_FEATURES
 
 CAMERA = pinhole()
 
@@ -96,6 +97,24 @@ def test_the_observation_of_the_most_similar_view_is_used():
     assert len(local.points) == 60
     mine = map_.observations(1)
     assert np.array_equal(map_.descriptors[0][mine].astype(np.float32), local.points.descriptors[0].numpy())
+
+
+def test_of_two_sessions_the_one_that_looks_like_the_image_is_used():
+    """Two keyframes from one place, of different looks: by day, and a day later."""
+    poses = look_at((0, -4, 0), (0, 0, 0)).repeat(2, 1, 1)
+    xyz = np.random.default_rng(0).uniform((-0.2, -0.2, -0.2), (0.2, 0.2, 0.2), (60, 3))
+    map_ = numbers_map(poses, xyz, CAMERA)
+    looks = np.zeros_like(map_.global_descriptors)
+    looks[0, 0] = looks[1, 1] = 1.0
+    days = np.array([0, 86_400 * 10**9])
+    map_ = replace(map_, global_descriptors=looks, keyframe_stamp_ns=days, global_descriptor_name=POOLED_FEATURES)
+    selector, camera = LocalPointSelector(map_, LocalPointOptions(keyframes=2)), look_at((0, -4, 0), (0, 0, 0))
+    for number in range(2):
+        local = selector.select(camera, CAMERA, description=looks[number].astype(np.float32))
+        own = map_.descriptors[0][map_.observations(number)].astype(np.float32)
+        assert np.array_equal(own, local.points.descriptors[0].numpy())
+    one = LocalPointSelector(replace(map_, keyframe_stamp_ns=np.zeros_like(days)))
+    assert one.describe(None, None) is None, "one session: the image is not asked"
 
 
 @settings(max_examples=50, deadline=None)
