@@ -1,6 +1,8 @@
 # Copyright the pixloc_ros authors. SPDX-License-Identifier: Apache-2.0
 """Bundle adjustment with measured motions: it finds poses, points and scale, and leaves wrong loops out."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from mapping_helpers import look_at
@@ -60,6 +62,23 @@ def test_the_motions_scale_is_taken(world):
     found = adjust(Bundle(start, triangulated(start, rays, POINTS)[0]), rays, motions(start), 5.0, 40)
     assert np.linalg.norm(found.poses[-1, :3, 3]) / np.linalg.norm(truth.poses[-1, :3, 3]) == pytest.approx(1.02, abs=0.002)
     assert errors_px(found, rays).max() < 0.5
+
+
+def test_observations_and_motions_are_weighed_by_their_standard_deviations(world):
+    """Motions that are too long and too short in turn, against exact observations."""
+    truth, rays = world
+    wrong = motions(truth.poses)
+    wrong = replace(wrong, first_from_second=wrong.first_from_second.copy())
+    wrong.first_from_second[::2, :3, 3] *= 1.1
+    wrong.first_from_second[1::2, :3, 3] *= 0.9
+    found = adjust(truth, rays, wrong, 100.0, 20, 3.0).poses
+    vaguer = replace(wrong, translation_std=3 * wrong.translation_std, rotation_std=3 * wrong.rotation_std)
+    scaled = adjust(truth, rays, vaguer, 100.0, 20, 9.0).poses
+    as_one = adjust(truth, rays, wrong, 100.0, 20).poses
+    np.testing.assert_allclose(found, scaled, atol=1e-4, err_msg="only ratios of standard deviations count")
+    steps = lambda poses: np.linalg.norm(np.diff(poses[:, :3, 3], axis=0), axis=1)  # noqa: E731
+    uneven, even = (np.std(steps(poses) / steps(truth.poses)) for poses in (found, as_one))
+    assert uneven > 3 * even, "vague observations leave the motions more say"
 
 
 def test_mismatches_count_little(world):

@@ -21,9 +21,6 @@ from ...geometry import se3
 _GAUGE = 1e8
 _LINK_ROBUST = 3.0  # standard deviations
 _CONVERGED = 1e-4
-_STD_PX = 2.0
-"""Features are found more exactly, but their many errors are not independent: they count so much against the links. Distant
-scenes hardly show how far each step went."""
 _BLOCK = 250_000
 _SLIGHT = 1e-6  # damping, for points without parallax
 
@@ -101,7 +98,7 @@ class Bundle:
     xyz: np.ndarray
 
 
-def adjust(bundle: Bundle, rays: Rays, links: Links, robust_px: float, iterations: int = 15) -> Bundle:
+def adjust(bundle: Bundle, rays: Rays, links: Links, robust_px: float, iterations: int = 15, std_px: float = 1.0) -> Bundle:
     """The bundle at the least cost; the first pose stays.
 
     Args:
@@ -110,10 +107,11 @@ def adjust(bundle: Bundle, rays: Rays, links: Links, robust_px: float, iteration
         links: Measured relative poses.
         robust_px: Errors far above count little (Cauchy's loss).
         iterations: At most.
+        std_px: Of an observation; weighs them against the links.
     """
     order = np.argsort(rays.image, kind="stable")
     rays = rays.only(order)
-    rays, robust_px = replace(rays, focal_px=rays.focal_px / _STD_PX), robust_px / _STD_PX
+    rays, robust_px = replace(rays, focal_px=rays.focal_px / std_px), robust_px / std_px
     basis, damping = rays.basis, 1e-4
     cost = _cost(bundle, rays, basis, links, robust_px)
     for _ in range(iterations):

@@ -25,6 +25,9 @@ _STEP_SHARE, _STEP_M, _STEP_RAD, _STEP_RAD_PER_M = 0.02, 0.003, np.radians(0.5),
 right. Where wheels slip it is wrong by several and counts little."""
 STAGES = ((20.0, 5), (5.0, 5), (1.0, 12), (0.5, 8))
 """Above how many pixels errors count little, and how many iterations at most."""
+_FEATURE_STD_PX = 2.0
+"""Features are found more exactly, but their many errors are not independent: they count so much against the motions. Distant
+scenes hardly show how far each step went."""
 _MOST_RAYS = 1_500_000
 """Observations; of a longer drive those of the points that most images see."""
 _LEAST_ANGLE = np.radians(1.0)
@@ -173,7 +176,7 @@ def stage(poses: np.ndarray, rays: Rays, points: int, motions: Links, robust_px:
     rays = rays.only(good)
     used, point = np.unique(rays.point, return_inverse=True)
     rays = replace(rays, point=point)
-    return adjust(Bundle(poses, xyz[used]), rays, motions, robust_px, iterations), rays
+    return adjust(Bundle(poses, xyz[used]), rays, motions, robust_px, iterations, _FEATURE_STD_PX), rays
 
 
 def _closing(finder: PairFinder, bundle: Bundle, rays: Rays) -> tuple[Links, list[tuple[int, int]]]:
