@@ -240,6 +240,7 @@ def _summary(drives: Sequence[SolvedDrive], report) -> dict:
         "scale_uncertainty": max((one.scale_uncertainty for one in metric), default=None),
         "sensors": tuple(f"{drive.name}: {line}" for drive in drives for line in drive.report.sensors),
         "structure_s": round(sum(one.structure_s for one in reports), 1),
+        "structure_cpu_s": round(sum(one.structure_cpu_s for one in reports), 1),
     }
 
 
