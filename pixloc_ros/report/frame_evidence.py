@@ -282,7 +282,8 @@ def _usual(localizer: Localizer, bag: BagReader, keyframes: KeyframeImages) -> t
 
 def _map_points_text(localizer: FrameAligner, prepared: PreparedImage, map_from_camera: torch.Tensor) -> str:
     """What the map holds around a pose, in words."""
-    local = LocalPointSelector(localizer.map).select(map_from_camera, prepared.camera, localizer.options.max_points)
+    selector, count = LocalPointSelector(localizer.map), localizer.options.max_points
+    local = selector.select(map_from_camera, prepared.camera, count, prepared.description)
     poses = localizer.map.map_from_keyframe
     away, turned = se3.pose_difference(map_from_camera, poses[local.keyframe_ids[:1]] if len(local.keyframe_ids) else poses)
     nearest = int(away.argmin())
