@@ -20,6 +20,7 @@ from pathlib import Path
 
 import common
 import numpy as np
+from drive_maps import similarity
 from rosbags.rosbag2 import StoragePlugin, Writer
 from rosbags.typesys import Stores, get_typestore
 
@@ -161,15 +162,6 @@ def true_poses(bags: tuple[Path, Path], map_: Map) -> tuple[np.ndarray, np.ndarr
             pose, _ = bag.truth().at(map_.keyframe_stamp_ns[mine], 10**9)
             poses[mine], drive[mine] = (pose @ bag.base_from_camera).numpy(), number
     return poses, drive
-
-
-def similarity(found: np.ndarray, truth: np.ndarray) -> tuple[float, np.ndarray, np.ndarray]:
-    """Scale, rotation and shift that bring centres [K, 3] nearest to others."""
-    a, b = found - found.mean(0), truth - truth.mean(0)
-    u, s, v = np.linalg.svd(b.T @ a)
-    signs = np.array((1.0, 1.0, np.linalg.det(u @ v)))
-    scale, rotation = float((s * signs).sum() / (a**2).sum()), u * signs @ v
-    return scale, rotation, truth.mean(0) - scale * rotation @ found.mean(0)
 
 
 def difference(one: np.ndarray, other: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
