@@ -24,17 +24,24 @@ _OPTICAL_FROM_BASE = np.array([[0.0, -1.0, 0.0], [0.0, 0.0, -1.0], [1.0, 0.0, 0.
 _STEP_S = 0.002
 
 
-def camera_mount(forward: float = 0.22, up: float = 0.62, pitch_up: float = 0.05) -> torch.Tensor:
+CAMERAS = {"front": 0.0, "left": np.pi / 2, "right": -np.pi / 2, "back": np.pi}
+"""Directions in which a robot with several cameras looks, radians about the vertical."""
+
+
+def camera_mount(forward: float = 0.22, up: float = 0.62, pitch_up: float = 0.05, yaw: float = 0.0) -> torch.Tensor:
     """base_from_camera, float64 [4, 4]: base axes as in REP-103, optical camera axes as in REP-103's suffix rule.
 
     Args:
-        forward: Place of the camera on the base (m).
+        forward: Place of the camera on the base (m), in the direction in which it looks.
         up: As `forward`.
         pitch_up: Radians above the horizontal.
+        yaw: Direction in which it looks, radians about the vertical.
     """
     tilt = se3.so3_exp(torch.tensor([0.0, -pitch_up, 0.0], dtype=torch.float64))
+    turn = se3.so3_exp(torch.tensor([0.0, 0.0, yaw], dtype=torch.float64))
     rotation = tilt @ torch.from_numpy(_OPTICAL_FROM_BASE.T.copy())
-    return se3.from_rotation_translation(rotation, torch.tensor([forward, 0.0, up], dtype=torch.float64))
+    place = torch.tensor([forward, 0.0, up], dtype=torch.float64)
+    return se3.from_rotation_translation(turn @ rotation, turn @ place)
 
 
 @dataclass(frozen=True)

@@ -30,13 +30,21 @@ import torch
 from pixloc_ros.errors import InputError
 from pixloc_ros.geometry import se3
 from pixloc_ros.geometry.cameras import Camera
-from pixloc_ros.io.bag_writer import ENCODINGS, RecordedDrive, RecordedFixes, RecordedImu, encode_image, write_drive_bag
+from pixloc_ros.io.bag_writer import (
+    ENCODINGS,
+    RecordedDrive,
+    RecordedFixes,
+    RecordedImage,
+    RecordedImu,
+    encode_image,
+    write_drive_bag,
+)
 from pixloc_ros.io.colmap import write_colmap_model
 from pixloc_ros.io.files import replacing_folder
 from pixloc_ros.io.frames import Odometry
 from pixloc_ros.io.trajectory import Trajectory, write_tum
 
-from .drives import START_NS, DriveOptions, OdometryErrors, SimulatedDrive, camera_mount, wheel_odometry
+from .drives import CAMERAS, START_NS, DriveOptions, OdometryErrors, SimulatedDrive, camera_mount, wheel_odometry
 from .lighting import Lighting
 from .rendering import Renderer, TextureSheet
 from .sensor import Sensor
@@ -82,6 +90,8 @@ class SimulationOptions:
         camera: Replaces the pinhole.
         imu: Whether the bag holds an IMU's readings, too.
         fixes: Whether the bag holds a satellite receiver's fixes, too.
+        cameras: Names of several cameras, of `drives.CAMERAS`; one that looks ahead if there are none.
+        unsynchronised_s: How far apart their images of one moment are at most.
 
     Raises:
         InputError: The values make no data set.
@@ -101,6 +111,8 @@ class SimulationOptions:
     camera: Camera | None = None
     imu: bool = False
     fixes: bool = False
+    cameras: tuple[str, ...] = ()
+    unsynchronised_s: float = 0.03
 
     def __post_init__(self) -> None:
         for name, low, high in (
@@ -117,6 +129,9 @@ class SimulationOptions:
             value = getattr(self, name)
             if not low <= value <= high:
                 raise InputError(f"simulation: {name} is {value:g}, use a value from {low:g} to {high:g}")
+        unknown = [name for name in self.cameras if name not in CAMERAS]
+        if unknown or len(set(self.cameras)) < len(self.cameras):
+            raise InputError(f"simulation: cameras {', '.join(self.cameras)}: choose among {', '.join(CAMERAS)}, each once")
         if self.encoding not in ENCODINGS:
             raise InputError(f"simulation: image encoding '{self.encoding}' is not known: use one of {', '.join(ENCODINGS)}")
         if self.width % 2 or self.height % 2:
@@ -169,7 +184,8 @@ class _Simulation:
 
     def __init__(self, options: SimulationOptions, progress: Progress, light: Lighting = TEST_LIGHT, number: int = 1) -> None:
         self.options, self.progress, self.number = options, progress, number
-        self.camera, self.mount = options.make_camera(), camera_mount()
+        self.camera = options.make_camera()
+        self.mounts = {name: camera_mount(yaw=CAMERAS[name]) for name in options.cameras} or {"camera": camera_mount()}
         progress("building the world", 0, 2)
         self.sheet = TextureSheet(repainted(build_world(options.seed, options.texel), options.repainted, options.seed))
         progress("building the world", 1, 2)
@@ -187,6 +203,7 @@ class _Simulation:
         keyframes = self.mapping_drive()
         (folder / "images").mkdir()
         for frame in keyframes:
+            (folder / "images" / frame.name).parent.mkdir(exist_ok=True)
             cv2.imwrite(str(folder / "images" / frame.name), frame.image[..., ::-1], _JPEG)
         self.progress("points of the map", 0, 1)
         model, rgb = build_sparse_model(keyframes, camera, np.random.default_rng([options.seed, 5]))
@@ -202,20 +219,24 @@ class _Simulation:
         dead_reckoned = truth[0] @ se3.inverse(odometry.odom_from_base[nearest[0]]) @ odometry.odom_from_base[nearest]
         drift, _ = se3.pose_difference(truth, dead_reckoned)
         plain = {field.name: getattr(options, field.name) for field in dataclasses.fields(options) if field.name != "camera"}
-        summary = {"options": plain, "camera": camera.to_colmap_line(), "base_from_camera": self.mount.tolist()}
+        summary = {"options": plain, "camera": camera.to_colmap_line()}
+        mounts = {name: mount.tolist() for name, mount in self.mounts.items()}
+        summary["base_from_camera"] = mounts if options.cameras else mounts["camera"]
         summary |= {"keyframes": len(keyframes), "points": len(model.xyz), "observations": len(model.observation_point)}
-        summary |= {"point_noise_px": 0.5, "frames": len(stamps_ns), "drive_length_m": round(self.test.length, 3)}
+        summary |= {"point_noise_px": 0.5, "frames": len(truth), "drive_length_m": round(self.test.length, 3)}
         drifts = {"odometry_drift_end_m": drift[-1], "odometry_drift_median_m": drift.median()}
         return summary | {name: round(float(metres), 3) for name, metres in drifts.items()}
 
     def drive(self, bag: Path) -> tuple[np.ndarray, torch.Tensor, Odometry]:
         """The test drive into a bag → stamps of its images, true map_from_base there, odometry."""
         options, start_ns = self.options, START_NS + self.number * 1000 * 10**9
-        stamps_ns = _image_stamps(options, start_ns)
+        taken = self._taken(_image_stamps(options, start_ns))
+        stamps_ns = np.array([stamp_ns for stamp_ns, _ in taken])
         truth = self.test.at((stamps_ns - start_ns) * 1e-9)
         odometry = wheel_odometry(self.test, OdometryErrors(), options.seed + self.number - 1, start_ns)
-        recorded = RecordedDrive(options.encoding, self.camera, self.mount, odometry, truth, sensors=self._sensors(start_ns))
-        write_drive_bag(bag, self.test_images(stamps_ns, start_ns), recorded)
+        sensors = self._sensors(start_ns)
+        recorded = RecordedDrive(options.encoding, self.camera, self.mounts, odometry, truth, sensors=sensors)
+        write_drive_bag(bag, self.test_images(taken, start_ns), recorded)
         return stamps_ns, truth, odometry
 
     def _sensors(self, start_ns: int) -> tuple[RecordedImu | RecordedFixes, ...]:
@@ -226,6 +247,14 @@ class _Simulation:
         if self.options.fixes:
             made.append(satellite_fixes(self.test.at, every(_FIX_HZ), start_ns, _ANTENNA, seed))
         return tuple(made)
+
+    def _taken(self, stamps_ns: np.ndarray) -> list[tuple[int, str]]:
+        """Stamp and camera of every image, in the order of time."""
+        rng, taken = np.random.default_rng([self.options.seed, 8]), []
+        for number, name in enumerate(self.mounts):
+            late_s = rng.uniform(0.0, self.options.unsynchronised_s, len(stamps_ns)) if number else np.zeros(len(stamps_ns))
+            taken += [(int(stamp_ns), name) for stamp_ns in stamps_ns + np.rint(late_s * 1e9).astype(np.int64)]
+        return sorted(taken)
 
     def mapping_drive(self) -> list[Keyframe]:
         """Sharp keyframes every 0.4 m or 18 degrees, over the whole round or as much of it as the test drive sees."""
@@ -244,24 +273,29 @@ class _Simulation:
                 chosen.append(i)
                 distance = 0.0
 
-        def make(number: int) -> Keyframe:
+        names = list(self.mounts)
+
+        def make(index: int) -> Keyframe:
+            number, name = index // len(names), names[index % len(names)]
             at = float(time[chosen[number]])
-            rng = np.random.default_rng([self.options.seed, 11, number])
-            pose = drive.at(at) @ self.mount
+            rng = np.random.default_rng([self.options.seed, 11, index])
+            pose = drive.at(at) @ self.mounts[name]
             radiance, depth = renderer.radiance(self.camera, pose)
-            return Keyframe(f"{number:04d}.jpg", START_NS + round(at * 1e9), MAPPING_SENSOR.develop(radiance, rng), depth, pose)
+            file = f"{number:04d}.jpg" if len(names) == 1 else f"{name}/{number:04d}.jpg"
+            return Keyframe(file, START_NS + round(at * 1e9), MAPPING_SENSOR.develop(radiance, rng), depth, pose)
 
-        return list(self._in_order(make, len(chosen), "mapping drive"))
+        return list(self._in_order(make, len(chosen) * len(names), "mapping drive"))
 
-    def test_images(self, stamps_ns: np.ndarray, start_ns: int) -> Iterator[tuple[int, np.ndarray]]:
-        def make(number: int) -> tuple[int, np.ndarray]:
-            at = float(stamps_ns[number] - start_ns) * 1e-9
+    def test_images(self, taken: list[tuple[int, str]], start_ns: int) -> Iterator[RecordedImage]:
+        def make(number: int) -> RecordedImage:
+            stamp_ns, name = taken[number]
+            at = float(stamp_ns - start_ns) * 1e-9
             rng = np.random.default_rng([self.options.seed, 12 + self.number, number])
-            poses = lambda offset: self.test.at(at + offset) @ self.mount  # noqa: E731
+            poses = lambda offset: self.test.at(at + offset) @ self.mounts[name]  # noqa: E731
             image = TEST_SENSOR.capture(self.test_renderer, self.camera, poses, rng)
-            return int(stamps_ns[number]), encode_image(image, self.options.encoding)
+            return RecordedImage(stamp_ns, encode_image(image, self.options.encoding), name)
 
-        return self._in_order(make, len(stamps_ns), "test drive")
+        return self._in_order(make, len(taken), "test drive")
 
     def _in_order(self, make: Callable, count: int, what: str) -> Iterator:
         """make(0), make(1), ... by several threads, a few ahead of the reader.

@@ -10,6 +10,7 @@ example:
   pixloc map colmap --model sim/map --images sim/images -o sim.pixmap
   pixloc track --map sim.pixmap sim/drive -o out/drive
   pixloc evaluate out/drive
+  pixloc simulate -o sim4 --cameras front,left,right,back
 """
 
 import argparse
@@ -31,6 +32,7 @@ def add_parser(subparsers) -> None:
     encodings = "of the images: jpeg, png, rgb8, bgr8, mono8, mono16, bayer_rggb8, yuv422, yuv422_yuy2"
     option(parser, "--encoding NAME", encodings, "jpeg")
     option(parser, "--texel M", "detail of the textures; 0.01 is rough and quick", 0.004)
+    option(parser, "--cameras NAMES", "several, of front,left,right,back (default: one that looks ahead)", "")
     flag(parser, "--rgbd", "write the mapping drive in TUM RGB-D format too")
     flag(parser, "--imu", "record an IMU in the bag: sensor_msgs/Imu on /imu/data")
     flag(parser, "--fixes", "record satellite fixes in the bag: sensor_msgs/NavSatFix on /gnss/fix")
@@ -45,6 +47,7 @@ def run(args: argparse.Namespace) -> int:
     except ValueError:
         raise InputError(f"--size {args.size} cannot be read: write it as 640x480") from None
     chosen = {name: getattr(args, name) for name in ("seed", "seconds", "texel", "encoding", "rgbd", "imu", "fixes")}
+    chosen["cameras"] = tuple(filter(None, args.cameras.split(",")))
     options = SimulationOptions(rate_hz=args.rate, width=width, height=height, camera=camera, **chosen)
     with show_progress("simulate") as progress:
         summary = simulate(args.output, options, lambda what, done, of: progress(done, of, what))

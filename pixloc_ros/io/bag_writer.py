@@ -14,7 +14,8 @@ topic                         type                         frames
 /gnss/fix (if recorded)       sensor_msgs/NavSatFix        gnss_link, static from base_link
 ============================  ===========================  ===============================================
 
-With a raw encoding, /camera/image_raw (sensor_msgs/Image) takes the place of the compressed images.
+With a raw encoding, /camera/image_raw (sensor_msgs/Image) takes the place of the compressed images. Further cameras have their
+name in the place of "camera".
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ import contextlib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import cv2
 import numpy as np
@@ -34,7 +36,7 @@ from ..geometry.cameras import Camera
 from .files import replacing_folder
 from .frames import Odometry
 
-MAP_FRAME, ODOM_FRAME, BASE_FRAME, CAMERA_FRAME = "map", "odom", "base_link", "camera_optical"
+MAP_FRAME, ODOM_FRAME, BASE_FRAME = "map", "odom", "base_link"
 IMU_FRAME, ANTENNA_FRAME = "imu_link", "gnss_link"
 COMPRESSED = ("jpeg", "png")
 RAW = ("rgb8", "bgr8", "mono8", "mono16", "bayer_rggb8", "yuv422", "yuv422_yuy2")
@@ -201,6 +203,14 @@ def new_bag(path: Path) -> Iterator[BagWriter]:
         yield BagWriter(writer)
 
 
+class RecordedImage(NamedTuple):
+    """An image of a drive: its encoded bytes uint8 [N], as from `encode_image`, and the name of its camera."""
+
+    stamp_ns: int
+    data: np.ndarray
+    camera: str = "camera"
+
+
 @dataclass(frozen=True, eq=False)
 class RecordedImu:
     """Readings int64 [N] stamps, float64 [N, 3] rad/s and m/s² in the IMU's axes, and base_from_imu float64 [4, 4]."""
@@ -242,7 +252,7 @@ class RecordedDrive:
     Attributes:
         encoding: Of the images, one of `ENCODINGS`.
         camera: Its calibration.
-        base_from_camera: float64 [4, 4].
+        base_from_camera: float64 [4, 4]; of several cameras, by their names.
         odometry: Over the whole drive.
         map_from_base: float64 [N, 4, 4], the truth for each image; None leaves its topic out.
         odometry_topic: Its name.
@@ -251,19 +261,19 @@ class RecordedDrive:
 
     encoding: str
     camera: Camera
-    base_from_camera: torch.Tensor
+    base_from_camera: torch.Tensor | dict[str, torch.Tensor]
     odometry: Odometry
     map_from_base: torch.Tensor | None
     odometry_topic: str = "/odom"
     sensors: tuple[RecordedImu | RecordedFixes, ...] = ()
 
 
-def write_drive_bag(path: Path, images: Iterable[tuple[int, np.ndarray]], drive: RecordedDrive) -> None:
+def write_drive_bag(path: Path, images: Iterable[tuple], drive: RecordedDrive) -> None:
     """Write a drive as `new_bag` does.
 
     Args:
         path: The folder.
-        images: (stamp_ns, encoded bytes as from `encode_image`) in the order of time; read one by one while writing.
+        images: `RecordedImage`s, or their first two fields, in the order of time; read one by one while writing.
         drive: Everything else.
 
     Raises:
@@ -275,7 +285,7 @@ def write_drive_bag(path: Path, images: Iterable[tuple[int, np.ndarray]], drive:
     # A radial lens is a plumb_bob one without tangential terms.
     distortion = params[4:] + [0.0] * (count - len(params[4:]))
     stamps = odometry.stamps_ns.tolist()
-    image_topic = "/camera/image_raw" + ("/compressed" if drive.encoding in COMPRESSED else "")
+    mounts = drive.base_from_camera if isinstance(drive.base_from_camera, dict) else {"camera": drive.base_from_camera}
     with new_bag(path) as bag:
 
         def put_odometry(until_ns: float) -> None:
@@ -289,12 +299,15 @@ def write_drive_bag(path: Path, images: Iterable[tuple[int, np.ndarray]], drive:
                 number += 1
 
         number = 0
-        bag.put(stamps[0], "/tf_static", bag.transform(stamps[0], BASE_FRAME, CAMERA_FRAME, drive.base_from_camera))
-        for index, (stamp_ns, data) in enumerate(images):
+        for name, mount in mounts.items():
+            bag.put(stamps[0], "/tf_static", bag.transform(stamps[0], BASE_FRAME, f"{name}_optical", mount))
+        for index, image in enumerate(images):
+            stamp_ns, data, name = RecordedImage(*image)
             put_odometry(stamp_ns)
-            info = bag.camera_info(stamp_ns, CAMERA_FRAME, size, model, params[:4], distortion)
-            bag.put(stamp_ns, "/camera/camera_info", info)
-            bag.put(stamp_ns, image_topic, bag.image(stamp_ns, CAMERA_FRAME, size, drive.encoding, data))
+            frame, topic = f"{name}_optical", f"/{name}/image_raw" + ("/compressed" if drive.encoding in COMPRESSED else "")
+            info = bag.camera_info(stamp_ns, frame, size, model, params[:4], distortion)
+            bag.put(stamp_ns, f"/{name}/camera_info", info)
+            bag.put(stamp_ns, topic, bag.image(stamp_ns, frame, size, drive.encoding, data))
             if drive.map_from_base is not None:
                 truth = bag.pose_stamped(stamp_ns, MAP_FRAME, drive.map_from_base[index])
                 bag.put(stamp_ns, "/ground_truth/pose", truth)

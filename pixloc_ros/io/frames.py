@@ -21,12 +21,24 @@ class CameraFrame:
         image: uint8 [H, W] grey or [H, W, 3] RGB; its size equals the camera's.
         camera: The calibration at that time.
         calibration: That `camera` is from, where there may be another reading of it.
+        name: Of the camera, where a robot has several.
+        others: What the robot's other cameras saw at about the same time.
     """
 
     stamp_ns: int
     image: np.ndarray
     camera: Camera
     calibration: Calibration | None = field(default=None, kw_only=True)
+    name: str = field(default="", kw_only=True)
+    others: tuple[MountedFrame, ...] = field(default=(), kw_only=True)
+
+
+@dataclass(frozen=True)
+class MountedFrame:
+    """An image of a camera of a rig, and base_from_camera float64 [4, 4] at its stamp."""
+
+    frame: CameraFrame
+    base_from_camera: torch.Tensor
 
 
 @dataclass(frozen=True)

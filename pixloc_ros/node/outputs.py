@@ -259,20 +259,20 @@ class DebugOutputs:
             self._path.publish(Path(header=pose.header, poses=list(self._poses)))
 
     def _publish_overlay(self, frame: CameraFrame, camera_frame_id: str, result: TrackResult) -> None:
-        details = result.alignment.details
-        if details is None or not isinstance(frame, PreparedFrame):
+        own = next((one for one in result.alignment.views if one.view.name == frame.name), None)
+        if own is None or not isinstance(frame, PreparedFrame):
             return
-        picture = draw_alignment(frame.image, frame.prepared.camera, details)
+        picture = draw_alignment(frame.image, frame.prepared.camera, result.alignment.details, own.rows)
         message = conversions.rgb_message(picture)
         message.header.frame_id, message.header.stamp = camera_frame_id, stamp_from_ns(frame.stamp_ns)
         self._overlay.publish(message)
 
     def _publish_points(self, result: TrackResult) -> None:
         alignment = result.alignment
-        if alignment.details is None or alignment.points is None:
+        if not alignment.views:
             return
         visible, agrees = alignment.details.visible.numpy(), alignment.details.inliers.numpy()
-        xyz = alignment.points.points.xyz.double().numpy() + alignment.points.origin.numpy()
+        xyz = np.concatenate([one.points.points.xyz.double().numpy() + one.points.origin.numpy() for one in alignment.views])
         marker = Marker(ns="points", type=Marker.POINTS, action=Marker.ADD)
         marker.header.frame_id, marker.header.stamp = self._setting("global_frame_id"), stamp_from_ns(result.stamp_ns)
         marker.pose.orientation.w = 1.0

@@ -102,7 +102,7 @@ class AlignedImage:
     @property
     def points(self) -> LocalPoints:
         """What the last pass was aligned with."""
-        return self.answer.points
+        return self.answer.views[0].points
 
     @property
     def strides(self) -> tuple[float, ...]:
@@ -147,7 +147,7 @@ class AlignedImage:
         """Every pose of every level and pass, in the order they were taken."""
         steps = []
         for alignment in self.passes:
-            map_from_local = _translation(alignment.points.origin)
+            map_from_local = _translation(alignment.views[0].points.origin)
             for k, trace in enumerate(alignment.details.trace):
                 for i in range(trace.iterations + 1):
                     pose = map_from_local @ se3.inverse(trace.camera_from_map[i].double())
@@ -193,7 +193,7 @@ def align_image(
     if answer.details is None:
         raise InputError(f"{title}: {answer.reason}: no picture can be made; is the prior in the frame of this map?")
     passes = [answer]
-    begins = answer.details.trace[0].camera_from_map[0].double() @ _translation(-answer.points.origin)
+    begins = answer.details.trace[0].camera_from_map[0].double() @ _translation(-answer.views[0].points.origin)
     if not torch.allclose(begins, se3.inverse(prior), atol=1e-5):
         once = FrameAligner(localizer.map, localizer.extractor, replace(localizer.options, reselect_share=math.inf))
         passes.insert(0, once.localize_prepared(prepared, prior, covariance))

@@ -30,19 +30,20 @@ def draw_overlay(localizer: FrameAligner, frame: CameraFrame, map_from_camera: t
     return draw_alignment(frame.image, prepared[0].camera, best.details) if best.success else None
 
 
-def draw_alignment(image: np.ndarray, working: Camera, result: AlignmentResult) -> np.ndarray:
+def draw_alignment(image: np.ndarray, working: Camera, result: AlignmentResult, rows: slice = slice(None)) -> np.ndarray:
     """What an alignment says of the image it used → uint8 [H, W, 3] RGB, 960 pixels wide.
 
     Args:
         image: uint8 [H, W] or [H, W, 3] RGB.
         working: The camera of the size at which it was aligned.
         result: The alignment.
+        rows: Of its points, those of this image: an alignment may be of several cameras.
     """
     scale = _WIDTH / image.shape[1]
     canvas = _canvas(image, scale)
     # Pixel centres are at whole numbers on every scale.
-    pixels = (result.pixels.numpy() + 0.5) * (_WIDTH / working.width) - 0.5
-    visible, agrees = result.visible.numpy(), result.inliers.numpy()
+    pixels = (result.pixels[rows].numpy() + 0.5) * (_WIDTH / working.width) - 0.5
+    visible, agrees = result.visible[rows].numpy(), result.inliers[rows].numpy()
     for wanted, colour in ((visible & ~agrees, DISAGREES), (visible & agrees, AGREES)):
         for x, y in np.round(pixels[wanted] * 2**_SUBPIXEL_BITS).astype(int).tolist():
             cv2.circle(canvas, (x, y), 4 << _SUBPIXEL_BITS, (15, 23, 42), -1, cv2.LINE_AA, _SUBPIXEL_BITS)

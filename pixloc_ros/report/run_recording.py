@@ -147,15 +147,19 @@ class RunRecording:
 
     def _log_points(self, frame: CameraFrame, result: TrackResult) -> None:
         rr, stream, alignment = self._rerun, self._stream, result.alignment
-        if alignment is None or alignment.details is None or alignment.points is None:
+        own = next((one for one in alignment.views if one.view.name == frame.name), None) if alignment is not None else None
+        if own is None:
             for entity in ("camera/image/points", "map/used"):
                 stream.log(entity, rr.Clear(recursive=False))
             return
         details = alignment.details
-        visible, agrees = details.visible.numpy(), details.inliers.numpy()
+        visible, agrees = details.visible[own.rows].numpy(), details.inliers[own.rows].numpy()
         colours = np.where(agrees[visible, None], AGREES, DISAGREES).astype(np.uint8)
-        xyz = (alignment.points.points.xyz.double() + alignment.points.origin)[visible]
-        pixels, _ = frame.camera.project(se3.transform(se3.inverse(alignment.map_from_camera), xyz))
+        xyz = (own.points.points.xyz.double() + own.points.origin)[visible]
+        camera_from_map = se3.inverse(alignment.map_from_camera)
+        if own.view.camera_from_rig is not None:
+            camera_from_map = own.view.camera_from_rig @ camera_from_map
+        pixels, _ = frame.camera.project(se3.transform(camera_from_map, xyz))
         # Rerun counts pixels from the corner of the first one.
         stream.log("camera/image/points", rr.Points2D(pixels.numpy() + 0.5, colors=colours, radii=rr.Radius.ui_points(2.0)))
         stream.log("map/used", rr.Points3D(xyz.numpy(), colors=colours, radii=rr.Radius.ui_points(2.5)))

@@ -1,15 +1,17 @@
 # Copyright the pixloc_ros authors. SPDX-License-Identifier: Apache-2.0
-"""One image against the map from one prior: the step that tracking, single-image localization and benchmarks share."""
+"""One image, or those of a rig of cameras, against the map from one prior: the step that tracking, single-image localization
+and benchmarks share."""
 
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
 
-from ..alignment import AlignmentOptions, AlignmentResult, LevelWeights, PriorFactor, ReferencePoints, View, align, damping_of
+from ..alignment import AlignmentOptions, AlignmentResult, LevelWeights, PriorFactor, View, align, damping_of
 from ..alignment.focal_length import FocalLength, estimate_focal_length
 from ..errors import InputError
 from ..features import Extractor
@@ -21,7 +23,7 @@ from ..mapping.local_points import LocalPoints, LocalPointSelector
 from ..mapping.map_file import Map
 from .alignment_judge import AlignmentJudge, statistics_of
 from .prior_std import PriorStd
-from .types import FrameAlignment, PreparedImage
+from .types import AlignedView, FrameAlignment, PreparedImage, RigView
 
 MAX_PASSES = 2
 
@@ -119,49 +121,60 @@ class FrameAligner:
     @torch.inference_mode()
     def localize_prepared(
         self,
-        prepared: PreparedImage,
+        prepared: PreparedImage | Sequence[RigView],
         map_from_camera: torch.Tensor,
         prior_covariance: torch.Tensor | PriorStd | None = None,
         start: torch.Tensor | None = None,
     ) -> FrameAlignment:
-        """Pose of a prepared image that was taken near `map_from_camera`.
+        """Pose of a prepared image that was taken near `map_from_camera`, or of a rig of cameras, whose views share the points.
 
         Args:
-            prepared: The image.
+            prepared: The image, or one or more views of a rig: then poses and covariance are those of the rig's frame.
             map_from_camera: The start, float64 [4, 4].
             prior_covariance: float64 [6, 6] (translation, rotation), camera frame, right perturbation, or standard deviations
                 in words; None: nothing holds the pose.
             start: Where the alignment begins, if not at the prior, float64 [4, 4].
         """
-        clock = _Stopwatch(prepared.timings_ms)
-        camera, start = prepared.camera, map_from_camera if start is None else start
+        rig = (RigView("", prepared),) if isinstance(prepared, PreparedImage) else tuple(prepared)
+        clock = _Stopwatch(rig[0].prepared.timings_ms)
+        for view in rig[1:]:
+            clock.add(view.prepared.timings_ms)
+        start = map_from_camera if start is None else start
         begin = se3.inverse(start)
         for _ in range(MAX_PASSES):
-            local = self._selector.select(start, camera, self.options.max_points, prepared.description)
+            found = [(view, self._points_of(view, start, self.options.max_points // len(rig))) for view in rig]
             clock.lap("gather")
-            if len(local.points) < self.options.alignment.min_points:
-                return FrameAlignment.failed(map_from_camera, "no map points near the prior", len(local.points), clock.laps)
+            count = sum(len(local.points) for _, local in found)
+            if count < self.options.alignment.min_points:
+                return FrameAlignment.failed(map_from_camera, "no map points near the prior", count, clock.laps)
+            # A camera that should see nothing of the map has no part in it.
+            found = [(view, local) for view, local in found if len(local.points)]
             if isinstance(prior_covariance, PriorStd):
-                prior_covariance = prior_covariance.covariance(local.median_depth(map_from_camera))
+                depths = [local.median_depth(_pose_of(view, map_from_camera)) for view, local in found]
+                prior_covariance = prior_covariance.covariance(float(np.median(depths)))
             # In a frame at the points' origin single precision is exact to micrometres on any map.
             map_from_local = torch.eye(4, dtype=torch.float64)
-            map_from_local[:3, 3] = local.origin
+            map_from_local[:3, 3] = found[0][1].origin
             prior = None
             if prior_covariance is not None and self.options.use_prior_factor:
                 # true = map_from_camera · exp(e)  <=>  camera_from_map(true) = exp(-e) · camera_from_map
                 information = torch.from_numpy(np.linalg.inv(prior_covariance.numpy()))
                 prior = PriorFactor(se3.inverse(map_from_camera) @ map_from_local, information)
             initial = se3.inverse(start) @ map_from_local
-            view = View(prepared.pyramid, camera, local.points)
-            result = align(view, initial, self.options.alignment, self.damping, prior, self.weights)
-            moved = _moved_px(result, local.points, camera, initial)
+            views = [
+                View(one.prepared.pyramid, one.prepared.camera, local.points, camera_from_rig=one.camera_from_rig)
+                for one, local in found
+            ]
+            result = align(views, initial, self.options.alignment, self.damping, prior, self.weights)
+            aligned = _aligned_views(result, found)
+            moved = max(_moved_share(result, view, initial) for view in aligned)
             clock.lap("alignment")
-            if not bool(result.converged) or moved < self.options.reselect_share * max(camera.width, camera.height):
+            if not bool(result.converged) or moved < self.options.reselect_share:
                 break
             # The points were chosen for a view quite different from the one found: choose and align once more from there.
             start = map_from_local @ se3.inverse(result.camera_from_map)
-        visible, inliers = int(result.visible.sum()), int(result.inliers.sum())
-        claimed, depth = inverse_information(result.information), _depth(result, local.points)
+        visible, inliers = sum(view.visible for view in aligned), sum(view.inliers for view in aligned)
+        claimed, depth = inverse_information(result.information), _depth(result, aligned)
         statistics = statistics_of(result, claimed.numpy(), (begin @ map_from_local).numpy(), depth)
         covariance = self.judge.covariance(claimed, statistics, depth)
         success = bool(result.converged) and bool(torch.isfinite(covariance).all())
@@ -180,21 +193,34 @@ class FrameAligner:
             iterations,
             clock.laps,
             result,
-            local,
+            aligned,
             depth,
             probability,
             self.judge.elsewhere,
         )
+
+    def _points_of(self, view: RigView, map_from_rig: torch.Tensor, count: int) -> LocalPoints:
+        """The map points that a view of a rig should see, relative to the rig."""
+        local = self._selector.select(_pose_of(view, map_from_rig), view.prepared.camera, count, view.prepared.description)
+        if view.camera_from_rig is None:
+            return local
+        origin = map_from_rig[:3, 3].clone()
+        xyz = local.points.xyz + (local.origin - origin).float()
+        return replace(local, points=replace(local.points, xyz=xyz), origin=origin)
 
     def points_near(self, map_from_camera: torch.Tensor, camera: Camera, count: int) -> LocalPoints:
         """The map points that a camera near a pose [4, 4] should see, `count` at most."""
         return self._selector.select(map_from_camera, camera, count)
 
     def focal_length(self, prepared: PreparedImage, alignment: FrameAlignment) -> FocalLength | None:
-        """The focal length that fits a prepared image best, from where its alignment ended; None where it does not tell."""
-        if not alignment.success:
+        """The focal length that fits a prepared image best, from where its alignment ended; None where it does not tell.
+
+        Of a rig, the image is that of the camera whose frame is the rig's.
+        """
+        own = next((view for view in alignment.views if view.view.camera_from_rig is None), None)
+        if not alignment.success or own is None:
             return None
-        view = View(prepared.pyramid, prepared.camera, alignment.points.points)
+        view = View(prepared.pyramid, prepared.camera, own.points.points)
         return estimate_focal_length(view, alignment.details.camera_from_map, self.options.alignment)
 
 
@@ -209,19 +235,42 @@ def inverse_information(information: torch.Tensor) -> torch.Tensor:
         return torch.full((6, 6), torch.inf, dtype=torch.float64)
 
 
-def _depth(result: AlignmentResult, points: ReferencePoints) -> float:
-    """Median distance of the visible points along the optical axis."""
-    xyz, towards = points.xyz.cpu().numpy(), result.camera_from_map[2].cpu().numpy()
-    depths = (xyz @ towards[:3] + towards[3])[result.visible.cpu().numpy()]
+def _pose_of(view: RigView, map_from_rig: torch.Tensor) -> torch.Tensor:
+    """map_from_camera of a view."""
+    return map_from_rig if view.camera_from_rig is None else map_from_rig @ se3.inverse(view.camera_from_rig)
+
+
+def _aligned_views(result: AlignmentResult, found: Sequence[tuple[RigView, LocalPoints]]) -> tuple[AlignedView, ...]:
+    first, aligned = 0, []
+    for view, local in found:
+        rows = slice(first, first + len(local.points))
+        counts = int(result.visible[rows].sum()), int(result.inliers[rows].sum())
+        aligned.append(AlignedView(view, local, first, *counts))
+        first = rows.stop
+    return tuple(aligned)
+
+
+def _camera_from_local(view: AlignedView, rig_from_local: torch.Tensor) -> np.ndarray:
+    place = view.view.camera_from_rig
+    return np.ascontiguousarray((rig_from_local if place is None else place @ rig_from_local).numpy())
+
+
+def _depth(result: AlignmentResult, views: Sequence[AlignedView]) -> float:
+    """Median distance of the visible points along the optical axes of their cameras."""
+    visible, depths = result.visible.cpu().numpy(), []
+    for view in views:
+        towards = _camera_from_local(view, result.camera_from_map)[2]
+        depths.append((view.points.points.xyz.cpu().numpy() @ towards[:3] + towards[3])[visible[view.rows]])
+    depths = np.concatenate(depths)
     return float(np.median(depths)) if len(depths) else float("inf")
 
 
-def _moved_px(result: AlignmentResult, points: ReferencePoints, camera: Camera, camera_from_local: torch.Tensor) -> float:
-    """How far the visible reprojections moved from the start, in pixels (median)."""
-    pose = np.ascontiguousarray(camera_from_local.numpy())
-    return median_motion(
-        camera_numbers(camera), points.xyz.cpu().numpy(), pose, result.pixels.double().cpu().numpy(), result.visible.cpu().numpy()
-    )
+def _moved_share(result: AlignmentResult, view: AlignedView, rig_from_local: torch.Tensor) -> float:
+    """How far the visible reprojections of a view moved from the start (median), as a share of the image's longer side."""
+    camera, pose = view.view.prepared.camera, _camera_from_local(view, rig_from_local)
+    pixels, visible = result.pixels[view.rows].double().cpu().numpy(), result.visible[view.rows].cpu().numpy()
+    moved = median_motion(camera_numbers(camera), view.points.points.xyz.cpu().numpy(), pose, pixels, visible)
+    return moved / max(camera.width, camera.height)
 
 
 class _Stopwatch:
@@ -229,7 +278,12 @@ class _Stopwatch:
         self.laps = dict(laps or {})
         self._last = time.perf_counter()
 
+    def add(self, laps: dict[str, float]) -> None:
+        """What was measured elsewhere."""
+        for name, milliseconds in laps.items():
+            self.laps[name] = self.laps.get(name, 0.0) + milliseconds
+
     def lap(self, name: str) -> None:
         now = time.perf_counter()
-        self.laps[name] = self.laps.get(name, 0.0) + (now - self._last) * 1e3
+        self.add({name: (now - self._last) * 1e3})
         self._last = now

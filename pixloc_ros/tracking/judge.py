@@ -16,7 +16,7 @@ from .covariances import isotropic, mahalanobis, not_better_than
 from .motion_prior import KnownPose
 from .odometry import OdometrySample
 from .options import TrackerOptions
-from .types import FrameAlignment, MotionPrior, PreparedFrame, TrackState
+from .types import FrameAlignment, MotionPrior, PreparedFrame, RigView, TrackState
 
 MOVED_M, MOVED_RAD = 0.02, 0.01
 """A robot that stands still in a simulator gives equal pictures too; one that has moved by this much does not."""
@@ -39,6 +39,7 @@ class FrameContext:
         odometry: At the image's stamp, None where there is none.
         prior: Where the robot should be, None where nothing is known.
         noise_factor: By how much odometry was found to err more than usual.
+        views: What is aligned: the image, and those of the robot's other cameras.
     """
 
     frame: PreparedFrame
@@ -47,6 +48,7 @@ class FrameContext:
     odometry: OdometrySample | None
     prior: MotionPrior | None
     noise_factor: float
+    views: tuple[RigView, ...] = ()
 
     @property
     def stamp_ns(self) -> int:
@@ -84,13 +86,19 @@ def distance(prior: MotionPrior, pose: KnownPose) -> float:
 
 
 def is_torn(alignment: FrameAlignment) -> bool:
-    """Whether the upper or the lower rows of the image agree with the map much less than the rest: a pose that fits one part of
+    """Whether the upper or the lower rows of an image agree with the map much less than the rest: a pose that fits one part of
     an image whose parts were shifted, as a few wrong bytes of a JPEG or a transfer that is interrupted do, looks as sure."""
     result = alignment.details
     if result is None:
         return False
-    visible = result.visible.cpu().numpy()
-    agrees = result.inliers.cpu().numpy()[visible][np.argsort(result.pixels[..., 1].cpu().numpy()[visible])]
+    visible, agrees, rows = result.visible.cpu().numpy(), result.inliers.cpu().numpy(), result.pixels[..., 1].cpu().numpy()
+    parts = [view.rows for view in alignment.views] or [slice(None)]
+    return any(_is_torn(agrees[part][visible[part]], rows[part][visible[part]]) for part in parts)
+
+
+def _is_torn(agrees: np.ndarray, rows: np.ndarray) -> bool:
+    """agrees: bool [N], of the visible points of an image; rows: [N], where they are."""
+    agrees = agrees[np.argsort(rows)]
     count, least = len(agrees), max(_TORN_POINTS, round(_TORN_PART * len(agrees)))
     above = np.arange(least, count - least + 1)  # points in the upper rows
     if not len(above):

@@ -35,11 +35,12 @@ from ..geometry import se3
 from ..io.frames import CameraFrame
 from .calibration_check import CalibrationCheck, CalibrationReport
 from .calibration_choice import CalibrationChoice
+from .camera_rig import CameraRig
 from .candidates import Candidates
 from .covariances import isotropic, not_worse_than
 from .frame_aligner import FrameAligner
 from .gyro import Gyro
-from .judge import FrameContext, FrozenCamera, Judge, Look, distance, is_torn
+from .judge import FrameContext, Judge, Look, distance, is_torn
 from .learned_noise import LearnedNoise
 from .motion_prior import KnownPose, predict
 from .mount_check import MountCheck
@@ -64,6 +65,7 @@ class Tracker:
         options: The limits.
         mount_check: What speaks against base_from_camera.
         calibration_choice: Which of two readings of a calibration is used.
+        rig: Aligns one camera, or several.
         state: After the last image.
     """
 
@@ -79,9 +81,9 @@ class Tracker:
         self.aligner, self.pose_search = aligner, pose_search
         self.options = options = options or TrackerOptions()
         self.odometry, self.gyro = OdometryBuffer(options.odometry), Gyro(options.motion, options.learning)
-        self._judge = Judge(options, calibration_check)
+        self._judge, self.rig = Judge(options, calibration_check), CameraRig(aligner, pose_search, options.gates)
         self._candidates = Candidates(options, self._predict)
-        self._calibration_check, self._frozen_camera = calibration_check, FrozenCamera()
+        self._calibration_check = calibration_check
         self.mount_check, self.calibration_choice = mount_check or MountCheck("off"), CalibrationChoice(aligner, pose_search)
         self._odometry_check = OdometryCheck(self.odometry)
         self._learned_noise = LearnedNoise(self.odometry, options.motion, options.learning)
@@ -189,7 +191,7 @@ class Tracker:
         there is neither a pose to start from nor a search. Raises InputError for an image or camera that cannot be used."""
         if (self._known is None and self.pose_search is None) or isinstance(frame, PreparedFrame):
             return frame
-        return PreparedFrame.of(frame, self.aligner.prepare(frame.image, frame.camera))
+        return self.rig.prepare(frame)
 
     @torch.no_grad()
     def watch(self, stamp_ns: int) -> float:
@@ -233,8 +235,7 @@ class Tracker:
 
         odometry, odometry_problem = self._odometry_at(frame.stamp_ns)
         view = self._view(frame, base_from_camera, odometry)
-        frozen = self._frozen_camera.repeats(frame.image, odometry)
-        looks, believed = ([], None) if frozen else self._look(view)
+        looks, believed = self._look(view) if view.views else ([], None)
         self._gap.saw(frame.stamp_ns)
         best = believed or max(looks, key=lambda look: look.inliers * look.alignment.success, default=None)
         objection = self.mount_check.judge(best, view, not self._searching)
@@ -243,9 +244,10 @@ class Tracker:
             self._accept(believed.pose, None if jumped else view.prior)
         else:
             problem, believed = self._wait_for_confirmation(looks, view, objection)
-        if frozen:
+        if not view.views:
             problem = "the camera repeats a picture although the robot moves: start its driver again"
         self._learn(believed or best, believed, view)
+        self.rig.learn(view.views, believed and believed.alignment)
         if self.state is TrackState.TRACKING and not problem and len(self.odometry):
             problem = odometry_problem
         if silent_s:
@@ -289,7 +291,8 @@ class Tracker:
         frame = self.calibration_choice.chosen(self.prepare(frame), base_from_camera, prior)
         if self._calibration_check is not None:
             frame = replace(frame, prepared=self._calibration_check.corrected(frame.prepared))
-        return replace(bare, frame=frame, prior=prior)
+        view = replace(bare, frame=frame, prior=prior)
+        return replace(view, views=self.rig.views(view, lambda stamp_ns: self._odometry_at(stamp_ns)[0]))
 
     def _predict(self, known: KnownPose, before: KnownPose | None, view: FrameContext) -> MotionPrior:
         return predict(known, before, view.stamp_ns, view.odometry, self.odometry, self.options.motion, self.gyro.turn)
@@ -316,7 +319,7 @@ class Tracker:
         """The image aligned from a pose of the base. held: covariance of the prior that holds it; None: no prior is believed."""
         covariance = None if held is None else se3.transform_covariance(held, view.camera_from_base)
         start = map_from_base @ view.base_from_camera
-        alignment = self.aligner.localize_prepared(view.frame.prepared, start, covariance)
+        alignment = self.rig.localize(view.views, start, covariance)
         return self._judge.look(view, alignment, held is None)
 
     def _look_elsewhere(self, view: FrameContext) -> list[Look]:
@@ -327,7 +330,7 @@ class Tracker:
         if self.pose_search is not None:
             known = [pose.map_from_base @ view.base_from_camera for _, pose in expected]
             prior, finalists = view.prior if self._searching else None, None if self._searching and not looks else 1
-            found = self.pose_search.search(view.frame, view.base_from_camera, self._turn, prior, known, finalists)
+            found = self.rig.search(view, self._turn, prior, known, finalists)
             self._turn += 1
             looks += [self._judge.look(view, alignment, True, searched=True) for alignment in found]
         return looks
@@ -447,4 +450,4 @@ class Tracker:
         alignment = shown and shown.alignment
         timings_ms = {**(alignment.timings_ms if alignment else {}), "total": (time.perf_counter() - began) * 1e3}
         found = map_from_base, covariance, map_from_odom, view.prior, *away, alignment, timings_ms, message
-        return TrackResult(view.stamp_ns, self.state, *found, view.frame.camera)
+        return TrackResult(view.stamp_ns, self.state, *found, view.frame.camera, self.rig.problems)

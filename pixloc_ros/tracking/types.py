@@ -44,13 +44,55 @@ class PreparedImage:
 
 @dataclass(frozen=True)
 class PreparedFrame(CameraFrame):
-    """A frame whose features were computed already (`Tracker.prepare`)."""
+    """A frame whose features were computed already (`Tracker.prepare`), and those of `others`: None for an image that cannot be
+    used."""
 
     prepared: PreparedImage
+    others_prepared: tuple[PreparedImage | None, ...] = ()
 
     @classmethod
-    def of(cls, frame: CameraFrame, prepared: PreparedImage) -> PreparedFrame:
-        return cls(frame.stamp_ns, frame.image, frame.camera, prepared, calibration=frame.calibration)
+    def of(cls, frame: CameraFrame, prepared: PreparedImage, others: tuple[PreparedImage | None, ...] = ()) -> PreparedFrame:
+        named = {"calibration": frame.calibration, "name": frame.name, "others": frame.others}
+        return cls(frame.stamp_ns, frame.image, frame.camera, prepared, others, **named)
+
+
+@dataclass(frozen=True)
+class RigView:
+    """An image of one camera of a rig. The rig's frame is that of one of its cameras, at one time.
+
+    Attributes:
+        name: Of the camera.
+        prepared: The image.
+        camera_from_rig: float64 [4, 4]; None for the camera whose frame is the rig's.
+    """
+
+    name: str
+    prepared: PreparedImage
+    camera_from_rig: torch.Tensor | None = None
+
+
+@dataclass(frozen=True)
+class AlignedView:
+    """What an alignment says of one of its views.
+
+    Attributes:
+        view: The view.
+        points: The map points that it should see.
+        first: Row of the first of them in the `AlignmentResult`, which holds the views one after the other.
+        visible: How many of them are in the image at the solution.
+        inliers: How many of these agree.
+    """
+
+    view: RigView
+    points: LocalPoints
+    first: int
+    visible: int
+    inliers: int
+
+    @property
+    def rows(self) -> slice:
+        """Of its points in the `AlignmentResult`."""
+        return slice(self.first, self.first + len(self.points.points))
 
 
 @dataclass(frozen=True)
@@ -85,7 +127,7 @@ class FrameAlignment:
     """One image against the map from one prior: what `FrameAligner.localize` returns.
 
     Attributes:
-        map_from_camera: float64 [4, 4].
+        map_from_camera: float64 [4, 4]; of several cameras, map_from_rig.
         covariance: float64 [6, 6] (translation, rotation), camera frame, right perturbation (true = map_from_camera ·
             exp(error)), what the image tells on all levels; infinite where it does not determine the pose.
         success: False where the optimizer had too few points or no finite solution.
@@ -97,7 +139,7 @@ class FrameAlignment:
         iterations: Steps on all levels.
         timings_ms: Stages "prepare", "features", "gather", "alignment".
         details: The `AlignmentResult`, for pictures.
-        points: The map points that `details` speaks of.
+        views: What `details` says of each camera.
         depth: Median distance of the visible points along the optical axis; infinite where it is not known.
         probability: That the pose is right (`alignment_judge.RIGHT`).
         elsewhere: Factor on the covariance that others get (`alignment_judge.AlignmentJudge`).
@@ -114,7 +156,7 @@ class FrameAlignment:
     iterations: int
     timings_ms: dict[str, float] = field(default_factory=dict)
     details: object | None = None
-    points: LocalPoints | None = None
+    views: tuple[AlignedView, ...] = ()
     depth: float = float("inf")
     probability: float = 0.0
     elsewhere: float = 1.0
@@ -149,6 +191,7 @@ class TrackResult:
         timings_ms: Its stages, and "total".
         message: Empty when all is well, else what is wrong and what to do.
         camera: What the image was aligned with: the reading of its calibration that fits.
+        cameras: Of several cameras, what is wrong with each by its name; empty for one that is used.
     """
 
     stamp_ns: int
@@ -163,3 +206,4 @@ class TrackResult:
     timings_ms: dict[str, float] = field(default_factory=dict)
     message: str = ""
     camera: Camera | None = None
+    cameras: dict[str, str] = field(default_factory=dict)

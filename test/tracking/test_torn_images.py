@@ -50,7 +50,7 @@ def test_parts_that_agree_in_unlike_shares_are_torn(upper, lower, torn):
     visible = rng.uniform(size=300) < 0.9
     pixels = torch.from_numpy(np.stack((rows, rows), 1))
     result = SimpleNamespace(visible=torch.from_numpy(visible), inliers=torch.from_numpy(agrees & visible), pixels=pixels)
-    assert is_torn(SimpleNamespace(details=result)) == torn
+    assert is_torn(SimpleNamespace(details=result, views=())) == torn
     few = {name: value[:20] for name, value in vars(result).items()}
-    assert not is_torn(SimpleNamespace(details=SimpleNamespace(**few)))
-    assert not is_torn(SimpleNamespace(details=None))
+    assert not is_torn(SimpleNamespace(details=SimpleNamespace(**few), views=()))
+    assert not is_torn(SimpleNamespace(details=None, views=()))

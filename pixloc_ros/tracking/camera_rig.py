@@ -1,0 +1,229 @@
+# Copyright the pixloc_ros authors. SPDX-License-Identifier: Apache-2.0
+"""The cameras of a robot together: one alignment over the views of all, without those that contradict the others.
+
+A camera that is covered, hangs, or is mounted another way than TF says is noticed by itself: at the pose that the others agree
+on, few of its points do. It is left out and named, and looked at again, one such camera an image, until it fits.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+import torch
+
+from ..errors import InputError
+from ..geometry import se3
+from ..io.frames import CameraFrame
+from .covariances import mahalanobis
+from .frame_aligner import FrameAligner
+from .judge import FrameContext, FrozenCamera
+from .odometry import OdometrySample
+from .options import QualityGates
+from .prior_std import PriorStd
+from .relocalization import Relocalizer
+from .types import FrameAlignment, MotionPrior, PreparedFrame, PreparedImage, RigView
+
+_ODD_SHARE, _LEAST_VISIBLE = 0.5, 20
+"""A view with less than this share of the best view's agreement contradicts it; one with fewer points says nothing."""
+_MISSES, _HITS = 3, 3
+"""So many images in a row leave a camera out, and take it in again."""
+_PROBE = PriorStd(8.0, depth_share=0.1)
+"""How far off the mount of a camera that is left out may be, to be measured."""
+_SHARED = PriorStd(5.0, depth_share=0.1)
+"""How far off a pose found by one camera may be, when all look from there."""
+_MEASURED = 9
+FROZEN = "it repeats a picture although the robot moves: start its driver again"
+BLIND = "it shows nothing of the map: covered, or mounted another way than TF says"
+UNUSABLE = "its image cannot be used"
+
+
+@dataclass
+class _Camera:
+    """What is remembered of one camera: images in a row that contradicted or fitted the others; whether it is left out; what is
+    wrong with it; by how much its mount was off, degrees and metres."""
+
+    frozen: FrozenCamera = field(default_factory=FrozenCamera)
+    misses: int = 0
+    hits: int = 0
+    left_out: bool = False
+    problem: str = ""
+    offsets: deque[tuple[float, float]] = field(default_factory=lambda: deque(maxlen=_MEASURED))
+
+
+class CameraRig:
+    """Aligns the images of one or more cameras, and remembers which cameras are of use. For one thread.
+
+    Attributes:
+        problems: What is wrong with each camera, by name; empty for one that is used. Nothing for a single camera.
+    """
+
+    def __init__(self, aligner: FrameAligner, pose_search: Relocalizer | None, gates: QualityGates) -> None:
+        self._aligner, self._pose_search, self._gates = aligner, pose_search, gates
+        self._cameras: dict[str, _Camera] = {}
+        self._turn = 0
+
+    @property
+    def problems(self) -> dict[str, str]:
+        return {name: camera.problem for name, camera in self._cameras.items()} if len(self._cameras) > 1 else {}
+
+    def prepare(self, frame: CameraFrame) -> PreparedFrame:
+        """The frame with the features of all its images. Raises InputError where its own image cannot be used."""
+        others: list[PreparedImage | None] = []
+        for mounted in frame.others:
+            others.append(None)
+            with contextlib.suppress(InputError):
+                others[-1] = self._aligner.prepare(mounted.frame.image, mounted.frame.camera)
+        return PreparedFrame.of(frame, self._aligner.prepare(frame.image, frame.camera), tuple(others))
+
+    def views(self, context: FrameContext, odometry_at: Callable[[int], OdometrySample | None]) -> tuple[RigView, ...]:
+        """What of a frame can be aligned, none where all cameras hang. The rig's frame is that of the frame's own camera.
+
+        odometry_at: of a stamp; where it says nothing, another camera's image is taken to be from the frame's stamp.
+        """
+        frame, views = context.frame, []
+        if not self._hangs(frame, context):
+            views.append(RigView(frame.name, frame.prepared))
+        for mounted, prepared in zip(frame.others, frame.others_prepared):
+            one, place = mounted.frame, mounted.base_from_camera
+            if prepared is None:
+                self._of(one.name).problem = UNUSABLE
+            elif not self._hangs(one, context):
+                moved = odometry_at(one.stamp_ns)
+                if context.odometry is not None and moved is not None:
+                    place = se3.inverse(context.odometry.odom_from_base) @ moved.odom_from_base @ place
+                views.append(RigView(one.name, prepared, se3.inverse(place) @ context.base_from_camera))
+        return tuple(views)
+
+    def _of(self, name: str) -> _Camera:
+        return self._cameras.setdefault(name, _Camera())
+
+    def _hangs(self, frame: CameraFrame, context: FrameContext) -> bool:
+        camera = self._of(frame.name)
+        hangs = camera.frozen.repeats(frame.image, context.odometry)
+        if hangs or camera.problem in (FROZEN, UNUSABLE):
+            camera.problem = FROZEN if hangs else ""
+        return hangs
+
+    # ---- alignment
+
+    def localize(
+        self, views: Sequence[RigView], map_from_rig: torch.Tensor, covariance: torch.Tensor | PriorStd | None
+    ) -> FrameAlignment:
+        """All views aligned from a pose [4, 4] of the rig, as `FrameAligner.localize_prepared`; the views that contradict the
+        others are not among the alignment's."""
+        used = [view for view in views if not self._left_out(view.name)] or list(views)
+        found = self._align(used, map_from_rig, covariance)
+        if len(used) == 1:
+            return found
+        odd = _odd(found)
+        if odd:
+            again = self._align([view for view in used if view.name not in odd], map_from_rig, covariance)
+            found = again if again.success and again.probability >= min(found.probability, self._gates.min_probability) else found
+        if found.probability < self._gates.min_probability:
+            found = self._majority(used, map_from_rig, covariance) or found
+        return found
+
+    def _left_out(self, name: str) -> bool:
+        return name in self._cameras and self._cameras[name].left_out
+
+    def _align(self, views: Sequence[RigView], *arguments) -> FrameAlignment:
+        alone = len(views) == 1 and views[0].camera_from_rig is None
+        return self._aligner.localize_prepared(views[0].prepared if alone else views, *arguments)
+
+    def _majority(
+        self, views: Sequence[RigView], map_from_rig: torch.Tensor, covariance: torch.Tensor | PriorStd | None
+    ) -> FrameAlignment | None:
+        """What most cameras agree on that are right by themselves; of as many, those nearest to the prior."""
+        alone = [(view, self._align([view], map_from_rig, covariance)) for view in views]
+        good = [(view, found) for view, found in alone if found.probability >= self._gates.min_probability]
+        if not good:
+            return None
+
+        def agrees(one: FrameAlignment, other: FrameAlignment) -> bool:
+            pose = other.map_from_camera
+            return mahalanobis(one.map_from_camera, one.covariance, pose, other.covariance) <= self._gates.max_innovation
+
+        groups = [[view for view, other in good if agrees(found, other)] for _, found in good]
+        away = [float(se3.pose_difference(map_from_rig, found.map_from_camera)[0]) for _, found in good]
+        best = min(range(len(good)), key=lambda k: (-len(groups[k]), away[k]))
+        if len(groups[best]) == 1:
+            return good[best][1]
+        return self._align(groups[best], map_from_rig, covariance, good[best][1].map_from_camera)
+
+    def search(
+        self, context: FrameContext, turn: int, prior: MotionPrior | None, known: Sequence[torch.Tensor], finalists: int | None
+    ) -> list[FrameAlignment]:
+        """`Relocalizer.search` by one camera after the other, turn by turn; what it finds is aligned with all of them.
+
+        known: map_from_rig poses that are already followed.
+        """
+        frame, views = context.frame, context.views
+        if not frame.others:
+            return self._pose_search.search(frame, context.base_from_camera, turn, prior, known, finalists)
+        used = [view for view in views if not self._left_out(view.name)] or list(views)
+        view = used[turn % len(used)]
+        mounted = {frame.name: frame} | {one.frame.name: one.frame for one in frame.others}
+        rig_from_camera = torch.eye(4, dtype=torch.float64) if view.camera_from_rig is None else se3.inverse(view.camera_from_rig)
+        found = self._pose_search.search(
+            PreparedFrame.of(mounted[view.name], view.prepared),
+            context.base_from_camera @ rig_from_camera,
+            turn // len(used),
+            prior,
+            [pose @ rig_from_camera for pose in known],
+            finalists,
+        )
+        starts = [one.map_from_camera @ se3.inverse(rig_from_camera) for one in found if one.success]
+        return [self.localize(views, start, _SHARED) for start in starts]
+
+    # ---- what is learned
+
+    def learn(self, views: Sequence[RigView], believed: FrameAlignment | None) -> None:
+        """Keeps which cameras fitted an image that is believed, and looks at one of those that are left out."""
+        if believed is None or len(self._cameras) < 2:
+            return
+        used = {one.view.name for one in believed.views}
+        for view in views:
+            camera = self._of(view.name)
+            if camera.left_out:
+                continue
+            camera.misses = 0 if view.name in used else camera.misses + 1
+            camera.left_out = camera.misses >= _MISSES
+            if camera.left_out:
+                camera.hits, camera.problem = 0, BLIND
+                camera.offsets.clear()
+        waiting = [view for view in views if self._left_out(view.name)]
+        if waiting:
+            self._turn += 1
+            self._probe(waiting[self._turn % len(waiting)], believed)
+
+    def _probe(self, view: RigView, believed: FrameAlignment) -> None:
+        """Whether a camera that is left out fits again, and what is wrong with it."""
+        camera = self._cameras[view.name]
+        alone = self._align([view], believed.map_from_camera, _PROBE)
+        if alone.probability < self._gates.min_probability:
+            camera.hits, camera.problem = 0, BLIND
+            return
+        here, there = believed.map_from_camera, alone.map_from_camera
+        if mahalanobis(here, believed.covariance, there, alone.covariance) <= self._gates.max_innovation:
+            camera.hits += 1
+            if camera.hits >= _HITS:
+                self._cameras[view.name] = replace(camera, misses=0, left_out=False, problem="")
+            return
+        camera.hits = 0
+        back = torch.eye(4, dtype=torch.float64) if view.camera_from_rig is None else se3.inverse(view.camera_from_rig)
+        metres, radians = (float(v) for v in se3.pose_difference(here @ back, there @ back))
+        camera.offsets.append((math.degrees(radians), metres))
+        degrees, metres = np.median(np.array(camera.offsets), axis=0)
+        camera.problem = f"it is mounted {degrees:.1f}° and {100 * metres:.0f} cm from where TF says: check base_from_camera"
+
+
+def _odd(alignment: FrameAlignment) -> list[str]:
+    """Names of the views of which far fewer points agree than of the best one."""
+    shares = {one.view.name: one.inliers / one.visible for one in alignment.views if one.visible >= _LEAST_VISIBLE}
+    best = max(shares.values(), default=0.0)
+    return [name for name, share in shares.items() if share < _ODD_SHARE * best]
