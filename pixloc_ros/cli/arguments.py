@@ -251,6 +251,15 @@ def add_imu(parser) -> None:
     )
 
 
+def add_cameras(parser) -> None:
+    option(parser, "--cameras NAMES", "several cameras together: the namespaces of their topics, as front,left", "")
+
+
+def camera_names(args: argparse.Namespace) -> tuple[str, ...]:
+    """Of --cameras, in their order."""
+    return tuple(name.strip("/ ") for name in args.cameras.split(",") if name.strip("/ "))
+
+
 def add_cold_start(parser) -> None:
     flag(parser, "--cold-start", "begin without a pose: it is searched for in the whole map, as whenever it is lost")
 

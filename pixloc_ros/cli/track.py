@@ -21,11 +21,13 @@ from ..errors import InputError
 from ..io.files import write_text
 from .arguments import (
     add_bag,
+    add_cameras,
     add_cold_start,
     add_execution,
     add_imu,
     add_verb,
     bag_options,
+    camera_names,
     flag,
     initial_pose,
     open_localizer,
@@ -38,6 +40,7 @@ from .progress import show_progress
 def add_parser(subparsers) -> None:
     parser = add_verb(subparsers, "track", run, __doc__)
     add_bag(parser)
+    add_cameras(parser)
     add_cold_start(parser)
     add_imu(parser)
     path(parser, "-o --output DIR", "folder of poses.tum (stamp tx ty tz qx qy qz qw), run.json, summary.json and report.html")
@@ -50,7 +53,7 @@ def run(args: argparse.Namespace) -> int:
     if args.output.is_file() or args.output.suffix in (".tum", ".txt", ".json", ".html"):
         raise InputError(f"-o {args.output}: give a folder; the poses go to poses.tum in it")
     localizer = open_localizer(args)
-    with io.bags.BagReader(args.bag, options) as bag, show_progress("track") as progress:
+    with io.rig_images.open_bag(args.bag, options, camera_names(args)) as bag, show_progress("track") as progress:
         meter = evaluation.usage.UsageMeter()
         tracker = localizer.tracker()
         imu, unused = io.bag_sensors.find_sensor(bag, io.bag_sensors.IMU, args.imu_topic)

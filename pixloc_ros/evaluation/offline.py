@@ -20,7 +20,7 @@ from ..io.bags import BagReader
 from ..io.frames import CameraFrame, Event, OdometryMessage, UnusableFrame
 from ..io.trajectory import Trajectory
 from ..tracking.tracker import Tracker
-from ..tracking.types import PreparedFrame, PreparedImage, TrackResult
+from ..tracking.types import PreparedFrame, TrackResult
 from .runs import TRUTH_GAP_NS, BagRun, FrameRecord
 
 ODOMETRY_WAIT_NS = 100_000_000
@@ -94,9 +94,9 @@ def run_bag(
         with contextlib.suppress(InputError):
             prepared = tracker.aligner.prepare(frame.image, frame.camera)
             if map_from_base is not None:
-                tracker.aligner.localize_prepared(prepared, map_from_base @ bag.base_from_camera)
+                tracker.aligner.localize_prepared(prepared, map_from_base @ bag.mount_of(frame))
             if tracker.pose_search is not None:
-                tracker.pose_search.search(PreparedFrame.of(frame, prepared), bag.base_from_camera)
+                tracker.pose_search.search(PreparedFrame.of(frame, prepared), bag.mount_of(frame))
 
     def track(frame: CameraFrame | UnusableFrame) -> bool:
         """Process one image → whether that was the last."""
@@ -115,7 +115,7 @@ def run_bag(
                 cold_start = False
                 warm_up(frame, None)
             try:
-                result = tracker.track(frame, bag.base_from_camera)
+                result = tracker.track(frame, bag.mount_of(frame))
             except InputError as error:
                 reason = str(error)
         if result is None:
@@ -149,7 +149,7 @@ def run_bag(
     with contextlib.ExitStack() as stack:
         events = bag.events()
         if ahead:
-            events = read_ahead(events, lambda frame: tracker.aligner.prepare(frame.image, frame.camera))
+            events = read_ahead(events, tracker.rig.prepare)
             stack.enter_context(contextlib.closing(events))
         for event in events:
             if isinstance(event, OdometryMessage):
@@ -169,6 +169,7 @@ def run_bag(
     said = filter(None, (tracker.calibration_choice.note, mount.problem, mount.suspicion, mount.unverified))
     remarks = (*bag.notes, *said, *odometry.warnings(bag.options.time_offset_s).values())
     remarks += tracker.gyro.warnings(bag.options.time_offset_s)
+    remarks += tuple(f"camera {name}: {problem}" for name, problem in tracker.rig.said.items())
     remarks += (tracker.odometry.twist_check.problem,) if tracker.odometry.twist_check.problem else ()
     remarks += camera_silence(records, [stamp_ns for stamp_ns, _ in samples], tracker.options.max_degraded_s)
     calibration = tracker.check_calibration()
@@ -192,7 +193,7 @@ def camera_silence(records: list[FrameRecord], odometry_ns: list[int], longest_s
     return (f"no image could be used for {seconds:.1f} s after {begin_ns * 1e-9:.3f}, while odometry went on: check the camera",)
 
 
-def read_ahead(events: Iterator[Event], prepare: Callable[[CameraFrame], PreparedImage]) -> Iterator[Event]:
+def read_ahead(events: Iterator[Event], prepare: Callable[[CameraFrame], PreparedFrame]) -> Iterator[Event]:
     """Reads events and prepares images on one core while the tracker works on another; only the time it takes changes.
 
     An image that cannot be prepared (InputError) comes as it is, for the tracker to say why. Errors in reading are raised here.
@@ -206,7 +207,7 @@ def read_ahead(events: Iterator[Event], prepare: Callable[[CameraFrame], Prepare
                 if not warm:
                     prepare(event)  # the first call is slow; it must not count as what an image takes
                     warm = True
-                return PreparedFrame.of(event, prepare(event))
+                return prepare(event)
         return event
 
     def up_to_next_image() -> tuple[list[Event], Exception | None]:

@@ -150,6 +150,10 @@ class BagReader:
             elif kind == _IMAGE and wanted(stamp_ns):
                 yield self._frame(stamp_ns, message, calibration)
 
+    def mount_of(self, frame: CameraFrame) -> torch.Tensor:
+        """base_from_camera of a frame."""
+        return self.base_from_camera
+
     def odometry(self) -> Trajectory:
         """odom_from_base over time; empty where there is no odometry."""
         return Trajectory.from_poses((m.stamp_ns, m.odom_from_base) for m in self._odometry_messages())

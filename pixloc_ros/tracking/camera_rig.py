@@ -59,16 +59,18 @@ class CameraRig:
     """Aligns the images of one or more cameras, and remembers which cameras are of use. For one thread.
 
     Attributes:
-        problems: What is wrong with each camera, by name; empty for one that is used. Nothing for a single camera.
+        said: What was ever wrong with a camera, by name.
     """
 
     def __init__(self, aligner: FrameAligner, pose_search: Relocalizer | None, gates: QualityGates) -> None:
         self._aligner, self._pose_search, self._gates = aligner, pose_search, gates
         self._cameras: dict[str, _Camera] = {}
         self._turn = 0
+        self.said: dict[str, str] = {}
 
     @property
     def problems(self) -> dict[str, str]:
+        """What is wrong with each camera, by name; empty for one that is used. Nothing for a single camera."""
         return {name: camera.problem for name, camera in self._cameras.items()} if len(self._cameras) > 1 else {}
 
     def prepare(self, frame: CameraFrame) -> PreparedFrame:
@@ -184,7 +186,10 @@ class CameraRig:
 
     def learn(self, views: Sequence[RigView], believed: FrameAlignment | None) -> None:
         """Keeps which cameras fitted an image that is believed, and looks at one of those that are left out."""
-        if believed is None or len(self._cameras) < 2:
+        if len(self._cameras) < 2:
+            return
+        self.said |= {name: problem for name, problem in self.problems.items() if problem}
+        if believed is None:
             return
         used = {one.view.name for one in believed.views}
         for view in views:

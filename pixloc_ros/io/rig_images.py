@@ -1,0 +1,145 @@
+# Copyright the pixloc_ros authors. SPDX-License-Identifier: Apache-2.0
+"""Several cameras of one robot: which images make a frame, and bags that hold them."""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Generic, TypeVar
+
+import torch
+
+from ..errors import InputError
+from .bags import BagOptions, BagReader
+from .frames import CameraFrame, Event, MountedFrame, UnusableFrame
+
+T = TypeVar("T")
+SILENT_NS = 350_000_000
+"""A camera that gave no image for so long leads no frame: the next in the list does."""
+MAX_AGE_NS = 150_000_000
+"""An image older than its frame by more is not used."""
+
+
+class LatestImages(Generic[T]):
+    """Makes frames of the images of several cameras, in the order of their arrival: when one comes of the leading camera (the
+    first of the list that is alive), the newest of all others go with it. Each image is used once."""
+
+    def __init__(self, names: Sequence[str]) -> None:
+        self._names = tuple(names)
+        self.restart()
+
+    def restart(self) -> None:
+        """Time begins anew."""
+        self._waiting: dict[str, tuple[int, T]] = {}
+        self._heard_ns: dict[str, int] = {}
+        self._last_ns: int | None = None
+
+    def add(self, name: str, stamp_ns: int, image: T | None) -> dict[str, tuple[int, T]]:
+        """Of an image that came (None: one that cannot be used), the frame that it completes: stamps and images by camera, the
+        leading one first; empty while others are awaited. Stamps of leading images rise."""
+        self._heard_ns[name] = stamp_ns
+        if image is not None:
+            self._waiting[name] = stamp_ns, image
+        lead = next(n for n in self._names if stamp_ns - self._heard_ns.get(n, stamp_ns - SILENT_NS) < SILENT_NS)
+        if name != lead:
+            return {}
+        frame = {n: self._waiting[n] for n in self._names if n in self._waiting and self._waiting[n][0] >= stamp_ns - MAX_AGE_NS}
+        if not frame:
+            return {}
+        leading_ns = next(iter(frame.values()))[0]
+        if self._last_ns is not None and leading_ns <= self._last_ns:
+            return {}
+        self._last_ns = leading_ns
+        self._waiting.clear()
+        return frame
+
+
+class RigReader(BagReader):
+    """A bag with several cameras: its frames hold the images of all (`CameraFrame.others`). Topics, frames and mount of a
+    `BagReader` are those of the first camera.
+
+    Raises:
+        InputError: As `BagReader`, for every camera; there are no images below a name.
+    """
+
+    def __init__(self, path: Path, options: BagOptions, names: Sequence[str]) -> None:
+        if len(set(names)) < len(names):
+            raise InputError(f"--cameras {','.join(names)}: a camera is named twice")
+        if options.base_from_camera is not None:
+            raise InputError("a mount given by hand is one camera's: let TF say where the cameras are, or leave out --cameras")
+        self.cameras = tuple(names)
+        self._others: dict[str, BagReader] = {}
+        super().__init__(path, options)
+        try:
+            for name in names[1:]:
+                own = {"image": None, "camera_info": None, "odometry": "none", "truth": "none", "base_frame": self.base_frame}
+                self._others[name] = _OneOf(self.path, replace(options, **own), name)
+        except BaseException:
+            self.close()
+            raise
+
+    def close(self) -> None:
+        super().close()
+        for reader in self._others.values():
+            reader.close()
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What could not be read so far."""
+        others = (f"{name}: {note}" for name, reader in self._others.items() for note in reader.notes)
+        return (*super().notes, *(note for note in others if note.partition(": ")[2] not in super(RigReader, self).notes))
+
+    def _image_candidates(self) -> list[str]:
+        return _below(super()._image_candidates(), self.cameras[0], self.path)
+
+    def events(self) -> Iterator[Event]:
+        """Odometry and frames in the order of their stamps, each with the images of all cameras."""
+        latest: LatestImages[CameraFrame] = LatestImages(self.cameras)
+        own = ((event.stamp_ns, 1, self.cameras[0], event) for event in super().events())
+        others = (_named(name, reader) for name, reader in self._others.items())
+        for stamp_ns, _, name, event in heapq.merge(own, *others, key=lambda item: item[:2]):
+            if isinstance(event, CameraFrame | UnusableFrame):
+                usable = isinstance(event, CameraFrame)
+                frame = latest.add(name, stamp_ns, replace(event, name=name) if usable else None)
+                if not usable:
+                    self._left_out[f"{name}: {event.reason}"] += 1
+                if frame:
+                    lead, *rest = (image for _, image in frame.values())
+                    yield replace(lead, others=tuple(MountedFrame(one, self.mount_of(one)) for one in rest))
+            else:
+                yield event
+
+    def mount_of(self, frame: CameraFrame) -> torch.Tensor:
+        """base_from_camera of a frame's own camera."""
+        return self._others[frame.name].base_from_camera if frame.name in self._others else self.base_from_camera
+
+
+class _OneOf(BagReader):
+    """One of several cameras in a bag."""
+
+    def __init__(self, path: Path, options: BagOptions, name: str) -> None:
+        self.name = name
+        super().__init__(path, options)
+
+    def _image_candidates(self) -> list[str]:
+        return _below(super()._image_candidates(), self.name, self.path)
+
+
+def open_bag(path: Path, options: BagOptions, cameras: Sequence[str]) -> BagReader:
+    """Of the one camera in a bag, or of those named. Raises InputError as the readers."""
+    if not cameras:
+        return BagReader(path, options)
+    return RigReader(path, options, cameras) if len(cameras) > 1 else _OneOf(path, options, cameras[0])
+
+
+def _named(name: str, reader: BagReader) -> Iterator[tuple]:
+    return ((frame.stamp_ns, 0, name, frame) for frame in reader.frames())
+
+
+def _below(topics: list[str], name: str, path: Path) -> list[str]:
+    found = [topic for topic in topics if f"/{name.strip('/')}/" in topic]
+    if not found:
+        raise InputError(f"{path} has no images below /{name}: its image topics are {', '.join(topics) or 'none'}")
+    return found
