@@ -38,6 +38,8 @@ if TYPE_CHECKING:
     from .optimizer import AlignmentOptions
 
 
+MOST_VIEWS = 6
+"""Rigs of up to so many views are compiled as one."""
 _LEAST, _MOST = np.array(LOG10_LEAST), np.array(LOG10_MOST)
 
 
@@ -401,10 +403,19 @@ def problems(task: Task) -> Callable[[int], Problem]:
             return tuple(map(of, values)) if isinstance(values, tuple) else values[b if len(values) > 1 else 0]
 
         mine = tuple(ViewArrays(*of(batched), *alone) for batched, alone in arrays)
+        if len(mine) > 1:  # one compiled program serves rigs of any size that is usual
+            mine += (_without_points(mine[0]),) * (MOST_VIEWS - len(mine))
         priors, loss = (of(inverses), of(information)), LOSSES[options.loss.kind]
         return Problem(mine, strides, of(damping), *priors, table, loss, *limits)
 
     return problem
+
+
+def _without_points(view: ViewArrays) -> ViewArrays:
+    """A view that adds nothing."""
+    rows = {"xyz": view.xyz[:0], "descriptors": tuple(values[:0] for values in view.descriptors)}
+    rows |= {"confidences": tuple(values[:0] for values in view.confidences), "mask": view.mask[:0]}
+    return view._replace(**rows)
 
 
 def _array(tensor: torch.Tensor | None, dtype: type, empty: tuple[int, ...] = ()) -> np.ndarray:

@@ -18,13 +18,13 @@ from .frames import CameraFrame, Event, MountedFrame, UnusableFrame
 T = TypeVar("T")
 SILENT_NS = 350_000_000
 """A camera that gave no image for so long leads no frame: the next in the list does."""
-MAX_AGE_NS = 150_000_000
-"""An image older than its frame by more is not used."""
+MAX_AGE_NS, WAIT_NS = 150_000_000, 40_000_000
+"""An image further from its frame in time is not used, and so long a frame waits for those of the other cameras."""
 
 
 class LatestImages(Generic[T]):
-    """Makes frames of the images of several cameras, in the order of their arrival: when one comes of the leading camera (the
-    first of the list that is alive), the newest of all others go with it. Each image is used once."""
+    """Makes frames of the images of several cameras, in the order of their arrival. Each image of the leading camera (the first of
+    the list that is alive) is a frame, with the images of the others that are nearest in time; those are awaited a little."""
 
     def __init__(self, names: Sequence[str]) -> None:
         self._names = tuple(names)
@@ -32,28 +32,46 @@ class LatestImages(Generic[T]):
 
     def restart(self) -> None:
         """Time begins anew."""
-        self._waiting: dict[str, tuple[int, T]] = {}
+        self._newest: dict[str, tuple[int, T]] = {}
         self._heard_ns: dict[str, int] = {}
+        self._frame: dict[str, tuple[int, T]] = {}
         self._last_ns: int | None = None
 
     def add(self, name: str, stamp_ns: int, image: T | None) -> dict[str, tuple[int, T]]:
         """Of an image that came (None: one that cannot be used), the frame that it completes: stamps and images by camera, the
         leading one first; empty while others are awaited. Stamps of leading images rise."""
+        done: dict[str, tuple[int, T]] = {}
+        if self._frame and stamp_ns > self._lead_ns + WAIT_NS:
+            done = self.rest()
         self._heard_ns[name] = stamp_ns
         if image is not None:
-            self._waiting[name] = stamp_ns, image
-        lead = next(n for n in self._names if stamp_ns - self._heard_ns.get(n, stamp_ns - SILENT_NS) < SILENT_NS)
-        if name != lead:
-            return {}
-        frame = {n: self._waiting[n] for n in self._names if n in self._waiting and self._waiting[n][0] >= stamp_ns - MAX_AGE_NS}
-        if not frame:
-            return {}
-        leading_ns = next(iter(frame.values()))[0]
-        if self._last_ns is not None and leading_ns <= self._last_ns:
-            return {}
-        self._last_ns = leading_ns
-        self._waiting.clear()
+            self._offer(name, stamp_ns, image)
+        if self._frame and all(self._heard_ns[one] >= self._lead_ns for one in self._alive(stamp_ns)):
+            return done or self.rest()
+        return done
+
+    def rest(self) -> dict[str, tuple[int, T]]:
+        """The frame that waits, as it is."""
+        frame, self._frame = self._frame, {}
         return frame
+
+    @property
+    def _lead_ns(self) -> int:
+        return next(iter(self._frame.values()))[0]
+
+    def _alive(self, stamp_ns: int) -> list[str]:
+        return [one for one in self._names if stamp_ns - self._heard_ns.get(one, stamp_ns - SILENT_NS) < SILENT_NS]
+
+    def _offer(self, name: str, stamp_ns: int, image: T) -> None:
+        if self._alive(stamp_ns)[0] == name and (self._last_ns is None or stamp_ns > self._last_ns):
+            self._last_ns = stamp_ns
+            near = {one: at for one, at in self._newest.items() if one != name and abs(at[0] - stamp_ns) <= MAX_AGE_NS}
+            self._frame = {name: (stamp_ns, image)} | near
+        elif self._frame and abs(stamp_ns - self._lead_ns) <= abs(
+            self._frame.get(name, (self._lead_ns - MAX_AGE_NS,))[0] - self._lead_ns
+        ):
+            self._frame[name] = stamp_ns, image
+        self._newest[name] = stamp_ns, image
 
 
 class RigReader(BagReader):
@@ -106,10 +124,15 @@ class RigReader(BagReader):
                 if not usable:
                     self._left_out[f"{name}: {event.reason}"] += 1
                 if frame:
-                    lead, *rest = (image for _, image in frame.values())
-                    yield replace(lead, others=tuple(MountedFrame(one, self.mount_of(one)) for one in rest))
+                    yield self._together(frame)
             else:
                 yield event
+        if frame := latest.rest():
+            yield self._together(frame)
+
+    def _together(self, frame: dict[str, tuple[int, CameraFrame]]) -> CameraFrame:
+        lead, *rest = (image for _, image in frame.values())
+        return replace(lead, others=tuple(MountedFrame(one, self.mount_of(one)) for one in rest))
 
     def mount_of(self, frame: CameraFrame) -> torch.Tensor:
         """base_from_camera of a frame's own camera."""
