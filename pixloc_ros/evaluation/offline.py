@@ -101,7 +101,7 @@ def run_bag(
     def track(frame: CameraFrame | UnusableFrame) -> bool:
         """Process one image → whether that was the last."""
         nonlocal start, cold_start, read
-        while imu is not None and read < len(rates) and imu.stamps_ns[read] <= frame.stamp_ns + GYRO_WAIT_NS:
+        while imu is not None and read < len(rates) and imu.stamps_ns[read] <= frame.newest_ns + GYRO_WAIT_NS:
             tracker.gyro.add(int(imu.stamps_ns[read]), rates[read])
             read += 1
         progress(len(records), image_count, tracker.state.name)
@@ -138,7 +138,7 @@ def run_bag(
     def process(now_ns: int | None) -> bool:
         """Process what need not wait longer, everything if `now_ns` is None → whether the run has ended."""
         while waiting:
-            stamp_ns = waiting[0].stamp_ns
+            stamp_ns = waiting[0].newest_ns
             covered = bag.odometry_topic is None or tracker.odometry.covers(stamp_ns)
             if not covered and now_ns is not None and now_ns - stamp_ns < ODOMETRY_WAIT_NS:
                 return False

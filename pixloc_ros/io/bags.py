@@ -115,8 +115,7 @@ class BagReader:
     @property
     def notes(self) -> tuple[str, ...]:
         """What could not be read so far."""
-        calibration = getattr(self._first_calibration, "notes", ())
-        notes = *self._storage.notes, *self.transforms.notes, *calibration
+        notes = *self._storage.notes, *self.transforms.notes, *getattr(self._first_calibration, "notes", ())
         return (*notes, *(f"{what}: {number} left out" for what, number in self._left_out.items() if number))
 
     # ---- what is in it
@@ -125,12 +124,10 @@ class BagReader:
         """Odometry and frames in the order of their stamps; at equal stamps odometry first."""
         calibration = self._first_calibration
         for kind, stamp_ns, message in self._sorted_messages():
-            if kind == _ODOMETRY:
-                yield message
-            elif kind == _INFO:
+            if kind == _INFO:
                 calibration = try_calibration(message, self.image_topic)
             else:
-                yield self._frame(stamp_ns, message, calibration)
+                yield message if kind == _ODOMETRY else self._frame(stamp_ns, message, calibration)
 
     def frames(
         self, wanted: Callable[[int], bool] = lambda stamp_ns: True, other: str | None = None

@@ -32,6 +32,11 @@ class CameraFrame:
     name: str = field(default="", kw_only=True)
     others: tuple[MountedFrame, ...] = field(default=(), kw_only=True)
 
+    @property
+    def newest_ns(self) -> int:
+        """Stamp of its newest image."""
+        return max((self.stamp_ns, *(other.frame.stamp_ns for other in self.others)))
+
 
 @dataclass(frozen=True)
 class MountedFrame:
@@ -47,6 +52,11 @@ class UnusableFrame:
 
     stamp_ns: int
     reason: str
+
+    @property
+    def newest_ns(self) -> int:
+        """As of a `CameraFrame`."""
+        return self.stamp_ns
 
 
 @dataclass(frozen=True)

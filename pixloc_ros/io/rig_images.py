@@ -23,8 +23,11 @@ MAX_AGE_NS, WAIT_NS = 150_000_000, 40_000_000
 
 
 class LatestImages(Generic[T]):
-    """Makes frames of the images of several cameras, in the order of their arrival. Each image of the leading camera (the first of
-    the list that is alive) is a frame, with the images of the others that are nearest in time; those are awaited a little."""
+    """Makes frames of the images of several cameras, in the order of their arrival.
+
+    Each image of the leading camera (the first of the list that is alive) is a frame, with the images of the others that are
+    nearest in time; those are awaited a little.
+    """
 
     def __init__(self, names: Sequence[str]) -> None:
         self._names = tuple(names)

@@ -22,7 +22,6 @@ from ..io.frames import CameraFrame
 from .covariances import mahalanobis
 from .frame_aligner import FrameAligner
 from .judge import FrameContext, FrozenCamera
-from .odometry import OdometrySample
 from .options import QualityGates
 from .prior_std import PriorStd
 from .relocalization import Relocalizer
@@ -32,12 +31,18 @@ _ODD_SHARE, _LEAST_VISIBLE = 0.5, 20
 """A view with less than this share of the best view's agreement contradicts it; one with fewer points says nothing."""
 _MISSES, _HITS = 3, 3
 """So many images in a row leave a camera out, and take it in again."""
+_LASTING = 15
+"""A problem that lasted so many images is worth a remark."""
+_PLACED_M, _PLACED_RAD = 0.003, 0.0005
+"""Standard deviations up to which the motion between two images is known as well as an image tells."""
 _PROBE = PriorStd(8.0, depth_share=0.1)
 """How far off the mount of a camera that is left out may be, to be measured."""
 _SHARED = PriorStd(5.0, depth_share=0.1)
 """How far off a pose found by one camera may be, when all look from there."""
 _MEASURED = 9
 FROZEN = "it repeats a picture although the robot moves: start its driver again"
+MotionTo = Callable[[int, FrameContext], tuple[torch.Tensor, torch.Tensor]]
+"""Motion [4, 4] of the base from a frame to another stamp, and its covariance [6, 6] (body perturbation)."""
 BLIND = "it shows nothing of the map: covered, or mounted another way than TF says"
 UNUSABLE = "its image cannot be used"
 
@@ -45,13 +50,14 @@ UNUSABLE = "its image cannot be used"
 @dataclass
 class _Camera:
     """What is remembered of one camera: images in a row that contradicted or fitted the others; whether it is left out; what is
-    wrong with it; by how much its mount was off, degrees and metres."""
+    wrong with it, and for how many images; by how much its mount was off, degrees and metres."""
 
     frozen: FrozenCamera = field(default_factory=FrozenCamera)
     misses: int = 0
     hits: int = 0
     left_out: bool = False
     problem: str = ""
+    lasted: int = 0
     offsets: deque[tuple[float, float]] = field(default_factory=lambda: deque(maxlen=_MEASURED))
 
 
@@ -82,11 +88,8 @@ class CameraRig:
                 others[-1] = self._aligner.prepare(mounted.frame.image, mounted.frame.camera)
         return PreparedFrame.of(frame, self._aligner.prepare(frame.image, frame.camera), tuple(others))
 
-    def views(self, context: FrameContext, odometry_at: Callable[[int], OdometrySample | None]) -> tuple[RigView, ...]:
-        """What of a frame can be aligned, none where all cameras hang. The rig's frame is that of the frame's own camera.
-
-        odometry_at: of a stamp; where it says nothing, another camera's image is taken to be from the frame's stamp.
-        """
+    def views(self, context: FrameContext, motion_to: MotionTo) -> tuple[RigView, ...]:
+        """What of a frame can be aligned, none where all cameras hang. The rig's frame is that of the frame's own camera."""
         frame, views = context.frame, []
         if not self._hangs(frame, context):
             views.append(RigView(frame.name, frame.prepared))
@@ -95,10 +98,13 @@ class CameraRig:
             if prepared is None:
                 self._of(one.name).problem = UNUSABLE
             elif not self._hangs(one, context):
-                moved = odometry_at(one.stamp_ns)
-                if context.odometry is not None and moved is not None:
-                    place = se3.inverse(context.odometry.odom_from_base) @ moved.odom_from_base @ place
-                views.append(RigView(one.name, prepared, se3.inverse(place) @ context.base_from_camera))
+                covariance = None
+                if one.stamp_ns != frame.stamp_ns:
+                    motion, noise = motion_to(one.stamp_ns, context)
+                    # base · motion · exp(n) = base · exp(Ad(motion) n) · motion
+                    covariance = se3.transform_covariance(noise, context.camera_from_base @ motion)
+                    place = motion @ place
+                views.append(RigView(one.name, prepared, se3.inverse(place) @ context.base_from_camera, covariance))
         return tuple(views)
 
     def _of(self, name: str) -> _Camera:
@@ -116,9 +122,26 @@ class CameraRig:
     def localize(
         self, views: Sequence[RigView], map_from_rig: torch.Tensor, covariance: torch.Tensor | PriorStd | None
     ) -> FrameAlignment:
-        """All views aligned from a pose [4, 4] of the rig, as `FrameAligner.localize_prepared`; the views that contradict the
-        others are not among the alignment's."""
+        """The views aligned from a pose [4, 4] of the rig, as `FrameAligner.localize_prepared`; those that contradict the others
+        are not among the alignment's.
+
+        Images of another time take part where the motion until then is known as well as an image tells, and where the rest does
+        not tell enough.
+        """
         used = [view for view in views if not self._left_out(view.name)] or list(views)
+        exact = [view for view in used if _is_placed(view)]
+        found = self._together(exact, map_from_rig, covariance) if exact else None
+        if found is not None and (len(exact) == len(used) or found.probability >= self._gates.min_probability):
+            return found
+        every = self._together(used, map_from_rig, covariance)
+        if not every.success or (found is not None and found.probability >= every.probability):
+            return found or every
+        off = [view.covariance for view in (one.view for one in every.views) if view.covariance is not None]
+        return replace(every, covariance=every.covariance + torch.stack(off).mean(0)) if off else every
+
+    def _together(
+        self, used: Sequence[RigView], map_from_rig: torch.Tensor, covariance: torch.Tensor | PriorStd | None
+    ) -> FrameAlignment:
         found = self._align(used, map_from_rig, covariance)
         if len(used) == 1:
             return found
@@ -185,46 +208,70 @@ class CameraRig:
     # ---- what is learned
 
     def learn(self, views: Sequence[RigView], believed: FrameAlignment | None) -> None:
-        """Keeps which cameras fitted an image that is believed, and looks at one of those that are left out."""
+        """Keeps which cameras fitted an image that is believed, and looks at one of those that had no part in it."""
         if len(self._cameras) < 2:
             return
-        self.said |= {name: problem for name, problem in self.problems.items() if problem}
+        for name, camera in self._cameras.items():
+            camera.lasted = camera.lasted + 1 if camera.problem else 0
+            if camera.lasted >= _LASTING:
+                self.said[name] = camera.problem
         if believed is None:
             return
         used = {one.view.name for one in believed.views}
+        exact = any(_is_placed(one.view) for one in believed.views)
+        waiting = []
         for view in views:
-            camera = self._of(view.name)
-            if camera.left_out:
-                continue
-            camera.misses = 0 if view.name in used else camera.misses + 1
-            camera.left_out = camera.misses >= _MISSES
-            if camera.left_out:
-                camera.hits, camera.problem = 0, BLIND
-                camera.offsets.clear()
-        waiting = [view for view in views if self._left_out(view.name)]
+            if view.name in used:
+                self._fits(view.name)
+            elif self._left_out(view.name) or (exact and not _is_placed(view)):
+                waiting.append(view)
+            else:
+                self._contradicts(view.name, BLIND)
         if waiting:
             self._turn += 1
             self._probe(waiting[self._turn % len(waiting)], believed)
 
+    def _fits(self, name: str) -> None:
+        camera = self._cameras[name]
+        camera.misses, camera.hits = 0, camera.hits + 1
+        if camera.hits >= _HITS:
+            camera.left_out, camera.problem = False, ""
+            camera.offsets.clear()
+
+    def _contradicts(self, name: str, problem: str) -> None:
+        camera = self._cameras[name]
+        camera.misses, camera.hits = camera.misses + 1, 0
+        camera.left_out = camera.left_out or camera.misses >= _MISSES
+        if camera.left_out:
+            camera.problem = problem
+
     def _probe(self, view: RigView, believed: FrameAlignment) -> None:
-        """Whether a camera that is left out fits again, and what is wrong with it."""
-        camera = self._cameras[view.name]
+        """Whether a camera that had no part fits, and what is wrong with it."""
         alone = self._align([view], believed.map_from_camera, _PROBE)
         if alone.probability < self._gates.min_probability:
-            camera.hits, camera.problem = 0, BLIND
+            self._contradicts(view.name, BLIND)
             return
         here, there = believed.map_from_camera, alone.map_from_camera
-        if mahalanobis(here, believed.covariance, there, alone.covariance) <= self._gates.max_innovation:
-            camera.hits += 1
-            if camera.hits >= _HITS:
-                self._cameras[view.name] = replace(camera, misses=0, left_out=False, problem="")
+        covariance = alone.covariance if view.covariance is None else alone.covariance + view.covariance
+        if mahalanobis(here, believed.covariance, there, covariance) <= self._gates.max_innovation:
+            self._fits(view.name)
             return
-        camera.hits = 0
-        back = torch.eye(4, dtype=torch.float64) if view.camera_from_rig is None else se3.inverse(view.camera_from_rig)
+        offsets, camera_from_rig = self._cameras[view.name].offsets, view.camera_from_rig
+        back = torch.eye(4, dtype=torch.float64) if camera_from_rig is None else se3.inverse(camera_from_rig)
         metres, radians = (float(v) for v in se3.pose_difference(here @ back, there @ back))
-        camera.offsets.append((math.degrees(radians), metres))
-        degrees, metres = np.median(np.array(camera.offsets), axis=0)
-        camera.problem = f"it is mounted {degrees:.1f}° and {100 * metres:.0f} cm from where TF says: check base_from_camera"
+        offsets.append((math.degrees(radians), metres))
+        degrees, metres = np.median(np.array(offsets), axis=0)
+        self._contradicts(
+            view.name, f"it is mounted {degrees:.1f}° and {100 * metres:.0f} cm from where TF says: check base_from_camera"
+        )
+
+
+def _is_placed(view: RigView) -> bool:
+    """Whether it is known where the camera was at the time of the image, compared with what an image tells."""
+    if view.covariance is None:
+        return True
+    variances = view.covariance.diagonal()
+    return float(variances[:3].sum()) <= _PLACED_M**2 and float(variances[3:].sum()) <= _PLACED_RAD**2
 
 
 def _odd(alignment: FrameAlignment) -> list[str]:

@@ -112,6 +112,39 @@ def predict(
     return _moved(known, *_turned(torch.eye(4, dtype=torch.float64), noise, turned), "static", seconds)
 
 
+def motion_near(
+    stamp_ns: int,
+    prior: MotionPrior | None,
+    odometry: OdometrySample | None,
+    other_ns: int,
+    other: OdometrySample | None,
+    buffer: OdometryBuffer,
+    options: MotionOptions,
+    turn: Turn | None = None,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Motion [4, 4] of the base from the time of an image to a time shortly before or after, and its covariance [6, 6] (body
+    perturbation of the motion).
+
+    Args:
+        stamp_ns: Of the image.
+        prior: Of its pose: what the robot moved by lately.
+        odometry: At that time.
+        other_ns: The other time.
+        other: Odometry then.
+        buffer: As of `predict`, and so on.
+    """
+    start, end = sorted(((stamp_ns, odometry), (other_ns, other)), key=lambda one: one[0])
+    still, nothing, before = torch.eye(4, dtype=torch.float64), torch.zeros(6, 6, dtype=torch.float64), None
+    if prior is not None and prior.motion is not None and prior.age_s > 0:
+        earlier_ns = start[0] - round(prior.age_s * 1e9)
+        before = KnownPose(earlier_ns, se3.inverse(prior.motion), prior.covariance)
+    here = KnownPose(start[0], still, nothing, start[1])
+    moved = predict(here, before, *end, buffer, options, turn)
+    if start[0] == stamp_ns:
+        return moved.map_from_base, moved.covariance
+    return se3.inverse(moved.map_from_base), se3.transform_covariance(moved.covariance, moved.map_from_base)
+
+
 def _turned(
     motion: torch.Tensor, noise: torch.Tensor, turned: tuple[torch.Tensor, torch.Tensor] | None
 ) -> tuple[torch.Tensor, torch.Tensor]:

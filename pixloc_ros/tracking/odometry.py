@@ -225,6 +225,13 @@ class OdometryBuffer:
         newest = self.newest_stamp_ns
         return newest is not None and newest >= stamp_ns
 
+    def find(self, stamp_ns: int) -> tuple[OdometrySample | None, str]:
+        """As `lookup`, or None and why there is nothing."""
+        try:
+            return self.lookup(stamp_ns), ""
+        except OdometryUnavailable as unavailable:
+            return None, str(unavailable)
+
     @torch.no_grad()
     def lookup(self, stamp_ns: int) -> OdometrySample:
         """Odometry at a time: interpolated (slerp, straight line), or for a short while extrapolated and marked so.

@@ -42,9 +42,9 @@ from .frame_aligner import FrameAligner
 from .gyro import Gyro
 from .judge import FrameContext, Judge, Look, distance, is_torn
 from .learned_noise import LearnedNoise
-from .motion_prior import KnownPose, predict
+from .motion_prior import KnownPose, motion_near, predict
 from .mount_check import MountCheck
-from .odometry import OdometryBuffer, OdometryReport, OdometrySample, OdometryUnavailable
+from .odometry import OdometryBuffer, OdometryReport, OdometrySample
 from .odometry_check import OdometryCheck, OdometryFindings
 from .options import TrackerOptions
 from .relocalization import Relocalizer, start_around
@@ -179,8 +179,7 @@ class Tracker:
             self._unchecked = None
             if change and self._known is not None and math.isfinite(self._known.depth):
                 # The last pose was found with the other focal length: it is off by so much of the depth.
-                shift = isotropic(change * self._known.depth, change)
-                known = self._known
+                known, shift = self._known, isotropic(change * self._known.depth, change)
                 self._known = replace(known, covariance=known.covariance + shift, published=known.published + shift)
         return None if self._calibration_check is None else self._calibration_check.report
 
@@ -199,7 +198,7 @@ class Tracker:
         same whether somebody watched or not. Returns how long no image came, in seconds; 0 while that is no longer than usual."""
         silent_s = self._gap.seconds(stamp_ns)
         if silent_s and not self._searching:
-            odometry, _ = self._odometry_at(stamp_ns)
+            odometry, _ = self.odometry.find(stamp_ns)
             prior = predict(self._known, self._before, stamp_ns, odometry, self.odometry, self.options.motion, self.gyro.turn)
             goes_on = self.options.may_dead_reckon(prior, self._known.depth, self.options.max_degraded_s)
             self.state, self._unseen = (TrackState.DEGRADED, False) if goes_on else (TrackState.LOST, True)
@@ -233,7 +232,7 @@ class Tracker:
                 frame.stamp_ns, self.state, timings_ms={"total": (time.perf_counter() - began) * 1e3}, message=problem
             )
 
-        odometry, odometry_problem = self._odometry_at(frame.stamp_ns)
+        odometry, odometry_problem = self.odometry.find(frame.stamp_ns)
         view = self._view(frame, base_from_camera, odometry)
         looks, believed = self._look(view) if view.views else ([], None)
         self._gap.saw(frame.stamp_ns)
@@ -269,12 +268,6 @@ class Tracker:
         self._gap.saw(stamp_ns)
         return f"time went back by {back_s:.3f} s: the pose is forgotten, give an initial pose"
 
-    def _odometry_at(self, stamp_ns: int) -> tuple[OdometrySample | None, str]:
-        try:
-            return self.odometry.lookup(stamp_ns), ""
-        except OdometryUnavailable as unavailable:
-            return None, str(unavailable)
-
     def _view(self, frame: CameraFrame, base_from_camera: torch.Tensor, odometry: OdometrySample | None) -> FrameContext:
         """The image with its features and its prior, from the last known pose."""
         noise_factor = max(1.0, *self.odometry.noise_factors)
@@ -283,7 +276,7 @@ class Tracker:
         if self._known is not None:
             if self._known.odometry is None or self._known.odometry.extrapolated_s:
                 # Odometry that was late for that image, or an initial pose, may be here by now.
-                known_odometry, _ = self._odometry_at(self._known.stamp_ns)
+                known_odometry, _ = self.odometry.find(self._known.stamp_ns)
                 self._known = replace(self._known, odometry=known_odometry or self._known.odometry)
             prior = replace(self._predict(self._known, self._before, bare), noise_factor=noise_factor)
             if self._initial:
@@ -292,7 +285,11 @@ class Tracker:
         if self._calibration_check is not None:
             frame = replace(frame, prepared=self._calibration_check.corrected(frame.prepared))
         view = replace(bare, frame=frame, prior=prior)
-        return replace(view, views=self.rig.views(view, lambda stamp_ns: self._odometry_at(stamp_ns)[0]))
+        return replace(view, views=self.rig.views(view, self._motion_to))
+
+    def _motion_to(self, stamp_ns: int, view: FrameContext) -> tuple[torch.Tensor, torch.Tensor]:
+        known = view.stamp_ns, view.prior, view.odometry, stamp_ns, self.odometry.find(stamp_ns)[0]
+        return motion_near(*known, self.odometry, self.options.motion, self.gyro.turn)
 
     def _predict(self, known: KnownPose, before: KnownPose | None, view: FrameContext) -> MotionPrior:
         return predict(known, before, view.stamp_ns, view.odometry, self.odometry, self.options.motion, self.gyro.turn)

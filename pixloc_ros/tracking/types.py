@@ -64,11 +64,14 @@ class RigView:
         name: Of the camera.
         prepared: The image.
         camera_from_rig: float64 [4, 4]; None for the camera whose frame is the rig's.
+        covariance: float64 [6, 6] of the rig's motion between its time and the image's (rig's frame, right perturbation); None
+            for an image of that time.
     """
 
     name: str
     prepared: PreparedImage
     camera_from_rig: torch.Tensor | None = None
+    covariance: torch.Tensor | None = None
 
 
 @dataclass(frozen=True)
