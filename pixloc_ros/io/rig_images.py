@@ -37,6 +37,7 @@ class LatestImages(Generic[T]):
         """Time begins anew."""
         self._newest: dict[str, tuple[int, T]] = {}
         self._heard_ns: dict[str, int] = {}
+        self._begin_ns: int | None = None
         self._frame: dict[str, tuple[int, T]] = {}
         self._last_ns: int | None = None
 
@@ -46,10 +47,11 @@ class LatestImages(Generic[T]):
         done: dict[str, tuple[int, T]] = {}
         if self._frame and stamp_ns > self._lead_ns + WAIT_NS:
             done = self.rest()
+        self._begin_ns = stamp_ns if self._begin_ns is None else self._begin_ns
         self._heard_ns[name] = stamp_ns
         if image is not None:
             self._offer(name, stamp_ns, image)
-        if self._frame and all(self._heard_ns[one] >= self._lead_ns for one in self._alive(stamp_ns)):
+        if self._frame and all(self._heard_ns.get(one, -1) >= self._lead_ns for one in self._alive(stamp_ns)):
             return done or self.rest()
         return done
 
@@ -63,7 +65,7 @@ class LatestImages(Generic[T]):
         return next(iter(self._frame.values()))[0]
 
     def _alive(self, stamp_ns: int) -> list[str]:
-        return [one for one in self._names if stamp_ns - self._heard_ns.get(one, stamp_ns - SILENT_NS) < SILENT_NS]
+        return [one for one in self._names if stamp_ns - self._heard_ns.get(one, self._begin_ns) < SILENT_NS]
 
     def _offer(self, name: str, stamp_ns: int, image: T) -> None:
         if self._alive(stamp_ns)[0] == name and (self._last_ns is None or stamp_ns > self._last_ns):

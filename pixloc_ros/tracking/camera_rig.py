@@ -157,8 +157,10 @@ class CameraRig:
         return name in self._cameras and self._cameras[name].left_out
 
     def _align(self, views: Sequence[RigView], *arguments) -> FrameAlignment:
-        alone = len(views) == 1 and views[0].camera_from_rig is None
-        return self._aligner.localize_prepared(views[0].prepared if alone else views, *arguments)
+        if len(views) > 1 or views[0].camera_from_rig is not None:
+            return self._aligner.localize_prepared(views, *arguments)
+        found = self._aligner.localize_prepared(views[0].prepared, *arguments)
+        return replace(found, views=tuple(replace(one, view=views[0]) for one in found.views))
 
     def _majority(
         self, views: Sequence[RigView], map_from_rig: torch.Tensor, covariance: torch.Tensor | PriorStd | None

@@ -139,10 +139,16 @@ def motion_near(
         earlier_ns = start[0] - round(prior.age_s * 1e9)
         before = KnownPose(earlier_ns, se3.inverse(prior.motion), prior.covariance)
     here = KnownPose(start[0], still, nothing, start[1])
-    moved = predict(here, before, *end, buffer, options, turn)
+    moved, seconds = predict(here, before, *end, buffer, options), (end[0] - start[0]) * 1e-9
+    noise = moved.covariance.clone()
+    if moved.source == "odometry" and prior is not None and prior.age_s > seconds > 0:
+        # The noise is that of a step from image to image. The body's shaking, which wheels do not tell, is in it, and does not
+        # get less in proportion to the time.
+        noise[3:, 3:] *= prior.age_s / seconds
+    motion, noise = _turned(moved.map_from_base, noise, turn(start[0], end[0]) if turn is not None else None)
     if start[0] == stamp_ns:
-        return moved.map_from_base, moved.covariance
-    return se3.inverse(moved.map_from_base), se3.transform_covariance(moved.covariance, moved.map_from_base)
+        return motion, noise
+    return se3.inverse(motion), se3.transform_covariance(noise, motion)
 
 
 def _turned(
