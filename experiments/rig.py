@@ -61,7 +61,7 @@ class FaultyDrive:
 
     def __init__(self, bag: BagReader) -> None:
         self._bag = bag
-        self._begin_ns = int(bag.image_stamps()[0])
+        self._begin_ns = next(iter(bag.image_stamps()))
 
     def __getattr__(self, name: str):
         return getattr(self._bag, name)

@@ -87,7 +87,9 @@ def run_bag(
     samples: list[tuple[int, torch.Tensor]] = []
     refused: Counter = Counter()
     image_count, read = bag.image_count, 0
-    rates = None if imu is None else imu.rates @ bag.base_from_camera[:3, :3].numpy().T
+    base_turned = bag.base_from_camera[:3, :3].numpy().T
+    rates = None if imu is None else imu.rates @ base_turned
+    forces = None if imu is None or imu.forces is None else imu.forces @ base_turned
 
     def warm_up(frame: CameraFrame, map_from_base: torch.Tensor | None) -> None:
         """The first call of everything is slow; it must not count as what a frame takes. Nothing here keeps a state."""
@@ -102,7 +104,7 @@ def run_bag(
         """Process one image → whether that was the last."""
         nonlocal start, cold_start, read
         while imu is not None and read < len(rates) and imu.stamps_ns[read] <= frame.newest_ns + GYRO_WAIT_NS:
-            tracker.gyro.add(int(imu.stamps_ns[read]), rates[read])
+            tracker.gyro.add(int(imu.stamps_ns[read]), rates[read], None if forces is None else forces[read])
             read += 1
         progress(len(records), image_count, tracker.state.name)
         result, reason = None, getattr(frame, "reason", "")

@@ -15,6 +15,7 @@ import torch
 
 from ..geometry import se3
 from ..geometry.gyro import mount_turn
+from .gravity import Gravity
 from .learned_noise import LearnedNoise, LearnedNoiseOptions
 from .motion_prior import KnownPose, MotionOptions
 from .odometry import OdometryBuffer, OdometryNoise, OdometryOptions, OdometryUnavailable
@@ -65,6 +66,7 @@ class Gyro:
         bias: float64 [3], rad/s, base axes.
         trusted: Whether it reads what the camera does.
         problem: What is wrong with it and what to do; empty: nothing that is known.
+        gravity: What the accelerometer next to it reads.
     """
 
     def __init__(
@@ -77,6 +79,7 @@ class Gyro:
         self._steps: deque[tuple[np.ndarray, np.ndarray, float]] = deque(maxlen=self.options.steps)
         self.trusted, self.problem, self._surprises = False, "", 0
         self._pose: torch.Tensor | None = None
+        self.gravity = Gravity()
         self.interrupt()
 
     def __bool__(self) -> bool:
@@ -88,8 +91,11 @@ class Gyro:
         self._noise.interrupt()
         self._check.interrupt()
 
-    def add(self, stamp_ns: int, rate: np.ndarray) -> None:
-        """An angular velocity float64 [3] rad/s of the base, in its axes. What is late, or no number, is left out."""
+    def add(self, stamp_ns: int, rate: np.ndarray, force: np.ndarray | None = None) -> None:
+        """An angular velocity float64 [3] rad/s of the base, in its axes, and what an accelerometer reads in them, m/s². What is
+        late, or no number, is left out."""
+        if force is not None:
+            self.gravity.add(stamp_ns, force, rate - self.bias)
         if not np.isfinite(rate).all():
             return
         if (fast := float(np.linalg.norm(rate))) > self.options.buffer.max_turn_rate:
@@ -126,6 +132,7 @@ class Gyro:
 
     def learn(self, pose: KnownPose) -> None:
         """A pose that an image surely showed."""
+        self.gravity.learn(pose.stamp_ns, pose.map_from_base)
         try:
             sample = self._buffer.lookup(pose.stamp_ns)
         except OdometryUnavailable:
@@ -185,4 +192,4 @@ class Gyro:
         """What is wrong with it, in words. time_offset_s: added to the images' stamps already."""
         said = self.findings().warnings(time_offset_s)
         lines = [line.replace("the odometry", "the gyro") for name, line in said.items() if name != "way"]
-        return (self.problem, *lines) if self.problem else tuple(lines)
+        return (*filter(None, (self.problem, self.gravity.problem)), *lines)

@@ -13,6 +13,7 @@ import torch
 from ..geometry import se3
 from .calibration_check import CalibrationCheck
 from .covariances import isotropic, mahalanobis, not_better_than
+from .gravity import Gravity
 from .motion_prior import KnownPose
 from .odometry import OdometrySample
 from .options import TrackerOptions
@@ -40,6 +41,7 @@ class FrameContext:
         prior: Where the robot should be, None where nothing is known.
         noise_factor: By how much odometry was found to err more than usual.
         views: What is aligned: the image, and those of the robot's other cameras.
+        gravity: What an accelerometer reads.
     """
 
     frame: PreparedFrame
@@ -49,6 +51,7 @@ class FrameContext:
     prior: MotionPrior | None
     noise_factor: float
     views: tuple[RigView, ...] = ()
+    gravity: Gravity | None = None
 
     @property
     def stamp_ns(self) -> int:

@@ -169,6 +169,8 @@ class MountCheck:
         return self.problem
 
     def _against(self, look: Look, view: FrameContext) -> str:
+        if view.gravity is not None and (tilted := view.gravity.against(view.stamp_ns, look.pose.map_from_base)):
+            return tilted
         sure = self._against_motion(view, sure=True)
         if sure or self.verified:
             self._given = None

@@ -85,8 +85,8 @@ class Tracker:
         self._candidates = Candidates(options, self._predict)
         self._calibration_check = calibration_check
         self.mount_check, self.calibration_choice = mount_check or MountCheck("off"), CalibrationChoice(aligner, pose_search)
-        self._odometry_check = OdometryCheck(self.odometry)
-        self._learned_noise = LearnedNoise(self.odometry, options.motion, options.learning)
+        noise = LearnedNoise(self.odometry, options.motion, options.learning)
+        self._odometry_check, self._learned_noise = OdometryCheck(self.odometry), noise
         self._unchecked: tuple[int, PreparedImage, FrameAlignment] | None = None
         self._gap = ImageGap()
         self.reset()
@@ -228,9 +228,8 @@ class Tracker:
                 lost = "lost and given up" if self.state is TrackState.LOST else "no pose to start from"
                 problem = f"{lost}: give an initial pose"
         if problem:
-            return TrackResult(
-                frame.stamp_ns, self.state, timings_ms={"total": (time.perf_counter() - began) * 1e3}, message=problem
-            )
+            total_ms = {"total": (time.perf_counter() - began) * 1e3}
+            return TrackResult(frame.stamp_ns, self.state, timings_ms=total_ms, message=problem)
 
         odometry, odometry_problem = self.odometry.find(frame.stamp_ns)
         view = self._view(frame, base_from_camera, odometry)
@@ -284,7 +283,7 @@ class Tracker:
         frame = self.calibration_choice.chosen(self.prepare(frame), base_from_camera, prior)
         if self._calibration_check is not None:
             frame = replace(frame, prepared=self._calibration_check.corrected(frame.prepared))
-        view = replace(bare, frame=frame, prior=prior)
+        view = replace(bare, frame=frame, prior=prior, gravity=self.gyro.gravity)
         return replace(view, views=self.rig.views(view, self._motion_to))
 
     def _motion_to(self, stamp_ns: int, view: FrameContext) -> tuple[torch.Tensor, torch.Tensor]:
@@ -292,7 +291,8 @@ class Tracker:
         return motion_near(*known, self.odometry, self.options.motion, self.gyro.turn)
 
     def _predict(self, known: KnownPose, before: KnownPose | None, view: FrameContext) -> MotionPrior:
-        return predict(known, before, view.stamp_ns, view.odometry, self.odometry, self.options.motion, self.gyro.turn)
+        prior = predict(known, before, view.stamp_ns, view.odometry, self.odometry, self.options.motion, self.gyro.turn)
+        return self.gyro.gravity.upright(prior, view.stamp_ns)
 
     def _look(self, view: FrameContext) -> tuple[list[Look], Look | None]:
         """All looks at the image, and the one that is believed at once: around the prior and, unless that will do, elsewhere."""
@@ -397,8 +397,7 @@ class Tracker:
         if not elsewhere and self.options.may_dead_reckon(view.prior, self._known.depth, self.options.max_degraded_blind_s):
             self.state = TrackState.DEGRADED
             return
-        if self._searching_since_ns is None:
-            self._searching_since_ns = view.stamp_ns
+        self._searching_since_ns = self._searching_since_ns or view.stamp_ns
         if not self._searching:
             self.state = TrackState.LOST
         elif self._known is not None and (view.stamp_ns - self._searching_since_ns) * 1e-9 > self.options.max_search_s:
