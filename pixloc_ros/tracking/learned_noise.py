@@ -6,6 +6,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 
 from ..geometry import se3
 from .covariances import mahalanobis
@@ -13,6 +14,8 @@ from .motion_prior import KnownPose, MotionOptions, predict
 from .odometry import OdometryBuffer, OdometryUnavailable
 
 _LEAST_WAY_M = 1e-6
+_CHANGE_SHARE = 0.1
+"""Of what the velocity changed by from step to step, that each one replaces."""
 
 
 @dataclass(frozen=True)
@@ -54,7 +57,7 @@ class LearnedNoise:
     def __init__(self, odometry: OdometryBuffer, motion: MotionOptions, options: LearnedNoiseOptions | None = None) -> None:
         self.options = options or LearnedNoiseOptions()
         self._odometry, self._motion = odometry, motion
-        self._variance = self.options.way_std**2
+        self._variance, self._changes = self.options.way_std**2, None
         self.interrupt()
 
     def interrupt(self) -> None:
@@ -71,6 +74,7 @@ class LearnedNoise:
         expected = predict(last, before, pose.stamp_ns, None, self._odometry, self._motion)
         if expected.source != "constant velocity":
             return
+        self._learn_velocity(last, expected.map_from_base, pose)
         away = mahalanobis(expected.map_from_base, expected.covariance, pose.map_from_base, pose.covariance)
         if away > self.options.smooth:
             return
@@ -85,6 +89,25 @@ class LearnedNoise:
         surprised = self._learn_factors(error, images, noise.numpy())
         if not surprised:
             self._learn_way(motion[:3, 3].numpy(), error[:3], images[:3, :3], noise.numpy()[:3, :3])
+
+    def _learn_velocity(self, last: KnownPose, expected: torch.Tensor, pose: KnownPose) -> None:
+        """From a pose and where its predecessors' velocity let it be expected, map_from_base [4, 4]."""
+        off = se3.se3_log(se3.inverse(expected) @ pose.map_from_base).numpy() / ((pose.stamp_ns - last.stamp_ns) * 1e-9)
+        changes = np.array((off[:3] @ off[:3], off[3:] @ off[3:])) / 3
+        self._changes = changes if self._changes is None else self._changes + _CHANGE_SHARE * (changes - self._changes)
+
+    def velocity(self, stamp_ns: int) -> tuple[torch.Tensor, np.ndarray] | None:
+        """float64 [6] (translation, rotation) a second in base axes between the last two images, and how far it may be off at a
+        time soon after: variances [2] of each axis. None where too little is known."""
+        before, last = self._before, self._last
+        if before is None or self._changes is None or not 0 <= (stamp_ns - last.stamp_ns) * 1e-9 <= self._motion.max_velocity_s:
+            return None
+        step_s = (last.stamp_ns - before.stamp_ns) * 1e-9
+        if not 0 < step_s <= self._motion.max_velocity_s:
+            return None
+        # `_changes` is of one step after the other; from the middle of the last step to that time it is as many.
+        steps = 0.5 + (stamp_ns - last.stamp_ns) * 1e-9 / step_s
+        return se3.se3_log(se3.inverse(before.map_from_base) @ last.map_from_base) / step_s, steps**2 * self._changes
 
     def _learn_factors(self, error: np.ndarray, images: np.ndarray, noise: np.ndarray) -> bool:
         """From a motion's error [6] and covariances [6, 6] of images and odometry; whether the translation surprises."""

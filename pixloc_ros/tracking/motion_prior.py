@@ -7,6 +7,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 
 from ..geometry import se3
@@ -121,6 +122,7 @@ def motion_near(
     buffer: OdometryBuffer,
     options: MotionOptions,
     turn: Turn | None = None,
+    velocity: tuple[torch.Tensor, np.ndarray] | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Motion [4, 4] of the base from the time of an image to a time shortly before or after, and its covariance [6, 6] (body
     perturbation of the motion).
@@ -132,6 +134,7 @@ def motion_near(
         other_ns: The other time.
         other: Odometry then.
         buffer: As of `predict`, and so on.
+        velocity: Of the images, as of `LearnedNoise.velocity`, used where it claims to be better.
     """
     start, end = sorted(((stamp_ns, odometry), (other_ns, other)), key=lambda one: one[0])
     still, nothing, before = torch.eye(4, dtype=torch.float64), torch.zeros(6, 6, dtype=torch.float64), None
@@ -145,7 +148,13 @@ def motion_near(
         # The noise is that of a step from image to image. The body's shaking, which wheels do not tell, is in it, and does not
         # get less in proportion to the time.
         noise[3:, 3:] *= prior.age_s / seconds
-    motion, noise = _turned(moved.map_from_base, noise, turn(start[0], end[0]) if turn is not None else None)
+    step = se3.se3_log(moved.map_from_base).clone()
+    for part, k in ((slice(0, 3), 0), (slice(3, 6), 1)):
+        if velocity is not None and 3 * velocity[1][k] * seconds**2 < float(noise[part, part].trace()):
+            step[part] = velocity[0][part] * seconds
+            noise[part, :], noise[:, part] = 0.0, 0.0
+            noise[part, part] = float(velocity[1][k]) * seconds**2 * torch.eye(3, dtype=torch.float64)
+    motion, noise = _turned(se3.se3_exp(step), noise, turn(start[0], end[0]) if turn is not None else None)
     if start[0] == stamp_ns:
         return motion, noise
     return se3.inverse(motion), se3.transform_covariance(noise, motion)

@@ -288,7 +288,8 @@ class Tracker:
 
     def _motion_to(self, stamp_ns: int, view: FrameContext) -> tuple[torch.Tensor, torch.Tensor]:
         known = view.stamp_ns, view.prior, view.odometry, stamp_ns, self.odometry.find(stamp_ns)[0]
-        return motion_near(*known, self.odometry, self.options.motion, self.gyro.turn)
+        velocity = self._learned_noise.velocity(view.stamp_ns)
+        return motion_near(*known, self.odometry, self.options.motion, self.gyro.turn, velocity)
 
     def _predict(self, known: KnownPose, before: KnownPose | None, view: FrameContext) -> MotionPrior:
         prior = predict(known, before, view.stamp_ns, view.odometry, self.odometry, self.options.motion, self.gyro.turn)

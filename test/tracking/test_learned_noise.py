@@ -172,3 +172,20 @@ def states(inliers: float, learns: bool, monkeypatch) -> list[TrackState]:
 def test_a_robot_with_bad_odometry_is_not_lost(learns, monkeypatch):
     tracked = np.mean([state is TrackState.TRACKING for state in states(0.8, learns, monkeypatch)])
     assert tracked > 0.85 if learns else tracked < 0.6
+
+
+def test_the_velocity_of_images_and_how_far_it_may_be_off():
+    noise = LearnedNoise(OdometryBuffer(), MotionOptions())
+    twist = torch.tensor([0.8, 0.0, 0.0, 0.0, 0.0, 0.3], dtype=torch.float64)
+    assert noise.velocity(0) is None
+    rng = np.random.default_rng(0)
+    for k in range(60):
+        error = torch.from_numpy(rng.normal(0, 0.001, 6))
+        pose = se3.se3_exp(0.1 * k * twist) @ se3.se3_exp(error)
+        noise.add(KnownPose(k * PERIOD_NS, pose, COVARIANCE))
+    velocity, variances = noise.velocity(6_000_000_000)
+    torch.testing.assert_close(velocity, twist, atol=0.05, rtol=0)
+    assert (np.sqrt(variances) < 0.08).all() and (np.sqrt(variances) > 0.01).all()
+    assert noise.velocity(8_000_000_000) is None
+    noise.interrupt()
+    assert noise.velocity(6_000_000_000) is None
