@@ -107,8 +107,8 @@ class FrameAssembly:
         began = time.monotonic()
         base_from_camera = self._inputs.transforms.base_from_camera(received.message.header.frame_id, stamp_ns, deadline)
         self._feed_odometry(stamp_ns, received.received_at, deadline)
-        for reading_ns, rate in self._inputs.gyro.take(stamp_ns) if self._inputs.gyro else ():
-            tracker.gyro.add(reading_ns, rate)
+        for reading in self._inputs.gyro.take(stamp_ns) if self._inputs.gyro else ():
+            tracker.gyro.add(*reading)
         stages_ms["wait_ms"] = (time.monotonic() - began) * 1e3
         self._feed_initial_pose(stamp_ns)
         if not tracker.has_pose:

@@ -4,6 +4,7 @@
 import math
 
 import numpy as np
+import torch
 from geometry_msgs.msg import Vector3
 from node_harness import PERIOD_NS, START_NS, running, stamp_of, start_pose, true_pose
 from pixloc_ros.msg import LocalizationStatus
@@ -27,6 +28,8 @@ def test_an_imu_tells_how_the_base_turns():
             rate = side[:3, :3].mT.numpy() @ (se3.so3_log(step).numpy() / 0.002) + bias
             message = Imu(header=Header(stamp=conversions.stamp_from_ns(stamp_ns), frame_id="imu_link"))
             message.angular_velocity = Vector3(**dict(zip("xyz", rate.tolist())))
+            force = side[:3, :3].mT @ true_pose(seconds)[:3, :3].mT @ torch.tensor([0.0, 0.0, 9.81], dtype=torch.float64)
+            message.linear_acceleration = Vector3(**dict(zip("xyz", force.tolist())))
             imu.publish(message)
 
     with running(imu_topic="imu", odom_source="none", **start_pose()) as (node, robot):
@@ -42,4 +45,5 @@ def test_an_imu_tells_how_the_base_turns():
             assert robot.step(number).state == TRACKING
         robot.wait(lambda: "bias" in robot.values["odometry"].get("gyro", ""))
         assert gyro.trusted and not gyro.warnings()
+        np.testing.assert_allclose(gyro.gravity.map_up, (0, 0, 1), atol=0.05)
         assert np.abs(gyro.bias - side[:3, :3].numpy() @ bias).max() < 0.01
