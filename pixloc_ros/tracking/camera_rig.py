@@ -7,10 +7,10 @@ on, few of its points do. It is left out and named, and looked at again, one suc
 
 from __future__ import annotations
 
-import contextlib
 import math
 from collections import deque
 from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -71,7 +71,7 @@ class CameraRig:
     def __init__(self, aligner: FrameAligner, pose_search: Relocalizer | None, gates: QualityGates) -> None:
         self._aligner, self._pose_search, self._gates = aligner, pose_search, gates
         self._cameras: dict[str, _Camera] = {}
-        self._turn = 0
+        self._turn, self._cores = 0, ThreadPoolExecutor(max(torch.get_num_threads() - 1, 1), "camera")
         self.said: dict[str, str] = {}
 
     @property
@@ -80,13 +80,14 @@ class CameraRig:
         return {name: camera.problem for name, camera in self._cameras.items()} if len(self._cameras) > 1 else {}
 
     def prepare(self, frame: CameraFrame) -> PreparedFrame:
-        """The frame with the features of all its images. Raises InputError where its own image cannot be used."""
-        others: list[PreparedImage | None] = []
-        for mounted in frame.others:
-            others.append(None)
-            with contextlib.suppress(InputError):
-                others[-1] = self._aligner.prepare(mounted.frame.image, mounted.frame.camera)
-        return PreparedFrame.of(frame, self._aligner.prepare(frame.image, frame.camera), tuple(others))
+        """The frame with the features of all its images, each on a core of its own. Raises InputError where its own image cannot
+        be used."""
+        others = [self._cores.submit(self._aligner.prepare, one.frame.image, one.frame.camera) for one in frame.others]
+        try:
+            own = self._aligner.prepare(frame.image, frame.camera)
+        finally:
+            wait(others)
+        return PreparedFrame.of(frame, own, tuple(map(_usable, others)))
 
     def views(self, context: FrameContext, motion_to: MotionTo) -> tuple[RigView, ...]:
         """What of a frame can be aligned, none where all cameras hang. The rig's frame is that of the frame's own camera."""
@@ -266,6 +267,14 @@ class CameraRig:
         self._contradicts(
             view.name, f"it is mounted {degrees:.1f}° and {100 * metres:.0f} cm from where TF says: check base_from_camera"
         )
+
+
+def _usable(prepared: Future[PreparedImage]) -> PreparedImage | None:
+    """None for an image that cannot be used."""
+    try:
+        return prepared.result()
+    except InputError:
+        return None
 
 
 def _is_placed(view: RigView) -> bool:
