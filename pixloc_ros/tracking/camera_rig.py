@@ -22,7 +22,7 @@ from ..io.frames import CameraFrame
 from .covariances import mahalanobis
 from .frame_aligner import FrameAligner
 from .judge import FrameContext, FrozenCamera
-from .options import QualityGates
+from .options import TrackerOptions
 from .prior_std import PriorStd
 from .relocalization import Relocalizer
 from .types import FrameAlignment, MotionPrior, PreparedFrame, PreparedImage, RigView
@@ -68,9 +68,10 @@ class CameraRig:
         said: What was ever wrong with a camera, by name.
     """
 
-    def __init__(self, aligner: FrameAligner, pose_search: Relocalizer | None, gates: QualityGates) -> None:
-        self._aligner, self._pose_search, self._gates = aligner, pose_search, gates
+    def __init__(self, aligner: FrameAligner, pose_search: Relocalizer | None, options: TrackerOptions) -> None:
+        self._aligner, self._pose_search, self._gates, self._most = aligner, pose_search, options.gates, options.max_cameras
         self._cameras: dict[str, _Camera] = {}
+        self._round = 0
         self._turn, self._cores = 0, ThreadPoolExecutor(max(torch.get_num_threads() - 1, 1), "camera")
         self.said: dict[str, str] = {}
 
@@ -80,8 +81,11 @@ class CameraRig:
         return {name: camera.problem for name, camera in self._cameras.items()} if len(self._cameras) > 1 else {}
 
     def prepare(self, frame: CameraFrame) -> PreparedFrame:
-        """The frame with the features of all its images, each on a core of its own. Raises InputError where its own image cannot
-        be used."""
+        """The frame with the features of its images, each on a core of its own. Of more than are used at once, its own is kept and
+        the others take turns. Raises InputError where its own image cannot be used."""
+        if len(frame.others) >= self._most:
+            begin, self._round = self._round % len(frame.others), self._round + self._most - 1
+            frame = replace(frame, others=(frame.others[begin:] + frame.others[:begin])[: self._most - 1])
         others = [self._cores.submit(self._aligner.prepare, one.frame.image, one.frame.camera) for one in frame.others]
         try:
             own = self._aligner.prepare(frame.image, frame.camera)

@@ -73,6 +73,7 @@ class TrackerOptions:
         max_search_s: How long an initial or lost pose is a hint where to look.
         confirm_frames: Images that must agree before a pose that contradicts the prior, or one found again, is believed.
         max_candidates: Such poses followed at a time.
+        max_cameras: Of a robot with more, so many are used for a frame, by turns.
         translation_floor: Standard deviation of what the image does not know of (errors of map and calibration), added to what
             the image claims for the covariance that is published. Near things bound it, so that it moves their pixels no
             further than `rotation_floor` does (chosen on the validation drives, docs/evidence).
@@ -98,6 +99,7 @@ class TrackerOptions:
     max_search_s: float = 60.0
     confirm_frames: int = 3
     max_candidates: int = 3
+    max_cameras: int = 4
     translation_floor: float = 0.002
     rotation_floor: float = 0.00033
     prior_translation_floor: float = 0.005

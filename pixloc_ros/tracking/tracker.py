@@ -81,7 +81,7 @@ class Tracker:
         self.aligner, self.pose_search = aligner, pose_search
         self.options = options = options or TrackerOptions()
         self.odometry, self.gyro = OdometryBuffer(options.odometry), Gyro(options.motion, options.learning)
-        self._judge, self.rig = Judge(options, calibration_check), CameraRig(aligner, pose_search, options.gates)
+        self._judge, self.rig = Judge(options, calibration_check), CameraRig(aligner, pose_search, options)
         self._candidates = Candidates(options, self._predict)
         self._calibration_check = calibration_check
         self.mount_check, self.calibration_choice = mount_check or MountCheck("off"), CalibrationChoice(aligner, pose_search)

@@ -20,6 +20,7 @@ from pixloc_ros.io.rig_images import MAX_AGE_NS, WAIT_NS, LatestImages, open_bag
 from pixloc_ros.localization import Localizer
 from pixloc_ros.tracking.motion_prior import MotionOptions, motion_near
 from pixloc_ros.tracking.odometry import OdometryBuffer
+from pixloc_ros.tracking.options import TrackerOptions
 
 FRONT, EVERY = ("front",), ("front", "left", "back")
 MS = 1_000_000
@@ -151,6 +152,19 @@ def test_an_image_of_another_size_is_not_used(rig, localizer):
 def test_a_pose_is_found_by_another_camera_than_the_first(rig, localizer):
     figures, _ = drive(rig, localizer, EVERY, changed("front", covered), cold_start=True)
     assert figures["tracked_fraction"] > 0.6 and figures["false_tracked_frames"] == 0
+
+
+def test_of_too_many_cameras_some_are_used_by_turns(rig, localizer):
+    tracker, used = localizer.tracker(options=TrackerOptions(max_cameras=2)), []
+    with open_bag(rig.drive, BagOptions(), EVERY) as bag:
+        for event in bag.events():
+            if isinstance(event, CameraFrame):
+                prepared = tracker.rig.prepare(event)
+                used.append([one.frame.name for one in prepared.others])
+                assert prepared.name == "front" and len(prepared.others_prepared) == 1
+            if len(used) == 4:
+                break
+    assert used == [["left"], ["back"], ["left"], ["back"]] or used == [["back"], ["left"], ["back"], ["left"]]
 
 
 def test_what_cannot_be_a_rig(rig):
