@@ -81,7 +81,7 @@ class CameraRig:
         return {name: camera.problem for name, camera in self._cameras.items()} if len(self._cameras) > 1 else {}
 
     def prepare(self, frame: CameraFrame) -> PreparedFrame:
-        """The frame with the features of its images, each on a core of its own. Of more than are used at once its own is kept, and
+        """The frame with the features of its images, each on a core of its own. Of more than are used at once its own stays, and
         the others take turns. Raises InputError where its own image cannot be used."""
         if len(frame.others) >= self._most:
             begin, self._round = self._round % len(frame.others), self._round + self._most - 1
