@@ -13,8 +13,9 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
-from scipy.sparse import bsr_array, coo_array, csc_array
-from scipy.sparse.linalg import splu
+from scipy.linalg import cho_solve_banded, cholesky_banded
+from scipy.sparse import bsr_array, csc_array, csr_array
+from scipy.sparse.csgraph import reverse_cuthill_mckee
 
 from ...geometry import se3
 
@@ -117,11 +118,13 @@ def adjust(bundle: Bundle, rays: Rays, links: Links, robust_px: float, iteration
     for _ in range(iterations):
         system = _System(bundle, rays, basis, links, robust_px)
         for _ in range(6):
-            step = system.step(damping)
-            moved = step.applied(bundle)
-            new = _cost(moved, rays, basis, links, robust_px)
-            if new < cost:
-                break
+            try:
+                moved = system.step(damping).applied(bundle)
+                new = _cost(moved, rays, basis, links, robust_px)
+                if new < cost:
+                    break
+            except np.linalg.LinAlgError:  # not positive definite, as far as numbers tell
+                pass
             damping *= 8
         else:
             return bundle
@@ -137,7 +140,8 @@ def information(bundle: Bundle, rays: Rays, links: Links, robust_px: float) -> t
     A pose's unknowns are its turn in the camera's frame and its shift in the map's. The first pose stays.
     """
     rays = rays.only(np.argsort(rays.image, kind="stable"))
-    return _System(bundle, rays, rays.basis, links, robust_px).reduced(_SLIGHT)[:2]
+    matrix, gradient, *_ = _System(bundle, rays, rays.basis, links, robust_px).reduced(_SLIGHT)
+    return matrix.tocsc(), gradient
 
 
 def errors_px(bundle: Bundle, rays: Rays) -> np.ndarray:
@@ -257,7 +261,7 @@ class _System:
         _add(self.pose_gradient, links.second, np.einsum("n,nki,nk->ni", weight, by_second, error))
         self.between = links.first, links.second, product(by_first, by_second)
 
-    def reduced(self, damping: float) -> tuple[csc_array, np.ndarray, np.ndarray, bsr_array | None]:
+    def reduced(self, damping: float) -> tuple[bsr_array, np.ndarray, np.ndarray, bsr_array | None]:
         """Matrix [6 K, 6 K] and gradient [6 K] of the poses alone; inverse blocks of points, and what ties them to poses."""
         diagonal = np.arange(3)
         points, poses = self.of_points.copy(), self.of_poses.copy()
@@ -275,14 +279,13 @@ class _System:
         if self.points:
             left = bsr_array((eliminated, rays.point, self.starts), shape=shape)
             right = bsr_array((self.mixed, rays.point, self.starts), shape=shape)
-            reduced = reduced - (left @ right.T).tocsc()
+            reduced = reduced - left @ right.T
             gradient -= left @ self.point_gradient.ravel()
-        return csc_array(reduced), gradient, inverse, right
+        return reduced, gradient, inverse, right
 
     def step(self, damping: float) -> _Step:
         reduced, gradient, inverse, right = self.reduced(damping)
-        solve = splu(reduced, permc_spec="MMD_AT_PLUS_A", diag_pivot_thresh=0.0, options={"SymmetricMode": True}).solve
-        of_poses = -solve(gradient)
+        of_poses = -solve_blocks(reduced, gradient)
         of_points = np.zeros((self.points, 3))
         if self.points:
             rest = -(self.point_gradient.ravel() + right.T @ of_poses).reshape(-1, 3)
@@ -291,11 +294,42 @@ class _System:
         return _Step(of_poses[:, :3], of_poses[:, 3:], of_points)
 
 
-def _blocks(row: np.ndarray, column: np.ndarray, values: np.ndarray, count: int) -> csc_array:
+def solve_blocks(matrix: bsr_array, right: np.ndarray) -> np.ndarray:
+    """Solve a symmetric positive definite system of 6x6 blocks.
+
+    Poses are put in an order in which those that see the same things are near each other. What is left is a band as wide as a
+    place was visited often, however long the drive: its Cholesky factor takes no more memory than itself.
+
+    Raises:
+        LinAlgError: The matrix is not positive definite.
+    """
+    count = matrix.shape[0] // 6
+    pattern = csr_array((np.ones(len(matrix.indices), bool), matrix.indices, matrix.indptr), shape=(count, count))
+    order = reverse_cuthill_mckee(pattern, symmetric_mode=True)
+    place = np.empty(count, np.int64)
+    place[order] = np.arange(count)
+    row, column = place[np.repeat(np.arange(count), np.diff(matrix.indptr))], place[matrix.indices]
+    lower = np.flatnonzero(row >= column)
+    row, column = row[lower], column[lower]
+    band = np.zeros((6 * int((row - column).max(initial=0) + 1), 6 * count), order="F")
+    for a, b in np.ndindex(6, 6):
+        below = 6 * (row - column) + a - b
+        used = below >= 0
+        band[below[used], 6 * column[used] + b] = matrix.data[lower[used], a, b]
+    unknowns = (6 * order[:, None] + np.arange(6)).ravel()
+    solution = np.empty(len(right))
+    factor = cholesky_banded(band, overwrite_ab=True, lower=True, check_finite=False)
+    solution[unknowns] = cho_solve_banded((factor, True), right[unknowns], check_finite=False)
+    return solution
+
+
+def _blocks(row: np.ndarray, column: np.ndarray, values: np.ndarray, count: int) -> bsr_array:
     """A sparse matrix of 6x6 blocks; those at one place are added."""
-    rows = (6 * row[:, None, None] + np.arange(6)[:, None]) + np.zeros((1, 1, 6), np.int64)
-    columns = (6 * column[:, None, None] + np.arange(6)) + np.zeros((1, 6, 1), np.int64)
-    return coo_array((values.ravel(), (rows.ravel(), columns.ravel())), shape=(6 * count, 6 * count)).tocsc()
+    places, which = np.unique(row.astype(np.int64) * count + column, return_inverse=True)
+    total = np.zeros((len(places), 6, 6))
+    _add(total, which, values)
+    starts = np.searchsorted(places // max(count, 1), np.arange(count + 1))
+    return bsr_array((total, places % max(count, 1), starts), shape=(6 * count, 6 * count))
 
 
 def _add(total: np.ndarray, index: np.ndarray, values: np.ndarray) -> None:
