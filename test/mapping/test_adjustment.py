@@ -1,13 +1,15 @@
 # Copyright the pixloc_ros authors. SPDX-License-Identifier: Apache-2.0
 """Bundle adjustment with measured motions: it finds poses, points and scale, and leaves wrong loops out."""
 
+import tracemalloc
 from dataclasses import replace
 
 import numpy as np
 import pytest
 from mapping_helpers import look_at
+from scipy.sparse import bsr_array
 
-from pixloc_ros.mapping.build.adjustment import Bundle, Links, Rays, adjust, errors_px, link_errors, triangulated
+from pixloc_ros.mapping.build.adjustment import Bundle, Links, Rays, adjust, errors_px, link_errors, solve_blocks, triangulated
 from pixloc_ros.mapping.build.odometry_structure import WHEELS, scale_uncertainty
 
 COUNT, POINTS, FOCAL = 12, 150, 400.0
@@ -115,3 +117,34 @@ def test_a_scale_is_less_sure_where_the_base_moves_further_than_its_camera():
     assert scale_uncertainty(0.0, poses, base_from_camera) == pytest.approx(WHEELS)
     base_from_camera[0, 3] = 1.0  # it turns around a camera that hardly moves
     assert scale_uncertainty(0.0, poses, base_from_camera) == pytest.approx(WHEELS * np.hypot(1, 0.25) / 0.25, rel=0.01)
+
+
+def laps(count, times, reach=2):
+    """A matrix of 6x6 blocks: keyframes of `times` laps, each tied to those near it in all laps."""
+    rng, lap = np.random.default_rng(0), count // times
+    pairs = [(k, t * lap + (k + d) % lap) for k in range(count) for t in range(times) for d in range(-reach, reach + 1)]
+    row, column = np.array([pair for pair in pairs if pair[0] > pair[1]]).T
+    blocks, dense = rng.normal(size=(len(row), 6, 6)), np.zeros((count, 6, count, 6))
+    dense[row, :, column] = blocks
+    dense[column, :, row] += blocks.transpose(0, 2, 1)
+    matrix = dense.reshape(6 * count, 6 * count)
+    return matrix + 60 * np.sqrt(times) * np.eye(6 * count)
+
+
+def test_blocks_are_solved_as_a_dense_matrix_is():
+    dense, right = laps(60, 4), np.random.default_rng(1).normal(size=360)
+    np.testing.assert_allclose(solve_blocks(bsr_array(dense, blocksize=(6, 6)), right), np.linalg.solve(dense, right), atol=1e-10)
+    alone = bsr_array(np.eye(6), blocksize=(6, 6))
+    np.testing.assert_allclose(solve_blocks(alone, right[:6]), right[:6])
+    with pytest.raises(np.linalg.LinAlgError):
+        solve_blocks(bsr_array(dense - 1000 * np.eye(360), blocksize=(6, 6)), right)
+
+
+def test_many_laps_take_no_more_memory_than_their_band():
+    sparse = bsr_array(laps(400, 20), blocksize=(6, 6))
+    tracemalloc.start()
+    solve_blocks(sparse, np.ones(2400))
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    dense = 8 * 2400**2
+    assert sparse.data.nbytes < 0.4 * dense and peak < 0.9 * dense
