@@ -175,16 +175,17 @@ class Localizer:
         """The search in the whole map."""
         return Relocalizer(self.aligner)
 
-    def tracker(self, options: TrackerOptions | None = None, relocalization: bool = True) -> Tracker:
+    def tracker(self, options: TrackerOptions | None = None, relocalization: bool = True, between_frames: bool = True) -> Tracker:
         """A tracker for one drive, which knows nothing yet. It checks the camera's calibration and mount as it goes.
 
         Args:
             options: Limits of the tracker; None for the usual ones.
             relocalization: Whether it may look for its pose in the whole map.
+            between_frames: Whether images that the map does not explain are aligned with those before them.
         """
         search, options = self.relocalizer if relocalization else None, options or TrackerOptions()
         mount = MountCheck(self.mount_check, self.map.map_from_keyframe, options.odometry.noise)
-        return Tracker(self.aligner, options, search, CalibrationCheck(self.aligner.focal_length), mount)
+        return Tracker(self.aligner, options, search, CalibrationCheck(self.aligner.focal_length), mount, between_frames)
 
     def locate(
         self,

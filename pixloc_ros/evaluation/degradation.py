@@ -114,7 +114,9 @@ def _change(bag: BagReader, degradation: Degradation, seed: int, clear_s: float)
 
     def changed(image: np.ndarray, stamp_ns: int) -> np.ndarray:
         since_ns = stamp_ns - clear_ns
-        if since_ns < 0 or (kind == "blank" and since_ns * 1e-9 % _BLANK_EVERY_S >= severity):
+        since_s = since_ns * 1e-9
+        over = (kind == "blank" and since_s % _BLANK_EVERY_S >= severity) or (kind == "inverted" and since_s > severity)
+        if since_ns < 0 or over:
             return image
         return _ALL_KINDS[kind].image(image, severity, np.random.default_rng((seed, stamp_ns)))
 
@@ -193,6 +195,10 @@ def _blank(image: np.ndarray, seconds: float, rng: np.random.Generator) -> np.nd
     return _to_bytes(128 + rng.normal(0, 3, image.shape))
 
 
+def _inverted(image: np.ndarray, seconds: float, rng: np.random.Generator) -> np.ndarray:
+    return 255 - image
+
+
 def _to_bytes(values: np.ndarray) -> np.ndarray:
     return np.clip(np.round(values), 0, 255).astype(np.uint8)
 
@@ -212,6 +218,7 @@ KINDS: dict[str, Kind] = {
 
 _ALL_KINDS = KINDS | {
     "blank": Kind("Blank bursts", f"s every {_BLANK_EVERY_S:g} s", "blank for {severity} s", (0.8,), _BLANK_EVERY_S, _blank),
+    "inverted": Kind("Inverted contrast", "s", "contrast inverted for {severity} s", (5, 9), math.inf, _inverted),
     "thinned": Kind("Fewer images", "images apart", "every {severity}th image", (4,)),
 }
 

@@ -143,17 +143,9 @@ class LocalPointSelector:
         Raises:
             InputError: The map's file is damaged.
         """
-        pose, options, size = map_from_camera.numpy(), self._options, (camera.width, camera.height)
+        pose, options = map_from_camera.numpy(), self._options
         rotation, centre = pose[:3, :3], pose[:3, 3].copy()
-        viewer = selection.Viewer(
-            camera_numbers(camera),
-            size,
-            options.margin * np.array(size, float),
-            np.ascontiguousarray(rotation.T),
-            math.log2(float(camera.params[:2].mean())),
-            options.angle_rad,
-            options.octaves,
-        )
+        viewer = viewer_at(map_from_camera, camera, options)
         count = min(options.candidates, len(self._centres))
         candidates = self._tree.query(self._keys(centre, rotation), k=[*range(1, count + 1)])[1]
         worth = self._roll_weights(candidates, viewer) * self._look_weights(candidates, description)
@@ -168,7 +160,7 @@ class LocalPointSelector:
         points = _concatenate([view.points for view in views], np.int64)
         best = selection.best_of_each_point(points, starts, weights)
         scores = weights[best] * _concatenate([view.quality for view in views], np.float32)[best]
-        best = best[selection.spread(pixels[best], scores, size, max_points)]
+        best = best[selection.spread(pixels[best], scores, viewer.size, max_points)]
         first_rows = np.repeat([view.first_row - start for view, start in zip(views, starts)], np.diff(starts))
         return self._gather(points[best], (first_rows.astype(np.int64) + np.arange(starts[-1]))[best], centre, keyframes)
 
@@ -250,6 +242,20 @@ class LocalPointSelector:
             torch.from_numpy(points),
             torch.from_numpy(keyframes.astype(np.int64)),
         )
+
+
+def viewer_at(map_from_camera: torch.Tensor, camera: Camera, options: LocalPointOptions) -> selection.Viewer:
+    """The camera at a pose, float64 [4, 4], that points are chosen for."""
+    size = camera.width, camera.height
+    return selection.Viewer(
+        camera_numbers(camera),
+        size,
+        options.margin * np.array(size, float),
+        np.ascontiguousarray(map_from_camera.numpy()[:3, :3].T),
+        math.log2(float(camera.params[:2].mean())),
+        options.angle_rad,
+        options.octaves,
+    )
 
 
 def _sessions(stamps_ns: np.ndarray) -> np.ndarray:

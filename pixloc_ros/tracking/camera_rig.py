@@ -133,7 +133,7 @@ class CameraRig:
         Images of another time take part where the motion until then is known as well as an image tells, and where the rest does
         not tell enough.
         """
-        used = [view for view in views if not self._left_out(view.name)] or list(views)
+        used = self.used(views)
         exact = [view for view in used if _is_placed(view)]
         found = self._together(exact, map_from_rig, covariance) if exact else None
         if found is not None and (len(exact) == len(used) or found.probability >= self._gates.min_probability):
@@ -143,6 +143,15 @@ class CameraRig:
             return found or every
         off = [view.covariance for view in (one.view for one in every.views) if view.covariance is not None]
         return replace(every, covariance=every.covariance + torch.stack(off).mean(0)) if off else every
+
+    def used(self, views: Sequence[RigView]) -> list[RigView]:
+        """Those of cameras that are not left out; all where none else is there."""
+        return [view for view in views if not self._left_out(view.name)] or list(views)
+
+    def exact(self, views: Sequence[RigView]) -> list[RigView]:
+        """Of those used, the ones whose place is known as well as an image tells; all where none is."""
+        used = self.used(views)
+        return [view for view in used if _is_placed(view)] or used
 
     def _together(
         self, used: Sequence[RigView], map_from_rig: torch.Tensor, covariance: torch.Tensor | PriorStd | None
@@ -197,7 +206,7 @@ class CameraRig:
         frame, views = context.frame, context.views
         if not frame.others:
             return self._pose_search.search(frame, context.base_from_camera, turn, prior, known, finalists)
-        used = [view for view in views if not self._left_out(view.name)] or list(views)
+        used = self.used(views)
         view = used[turn % len(used)]
         mounted = {frame.name: frame} | {one.frame.name: one.frame for one in frame.others}
         rig_from_camera = torch.eye(4, dtype=torch.float64) if view.camera_from_rig is None else se3.inverse(view.camera_from_rig)

@@ -55,6 +55,13 @@ class Candidates:
         """Images that agreed with the best candidate; 0 where there is none."""
         return max((candidate.count for candidate in self._all), default=0)
 
+    def why_not(self) -> str:
+        """Why none of them is believed, in words."""
+        count, needed = self.most_confirmed, self._options.confirm_frames
+        if count >= needed:
+            return f"{len(self)} places look the same: drive on, or give an initial pose"
+        return f"a pose was found, confirmed by {count} of {needed} images"
+
     def clear(self) -> None:
         self._all = []
 

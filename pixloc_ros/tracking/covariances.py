@@ -37,6 +37,16 @@ def check_covariance(covariance: torch.Tensor, what: str) -> None:
         raise InputError(f"{what} must be [6, 6], symmetric and positive definite (translation, rotation)") from None
 
 
+def given_covariance(covariance: torch.Tensor | None, translation_std: float, rotation_std: float) -> torch.Tensor:
+    """A covariance that somebody gives, or with these standard deviations where it is None or zeros. Raises `InputError` for one
+    that cannot be."""
+    if covariance is None or not bool(covariance.any()):
+        return isotropic(translation_std, rotation_std)
+    if not bool(torch.isfinite(covariance).all()) or float(torch.linalg.eigvalsh(covariance.double())[0]) < -1e-9:
+        raise InputError("initial pose covariance is NaN or not positive: give variances, or zeros for unknown")
+    return covariance.double()
+
+
 def mahalanobis(
     map_from_base: torch.Tensor, covariance: torch.Tensor, other: torch.Tensor, other_covariance: torch.Tensor
 ) -> float:

@@ -7,6 +7,7 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -26,6 +27,14 @@ from .prior_std import PriorStd
 from .types import AlignedView, FrameAlignment, PreparedImage, RigView
 
 MAX_PASSES = 2
+
+
+class PointSelector(Protocol):
+    """Chooses points that a camera near a pose should see: `LocalPointSelector`."""
+
+    def select(
+        self, map_from_camera: torch.Tensor, camera: Camera, max_points: int, description: np.ndarray | None
+    ) -> LocalPoints: ...
 
 
 @dataclass(frozen=True)
@@ -125,6 +134,7 @@ class FrameAligner:
         map_from_camera: torch.Tensor,
         prior_covariance: torch.Tensor | PriorStd | None = None,
         start: torch.Tensor | None = None,
+        selector: PointSelector | None = None,
     ) -> FrameAlignment:
         """Pose of a prepared image that was taken near `map_from_camera`, or of a rig of cameras, whose views share the points.
 
@@ -134,7 +144,9 @@ class FrameAligner:
             prior_covariance: float64 [6, 6] (translation, rotation), camera frame, right perturbation, or standard deviations
                 in words; None: nothing holds the pose.
             start: Where the alignment begins, if not at the prior, float64 [4, 4].
+            selector: Chooses the points; None for the map's.
         """
+        selector = selector or self._selector
         rig = (RigView("", prepared),) if isinstance(prepared, PreparedImage) else tuple(prepared)
         clock = _Stopwatch(rig[0].prepared.timings_ms)
         for view in rig[1:]:
@@ -142,7 +154,7 @@ class FrameAligner:
         start = map_from_camera if start is None else start
         begin = se3.inverse(start)
         for _ in range(MAX_PASSES):
-            found = [(view, self._points_of(view, start, self.options.max_points // len(rig))) for view in rig]
+            found = [(view, _points_of(view, selector, start, self.options.max_points // len(rig))) for view in rig]
             clock.lap("gather")
             count = sum(len(local.points) for _, local in found)
             if count < self.options.alignment.min_points:
@@ -199,15 +211,6 @@ class FrameAligner:
             self.judge.elsewhere,
         )
 
-    def _points_of(self, view: RigView, map_from_rig: torch.Tensor, count: int) -> LocalPoints:
-        """The map points that a view of a rig should see, relative to the rig."""
-        local = self._selector.select(_pose_of(view, map_from_rig), view.prepared.camera, count, view.prepared.description)
-        if view.camera_from_rig is None:
-            return local
-        origin = map_from_rig[:3, 3].clone()
-        xyz = local.points.xyz + (local.origin - origin).float()
-        return replace(local, points=replace(local.points, xyz=xyz), origin=origin)
-
     def points_near(self, map_from_camera: torch.Tensor, camera: Camera, count: int) -> LocalPoints:
         """The map points that a camera near a pose [4, 4] should see, `count` at most."""
         return self._selector.select(map_from_camera, camera, count)
@@ -238,6 +241,16 @@ def inverse_information(information: torch.Tensor) -> torch.Tensor:
 def _pose_of(view: RigView, map_from_rig: torch.Tensor) -> torch.Tensor:
     """map_from_camera of a view."""
     return map_from_rig if view.camera_from_rig is None else map_from_rig @ se3.inverse(view.camera_from_rig)
+
+
+def _points_of(view: RigView, selector: PointSelector, map_from_rig: torch.Tensor, count: int) -> LocalPoints:
+    """The map points that a view of a rig should see, relative to the rig."""
+    local = selector.select(_pose_of(view, map_from_rig), view.prepared.camera, count, view.prepared.description)
+    if view.camera_from_rig is None:
+        return local
+    origin = map_from_rig[:3, 3].clone()
+    xyz = local.points.xyz + (local.origin - origin).float()
+    return replace(local, points=replace(local.points, xyz=xyz), origin=origin)
 
 
 def _aligned_views(result: AlignmentResult, found: Sequence[tuple[RigView, LocalPoints]]) -> tuple[AlignedView, ...]:

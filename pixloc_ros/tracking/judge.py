@@ -162,6 +162,16 @@ class Judge:
             return not self.wrong_lens(look, view)
         return not self.hopeless
 
+    def why_not(self, look: Look, prior: MotionPrior | None) -> str:
+        """Why a look is not believed, in words."""
+        if look.pose is not None and self.hopeless:
+            return self.calibration_check.report.message
+        if look.pose is None or prior is None:
+            return look.problem
+        torn = ", as it is torn across: check the camera's cable and driver" if is_torn(look.alignment) else ""
+        away = distance(prior, look.pose)
+        return f"the image contradicts the {prior.source} prior ({away:.1f} standard deviations){torn}"
+
     def wrong_lens(self, look: Look, view: FrameContext) -> bool:
         """Whether the image says that only another focal length explains the look."""
         check = self.calibration_check

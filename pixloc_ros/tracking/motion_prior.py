@@ -4,8 +4,9 @@ gyro says where that knows it better."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -50,6 +51,7 @@ class KnownPose:
         odometry: At the same time, where there is any.
         published: The covariance that others get; the same if it is not given.
         depth: Of what the camera saw, m.
+        shared: The part of the covariance that the pose before has as well; None for none.
     """
 
     stamp_ns: int
@@ -58,10 +60,24 @@ class KnownPose:
     odometry: OdometrySample | None = None
     published: torch.Tensor | None = None
     depth: float = float("inf")
+    shared: torch.Tensor | None = None
 
     def __post_init__(self) -> None:
         if self.published is None:
             object.__setattr__(self, "published", self.covariance)
+
+    @property
+    def own(self) -> torch.Tensor:
+        """The part of the covariance that is the pose's own."""
+        return self.covariance if self.shared is None else self.covariance - self.shared
+
+    def refocused(self, change: float) -> KnownPose:
+        """The pose as far as it is known when the focal length turns out to differ by a share: it was found with the other, and
+        is off by so much of the depth."""
+        if not math.isfinite(self.depth):
+            return self
+        shift = isotropic(change * self.depth, change)
+        return replace(self, covariance=self.covariance + shift, published=self.published + shift)
 
 
 def predict(
@@ -105,9 +121,9 @@ def predict(
             # The velocity is no better than the two poses it was measured between. With errors e of the last pose and b of the
             # one before, the step is wrong by e - Ad(step⁻¹) b and the motion by `ratio` times that. `_moved` adds the variance
             # of the last pose itself; as its error is the same e, their covariance counts, too.
-            earlier = se3.transform_covariance(before.covariance, se3.inverse(se3.se3_exp(step)))
-            shared = ratio * se3.adjoint(se3.inverse(motion)) @ known.covariance
-            noise = noise + ratio**2 * (known.covariance + earlier) + shared + shared.mT
+            earlier = se3.transform_covariance(before.own, se3.inverse(se3.se3_exp(step)))
+            shared = ratio * se3.adjoint(se3.inverse(motion)) @ known.own
+            noise = noise + ratio**2 * (known.own + earlier) + shared + shared.mT
             return _moved(known, *_turned(motion, noise, turned), "constant velocity", seconds)
     noise = isotropic(options.speed * abs(seconds), options.turn_rate * abs(seconds))
     return _moved(known, *_turned(torch.eye(4, dtype=torch.float64), noise, turned), "static", seconds)

@@ -6,6 +6,8 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, field
 
+import torch
+
 from .learned_noise import LearnedNoiseOptions
 from .motion_prior import MotionOptions
 from .odometry import OdometryOptions
@@ -120,5 +122,9 @@ class TrackerOptions:
         """
         if prior.source != "odometry":
             return prior.age_s <= blind_s
-        std = math.sqrt(float(prior.covariance.diagonal()[:3].max()))
-        return prior.age_s <= self.max_degraded_s and std <= max(self.max_degraded_std, self.max_degraded_depths * depth)
+        return prior.age_s <= self.max_degraded_s and self.may_publish(prior.covariance, depth)
+
+    def may_publish(self, covariance: torch.Tensor, depth: float) -> bool:
+        """Whether a pose found by dead reckoning is known well enough. depth: of what was last seen, m."""
+        std = math.sqrt(float(covariance.diagonal()[:3].max()))
+        return std <= max(self.max_degraded_std, self.max_degraded_depths * depth)

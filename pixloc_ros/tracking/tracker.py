@@ -5,7 +5,7 @@ States (numbers in `TrackState`); a pose is given only in TRACKING and DEGRADED:
 
     INITIALIZING  no pose yet: images are aligned around an initial pose, and searched for in the whole map
       → TRACKING      an image agreed well with the map near the initial pose, or `confirm_frames` images elsewhere
-    TRACKING      → DEGRADED  an image failed a gate: the pose is dead reckoning, its covariance grows
+    TRACKING      → DEGRADED  an image failed a gate: the pose is dead reckoning by recent images or odometry
                               or no image came for a second and three times the usual interval
     DEGRADED      → TRACKING  an image passed again
                   → LOST      dead reckoning went on for too long or too far, or the image surely shows another place
@@ -37,16 +37,17 @@ from .calibration_check import CalibrationCheck, CalibrationReport
 from .calibration_choice import CalibrationChoice
 from .camera_rig import CameraRig
 from .candidates import Candidates
-from .covariances import isotropic, not_worse_than
+from .covariances import given_covariance, not_worse_than
 from .frame_aligner import FrameAligner
 from .gyro import Gyro
-from .judge import FrameContext, Judge, Look, distance, is_torn
+from .judge import FrameContext, Judge, Look, distance
 from .learned_noise import LearnedNoise
 from .motion_prior import KnownPose, motion_near, predict
 from .mount_check import MountCheck
 from .odometry import OdometryBuffer, OdometryReport, OdometrySample
 from .odometry_check import OdometryCheck, OdometryFindings
 from .options import TrackerOptions
+from .recent_frames import RecentFrames
 from .relocalization import Relocalizer, start_around
 from .silence import ImageGap
 from .types import FrameAlignment, MotionPrior, PreparedFrame, PreparedImage, TrackResult, TrackState
@@ -76,13 +77,16 @@ class Tracker:
         pose_search: Relocalizer | None = None,
         calibration_check: CalibrationCheck | None = None,
         mount_check: MountCheck | None = None,
+        between_frames: bool = False,
     ) -> None:
         """From parts; `Localizer.tracker` puts the usual ones together."""
         self.aligner, self.pose_search = aligner, pose_search
         self.options = options = options or TrackerOptions()
         self.odometry, self.gyro = OdometryBuffer(options.odometry), Gyro(options.motion, options.learning)
+        self._motion = self.odometry, options.motion, self.gyro.turn
         self._judge, self.rig = Judge(options, calibration_check), CameraRig(aligner, pose_search, options)
         self._candidates = Candidates(options, self._predict)
+        self._recent = RecentFrames(aligner, self._judge, self._moved, options.may_publish) if between_frames else None
         self._calibration_check = calibration_check
         self.mount_check, self.calibration_choice = mount_check or MountCheck("off"), CalibrationChoice(aligner, pose_search)
         noise = LearnedNoise(self.odometry, options.motion, options.learning)
@@ -120,13 +124,10 @@ class Tracker:
             InputError: The pose or its covariance is not usable; the tracker is unchanged then.
         """
         se3.check_pose(map_from_base, "initial pose")
-        if covariance is None or not bool(covariance.any()):
-            covariance = isotropic(self.options.initial_translation_std, self.options.initial_rotation_std)
-        elif not bool(torch.isfinite(covariance).all()) or float(torch.linalg.eigvalsh(covariance.double())[0]) < -1e-9:
-            raise InputError("initial pose covariance is NaN or not positive: give variances, or zeros for unknown")
+        covariance = given_covariance(covariance, self.options.initial_translation_std, self.options.initial_rotation_std)
         self.reset()
         self.mount_check.expect(map_from_base)
-        covariance = self._judge.floored(covariance.double())
+        covariance = self._judge.floored(covariance)
         self._known = KnownPose(int(stamp_ns), map_from_base.double().clone(), covariance)
         self._initial = True
 
@@ -177,10 +178,8 @@ class Tracker:
         if self._unchecked is not None:
             change = abs(self._calibration_check.add(*self._unchecked))
             self._unchecked = None
-            if change and self._known is not None and math.isfinite(self._known.depth):
-                # The last pose was found with the other focal length: it is off by so much of the depth.
-                known, shift = self._known, isotropic(change * self._known.depth, change)
-                self._known = replace(known, covariance=known.covariance + shift, published=known.published + shift)
+            if change and self._known is not None:
+                self._known = self._known.refocused(change)
         return None if self._calibration_check is None else self._calibration_check.report
 
     # ---- one image
@@ -199,7 +198,7 @@ class Tracker:
         silent_s = self._gap.seconds(stamp_ns)
         if silent_s and not self._searching:
             odometry, _ = self.odometry.find(stamp_ns)
-            prior = predict(self._known, self._before, stamp_ns, odometry, self.odometry, self.options.motion, self.gyro.turn)
+            prior = predict(self._known, self._before, stamp_ns, odometry, *self._motion)
             goes_on = self.options.may_dead_reckon(prior, self._known.depth, self.options.max_degraded_s)
             self.state, self._unseen = (TrackState.DEGRADED, False) if goes_on else (TrackState.LOST, True)
         return silent_s
@@ -246,6 +245,8 @@ class Tracker:
             problem = "the camera repeats a picture although the robot moves: start its driver again"
         self._learn(believed or best, believed, view)
         self.rig.learn(view.views, believed and believed.alignment)
+        if self._recent and believed:
+            self._recent.saw(view, believed.alignment, self._known)
         if self.state is TrackState.TRACKING and not problem and len(self.odometry):
             problem = odometry_problem
         if silent_s:
@@ -288,12 +289,13 @@ class Tracker:
 
     def _motion_to(self, stamp_ns: int, view: FrameContext) -> tuple[torch.Tensor, torch.Tensor]:
         known = view.stamp_ns, view.prior, view.odometry, stamp_ns, self.odometry.find(stamp_ns)[0]
-        velocity = self._learned_noise.velocity(view.stamp_ns)
-        return motion_near(*known, self.odometry, self.options.motion, self.gyro.turn, velocity)
+        return motion_near(*known, *self._motion, self._learned_noise.velocity(view.stamp_ns))
+
+    def _moved(self, known: KnownPose, before: KnownPose | None, view: FrameContext) -> MotionPrior:
+        return predict(known, before, view.stamp_ns, view.odometry, *self._motion)
 
     def _predict(self, known: KnownPose, before: KnownPose | None, view: FrameContext) -> MotionPrior:
-        prior = predict(known, before, view.stamp_ns, view.odometry, self.odometry, self.options.motion, self.gyro.turn)
-        return self.gyro.gravity.upright(prior, view.stamp_ns)
+        return self.gyro.gravity.upright(self._moved(known, before, view), view.stamp_ns)
 
     def _look(self, view: FrameContext) -> tuple[list[Look], Look | None]:
         """All looks at the image, and the one that is believed at once: around the prior and, unless that will do, elsewhere."""
@@ -358,23 +360,12 @@ class Tracker:
     def _problem(self, looks: list[Look], view: FrameContext) -> str:
         """Why no pose is believed, in words."""
         options, prior = self.options, view.prior
-        count = self._candidates.most_confirmed
-        if count and (self._searching or prior is None):
-            if count >= options.confirm_frames:
-                return f"{len(self._candidates)} places look the same: drive on, or give an initial pose"
-            return f"a pose was found, confirmed by {count} of {options.confirm_frames} images"
-        if not looks:
-            problem = "no keyframe looks like the image"
-        elif looks[0].pose is not None and self._judge.hopeless:
-            problem = self._calibration_check.report.message
-        elif looks[0].pose is not None and prior is not None:
-            away = distance(prior, looks[0].pose)
-            torn = ", as it is torn across: check the camera's cable and driver" if is_torn(looks[0].alignment) else ""
-            problem = f"the image contradicts the {prior.source} prior ({away:.1f} standard deviations){torn}"
-        else:
-            problem = looks[0].problem
+        if self._candidates.most_confirmed and (self._searching or prior is None):
+            return self._candidates.why_not()
+        problem = self._judge.why_not(looks[0], prior) if looks else "no keyframe looks like the image"
         if self.state is TrackState.DEGRADED:
-            return problem + (": dead reckoning" if view.odometry else ": guessing without odometry")
+            how = "dead reckoning" if view.odometry else "guessing without odometry"
+            return f"{problem}: {'following recent images' if self._known.stamp_ns == view.stamp_ns else how}"
         if self._known is None and prior is not None:
             problem += f": nothing found for {options.max_search_s:g} s"
             return problem + (", searching the whole map" if self.can_relocalize else ", give an initial pose")
@@ -395,7 +386,7 @@ class Tracker:
     def _fail(self, view: FrameContext, wrong_mount: bool) -> None:
         """No pose is believed: dead reckoning, as long as that may go on and the images do not surely show another place."""
         elsewhere = self._searching or wrong_mount or self._candidates.show_another_place()
-        if not elsewhere and self.options.may_dead_reckon(view.prior, self._known.depth, self.options.max_degraded_blind_s):
+        if not elsewhere and self._dead_reckons(view):
             self.state = TrackState.DEGRADED
             return
         self._searching_since_ns = self._searching_since_ns or view.stamp_ns
@@ -407,6 +398,13 @@ class Tracker:
             self.state = TrackState.LOST
         elif self.state is TrackState.LOST:
             self.state = TrackState.RELOCALIZING
+
+    def _dead_reckons(self, view: FrameContext) -> bool:
+        """Whether recent frames tell the pose, which is the last one known then, or the prior is good enough to be given."""
+        found = self._recent and self._recent.follow(view, self.rig.exact(view.views), self._known, self._before)
+        if found:
+            self._known, self._before = found
+        return bool(found) or self.options.may_dead_reckon(view.prior, self._known.depth, self.options.max_degraded_blind_s)
 
     def _forget_pose(self) -> None:
         self._known: KnownPose | None = None
@@ -438,7 +436,8 @@ class Tracker:
         if self.state is TrackState.TRACKING:
             map_from_base, covariance = self._known.map_from_base, self._known.published
         elif self.state is TrackState.DEGRADED:
-            map_from_base, covariance = view.prior.map_from_base, view.prior.published
+            pose = self._known if self._known.stamp_ns == view.stamp_ns else view.prior
+            map_from_base, covariance = pose.map_from_base, pose.published
         if map_from_base is not None and view.odometry is not None:
             map_from_odom = map_from_base @ se3.inverse(view.odometry.odom_from_base)
         away = (math.nan, math.nan)

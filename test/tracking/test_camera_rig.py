@@ -107,6 +107,21 @@ def test_a_covered_camera_is_left_out_and_named(rig, localizer, name):
     assert figures["translation_error_median_m"] < 0.02
 
 
+def test_together_they_follow_what_the_map_does_not_show(rig, localizer):
+    begin_ns = []
+
+    def dark(event):
+        begin_ns.append(event.stamp_ns)
+        if event.stamp_ns < begin_ns[0] + 1000 * MS:
+            return event
+        others = (replace(one, frame=replace(one.frame, image=255 - one.frame.image)) for one in event.others)
+        return replace(event, image=255 - event.image, others=tuple(others))
+
+    figures, _ = drive(rig, localizer, EVERY, dark)
+    assert figures["losses"] == 0 and figures["states"]["DEGRADED"] > 0.7 * figures["frames"]
+    assert figures["translation_error_p95_m"] < 0.1
+
+
 def test_a_wrong_mount_is_measured(rig, localizer):
     turn = torch.tensor([0.0, 0.0, math.radians(6.0)], dtype=torch.float64)
     wrong = se3.from_rotation_translation(se3.so3_exp(turn), torch.zeros(3, dtype=torch.float64))
