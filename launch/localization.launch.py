@@ -24,6 +24,7 @@ PARAMETER_ARGUMENTS = {
     "image_transport": "raw or compressed",
     "image_reliability": "best_effort or reliable",
     "camera_info_topic": "Calibration of the camera",
+    "cameras": "Several cameras: namespaces of their topics, as front,left",
     "odom_topic": "Odometry of the robot",
     "odom_source": "topic, tf or none",
     "base_frame_id": "Frame of the robot",

@@ -238,7 +238,7 @@ class Robot(robot.RobotTopics):
         self.wait(lambda: self.node.count_publishers("localization_node/status") and "map" in self.levels)
         if describe:
             self.describe_camera()
-            self.wait(lambda: node._worker.inputs._calibration is not None)
+            self.wait(lambda: all(camera.is_calibrated for camera in node._worker.inputs.cameras.values()))
 
     def wait(self, condition, seconds: float = 20.0):
         """The first true value of the condition."""

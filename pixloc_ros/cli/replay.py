@@ -17,7 +17,7 @@ from pathlib import Path
 
 from ..errors import InputError
 from ..io.files import write_text
-from .arguments import add_bag, add_imu, add_verb, bag_options, flag, initial_pose, option, path
+from .arguments import add_bag, add_cameras, add_imu, add_verb, bag_options, camera_names, flag, initial_pose, option, path
 from .lazy import evaluation, io, pixloc, report, rig
 from .progress import show_progress
 from .track import about_run
@@ -26,6 +26,7 @@ from .track import about_run
 def add_parser(subparsers) -> None:
     parser = add_verb(subparsers, "replay", run, __doc__)
     add_bag(parser)
+    add_cameras(parser)
     add_imu(parser)
     path(parser, "-o --output DIR")
     add_pace(parser)
@@ -44,7 +45,7 @@ def check_pace(args: argparse.Namespace) -> None:
 def run(args: argparse.Namespace) -> int:
     check_pace(args)
     options, start = bag_options(args), initial_pose(args)
-    with io.bags.BagReader(args.bag, options) as bag:
+    with io.rig_images.open_bag(args.bag, options, camera_names(args)) as bag:
         mount = (("mount_check", args.mount_check),)
         imu = io.bag_sensors.imu_topic(bag, args.imu_topic)
         replaying = rig.replay.ReplayOptions(args.rate, args.all_frames, args.weights, args.preset, mount, imu)

@@ -27,10 +27,14 @@ class LatestImages(Generic[T]):
 
     Each image of the leading camera (the first of the list that is alive) is a frame, with the images of the others that are
     nearest in time; those are awaited a little.
+
+    Attributes:
+        late: Names of cameras that are not awaited.
     """
 
     def __init__(self, names: Sequence[str]) -> None:
         self._names = tuple(names)
+        self.late: set[str] = set()
         self.restart()
 
     def restart(self) -> None:
@@ -48,10 +52,12 @@ class LatestImages(Generic[T]):
         if self._frame and stamp_ns > self._lead_ns + WAIT_NS:
             done = self.rest()
         self._begin_ns = stamp_ns if self._begin_ns is None else self._begin_ns
-        self._heard_ns[name] = stamp_ns
         if image is not None:
+            self._heard_ns[name] = stamp_ns
             self._offer(name, stamp_ns, image)
-        if self._frame and all(self._heard_ns.get(one, -1) >= self._lead_ns for one in self._alive(stamp_ns)):
+        if self._frame and all(
+            self._heard_ns.get(one, -1) >= self._lead_ns for one in self._alive(stamp_ns) if one not in self.late
+        ):
             return done or self.rest()
         return done
 
@@ -59,6 +65,11 @@ class LatestImages(Generic[T]):
         """The frame that waits, as it is."""
         frame, self._frame = self._frame, {}
         return frame
+
+    @property
+    def waiting_ns(self) -> int | None:
+        """Stamp of the frame that waits; None without one."""
+        return self._lead_ns if self._frame else None
 
     @property
     def _lead_ns(self) -> int:
@@ -113,6 +124,11 @@ class RigReader(BagReader):
         """What could not be read so far."""
         others = (f"{name}: {note}" for name, reader in self._others.items() for note in reader.notes)
         return (*super().notes, *(note for note in others if note.partition(": ")[2] not in super(RigReader, self).notes))
+
+    @property
+    def readers(self) -> dict[str, BagReader]:
+        """By camera; this one is the first's."""
+        return {self.cameras[0]: self, **self._others}
 
     def _image_candidates(self) -> list[str]:
         return _below(super()._image_candidates(), self.cameras[0], self.path)

@@ -12,7 +12,7 @@ import math
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -32,6 +32,8 @@ OK, WARN, ERROR = DiagnosticStatus.OK, DiagnosticStatus.WARN, DiagnosticStatus.E
 
 COMPONENTS = ("map", "image", "calibration", "transforms", "odometry", "initial pose", "localization")
 """One diagnostic status each."""
+_CAMERA = "camera "
+"""Of several cameras, each has a status of its own: this and its name."""
 
 HOLD_S = 2.0
 MOST_DROPPED = 0.5
@@ -53,7 +55,35 @@ class _Condition:
     over: bool = False
 
 
-class DiagnosticBoard:
+class Diagnostics:
+    """Takes conditions and figures of components."""
+
+    def report(self, component: str, name: str, level: bytes, message: str) -> None:
+        """Condition `name` of a component holds."""
+        raise NotImplementedError
+
+    def clear(self, component: str, *names: str) -> None:
+        """These conditions no longer hold; without names: none of the component's does."""
+        raise NotImplementedError
+
+    def value(self, component: str, **values: object) -> None:
+        """Figures shown with the component."""
+        raise NotImplementedError
+
+    def update(self, component: str, name: str, message: str, level: bytes = WARN) -> None:
+        """Condition `name` of a component holds, or no longer holds if the message is empty."""
+        if message:
+            self.report(component, name, level, message)
+        else:
+            self.clear(component, name)
+
+    def report_once(self, component: str, name: str, level: bytes, message: str) -> None:
+        """Condition `name` of a component held for a moment."""
+        self.report(component, name, level, message)
+        self.clear(component, name)
+
+
+class DiagnosticBoard(Diagnostics):
     """The conditions that hold now. Thread-safe.
 
     Args:
@@ -70,7 +100,6 @@ class DiagnosticBoard:
         self._changed = True
 
     def report(self, component: str, name: str, level: bytes, message: str) -> None:
-        """Condition `name` of a component holds."""
         now = self._clock()
         with self._lock:
             known = self._conditions[component].get(name)
@@ -80,20 +109,17 @@ class DiagnosticBoard:
         if new:
             self._on_new(level, f"{component}: {message}")
 
-    def update(self, component: str, name: str, message: str, level: bytes = WARN) -> None:
-        """Condition `name` of a component holds, or no longer holds if the message is empty."""
-        if message:
-            self.report(component, name, level, message)
-        else:
-            self.clear(component, name)
-
-    def report_once(self, component: str, name: str, level: bytes, message: str) -> None:
-        """Condition `name` of a component held for a moment."""
-        self.report(component, name, level, message)
-        self.clear(component, name)
+    def of_cameras(self, names: Sequence[str]) -> dict[str, Diagnostics]:
+        """Where the diagnostics of each camera go: of several, each is a component; the only one, without a name, has no own."""
+        with self._lock:
+            components = [*COMPONENTS, *(_CAMERA + name for name in names if name)]
+            for kept in (self._conditions, self._values):
+                old = dict(kept)
+                kept.clear()
+                kept.update((component, old.get(component, {})) for component in components)
+        return {name: CameraDiagnostics(self, name) if name else self for name in names}
 
     def clear(self, component: str, *names: str) -> None:
-        """These conditions no longer hold; without names: none of the component's does."""
         with self._lock:
             conditions = self._conditions[component]
             for name in names or tuple(conditions):
@@ -102,12 +128,11 @@ class DiagnosticBoard:
 
     def clear_all(self, keep: tuple[str, ...] = ()) -> None:
         """No condition holds any more, except those of the components to keep."""
-        for component in COMPONENTS:
+        for component in tuple(self._conditions):
             if component not in keep:
                 self.clear(component)
 
     def value(self, component: str, **values: object) -> None:
-        """Figures shown with the component."""
         with self._lock:
             self._values[component].update({key: str(value) for key, value in values.items()})
 
@@ -122,7 +147,7 @@ class DiagnosticBoard:
         """The messages, one per component."""
         with self._lock:
             self._expire()
-            return [self._status(component, node_name, hardware_id) for component in COMPONENTS]
+            return [self._status(component, node_name, hardware_id) for component in self._conditions]
 
     def _expire(self) -> None:
         oldest = self._clock() - HOLD_S
@@ -140,6 +165,22 @@ class DiagnosticBoard:
             message="; ".join(condition.message for condition in conditions) or "ok",
             values=[KeyValue(key=key, value=value) for key, value in self._values[component].items()],
         )
+
+
+class CameraDiagnostics(Diagnostics):
+    """All that is said of one of several cameras, as one component."""
+
+    def __init__(self, board: DiagnosticBoard, camera: str) -> None:
+        self._board, self._component = board, _CAMERA + camera
+
+    def report(self, component: str, name: str, level: bytes, message: str) -> None:
+        self._board.report(self._component, f"{component} {name}", level, message)
+
+    def clear(self, component: str, *names: str) -> None:
+        self._board.clear(self._component, *(f"{component} {name}" for name in names))
+
+    def value(self, component: str, **values: object) -> None:
+        self._board.value(self._component, **values)
 
 
 class Health:

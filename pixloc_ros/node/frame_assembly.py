@@ -4,8 +4,10 @@ the odometry and the initial pose that belong to it. Called by the worker only."
 
 from __future__ import annotations
 
+import contextlib
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +15,7 @@ import torch
 from geometry_msgs.msg import TwistWithCovariance
 
 from ..errors import InputError
-from ..io.frames import CameraFrame
+from ..io.frames import CameraFrame, MountedFrame
 from ..mapping.georeference import Georeference
 from ..tracking.last_pose import LastPose, load_last_pose
 from ..tracking.tracker import Tracker
@@ -62,60 +64,91 @@ class FrameAssembly:
             except InputError as error:
                 self._board.report("initial pose", "file", WARN, str(error))
 
-    def assemble(self, received: ReceivedImage, stages_ms: dict[str, float]) -> tuple[CameraFrame, torch.Tensor]:
-        """The frame and base_from_camera, float64 [4, 4].
+    def assemble(self, received: ReceivedImage, stages_ms: dict[str, float]) -> tuple[ReceivedImage, CameraFrame, torch.Tensor]:
+        """The image that leads, the frame, and base_from_camera of its own camera, float64 [4, 4].
+
+        Of several cameras, those images take part that can be used. The first of them that is newer than the last frame leads.
 
         Args:
-            received: the image.
+            received: the image, and those that belong to its frame.
             stages_ms: gets the times for decoding and waiting.
 
         Raises:
-            Rejected: the image cannot be used.
+            Rejected: the image cannot be used; of several cameras, none can.
         """
-        stamp_ns, tracker = received.stamp_ns, self.tracker
+        tracker = self.tracker
         if tracker is None:
             raise Rejected("map", "load", "no map is loaded: see the error at the start, fix it, call ~/load_map")
-        if stamp_ns <= 0:
-            raise Rejected("image", "stamp", "images have no time stamp: the driver must fill in header.stamp")
-        if self.last_image_ns is not None and stamp_ns <= self.last_image_ns:
-            late_s = (self.last_image_ns - stamp_ns) / NS_PER_S
-            text = f"an image is {late_s:.3f} s older than the last one: it is not used; look for a second publisher"
-            raise Rejected("image", "order", text, WARN)
-        offset_ns = stamp_ns - stamp_to_ns(received.message.header.stamp)
+        stages_ms |= {"decode_ms": 0.0, "wait_ms": 0.0}
+        images = {image.camera: image for image in (received, *received.others)}
+        deadline = max(image.received_at for image in images.values()) + self._setting("odometry_wait_s")
+        views: list[MountedFrame] = []
+        rejections = []
+        for image in images.values():
+            try:
+                views.append(self._view(image, deadline, stages_ms))
+            except Rejected as rejection:
+                rejections.append(rejection)
+                if image.camera:
+                    self._inputs.cameras[image.camera].is_patient &= not rejection.may_come
+                    self._inputs.refuse(rejection, image.camera, image.stamp_ns)
+        lead = next((view for view in views if self._is_new(view.frame.stamp_ns)), None)
+        if lead is None:
+            raise rejections[0] if rejections else self._too_old(received.stamp_ns)
+        image, stamp_ns = images[lead.frame.name], lead.frame.stamp_ns
+        offset_ns = stamp_ns - stamp_to_ns(image.message.header.stamp)
         if offset_ns != self.time_offset_ns:
             self.time_offset_ns = offset_ns
             tracker.restart_odometry_check()
-        began = time.monotonic()
-        try:
-            pixels = decode_image(received.message)
-        except InputError as error:
-            raise Rejected("image", "format", f"{error}; the image is not used") from None
-        stages_ms["decode_ms"] = (time.monotonic() - began) * 1e3
-        deadline = received.received_at + self._setting("odometry_wait_s")
-        calibration = self._inputs.calibration(deadline)
-        camera = calibration.camera
-        height, width = pixels.shape[:2]
-        if (width, height) != (camera.width, camera.height):
-            topic = self._inputs.topic("camera_info_topic")
-            text = (
-                f"images are {width}x{height} but {topic} says {camera.width}x{camera.height}: publish the calibration "
-                "of this image size (binning and roi are understood)"
-            )
-            raise Rejected("calibration", "size", text)
         # The network runs while the odometry of the image's stamp is on its way.
-        frame = tracker.prepare(CameraFrame(stamp_ns, pixels, camera, calibration=calibration))
+        frame = tracker.prepare(replace(lead.frame, others=tuple(view for view in views if view is not lead)))
         began = time.monotonic()
-        base_from_camera = self._inputs.transforms.base_from_camera(received.message.header.frame_id, stamp_ns, deadline)
-        self._feed_odometry(stamp_ns, received.received_at, deadline)
-        for reading in self._inputs.gyro.take(stamp_ns) if self._inputs.gyro else ():
+        newest = max((images[view.frame.name] for view in views), key=lambda one: one.stamp_ns)
+        self._feed_odometry(sorted({view.frame.stamp_ns for view in views}), stamp_ns, newest.received_at, deadline)
+        for reading in self._inputs.gyro.take(frame.newest_ns) if self._inputs.gyro else ():
             tracker.gyro.add(*reading)
-        stages_ms["wait_ms"] = (time.monotonic() - began) * 1e3
+        stages_ms["wait_ms"] += (time.monotonic() - began) * 1e3
         self._feed_initial_pose(stamp_ns)
         if not tracker.has_pose:
             self._feed_hint(stamp_ns)
-        self._board.clear("image", "stamp", "order", "format", "unusable")
-        self._board.clear("calibration", "missing", "size")
-        return frame, base_from_camera
+        self._inputs.accept(frame)
+        return image, frame, lead.base_from_camera
+
+    def _is_new(self, stamp_ns: int) -> bool:
+        return self.last_image_ns is None or stamp_ns > self.last_image_ns
+
+    def _too_old(self, stamp_ns: int) -> Rejected:
+        late_s = (self.last_image_ns - stamp_ns) / NS_PER_S
+        text = f"an image is {late_s:.3f} s older than the last one: it is not used; look for a second publisher"
+        return Rejected("image", "order", text, WARN)
+
+    def _view(self, image: ReceivedImage, deadline: float, stages_ms: dict[str, float]) -> MountedFrame:
+        """One image, with its calibration and mount. Raises Rejected."""
+        stamp_ns, camera = image.stamp_ns, self._inputs.cameras[image.camera]
+        if stamp_ns <= 0:
+            raise Rejected("image", "stamp", "images have no time stamp: the driver must fill in header.stamp")
+        if not (image.camera or self._is_new(stamp_ns)):
+            raise self._too_old(stamp_ns)
+        began = time.monotonic()
+        try:
+            pixels = decode_image(image.message)
+        except InputError as error:
+            raise Rejected("image", "format", f"{error}; the image is not used") from None
+        decoded = time.monotonic()
+        stages_ms["decode_ms"] += (decoded - began) * 1e3
+        deadline = deadline if camera.is_patient else decoded
+        calibration = camera.calibration(deadline)
+        height, width = pixels.shape[:2]
+        if (width, height) != (calibration.camera.width, calibration.camera.height):
+            text = (
+                f"images are {width}x{height} but {camera.topic('camera_info_topic')} says {calibration.camera.width}x"
+                f"{calibration.camera.height}: publish the calibration of this image size (binning and roi are understood)"
+            )
+            raise Rejected("calibration", "size", text)
+        base_from_camera = self._inputs.transforms.base_from_camera(image.message.header.frame_id, stamp_ns, deadline)
+        stages_ms["wait_ms"] += (time.monotonic() - decoded) * 1e3
+        frame = CameraFrame(stamp_ns, pixels, calibration.camera, calibration=calibration, name=image.camera)
+        return MountedFrame(frame, base_from_camera)
 
     def catch_up(self, elapsed_ns: int) -> int:
         """Takes the odometry that came since the last image. Returns the time, as a stamp: that of the newest odometry or, where
@@ -132,20 +165,26 @@ class FrameAssembly:
             return max(newest_ns, self.last_image_ns)
         return self.last_image_ns + elapsed_ns
 
-    def _feed_odometry(self, stamp_ns: int, received_at: float, deadline: float) -> None:
+    def _feed_odometry(self, stamps_ns: Sequence[int], lead_ns: int, received_at: float, deadline: float) -> None:
+        """Up to the newest of a frame's stamps; that image came at `received_at`."""
         source = self._setting("odom_source")
         if source == "tf":
-            self.tracker.add_odometry(stamp_ns, self._inputs.transforms.odom_from_base(stamp_ns, deadline))
+            for stamp_ns in stamps_ns:
+                if stamp_ns == lead_ns:
+                    self.tracker.add_odometry(stamp_ns, self._inputs.transforms.odom_from_base(stamp_ns, deadline))
+                elif stamp_ns > (self.tracker.odometry.newest_stamp_ns or 0):
+                    with contextlib.suppress(Rejected):  # the image is placed less exactly
+                        self.tracker.add_odometry(stamp_ns, self._inputs.transforms.odom_from_base(stamp_ns, deadline))
         if source != "topic":
             return
-        self._inputs.wait_for_odometry(stamp_ns, received_at, deadline)
-        self._take_odometry(stamp_ns)
+        self._inputs.odometry.wait_for(stamps_ns[-1], received_at, deadline)
+        self._take_odometry(stamps_ns[-1])
         newest_ns = self.tracker.odometry.newest_stamp_ns
-        if newest_ns is not None and stamp_ns - newest_ns > NS_PER_S:
+        if newest_ns is not None and lead_ns - newest_ns > NS_PER_S:
             self.twist = None
 
     def _take_odometry(self, stamp_ns: int) -> None:
-        for message, twist in self._inputs.take_odometry(stamp_ns):
+        for message, twist in self._inputs.odometry.take(stamp_ns):
             self.twist = twist
             report = self.tracker.add_odometry(message.stamp_ns, message.odom_from_base, message.twist_covariance, message.twist)
             if report.message:

@@ -6,12 +6,13 @@ from __future__ import annotations
 import math
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 from rclpy.node import Node
 from rclpy.qos import ReliabilityPolicy
 
-from .diagnostics import ERROR, WARN, DiagnosticBoard
+from .diagnostics import ERROR, WARN, Diagnostics
 from .parameters import BY_NAME, Value
 
 _SETTLE_S = 2.0
@@ -25,26 +26,49 @@ _PARAMETERS = {
 }
 
 
+class Source(NamedTuple):
+    """An input that should not be silent.
+
+    Attributes:
+        component: "image", "calibration" or "odometry".
+        topic: its full name.
+        board: takes the diagnostics.
+        camera: its name, where there are several.
+        known: whether one message was enough, and it came.
+    """
+
+    component: str
+    topic: str
+    board: Diagnostics
+    camera: str = ""
+    known: bool = False
+
+    @property
+    def key(self) -> tuple[str, str]:
+        """Of what was heard."""
+        return self.component, self.camera
+
+
 class InputWatch:
     """When each input was heard. Callbacks and timers of the executor call it, except `wait_for_odometry`.
 
     Args:
         node: the node that listens.
         setting: gives the value of a parameter by name.
-        board: takes the diagnostics.
+        board: takes the diagnostics of the odometry.
     """
 
-    def __init__(self, node: Node, setting: Callable[[str], Value], board: DiagnosticBoard) -> None:
+    def __init__(self, node: Node, setting: Callable[[str], Value], board: Diagnostics) -> None:
         self._node, self._setting, self._board = node, setting, board
-        self._ever_heard: set[str] = set()
+        self._ever_heard: set[tuple[str, str]] = set()
         self._clock_ns = 0
         self.begin()
 
     def begin(self) -> None:
         """The node listens from now on."""
         self._began_at = now = time.monotonic()
-        self._heard_at = dict.fromkeys(_PARAMETERS, now)
-        self._images_at: deque[float] = deque(maxlen=_RATE_IMAGES)
+        self._heard_at = {(component, ""): now for component in _PARAMETERS}
+        self._images_at: dict[str, deque[float]] = {}
         self._awaited: deque[tuple[int, float]] = deque(maxlen=_LATE_LIMIT)
 
     @property
@@ -52,22 +76,24 @@ class InputWatch:
         """Whether the node has only just begun to listen."""
         return time.monotonic() < self._began_at + _SETTLE_S
 
-    def heard(self, component: str) -> None:
+    def heard(self, component: str, camera: str = "") -> None:
         """A message came."""
-        self._heard_at[component] = now = time.monotonic()
-        self._ever_heard.add(component)
+        now = time.monotonic()
+        for key in ((component, camera), (component, "")):
+            self._heard_at[key] = now
+            self._ever_heard.add(key)
         if component == "image":
-            self._images_at.append(now)
+            self._images_at.setdefault(camera, deque(maxlen=_RATE_IMAGES)).append(now)
 
-    def silent_s(self, component: str) -> float:
-        """Since the last message, or since the node has begun to listen."""
-        return time.monotonic() - self._heard_at[component]
+    def silent_s(self, component: str, camera: str = "") -> float:
+        """Since the last message (without a name: of any camera), or since the node has begun to listen."""
+        return time.monotonic() - self._heard_at.get((component, camera), self._began_at)
 
     # ---- odometry that comes too late for its image
 
     def wait_for_odometry(self, stamp_ns: int, received_at: float) -> None:
         """An image that came at `received_at` (`time.monotonic`) had to do without odometry of its stamp."""
-        if self._heard_at["odometry"] > self._began_at:
+        if self._heard_at["odometry", ""] > self._began_at:
             self._awaited.append((stamp_ns, received_at))
 
     def odometry_came(self, stamp_ns: int) -> None:
@@ -84,34 +110,31 @@ class InputWatch:
 
     # ---- silence
 
-    def check(self, topics: dict[str, str], known: set[str]) -> None:
-        """Reports inputs that have been silent for a while, and the likely reason.
-
-        Args:
-            topics: full names, by component.
-            known: components of which one message was enough.
-        """
+    def check(self, sources: Sequence[Source]) -> None:
+        """Reports inputs that have been silent for a while, and the likely reason."""
         clock, before_ns = self._node.get_clock(), self._clock_ns
         self._clock_ns = clock.now().nanoseconds
         if clock.ros_time_is_active and self._clock_ns == before_ns > 0:  # a recording is over, or a simulation paused
-            self._heard_at = dict.fromkeys(self._heard_at, time.monotonic())
-        for component, topic in topics.items():
-            if component in known or self.silent_s(component) <= self._setting("input_timeout_s"):
-                self._board.clear(component, "silent")
+            self._heard_at = dict.fromkeys((*self._heard_at, *(source.key for source in sources)), time.monotonic())
+        for source in sources:
+            if source.known or self.silent_s(*source.key) <= self._setting("input_timeout_s"):
+                source.board.clear(source.component, "silent")
             else:
-                level = ERROR if component == "image" and component in self._ever_heard else WARN
-                self._board.report(component, "silent", level, self.describe(component, topic))
+                level = ERROR if source.component == "image" and source.key in self._ever_heard else WARN
+                source.board.report(source.component, "silent", level, self.describe(source))
 
-    def describe(self, component: str, topic: str) -> str:
+    def describe(self, source: Source) -> str:
         """How long an input has been silent, and what to do about it."""
-        if component not in self._ever_heard:
-            return f"nothing yet on {topic}, {self._why_silent(component, topic)}"
-        rate = ""
-        if component == "image" and len(self._images_at) > 1:
-            rate = f" (before at {(len(self._images_at) - 1) / (self._images_at[-1] - self._images_at[0] + 1e-9):.1f} Hz)"
-        return f"nothing for {self.silent_s(component):.1f} s on {topic}{rate}, {self._why_silent(component, topic)}"
+        why = self._why_silent(source)
+        if source.key not in self._ever_heard:
+            return f"nothing yet on {source.topic}, {why}"
+        rate, times = "", self._images_at.get(source.camera, ())
+        if source.component == "image" and len(times) > 1:
+            rate = f" (before at {(len(times) - 1) / (times[-1] - times[0] + 1e-9):.1f} Hz)"
+        return f"nothing for {self.silent_s(*source.key):.1f} s on {source.topic}{rate}, {why}"
 
-    def _why_silent(self, component: str, topic: str) -> str:
+    def _why_silent(self, source: Source) -> str:
+        component, topic = source.component, source.topic
         publishers = self._node.get_publishers_info_by_topic(topic)
         if not publishers:
             base = topic.removesuffix("/compressed")
@@ -123,6 +146,6 @@ class InputWatch:
             best_effort = all(p.qos_profile.reliability == ReliabilityPolicy.BEST_EFFORT for p in publishers)
             if best_effort and self._setting("image_reliability") == "reliable":
                 return "its publisher is best effort: set image_reliability to best_effort"
-            if component not in self._ever_heard:
+            if source.key not in self._ever_heard:
                 return "it has a publisher: check image_transport; for large images see docs/troubleshooting.md"
         return "it has a publisher: check that it publishes"

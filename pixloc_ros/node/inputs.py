@@ -4,15 +4,13 @@
 from __future__ import annotations
 
 import threading
-import time
-from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import NamedTuple
+from functools import partial
 
 import numpy as np
 import torch
-from geometry_msgs.msg import PoseWithCovarianceStamped, TransformStamped, TwistWithCovariance
+from geometry_msgs.msg import PoseWithCovarianceStamped, TransformStamped
 from nav_msgs.msg import Odometry
 from rclpy.node import Node
 from rclpy.qos import QoSProfile, ReliabilityPolicy, qos_profile_sensor_data
@@ -22,26 +20,23 @@ from rclpy.validate_topic_name import validate_topic_name
 from sensor_msgs.msg import CameraInfo, CompressedImage, Image, NavSatFix, NavSatStatus
 
 from ..errors import InputError
-from ..io.calibration import Calibration, read_calibration
-from ..io.frames import OdometryMessage
+from ..io.frames import CameraFrame
 from ..tracking.covariances import isotropic
 from ..tracking.silence import LEAST_S
 from . import conversions
+from .camera_input import CameraInput
 from .conversions import NS_PER_S, stamp_to_ns
 from .diagnostics import ERROR, OK, WARN, DiagnosticBoard
 from .gyro_input import GyroInput
-from .input_watch import InputWatch
-from .parameters import FRAME_QUEUE_LIMIT, Value, image_subscription_topic
-from .transforms import POLL_S, Rejected, Transforms
-
-JUMP_BACK_NS = NS_PER_S
-"""If stamps go back by more, time itself went back (a bag is played again); if by less, a message was late."""
+from .input_watch import InputWatch, Source
+from .odometry_input import JUMP_BACK_NS, OdometryInput
+from .parameters import FRAME_QUEUE_LIMIT, Value, camera_namespaces
+from .transforms import Rejected, Transforms
 
 FUTURE_NS = NS_PER_S
 """An image dated further ahead of the odometry (without odometry: of the clock) is refused: all later ones would seem late."""
 _ODOMETRY_ALIVE_S = 0.5
 
-_ODOMETRY_LIMIT = 20_000
 _FILTER_STD, _FILTER_FLOOR = (0.2, 0.05), (0.03, 0.01)
 """Standard deviations (m, rad) of a filter's pose if it publishes none, and those that its delay adds to the published ones."""
 
@@ -55,13 +50,6 @@ class InitialPose:
     stamp_ns: int | None = None
 
 
-class ReceivedOdometry(NamedTuple):
-    """One checked message, and its velocity; None if not all numbers of that are finite."""
-
-    message: OdometryMessage
-    twist: TwistWithCovariance | None
-
-
 class Inputs:
     """Subscriptions, and what came in through them.
 
@@ -71,13 +59,15 @@ class Inputs:
         node: the node that listens.
         setting: gives the value of a parameter by name.
         board: takes the diagnostics.
-        on_image: called with an image, its stamp in nanoseconds, and why it must not be used, or None. `time_offset` is added
-            to the stamp, which is 0 if the message has none.
+        on_image: called with the camera's name, an image, its stamp in nanoseconds, and why it must not be used, or None.
+            `time_offset` is added to the stamp, which is 0 if the message has none.
         on_time_jump: called with the reason when stamps go back; it calls `forget`.
         is_own: whether this node sent a transform that came in.
 
     Attributes:
+        cameras: by name; the only one's is empty.
         transforms: what came in over TF.
+        odometry: what came in on its topic.
         gyro: what came in of an IMU; None without one.
         watch: since when inputs have been silent.
         is_first_start: whether the next start is the first, or the first of a new time.
@@ -90,25 +80,24 @@ class Inputs:
         node: Node,
         setting: Callable[[str], Value],
         board: DiagnosticBoard,
-        on_image: Callable[[Image | CompressedImage, int, Rejected | None], None],
+        on_image: Callable[[str, Image | CompressedImage, int, Rejected | None], None],
         on_time_jump: Callable[[str], None],
         is_own: Callable[[TransformStamped], bool],
     ) -> None:
         self._node, self._setting, self._board = node, setting, board
         self._on_image_checked, self._on_time_jump = on_image, on_time_jump
+        namespaces = {namespace.strip("/"): namespace for namespace in camera_namespaces(setting("cameras"))}
+        boards = board.of_cameras(list(namespaces))
+        self.cameras = {name: CameraInput(node, setting, namespaces[name], boards[name]) for name in namespaces}
+        self._held: dict[str, Rejected] = {}  # why images cannot be used, while what they need may be on its way; by camera
         self.transforms = Transforms(node, setting, board, is_own)
         imu_topic = setting("imu_topic")
         self.gyro = GyroInput(node, imu_topic, self.transforms, board) if imu_topic else None
         self._subscriptions: list[Subscription] = []
         self.hears_images = False
-        self._arrived = threading.Event()
         self.watch = InputWatch(node, setting, board)
+        self.odometry = OdometryInput(node, setting, board, self.watch, on_time_jump)
         self._lock = threading.Lock()  # guards the following
-        self._calibration: Calibration | None = None
-        self._camera_info_key: tuple | None = None
-        self._odometry: deque[ReceivedOdometry] = deque(maxlen=_ODOMETRY_LIMIT)
-        self._newest_odometry_ns: int | None = None
-        self._newest_image_ns: int | None = None
         self._initial_pose: InitialPose | None = None
         self._fix: tuple[np.ndarray, np.ndarray] | None = None
         self._filter_covariance: torch.Tensor | None = None
@@ -127,16 +116,17 @@ class Inputs:
     def subscribe(self) -> None:
         """Begins to listen to all but images."""
         listen, setting = self._listen, self._setting
-        image_topic = image_subscription_topic(setting("image_topic"), setting("image_transport"))
-        validate_topic_name(image_topic)
-        self._image_topic = self._node.resolve_topic_name(image_topic)
+        for camera in self.cameras.values():
+            validate_topic_name(camera.image_topic)
+        self._held.clear()
         self.transforms.subscribe()
         listen(NavSatFix, setting("fix_topic"), self._on_fix, qos_profile_sensor_data)
-        listen(CameraInfo, setting("camera_info_topic"), self._on_camera_info, qos_profile_sensor_data)
+        for camera in self.cameras.values():
+            heard = partial(self._on_camera_info, camera)
+            listen(CameraInfo, camera.topic("camera_info_topic"), heard, qos_profile_sensor_data)
         listen(Odometry, setting("filter_topic"), self._on_filter, qos_profile_sensor_data)
         if setting("odom_source") == "topic":
-            qos = QoSProfile(depth=200, reliability=ReliabilityPolicy.BEST_EFFORT)
-            listen(Odometry, setting("odom_topic"), self._on_odometry, qos)
+            self.odometry.listen(listen)
         if self.gyro is not None:
             self.gyro.listen(listen)
 
@@ -148,10 +138,11 @@ class Inputs:
         reliability = ReliabilityPolicy.RELIABLE if reliable else ReliabilityPolicy.BEST_EFFORT
         qos = QoSProfile(depth=FRAME_QUEUE_LIMIT if setting("process_all_frames") else 5, reliability=reliability)
         kind = CompressedImage if setting("image_transport") == "compressed" else Image
-        self._listen(kind, self._image_topic, self._on_image, qos)
+        for camera in self.cameras.values():
+            self._listen(kind, camera.image_topic, partial(self._on_image, camera), qos)
         self.hears_images = True
-        topics = [self._image_topic, self.topic("camera_info_topic")]
-        topics += [self.topic("odom_topic")] if setting("odom_source") == "topic" else []
+        topics = [one for camera in self.cameras.values() for one in (camera.image_topic, camera.topic("camera_info_topic"))]
+        topics += [self.odometry.topic] if setting("odom_source") == "topic" else []
         self._node.get_logger().info(f"listening to {', '.join(topics)}")
 
     def unsubscribe(self) -> None:
@@ -168,14 +159,14 @@ class Inputs:
 
     # ---- callbacks
 
-    def _on_image(self, message: Image | CompressedImage) -> None:
-        self.watch.heard("image")
+    def _on_image(self, camera: CameraInput, message: Image | CompressedImage) -> None:
+        self.watch.heard("image", camera.name)
+        camera.count("received")
         stamp_ns = stamp_to_ns(message.header.stamp)
         if stamp_ns > 0:  # not before the beginning of a simulated time
             stamp_ns = max(stamp_ns + round(self._setting("time_offset") * NS_PER_S), 1)
-        with self._lock:
-            back_ns = 0 if self._newest_image_ns is None else self._newest_image_ns - stamp_ns
-            newest_odometry_ns = self._newest_odometry_ns or 0
+        back_ns = 0 if camera.newest_ns is None else camera.newest_ns - stamp_ns
+        newest_odometry_ns = self.odometry.newest_ns or 0
         # A recording may be played without simulated time: then the odometry gives the time, as long as it comes.
         alive = newest_odometry_ns and self.watch.silent_s("odometry") < _ODOMETRY_ALIVE_S
         now_ns = newest_odometry_ns if alive else self._node.get_clock().now().nanoseconds
@@ -184,68 +175,17 @@ class Inputs:
                 f"an image is dated {(stamp_ns - now_ns) / NS_PER_S:.3f} s ahead of the {'odometry' if alive else 'clock'}: it "
                 "is not used; synchronise the camera's clock, or set use_sim_time if a recording is played"
             )
-            self._on_image_checked(message, stamp_ns, Rejected("image", "future", text))
+            self._on_image_checked(camera.name, message, stamp_ns, Rejected("image", "future", text))
             return
-        self._board.clear("image", "future")
+        camera.board.clear("image", "future")
         if stamp_ns and back_ns > JUMP_BACK_NS:
             self._on_time_jump(f"image stamps went back by {back_ns / NS_PER_S:.3f} s")
-        with self._lock:
-            self._newest_image_ns = max(stamp_ns, self._newest_image_ns or 0)
-        self._on_image_checked(message, stamp_ns, None)
+        camera.newest_ns = max(stamp_ns, camera.newest_ns or 0)
+        self._on_image_checked(camera.name, message, stamp_ns, None)
 
-    def _on_camera_info(self, message: CameraInfo) -> None:
-        self.watch.heard("calibration")
-        roi = message.roi
-        key = (
-            *(message.width, message.height, message.distortion_model, *map(tuple, (message.k, message.d, message.r, message.p))),
-            *(message.binning_x, message.binning_y, roi.x_offset, roi.y_offset, roi.width, roi.height),
-        )
-        if key == self._camera_info_key:
-            return
-        calibration = None
-        try:
-            calibration = read_calibration(message, self.topic("image_topic"))
-            self._board.clear("calibration", "invalid")
-            self._board.value("calibration", reading=calibration.taken)
-            self._board.update("calibration", "reading", calibration.note, OK)
-        except InputError as error:
-            self._board.report("calibration", "invalid", ERROR, f"{self.topic('camera_info_topic')}: {error}")
-        with self._lock:
-            self._camera_info_key, self._calibration = key, calibration
-        self._arrived.set()
-
-    def _on_odometry(self, message: Odometry) -> None:
-        self.watch.heard("odometry")
-        board, topic = self._board, self.topic("odom_topic")
-        for parameter, name in (("odom_frame_id", message.header.frame_id), ("base_frame_id", message.child_frame_id)):
-            wanted = self._setting(parameter)
-            if name and name != wanted:
-                text = f"{topic} is about frame '{name}', not '{wanted}': ignored; set {parameter} to '{name}'"
-                board.report("odometry", "frames", ERROR, text)
-                return
-        try:
-            odom_from_base = conversions.pose_to_matrix(message.pose.pose, f"{topic}: the pose")
-        except InputError as error:
-            board.report("odometry", "invalid", ERROR, f"{error}; the message is ignored")
-            return
-        board.clear("odometry", "frames", "invalid")
-        stamp_ns = stamp_to_ns(message.header.stamp)
-        with self._lock:
-            step_ns = 1 if self._newest_odometry_ns is None else stamp_ns - self._newest_odometry_ns
-        if step_ns < -JUMP_BACK_NS:
-            self._on_time_jump(f"odometry stamps went back by {-step_ns / NS_PER_S:.3f} s")
-        elif step_ns < 0:
-            late_s = -step_ns / NS_PER_S
-            text = f"{topic}: a stamp is {late_s:.3f} s older than the last: ignored; look for a second publisher"
-            board.report("odometry", "order", WARN, text)
-        if -JUMP_BACK_NS <= step_ns <= 0:
-            return
-        board.clear("odometry", "order")
-        with self._lock:
-            self._odometry.append(_received(stamp_ns, odom_from_base, message.twist))
-            self._newest_odometry_ns = stamp_ns
-        self.watch.odometry_came(stamp_ns)
-        self._arrived.set()
+    def _on_camera_info(self, camera: CameraInput, message: CameraInfo) -> None:
+        self.watch.heard("calibration", camera.name)
+        camera.on_camera_info(message)
 
     def _on_initial_pose(self, message: PoseWithCovarianceStamped) -> None:
         try:
@@ -299,6 +239,16 @@ class Inputs:
         with self._lock:
             self._filter_covariance = covariance
 
+    @property
+    def is_rig(self) -> bool:
+        """Whether the parameter `cameras` names some."""
+        return "" not in self.cameras
+
+    @property
+    def camera_problems(self) -> str:
+        """Which cameras the tracker leaves out, and why."""
+        return "; ".join(f"camera {name} is left out: {one.problem}" for name, one in self.cameras.items() if one.problem)
+
     # ---- start and time jumps
 
     def expect_start(self) -> None:
@@ -327,8 +277,10 @@ class Inputs:
     def forget(self) -> None:
         """Drops all that belongs to the time before a jump."""
         with self._lock:
-            self._odometry.clear()
-            self._newest_odometry_ns = self._newest_image_ns = self._initial_pose = self._fix = None
+            self._initial_pose = self._fix = None
+        self.odometry.forget()
+        for camera in self.cameras.values():
+            camera.newest_ns = None
         self.transforms.forget()
         if self.gyro is not None:
             self.gyro.forget()
@@ -338,8 +290,8 @@ class Inputs:
     @property
     def newest_ns(self) -> int:
         """The newest stamp of any image or odometry; 0 before the first."""
-        with self._lock:
-            return max(self._newest_image_ns or 0, self._newest_odometry_ns or 0)
+        images = [camera.newest_ns or 0 for camera in self.cameras.values() if not camera.is_ahead]
+        return max(self.odometry.newest_ns or 0, *images)
 
     def take_initial_pose(self) -> InitialPose | None:
         """The initial pose that came since the last call."""
@@ -364,78 +316,53 @@ class Inputs:
             covariance = self._filter_covariance
         return pose, isotropic(*_FILTER_STD) if covariance is None else covariance + isotropic(*_FILTER_FLOOR)
 
-    def wait_for_odometry(self, stamp_ns: int, received_at: float, deadline: float) -> None:
-        """Waits for odometry at or after the stamp of an image that came at `received_at` (`time.monotonic`)."""
-
-        def covered() -> bool:
-            return (self._newest_odometry_ns or 0) >= stamp_ns
-
-        # If odometry has stopped, there is nothing to wait for.
-        if self.watch.silent_s("odometry") < self._setting("input_timeout_s"):
-            self._wait_until(covered, deadline)
-        if covered():
-            self._board.clear("odometry", "late")
-        else:
-            self.watch.wait_for_odometry(stamp_ns, received_at)
-
-    def take_odometry(self, stamp_ns: int) -> list[ReceivedOdometry]:
-        """The new messages up to and including the first one at or after a stamp.
-
-        Later ones stay: the pose of an image must not depend on how much came in meanwhile.
-        """
-        taken = []
-        with self._lock:
-            while self._odometry:
-                taken.append(self._odometry.popleft())
-                if taken[-1].message.stamp_ns >= stamp_ns:
-                    break
-        return taken
-
-    def calibration(self, deadline: float) -> Calibration:
-        """The calibration in the latest CameraInfo, waited for until the deadline. Raises Rejected."""
-        self._wait_until(lambda: self._calibration is not None, deadline)
-        with self._lock:
-            calibration, key = self._calibration, self._camera_info_key
-        if calibration is None:
-            topic = self.topic("camera_info_topic")
-            text = f"no CameraInfo on {topic} yet: start its publisher, or set camera_info_topic"
-            if key is not None:
-                text = f"the CameraInfo on {topic} cannot be used: images wait for a better one"
-            raise Rejected("calibration", "missing", text, may_come=key is None)
-        return calibration
-
-    def _wait_until(self, ready: Callable[[], bool], deadline: float) -> None:
-        while not ready() and time.monotonic() < deadline:
-            self._arrived.clear()
-            self._arrived.wait(POLL_S)
-
     # ---- diagnostics
 
     def topic(self, parameter: str) -> str:
         """Full name of the topic that a parameter names."""
         return self._node.resolve_topic_name(self._setting(parameter))
 
+    def refuse(self, rejection: Rejected, camera: str = "", stamp_ns: int = 0) -> None:
+        """An image cannot be used; of several cameras, those of this one. Soon after the start it may be too early to say so."""
+        board = self.cameras[camera].board if camera else self._board
+        if camera:
+            self.cameras[camera].count("rejected", stamp_ns)
+        if self.watch.is_settling and rejection.may_come:
+            self._held[camera] = rejection
+        else:
+            board.report(rejection.component, rejection.name, rejection.level, str(rejection))
+
+    def accept(self, frame: CameraFrame) -> None:
+        """The images of a frame are used."""
+        for image in (frame, *(other.frame for other in frame.others)):
+            self._held.pop(image.name, None)
+            self.cameras[image.name].used(image.stamp_ns)
+        self._held.pop("", None)
+        self._board.clear("image", "stamp", "order", "format", "unusable")
+        self._board.clear("calibration", "missing", "size")
+        self._board.clear("transforms", "camera")
+
     def check_silence(self) -> None:
-        """Reports inputs that have been silent for a while. Does nothing before `subscribe_to_images`."""
+        """Reports inputs that have been silent for a while, or do not let images be used. Does nothing before
+        `subscribe_to_images`."""
         if not self.hears_images:
             return
-        topics = {"image": self._image_topic, "calibration": self.topic("camera_info_topic")}
+        sources = [source for camera in self.cameras.values() for source in camera.sources()]
         if self._setting("odom_source") == "topic":
-            topics["odometry"] = self.topic("odom_topic")
-        # A calibration may be published just once (transient local).
-        self.watch.check(topics, {"calibration"} if self._calibration is not None else set())
+            sources.append(Source("odometry", self.odometry.topic, self._board))
+        self.watch.check(sources)
+        if self.is_rig:
+            silent = self.watch.silent_s("image") > self._setting("input_timeout_s")
+            self._board.update("image", "silent", self.describe_images() if silent else "", ERROR)
+        if not self.watch.is_settling:
+            for name in list(self._held):
+                self.refuse(self._held.pop(name), name)
 
     def describe_images(self) -> str:
         """Why no image could be used for a while."""
+        topics = ", ".join(camera.image_topic for camera in self.cameras.values())
         if self.watch.silent_s("image") < LEAST_S:
-            return f"images come on {self._image_topic}, but none can be used: see the diagnostics"
-        return self.watch.describe("image", self._image_topic)
-
-
-def _received(stamp_ns: int, odom_from_base: torch.Tensor, twist: TwistWithCovariance) -> ReceivedOdometry:
-    linear, angular = twist.twist.linear, twist.twist.angular
-    vector = np.array([linear.x, linear.y, linear.z, angular.x, angular.y, angular.z])
-    covariance = np.array(twist.covariance, np.float64).reshape(6, 6)
-    if not np.isfinite(vector).all() or not np.isfinite(covariance).all():
-        return ReceivedOdometry(OdometryMessage(stamp_ns, odom_from_base), None)
-    return ReceivedOdometry(OdometryMessage(stamp_ns, odom_from_base, torch.from_numpy(covariance), vector), twist)
+            return f"images come on {topics}, but none can be used: see the diagnostics"
+        if self.is_rig:
+            return f"nothing on {topics}: see the diagnostics of the cameras"
+        return self.watch.describe(self.cameras[""].sources()[0])

@@ -28,8 +28,8 @@ from ..localization import Localizer
 from ..srv import LoadMap, SetPose
 from . import conversions
 from .diagnostics import ERROR, WARN, DiagnosticBoard
-from .inputs import JUMP_BACK_NS
 from .nav2 import ManagerBond, amcl_services
+from .odometry_input import JUMP_BACK_NS
 from .parameters import BY_NAME, PARAMETERS, Value, check_values
 from .worker import WORKER, OpenLocalizer, Worker
 

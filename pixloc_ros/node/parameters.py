@@ -9,6 +9,7 @@ from __future__ import annotations
 import difflib
 import json
 import math
+import re
 import textwrap
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -78,6 +79,8 @@ def check_values(values: dict[str, Value]) -> None:
             raise InputError(f"parameter {name} is empty: give a name, for example '{BY_NAME[name].default}'")
         if name.endswith("frame_id") and value.startswith("/"):
             raise InputError(f"parameter {name} is '{value}': tf2 frame names have no leading slash")
+    if camera_namespaces(values.get("cameras", "")) != ("",) and values.get("camera_frame_id"):
+        raise InputError("camera_frame_id is of one camera: leave it empty with cameras, whose images name their frames")
     frames = [values.get(f"{name}_frame_id") for name in ("global", "odom", "base")]
     if None not in frames and len(set(frames)) < 3:
         raise InputError(f"global_frame_id, odom_frame_id and base_frame_id are {', '.join(frames)}: give three different names")
@@ -120,6 +123,22 @@ def image_subscription_topic(image_topic: str, image_transport: str) -> str:
     if image_transport == "raw" or PurePosixPath(image_topic).name == "compressed":
         return image_topic
     return f"{image_topic}/compressed"
+
+
+def camera_namespaces(cameras: str) -> tuple[str, ...]:
+    """Those in the parameter `cameras`, in their order; one empty one if there is only the one camera. Raises InputError."""
+    names = tuple(name.strip().rstrip("/") for name in cameras.split(",") if name.strip(" /"))
+    for name in names:
+        if not re.fullmatch(r"/?[A-Za-z]\w*(/[A-Za-z]\w*)*", name):
+            raise InputError(f"parameter cameras: '{name}' is no namespace: give names with commas between them, as front,left")
+    if len({name.strip("/") for name in names}) < len(names):
+        raise InputError(f"parameter cameras is '{cameras}': a camera is named twice")
+    return names or ("",)
+
+
+def camera_topic(topic: str, namespace: str) -> str:
+    """The topic of one of several cameras: of the parameter's value only the last part counts, below the camera's namespace."""
+    return f"{namespace}/{PurePosixPath(topic.removesuffix('/compressed')).name}" if namespace else topic
 
 
 def markdown_table() -> str:

@@ -77,7 +77,9 @@ class Transforms:
         """float64 [4, 4] at a stamp, waited for until a deadline (`time.monotonic`). Raises Rejected."""
         odom, base = self._setting("odom_frame_id"), self._setting("base_frame_id")
         remedy = "start the robot's odometry, or set odom_source to topic or none"
-        return self._lookup(odom, base, stamp_ns, deadline, "odometry", remedy)
+        odom_from_base = self._lookup(odom, base, stamp_ns, deadline, "odometry", remedy)
+        self._board.clear("transforms", "odometry")
+        return odom_from_base
 
     def base_turned_from(self, frame: str) -> torch.Tensor | None:
         """float64 [3, 3], rotation from a frame that is fixed to the base; None where it is not known."""
@@ -109,8 +111,7 @@ class Transforms:
         while True:
             try:
                 message = self._buffer.lookup_transform(target, source, stamp)
-                matrix = conversions.transform_to_matrix(message.transform, f"the transform {target} -> {source}")
-                break
+                return conversions.transform_to_matrix(message.transform, f"the transform {target} -> {source}")
             except InputError as error:
                 raise Rejected("transforms", condition, str(error)) from None
             except TransformException as error:
@@ -118,8 +119,6 @@ class Transforms:
                     text = f"no transform {target} -> {source} ({error}): {remedy}"
                     raise Rejected("transforms", condition, text, may_come=True) from None
             time.sleep(POLL_S)
-        self._board.clear("transforms", condition)
-        return matrix
 
     def _on_own_frame(self, stamped: TransformStamped) -> None:
         if not self._setting("publish_tf") or self._is_own(stamped):

@@ -24,12 +24,16 @@ class ReceivedImage:
         stamp_ns: its stamp with the time offset added; 0 if it has none.
         received_at: `time.monotonic` seconds.
         arrival_ms: its age on arrival, by the node's clock.
+        camera: its name, where there are several.
+        others: the images of other cameras that belong to the same frame.
     """
 
     message: Image | CompressedImage
     stamp_ns: int
     received_at: float
     arrival_ms: float = math.nan
+    camera: str = ""
+    others: tuple[ReceivedImage, ...] = ()
 
 
 @dataclass(frozen=True)

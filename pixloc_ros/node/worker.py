@@ -31,6 +31,7 @@ from .frame_assembly import FrameAssembly
 from .inputs import Inputs, Rejected
 from .outputs import DebugOutputs, Outputs
 from .parameters import FRAME_QUEUE_LIMIT, Value
+from .rig_frames import RigFrames
 from .work_queue import ReceivedImage, Request, WorkQueue
 
 OpenLocalizer = Callable[[str, str, str, int, Execution], Localizer]
@@ -83,13 +84,13 @@ class Worker:
         self._used_at, self._used_ns = 0.0, 0  # when an image was tracked: monotonic seconds, and by the node's clock
         self._compiling: tuple[float, int, int] | None = None  # since when, steps done, steps in all
         self._told_at = self._kept_at = 0.0
-        self._held: Rejected | None = None  # why images cannot be used, while what they need may be on its way
 
         # Wakes the executor, which does not notice by itself what the worker has done.
         self._answered = node.create_guard_condition(self._subscribe_when_loaded)
         self._queue = WorkQueue(FRAME_QUEUE_LIMIT if setting("process_all_frames") else 1)
         self._outputs, self._debug = Outputs(node, setting), DebugOutputs(node, setting)
         self.inputs = Inputs(node, setting, board, self._on_image, self.restart, self._outputs.is_own)
+        self._rig = RigFrames(node, self.inputs, self._take) if self.inputs.is_rig else None
         self.health = Health(board, setting)
         self._assembly = FrameAssembly(self.inputs, setting, board)
         # Compiling cannot be interrupted: Python must be able to end without this thread.
@@ -101,7 +102,6 @@ class Worker:
     def start(self) -> None:
         """Begins to listen, with the initial pose of the parameters; to images as soon as the map is loaded."""
         self.inputs.expect_start()
-        self._held = None
         self.inputs.subscribe()
         self._listens = True
         self._subscribe_when_loaded()
@@ -125,6 +125,8 @@ class Worker:
         if threading.current_thread() is not self._thread:  # whose failure shuts the node down
             self._thread.join(_END_S)
         self._node.destroy_guard_condition(self._answered)
+        if self._rig is not None:
+            self._rig.destroy()
         self.inputs.close()
         self._outputs.destroy()
         self._debug.destroy()
@@ -142,6 +144,8 @@ class Worker:
             self._outputs.fall_silent()
             self._debug.forget()
         self.inputs.forget()
+        if self._rig is not None:
+            self._rig.forget()
         for frame in waiting:
             self._drop(frame, f"dropped: {reason}")
 
@@ -170,10 +174,6 @@ class Worker:
         self.inputs.check_silence()
         self._check_rivals()
         self.health.check_pace(self._paused.is_set())
-        held = self._held
-        if held is not None and not self.inputs.watch.is_settling:
-            self._held = None
-            self._board.report(held.component, held.name, held.level, str(held))
         self._keep_pose()
 
     def tell_progress(self) -> None:
@@ -198,6 +198,8 @@ class Worker:
     def report_values(self) -> None:
         """Puts figures on the board: counters, state, times."""
         self.health.report_values(self.map_name, self._state)
+        for camera in self.inputs.cameras.values() if self._rig is not None else ():
+            camera.report_values()
 
     def _keep_pose(self) -> None:
         pose, path, rate = self._pose_to_keep, self._setting("last_pose_file"), self._setting("save_pose_rate")
@@ -220,10 +222,17 @@ class Worker:
 
     # ---- callbacks
 
-    def _on_image(self, message: Image | CompressedImage, stamp_ns: int, rejection: Rejected | None) -> None:
+    def _on_image(self, camera: str, message: Image | CompressedImage, stamp_ns: int, rejection: Rejected | None) -> None:
+        image = ReceivedImage(message, stamp_ns, time.monotonic(), (self._now_ns() - stamp_ns) * 1e-6, camera)
+        if self._rig is None:
+            self._take(image, rejection)
+        elif rejection is not None:
+            self.inputs.refuse(rejection, camera, stamp_ns)
+        else:
+            self._rig.add(image)
+
+    def _take(self, frame: ReceivedImage, rejection: Rejected | None = None) -> None:
         self.health.count("received")
-        arrival_ms = (self._now_ns() - stamp_ns) * 1e-6
-        frame = ReceivedImage(message, stamp_ns, time.monotonic(), arrival_ms)
         if rejection is not None:
             self._reject(frame, rejection)
         elif self._paused.is_set():
@@ -331,7 +340,7 @@ class Worker:
             self._begin()
         assembly = self._assembly
         try:
-            frame, base_from_camera = assembly.assemble(received, stages_ms)
+            received, frame, base_from_camera = assembly.assemble(received, stages_ms)
             result = assembly.tracker.track(frame, base_from_camera)
         except Rejected as rejection:
             self._reject(received, rejection)
@@ -350,12 +359,13 @@ class Worker:
         if outdated:
             self._drop(received, "dropped: paused or started again meanwhile")
             return
-        self._held = None
         now = time.monotonic()
         stages_ms |= {"publish_ms": (now - tracked) * 1e3, "frame_ms": (now - began) * 1e3}
         self.health.took(stages_ms["frame_ms"], (now - received.received_at) * 1e3)
         self.health.count("processed")
-        self._publish_status(received, result.message, result, stages_ms)
+        for name, problem in result.cameras.items():
+            self.inputs.cameras[name].judge(problem, result.stamp_ns)
+        self._publish_status(received, result.message or self.inputs.camera_problems, result, stages_ms)
         if result.state is TrackState.TRACKING:
             self._pose_to_keep = LastPose(self.map_name, received.stamp_ns, result.map_from_base, result.covariance)
         self.health.judge(result, assembly.tracker)
@@ -419,10 +429,7 @@ class Worker:
         self._publish_status(frame, message)
 
     def _reject(self, frame: ReceivedImage, rejection: Rejected) -> None:
-        if self.inputs.watch.is_settling and rejection.may_come:
-            self._held = rejection
-        else:
-            self._board.report(rejection.component, rejection.name, rejection.level, str(rejection))
+        self.inputs.refuse(rejection)
         self.health.count("rejected")
         self._publish_status(frame, str(rejection))
 

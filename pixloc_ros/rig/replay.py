@@ -18,9 +18,11 @@ from tf2_msgs.msg import TFMessage
 
 from ..evaluation.live_run import Recording
 from ..evaluation.offline import initial_covariance
+from ..errors import InputError
 from ..evaluation.usage import UsageMeter
 from ..io.bags import BagReader
 from ..io.messages import RawMessage
+from ..io.rig_images import RigReader
 from ..node import conversions
 from ..node.conversions import NS_PER_S, stamp_from_ns, stamp_to_ns
 from .node_process import NODE, NodeProcess, spinning_node
@@ -100,6 +102,24 @@ def replay(
         return recorder.finish(player.last_odometry_ns)
 
 
+def camera_topics(bag: BagReader) -> dict[str, str]:
+    """The topics of images and calibrations in a bag, and what they are played as: compressed images under the name that
+    image_transport gives them, those of several cameras under each one's name.
+
+    Raises:
+        InputError: The images of some cameras are compressed, those of others are not.
+    """
+    if not isinstance(bag, RigReader):
+        compressed = bag.image_compressed and not bag.image_topic.endswith("/compressed")
+        return {bag.image_topic: bag.image_topic + "/compressed" * compressed, bag.camera_info_topic: bag.camera_info_topic}
+    if len({reader.image_compressed for reader in bag.readers.values()}) > 1:
+        raise InputError(f"some cameras of {bag.path} have compressed images, others raw ones: the node takes one kind")
+    ends, names = ("image_raw" + "/compressed" * bag.image_compressed, "camera_info"), {}
+    for name, reader in bag.readers.items():
+        names |= {topic: f"/{name}/{end}" for topic, end in zip((reader.image_topic, reader.camera_info_topic), ends)}
+    return names
+
+
 def _parameters(map_path: Path, bag: BagReader, options: ReplayOptions) -> dict[str, object]:
     source = {None: "none", "tf": "tf"}.get(bag.odometry_topic, "topic")
     # The node waits by the wall clock: if the bag is played slowly, odometry comes later, and a machine that also plays and
@@ -122,6 +142,9 @@ def _parameters(map_path: Path, bag: BagReader, options: ReplayOptions) -> dict[
         "odometry_wait_s": f"{odometry_wait_s:.3f}",
         "time_offset": f"{bag.options.time_offset_s:.9f}",
     }
+    if isinstance(bag, RigReader):
+        parameters["cameras"] = ",".join(f"/{name}" for name in bag.readers)
+        parameters |= {"image_topic": "image_raw", "camera_info_topic": "camera_info"}
     if source == "topic":
         parameters["odom_topic"] = bag.odometry_topic
     if options.imu_topic is not None:
@@ -161,7 +184,8 @@ class BagPlayer:
         self._moving, self._static = bag.transform_topics()
         odometry = [bag.odometry_topic] if bag.odometry_topic not in (None, "tf") else []
         imu = [imu_topic] if imu_topic is not None else []
-        self._topics = [bag.image_topic, bag.camera_info_topic, *odometry, *imu, *self._moving]
+        self._names = camera_topics(bag)
+        self._topics = [*self._names, *odometry, *imu, *self._moving]
         self._adds_transform = bool(odometry) and not bag.tf_has_odometry()
         self._publishers: dict[str, Publisher] = {}
         latched = QoSProfile(depth=_DEPTH, durability=DurabilityPolicy.TRANSIENT_LOCAL)
@@ -176,9 +200,8 @@ class BagPlayer:
 
     @property
     def image_topic(self) -> str:
-        """Where the images go: compressed ones under the name that image_transport gives them."""
-        topic = self._bag.image_topic
-        return f"{topic}/compressed" if self._bag.image_compressed and not topic.endswith("/compressed") else topic
+        """Where the images go; of several cameras, those of the first."""
+        return self._names[self._bag.image_topic]
 
     def is_heard(self) -> bool:
         """Whether somebody listens to images, calibration, odometry and initial poses."""
@@ -230,7 +253,7 @@ class BagPlayer:
 
     def _publisher(self, message: RawMessage) -> Publisher:
         if message.topic not in self._publishers:
-            name = self.image_topic if message.topic == self._bag.image_topic else message.topic
+            name = self._names.get(message.topic, message.topic)
             package, _, type_name = message.type_name.split("/")
             type_ = getattr(importlib.import_module(f"{package}.msg"), type_name)
             self._publishers[message.topic] = self._node.create_publisher(type_, name, _DEPTH)

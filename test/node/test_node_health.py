@@ -139,7 +139,7 @@ def test_a_healthy_start_warns_of_nothing_and_tells_how_far_it_is(capfd):
             robot.see(number)
             assert robot.status_of(stamp_of(number)).state == INITIALIZING
         robot.describe_camera()
-        robot.wait(lambda: node._worker.inputs._calibration is not None)
+        robot.wait(lambda: all(camera.is_calibrated for camera in node._worker.inputs.cameras.values()))
         assert found_again(robot, 3)
         robot.wait(lambda: robot.levels["localization"] == b"\0")
         assert set(robot.levels.values()) == {b"\0"}, robot.texts[-7:]
@@ -220,7 +220,7 @@ def test_a_turned_mount_is_never_tracked_and_named_until_it_is_corrected(turn, w
     with running(open_localizer=CheckedLocalizer, ready=False, **start_pose()) as (node, robot):
         robot.info.publish(camera_info())
         robot.static_tf.sendTransform(transform_stamped("base_link", "camera_optical", 0, mount))
-        robot.wait(lambda: node._worker.inputs._calibration is not None)
+        robot.wait(lambda: all(camera.is_calibrated for camera in node._worker.inputs.cameras.values()))
         statuses = [robot.step(number) for number in range(12)]
         assert all(status.state != TRACKING for status in statuses) and not robot.poses and not robot.transforms
         assert re.search(words, statuses[-1].message), statuses[-1].message

@@ -1,0 +1,116 @@
+# Copyright the pixloc_ros authors. SPDX-License-Identifier: Apache-2.0
+"""Frames of the images of several cameras, made as these arrive."""
+
+from __future__ import annotations
+
+import statistics
+import threading
+from collections import deque
+from collections.abc import Callable
+from dataclasses import replace
+
+from rclpy.clock import Clock, ClockType
+from rclpy.node import Node
+
+from ..io.rig_images import MAX_AGE_NS, WAIT_NS, LatestImages
+from .conversions import NS_PER_S
+from .diagnostics import WARN
+from .inputs import Inputs
+from .transforms import Rejected
+from .work_queue import ReceivedImage
+
+_IMAGES, _LEAST = 15, 5
+"""The delay of a camera is the median of so many images, once there are as many as the second."""
+
+
+class RigFrames:
+    """Makes frames as `LatestImages` does; none waits longer than `WAIT_NS`, and none for a camera whose images come later than
+    those of the others. Thread-safe.
+
+    Args:
+        node: the node that listens.
+        inputs: has the cameras.
+        on_frame: called with each frame.
+    """
+
+    def __init__(self, node: Node, inputs: Inputs, on_frame: Callable[[ReceivedImage], None]) -> None:
+        self._node, self._inputs, self._on_frame = node, inputs, on_frame
+        self._lock = threading.Lock()
+        self._latest: LatestImages[ReceivedImage] = LatestImages(list(inputs.cameras))
+        self._waiting_ns: int | None = None
+        self._timer = node.create_timer(WAIT_NS / NS_PER_S, self._time_is_up, clock=Clock(clock_type=ClockType.STEADY_TIME))
+        self.forget()
+
+    def forget(self) -> None:
+        """A new time begins."""
+        self._timer.cancel()
+        with self._lock:
+            self._latest.restart()
+            self._last_ns = dict.fromkeys(self._inputs.cameras, 0)
+            self._delays_ns: dict[str, deque[int]] = {name: deque(maxlen=_IMAGES) for name in self._inputs.cameras}
+
+    def destroy(self) -> None:
+        """Removes the timer from the node."""
+        self._node.destroy_timer(self._timer)
+
+    def add(self, image: ReceivedImage) -> None:
+        """An image came."""
+        with self._lock:
+            rejection = self._refusal(image)
+            frame = {}
+            if rejection is None:
+                frame = self._latest.add(image.camera, image.stamp_ns, image)
+                waiting_ns, self._waiting_ns = self._waiting_ns, self._latest.waiting_ns
+                if self._waiting_ns not in (None, waiting_ns):
+                    self._timer.reset()
+        if rejection is not None:
+            self._inputs.refuse(rejection, image.camera, image.stamp_ns)
+        self._hand_on(frame)
+
+    def _time_is_up(self) -> None:
+        self._timer.cancel()
+        with self._lock:
+            frame, self._waiting_ns = self._latest.rest(), None
+        self._hand_on(frame)
+
+    def _hand_on(self, frame: dict[str, tuple[int, ReceivedImage]]) -> None:
+        if frame:
+            lead, *others = (image for _, image in frame.values())
+            self._on_frame(replace(lead, others=tuple(others)))
+
+    def _refusal(self, image: ReceivedImage) -> Rejected | None:
+        name, stamp_ns, camera = image.camera, image.stamp_ns, self._inputs.cameras[image.camera]
+        if stamp_ns <= 0:
+            return Rejected("image", "stamp", "images have no time stamp: the driver must fill in header.stamp")
+        late_ns, self._last_ns[name] = self._last_ns[name] - stamp_ns, stamp_ns
+        if late_ns >= 0:
+            text = f"an image is {late_ns / NS_PER_S:.3f} s older than the last one: it is not used; look for a second publisher"
+            return Rejected("image", "order", text, WARN)
+        self._delays_ns[name].append(round(image.received_at * NS_PER_S) - stamp_ns)
+        delays = {one: statistics.median(all_) for one, all_ in self._delays_ns.items() if self._tells(one, all_)}
+        if name not in delays or len(delays) < 2:
+            return None
+        # One that is before most others has a clock of its own.
+        middle_ns = sorted(delays.values())[len(delays) // 2]
+        least_ns = min(delay for delay in delays.values() if middle_ns - delay <= MAX_AGE_NS)
+        self._latest.late = {one for one, delay in delays.items() if delay - least_ns > WAIT_NS}
+        text = ""
+        if name in self._latest.late:
+            text = (
+                f"its images come {(delays[name] - least_ns) / NS_PER_S:.2f} s later than those of other cameras, by their "
+                "stamps: frames do not wait for them; look at its driver and network, or synchronise its clock"
+            )
+        camera.board.update("image", "late", text)
+        camera.is_ahead = middle_ns - delays[name] > MAX_AGE_NS
+        if not camera.is_ahead:
+            camera.board.clear("image", "ahead")
+            return None
+        text = (
+            f"its images are dated {(middle_ns - delays[name]) / NS_PER_S:.2f} s ahead of those of other cameras: they are not "
+            "used; synchronise the clocks, or look why the others come late"
+        )
+        return Rejected("image", "ahead", text)
+
+    def _tells(self, name: str, delays_ns: deque[int]) -> bool:
+        """Whether a camera's delay is known, and it gives images."""
+        return len(delays_ns) >= _LEAST and self._inputs.watch.silent_s("image", name) < 1.0
