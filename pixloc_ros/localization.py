@@ -30,7 +30,7 @@ from .tracking.options import QualityGates, TrackerOptions
 from .tracking.prior_std import WIDE_PRIOR, PriorStd
 from .tracking.relocalization import Relocalizer, spread
 from .tracking.tracker import Tracker
-from .tracking.types import FrameAlignment, PreparedFrame, PreparedImage
+from .tracking.types import FrameAlignment, PreparedFrame, PreparedImage, RigView
 
 _GATES = QualityGates()
 """A pose is doubtful where its probability is lower than they ask for."""
@@ -289,16 +289,22 @@ class Localizer:
         ]
         return best, "another place looks the same" if rivals else ""
 
-    def warm_up(self, progress: Callable[[int, int], None] = lambda done, of: None) -> None:
+    def warm_up(self, progress: Callable[[int, int], None] = lambda done, of: None, rig: bool = False) -> None:
         """Pays for first calls, which cost many times what later ones do, before images come: right after an installation, when
-        nothing is compiled yet, some twenty seconds. progress: called with the steps done and all steps; it may raise."""
+        nothing is compiled yet, some twenty seconds.
+
+        Args:
+            progress: Called with the steps done and all steps; it may raise.
+            rig: Whether there will be images of several cameras, which are another program: once more as long.
+        """
         map_, aligner = self.map, self.aligner
         keyframe = int(np.diff(map_.observation_offsets).argmax())
         camera, pose = map_.cameras[int(map_.keyframe_camera[keyframe])], map_.map_from_keyframe[keyframe]
         noise = np.random.default_rng(0).integers(0, 255, (camera.height, camera.width), np.uint8)
-        steps = iter(range(1, _REHEARSED_IMAGES + 3))
-        advance = lambda: progress(next(steps), _REHEARSED_IMAGES + 2)  # noqa: E731
-        progress(0, _REHEARSED_IMAGES + 2)
+        count = _REHEARSED_IMAGES + 2 + rig
+        steps = iter(range(1, count + 1))
+        advance = lambda: progress(next(steps), count)  # noqa: E731
+        progress(0, count)
         rehearsal = _Rehearsal(aligner, self.relocalizer)
         tracker = Tracker(rehearsal, pose_search=rehearsal)
         base_from_camera = torch.eye(4, dtype=torch.float64)
@@ -315,6 +321,10 @@ class Localizer:
             advance()
         aligner.focal_length(frame.prepared, aligner.localize_prepared(frame.prepared, pose))
         advance()
+        if rig:
+            views = RigView("", frame.prepared), RigView("other", frame.prepared, base_from_camera)
+            aligner.localize_prepared(views, pose, isotropic(0.1, 0.1))
+            advance()
 
 
 class _Rehearsal:

@@ -117,7 +117,7 @@ class FakeLocalizer:
     def tracker(self, options: TrackerOptions | None = None, relocalization: bool = True) -> Tracker:
         return Tracker(self.aligner, options)
 
-    def warm_up(self, progress) -> None:
+    def warm_up(self, progress, rig=False) -> None:
         pass
 
 

@@ -353,16 +353,19 @@ class Inputs:
         self.watch.check(sources)
         if self.is_rig:
             silent = self.watch.silent_s("image") > self._setting("input_timeout_s")
-            self._board.update("image", "silent", self.describe_images() if silent else "", ERROR)
+            self._board.update("image", "silent", f"no camera gives images: {self._image_topics}" if silent else "", ERROR)
         if not self.watch.is_settling:
             for name in list(self._held):
                 self.refuse(self._held.pop(name), name)
 
+    @property
+    def _image_topics(self) -> str:
+        return ", ".join(camera.image_topic for camera in self.cameras.values())
+
     def describe_images(self) -> str:
         """Why no image could be used for a while."""
-        topics = ", ".join(camera.image_topic for camera in self.cameras.values())
         if self.watch.silent_s("image") < LEAST_S:
-            return f"images come on {topics}, but none can be used: see the diagnostics"
+            return f"images come on {self._image_topics}, but none can be used: see the diagnostics"
         if self.is_rig:
-            return f"nothing on {topics}: see the diagnostics of the cameras"
+            return f"no camera gives images: {self._image_topics}"
         return self.watch.describe(self.cameras[""].sources()[0])

@@ -19,8 +19,9 @@ from .inputs import Inputs
 from .transforms import Rejected
 from .work_queue import ReceivedImage
 
+_ALIVE_S = 1.0
 _IMAGES, _LEAST = 15, 5
-"""The delay of a camera is the median of so many images, once there are as many as the second."""
+"""The delay of a camera is the median of so many images; with fewer than the second, nothing is said of it yet."""
 
 
 class RigFrames:
@@ -87,30 +88,23 @@ class RigFrames:
             text = f"an image is {late_ns / NS_PER_S:.3f} s older than the last one: it is not used; look for a second publisher"
             return Rejected("image", "order", text, WARN)
         self._delays_ns[name].append(round(image.received_at * NS_PER_S) - stamp_ns)
-        delays = {one: statistics.median(all_) for one, all_ in self._delays_ns.items() if self._tells(one, all_)}
-        if name not in delays or len(delays) < 2:
-            return None
+        heard = [one for one in self._delays_ns if self._inputs.watch.silent_s("image", one) < _ALIVE_S]
+        delays = {one: statistics.median(self._delays_ns[one]) for one in heard if self._delays_ns[one]}
         # One that is before most others has a clock of its own.
         middle_ns = sorted(delays.values())[len(delays) // 2]
         least_ns = min(delay for delay in delays.values() if middle_ns - delay <= MAX_AGE_NS)
-        self._latest.late = {one for one, delay in delays.items() if delay - least_ns > WAIT_NS}
-        text = ""
-        if name in self._latest.late:
-            text = (
-                f"its images come {(delays[name] - least_ns) / NS_PER_S:.2f} s later than those of other cameras, by their "
-                "stamps: frames do not wait for them; look at its driver and network, or synchronise its clock"
-            )
-        camera.board.update("image", "late", text)
-        camera.is_ahead = middle_ns - delays[name] > MAX_AGE_NS
-        if not camera.is_ahead:
-            camera.board.clear("image", "ahead")
-            return None
+        late_ns, camera.is_ahead = delays[name] - least_ns, middle_ns - delays[name] > MAX_AGE_NS
+        is_late = late_ns > WAIT_NS and len(self._delays_ns[name]) >= _LEAST
+        self._latest.late = self._latest.late - {name} | ({name} if is_late else set())
+        text = (
+            f"its images come {late_ns / NS_PER_S:.2f} s later than those of other cameras, by their stamps: frames do not wait "
+            "for them; look at its driver and network, or synchronise its clock"
+        )
+        camera.board.update("image", "late", text if is_late else "")
         text = (
             f"its images are dated {(middle_ns - delays[name]) / NS_PER_S:.2f} s ahead of those of other cameras: they are not "
             "used; synchronise the clocks, or look why the others come late"
         )
-        return Rejected("image", "ahead", text)
-
-    def _tells(self, name: str, delays_ns: deque[int]) -> bool:
-        """Whether a camera's delay is known, and it gives images."""
-        return len(delays_ns) >= _LEAST and self._inputs.watch.silent_s("image", name) < 1.0
+        if not camera.is_ahead:
+            camera.board.clear("image", "ahead")
+        return Rejected("image", "ahead", text, may_come=len(self._delays_ns[name]) < _LEAST) if camera.is_ahead else None

@@ -293,7 +293,7 @@ class Worker:
 
         try:
             localizer = self._open_localizer(map_path, weights, preset, max_points, execution)
-            localizer.warm_up(tell)
+            localizer.warm_up(tell, self._rig is not None)
         finally:
             self._compiling = None
             self._board.clear("map", "loading")

@@ -16,9 +16,9 @@ from rclpy.serialization import deserialize_message
 from rosgraph_msgs.msg import Clock
 from tf2_msgs.msg import TFMessage
 
+from ..errors import InputError
 from ..evaluation.live_run import Recording
 from ..evaluation.offline import initial_covariance
-from ..errors import InputError
 from ..evaluation.usage import UsageMeter
 from ..io.bags import BagReader
 from ..io.messages import RawMessage

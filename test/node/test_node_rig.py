@@ -1,0 +1,193 @@
+# Copyright the pixloc_ros authors. SPDX-License-Identifier: Apache-2.0
+"""The node with several cameras, over real DDS: a simulated robot whose cameras fail one way or another."""
+
+import contextlib
+import math
+import threading
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from node_harness import running
+from pixloc_ros.msg import LocalizationStatus
+from rclpy.serialization import deserialize_message, serialize_message
+from scenes import simulated_scene
+from sensor_msgs.msg import CompressedImage
+
+from pixloc_ros.evaluation import offline
+from pixloc_ros.evaluation.metrics import FALSE_TRACK
+from pixloc_ros.evaluation.runs import TRUTH_GAP_NS
+from pixloc_ros.geometry import se3
+from pixloc_ros.io.bag_sensors import imu_topic
+from pixloc_ros.io.bags import BagOptions
+from pixloc_ros.io.rig_images import open_bag
+from pixloc_ros.localization import Localizer
+from pixloc_ros.node.conversions import pose_to_matrix, stamp_from_ns, stamp_to_ns
+from pixloc_ros.rig.replay import BagPlayer
+from pixloc_ros.rig.robot import initial_pose_message
+
+TRACKING = LocalizationStatus.TRACKING
+CAMERAS = ("front", "left", "back")
+
+
+@pytest.fixture(scope="module")
+def rig(tmp_path_factory):
+    """The scene, and a localizer that has compiled."""
+    scene = simulated_scene(tmp_path_factory, cameras=CAMERAS, imu=True, seconds=5.0)
+    localizer = Localizer.open(scene.map)
+    localizer.warm_up(rig=True)
+    return scene, localizer
+
+
+class FaultyPlayer(BagPlayer):
+    """Plays a bag whose messages another function changes. It gets the time since the first message, the topic it is played as,
+    and the message; it gives those that go out: seconds of delay, topic and message."""
+
+    def __init__(self, node, bag, fault):
+        super().__init__(node, bag, lambda stamp_ns: None, imu_topic(bag, None))
+        self._fault, self._began_ns = fault, None
+        self._timers = []
+
+    def _publish(self, message):
+        topic = self._names.get(message.topic)
+        self._began_ns = message.time_ns if self._began_ns is None else self._began_ns
+        if topic is None:
+            super()._publish(message)
+            return
+        publishers = {publisher.topic_name: publisher for publisher in self._publishers.values()}
+        for delay_s, name, cdr in self._fault((message.time_ns - self._began_ns) * 1e-9, topic, message.cdr):
+            self._timers.append(threading.Timer(delay_s, publishers[name].publish, (cdr,)))
+            self._timers[-1].start()
+
+    def finish(self):
+        for timer in self._timers:
+            timer.join()
+
+
+def fine(seconds, topic, cdr):
+    return [(0.0, topic, cdr)]
+
+
+def only(camera, kind, change):
+    """A fault of the images or calibrations of one camera."""
+
+    def fault(seconds, topic, cdr):
+        return change(seconds, topic, cdr) if topic.startswith(f"/{camera}/{kind}") else fine(seconds, topic, cdr)
+
+    return fault
+
+
+def stopped(seconds, topic, cdr):
+    return [] if 1.5 < seconds < 3.0 else fine(seconds, topic, cdr)
+
+
+def late(seconds, topic, cdr):
+    return [(0.1, topic, cdr)]
+
+
+def smaller(seconds, topic, cdr):
+    message = deserialize_message(cdr, CompressedImage)
+    image = cv2.imdecode(np.frombuffer(message.data, np.uint8), cv2.IMREAD_COLOR)
+    message.data = cv2.imencode(".jpg", cv2.resize(image, (160, 120)))[1].tobytes()
+    return [(0.0, topic, serialize_message(message))]
+
+
+def ahead(seconds, topic, cdr):
+    message = deserialize_message(cdr, CompressedImage)
+    message.header.stamp = stamp_from_ns(stamp_to_ns(message.header.stamp) + 400_000_000)
+    return [(0.0, topic, serialize_message(message))]
+
+
+def nothing(seconds, topic, cdr):
+    return []
+
+
+def swapped(seconds, topic, cdr):
+    """The images of left and back change places, as by their cables."""
+    other = {"left": "back", "back": "left"}.get(topic.split("/")[1])
+    if other is None or "image" not in topic:
+        return fine(seconds, topic, cdr)
+    message = deserialize_message(cdr, CompressedImage)
+    message.header.frame_id = f"{other}_optical"
+    return [(0.0, topic.replace(topic.split("/")[1], other), serialize_message(message))]
+
+
+@contextlib.contextmanager
+def driven(rig, fault=fine, cameras=CAMERAS, **parameters):
+    """The robot after the drive. No pose is wrong, whatever the fault."""
+    scene, localizer = rig
+    how = {"cameras": ",".join(cameras), "input_timeout_s": 0.5, "odometry_wait_s": 0.2, "imu_topic": "imu/data", **parameters}
+    with (
+        open_bag(scene.drive, BagOptions(), cameras) as bag,
+        running("compressed", lambda *_: localizer, connect=False, **how) as (node, robot),
+    ):
+        player = FaultyPlayer(robot.node, bag, fault)
+        robot.wait(player.is_heard)
+        truth = bag.truth()
+        start_ns, pose = offline.first_pose(bag, truth, None)
+        start = initial_pose_message(pose, offline.initial_covariance())
+        start.header.stamp = stamp_from_ns(start_ns)
+        player.play(1.0, start, lambda: None, lambda *_: None)
+        player.finish()
+        robot.wait(lambda: robot.statuses and node._worker._queue.take(0.0) is None)
+        yield node, robot
+        stamps_ns = [stamp_to_ns(pose.header.stamp) for pose in robot.poses]
+        assert stamps_ns == sorted(set(stamps_ns)), "time never goes back"
+        true, known = truth.at(np.array(stamps_ns), TRUTH_GAP_NS)
+        found = torch.stack([pose_to_matrix(message.pose.pose, "pose") for message in robot.poses])
+        metres, radians = (error.numpy()[known] for error in se3.pose_difference(true, found))
+        assert len(metres) > 20 and metres.max() < FALSE_TRACK[0] and radians.max() < math.radians(FALSE_TRACK[1])
+        assert np.median(metres) < 0.03 and np.median(radians) < 0.01
+
+
+def share_tracked(robot) -> float:
+    return sum(status.state == TRACKING for status in robot.statuses) / len(robot.statuses)
+
+
+def test_all_cameras_give_one_pose(rig):
+    with driven(rig) as (node, robot):
+        assert len(robot.statuses) >= 28 and share_tracked(robot) == 1.0
+        assert not [status.message for status in robot.statuses if status.message]
+        robot.wait(lambda: int(robot.values["camera back"]["used"]) >= 25)
+        assert {robot.levels[f"camera {name}"] for name in CAMERAS} == {b"\0"}, robot.texts
+        alignment = node._worker._assembly.tracker.rig.problems
+        assert alignment == dict.fromkeys(CAMERAS, "")
+
+
+def test_the_next_camera_leads_while_the_first_is_silent(rig):
+    with driven(rig, only("front", "image", stopped)) as (_, robot):
+        robot.diagnosed("camera front: nothing for ")
+        assert len(robot.statuses) >= 25 and share_tracked(robot) >= 0.95
+        robot.wait(lambda: robot.levels["camera front"] == b"\0")
+
+
+@pytest.mark.parametrize(
+    ("fault", "camera", "said"),
+    [
+        (only("left", "image", late), "left", "its images come 0.1"),
+        (only("left", "image", smaller), "left", "images are 160x120 but /left/camera_info says 320x240"),
+        (only("front", "image", smaller), "front", "images are 160x120 but /front/camera_info says 320x240"),
+        (only("back", "image", ahead), "back", "its images are dated 0."),
+        (only("front", "camera_info", nothing), "front", "no CameraInfo on /front/camera_info"),
+    ],
+)
+def test_a_camera_that_cannot_be_used_is_named(rig, fault, camera, said):
+    with driven(rig, fault) as (_, robot):
+        robot.diagnosed(f"camera {camera}: {said}")
+        assert share_tracked(robot) >= 0.95 and len(robot.statuses) >= 25
+        others = [robot.levels[f"camera {name}"] for name in CAMERAS if name != camera]
+        assert set(others) == {b"\0"}, robot.texts[-12:]
+
+
+def test_two_cameras_that_changed_places_are_named(rig):
+    with driven(rig, swapped) as (_, robot):
+        assert share_tracked(robot) >= 0.95
+        for name in ("left", "back"):
+            robot.diagnosed(f"camera {name}: left out: it ")
+        robot.wait(lambda: "camera left is left out" in robot.statuses[-1].message)
+
+
+def test_one_camera_by_its_namespace(rig):
+    with driven(rig, cameras=("front",)) as (_, robot):
+        assert share_tracked(robot) == 1.0
