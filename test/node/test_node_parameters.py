@@ -12,7 +12,14 @@ import yaml
 
 from pixloc_ros.errors import InputError
 from pixloc_ros.node import parameters
-from pixloc_ros.node.parameters import BY_NAME, PARAMETERS, check_values, image_subscription_topic
+from pixloc_ros.node.parameters import (
+    BY_NAME,
+    PARAMETERS,
+    camera_namespaces,
+    camera_topic,
+    check_values,
+    image_subscription_topic,
+)
 from pixloc_ros.tracking.frame_aligner import DEFAULT, PRESETS
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -36,6 +43,8 @@ def test_table_is_sound():
         ("base_frame_id", "", "empty"),
         ("base_frame_id", "/base_link", "no leading slash"),
         ("odom_frame_id", "map", "three different names"),
+        ("cameras", "front, le ft", "'le ft' is no namespace"),
+        ("cameras", "/front,left,front/", "named twice"),
     ],
 )
 def test_bad_values_are_refused(name, value, text):
@@ -47,6 +56,14 @@ def test_image_topics():
     assert image_subscription_topic("camera/image_raw", "raw") == "camera/image_raw"
     assert image_subscription_topic("camera/image_raw", "compressed") == "camera/image_raw/compressed"
     assert image_subscription_topic("camera/image_raw/compressed", "compressed") == "camera/image_raw/compressed"
+
+
+def test_topics_of_several_cameras():
+    assert camera_namespaces(" , ") == ("",) and camera_namespaces("front, /rig/left/") == ("front", "/rig/left")
+    assert camera_topic("camera/image_raw", "") == "camera/image_raw"
+    assert camera_topic("camera/image_raw/compressed", "/rig/left") == "/rig/left/image_raw"
+    with pytest.raises(InputError, match="camera_frame_id is of one camera"):
+        check_values({"cameras": "front", "camera_frame_id": "front_optical"})
 
 
 def flat(values: dict, prefix: str = "") -> dict:
@@ -124,7 +141,7 @@ def test_launch_passes_only_declared_parameters(launch_file):
     overrides = node.parameters[1]
     assert overrides.pop("use_sim_time") is True
     assert overrides == given
-    check_values(overrides)
+    check_values(overrides | {"camera_frame_id": ""})  # which is of one camera, and cameras are named
 
 
 @pytest.mark.parametrize(
