@@ -9,6 +9,7 @@ from collections import Counter
 from collections.abc import Callable
 
 from rclpy.node import Node
+from rclpy.validate_topic_name import validate_topic_name
 from sensor_msgs.msg import CameraInfo
 
 from ..errors import InputError
@@ -53,14 +54,18 @@ class CameraInput:
         self._camera_info_key: tuple | None = None
 
     def topic(self, parameter: str) -> str:
-        """Full name of its topic that a parameter names."""
-        return self._node.resolve_topic_name(camera_topic(self._setting(parameter), self._namespace))
+        """Full name of its topic that a parameter names. Raises NameValidationException."""
+        return self._resolved(camera_topic(self._setting(parameter), self._namespace))
+
+    def _resolved(self, topic: str) -> str:
+        validate_topic_name(topic)
+        return self._node.resolve_topic_name(topic)
 
     @property
     def image_topic(self) -> str:
-        """Full name of the topic of its images."""
+        """Full name of the topic of its images. Raises NameValidationException."""
         base = camera_topic(self._setting("image_topic"), self._namespace)
-        return self._node.resolve_topic_name(image_subscription_topic(base, self._setting("image_transport")))
+        return self._resolved(image_subscription_topic(base, self._setting("image_transport")))
 
     def sources(self) -> list[Source]:
         """Its inputs that should not be silent. A calibration may be published just once (transient local)."""

@@ -16,7 +16,6 @@ from rclpy.node import Node
 from rclpy.qos import QoSProfile, ReliabilityPolicy, qos_profile_sensor_data
 from rclpy.qos_overriding_options import QoSOverridingOptions
 from rclpy.subscription import Subscription
-from rclpy.validate_topic_name import validate_topic_name
 from sensor_msgs.msg import CameraInfo, CompressedImage, Image, NavSatFix, NavSatStatus
 
 from ..errors import InputError
@@ -116,9 +115,10 @@ class Inputs:
     def subscribe(self) -> None:
         """Begins to listen to all but images."""
         listen, setting = self._listen, self._setting
-        for camera in self.cameras.values():
-            validate_topic_name(camera.image_topic)
         self._held.clear()
+        self._topics = [
+            one for camera in self.cameras.values() for one in (camera.image_topic, camera.topic("camera_info_topic"))
+        ]
         self.transforms.subscribe()
         listen(NavSatFix, setting("fix_topic"), self._on_fix, qos_profile_sensor_data)
         for camera in self.cameras.values():
@@ -141,9 +141,8 @@ class Inputs:
         for camera in self.cameras.values():
             self._listen(kind, camera.image_topic, partial(self._on_image, camera), qos)
         self.hears_images = True
-        topics = [one for camera in self.cameras.values() for one in (camera.image_topic, camera.topic("camera_info_topic"))]
-        topics += [self.odometry.topic] if setting("odom_source") == "topic" else []
-        self._node.get_logger().info(f"listening to {', '.join(topics)}")
+        topics = [self.odometry.topic] if setting("odom_source") == "topic" else []
+        self._node.get_logger().info(f"listening to {', '.join(self._topics + topics)}")
 
     def unsubscribe(self) -> None:
         """Stops listening."""

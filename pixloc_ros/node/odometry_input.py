@@ -72,7 +72,7 @@ class OdometryInput:
     def listen(self, listen: Callable[..., None]) -> None:
         """Subscribe with a function that takes type, topic, callback and quality of service."""
         qos = QoSProfile(depth=200, reliability=ReliabilityPolicy.BEST_EFFORT)
-        listen(Odometry, self.topic, self._on_odometry, qos)
+        listen(Odometry, self._setting("odom_topic"), self._on_odometry, qos)
 
     def forget(self) -> None:
         """A new time begins."""

@@ -34,7 +34,7 @@ from pixloc_ros.mapping.local_points import LocalPoints
 from pixloc_ros.node import conversions
 from pixloc_ros.node.parameters import PARAMETERS
 from pixloc_ros.tracking.last_pose import LastPose, load_last_pose, save_last_pose
-from pixloc_ros.tracking.types import FrameAlignment
+from pixloc_ros.tracking.types import AlignedView, FrameAlignment, RigView
 
 TRACKING, INITIALIZING = LocalizationStatus.TRACKING, LocalizationStatus.INITIALIZING
 PLACE = np.array([48.1, 11.5, 520.0])
@@ -197,7 +197,7 @@ class Drawing(FakeLocalizer):
         )  # fmt: skip
         points = ReferencePoints(torch.eye(3), (), ())
         local = LocalPoints(points, torch.tensor([10.0, 0.0, 0.0], dtype=torch.float64), torch.arange(3), torch.arange(1))
-        return replace(found, details=details, points=local)
+        return replace(found, details=details, views=(AlignedView(RigView("", None), local, 0, 2, 1),))
 
 
 def test_pictures_for_subscribers():
