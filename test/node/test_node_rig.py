@@ -79,7 +79,7 @@ def only(camera, kind, change):
 
 
 def stopped(seconds, topic, cdr):
-    return [] if 1.5 < seconds < 3.0 else fine(seconds, topic, cdr)
+    return [] if 0.7 < seconds < 1.9 else fine(seconds, topic, cdr)
 
 
 def late(seconds, topic, cdr):
@@ -117,7 +117,7 @@ def swapped(seconds, topic, cdr):
 def driven(rig, fault=fine, cameras=CAMERAS, **parameters):
     """The robot after the drive. No pose is wrong, whatever the fault."""
     scene, localizer = rig
-    how = {"cameras": ",".join(cameras), "input_timeout_s": 0.5, "odometry_wait_s": 0.2, "imu_topic": "imu/data", **parameters}
+    how = {"cameras": ",".join(cameras), "odometry_wait_s": 0.2, "imu_topic": "imu/data", **parameters}
     with (
         open_bag(scene.drive, BagOptions(), cameras) as bag,
         running("compressed", lambda *_: localizer, connect=False, **how) as (node, robot),
@@ -148,18 +148,17 @@ def share_tracked(robot) -> float:
 def test_all_cameras_give_one_pose(rig):
     with driven(rig) as (node, robot):
         assert len(robot.statuses) >= 28 and share_tracked(robot) == 1.0
-        assert not [status.message for status in robot.statuses if status.message]
-        robot.wait(lambda: int(robot.values["camera back"]["used"]) >= 25)
+        assert {status.message.partition(":")[0] for status in robot.statuses} <= {"", "dropped"}
+        robot.wait(lambda: int(robot.values["camera back"]["used"]) >= 20)
         assert {robot.levels[f"camera {name}"] for name in CAMERAS} == {b"\0"}, robot.texts
-        alignment = node._worker._assembly.tracker.rig.problems
-        assert alignment == dict.fromkeys(CAMERAS, "")
+        assert node._worker._assembly.tracker.rig.problems == dict.fromkeys(CAMERAS, "")
 
 
 def test_the_next_camera_leads_while_the_first_is_silent(rig):
-    with driven(rig, only("front", "image", stopped)) as (_, robot):
-        robot.diagnosed("camera front: nothing for ")
+    with driven(rig, only("front", "image", stopped), input_timeout_s=0.5) as (_, robot):
         assert len(robot.statuses) >= 25 and share_tracked(robot) >= 0.95
-        robot.wait(lambda: robot.levels["camera front"] == b"\0")
+        said = robot.texts.index(robot.diagnosed("camera front: nothing for "))
+        assert "camera front: ok" in robot.texts[said:]
 
 
 @pytest.mark.parametrize(
@@ -176,8 +175,8 @@ def test_a_camera_that_cannot_be_used_is_named(rig, fault, camera, said):
     with driven(rig, fault) as (_, robot):
         robot.diagnosed(f"camera {camera}: {said}")
         assert share_tracked(robot) >= 0.95 and len(robot.statuses) >= 25
-        others = [robot.levels[f"camera {name}"] for name in CAMERAS if name != camera]
-        assert set(others) == {b"\0"}, robot.texts[-12:]
+        others = tuple(f"camera {name}: " for name in CAMERAS if name != camera)
+        assert {text.split(": ")[1] for text in robot.texts if text.startswith(others)} == {"ok"}, robot.texts[-12:]
 
 
 def test_two_cameras_that_changed_places_are_named(rig):
