@@ -38,7 +38,7 @@ from pixloc_ros.mapping import Map
 from pixloc_ros.mapping.build import build_map_from_colmap
 from pixloc_ros.tracking.types import TrackState
 
-SPANS = {"kitti07": (2.0, 9.0), "kitti01": (0.25, 5.0), "tum_fr1_rpy": (4.0, 5.0)}
+SPANS = {"kitti07": (0.25, 9.0), "kitti01": (0.25, 5.0), "tum_fr1_rpy": (4.0, 5.0)}
 """From when on the contrast is inverted, and for how long; kitti01 lasts 5 seconds in all. The map shows nothing for 5 s."""
 VELOCITY_S = 1.0
 """Without odometry changes begin no sooner: before, a car's speed is not known."""

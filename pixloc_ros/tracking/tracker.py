@@ -238,7 +238,8 @@ class Tracker:
         objection = self.mount_check.judge(best, view, not self._searching)
         if believed and not objection:
             jumped = distance(view.prior, believed.pose) > self.options.gates.max_innovation
-            self._accept(believed.pose, None if jumped else view.prior)
+            before = self._known if view.prior.source == "static" else None  # then the step tells the velocity
+            self._accept(believed.pose, None if jumped else view.prior, before)
         else:
             problem, believed = self._wait_for_confirmation(looks, view, objection)
         if not view.views:
