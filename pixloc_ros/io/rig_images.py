@@ -26,7 +26,7 @@ class LatestImages(Generic[T]):
     """Makes frames of the images of several cameras, in the order of their arrival.
 
     Each image of the leading camera (the first of the list that is alive) is a frame, with the images of the others that are
-    nearest in time; those are awaited a little.
+    nearest in time; those are awaited a little, but not longer than until the leading camera's next.
 
     Attributes:
         late: Names of cameras that are not awaited.
@@ -49,7 +49,7 @@ class LatestImages(Generic[T]):
         """Of an image that came (None: one that cannot be used), the frame that it completes: stamps and images by camera, the
         leading one first; empty while others are awaited. Stamps of leading images rise."""
         done: dict[str, tuple[int, T]] = {}
-        if self._frame and stamp_ns > self._lead_ns + WAIT_NS:
+        if self._frame and stamp_ns > self._lead_ns + WAIT_NS * (name != next(iter(self._frame))):
             done = self.rest()
         self._begin_ns = stamp_ns if self._begin_ns is None else self._begin_ns
         if image is not None:

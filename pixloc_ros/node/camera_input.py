@@ -37,7 +37,7 @@ class CameraInput:
         name: empty for the only camera.
         newest_ns: stamp of the newest image; None before the first.
         is_ahead: whether its clock is ahead of the other cameras'.
-        is_patient: whether its images wait for calibration and transforms; not if that was in vain before.
+        impatient_until: `time.monotonic`, until when its images do not wait for calibration and transforms, as that was in vain.
         problem: why the tracker leaves it out for a while now; else empty.
     """
 
@@ -45,7 +45,7 @@ class CameraInput:
         self._node, self._setting, self._namespace, self.board = node, setting, namespace, board
         self.name = namespace.strip("/")
         self.newest_ns: int | None = None
-        self.is_ahead, self.is_patient, self.problem = False, True, ""
+        self.is_ahead, self.impatient_until, self.problem = False, 0.0, ""
         self._problem_since_ns: int | None = None
         self._outcomes: Counter[str] = Counter()
         self._settled_ns = 0
@@ -124,7 +124,6 @@ class CameraInput:
     def used(self, stamp_ns: int) -> None:
         """An image is used for a pose."""
         self.count("used", stamp_ns)
-        self.is_patient = True
         self.board.clear("image", "stamp", "order", "format", "unusable")
         self.board.clear("calibration", "missing", "size")
         self.board.clear("transforms", "camera")

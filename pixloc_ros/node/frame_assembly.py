@@ -28,6 +28,7 @@ from .work_queue import ReceivedImage
 _MAX_INITIAL_POSE_AGE_NS = 10 * NS_PER_S
 """How old an initial pose may be: as long as the tracker keeps odometry."""
 _ODOMETRY_ALIVE_S = 1.0
+_IMPATIENT_S = 1.0
 
 
 class FrameAssembly:
@@ -90,8 +91,9 @@ class FrameAssembly:
             except Rejected as rejection:
                 rejections.append(rejection)
                 if image.camera:
-                    self._inputs.cameras[image.camera].is_patient &= not rejection.may_come
                     self._inputs.refuse(rejection, image.camera, image.stamp_ns)
+                    if rejection.may_come:  # frames of the other cameras should not wait each time
+                        self._inputs.cameras[image.camera].impatient_until = time.monotonic() + _IMPATIENT_S
         lead = next((view for view in views if self._is_new(view.frame.stamp_ns)), None)
         if lead is None:
             raise rejections[0] if rejections else self._too_old(received.stamp_ns)
@@ -136,7 +138,7 @@ class FrameAssembly:
             raise Rejected("image", "format", f"{error}; the image is not used") from None
         decoded = time.monotonic()
         stages_ms["decode_ms"] += (decoded - began) * 1e3
-        deadline = deadline if camera.is_patient else decoded
+        deadline = deadline if decoded > camera.impatient_until else decoded
         calibration = camera.calibration(deadline)
         height, width = pixels.shape[:2]
         if (width, height) != (calibration.camera.width, calibration.camera.height):

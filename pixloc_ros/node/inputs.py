@@ -177,6 +177,11 @@ class Inputs:
             self._on_image_checked(camera.name, message, stamp_ns, Rejected("image", "future", text))
             return
         camera.board.clear("image", "future")
+        if self.is_rig and alive and back_ns > JUMP_BACK_NS and newest_odometry_ns - stamp_ns > JUMP_BACK_NS:
+            text = f"its stamps went back by {back_ns / NS_PER_S:.3f} s, the odometry's did not: not used; synchronise its clock"
+            self._on_image_checked(camera.name, message, stamp_ns, Rejected("image", "clock", text))
+            return
+        camera.board.clear("image", "clock")
         if stamp_ns and back_ns > JUMP_BACK_NS:
             self._on_time_jump(f"image stamps went back by {back_ns / NS_PER_S:.3f} s")
         camera.newest_ns = max(stamp_ns, camera.newest_ns or 0)

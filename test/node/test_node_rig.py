@@ -52,17 +52,26 @@ class FaultyPlayer(BagPlayer):
     def _publish(self, message):
         topic = self._names.get(message.topic)
         self._began_ns = message.time_ns if self._began_ns is None else self._began_ns
+        self._played_s = (message.time_ns - self._began_ns) * 1e-9
         if topic is None:
             super()._publish(message)
             return
         publishers = {publisher.topic_name: publisher for publisher in self._publishers.values()}
-        for delay_s, name, cdr in self._fault((message.time_ns - self._began_ns) * 1e-9, topic, message.cdr):
+        for delay_s, name, cdr in self._fault(self._played_s, topic, message.cdr):
             self._timers.append(threading.Timer(delay_s, publishers[name].publish, (cdr,)))
             self._timers[-1].start()
 
-    def finish(self):
+    def play_for(self, seconds, start):
+        """The first seconds of the bag."""
+        self._seconds = seconds
+        with contextlib.suppress(StopIteration):
+            self.play(1.0, start, lambda: None, self._go_on)
         for timer in self._timers:
             timer.join()
+
+    def _go_on(self, images, count):
+        if self._played_s > self._seconds:
+            raise StopIteration
 
 
 def fine(seconds, topic, cdr):
@@ -93,10 +102,13 @@ def smaller(seconds, topic, cdr):
     return [(0.0, topic, serialize_message(message))]
 
 
-def ahead(seconds, topic, cdr):
-    message = deserialize_message(cdr, CompressedImage)
-    message.header.stamp = stamp_from_ns(stamp_to_ns(message.header.stamp) + 400_000_000)
-    return [(0.0, topic, serialize_message(message))]
+def restamped(by_s, after_s=0.0):
+    def fault(seconds, topic, cdr):
+        message = deserialize_message(cdr, CompressedImage)
+        message.header.stamp = stamp_from_ns(stamp_to_ns(message.header.stamp) + round(by_s * 1e9) * (seconds >= after_s))
+        return [(0.0, topic, serialize_message(message))]
+
+    return fault
 
 
 def nothing(seconds, topic, cdr):
@@ -114,7 +126,7 @@ def swapped(seconds, topic, cdr):
 
 
 @contextlib.contextmanager
-def driven(rig, fault=fine, cameras=CAMERAS, **parameters):
+def driven(rig, fault=fine, cameras=CAMERAS, seconds=3.5, **parameters):
     """The robot after the drive. No pose is wrong, whatever the fault."""
     scene, localizer = rig
     how = {"cameras": ",".join(cameras), "odometry_wait_s": 0.2, "imu_topic": "imu/data", **parameters}
@@ -128,8 +140,7 @@ def driven(rig, fault=fine, cameras=CAMERAS, **parameters):
         start_ns, pose = offline.first_pose(bag, truth, None)
         start = initial_pose_message(pose, offline.initial_covariance())
         start.header.stamp = stamp_from_ns(start_ns)
-        player.play(1.0, start, lambda: None, lambda *_: None)
-        player.finish()
+        player.play_for(seconds, start)
         robot.wait(lambda: robot.statuses and node._worker._queue.take(0.0) is None)
         yield node, robot
         stamps_ns = [stamp_to_ns(pose.header.stamp) for pose in robot.poses]
@@ -137,7 +148,7 @@ def driven(rig, fault=fine, cameras=CAMERAS, **parameters):
         true, known = truth.at(np.array(stamps_ns), TRUTH_GAP_NS)
         found = torch.stack([pose_to_matrix(message.pose.pose, "pose") for message in robot.poses])
         metres, radians = (error.numpy()[known] for error in se3.pose_difference(true, found))
-        assert len(metres) > 20 and metres.max() < FALSE_TRACK[0] and radians.max() < math.radians(FALSE_TRACK[1])
+        assert len(metres) > 15 and metres.max() < FALSE_TRACK[0] and radians.max() < math.radians(FALSE_TRACK[1])
         assert np.median(metres) < 0.03 and np.median(radians) < 0.01
 
 
@@ -147,16 +158,16 @@ def share_tracked(robot) -> float:
 
 def test_all_cameras_give_one_pose(rig):
     with driven(rig) as (node, robot):
-        assert len(robot.statuses) >= 28 and share_tracked(robot) == 1.0
+        assert len(robot.statuses) >= 19 and share_tracked(robot) == 1.0
         assert {status.message.partition(":")[0] for status in robot.statuses} <= {"", "dropped"}
-        robot.wait(lambda: int(robot.values["camera back"]["used"]) >= 20)
+        robot.wait(lambda: int(robot.values["camera back"]["used"]) >= 15)
         assert {robot.levels[f"camera {name}"] for name in CAMERAS} == {b"\0"}, robot.texts
         assert node._worker._assembly.tracker.rig.problems == dict.fromkeys(CAMERAS, "")
 
 
 def test_the_next_camera_leads_while_the_first_is_silent(rig):
-    with driven(rig, only("front", "image", stopped), input_timeout_s=0.5) as (_, robot):
-        assert len(robot.statuses) >= 25 and share_tracked(robot) >= 0.95
+    with driven(rig, only("front", "image", stopped), seconds=5.0, input_timeout_s=0.5) as (_, robot):
+        assert len(robot.statuses) >= 19 and share_tracked(robot) >= 0.95
         said = robot.texts.index(robot.diagnosed("camera front: nothing for "))
         assert "camera front: ok" in robot.texts[said:]
 
@@ -167,14 +178,15 @@ def test_the_next_camera_leads_while_the_first_is_silent(rig):
         (only("left", "image", late), "left", "its images come 0.1"),
         (only("left", "image", smaller), "left", "images are 160x120 but /left/camera_info says 320x240"),
         (only("front", "image", smaller), "front", "images are 160x120 but /front/camera_info says 320x240"),
-        (only("back", "image", ahead), "back", "its images are dated 0."),
+        (only("back", "image", restamped(0.4)), "back", "its images are dated 0."),
+        (only("left", "image", restamped(-3.0, after_s=1.0)), "left", "its stamps went back by"),
         (only("front", "camera_info", nothing), "front", "no CameraInfo on /front/camera_info"),
     ],
 )
 def test_a_camera_that_cannot_be_used_is_named(rig, fault, camera, said):
     with driven(rig, fault) as (_, robot):
         robot.diagnosed(f"camera {camera}: {said}")
-        assert share_tracked(robot) >= 0.95 and len(robot.statuses) >= 25
+        assert share_tracked(robot) >= 0.95 and len(robot.statuses) >= 19
         others = tuple(f"camera {name}: " for name in CAMERAS if name != camera)
         assert {text.split(": ")[1] for text in robot.texts if text.startswith(others)} == {"ok"}, robot.texts[-12:]
 

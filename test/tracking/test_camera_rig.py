@@ -215,6 +215,13 @@ def test_a_frame_waits_only_a_little_for_a_camera_that_is_late():
     assert [frame["a"] for frame in frames] == [0, 100, 100 + late]
 
 
+def test_a_slow_camera_does_not_hold_up_a_fast_one():
+    images = [("a", 30 * k) for k in range(7)] + [("b", 100), ("b", 5)]
+    frames = frames_of(("a", "b"), *sorted(images, key=lambda image: image[1]))
+    assert [frame["a"] for frame in frames] == [30 * k for k in range(7)]
+    assert [frame.get("b") for frame in frames] == [5, 5, 5, 100, 100, 100, 100]
+
+
 def test_another_camera_leads_when_the_first_is_silent_and_time_never_goes_back():
     images = [("a", 0), ("b", 3)] + [("b", 3 + 100 * k) for k in range(1, 8)] + [("a", 690), ("a", 790), ("b", 803)]
     leads = [next(iter(frame.items())) for frame in frames_of(("a", "b"), *images)]
