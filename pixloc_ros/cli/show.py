@@ -19,10 +19,12 @@ from ..errors import InputError
 from ..io.files import match_names, write_bytes
 from .arguments import (
     add_bag,
+    add_cameras,
     add_cold_start,
     add_prior_std,
     add_verb,
     bag_options,
+    camera_names,
     initial_pose,
     open_localizer,
     option,
@@ -67,6 +69,7 @@ def add_parser(subparsers) -> None:
 
     parser = picture("run", _run_run, "FILE.rrd", "")
     add_bag(parser)
+    add_cameras(parser)
     add_cold_start(parser)
 
 
@@ -300,7 +303,8 @@ def _run_run(args: argparse.Namespace) -> int:
     report.style.check_suffix(args.output, (".rrd",))
     report.run_recording.viewer()
     start, localizer = {"initial_pose": initial_pose(args), "cold_start": args.cold_start}, open_localizer(args)
-    with io.bags.BagReader(args.bag, bag_options(args)) as bag, show_progress("record") as progress:
+    bag = io.rig_images.open_bag(args.bag, bag_options(args), camera_names(args))
+    with bag, show_progress("record") as progress:
         run = report.run_recording.record_run(args.output, localizer, bag, progress=progress, **start)
     tracked = sum(record.state is pixloc.TrackState.TRACKING for record in run.records)
     print(f"{tracked} of {len(run.records)} images tracked")

@@ -53,7 +53,7 @@ class RunRecording:
 
     def __init__(self, path: Path, map_: Map, bag: BagReader) -> None:
         self._rerun, self._map = viewer(), map_
-        self._base_from_camera = bag.base_from_camera
+        self._base_from_camera, self._mount_of = bag.base_from_camera, bag.mount_of
         self._truth = bag.truth()
         self._odometry = odometry_in_map(bag.odometry(), self._truth)
         self._way: list[list[float]] = []
@@ -86,6 +86,9 @@ class RunRecording:
         stream.log("state", rr.Scalars(float(result.state)))
         if result.message:
             stream.log("log", rr.TextLog(f"{result.state.name}: {result.message}", level="WARN"))
+        for name, problem in result.cameras.items():
+            if problem:
+                stream.log("log", rr.TextLog(f"camera {name}: {problem}", level="WARN"))
         self._log_image(frame)
         self._log_points(frame, result)
         self._log_pose(frame, result)
@@ -170,14 +173,14 @@ class RunRecording:
         if result.map_from_base is None:
             stream.log("camera/pyramid", rr.Clear(recursive=False))
             return
-        pose = result.map_from_base @ self._base_from_camera
+        place = result.map_from_base @ self._base_from_camera
         # In pieces: the whole path with every image would grow with the square of the drive.
         if len(self._way) > _PIECE:
             self._way, self._piece = self._way[-1:], self._piece + 1
-        self._way.append(pose[:3, 3].tolist())
+        self._way.append(place[:3, 3].tolist())
         colour = rgb(STATE_COLOURS[result.state.name])
         stream.log(f"path/tracked/{self._piece}", rr.LineStrips3D([self._way], colors=_ESTIMATE, radii=rr.Radius.ui_points(1.5)))
-        lines = self._pyramid(pose, frame.camera)
+        lines = self._pyramid(result.map_from_base @ self._mount_of(frame), frame.camera)
         stream.log("camera/pyramid", rr.LineStrips3D(lines, colors=colour, radii=rr.Radius.ui_points(2.0)))
         truth, known = self._truth.at(np.array([frame.stamp_ns]), TRUTH_GAP_NS)
         if known[0]:
