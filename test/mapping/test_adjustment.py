@@ -7,9 +7,9 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from mapping_helpers import look_at
-from scipy.sparse import bsr_array
+from scipy.sparse import bsr_array, csr_array
 
-from pixloc_ros.mapping.build.adjustment import Bundle, Links, Rays, adjust, errors_px, link_errors, solve_blocks, triangulated
+from pixloc_ros.mapping.build.adjustment import BlockBand, Bundle, Links, Rays, adjust, errors_px, link_errors, triangulated
 from pixloc_ros.mapping.build.odometry_structure import WHEELS, scale_uncertainty
 
 COUNT, POINTS, FOCAL = 12, 150, 400.0
@@ -131,20 +131,31 @@ def laps(count, times, reach=2):
     return matrix + 60 * np.sqrt(times) * np.eye(6 * count)
 
 
-def test_blocks_are_solved_as_a_dense_matrix_is():
+def as_band(dense):
+    """The matrix [6 K, 6 K] in a band, its poses in another order."""
+    blocks = bsr_array(dense, blocksize=(6, 6))
+    pattern = csr_array((np.ones(len(blocks.indices)), blocks.indices, blocks.indptr))
+    band = BlockBand(pattern)
+    band.add(np.repeat(np.arange(len(dense) // 6), np.diff(blocks.indptr)), blocks.indices, blocks.data)
+    return band
+
+
+def test_a_band_is_solved_as_a_dense_matrix_is():
     dense, right = laps(60, 4), np.random.default_rng(1).normal(size=360)
-    np.testing.assert_allclose(solve_blocks(bsr_array(dense, blocksize=(6, 6)), right), np.linalg.solve(dense, right), atol=1e-10)
-    alone = bsr_array(np.eye(6), blocksize=(6, 6))
-    np.testing.assert_allclose(solve_blocks(alone, right[:6]), right[:6])
+    np.testing.assert_allclose(as_band(dense).matrix().toarray(), dense)
+    np.testing.assert_allclose(as_band(dense).solve(right), np.linalg.solve(dense, right), atol=1e-10)
+    np.testing.assert_allclose(as_band(np.eye(6)).solve(right[:6]), right[:6])
+    twice, one = as_band(dense), np.array((3, 3))
+    twice.add(one, one, np.stack((np.eye(6), 2 * np.eye(6))))
+    np.testing.assert_allclose((twice.matrix().toarray() - dense)[18:24, 18:24], 3 * np.eye(6), atol=1e-9)
     with pytest.raises(np.linalg.LinAlgError):
-        solve_blocks(bsr_array(dense - 1000 * np.eye(360), blocksize=(6, 6)), right)
+        as_band(dense - 1000 * np.eye(360)).solve(right)
 
 
 def test_many_laps_take_no_more_memory_than_their_band():
-    sparse = bsr_array(laps(400, 20), blocksize=(6, 6))
+    band = as_band(laps(400, 20))
     tracemalloc.start()
-    solve_blocks(sparse, np.ones(2400))
+    band.solve(np.ones(2400))
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
-    dense = 8 * 2400**2
-    assert sparse.data.nbytes < 0.4 * dense and peak < 0.9 * dense
+    assert band._band.nbytes < 0.7 * 8 * 2400**2 and peak < 0.1 * band._band.nbytes

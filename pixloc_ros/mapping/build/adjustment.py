@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import torch
 from scipy.linalg import cho_solve_banded, cholesky_banded
-from scipy.sparse import bsr_array, csc_array, csr_array
+from scipy.sparse import bsr_array, coo_array, csc_array, csr_array
 from scipy.sparse.csgraph import reverse_cuthill_mckee
 
 from ...geometry import se3
@@ -23,6 +23,7 @@ _GAUGE = 1e8
 _LINK_ROBUST = 3.0  # standard deviations
 _CONVERGED = 1e-4
 _BLOCK = 250_000
+_POSES = 256
 _SLIGHT = 1e-6  # damping, for points without parallax
 
 
@@ -140,8 +141,8 @@ def information(bundle: Bundle, rays: Rays, links: Links, robust_px: float) -> t
     A pose's unknowns are its turn in the camera's frame and its shift in the map's. The first pose stays.
     """
     rays = rays.only(np.argsort(rays.image, kind="stable"))
-    matrix, gradient, *_ = _System(bundle, rays, rays.basis, links, robust_px).reduced(_SLIGHT)
-    return matrix.tocsc(), gradient
+    band, gradient, *_ = _System(bundle, rays, rays.basis, links, robust_px).reduced(_SLIGHT)
+    return band.matrix(), gradient
 
 
 def errors_px(bundle: Bundle, rays: Rays) -> np.ndarray:
@@ -261,75 +262,98 @@ class _System:
         _add(self.pose_gradient, links.second, np.einsum("n,nki,nk->ni", weight, by_second, error))
         self.between = links.first, links.second, product(by_first, by_second)
 
-    def reduced(self, damping: float) -> tuple[bsr_array, np.ndarray, np.ndarray, bsr_array | None]:
-        """Matrix [6 K, 6 K] and gradient [6 K] of the poses alone; inverse blocks of points, and what ties them to poses."""
+    def reduced(self, damping: float) -> tuple[BlockBand, np.ndarray, np.ndarray, bsr_array]:
+        """Matrix and gradient [6 K] of the poses alone; inverse blocks of points, and what ties them to poses."""
         diagonal = np.arange(3)
         points, poses = self.of_points.copy(), self.of_poses.copy()
         points[:, diagonal, diagonal] *= 1 + damping
         points += 1e-9 * np.eye(3)
         poses[:, np.arange(6), np.arange(6)] *= 1 + damping
-        inverse, rays, right = np.linalg.inv(points), self.rays, None
-        shape = (6 * self.poses, 3 * self.points)
-        eliminated = self.mixed @ inverse[rays.point]
-        reduced = _blocks(np.arange(self.poses), np.arange(self.poses), poses, self.poses)
+        inverse, rays, starts = np.linalg.inv(points), self.rays, self.starts
+        shape, every = (6 * self.poses, 3 * self.points), np.arange(self.poses)
         first, second, between = self.between
-        reduced = reduced + _blocks(first, second, between, self.poses)
-        reduced = reduced + _blocks(second, first, between.transpose(0, 2, 1), self.poses)
-        gradient = self.pose_gradient.ravel().copy()
-        if self.points:
-            left = bsr_array((eliminated, rays.point, self.starts), shape=shape)
-            right = bsr_array((self.mixed, rays.point, self.starts), shape=shape)
-            reduced = reduced - left @ right.T
-            gradient -= left @ self.point_gradient.ravel()
-        return reduced, gradient, inverse, right
+        sees = csr_array((np.ones(len(rays.point), np.int32), rays.point, starts), shape=(self.poses, self.points))
+        linked = csr_array((np.ones(len(first), np.int32), (first, second)), shape=(self.poses, self.poses))
+        band = BlockBand(sees @ sees.T + linked + linked.T)
+        band.add(every, every, poses)
+        band.add(first, second, between)
+        band.add(second, first, between.transpose(0, 2, 1))
+        right, gradient = bsr_array((self.mixed, rays.point, starts), shape=shape), self.pose_gradient.ravel().copy()
+        transposed = right.T
+        for begin in range(0, self.poses, _POSES):  # the blocks of all poses together would take more memory than the band
+            end = min(begin + _POSES, self.poses)
+            rows = slice(starts[begin], starts[end])
+            eliminated = self.mixed[rows] @ inverse[rays.point[rows]]
+            own = starts[begin : end + 1] - starts[begin]
+            left = bsr_array((eliminated, rays.point[rows], own), shape=(6 * (end - begin), shape[1]))
+            product = left @ transposed
+            band.add(np.repeat(every[begin:end], np.diff(product.indptr)), product.indices, -product.data)
+            gradient[6 * begin : 6 * end] -= left @ self.point_gradient.ravel()
+        return band, gradient, inverse, right
 
     def step(self, damping: float) -> _Step:
-        reduced, gradient, inverse, right = self.reduced(damping)
-        of_poses = -solve_blocks(reduced, gradient)
-        of_points = np.zeros((self.points, 3))
-        if self.points:
-            rest = -(self.point_gradient.ravel() + right.T @ of_poses).reshape(-1, 3)
-            of_points = np.einsum("nij,nj->ni", inverse, rest)
+        band, gradient, inverse, right = self.reduced(damping)
+        of_poses = -band.solve(gradient)
+        rest = -(self.point_gradient.ravel() + right.T @ of_poses).reshape(-1, 3)
+        of_points = np.einsum("nij,nj->ni", inverse, rest)
         of_poses = of_poses.reshape(-1, 6)
         return _Step(of_poses[:, :3], of_poses[:, 3:], of_points)
 
 
-def solve_blocks(matrix: bsr_array, right: np.ndarray) -> np.ndarray:
-    """Solve a symmetric positive definite system of 6x6 blocks.
+class BlockBand:
+    """A symmetric matrix of 6x6 blocks as a band.
 
     Poses are put in an order in which those that see the same things are near each other. What is left is a band as wide as a
     place was visited often, however long the drive: its Cholesky factor takes no more memory than itself.
-
-    Raises:
-        LinAlgError: The matrix is not positive definite.
     """
-    count = matrix.shape[0] // 6
-    pattern = csr_array((np.ones(len(matrix.indices), bool), matrix.indices, matrix.indptr), shape=(count, count))
-    order = reverse_cuthill_mckee(pattern, symmetric_mode=True)
-    place = np.empty(count, np.int64)
-    place[order] = np.arange(count)
-    row, column = place[np.repeat(np.arange(count), np.diff(matrix.indptr))], place[matrix.indices]
-    lower = np.flatnonzero(row >= column)
-    row, column = row[lower], column[lower]
-    band = np.zeros((6 * int((row - column).max(initial=0) + 1), 6 * count), order="F")
-    for a, b in np.ndindex(6, 6):
-        below = 6 * (row - column) + a - b
-        used = below >= 0
-        band[below[used], 6 * column[used] + b] = matrix.data[lower[used], a, b]
-    unknowns = (6 * order[:, None] + np.arange(6)).ravel()
-    solution = np.empty(len(right))
-    factor = cholesky_banded(band, overwrite_ab=True, lower=True, check_finite=False)
-    solution[unknowns] = cho_solve_banded((factor, True), right[unknowns], check_finite=False)
-    return solution
 
+    def __init__(self, pattern: csr_array) -> None:
+        """pattern: symmetric [K, K]; where it is not zero there may be a block. Those on the diagonal may be there always."""
+        self._order = reverse_cuthill_mckee(pattern, symmetric_mode=True)
+        self._place = np.empty(len(self._order), np.int64)
+        self._place[self._order] = np.arange(len(self._order))
+        row = np.repeat(self._place, np.diff(pattern.indptr))
+        width = int(np.abs(row - self._place[pattern.indices]).max(initial=0)) + 1
+        self._band = np.zeros((6 * width, 6 * len(self._order)), order="F")
 
-def _blocks(row: np.ndarray, column: np.ndarray, values: np.ndarray, count: int) -> bsr_array:
-    """A sparse matrix of 6x6 blocks; those at one place are added."""
-    places, which = np.unique(row.astype(np.int64) * count + column, return_inverse=True)
-    total = np.zeros((len(places), 6, 6))
-    _add(total, which, values)
-    starts = np.searchsorted(places // max(count, 1), np.arange(count + 1))
-    return bsr_array((total, places % max(count, 1), starts), shape=(6 * count, 6 * count))
+    def add(self, row: np.ndarray, column: np.ndarray, blocks: np.ndarray) -> None:
+        """Add blocks [N, 6, 6] at rows and columns [N] of blocks."""
+        row, column = self._place[row], self._place[column]
+        lower = np.flatnonzero(row >= column)
+        row, column, blocks = row[lower], column[lower], blocks[lower]
+        places, which = np.unique(row * len(self._order) + column, return_inverse=True)
+        if len(places) < len(row):
+            row, column, total = *np.divmod(places, len(self._order)), np.zeros((len(places), 6, 6))
+            _add(total, which, blocks)
+            blocks = total
+        for a, b in np.ndindex(6, 6):
+            below = 6 * (row - column) + a - b
+            used = below >= 0
+            self._band[below[used], 6 * column[used] + b] += blocks[used, a, b]
+
+    @property
+    def _unknowns(self) -> np.ndarray:
+        return (6 * self._order[:, None] + np.arange(6)).ravel()
+
+    def matrix(self) -> csc_array:
+        """All of it."""
+        below, column = np.nonzero(self._band)
+        unknowns, values = self._unknowns, self._band[below, column]
+        row, column = unknowns[column + below], unknowns[column]
+        shape, off = (len(unknowns),) * 2, below > 0
+        lower = coo_array((values, (row, column)), shape=shape)
+        return csc_array(lower + coo_array((values[off], (column[off], row[off])), shape=shape))
+
+    def solve(self, right: np.ndarray) -> np.ndarray:
+        """The solution [6 K] for a right side [6 K]; the matrix is gone then.
+
+        Raises:
+            LinAlgError: The matrix is not positive definite.
+        """
+        solution, unknowns = np.empty(len(right)), self._unknowns
+        factor = cholesky_banded(self._band, overwrite_ab=True, lower=True, check_finite=False)
+        solution[unknowns] = cho_solve_banded((factor, True), right[unknowns], check_finite=False)
+        return solution
 
 
 def _add(total: np.ndarray, index: np.ndarray, values: np.ndarray) -> None:
