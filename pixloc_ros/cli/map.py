@@ -53,6 +53,7 @@ def _add_bag(sources) -> None:
     add_map_making(parser)
     map_drive.add_keyframes(parser)
     where = "'images': structure from motion; 'bag': a topic or TF (default: the bag's where it has some, else images)"
+    arguments.add_cameras(parser)
     option(parser, "--poses WHERE", where, choices=("images", "bag"))
     map_drive.add_drive(parser)
     arguments.add_scheduler(parser, "several drives")
@@ -120,6 +121,7 @@ def _run_bag(args: argparse.Namespace) -> int:
       pixloc map bag drive_bag -o site.pixmap
       pixloc map bag drive_bag -o site.pixmap --poses images
       pixloc map bag monday tuesday -o site.pixmap
+      pixloc map bag drive_bag -o site.pixmap --cameras front,left,right
       pixloc map bag drive.mcap -o site.pixmap --pose-topic /lio/odometry --base-frame imu_link --refine
       pixloc map bag drive.bag -o site.pixmap --pose-topic tf --map-frame map --depth-topic none
     """
@@ -130,7 +132,8 @@ def _run_bag(args: argparse.Namespace) -> int:
     (mount,) = parse_poses(args, "base_from_camera")
     where = (args.image_topic, args.camera_info_topic, args.pose_topic, args.map_frame, args.base_frame, mount, args.depth_topic)
     timing = (args.every, round(args.max_pose_gap * 1e9), args.recording_time)
-    source = build.posed_bag.PosedBagOptions(*where, args.depth_scale, *timing)
+    cameras = map_drive.rig_cameras(args)
+    source = build.posed_bag.PosedBagOptions(*where, args.depth_scale, *timing, camera=next(iter(cameras), None))
     given = args.poses == "bag" or args.pose_topic is not None
     if not (given or any(build.posed_bag.has_poses(bag, source) for bag in args.sources)):
         print(f"no topic of {' or '.join(map(str, args.sources))} holds poses in the map: they are found from the images")
@@ -148,13 +151,18 @@ def _run_bag(args: argparse.Namespace) -> int:
     extractor = pixloc.load_extractor(args.weights)
     options = replace(map_drive.posed_options(args), refine=arguments.refine_options(args))
     map_drive.check_keep_images(args)
-    with build.posed_bag.PosedBag(bag, source) as frames:
+
+    def open_camera(name: str | None):
+        return build.posed_bag.PosedBag(bag, replace(source, camera=name, every=args.every if name == source.camera else 1))
+
+    with build.rig_frames.RigFrames(cameras, open_camera) if cameras else open_camera(None) as frames:
         key = {
             "bag": build.posed_bag.bag_identity(bag),
             "frames": {name: value.tolist() if hasattr(value, "tolist") else value for name, value in vars(source).items()},
             "options": options.to_json(),
             "network": extractor.fingerprint,
             "working_side": args.working_side,
+            "cameras": cameras,
         }
         work = map_drive.open_work(args, key)
         points = f"depth from {frames.depth_topic}" if frames.depth_topic else "points by triangulation"
@@ -162,7 +170,8 @@ def _run_bag(args: argparse.Namespace) -> int:
         with show_progress("map") as progress:
             how = (work, options, args.working_side, args.output.stem, progress)
             map_, report = build.posed_frames.build_map_from_posed_frames(frames, extractor, *how)
-        report = replace(report, notes=(*report.notes, *frames.bag.notes))
+        notes = frames.notes if cameras else frames.bag.notes
+        report = replace(report, notes=(*report.notes, *notes))
     finish(map_, report, args, begin)
     map_drive.print_posed(report)
     map_drive.close_work(work, args)

@@ -124,7 +124,30 @@ def open_drive(args: argparse.Namespace, source: Path):
     (mount,) = parse_poses(args, "base_from_camera")
     topics = (args.image_topic, args.camera_info_topic, args.odometry_topic, "none")
     options = io.bags.BagOptions(*topics, base_frame=args.base_frame, base_from_camera=mount, recording_time=args.recording_time)
-    return kinds.DriveBag(source, options, _every(args), (args.imu_topic, args.fix_topic))
+    sensors, cameras = (args.imu_topic, args.fix_topic), rig_cameras(args)
+    if not cameras:
+        return kinds.DriveBag(source, options, _every(args), sensors)
+    for given, what in ((args.refine_camera, "--refine-camera"), (args.all_poses, "--all-poses")):
+        if given:
+            raise InputError(f"{what} is for one camera: leave out --cameras")
+
+    def open_camera(name: str):
+        lead = name == cameras[0]
+        return kinds.DriveBag(source, options, _every(args) if lead else 1, sensors if lead else ("none", "none"), name)
+
+    return mapping.build.rig_frames.RigFrames(cameras, open_camera)
+
+
+def rig_cameras(args: argparse.Namespace) -> tuple[str, ...]:
+    """Of --cameras. Raises InputError with options that are for one camera."""
+    cameras = arguments.camera_names(args)
+    if cameras:
+        for name in ("image_topic", "camera_info_topic", "base_from_camera", "depth_topic"):
+            if getattr(args, name, None) not in (None, "none"):
+                raise InputError(f"--{name.replace('_', '-')} is for one camera: leave it out, or --cameras")
+        if len(args.sources) > 1:
+            raise InputError("--cameras is for one bag: make a map of each and join them ('pixloc map merge')")
+    return cameras
 
 
 def _every(args: argparse.Namespace) -> int:

@@ -298,6 +298,7 @@ def _run_run(args: argparse.Namespace) -> int:
 
     examples:
       pixloc show run --map site.pixmap drive_bag -o run.rrd
+      pixloc show run --map site.pixmap drive_bag -o run.rrd --cameras front,left
       rerun run.rrd
     """
     report.style.check_suffix(args.output, (".rrd",))

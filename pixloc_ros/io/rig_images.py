@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Generic, TypeVar
 
+import numpy as np
 import torch
 
 from ..errors import InputError
@@ -155,6 +156,21 @@ class RigReader(BagReader):
         lead, *rest = (image for _, image in frame.values())
         return replace(lead, others=tuple(MountedFrame(one, self.mount_of(one)) for one in rest))
 
+    def frames_at(self, stamps_ns: frozenset[int]) -> Iterator[CameraFrame]:
+        """The first camera's usable images of these stamps, each with those of the others that are nearest in time."""
+        wanted = np.array(sorted(stamps_ns), np.int64)
+        near: dict[int, list[MountedFrame]] = {stamp_ns: [] for stamp_ns in wanted.tolist()}
+        for name, reader in self._others.items():
+            nearest = nearest_stamps(np.unique(np.fromiter(reader.image_stamps(), np.int64)), wanted)
+            found = {one.stamp_ns: one for one in reader.frames(frozenset(nearest.tolist()).__contains__)}
+            for stamp_ns, one_ns in zip(wanted.tolist(), nearest.tolist()):
+                if isinstance(found.get(one_ns), CameraFrame) and abs(one_ns - stamp_ns) <= MAX_AGE_NS:
+                    frame = replace(found[one_ns], name=name)
+                    near[stamp_ns].append(MountedFrame(frame, self.mount_of(frame)))
+        for frame in self.frames(stamps_ns.__contains__):
+            if isinstance(frame, CameraFrame):
+                yield replace(frame, name=self.cameras[0], others=tuple(near[frame.stamp_ns]))
+
     def mount_of(self, frame: CameraFrame) -> torch.Tensor:
         """base_from_camera of a frame's own camera."""
         return self._others[frame.name].base_from_camera if frame.name in self._others else self.base_from_camera
@@ -169,6 +185,13 @@ class _OneOf(BagReader):
 
     def _image_candidates(self) -> list[str]:
         return _below(super()._image_candidates(), self.name, self.path)
+
+
+def nearest_stamps(stamps_ns: np.ndarray, wanted_ns: np.ndarray) -> np.ndarray:
+    """Of stamps, int64 [N] rising and not empty, those nearest to others [M]."""
+    after = np.searchsorted(stamps_ns, wanted_ns).clip(1, max(len(stamps_ns) - 1, 1))
+    before, after = stamps_ns[after - 1], stamps_ns[np.minimum(after, len(stamps_ns) - 1)]
+    return np.where(wanted_ns - before <= after - wanted_ns, before, after)
 
 
 def open_bag(path: Path, options: BagOptions, cameras: Sequence[str]) -> BagReader:

@@ -1,6 +1,8 @@
 # Copyright the pixloc_ros authors. SPDX-License-Identifier: Apache-2.0
 """The map's points drawn where a pose puts them in an image."""
 
+from collections.abc import Mapping
+
 import cv2
 import numpy as np
 import torch
@@ -49,6 +51,32 @@ def draw_alignment(image: np.ndarray, working: Camera, result: AlignmentResult, 
             cv2.circle(canvas, (x, y), 4 << _SUBPIXEL_BITS, (15, 23, 42), -1, cv2.LINE_AA, _SUBPIXEL_BITS)
             cv2.circle(canvas, (x, y), 5 << (_SUBPIXEL_BITS - 1), colour, -1, cv2.LINE_AA, _SUBPIXEL_BITS)
     return canvas
+
+
+def side_by_side(images: Mapping[str, np.ndarray], drawn: Mapping[str, np.ndarray | None]) -> np.ndarray:
+    """The images of several cameras, two in a row and named → uint8 [H, W, 3] RGB, 960 pixels wide.
+
+    Args:
+        images: As the cameras took them, by name.
+        drawn: What is shown instead, by name; None: the image, with a word that it was not aligned.
+    """
+    tiles = []
+    for name, image in images.items():
+        tile, text = drawn[name], name
+        if tile is None:
+            tile, text = _canvas(image, _WIDTH / image.shape[1]), f"{name}: not aligned"
+        half = (_WIDTH // 2, round(tile.shape[0] / 2))
+        tile = cv2.resize(tile, half, interpolation=cv2.INTER_AREA)
+        for colour, thickness in (((15, 23, 42), 4), ((255, 255, 255), 1)):
+            cv2.putText(tile, text, (10, 22), cv2.FONT_HERSHEY_SIMPLEX, 0.6, colour, thickness, cv2.LINE_AA)
+        tiles.append(tile)
+    rows = []
+    for pair in (tiles[k : k + 2] for k in range(0, len(tiles), 2)):
+        row = np.full((max(tile.shape[0] for tile in pair), _WIDTH, 3), 255, np.uint8)
+        for k, tile in enumerate(pair):
+            row[: tile.shape[0], k * _WIDTH // 2 : (k + 1) * _WIDTH // 2] = tile
+        rows.append(row)
+    return np.concatenate(rows)
 
 
 def _canvas(image: np.ndarray, scale: float) -> np.ndarray:

@@ -54,6 +54,7 @@ class RunRecording:
     def __init__(self, path: Path, map_: Map, bag: BagReader) -> None:
         self._rerun, self._map = viewer(), map_
         self._base_from_camera, self._mount_of = bag.base_from_camera, bag.mount_of
+        self._cameras: tuple[str, ...] = getattr(bag, "cameras", ())
         self._truth = bag.truth()
         self._odometry = odometry_in_map(bag.odometry(), self._truth)
         self._way: list[list[float]] = []
@@ -89,10 +90,15 @@ class RunRecording:
         for name, problem in result.cameras.items():
             if problem:
                 stream.log("log", rr.TextLog(f"camera {name}: {problem}", level="WARN"))
-        self._log_image(frame)
+        for one in (frame, *(other.frame for other in frame.others)):
+            self._log_image(one)
         self._log_points(frame, result)
         self._log_pose(frame, result)
         return False
+
+    def _image_of(self, name: str) -> str:
+        """Where the images of a camera are."""
+        return f"camera/{name}/image" if self._cameras else "camera/image"
 
     # ---- once
 
@@ -103,7 +109,7 @@ class RunRecording:
             rrb.Horizontal(
                 rrb.Spatial3DView(origin="/", name="map"),
                 rrb.Vertical(
-                    rrb.Spatial2DView(origin="camera/image", contents=["camera/image/**"], name="image"),
+                    self._image_views(rrb),
                     rrb.TimeSeriesView(origin="agree", name="points that agree (%)"),
                     rrb.TimeSeriesView(origin="error", name="error (cm, degrees)"),
                     rrb.TimeSeriesView(origin="state", name="state: 1 tracking, 2 degraded, 3 lost, 4 relocalizing"),
@@ -113,6 +119,11 @@ class RunRecording:
                 column_shares=(3, 2),
             )
         )
+
+    def _image_views(self, rrb):
+        places = {name or "image": self._image_of(name) for name in self._cameras or ("",)}
+        views = [rrb.Spatial2DView(origin=place, contents=[f"{place}/**"], name=name) for name, place in places.items()]
+        return views[0] if len(views) == 1 else rrb.Grid(*views)
 
     def _log_map(self) -> None:
         rr, stream, map_ = self._rerun, self._stream, self._map
@@ -146,26 +157,34 @@ class RunRecording:
     def _log_image(self, frame: CameraFrame) -> None:
         pixels = frame.image if frame.image.ndim == 2 else cv2.cvtColor(frame.image, cv2.COLOR_RGB2BGR)
         _, data = cv2.imencode(".jpg", pixels, (cv2.IMWRITE_JPEG_QUALITY, _JPEG_QUALITY))
-        self._stream.log("camera/image", self._rerun.EncodedImage(contents=data.tobytes(), media_type="image/jpeg"))
+        self._stream.log(self._image_of(frame.name), self._rerun.EncodedImage(contents=data.tobytes(), media_type="image/jpeg"))
 
     def _log_points(self, frame: CameraFrame, result: TrackResult) -> None:
         rr, stream, alignment = self._rerun, self._stream, result.alignment
-        own = next((one for one in alignment.views if one.view.name == frame.name), None) if alignment is not None else None
-        if own is None:
-            for entity in ("camera/image/points", "map/used"):
+        views = {one.view.name: one for one in alignment.views} if alignment is not None else {}
+        places, shades = [], []
+        for one in (frame, *(other.frame for other in frame.others)):
+            entity, own = f"{self._image_of(one.name)}/points", views.get(one.name)
+            if own is None:
                 stream.log(entity, rr.Clear(recursive=False))
+                continue
+            details = alignment.details
+            visible, agrees = details.visible[own.rows].numpy(), details.inliers[own.rows].numpy()
+            colours = np.where(agrees[visible, None], AGREES, DISAGREES).astype(np.uint8)
+            xyz = (own.points.points.xyz.double() + own.points.origin)[visible]
+            camera_from_map = se3.inverse(alignment.map_from_camera)
+            if own.view.camera_from_rig is not None:
+                camera_from_map = own.view.camera_from_rig @ camera_from_map
+            pixels, _ = one.camera.project(se3.transform(camera_from_map, xyz))
+            # Rerun counts pixels from the corner of the first one.
+            stream.log(entity, rr.Points2D(pixels.numpy() + 0.5, colors=colours, radii=rr.Radius.ui_points(2.0)))
+            places.append(xyz.numpy())
+            shades.append(colours)
+        if not places:
+            stream.log("map/used", rr.Clear(recursive=False))
             return
-        details = alignment.details
-        visible, agrees = details.visible[own.rows].numpy(), details.inliers[own.rows].numpy()
-        colours = np.where(agrees[visible, None], AGREES, DISAGREES).astype(np.uint8)
-        xyz = (own.points.points.xyz.double() + own.points.origin)[visible]
-        camera_from_map = se3.inverse(alignment.map_from_camera)
-        if own.view.camera_from_rig is not None:
-            camera_from_map = own.view.camera_from_rig @ camera_from_map
-        pixels, _ = frame.camera.project(se3.transform(camera_from_map, xyz))
-        # Rerun counts pixels from the corner of the first one.
-        stream.log("camera/image/points", rr.Points2D(pixels.numpy() + 0.5, colors=colours, radii=rr.Radius.ui_points(2.0)))
-        stream.log("map/used", rr.Points3D(xyz.numpy(), colors=colours, radii=rr.Radius.ui_points(2.5)))
+        xyz, colours = np.concatenate(places), np.concatenate(shades)
+        stream.log("map/used", rr.Points3D(xyz, colors=colours, radii=rr.Radius.ui_points(2.5)))
         stream.log("agree", rr.Scalars(100 * alignment.inlier_fraction))
 
     def _log_pose(self, frame: CameraFrame, result: TrackResult) -> None:
@@ -181,6 +200,8 @@ class RunRecording:
         colour = rgb(STATE_COLOURS[result.state.name])
         stream.log(f"path/tracked/{self._piece}", rr.LineStrips3D([self._way], colors=_ESTIMATE, radii=rr.Radius.ui_points(1.5)))
         lines = self._pyramid(result.map_from_base @ self._mount_of(frame), frame.camera)
+        for other in frame.others:
+            lines += self._pyramid(result.map_from_base @ other.base_from_camera, other.frame.camera)
         stream.log("camera/pyramid", rr.LineStrips3D(lines, colors=colour, radii=rr.Radius.ui_points(2.0)))
         truth, known = self._truth.at(np.array([frame.stamp_ns]), TRUTH_GAP_NS)
         if known[0]:

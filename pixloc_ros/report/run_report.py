@@ -1,22 +1,26 @@
 # Copyright the pixloc_ros authors. SPDX-License-Identifier: Apache-2.0
 """The page about one run or several: a table, path, errors, recall, times, covariances, images with the map on top."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 
 from .. import __version__
 from ..evaluation.metrics import RECALL_LEVELS, Evaluation, recall_name
 from ..evaluation.reliability import judged
+from ..evaluation.runs import TRUTH_GAP_NS
 from ..evaluation.tables import Figure, format_number, row_of, summary
 from ..io.bags import BagReader
 from ..io.frames import CameraFrame
+from ..io.rig_images import RigReader
+from ..io.trajectory import Trajectory
 from ..localization import Localizer
 from ..tracking.alignment_judge import RIGHT
 from . import run_plots
 from .curves import plot_reliability
-from .overlays import AGREES, DISAGREES, draw_overlay
+from .overlays import AGREES, DISAGREES, draw_overlay, side_by_side
 from .page import Card, Page, Picture
 from .style import ORANGE, run_style
 
@@ -61,6 +65,28 @@ def scene_of(evaluation: Evaluation, localizer: Localizer, bag: BagReader) -> Sc
             agree = f"{100 * record.inlier_fraction:.0f} % of the points agree"
             pictures.append(Picture(image, caption=f"{seconds:.1f} s{state}, {agree}"))
     return Scene(map_.xyz, map_.map_from_keyframe[:, :3, 3].numpy(), tuple(pictures))
+
+
+def _frames_of(bag: BagReader, stamps_ns: frozenset[int]) -> Iterator[CameraFrame]:
+    """Usable images of these stamps, of a rig with those of its other cameras."""
+    if isinstance(bag, RigReader):
+        yield from bag.frames_at(stamps_ns)
+    else:
+        yield from (one for one in bag.frames(stamps_ns.__contains__) if isinstance(one, CameraFrame))
+
+
+def _overlay(
+    localizer: Localizer, bag: BagReader, frame: CameraFrame, map_from_base: torch.Tensor, estimate: Trajectory
+) -> np.ndarray | None:
+    """The image with the map's points, or those of all cameras, named; None where that fails."""
+    if not frame.others:
+        return draw_overlay(localizer.aligner, frame, map_from_base @ bag.base_from_camera)
+    drawn = {frame.name: draw_overlay(localizer.aligner, frame, map_from_base @ bag.base_from_camera)}
+    for other in frame.others:
+        pose, known = estimate.at(np.array([other.frame.stamp_ns]), TRUTH_GAP_NS)
+        place = (pose[0] if known[0] else map_from_base) @ other.base_from_camera
+        drawn[other.frame.name] = draw_overlay(localizer.aligner, other.frame, place)
+    return side_by_side({one.name: one.image for one in (frame, *(other.frame for other in frame.others))}, drawn)
 
 
 def run_report(

@@ -32,6 +32,7 @@ from .mapper import MapperOptions, run_mapper
 from .matching import Matcher, pixel_scale
 from .odometry_structure import scale_uncertainty, solve_with_odometry
 from .posed_frames import PosedMapOptions, PosedMapReport, SolvedKeyframes, build_map_from_posed_frames
+from .rig_frames import RigFrames, RigSolver
 from .two_view import PairFinder
 
 _FEWEST_KEYFRAMES, _FEWEST_FEATURES = 5, 100
@@ -150,7 +151,12 @@ def build_map_from_drive(
     if not frames.has_odometry:  # nothing says that the camera stands still
         posed = replace(posed, keyframes=replace(posed.keyframes, still=(0.0, 0.0)))
     solver = DriveSolver(frames, extractor, work, options, progress)
-    map_, report = build_map_from_posed_frames(frames, extractor, work, posed, working_side, name, progress, solver)
+    solve = RigSolver(solver, frames) if isinstance(frames, RigFrames) else solver
+    if solve is not solver and not (frames.has_odometry or frames.fixes or options.path_length or options.distance):
+        raise InputError(
+            "several cameras: the scale must be known, as their mounts are in metres: give --path-length or --distance"
+        )
+    map_, report = build_map_from_posed_frames(frames, extractor, work, posed, working_side, name, progress, solve)
     map_ = replace(map_, georeference=solver.georeference)
     if not frames.stamped:
         map_ = replace(map_, keyframe_stamp_ns=np.full_like(map_.keyframe_stamp_ns, -1))

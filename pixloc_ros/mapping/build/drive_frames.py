@@ -22,6 +22,7 @@ from ...io.bags import BagOptions, BagReader
 from ...io.camera_files import read_cameras
 from ...io.frames import UnusableFrame
 from ...io.images import load_image
+from ...io.rig_images import open_bag
 from .keyframes import PosedFrame
 
 Wanted = Callable[[int], bool]
@@ -159,6 +160,7 @@ class DriveBag:
         options: Topics, frames and mount; a truth in it is not looked at.
         every: Use each N-th image only.
         sensors: Topics of the IMU and of satellite fixes; None: the only one there is, "none": not used.
+        camera: Namespace of the topics, where there are several cameras.
 
     Raises:
         InputError: As of `BagReader`; a topic asked for cannot be used.
@@ -167,9 +169,14 @@ class DriveBag:
     known_camera = stamped = True
 
     def __init__(
-        self, path: Path, options: BagOptions, every: int = 1, sensors: tuple[str | None, str | None] = (None, None)
+        self,
+        path: Path,
+        options: BagOptions,
+        every: int = 1,
+        sensors: tuple[str | None, str | None] = (None, None),
+        camera: str | None = None,
     ) -> None:
-        self.bag, self.every = _bag(path, options), every
+        self.bag, self.every = (_bag(path, options) if camera is None else open_bag(path, options, (camera,))), every
         self.base_from_camera, self.has_odometry, self.said = self.bag.base_from_camera, False, "no odometry"
         if not bool(torch.isfinite(self.base_from_camera).all()):
             self.base_from_camera = None

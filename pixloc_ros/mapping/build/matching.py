@@ -104,7 +104,8 @@ class Matcher:
         return found
 
     def _stored(self, k: int) -> dict[str, np.ndarray]:
-        return self.work.arrays(f"features/{k:06d}", lambda: self._extract(k))
+        path = self.images.paths[k]  # not its number: some images are left out between one matcher and the next
+        return self.work.arrays(f"features/{path.parent.name}/{path.stem}", lambda: self._extract(k))
 
     def features(self, k: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Pixels [n, 2], unit rays [n, 3] in the camera frame, descriptors float32 [n, 128] of unit length."""

@@ -22,6 +22,7 @@ from ...io import messages
 from ...io.bags import BagOptions, BagReader
 from ...io.depth import decode_depth, move_depth, with_depth
 from ...io.frames import CameraFrame, UnusableFrame
+from ...io.rig_images import open_bag
 from ...io.trajectory import Trajectory
 from ...io.transforms import TransformChain
 from ...io.tum import SAME_INSTANT_NS
@@ -51,6 +52,7 @@ class PosedBagOptions:
         every: Use each N-th image only, from the first on.
         max_gap_ns: Poses are interpolated between neighbours no further apart.
         recording_time: As of `BagOptions`.
+        camera: Namespace of the topics, where there are several cameras; there is no depth then.
     """
 
     image: str | None = None
@@ -64,6 +66,7 @@ class PosedBagOptions:
     every: int = 1
     max_gap_ns: int = 250_000_000
     recording_time: bool = False
+    camera: str | None = None
 
     def __post_init__(self) -> None:
         if self.every < 1 or self.max_gap_ns <= 0 or not (self.depth_scale is None or 0 < self.depth_scale < np.inf):
@@ -84,8 +87,7 @@ class PosedBag:
     def __init__(self, path: Path, options: PosedBagOptions = PosedBagOptions()) -> None:
         self.options = options
         self._broken_poses: list[int] = []
-        bag = BagOptions(options.image, options.camera_info, "none", "none", recording_time=options.recording_time)
-        self.bag = BagReader(path, replace(bag, base_from_camera=torch.eye(4, dtype=torch.float64)))
+        self.bag = _open(path, options)
         try:
             self.depth_topic = self._find_depth()
             self._chain, self.pose_source = self._find_poses()
@@ -158,7 +160,7 @@ class PosedBag:
 
     def _find_depth(self) -> str | None:
         asked, bag = self.options.depth, self.bag
-        if asked == "none":
+        if asked == "none" or self.options.camera is not None:
             return None
         topics = bag.topics_of_type(messages.IMAGE, messages.COMPRESSED)
         if asked:
@@ -253,8 +255,7 @@ def build_map_from_bag(
 def has_poses(path: Path, options: PosedBagOptions = PosedBagOptions()) -> bool:
     """Whether a topic or TF of the bag says where the camera was in the map; also where there are several to choose from. Raises
     `InputError`: the bag cannot be used."""
-    bag = BagOptions(options.image, options.camera_info, "none", "none", recording_time=options.recording_time)
-    with BagReader(path, replace(bag, base_from_camera=torch.eye(4, dtype=torch.float64))) as reader:
+    with _open(path, options) as reader:
         known = reader.topics_of_type(*_IN_THE_MAP, messages.ODOMETRY)
         if any(messages.is_truth_name(topic) for topic in known) or reader.topics_of_type(*_IN_THE_MAP):
             return True
@@ -263,6 +264,13 @@ def has_poses(path: Path, options: PosedBagOptions = PosedBagOptions()) -> bool:
         except InputError:
             return False
         return True
+
+
+def _open(path: Path, options: PosedBagOptions) -> BagReader:
+    """Without odometry, truth or mount."""
+    bag = BagOptions(options.image, options.camera_info, "none", "none", recording_time=options.recording_time)
+    bag = replace(bag, base_from_camera=torch.eye(4, dtype=torch.float64))
+    return open_bag(path, bag, () if options.camera is None else (options.camera,))
 
 
 def _poses_of(message, topic: str) -> Iterator[tuple[int, torch.Tensor]]:

@@ -36,7 +36,8 @@ _POOR_KEYFRAME = 50
 _LARGEST_DEPTH_SCALE_LOG = np.log(1.15)
 
 FrameSource = Callable[[Callable[[int], bool]], Iterable[PosedFrame | UnusableFrame]]
-"""Called with a function that says which stamps are still wanted; yields frames in the order of time."""
+"""Called with a function that says which stamps are still wanted; yields frames in the order of time. One with a method
+`companions` has further cameras (`rig_frames.RigFrames`)."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -124,6 +125,7 @@ class PosedPoints:
         left_out: Why other images were left out, by their stamps or names.
         error_px: float64 [M], of the observations; None with depth.
         notes: What else is to be known of the images.
+        companions: Names of keyframes of a rig's other cameras.
     """
 
     source: PosedImages
@@ -132,6 +134,7 @@ class PosedPoints:
     left_out: dict[str, str]
     error_px: np.ndarray | None
     notes: tuple[str, ...] = ()
+    companions: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True, eq=False)
@@ -172,7 +175,8 @@ def build_map_from_posed_frames(
     posed = points_of_posed_frames(frames, work, options, name, progress, solve)
     map_, build = build_map(posed.source, extractor, working_side, progress, work)
     counts = np.diff(map_.observation_offsets)
-    centres = map_.map_from_keyframe[:, :3, 3].numpy()
+    path = [k for k, one in enumerate(map_.keyframe_names) if one not in posed.companions]
+    centres = map_.map_from_keyframe[path, :3, 3].numpy()
     error = None
     if posed.error_px is not None:
         error = tuple(float(v) for v in np.percentile(posed.error_px, (50, 95)))
@@ -204,6 +208,11 @@ def points_of_posed_frames(
 ) -> PosedPoints:
     """All of a map but its features; arguments and errors as of `build_map_from_posed_frames`."""
     keyframes, count, rejected, left_out = _choose_keyframes(frames, work, options.keyframes, progress)
+    companions: list[_Keyframe] = []
+    if hasattr(frames, "companions"):
+        companions = _companions(frames, keyframes, work, left_out, progress)
+        # One camera after the other: images that follow each other are those of one camera, but for some.
+        keyframes, count = keyframes + companions, count + len(companions)
     keyframes = _usable_keyframes(keyframes, work, options.mask, left_out)
     keyframes, notes = _solved(keyframes, work, solve, left_out) if solve else _with_fitting_cameras(keyframes, work)
     images = _files(keyframes, work, options.mask)
@@ -225,7 +234,7 @@ def points_of_posed_frames(
     names = [keyframe.name for keyframe in keyframes]
     source = PosedImages(name, images.paths, names, images.cameras, images.map_from_camera, stamps, xyz, image, point)
     rejected = {reason: number for reason, number in rejected.items() if number}
-    return PosedPoints(source, count, rejected, left_out, error, notes)
+    return PosedPoints(source, count, rejected, left_out, error, notes, frozenset(one.name for one in companions))
 
 
 def _with_fitting_cameras(keyframes: list[_Keyframe], work: WorkFolder) -> tuple[list[_Keyframe], tuple[str, ...]]:
@@ -320,14 +329,14 @@ def _choose_keyframes(
             if done is not None:
                 # The frame that ended the stretch is counted with the next one.
                 state = {"images": images, "blank": blank, "next_stamp_ns": frame.stamp_ns, "last": False, "left_out": unusable}
-                keyframes.append(_store(done, len(keyframes), work, state))
+                keyframes.append(_store(done, f"keyframes/{len(keyframes):06d}", work, state))
                 left_out, unusable = left_out | unusable, {}
             images += 1
             last = frame.stamp_ns
         done = selector.finish()
         if done is not None:
             state = {"images": images, "blank": selector.blank, "next_stamp_ns": last, "last": True, "left_out": unusable}
-            keyframes.append(_store(done, len(keyframes), work, state))
+            keyframes.append(_store(done, f"keyframes/{len(keyframes):06d}", work, state))
         left_out |= unusable
     if len(keyframes) < _FEWEST_KEYFRAMES:
         what = f"{images} images with a pose give {len(keyframes)} keyframes, a map needs {_FEWEST_KEYFRAMES}"
@@ -335,7 +344,28 @@ def _choose_keyframes(
     return keyframes, images, {"blank images": selector.blank}, left_out
 
 
-def _store(frame: PosedFrame, number: int, work: WorkFolder, state: dict) -> _Keyframe:
+def _companions(
+    frames: FrameSource, keyframes: list[_Keyframe], work: WorkFolder, left_out: dict[str, str], progress: Progress | None
+) -> list[_Keyframe]:
+    """The keyframes of the other cameras, their images in the work folder; why there are none of some goes to `left_out`."""
+    path = work.path("companions.json")
+    if not path.is_file():
+        stored, unusable, stamps = 0, {}, np.array([one.stamp_ns for one in keyframes], np.int64)
+        for frame in frames.companions(stamps):
+            if isinstance(frame, UnusableFrame):
+                unusable[str(frame.stamp_ns)] = frame.reason
+                continue
+            if progress:
+                progress(stored, 0, "keyframes of the other cameras")
+            _store(frame, f"companions/{stored:06d}", work, {})
+            stored += 1
+        work.write(path.name, lambda file: file.write_text(json.dumps({"stored": stored, "left_out": unusable})))
+    found = json.loads(path.read_text())
+    left_out |= found["left_out"]
+    return [_keyframe_of(json.loads(work.path(f"companions/{k:06d}.json").read_text())) for k in range(found["stored"])]
+
+
+def _store(frame: PosedFrame, where: str, work: WorkFolder, state: dict) -> _Keyframe:
     name, camera = frame.name or f"{frame.stamp_ns}.png", frame.camera
     image = frame.image if frame.image.ndim == 2 else cv2.cvtColor(frame.image, cv2.COLOR_RGB2BGR)
     work.write(f"images/{file_name(name)}", lambda path: _write_png(path, image))
@@ -352,7 +382,7 @@ def _store(frame: PosedFrame, number: int, work: WorkFolder, state: dict) -> _Ke
         "depth": frame.depth is not None,
         **state,
     }
-    work.write(f"keyframes/{number:06d}.json", lambda path: path.write_text(json.dumps(stored)))
+    work.write(f"{where}.json", lambda path: path.write_text(json.dumps(stored)))
     return _keyframe_of(stored)
 
 
