@@ -285,6 +285,8 @@ def measure_coverage(map_: Map) -> Coverage:
     steps = np.linalg.norm(np.diff(map_.map_from_keyframe[:, :3, 3].numpy(), axis=0), axis=1)
     depth = np.minimum(map_.keyframe_depth[1:], map_.keyframe_depth[:-1])
     wide = (steps > GAP_DEPTHS * depth) & (steps > _GAP_SPACINGS * (np.median(steps) if len(steps) else 0.0))
+    folders = np.array([name.rpartition("/")[0] for name in map_.keyframe_names])  # of cameras or drives
+    wide &= folders[1:] == folders[:-1]
     gaps = np.flatnonzero(wide)
     return Coverage(counts, share, _most_shared(map_), np.stack((gaps, gaps + 1), 1), steps[wide], map_.track_length)
 

@@ -67,8 +67,8 @@ def side_by_side(images: Mapping[str, np.ndarray], drawn: Mapping[str, np.ndarra
             tile, text = _canvas(image, _WIDTH / image.shape[1]), f"{name}: not aligned"
         half = (_WIDTH // 2, round(tile.shape[0] / 2))
         tile = cv2.resize(tile, half, interpolation=cv2.INTER_AREA)
-        for colour, thickness in (((15, 23, 42), 4), ((255, 255, 255), 1)):
-            cv2.putText(tile, text, (10, 22), cv2.FONT_HERSHEY_SIMPLEX, 0.6, colour, thickness, cv2.LINE_AA)
+        for colour, thickness in (((15, 23, 42), 6), ((255, 255, 255), 2)):
+            cv2.putText(tile, text, (10, 32), cv2.FONT_HERSHEY_SIMPLEX, 1.0, colour, thickness, cv2.LINE_AA)
         tiles.append(tile)
     rows = []
     for pair in (tiles[k : k + 2] for k in range(0, len(tiles), 2)):

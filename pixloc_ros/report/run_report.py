@@ -54,11 +54,9 @@ def scene_of(evaluation: Evaluation, localizer: Localizer, bag: BagReader) -> Sc
     wanted = np.linspace(0, len(posed) - 1, _OVERLAYS).round().astype(int) if posed else ()
     chosen = {posed[i].stamp_ns: posed[i] for i in wanted}
     pictures = []
-    for frame in bag.frames(lambda stamp_ns: stamp_ns in chosen) if chosen else ():
-        record = chosen.get(frame.stamp_ns)
-        if record is None or not isinstance(frame, CameraFrame):
-            continue
-        image = draw_overlay(localizer.aligner, frame, record.map_from_base @ bag.base_from_camera)
+    for frame in _frames_of(bag, frozenset(chosen)) if chosen else ():
+        record = chosen[frame.stamp_ns]
+        image = _overlay(localizer, bag, frame, record.map_from_base, run.estimate)
         if image is not None:
             seconds = (record.stamp_ns - run.stamps_ns[0]) * 1e-9
             state = f", {record.state.name.lower()}" if record.state is not None else ""

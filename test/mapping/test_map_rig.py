@@ -13,7 +13,7 @@ from scenes import simulated_scene
 
 from pixloc_ros.cli.main import main
 from pixloc_ros.evaluation import offline
-from pixloc_ros.evaluation.metrics import run_figures
+from pixloc_ros.evaluation.metrics import evaluate, run_figures
 from pixloc_ros.features import load_extractor
 from pixloc_ros.geometry import se3
 from pixloc_ros.io.bags import BagOptions
@@ -27,6 +27,7 @@ from pixloc_ros.mapping.build.posed_bag import PosedBag, PosedBagOptions
 from pixloc_ros.mapping.build.posed_frames import PosedMapOptions, build_map_from_posed_frames, points_of_posed_frames
 from pixloc_ros.mapping.build.rig_frames import RigFrames
 from pixloc_ros.mapping.build.triangulation import TriangulationOptions
+from pixloc_ros.report.run_report import scene_of
 
 pytest.importorskip("pycolmap")
 CAMERAS = ("front", "left", "back")
@@ -81,9 +82,12 @@ def test_keyframes_of_one_moment_are_in_the_map_together(rig, tmp_path):
     assert float(se3.pose_difference(truth, poses)[0].max()) < 2e-3  # each at its own stamp; interpolated
     assert sorted(camera.width for camera in map_.cameras) == [160, 320]
     assert report.points_per_keyframe[0] > 50
-    tracker = Localizer(map_, extractor).tracker()
+    localizer = Localizer(map_, extractor)
+    tracker = localizer.tracker()
     with open_bag(rig.drive, BagOptions(), CAMERAS) as bag:
         run = offline.run_bag(tracker, bag)
+        pictures = scene_of(evaluate(run), localizer, bag).pictures
+    assert {picture.image.shape for picture in pictures} == {(720, 960, 3)}  # two rows of two
     figures = run_figures(run)
     assert figures["tracked_fraction"] == 1.0 and figures["translation_error_median_m"] < 0.01 and not tracker.rig.said
 
