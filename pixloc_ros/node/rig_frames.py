@@ -20,6 +20,8 @@ from .transforms import Rejected
 from .work_queue import ReceivedImage
 
 _ALIVE_S = 1.0
+_LATE_NS = 2 * WAIT_NS
+"""A camera that is later than this is named: on a machine that is busy, each is a little late now and then."""
 _IMAGES, _LEAST = 15, 5
 """The delay of a camera is the median of so many images; with fewer than the second, nothing is said of it yet."""
 
@@ -100,7 +102,7 @@ class RigFrames:
             f"its images come {late_ns / NS_PER_S:.2f} s later than those of other cameras, by their stamps: frames do not wait "
             "for them; look at its driver and network, or synchronise its clock"
         )
-        camera.board.update("image", "late", text if is_late else "")
+        camera.board.update("image", "late", text if is_late and late_ns > _LATE_NS else "")
         text = (
             f"its images are dated {(middle_ns - delays[name]) / NS_PER_S:.2f} s ahead of those of other cameras: they are not "
             "used; synchronise the clocks, or look why the others come late"

@@ -129,10 +129,10 @@ def swapped(seconds, topic, cdr):
 def driven(rig, fault=fine, cameras=CAMERAS, seconds=3.5, **parameters):
     """The robot after the drive. No pose is wrong, whatever the fault."""
     scene, localizer = rig
-    how = {"cameras": ",".join(cameras), "odometry_wait_s": 0.2, "imu_topic": "imu/data", **parameters}
+    how = {"cameras": ",".join(cameras), "odometry_wait_s": 0.2, "imu_topic": "imu/data", "process_all_frames": True}
     with (
         open_bag(scene.drive, BagOptions(), cameras) as bag,
-        running("compressed", lambda *_: localizer, connect=False, **how) as (node, robot),
+        running("compressed", lambda *_: localizer, connect=False, **how, **parameters) as (node, robot),
     ):
         player = FaultyPlayer(robot.node, bag, fault)
         robot.wait(player.is_heard)
@@ -141,7 +141,7 @@ def driven(rig, fault=fine, cameras=CAMERAS, seconds=3.5, **parameters):
         start = initial_pose_message(pose, offline.initial_covariance())
         start.header.stamp = stamp_from_ns(start_ns)
         player.play_for(seconds, start)
-        robot.wait(lambda: robot.statuses and node._worker._queue.take(0.0) is None)
+        robot.wait(lambda: all_done(node._worker.health.counters), 60.0)
         yield node, robot
         stamps_ns = [stamp_to_ns(pose.header.stamp) for pose in robot.poses]
         assert stamps_ns == sorted(set(stamps_ns)), "time never goes back"
@@ -152,6 +152,17 @@ def driven(rig, fault=fine, cameras=CAMERAS, seconds=3.5, **parameters):
         assert np.median(metres) < 0.03 and np.median(radians) < 0.01
 
 
+def all_done(counters) -> bool:
+    """Whether no frame waits."""
+    return counters["received"] == counters["processed"] + counters["rejected"]
+
+
+def complaints(robot, cameras) -> set[str]:
+    """What is said of cameras, but for what the drive's end and a busy machine bring about."""
+    said = {text for text in robot.texts if text.startswith(tuple(f"camera {name}: " for name in cameras))}
+    return {text for text in said if text.split(": ")[1][:7] not in ("ok", "nothing", "its ima")}
+
+
 def share_tracked(robot) -> float:
     return sum(status.state == TRACKING for status in robot.statuses) / len(robot.statuses)
 
@@ -159,9 +170,9 @@ def share_tracked(robot) -> float:
 def test_all_cameras_give_one_pose(rig):
     with driven(rig) as (node, robot):
         assert len(robot.statuses) >= 19 and share_tracked(robot) == 1.0
-        assert {status.message.partition(":")[0] for status in robot.statuses} <= {"", "dropped"}
+        assert {status.message for status in robot.statuses} == {""}
         robot.wait(lambda: int(robot.values["camera back"]["used"]) >= 15)
-        assert {robot.levels[f"camera {name}"] for name in CAMERAS} == {b"\0"}, robot.texts
+        assert not complaints(robot, CAMERAS)
         assert node._worker._assembly.tracker.rig.problems == dict.fromkeys(CAMERAS, "")
 
 
@@ -187,8 +198,7 @@ def test_a_camera_that_cannot_be_used_is_named(rig, fault, camera, said):
     with driven(rig, fault) as (_, robot):
         robot.diagnosed(f"camera {camera}: {said}")
         assert share_tracked(robot) >= 0.95 and len(robot.statuses) >= 19
-        others = tuple(f"camera {name}: " for name in CAMERAS if name != camera)
-        assert {text.split(": ")[1] for text in robot.texts if text.startswith(others)} == {"ok"}, robot.texts[-12:]
+        assert not complaints(robot, [name for name in CAMERAS if name != camera])
 
 
 def test_two_cameras_that_changed_places_are_named(rig):
@@ -196,7 +206,7 @@ def test_two_cameras_that_changed_places_are_named(rig):
         assert share_tracked(robot) >= 0.95
         for name in ("left", "back"):
             robot.diagnosed(f"camera {name}: left out: it ")
-        robot.wait(lambda: "camera left is left out" in robot.statuses[-1].message)
+        assert any("camera left is left out" in status.message for status in robot.statuses)
 
 
 def test_one_camera_by_its_namespace(rig):
