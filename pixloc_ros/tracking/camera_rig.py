@@ -50,7 +50,7 @@ UNUSABLE = "its image cannot be used"
 @dataclass
 class _Camera:
     """What is remembered of one camera: images in a row that contradicted or fitted the others; whether it is left out; what is
-    wrong with it, and for how many images; by how much its mount was off, degrees and metres."""
+    wrong with it, and for how many images; by how much its mount was off, degrees and metres; the stamp of its last image."""
 
     frozen: FrozenCamera = field(default_factory=FrozenCamera)
     misses: int = 0
@@ -59,6 +59,7 @@ class _Camera:
     problem: str = ""
     lasted: int = 0
     offsets: deque[tuple[float, float]] = field(default_factory=lambda: deque(maxlen=_MEASURED))
+    seen_ns: int | None = None
 
 
 class CameraRig:
@@ -117,6 +118,9 @@ class CameraRig:
 
     def _hangs(self, frame: CameraFrame, context: FrameContext) -> bool:
         camera = self._of(frame.name)
+        if frame.stamp_ns == camera.seen_ns:  # an image in two frames repeats nothing
+            return camera.problem == FROZEN
+        camera.seen_ns = frame.stamp_ns
         hangs = camera.frozen.repeats(frame.image, context.odometry)
         if hangs or camera.problem in (FROZEN, UNUSABLE):
             camera.problem = FROZEN if hangs else ""

@@ -3,6 +3,7 @@
 
 import math
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -150,6 +151,18 @@ def test_a_camera_that_hangs_is_named(rig, localizer, name):
     figures, said = drive(rig, localizer, EVERY, changed(name, hangs))
     assert list(said) == [name] and "repeats a picture" in said[name]
     assert figures["tracked_fraction"] >= 0.9 and figures["false_tracked_frames"] == 0
+
+
+def test_an_image_in_two_frames_is_no_camera_that_hangs(localizer):
+    rig, buffer = localizer.tracker().rig, OdometryBuffer()
+    for ms in range(0, 500, 20):
+        buffer.add(ms * MS, moving(ms / 1000))
+    image = np.arange(64, dtype=np.uint8).reshape(8, 8)
+
+    def hangs(stamp_ms, ms):
+        return rig._hangs(CameraFrame(stamp_ms * MS, image, None, name="left"), SimpleNamespace(odometry=buffer.lookup(ms * MS)))
+
+    assert not hangs(100, 100) and not hangs(100, 200) and hangs(300, 300) and hangs(300, 400)
 
 
 def test_images_of_two_cameras_changed_places(rig, localizer):
