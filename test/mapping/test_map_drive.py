@@ -6,14 +6,17 @@ import json
 import numpy as np
 import pytest
 import torch
+from bag_writing import BASE_FROM_CAMERA
 from drive_scene import CAMERA, START, STEP, pose_at, similarity, turning_at, write_bag, write_images, write_video
 
 from pixloc_ros.cli.main import main
+from pixloc_ros.errors import InputError
 from pixloc_ros.io.bags import BagOptions
 from pixloc_ros.io.trajectory import read_benchmark_poses, read_tum
 from pixloc_ros.mapping import Map
 from pixloc_ros.mapping.build import mapper
 from pixloc_ros.mapping.build.drive_frames import DriveBag
+from pixloc_ros.mapping.build.odometry_structure import bridges
 
 pytest.importorskip("pycolmap", reason="structure from motion needs pycolmap")
 COUNT = 12
@@ -153,6 +156,32 @@ def test_a_crash_of_the_library_is_an_error_with_its_reason(tmp_path, images, mo
     monkeypatch.setattr(mapper, "__name__", "os; import os; os.abort()")  # what the process runs
     code, _, _ = make(tmp_path, "images", images, "--camera", LINE)
     assert code == 2 and "crashed" in capsys.readouterr().err
+
+
+def restarted(k, base):
+    """Wheels whose driver starts anew at the middle of the drive."""
+    middle = pose_at(COUNT, 2 * COUNT) @ np.linalg.inv(BASE_FROM_CAMERA)
+    return base if k < COUNT else np.linalg.inv(middle) @ base
+
+
+def test_images_bridge_odometry_that_starts_anew(tmp_path, capsys):
+    poses = [pose_at(k, 2 * COUNT) for k in range(2 * COUNT)]
+    _, map_, report = make(tmp_path, "bag", write_bag(tmp_path / "bag", poses, restarted), "--poses", "images")
+    truth = np.stack(poses)[(map_.keyframe_stamp_ns - START) // STEP, :3, 3]
+    factor, rmse = similarity(map_.map_from_keyframe[:, :3, 3].numpy(), truth)
+    assert rmse < 0.01 and factor == pytest.approx(1.0, abs=0.01)
+    assert report["posed"][0] == report["posed"][1]
+    assert any("the odometry contradicts the images" in note for note in report["notes"])
+    assert "the images bridge it" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(("posed", "moves", "said"), [(5, True, "do not bridge"), (10, False, "no scale elsewhere")])
+def test_bridges_that_cannot_be_are_an_error(posed, moves, said):
+    odometry, poses = (np.broadcast_to(np.eye(4), (10, 4, 4)).copy() for _ in range(2))
+    poses[:, 0, 3] = np.arange(10)
+    odometry[:, 0, 3] = moves * np.arange(10)
+    with pytest.raises(InputError, match=f"contradicts the images.*5 to 6.*{said}"):
+        bridges(odometry, np.array([4]), np.arange(posed), poses[:posed])
 
 
 def drifting(share, turn):

@@ -84,6 +84,10 @@ class Links:
             parts = [replace(part, translation_std=part.std[:, :3]) for part in parts]
         return cls(*(np.concatenate(values) for values in zip(*(vars(part).values() for part in parts))))
 
+    def only(self, rows: np.ndarray) -> Links:
+        """Some of them."""
+        return Links(*(value[rows] for value in vars(self).values()))
+
     @property
     def std(self) -> np.ndarray:
         """Of translation and rotation, [L, 6]."""

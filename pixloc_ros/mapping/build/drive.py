@@ -30,7 +30,7 @@ from .keyframes import KeyframeFiles
 from .map_frame import map_frame, upwards_of_cameras
 from .mapper import MapperOptions, run_mapper
 from .matching import Matcher, pixel_scale
-from .odometry_structure import scale_uncertainty, solve_with_odometry
+from .odometry_structure import bridges, contradiction, scale_uncertainty, solve_with_odometry
 from .posed_frames import PosedMapOptions, PosedMapReport, SolvedKeyframes, build_map_from_posed_frames
 from .rig_frames import RigFrames, RigSolver
 from .two_view import PairFinder
@@ -228,6 +228,8 @@ class DriveSolver:
             "sensors": sensors,
         }
         notes = tuple(self._notes(images, cameras, names, image, needed))
+        if len(stored.get("torn", ())):
+            notes = (f"{contradiction(stored['torn'])}: the images bridge it; look after wheels and driver", *notes)
         spare, image = image[~needed], image[needed]
         return SolvedKeyframes(image, poses[needed], [cameras[k] for k in image], notes, spare)
 
@@ -272,7 +274,15 @@ class DriveSolver:
         if not self.frames.has_odometry:
             return self._held_by_sensors(finder, mapped, None)
         gyro = self._sensors and self._sensors.gyro(finder)
-        model = solve_with_odometry(finder, self.progress, gyro, self.frames.base_from_camera.numpy())
+        base_from_camera = self.frames.base_from_camera.numpy()
+        model, torn = solve_with_odometry(finder, self.progress, gyro, base_from_camera), np.empty(0, np.int64)
+        if len(model.torn) and model.fitting >= _LEAST_FITTING:
+            torn, mapped = model.torn, mapped or self._mapped(finder, refine)
+            over = bridges(matcher.poses, torn, mapped["image"], mapped["poses"])
+            torn = over.first
+            model = solve_with_odometry(finder, self.progress, gyro, base_from_camera, over)
+            if len(model.torn):
+                raise InputError(f"{contradiction(model.torn)}: leave it out (--odometry-topic none), or drive again")
         if model.fitting < _LEAST_FITTING:
             return self._held_by_sensors(finder, _scaled(mapped or self._mapped(finder, refine), matcher.poses), None)
         found = {
@@ -283,6 +293,7 @@ class DriveSolver:
             "error_px": np.array(model.error_px),
             "scale_spread": np.array(model.scale_spread),
             "loops": np.array(model.loops, np.int64).reshape(-1, 2),
+            "torn": torn,
         }
         return self._held_by_sensors(finder, found, model.motions)
 

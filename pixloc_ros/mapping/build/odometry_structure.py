@@ -13,12 +13,13 @@ import numpy as np
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
+from ...errors import InputError
 from .adjustment import Bundle, Links, Rays, adjust, errors_px, link_errors, triangulated
 from .building import Progress
 from .gyro_prior import GyroPrior
 from .matching import pixel_scale, require_pycolmap
 from .observations import rows_by_image
-from .two_view import PairFinder, colmap_camera
+from .two_view import AHEAD, PairFinder, colmap_camera
 
 _STEP_SHARE, _STEP_M, _STEP_RAD, _STEP_RAD_PER_M = 0.02, 0.003, np.radians(0.5), np.radians(0.5)
 """Of the odometry between two keyframes, one standard deviation. Its errors last, so each motion is believed less than it is
@@ -34,6 +35,9 @@ _LEAST_ANGLE = np.radians(1.0)
 _GRAPH_SHARE, _GRAPH_RAD = 0.01, np.radians(0.05)
 _LOOP_SHARE, _LOOP_M, _LOOP_RAD = 0.02, 0.02, np.radians(0.2)
 _LOOP_POINTS, _LOOP_STD = 20, 6.0
+_FITS_PX = 5.0
+_TORN_SHARE, _TORN_MATCHES, _TORN_AROUND = 0.2, 15, 10
+"""Of so many matches over a step, or more, the least share that must fit; how many steps around it tell its scale."""
 WHEELS = 0.02
 """How wrong wheels may be all the time: their diameter, the floor."""
 
@@ -50,6 +54,7 @@ class OdometryModel:
         loops: Pairs of images whose loop was used.
         depth: Median.
         motions: What held the poses besides the images.
+        torn: int64 [T], steps (from this keyframe to the next) where odometry and images contradict each other.
     """
 
     poses: np.ndarray
@@ -59,6 +64,7 @@ class OdometryModel:
     loops: list[tuple[int, int]]
     depth: float
     motions: Links
+    torn: np.ndarray
 
 
 def solve_with_odometry(
@@ -66,14 +72,27 @@ def solve_with_odometry(
     progress: Progress | None = None,
     gyro: GyroPrior | None = None,
     base_from_camera: np.ndarray | None = None,
+    bridges: Links | None = None,
 ) -> OdometryModel:
-    """Poses of the finder's images, whose own poses are the odometry's. A gyro says better how the base turned."""
+    """Poses of the finder's images, whose own poses are the odometry's.
+
+    Args:
+        finder: With all pairs.
+        progress: As of `build_map`.
+        gyro: Says better how the base turned.
+        base_from_camera: float64 [4, 4], where there is a gyro.
+        bridges: Steps where the odometry is wrong; how they begin.
+    """
     odometry = finder.matcher.poses
     odometry = np.linalg.inv(odometry[0]) @ odometry
+    if bridges is not None:
+        odometry = _with_bridges(odometry, bridges)
     scale_px = pixel_scale(finder.matcher.images.cameras[0])
     if gyro is not None:
         odometry = gyro.turn(odometry, base_from_camera)
     motions = short_motions(odometry)
+    if bridges is not None:
+        motions = motions.only(~np.isin(motions.first, bridges.first))
     loops = set(finder.loops)
     steps = len(STAGES) + (len(STAGES) - 1 if loops else 0)
     say = lambda n: progress and progress(n, steps, "adjusting poses and points")  # noqa: E731
@@ -105,7 +124,74 @@ def solve_with_odometry(
     depth = np.linalg.norm(bundle.xyz[rays_used.point] - poses[rays_used.image, :3, 3], axis=1)
     figures = float(np.median(error[good])) if good.any() else float("inf"), len(rays_used.point) / max(len(rays.point), 1)
     spread, depth = _scale_spread(poses, odometry), float(np.median(depth)) if len(depth) else 0.0
-    return OdometryModel(poses, *figures, spread, used, depth, motions)
+    return OdometryModel(poses, *figures, spread, used, depth, motions, _torn_steps(poses, rays, numbers, scale_px))
+
+
+def _torn_steps(poses: np.ndarray, rays: Rays, points: int, scale_px: float) -> np.ndarray:
+    """Steps, int64 [T], over which images match but hardly any match fits the poses."""
+    error = errors_px(Bundle(poses, triangulated(poses, rays, points)[0]), rays) / scale_px
+    order = np.lexsort((rays.image, rays.point))
+    image, point, fits = rays.image[order], rays.point[order], error[order] < _FITS_PX
+    over = (point[1:] == point[:-1]) & (np.diff(image) <= AHEAD[-1])  # what time brings together, no loops
+    counts = []
+    for rows in (np.flatnonzero(over), np.flatnonzero(over & fits[1:] & fits[:-1])):
+        begun, ended = (np.bincount(image[at], minlength=len(poses)) for at in (rows, rows + 1))
+        counts.append(np.cumsum(begun - ended)[:-1])
+    return np.flatnonzero((counts[0] >= _TORN_MATCHES) & (counts[1] < _TORN_SHARE * counts[0]))
+
+
+def bridges(odometry: np.ndarray, torn: np.ndarray, image: np.ndarray, poses: np.ndarray) -> Links:
+    """The motions over torn steps, and over others that are wrong, as images alone see them; as long as the odometry says of the
+    steps around.
+
+    Args:
+        odometry: float64 [K, 4, 4].
+        torn: int64 [T], the first image of each step.
+        image: int64 [P], which images structure from motion has posed.
+        poses: float64 [P, 4, 4], theirs, at any scale.
+
+    Raises:
+        InputError: Images alone do not lead over a step.
+    """
+    row = np.full(len(odometry), -1)
+    row[image] = np.arange(len(image))
+    lost = torn[(row[torn] < 0) | (row[torn + 1] < 0)]
+    if len(lost):
+        raise InputError(contradiction(lost) + ", and images alone do not bridge them: use the drive up to there, or drive again")
+    first = np.flatnonzero((row[:-1] >= 0) & (row[1:] >= 0))
+    relative = np.linalg.inv(poses[row[first]]) @ poses[row[first + 1]]
+    said = np.linalg.inv(odometry[first]) @ odometry[first + 1]
+    ways = [np.linalg.norm(steps[:, :3, 3], axis=1) for steps in (said, relative)]
+    good = np.flatnonzero(~np.isin(first, torn) & (ways[1] > 0))
+    for n, step in enumerate(first):
+        near = good[np.argsort(np.abs(first[good] - step), kind="stable")[: 2 * _TORN_AROUND]]
+        scale = float(np.median(ways[0][near] / ways[1][near])) if len(near) else 0.0
+        if not scale > 0:
+            raise InputError(contradiction(torn) + " and says no scale elsewhere: leave it out (--odometry-topic none)")
+        relative[n, :3, 3] *= scale
+    # A wrong step bends those around it, too: which one it is, images alone tell.
+    seen = replace(short_motions(odometry).only(first), first_from_second=relative)
+    off = link_errors(Bundle(odometry, np.zeros((0, 3))), seen)
+    wrong = np.isin(first, torn) | (np.linalg.norm(off, axis=1) > _LOOP_STD)
+    torn, relative = first[wrong], relative[wrong]
+    nothing = np.full(len(torn), np.inf)
+    return Links(torn, torn + 1, relative, nothing, nothing, np.zeros(len(torn), bool))
+
+
+def contradiction(torn: np.ndarray) -> str:
+    """What is to be said of torn steps."""
+    steps = ", ".join(f"{step + 1} to {step + 2}" for step in torn[:5].tolist()) + (", ..." if len(torn) > 5 else "")
+    return f"the odometry contradicts the images (from keyframe {steps})"
+
+
+def _with_bridges(odometry: np.ndarray, bridges: Links) -> np.ndarray:
+    """The odometry [K, 4, 4] with other steps where there are bridges."""
+    steps = np.linalg.inv(odometry[:-1]) @ odometry[1:]
+    steps[bridges.first] = bridges.first_from_second
+    poses = odometry.copy()
+    for k, step in enumerate(steps):
+        poses[k + 1] = poses[k] @ step
+    return poses
 
 
 def short_motions(odometry: np.ndarray) -> Links:
