@@ -73,16 +73,21 @@ class DriveOptions:
 class SimulatedDrive:
     """A drive along a closed smooth path: the base never moves sideways, its axes follow the path's tangent.
 
+    Args:
+        options: How it goes.
+        waypoints: float64 [N, 2], another round than the workshop's (m).
+
     Attributes:
         duration_s: Of the whole drive.
         length: Of the whole drive (m).
     """
 
-    def __init__(self, options: DriveOptions) -> None:
+    def __init__(self, options: DriveOptions, waypoints: np.ndarray | None = None) -> None:
         rng = np.random.default_rng([options.seed, 17])
-        points = WAYPOINTS.copy()
+        points = (WAYPOINTS if waypoints is None else waypoints).copy()
         wander = rng.uniform(-1, 1, points.shape) * options.wander
-        wander[8] = wander[0]  # both passages of the opening
+        if waypoints is None:
+            wander[8] = wander[0]  # both passages of the opening
         points += wander
         closed = np.vstack((points, points[:1]))
         chord = np.concatenate(([0.0], np.cumsum(np.linalg.norm(np.diff(closed, axis=0), axis=1))))
