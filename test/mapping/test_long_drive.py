@@ -22,7 +22,16 @@ from pixloc_ros.mapping import Map
 from pixloc_ros.mapping.build import drive, triangulation
 
 pytest.importorskip("pycolmap", reason="structure from motion needs pycolmap")
-STAGES = ("keyframes/000003", "features/000004", "pairs/000005", "looks/000006", "loops/", "structure", "depth", "matches/000002")
+STAGES = (
+    "keyframes/000003",
+    "features/images/",
+    "pairs/000005",
+    "looks/000006",
+    "loops/",
+    "structure",
+    "depth",
+    "matches/000002",
+)
 STAGES += ("tracks", "centres", "found/000002", "encoded/000002")
 """Beginnings of names in the work folder: the command is killed when such a file is to be written."""
 LAP = 12
