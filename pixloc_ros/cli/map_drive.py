@@ -145,6 +145,8 @@ def rig_cameras(args: argparse.Namespace) -> tuple[str, ...]:
         for name in ("image_topic", "camera_info_topic", "base_from_camera", "depth_topic"):
             if getattr(args, name, None) not in (None, "none"):
                 raise InputError(f"--{name.replace('_', '-')} is for one camera: leave it out, or --cameras")
+        if args.refine:
+            raise InputError("--refine learns one mount, not one for each camera: leave it out, or --cameras")
         if len(args.sources) > 1:
             raise InputError("--cameras is for one bag: make a map of each and join them ('pixloc map merge')")
     return cameras

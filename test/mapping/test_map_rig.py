@@ -129,6 +129,7 @@ def test_interrupted_work_goes_on(rig, tmp_path):
         (["--cameras", "front,left", "--base-frame", "nowhere"], "camera front: no static transform from nowhere"),
         (["--cameras", "front,left", "--poses", "images", "--base-frame", "nowhere"], "camera front: /odom is the odometry of"),
         (["--cameras", "front,left", "--image-topic", "/front/image_raw"], "--image-topic is for one camera"),
+        (["--cameras", "front,left", "--refine"], "--refine learns one mount"),
         (["--cameras", "front,left", "--poses", "images", "--all-poses", "all.tum"], "--all-poses is for one camera"),
         (["--cameras", "front,left", "--poses", "images", "--odometry-topic", "none"], "the scale must be known"),
     ],
