@@ -90,7 +90,9 @@ def main() -> int:
         raise InputError(f"--drives {' '.join(unknown or ['map'])}: choose among {', '.join(list(CONDITIONS)[1:])}")
     if args.width % 8 or args.height % 8 or min(args.width, args.height, args.images, args.map_images, args.workers) < 1:
         raise InputError("--width and --height are multiples of 8, numbers of images and --workers at least 1")
-    key = {name: getattr(args, name) for name in ("width", "height", "seed", "samples")} | {"world": args.world.name}
+    key = {name: getattr(args, name) for name in ("width", "height", "seed", "samples", "images", "map_images")} | {
+        "world": args.world.name
+    }
     args.output.mkdir(parents=True, exist_ok=True)
     work = WorkFolder(args.output / "work", key)
     scene, models = open_world(args.world, work, args.renderer)
