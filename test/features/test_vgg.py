@@ -73,7 +73,7 @@ def test_poses_are_those_of_the_paper_s_method(full, tmp_path, iterations):
     aligner = FrameAligner(build_map(source, extractor)[0], extractor, AlignerOptions(options, 600, float("inf")))
     start = poses[1] @ se3.se3_exp(torch.tensor([0.02, -0.01, 0.03, 0.01, -0.01, 0.02], dtype=torch.float64))
     found = aligner.localize(load_image(source.paths[1]), camera, start)
-    points = torch.from_numpy(aligner.map.xyz[found.points.point_ids])
+    points = torch.from_numpy(aligner.map.xyz[found.views[0].points.point_ids])
     pixels, _ = camera.project(se3.transform(se3.inverse(poses[0]), points))
     const = [content["model"][f"optimizer.{k}.dampingnet.const"] for k in range(3)]
     arguments = (points.float(), camera.params.float(), se3.inverse(start).float(), const, iterations)
