@@ -213,13 +213,13 @@ class CameraRig:
         used = self.used(views)
         view = used[turn % len(used)]
         mounted = {frame.name: frame} | {one.frame.name: one.frame for one in frame.others}
-        rig_from_camera = torch.eye(4, dtype=torch.float64) if view.camera_from_rig is None else se3.inverse(view.camera_from_rig)
+        rig_from_camera = view.map_from_camera(torch.eye(4, dtype=torch.float64))
         found = self._pose_search.search(
             PreparedFrame.of(mounted[view.name], view.prepared),
             context.base_from_camera @ rig_from_camera,
             turn // len(used),
             prior,
-            [pose @ rig_from_camera for pose in known],
+            [view.map_from_camera(pose) for pose in known],
             finalists,
         )
         starts = [one.map_from_camera @ se3.inverse(rig_from_camera) for one in found if one.success]
@@ -276,9 +276,8 @@ class CameraRig:
         if mahalanobis(here, believed.covariance, there, covariance) <= self._gates.max_innovation:
             self._fits(view.name)
             return
-        offsets, camera_from_rig = self._cameras[view.name].offsets, view.camera_from_rig
-        back = torch.eye(4, dtype=torch.float64) if camera_from_rig is None else se3.inverse(camera_from_rig)
-        metres, radians = (float(v) for v in se3.pose_difference(here @ back, there @ back))
+        offsets, away = self._cameras[view.name].offsets, se3.pose_difference(*map(view.map_from_camera, (here, there)))
+        metres, radians = map(float, away)
         offsets.append((math.degrees(radians), metres))
         degrees, metres = np.median(np.array(offsets), axis=0)
         self._contradicts(

@@ -162,7 +162,7 @@ class FrameAligner:
             # A camera that should see nothing of the map has no part in it.
             found = [(view, local) for view, local in found if len(local.points)]
             if isinstance(prior_covariance, PriorStd):
-                depths = [local.median_depth(_pose_of(view, map_from_camera)) for view, local in found]
+                depths = [local.median_depth(view.map_from_camera(map_from_camera)) for view, local in found]
                 prior_covariance = prior_covariance.covariance(float(np.median(depths)))
             # In a frame at the points' origin single precision is exact to micrometres on any map.
             map_from_local = torch.eye(4, dtype=torch.float64)
@@ -238,14 +238,9 @@ def inverse_information(information: torch.Tensor) -> torch.Tensor:
         return torch.full((6, 6), torch.inf, dtype=torch.float64)
 
 
-def _pose_of(view: RigView, map_from_rig: torch.Tensor) -> torch.Tensor:
-    """map_from_camera of a view."""
-    return map_from_rig if view.camera_from_rig is None else map_from_rig @ se3.inverse(view.camera_from_rig)
-
-
 def _points_of(view: RigView, selector: PointSelector, map_from_rig: torch.Tensor, count: int) -> LocalPoints:
     """The map points that a view of a rig should see, relative to the rig."""
-    local = selector.select(_pose_of(view, map_from_rig), view.prepared.camera, count, view.prepared.description)
+    local = selector.select(view.map_from_camera(map_from_rig), view.prepared.camera, count, view.prepared.description)
     if view.camera_from_rig is None:
         return local
     origin = map_from_rig[:3, 3].clone()

@@ -105,7 +105,7 @@ class Gravity:
         share, shown = max(1.0 / self._poses, self.options.forget), map_from_base[:3, :3].numpy() @ up
         if self._poses > 1:
             off = angle_between(shown, self._map_up)
-            self._variance += max(share, self.options.forget) * (off**2 - self._variance)
+            self._variance += share * (off**2 - self._variance)
         self._map_up = self._map_up + share * (shown - self._map_up)
         wrong = self._poses >= self.options.least_poses and self._variance > self.options.most_std**2
         said = "the accelerometer's up turns with the robot: check the IMU's transform, and that it reads m/s² with gravity"

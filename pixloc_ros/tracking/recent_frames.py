@@ -291,8 +291,7 @@ class RecentFrames:
             return
         anchor.described = []
         for view in anchor.views:
-            place = view.camera_from_rig
-            pose = anchor.map_from_rig if place is None else anchor.map_from_rig @ se3.inverse(place)
+            pose = view.map_from_camera(anchor.map_from_rig)
             local = self.aligner.points_near(pose, view.prepared.camera, self.options.points)
             anchor.described.append(_described(view, pose, local))
         anchor.views = ()

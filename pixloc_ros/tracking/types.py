@@ -10,6 +10,7 @@ import numpy as np
 import torch
 
 from ..features.pyramid import FeaturePyramid
+from ..geometry import se3
 from ..geometry.cameras import Camera
 from ..io.frames import CameraFrame
 from ..mapping.local_points import LocalPoints
@@ -72,6 +73,10 @@ class RigView:
     prepared: PreparedImage
     camera_from_rig: torch.Tensor | None = None
     covariance: torch.Tensor | None = None
+
+    def map_from_camera(self, map_from_rig: torch.Tensor) -> torch.Tensor:
+        """Its pose for one of the rig, both [4, 4]."""
+        return map_from_rig if self.camera_from_rig is None else map_from_rig @ se3.inverse(self.camera_from_rig)
 
 
 @dataclass(frozen=True)
