@@ -24,6 +24,9 @@ class AugmentationOptions:
         change: Share of queries in which something else stands, grows or lies in front of what the reference saw.
         relight: Share of images under another sun: brighter and darker areas with soft and hard borders.
         tone: Share of images with another camera's tone curve.
+        turned: Share of images in which what was bright may be dark, in all of the image or in areas: skies, windows and lamps by
+            day and by night.
+        night: Share of images in which a few lamps are all the light.
         blur_px: Longest streak of motion blur in an image of 640 pixels' width.
         covered: Largest share of an image that things in front of it cover.
     """
@@ -44,6 +47,8 @@ class AugmentationOptions:
     change: float = 0.0
     relight: float = 0.0
     tone: float = 0.0
+    turned: float = 0.0
+    night: float = 0.0
     blur_px: float = 15.0
     covered: float = 0.33
 
@@ -63,6 +68,8 @@ def augment(image: np.ndarray, rng: np.random.Generator, options: AugmentationOp
     for chance, change in (
         (0.0 if reference else options.change, _change),
         (options.relight, _relight),
+        (options.turned, _turned),
+        (options.night, _night),
         (options.shadow, _shadow),
         (0.0 if reference else options.occlusion, lambda x, rng: _occlusion(x, rng, options.covered)),
         (options.light, _light),
@@ -136,6 +143,36 @@ def _tone(x: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     rises = np.exp(rng.normal(0, 0.8, 6))
     curve = np.concatenate(([0.0], np.cumsum(rises) / rises.sum())) * 255
     return np.interp(np.clip(x, 0, 255), np.linspace(0, 255, 7), curve).astype(np.float32)
+
+
+def _turned(x: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """A random smooth curve of grey levels, which may fall, in areas with soft and hard borders or everywhere."""
+    knots = int(rng.integers(3, 6))
+    levels = rng.uniform(0, 255, knots)
+    curve = np.interp(np.arange(256), np.linspace(0, 255, knots), np.sort(levels)[::-1] if rng.random() < 0.5 else levels)
+    curve = cv2.GaussianBlur(curve.astype(np.float32)[None], (0, 0), 12.0, borderType=cv2.BORDER_REPLICATE)[0]
+    turned = np.interp(np.clip(x, 0, 255), np.arange(256), curve).astype(np.float32)
+    return turned if rng.random() < 0.3 else x + _soft_mask(x.shape, rng) * (turned - x)
+
+
+def _night(x: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Little light everywhere and pools of it, which burn out in the middle; lamps and lit windows; the exposure follows."""
+    height, width = x.shape
+    v, u = np.mgrid[0:height, 0:width].astype(np.float32)
+    light = np.full(x.shape, rng.uniform(0.01, 0.1), np.float32)
+    for _ in range(rng.integers(1, 6)):
+        left, top, radius = *rng.uniform(0, 1, 2) * (width, height), rng.uniform(0.05, 0.5) * width
+        fall = (1 + ((u - left) ** 2 + (v - top) ** 2) / np.float32(radius**2)) ** np.float32(-rng.uniform(0.7, 1.5))
+        light += np.float32(rng.uniform(0.2, 1.5)) * fall
+    x = 255 * (np.clip(x, 0, 255) / 255) ** np.float32(rng.uniform(0.8, 1.6)) * light
+    for _ in range(rng.integers(0, 7)):
+        left, top, a, b = rng.uniform(0, 1, 4) * (width, height, 0.07 * width, 0.07 * width) + (0, 0, 3, 3)
+        across, down = np.abs(u - np.float32(left)) / np.float32(a), np.abs(v - np.float32(top)) / np.float32(b)
+        away = np.maximum(across, down) if rng.random() < 0.5 else np.hypot(across, down)
+        x += np.float32(rng.uniform(80, 255)) / (1 + away ** np.float32(rng.uniform(2, 6)))
+    bright = max(float(np.percentile(x, rng.uniform(90, 99.8))), 1.0)
+    x = np.clip(x * np.float32(255 * rng.uniform(0.4, 1.1) / bright), 0, 255)
+    return np.clip(x + rng.normal(0, rng.uniform(1, 6), x.shape), 0, 255).astype(np.float32)
 
 
 def _occlusion(x: np.ndarray, rng: np.random.Generator, most: float) -> np.ndarray:

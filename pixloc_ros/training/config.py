@@ -19,6 +19,7 @@ from ..features.extractor import NETWORKS
 from ..features.weights import Weights
 from ..io.text import read_text
 from .augmentation import AugmentationOptions
+from .feature_loss import FeatureLossOptions
 from .loss import LossOptions
 from .pairs import Curriculum, PairMixture, PairShape, PairSource
 from .photos import MotionRange, PhotoPairs, list_photos
@@ -40,6 +41,7 @@ class NetworkSection:
         confidences: Give the network confidence heads where the start has none; they begin equal everywhere.
         frozen: Beginnings of the names of parameters that are not trained.
         strides: The sets of levels to train, taken in turn; the network's own by default.
+        companions: Weights (a shipped name, or a file) whose level weights and judge the result gets.
         damping: Where the damping starts if `start` has none.
         learn_damping: Otherwise it stays there, and the weights come without one.
     """
@@ -49,6 +51,7 @@ class NetworkSection:
     confidences: bool = True
     frozen: tuple[str, ...] = ()
     strides: tuple[tuple[int, ...], ...] = ()
+    companions: str | None = None
     damping: float = 0.01
     learn_damping: bool = True
 
@@ -184,6 +187,7 @@ class TrainingConfig:
     view: PairShape = PairShape()
     alignment: AlignmentSection = AlignmentSection()
     loss: LossOptions = LossOptions()
+    features: FeatureLossOptions = FeatureLossOptions()
     initial_error: Curriculum = Curriculum()
     augmentation: AugmentationOptions = AugmentationOptions()
     run: RunSection = RunSection()
@@ -291,8 +295,7 @@ def build_network(section: NetworkSection, folder: Path) -> tuple[torch.nn.Modul
         raise InputError(f"network: architecture '{section.architecture}' is unknown: choose one of {', '.join(NETWORKS)}")
     start = Weights({}, {})
     if section.start is not None:
-        near = folder / section.start
-        start = Weights.open(near if near.is_file() else section.start)
+        start = open_weights(section.start, folder)
     # Architectures with heads to choose from look at the names of the weights.
     names = {**start.network, **dict.fromkeys((CONFIDENCE_HEADS,) if section.confidences else ())}
     network = NETWORKS[section.architecture](names)
@@ -307,6 +310,11 @@ def build_network(section: NetworkSection, folder: Path) -> tuple[torch.nn.Modul
     damping.requires_grad_(section.learn_damping)
     # Evaluation mode: batch norms, where there are any, keep their statistics, so that processes compute the same.
     return network.eval().to(memory_format=torch.channels_last), damping, start.card
+
+
+def open_weights(name: str, folder: Path) -> Weights:
+    """Weights of a file, seen from the configuration's folder, or of a shipped name. Raises InputError."""
+    return Weights.open(folder / name if (folder / name).is_file() else name)
 
 
 def _build_damping(section: NetworkSection, companions: dict[str, torch.Tensor], levels: int) -> LearnedDamping:

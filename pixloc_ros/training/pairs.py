@@ -57,6 +57,7 @@ class Pair:
         xyz: float64 [n, 3], points that the reference sees, in its camera's frame, n at most the view's points.
         query_from_reference: float64 [4, 4].
         name: Where it comes from, for people.
+        clean: Both images as they were before they were changed; None: they are.
     """
 
     reference: np.ndarray
@@ -66,6 +67,7 @@ class Pair:
     xyz: torch.Tensor
     query_from_reference: torch.Tensor
     name: str
+    clean: tuple[np.ndarray, np.ndarray] | None = None
 
 
 class PairSource(Protocol):
@@ -85,6 +87,7 @@ class Batch:
         mask: bool [B, N], which points exist.
         query_from_reference: float64 [B, 4, 4].
         initial: float64 [B, 4, 4].
+        clean: float32 [2 B, 1, H, W], the references, then the queries, before they were changed.
         names: [B].
         skipped: Why samples were left out on the way.
     """
@@ -97,6 +100,7 @@ class Batch:
     mask: torch.Tensor
     query_from_reference: torch.Tensor
     initial: torch.Tensor
+    clean: torch.Tensor
     names: tuple[str, ...]
     skipped: tuple[str, ...] = ()
 
@@ -122,6 +126,7 @@ def collate(pairs: Sequence[Pair], initial: Sequence[torch.Tensor], points: int,
         xyz=xyz,
         mask=mask,
         initial=torch.stack(list(initial)),
+        clean=_stacked([(pair.clean or (pair.reference, pair.query))[k] for k in (0, 1) for pair in pairs]),
         names=tuple(pair.name for pair in pairs),
         skipped=tuple(skipped),
     )
@@ -268,7 +273,8 @@ class PairMixture:
             initial = self._initial(pair, limits, rng)
             if self.augmentation is not None:
                 reference = augment(pair.reference, rng, self.augmentation, reference=True)
-                pair = replace(pair, reference=reference, query=augment(pair.query, rng, self.augmentation))
+                query, clean = augment(pair.query, rng, self.augmentation), (pair.reference, pair.query)
+                pair = replace(pair, reference=reference, query=query, clean=clean)
             return pair, initial, skipped
         raise InputError(
             f"training data: {_ATTEMPTS} draws in a row were unusable, the last one for '{skipped[-1]}': check the data sources"

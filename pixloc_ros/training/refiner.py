@@ -1,5 +1,6 @@
 # Copyright the pixloc_ros authors. SPDX-License-Identifier: Apache-2.0
-"""From a batch of pairs to the loss: features of both images, unrolled alignment, reprojection error."""
+"""From a batch of pairs to the loss: features of both images, then unrolled alignment and reprojection error, or losses on the
+features."""
 
 from __future__ import annotations
 
@@ -13,6 +14,8 @@ from ..alignment import AlignmentOptions, AlignmentResult, LearnedDamping, Refer
 from ..alignment.types import map_tensors
 from ..features.pyramid import FeaturePyramid
 from ..features.sampling import sample_reference
+from ..geometry import se3
+from .feature_loss import FeatureLossOptions, contrast, imitation
 from .loss import LossOptions, PairLoss, pair_loss
 from .pairs import Batch
 
@@ -26,15 +29,47 @@ class PairRefiner(nn.Module):
         network: float32 [B, 1, H, W] (three channels where it says so) to a FeaturePyramid, as in `features.extractor`.
     """
 
-    def __init__(self, network: nn.Module, damping: LearnedDamping, alignment: AlignmentOptions, loss: LossOptions) -> None:
+    def __init__(
+        self,
+        network: nn.Module,
+        damping: LearnedDamping,
+        alignment: AlignmentOptions,
+        loss: LossOptions,
+        feature_loss: FeatureLossOptions | None = None,
+    ) -> None:
         super().__init__()
         self.network, self.damping = network, damping
-        self.alignment, self.loss = alignment, loss
+        self.alignment, self.loss, self.feature_loss = alignment, loss, feature_loss or FeatureLossOptions()
 
-    def forward(self, batch: Batch, strides: tuple[int, ...]) -> tuple[torch.Tensor, ...]:
-        """The fields of `PairLoss`, as a plain tuple (what DistributedDataParallel understands)."""
-        loss, _ = self.refine(batch, strides)
-        return loss.loss, loss.kept, loss.errors, loss.success
+    def forward(self, batch: Batch, strides: tuple[int, ...], start: FeaturePyramid | None = None) -> tuple[torch.Tensor, ...]:
+        """The fields of `PairLoss`, as a plain tuple (what DistributedDataParallel understands).
+
+        Args:
+            start: What the start makes of the unchanged images (its `pyramid` of `Batch.clean`), for the imitation.
+        """
+        options, pyramid = self.feature_loss, self.pyramid(torch.cat((batch.reference, batch.query)), strides)
+        features = points, mask, query = self._features(batch, pyramid)
+        if options.poses:
+            loss, _ = self._refine(batch, *features)
+            loss = replace(loss, loss=options.poses * loss.loss)
+        else:
+            nothing = mask.new_zeros(len(batch), max(1, len(options.contrast)))
+            kept = mask.sum(-1) >= self.loss.min_points
+            loss = PairLoss(torch.zeros(len(batch)), kept, nothing.double(), nothing)
+        total = loss.loss
+        pixels, valid = batch.query_camera.project(se3.transform(batch.query_from_reference, batch.xyz.double()))
+        seen = mask & valid & batch.query_camera.in_image(pixels)
+        for k, weight in enumerate(options.contrast):
+            places = contrast(points.descriptors[k], query.levels[k], pixels, seen, options.temperature)
+            total = total + weight * places.loss * loss.kept
+            if not options.poses:
+                loss.errors[:, k], loss.success[:, k] = places.error, places.success
+        if options.imitation:
+            if start is None:
+                raise ValueError("imitation needs what the start makes of the unchanged images")
+            for level, aim, weight in zip(pyramid.levels, start.levels, options.imitation):
+                total = total + weight * imitation(level, aim).reshape(2, -1).mean(0) * loss.kept
+        return total, loss.kept, loss.errors, loss.success
 
     def refine(self, batch: Batch, strides: tuple[int, ...]) -> tuple[PairLoss, AlignmentResult]:
         """Align every pair.
@@ -43,7 +78,11 @@ class PairRefiner(nn.Module):
             strides: Which of the network's sets of levels to use. In training the last levels are left out where nothing about
                 them is learned.
         """
-        points, mask, query = self.features(batch, strides)
+        return self._refine(batch, *self.features(batch, strides))
+
+    def _refine(
+        self, batch: Batch, points: ReferencePoints, mask: torch.Tensor, query: FeaturePyramid
+    ) -> tuple[PairLoss, AlignmentResult]:
         if torch.is_grad_enabled() and not any(p.requires_grad for p in self.damping.parameters()):
             taught = [k for k, level in enumerate(query.levels, 1) if level.features.requires_grad]
             some = slice(max(taught, default=None))
@@ -57,7 +96,10 @@ class PairRefiner(nn.Module):
     def features(self, batch: Batch, strides: tuple[int, ...]) -> tuple[ReferencePoints, torch.Tensor, FeaturePyramid]:
         """Descriptors of the points where the reference sees them, as maps store them; which points exist, bool [B, N];
         and the query's pyramid. Both images go through the network together."""
-        pyramid = self._pyramid(torch.cat((batch.reference, batch.query)), strides)
+        return self._features(batch, self.pyramid(torch.cat((batch.reference, batch.query)), strides))
+
+    @staticmethod
+    def _features(batch: Batch, pyramid: FeaturePyramid) -> tuple[ReferencePoints, torch.Tensor, FeaturePyramid]:
         reference, query = (member(pyramid, some) for some in (slice(len(batch)), slice(len(batch), None)))
         pixels, valid = batch.reference_camera.project(batch.xyz)
         mask = batch.mask & valid & batch.reference_camera.in_image(pixels)
@@ -69,7 +111,8 @@ class PairRefiner(nn.Module):
             confidences.append(confidence)
         return ReferencePoints(batch.xyz, tuple(descriptors), tuple(confidences)), mask, query
 
-    def _pyramid(self, images: torch.Tensor, strides: tuple[int, ...]) -> FeaturePyramid:
+    def pyramid(self, images: torch.Tensor, strides: tuple[int, ...]) -> FeaturePyramid:
+        """Features of float32 [B, 1, H, W], grey levels, with one of the network's sets of levels."""
         network = self.network if tuple(self.network.strides) == strides else self.network.with_strides(strides)
         if not network.takes_grey:
             images = images.expand(-1, 3, -1, -1)

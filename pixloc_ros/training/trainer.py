@@ -34,7 +34,7 @@ from ..features.weights import Weights
 from ..geometry import se3
 from ..io.files import write_text
 from ..io.tensor_file import TensorFileError, load_tensors, save_tensors
-from .config import RunSection, TrainingConfig, build_mixture, build_network
+from .config import RunSection, TrainingConfig, build_mixture, build_network, open_weights
 from .loss import squared_distances
 from .pairs import Batch, TrainingSteps, validation_batches
 from .refiner import PairRefiner, member
@@ -68,7 +68,9 @@ class Trainer:
         self.say = say if self.rank == 0 else lambda line: None
         torch.manual_seed(config.run.seed)
         network, damping, self.start_card = build_network(config.network, Path(config.folder))
-        self.refiner = PairRefiner(network, damping, config.alignment.options(), config.loss)
+        given = config.network.companions
+        self.companions = open_weights(given, Path(config.folder)).companions if given else {}
+        self.refiner = PairRefiner(network, damping, config.alignment.options(), config.loss, config.features)
         self.strides = config.network.strides or (tuple(network.strides),)
         for strides in self.strides:  # refused here rather than in the middle of the run
             if strides != tuple(network.strides):
@@ -160,7 +162,11 @@ class Trainer:
         for group in self.optimizer.param_groups:
             group["lr"] = share * group["peak"]
         self.optimizer.zero_grad(set_to_none=True)
-        loss, kept, errors, success = self.model(batch, self.strides[self.step % len(self.strides)])
+        strides, start = self.strides[self.step % len(self.strides)], None
+        if self.config.features.imitation:
+            with torch.no_grad():
+                start = self.start.pyramid(batch.clean, strides)
+        loss, kept, errors, success = self.model(batch, strides, start)
         # Sums over all processes: the mean over the pairs is then the same however they are spread over processes.
         sums = kept.sum(), loss.detach().sum(), (errors[:, -1] * kept).sum()
         counts = torch.tensor(len(batch.skipped)), torch.tensor(self._asked_to_stop)
@@ -243,12 +249,12 @@ class Trainer:
 
     def _export(self, name: str, result: PairRefiner, figures: dict) -> None:
         state = {k: v.detach().contiguous() for k, v in result.network.state_dict().items()}
-        companions = damping_tensors(result.damping) if self.config.network.learn_damping else {}
+        damping = damping_tensors(result.damping) if self.config.network.learn_damping else {}
         training = {"date": date.today().isoformat(), "steps": self.step, "hours": round(self.seconds / 3600, 3)}
         training |= {"pairs": self.step * self.config.run.batch * self.world, "validation": figures}
         card = {"architecture": self.config.network.architecture, **self.config.card}
         card |= {"start": self.start_card, "training": training}
-        Weights(state, card, companions).save(self.out / name)
+        Weights(state, card, {**self.companions, **damping}).save(self.out / name)
 
     # ---- validation
 

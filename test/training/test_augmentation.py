@@ -19,7 +19,7 @@ def occlusion(x, rng):
 
 
 BLURS = [augmentation._defocus, motion_blur, augmentation._half_resolution]
-NAMES = "light dark shadow vignetting noise change relight tone"
+NAMES = "light dark shadow vignetting noise change relight tone turned night"
 CHANGES = [getattr(augmentation, f"_{name}") for name in NAMES.split()] + [occlusion, *BLURS]
 
 
