@@ -4,11 +4,13 @@
     python experiments/faults.py -o out/faults                    # all of them, about a quarter of a minute each
     python experiments/faults.py -o out/faults --only "garbage images" --only "odometry jumps 5 m"
     python experiments/faults.py -o out/soak --soak-minutes 60    # random faults at 15 Hz, one after the other, on one node
+    python experiments/faults.py -o out/rig --cameras front,left,right,back --rate 8    # of one of several cameras, or of all
 
 Each run starts a node on a simulated drive, lets it track, injects the fault for a while, and goes on. The table has the states
 that the node went through, the time until it was right again, wrong poses given as TRACKING (further off than 0.25 m or 2
 degrees), the growth of its memory, and whether it survived. The exit code is 1 if a node died, gave a wrong pose as TRACKING or
-did not recover, or if its memory grew by more than 2 % in a soak, from the first tenth on.
+did not recover, or if its memory grew by more than 2 % in a soak, from the first tenth on. With several cameras the table also
+has what diagnostics said of each, and when they had nothing left to say of those that failed.
 
 With --scheduler each worker plays the robot by itself: start one on a machine, or give each a ROS_DOMAIN_ID of its own.
 """
@@ -26,6 +28,8 @@ import threading
 import time
 from array import array
 from collections.abc import Callable
+from copy import copy
+from dataclasses import replace
 from pathlib import Path
 
 import common
@@ -92,7 +96,7 @@ def frozen() -> Fault:
     shown: dict[str, np.ndarray] = {}
 
     def change(event: Event) -> Event:
-        return event.showing(shown.setdefault("last", event.pixels))
+        return event.showing(shown.setdefault(event.camera, event.pixels))
 
     return Fault("image", change)
 
@@ -116,7 +120,7 @@ def mount(turn: str | None, degrees: float = 0.0) -> Fault:
         about = torch.from_numpy(Rotation.from_euler(turn or "x", degrees, degrees=True).as_matrix())
         wrong[:3, :3] = right[:3, :3] @ about if turn else IDENTITY[:3, :3]
         return [
-            (0.0, "static", conversions.transform_stamped("base_link", "camera_optical", 0, wrong)),
+            (0.0, "static", conversions.transform_stamped("base_link", drive.mount.child_frame_id, 0, wrong)),
             (END_S, "static", drive.mount),
         ]
 
@@ -172,16 +176,60 @@ def faults() -> dict[str, Fault]:
     }
 
 
+OF_ONE = (
+    "images from the future (5 s)", "calibration of another lens", "unknown encoding", "garbage images",
+    "lens covered by two thirds", "camera transform late", "mount turned sideways by 30 degrees",
+)  # fmt: skip
+OF_ALL = (
+    "camera stops", "frozen images", "clock jumps back by 60 s", "flood of images (10 times)", "kill -9 and restart"
+)  # fmt: skip
+"""Faults that one of several cameras may have, and those of all."""
+
+
+def swapped(event: Event, other: str) -> Event:
+    """As if the cables of two cameras were mixed up: it comes from the other camera."""
+    header = copy(event.message.header)
+    header.frame_id = f"{other}_optical"
+    return replace(event.having(header=header), camera=other)
+
+
+def rig_faults(cameras: tuple[str, ...]) -> dict[str, Fault]:
+    """As `faults`, of several cameras: of the last, of the first, which leads, and of all."""
+    alone, lead, last = faults(), cameras[0], cameras[-1]
+    of_either = {
+        "stops for 4 s": Fault("image", lambda e: None, until_s=BEGIN_S + 4.0),
+        "no images for 4.5 s": Fault("image", lambda e: None, since_s=0.0),
+        "images late by 0.3 s": Fault("image", lambda e: e.late(0.3)),
+        "images of another size": pixels(lambda p: cv2.resize(p, (160, 120))),
+        "clock ahead by 0.4 s": Fault("image", lambda e: e.moved(0.4)),
+        "clock back by 3 s": Fault("image", lambda e: e.moved(-3.0)),
+        **{name: alone[name] for name in ("no calibration at first", "black images", "frozen images")},
+    }
+    found = {"none": Fault()}
+    for name, fault in of_either.items():
+        found |= {f"{camera}: {name}": replace(fault, cameras=(camera,)) for camera in (last, lead)}
+    found |= {f"{last}: {name}": replace(alone[name], cameras=(last,)) for name in OF_ONE}
+    names = {cameras[1]: last, last: cameras[1]} if len(cameras) > 2 else {lead: last, last: lead}
+    found[f"{' and '.join(names)}: swapped"] = Fault("image", lambda e: swapped(e, names[e.camera]), cameras=tuple(names))
+    found[f"all but {last}: black images"] = replace(alone["black images"], cameras=cameras[:-1])
+    return found | {f"all: {name}": alone[name] for name in OF_ALL}
+
+
+def known_faults(cameras: tuple[str, ...]) -> dict[str, Fault]:
+    """Of one camera, or of several."""
+    return rig_faults(cameras) if cameras else faults()
+
+
 # ---- each fault on a node of its own
 
 
-def run_one(job: tuple[str, Path, float]) -> Run:
+def run_one(job: tuple[str, Path, float, tuple[str, ...]]) -> Run:
     """A fault, by name, in a folder of its own."""
-    name, folder, rate_hz = job
-    drive, folder = read_drive(folder, rate_hz), folder / re.sub(r"\W+", "_", name)
+    name, folder, rate_hz, cameras = job
+    drive, folder = read_drive(folder, rate_hz, cameras), folder / re.sub(r"\W+", "_", name)
     folder.mkdir(exist_ok=True)
     with Stage(drive, folder) as stage:
-        run = stage.play(name, faults()[name])
+        run = stage.play(name, known_faults(cameras)[name])
     run.exit_code = stage.process.process.returncode
     return run
 
@@ -189,7 +237,7 @@ def run_one(job: tuple[str, Path, float]) -> Run:
 def run_all(names: list[str], args: argparse.Namespace, rate_hz: float) -> tuple[bool, str]:
     """Whether all runs were good, and the table."""
     folder, found = args.out, {}
-    for number, run in common.run_jobs(args, run_one, [(name, folder, rate_hz) for name in names]):
+    for number, run in common.run_jobs(args, run_one, [(name, folder, rate_hz, args.cameras) for name in names]):
         found[number] = run
         print(f"{len(found):2d}/{len(names)}  {run.name:36} {run.problem() or 'good'}", flush=True)
     runs = [found[number] for number in range(len(names))]
@@ -197,10 +245,16 @@ def run_all(names: list[str], args: argparse.Namespace, rate_hz: float) -> tuple
     rows = []
     for r in runs:
         lived = "" if r.exit_code == 0 else f" **(ended with {r.exit_code})**"
-        said = textwrap.shorten(r.said.replace("|", "/"), 110, placeholder="...")
-        figures = (seconds(r.recovered_s), f"{r.tracked}/{r.images}", r.wrong, f"{r.growth_mb:+.0f} MB")
-        rows.append((r.name + lived, ", ".join(r.states).lower(), *figures, said))
+        said = [r.said] if not args.cameras else [f"{camera}: {text}" for camera, text in r.named.items()]
+        said = "; ".join(textwrap.shorten(text.replace("|", "/"), 110, placeholder="...") for text in said)
+        figures = (f"{r.tracked}/{r.images}", r.wrong, f"{r.growth_mb:+.0f} MB")
+        again = (seconds(r.recovered_s), *([seconds(r.well_s)] if args.cameras else []))
+        rows.append((r.name + lived, ", ".join(r.states).lower(), *again, *figures, said))
     head = "fault, for 2 s | states | right again after | tracked | wrong as TRACKING | memory | what it said"
+    if args.cameras:
+        head = head.replace("| tracked", "| cameras well after | tracked").replace(
+            "what it said", "what diagnostics said of cameras"
+        )
     return not any(r.problem() for r in runs), markdown_table(head, rows)
 
 
@@ -211,13 +265,14 @@ def soak(drive: Drive, folder: Path, minutes: float, rate_hz: float, seed: int) 
     """Random faults on one node for so long; soak.json has the figures so far. Faults that are there from the start of a node, or
     end it or start another, are left out. Returns whether all was good, and the table."""
     choice, rounds, problem = random.Random(seed), [], ""
-    names = sorted(name for name, fault in faults().items() if not fault.missing and not fault.ends_node)
+    cameras = tuple(name for name in drive.infos if name)
+    names = sorted(name for name, fault in known_faults(cameras).items() if not fault.missing and not fault.ends_node)
     with Stage(drive, folder) as stage:
         began, memory_mb = time.monotonic(), [stage.memory_mb()]
         while time.monotonic() - began < 60 * minutes and not problem:
             name = choice.choice(names)
             # Each round is later than all of the one before, whichever way its fault moved the clock.
-            run = stage.play(name, faults()[name], 200.0 * len(rounds))
+            run = stage.play(name, known_faults(cameras)[name], 200.0 * len(rounds))
             if stage.process.process.poll() is not None:
                 problem = f"the node ended in round {len(rounds) + 1}: {name}"
                 break
@@ -285,7 +340,9 @@ def soak_table(figures: dict) -> str:
 def main() -> int:
     arguments = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     arguments.add_argument("-o", "--out", type=common.absolute, required=True, help="folder for data, logs and results")
-    arguments.add_argument("--only", action="append", choices=faults(), metavar="FAULT", help="only this fault; may be repeated")
+    arguments.add_argument("--only", action="append", metavar="FAULT", help="only this fault; may be repeated")
+    names = "several of front, left, right, back: faults of one of them, or of all"
+    arguments.add_argument("--cameras", type=lambda text: tuple(text.split(",")), default=(), metavar="NAME,NAME", help=names)
     arguments.add_argument("--soak-minutes", type=float, help="random faults on one node for so long")
     arguments.add_argument("--rate", type=float, help=f"images per second; default {RATE_HZ:g}, in a soak {SOAK_RATE_HZ:g}")
     arguments.add_argument("--seed", type=int, default=0, help="of the soak's choices")
@@ -296,14 +353,19 @@ def main() -> int:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     if given.soak_minutes and given.scheduler:
         arguments.error("--scheduler is for faults, each on a node of its own; a soak is one node")
+    if len(given.cameras) == 1:
+        arguments.error("--cameras takes two or more")
+    known = list(known_faults(given.cameras))
+    if unknown := [name for name in given.only or () if name not in known]:
+        arguments.error(f"--only {unknown[0]}: choose among {', '.join(known)}")
     given.out.mkdir(parents=True, exist_ok=True)
     print("making the drive ...", flush=True)
     rate_hz = given.rate or (SOAK_RATE_HZ if given.soak_minutes else RATE_HZ)
-    drive, section = make_drive(given.out, rate_hz), "soak" if given.soak_minutes else "faults"
+    drive, section = make_drive(given.out, rate_hz, given.cameras), "soak" if given.soak_minutes else "faults"
     if given.soak_minutes:
         good, text = soak(drive, given.out, given.soak_minutes, rate_hz, given.seed)
     else:
-        good, text = run_all(given.only or list(faults()), given, rate_hz)
+        good, text = run_all(given.only or known, given, rate_hz)
     print(text)
     if given.docs is not None:
         write_section(given.docs, section, text)

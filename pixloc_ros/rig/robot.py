@@ -2,6 +2,7 @@
 """What a robot sends: messages of images, odometry and calibration, on the topics of the node's default parameters."""
 
 from array import array
+from collections.abc import Sequence
 
 import cv2
 import numpy as np
@@ -24,20 +25,27 @@ class RobotTopics:
 
     Args:
         node: the node that publishes.
-        compressed: whether `image` takes CompressedImage.
+        compressed: whether images are CompressedImage.
+        cameras: namespaces of their topics.
+
+    Attributes:
+        images: publishers by camera; `image` is the first camera's.
+        infos: as `images`, of calibrations.
     """
 
-    def __init__(self, node: Node, compressed: bool = False) -> None:
-        topic, kind = ("camera/image_raw/compressed", CompressedImage) if compressed else ("camera/image_raw", Image)
-        self.image = node.create_publisher(kind, topic, _DEPTH)
-        self.info = node.create_publisher(CameraInfo, "camera/camera_info", _DEPTH)
+    def __init__(self, node: Node, compressed: bool = False, cameras: Sequence[str] = ("camera",)) -> None:
+        topic, kind = ("image_raw/compressed", CompressedImage) if compressed else ("image_raw", Image)
+        self.images = {name: node.create_publisher(kind, f"{name}/{topic}", _DEPTH) for name in cameras}
+        self.infos = {name: node.create_publisher(CameraInfo, f"{name}/camera_info", _DEPTH) for name in cameras}
+        self.image, self.info = self.images[cameras[0]], self.infos[cameras[0]]
         self.odometry = node.create_publisher(Odometry, "odom", _DEPTH)
         self.initial_pose = node.create_publisher(PoseWithCovarianceStamped, "initialpose", 1)
         self.static_tf = StaticTransformBroadcaster(node)
 
     def is_heard(self) -> bool:
         """Whether somebody listens to each of them."""
-        return all(p.get_subscription_count() for p in (self.image, self.info, self.odometry, self.initial_pose))
+        publishers = *self.images.values(), *self.infos.values(), self.odometry, self.initial_pose
+        return all(publisher.get_subscription_count() for publisher in publishers)
 
 
 def image_message(

@@ -43,7 +43,7 @@ _MEASURED = 9
 FROZEN = "it repeats a picture although the robot moves: start its driver again"
 MotionTo = Callable[[int, FrameContext], tuple[torch.Tensor, torch.Tensor]]
 """Motion [4, 4] of the base from a frame to another stamp, and its covariance [6, 6] (body perturbation)."""
-BLIND = "it shows nothing of the map: covered, or mounted another way than TF says"
+BLIND = "it shows nothing of the map: covered, before a bare wall, or mounted another way than TF says"
 UNUSABLE = "its image cannot be used"
 
 

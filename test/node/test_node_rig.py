@@ -4,6 +4,7 @@
 import contextlib
 import math
 import threading
+from types import SimpleNamespace
 
 import cv2
 import numpy as np
@@ -24,6 +25,9 @@ from pixloc_ros.io.bags import BagOptions
 from pixloc_ros.io.rig_images import open_bag
 from pixloc_ros.localization import Localizer
 from pixloc_ros.node.conversions import pose_to_matrix, stamp_from_ns, stamp_to_ns
+from pixloc_ros.node.diagnostics import DiagnosticBoard
+from pixloc_ros.node.rig_frames import RigFrames
+from pixloc_ros.node.work_queue import ReceivedImage
 from pixloc_ros.rig.replay import BagPlayer
 from pixloc_ros.rig.robot import initial_pose_message
 
@@ -200,6 +204,28 @@ def test_a_camera_that_cannot_be_used_is_named(rig, fault, camera, said):
         robot.diagnosed(f"camera {camera}: {said}")
         assert share_tracked(robot) >= 0.95 and len(robot.statuses) >= 19
         assert not complaints(robot, [name for name in CAMERAS if name != camera])
+
+
+@pytest.mark.parametrize("camera", CAMERAS)
+def test_a_camera_whose_clock_jumps_ahead_never_leads(camera):
+    boards, refused, frames = DiagnosticBoard(lambda *_: None).of_cameras(CAMERAS), [], []
+    inputs = SimpleNamespace(
+        cameras={name: SimpleNamespace(board=boards[name], is_ahead=False) for name in CAMERAS},
+        watch=SimpleNamespace(silent_s=lambda *_: 0.0),
+        refuse=lambda rejection, name, stamp_ns: refused.append((name, rejection.name, str(rejection))),
+    )
+    timer = SimpleNamespace(cancel=lambda: None, reset=lambda: None)
+    rig = RigFrames(SimpleNamespace(create_timer=lambda *_, **__: timer), inputs, frames.append)
+    for number in range(60):
+        for offset_s, name in zip((0.0, 0.01, 0.02), CAMERAS):
+            true_s = 100.0 + 0.1 * number + offset_s
+            stamp_s = true_s + 0.4 * (name == camera and 20 <= number < 40)
+            rig.add(ReceivedImage(None, round(stamp_s * 1e9), true_s - 50.0, camera=name))
+    assert {(name, why) for name, why, _ in refused} == {(camera, "ahead"), (camera, "order")}
+    assert 20 < len(refused) < 30 and all("dated 0.4" in text for _, why, text in refused if why == "ahead")
+    leads_ns = [frame.stamp_ns for frame in frames]
+    assert leads_ns == sorted(set(leads_ns)) and len(leads_ns) >= 55
+    assert all(abs(one.stamp_ns * 1e-9 - one.received_at - 50.0) < 0.01 for frame in frames for one in (frame, *frame.others))
 
 
 def test_two_cameras_that_changed_places_are_named(rig):
