@@ -113,24 +113,25 @@ class _Chain:
 
 
 class _Points:
-    """Chooses from the anchors of a chain, as `LocalPointSelector` does from the keyframes of a map."""
+    """Chooses from the anchors of a chain, as `LocalPointSelector` does from the keyframes of a map; for so many cameras, one
+    after the other, maybe more than once: the last choices count."""
 
-    def __init__(self, anchors: Sequence[_Anchor], options: RecentFrameOptions) -> None:
+    def __init__(self, anchors: Sequence[_Anchor], options: RecentFrameOptions, cameras: int = 1) -> None:
         self._views = [(k, view) for k, anchor in enumerate(anchors) for view in anchor.described or ()]
         self._shares = [options.preference**-k for k in range(len(anchors))]
         self._options = options
         self._similar = LocalPointOptions(margin=0.0, angle_rad=options.angle_rad, octaves=options.octaves)
-        self._chosen: dict[int, tuple[np.ndarray, float]] = {}
+        self._chosen: deque[tuple[np.ndarray, float]] = deque(maxlen=cameras)
 
     @property
     def used(self) -> np.ndarray:
         """How many points were taken from each anchor, for all cameras."""
-        return sum(used for used, _ in self._chosen.values())
+        return sum(used for used, _ in self._chosen)
 
     @property
     def worth(self) -> float:
         """How similar the views are that they were described from, summed over them."""
-        return sum(worth for _, worth in self._chosen.values())
+        return sum(worth for _, worth in self._chosen)
 
     def select(
         self, map_from_camera: torch.Tensor, camera: Camera, max_points: int, description: np.ndarray | None = None
@@ -150,7 +151,7 @@ class _Points:
         rows = selection.best_of_each_point(points, starts, weights)
         rows = rows[selection.spread(pixels[rows], weights[rows], viewer.size, max_points)]
         used = np.bincount(anchor[rows], minlength=len(self._shares))
-        self._chosen[id(camera)] = used, float(similar[rows].sum())
+        self._chosen.append((used, float(similar[rows].sum())))
         xyz = np.concatenate([view.offsets + (view.centre - centre).astype(np.float32) for view in views])[rows]
         index = torch.from_numpy(rows)
         levels = range(len(views[0].descriptors))
@@ -233,7 +234,7 @@ class RecentFrames:
         if chain.last.shared is not None:
             # What all poses of the chain have in common says nothing of the way from one to the next.
             own = own - se3.transform_covariance(chain.last.shared, se3.inverse(expected.motion)) + _LEAST
-        points = _Points(chain.anchors, self.options)
+        points = _Points(chain.anchors, self.options, len(views))
         # The image claims too much: the prior must, too.
         covariance = se3.transform_covariance(own, view.camera_from_base) / self.options.doubt
         alignment = self.aligner.localize_prepared(

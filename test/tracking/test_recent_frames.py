@@ -1,6 +1,8 @@
 # Copyright the pixloc_ros authors. SPDX-License-Identifier: Apache-2.0
 """Images that the map does not explain are followed by those before them, and nothing else changes."""
 
+from dataclasses import replace
+
 import cv2
 import numpy as np
 import pytest
@@ -13,7 +15,8 @@ from pixloc_ros.evaluation.runs import TRUTH_GAP_NS
 from pixloc_ros.geometry import se3
 from pixloc_ros.io.bags import BagReader
 from pixloc_ros.localization import Localizer
-from pixloc_ros.tracking.types import TrackState
+from pixloc_ros.tracking.recent_frames import RecentFrameOptions, _Anchor, _described, _Points
+from pixloc_ros.tracking.types import RigView, TrackState
 
 BEGIN_S = 0.6
 SECOND = 1_000_000_000
@@ -78,6 +81,22 @@ def test_nothing_changes_where_the_map_is_seen(scene, localizer):
     for one, other in zip(with_terms, without, strict=True):
         assert one.state is other.state is TrackState.TRACKING
         assert torch.equal(one.map_from_base, other.map_from_base) and torch.equal(one.covariance, other.covariance)
+
+
+@pytest.mark.parametrize("shared", [True, False])
+def test_cameras_count_each_also_where_they_share_a_calibration(scene, localizer, shared):
+    aligner, options = localizer.aligner, RecentFrameOptions()
+    with BagReader(scene.drive) as bag:
+        frame, base_from_camera = next(bag.frames()), bag.base_from_camera
+        pose = bag.truth().at([frame.stamp_ns], TRUTH_GAP_NS)[0][0] @ base_from_camera
+    view = RigView("one", aligner.prepare(frame.image, frame.camera))
+    described = _described(view, pose, aligner.points_near(pose, view.prepared.camera, 200))
+    points = _Points([_Anchor(None, (), pose, [described])], options, cameras=2)
+    counts = []
+    for camera in (view.prepared.camera, view.prepared.camera if shared else replace(view.prepared.camera)) * 2:  # chosen twice
+        counts.append(len(points.select(pose, camera, 100).points))
+    assert counts == [100] * 4 and points.used.tolist() == [200]
+    assert points.worth == pytest.approx(200.0, rel=0.05)
 
 
 @pytest.mark.parametrize("wheels", ["as simulated", "slipping"])
