@@ -365,6 +365,8 @@ class Worker:
         self.health.count("processed")
         for name, problem in result.cameras.items():
             self.inputs.cameras[name].judge(problem, result.stamp_ns)
+        for name, problem in assembly.tracker.rig.calibrations.items() if result.cameras else ():
+            self.inputs.cameras[name].board.update("calibration", "focal length", problem)
         self._publish_status(received, result.message or self.inputs.camera_problems, result, stages_ms)
         if result.state is TrackState.TRACKING:
             self._pose_to_keep = LastPose(self.map_name, received.stamp_ns, result.map_from_base, result.covariance)

@@ -19,6 +19,7 @@ import torch
 from ..errors import InputError
 from ..geometry import se3
 from ..io.frames import CameraFrame
+from .calibration_check import CalibrationCheck
 from .covariances import mahalanobis
 from .frame_aligner import FrameAligner
 from .judge import FrameContext, FrozenCamera
@@ -50,8 +51,10 @@ UNUSABLE = "its image cannot be used"
 @dataclass
 class _Camera:
     """What is remembered of one camera: images in a row that contradicted or fitted the others; whether it is left out; what is
-    wrong with it, and for how many images; by how much its mount was off, degrees and metres; the stamp of its last image."""
+    wrong with it, and for how many images; by how much its mount was off, degrees and metres; the stamp of its last image; what
+    its images say of its focal length, while another camera leads."""
 
+    calibration: CalibrationCheck
     frozen: FrozenCamera = field(default_factory=FrozenCamera)
     misses: int = 0
     hits: int = 0
@@ -80,6 +83,12 @@ class CameraRig:
     def problems(self) -> dict[str, str]:
         """What is wrong with each camera, by name; empty for one that is used. Nothing for a single camera."""
         return {name: camera.problem for name, camera in self._cameras.items()} if len(self._cameras) > 1 else {}
+
+    @property
+    def calibrations(self) -> dict[str, str]:
+        """What is wrong with the calibration of each camera that does not lead, by name; empty where it fits."""
+        reports = {name: camera.calibration.report for name, camera in self._cameras.items()}
+        return {name: report.message if report else "" for name, report in reports.items()}
 
     def prepare(self, frame: CameraFrame) -> PreparedFrame:
         """The frame with the features of its images, each on a core of its own. Of more than are used at once its own stays, and
@@ -110,11 +119,14 @@ class CameraRig:
                     # base · motion · exp(n) = base · exp(Ad(motion) n) · motion
                     covariance = se3.transform_covariance(noise, context.camera_from_base @ motion)
                     place = motion @ place
+                prepared = self._of(one.name).calibration.corrected(prepared)
                 views.append(RigView(one.name, prepared, se3.inverse(place) @ context.base_from_camera, covariance))
         return tuple(views)
 
     def _of(self, name: str) -> _Camera:
-        return self._cameras.setdefault(name, _Camera())
+        if name not in self._cameras:
+            self._cameras[name] = _Camera(CalibrationCheck(lambda *image: self._aligner.focal_length(*image)))
+        return self._cameras[name]
 
     def _hangs(self, frame: CameraFrame, context: FrameContext) -> bool:
         camera = self._of(frame.name)
@@ -239,17 +251,24 @@ class CameraRig:
             return
         used = {one.view.name for one in believed.views}
         exact = any(_is_placed(one.view) for one in believed.views)
-        waiting = []
+        waiting, others = [], []
         for view in views:
             if view.name in used:
                 self._fits(view.name)
+                others += [view] if view.camera_from_rig is not None else []
             elif self._left_out(view.name) or (exact and not _is_placed(view)):
                 waiting.append(view)
             else:
                 self._contradicts(view.name, BLIND)
+        self._turn += 1
+        if others:
+            self._check_calibration(others[self._turn % len(others)], believed)
         if waiting:
-            self._turn += 1
             self._probe(waiting[self._turn % len(waiting)], believed)
+
+    def _check_calibration(self, view: RigView, alignment: FrameAlignment) -> None:
+        camera = self._cameras[view.name]
+        camera.calibration.add(camera.seen_ns, view.prepared, alignment)
 
     def _fits(self, name: str) -> None:
         camera = self._cameras[name]
@@ -271,6 +290,7 @@ class CameraRig:
         if alone.probability < self._gates.min_probability:
             self._contradicts(view.name, BLIND)
             return
+        self._check_calibration(view, alone)
         here, there = believed.map_from_camera, alone.map_from_camera
         covariance = alone.covariance if view.covariance is None else alone.covariance + view.covariance
         if mahalanobis(here, believed.covariance, there, covariance) <= self._gates.max_innovation:

@@ -216,15 +216,15 @@ class FrameAligner:
         return self._selector.select(map_from_camera, camera, count)
 
     def focal_length(self, prepared: PreparedImage, alignment: FrameAlignment) -> FocalLength | None:
-        """The focal length that fits a prepared image best, from where its alignment ended; None where it does not tell.
-
-        Of a rig, the image is that of the camera whose frame is the rig's.
-        """
-        own = next((view for view in alignment.views if view.view.camera_from_rig is None), None)
+        """The focal length that fits a prepared image best, from where its alignment ended; None where it does not tell, or was
+        no view of the alignment."""
+        own = next((view for view in alignment.views if view.view.prepared is prepared), None)
         if not alignment.success or own is None:
             return None
-        view = View(prepared.pyramid, prepared.camera, own.points.points)
-        return estimate_focal_length(view, alignment.details.camera_from_map, self.options.alignment)
+        view, camera_from_map = View(prepared.pyramid, prepared.camera, own.points.points), alignment.details.camera_from_map
+        if own.view.camera_from_rig is not None:
+            camera_from_map = own.view.camera_from_rig @ camera_from_map
+        return estimate_focal_length(view, camera_from_map, self.options.alignment)
 
 
 def inverse_information(information: torch.Tensor) -> torch.Tensor:

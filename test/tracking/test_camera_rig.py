@@ -53,12 +53,17 @@ class Changed:
 
 def drive(rig, localizer, cameras, change=None, imu=False, cold_start=False):
     """Figures of the drive, and what was said of cameras."""
+    run, tracker = tracked(rig, localizer, cameras, change, imu, cold_start)
+    return run_figures(run), tracker.rig.said
+
+
+def tracked(rig, localizer, cameras, change=None, imu=False, cold_start=False):
+    """The run, and its tracker."""
     tracker = localizer.tracker()
     with open_bag(rig.drive, BagOptions(), cameras) as bag:
         readings = find_sensor(bag, IMU, None)[0] if imu else None
         played = bag if change is None else Changed(bag, change)
-        run = offline.run_bag(tracker, played, imu=readings, cold_start=cold_start)
-    return run_figures(run), tracker.rig.said
+        return offline.run_bag(tracker, played, imu=readings, cold_start=cold_start), tracker
 
 
 def changed(name, change):
@@ -139,6 +144,23 @@ def test_a_wrong_mount_is_measured(rig, localizer):
     assert float(said["left"].split("mounted ")[1].split("°")[0]) == pytest.approx(6.0, abs=0.5)
     assert figures["tracked_fraction"] == 1.0 and figures["false_tracked_frames"] == 0
     assert figures["translation_error_median_m"] < 0.02
+
+
+@pytest.mark.parametrize("factor", [1.0, 1.02, 1.06])
+def test_the_focal_length_of_each_camera_is_checked(rig, localizer, factor):
+    def other_lens(frame):
+        params = frame.camera.params.clone()
+        params[:2] *= factor
+        return replace(frame, camera=replace(frame.camera, params=params))
+
+    run, tracker = tracked(rig, localizer, EVERY, changed("left", other_lens), imu=True)
+    wrong = {name: text for name, text in tracker.rig.calibrations.items() if text}
+    assert list(wrong) == ["left"] * (factor > 1.0)
+    figures = run_figures(run)
+    assert figures["tracked_fraction"] == 1.0 and figures["translation_error_median_m"] < 0.02
+    if factor > 1.0:
+        assert float(wrong["left"].split("some ")[1].split("%")[0]) == pytest.approx(100 * (factor - 1), abs=0.7)
+        assert "too long" in wrong["left"] and tracker.rig.problems["left"] == ""
 
 
 @pytest.mark.parametrize("name", ["front", "left"])
