@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
-from scipy.sparse import block_diag, bmat, coo_array, csc_array, diags_array, eye_array
+from scipy.sparse import block_diag, csc_array, diags_array, eye_array, hstack, kron
 from scipy.sparse.linalg import splu
 
 from ...errors import InputError
@@ -152,36 +152,28 @@ class _Problem:
     """
 
     def __init__(self, matrix, gradient, error, given, mount, mount_std) -> None:
-        count = len(error)
-        self.error = np.concatenate((error[:, :3].ravel(), error[:, 3:].ravel()))
-        rows = np.arange(3 * count)
-        poses = 6 * (rows // 3) + rows % 3
-        shift = coo_array((np.ones(3 * count), (rows, poses + 3)), (3 * count, 6 * count))
-        turn = coo_array((np.ones(3 * count), (rows, poses)), (3 * count, 6 * count))
-        rotations = coo_array(given.reshape(-1, 3))
-        identity = coo_array(np.tile(np.eye(3), (count, 1)))
-        self.by = csc_array(bmat([[shift, None, -rotations], [turn, -identity, None]]))
+        self.error, count = error.ravel(), len(error)
+        of_mount = np.zeros((count, 6, 6))  # of the mount's turn and shift
+        of_mount[:, :3, 3:], of_mount[:, 3:, :3] = -given, -np.eye(3)
+        turn_and_shift = np.roll(np.eye(6), 3, axis=0)
+        self.by = csc_array(hstack((kron(eye_array(count), turn_and_shift), of_mount.reshape(-1, 6))))
         prior = 1 / mount_std**2
         self.matrix = csc_array(block_diag((matrix, diags_array(prior))))
         self.gradient = np.concatenate((gradient, prior * mount))
 
     def solved(self, stds: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Change of the mount [6], its information [6, 6], and the mean squares expected of the poses' errors [2]."""
-        half = len(self.error) // 2
-        weight = np.repeat(1 / stds**2, half)
+        weight = np.tile(np.repeat(1 / stds**2, 3), len(self.error) // 6)
         weighted = diags_array(weight) @ self.by
         normal = csc_array(self.matrix + self.by.T @ weighted)
         solve = splu(normal, permc_spec="MMD_AT_PLUS_A", diag_pivot_thresh=0.0, options={"SymmetricMode": True}).solve
         step = -solve(self.gradient + weighted.T @ self.error)
-        left = (self.error + self.by @ step).reshape(2, half)
+        left = self.error + self.by @ step
         if len(step) <= _EXACT:
             probes = eye_array(len(self.error)).toarray()
         else:
-            probes = np.random.default_rng(0).choice((-1.0, 1.0), (len(self.error), _PROBES))
-        spread = probes * (self.by @ solve(self.by.T @ probes))
-        spread = spread.sum(1).reshape(2, half)
-        if len(step) > _EXACT:
-            spread /= _PROBES
+            probes = np.random.default_rng(0).choice((-1.0, 1.0), (len(self.error), _PROBES)) / np.sqrt(_PROBES)
+        spread = (probes * (self.by @ solve(self.by.T @ probes))).sum(1)
         last = np.zeros((len(step), 6))
         last[-6:] = np.eye(6)
-        return step[-6:], np.linalg.inv(solve(last)[-6:]), (left**2 + np.maximum(spread, 0)).mean(1)
+        return step[-6:], np.linalg.inv(solve(last)[-6:]), (left**2 + np.maximum(spread, 0)).reshape(-1, 2, 3).mean((0, 2))
