@@ -149,7 +149,8 @@ def drive_figures(
     """How good the path of a drive's map is. closed: it is a loop."""
     map_s, images_posed = None, None
     if args.paths:
-        stamps, poses, found = keyframe_poses(scene, extractor, odometry)
+        with DriveBag(scene.drive, BagOptions(truth="none", odometry=None if odometry else "none")) as frames:
+            stamps, poses, found = keyframe_poses(frames, scene.name, extractor)
         keyframes = stamps, poses
     else:
         map_, report, map_s, every = drive_map(scene, extractor, args.output / scene.name, odometry=odometry, all_poses=True)
@@ -174,17 +175,12 @@ class _Enough(Exception):
     """The poses are there."""
 
 
-def keyframe_poses(scene: common.Scene, extractor: Extractor, odometry: bool) -> tuple[np.ndarray, np.ndarray, dict]:
+def keyframe_poses(frames: DriveBag, name: str, extractor: Extractor) -> tuple[np.ndarray, np.ndarray, dict]:
     """Stamps [K] and poses [K, 4, 4] of the keyframes, and what `DriveReport` adds: no map is made."""
     found: dict[str, np.ndarray] = {}
-    options = BagOptions(truth="none", odometry=None if odometry else "none")
-    with (
-        DriveBag(scene.drive, options) as frames,
-        tempfile.TemporaryDirectory() as temporary,
-        show_progress(scene.name) as progress,
-    ):
+    with tempfile.TemporaryDirectory() as temporary, show_progress(name) as progress:
         work = WorkFolder(Path(temporary) / "work", {})
-        posed = PosedMapOptions(keyframes=_KEYFRAMES if odometry else KeyframeOptions(still=(0.0, 0.0)))
+        posed = PosedMapOptions(keyframes=_KEYFRAMES if frames.has_odometry else KeyframeOptions(still=(0.0, 0.0)))
         solver = DriveSolver(frames, extractor, work, DriveOptions(posed), progress)
 
         def solve(images: KeyframeFiles, names: list[str]) -> SolvedKeyframes:
@@ -194,7 +190,7 @@ def keyframe_poses(scene: common.Scene, extractor: Extractor, odometry: bool) ->
             raise _Enough
 
         with contextlib.suppress(_Enough):
-            points_of_posed_frames(frames, work, posed, scene.name, progress, solve)
+            points_of_posed_frames(frames, work, posed, name, progress, solve)
     return found["stamps"], found["poses"], solver.found
 
 

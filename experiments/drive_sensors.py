@@ -1,6 +1,6 @@
 #!/usr/bin/env python3
 # Copyright the pixloc_ros authors. SPDX-License-Identifier: Apache-2.0
-"""Maps of drives without anybody's poses, with a gyro and satellite fixes that are made from the truth.
+"""Poses of drives without anybody's poses, with a gyro and satellite fixes that are made from the truth.
 
 The gyro is a cheap one (`pixloc_sim.sensors.ImuErrors`), the fixes are those of a receiver with errors of half a metre that last
 for seconds, one in twenty 15 m off. Bad wheels turn by one degree a metre too far. Keyframes' centres against the truth, after a
@@ -11,16 +11,12 @@ similarity alignment; `drive_maps.py` has all images.
 
 from __future__ import annotations
 
-import tempfile
-from pathlib import Path
-
 import common
 import numpy as np
 import torch
-from drive_maps import Truth, path_figures
+from drive_maps import Truth, keyframe_poses, path_figures
 from gyro import CHEAP, gyro_of
 
-from pixloc_ros.cli.progress import show_progress
 from pixloc_ros.cli.scripts import run_script
 from pixloc_ros.evaluation.tables import format_number, markdown_table
 from pixloc_ros.features import Extractor, load_extractor
@@ -28,8 +24,6 @@ from pixloc_ros.geometry import se3
 from pixloc_ros.io.bag_sensors import Fixes
 from pixloc_ros.io.bags import BagOptions, BagReader
 from pixloc_ros.io.trajectory import Trajectory
-from pixloc_ros.io.work_folder import WorkFolder
-from pixloc_ros.mapping.build.drive import DriveOptions, build_map_from_drive
 from pixloc_ros.mapping.build.drive_frames import DriveBag
 from pixloc_sim.sensors import satellite_fixes
 
@@ -64,24 +58,19 @@ def main() -> int:
 
 
 def evaluate(scene: common.Scene, extractor: Extractor, wheels: bool, wrong: bool, gyro: bool, fixes: bool) -> dict[str, object]:
-    """One map."""
+    """The keyframes' poses."""
     truth = Truth.of(scene)
     with BagReader(scene.drive) as bag:
         true = bag.truth()
-    with (
-        DriveBag(scene.drive, BagOptions(truth="none", odometry=None if wheels else "none")) as frames,
-        tempfile.TemporaryDirectory() as temporary,
-        show_progress(scene.name) as progress,
-    ):
+    with DriveBag(scene.drive, BagOptions(truth="none", odometry=None if wheels else "none")) as frames:
         mount = frames.base_from_camera.numpy()
         frames.imu = gyro_of(true, mount[:3, :3], CHEAP) if gyro else None
         frames.fixes = fixes_of(true, mount) if fixes else None
         if wrong:
             frames._odometry = turning(frames._odometry)
-        work = WorkFolder(Path(temporary) / "work", {})
-        map_, report = build_map_from_drive(frames, extractor, work, DriveOptions(), progress=progress)
-    found = path_figures(map_.map_from_keyframe.numpy(), truth.poses[truth.rows(map_)])
-    return found | {"said_scale": report.scale_uncertainty, "sensors": report.sensors}
+        stamps, poses, found = keyframe_poses(frames, scene.name, extractor)
+    figures = path_figures(poses, truth.poses[np.searchsorted(truth.stamps, stamps)])
+    return figures | {"said_scale": found["scale_uncertainty"], "sensors": found["sensors"]}
 
 
 def turning(odometry: Trajectory) -> Trajectory:

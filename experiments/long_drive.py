@@ -60,8 +60,8 @@ from pixloc_sim.rendering import Renderer
 from pixloc_sim.sensor import Sensor
 from pixloc_sim.world import build_world
 
-RATE_HZ, SPEED_M_S, PART = 10.0, 0.25, 600
-"""Images a second; half of a usual speed indoors, as the tutorial asks for; images rendered between checkpoints."""
+SPEED_M_S, PART = 0.25, 600
+"""Half of a usual speed indoors, as the tutorial asks for; images rendered between checkpoints."""
 SUMMARY = (
     "minutes | images | way, m | keyframes | in the map | map, MB | minutes to the map | peak, MB | RMSE, cm | median, cm | "
     "end to start, cm | % of the way"
@@ -77,11 +77,12 @@ def main() -> int:
     parser.add_argument("-o", "--output", type=Path, default=Path("out/long_drive"), metavar="DIR", help="(default: %(default)s)")
     parser.add_argument("--docs", type=Path, metavar="PAGE", help="also put the tables between their markers in this page")
     parser.add_argument("--minutes", type=float, default=30.0, metavar="M", help="of the drive (default: %(default)g)")
+    parser.add_argument("--rate", type=float, default=10.0, metavar="HZ", help="images a second (default: %(default)g)")
     parser.add_argument("--size", default="320x240", metavar="WxH", help="of the images (default: %(default)s)")
     parser.add_argument("--workers", type=int, default=2, metavar="N", help="processes that render (default: %(default)s)")
     parser.add_argument("--kill", action="store_true", help="kill the map's command once in each stage")
     args = parser.parse_args()
-    drive = LongDrive(args.minutes, *(int(word) for word in args.size.split("x")))
+    drive = LongDrive(args.minutes, *(int(word) for word in args.size.split("x")), args.rate)
     bag = drive.write(args.output, args.workers)
     run = Run(bag, args.output / "long.pixmap", args.output / "map.json", args.output / "stages.json", args.kill)
     if not run.report.is_file():
@@ -93,19 +94,20 @@ def main() -> int:
 
 @dataclass(frozen=True)
 class LongDrive:
-    """Laps through the workshop; size of the images in pixels."""
+    """Laps through the workshop; size of the images in pixels, and how many a second."""
 
     minutes: float
     width: int
     height: int
+    rate_hz: float = 10.0
 
     def path(self) -> SimulatedDrive:
         return SimulatedDrive(DriveOptions(60 * self.minutes, SPEED_M_S))
 
     def stamps(self) -> np.ndarray:
         """int64 [N], of the images."""
-        count = round(60 * self.minutes * RATE_HZ)
-        return START_NS + np.rint((0.003 + np.arange(count) / RATE_HZ) * 1e9).astype(np.int64)
+        count = round(60 * self.minutes * self.rate_hz)
+        return START_NS + np.rint((0.003 + np.arange(count) / self.rate_hz) * 1e9).astype(np.int64)
 
     def truth(self) -> np.ndarray:
         """map_from_base float64 [N, 4, 4] at the images."""
@@ -117,14 +119,14 @@ class LongDrive:
 
     def write(self, folder: Path, workers: int) -> Path:
         """The bag, rendered unless it is there."""
-        bag, work = folder / "drive", WorkFolder(folder / "rendered", {"size": [self.width, self.height], "part": PART})
+        rendered = {"size": [self.width, self.height], "rate": self.rate_hz}
+        bag, work = folder / "drive", WorkFolder(folder / "rendered", rendered | {"part": PART})
         parts = np.split(np.arange(len(self.stamps())), np.arange(PART, len(self.stamps()), PART))
         with show_progress("rendering") as progress, ProcessPoolExecutor(workers, get_context("spawn")) as pool:
             missing = [part for part in parts if not work.path(f"{part[0]:06d}.npz").is_file()]
             for n, _ in enumerate(pool.map(self._render, [work.folder] * len(missing), missing)):
                 progress(n + 1, len(missing), "parts")
-        key = {"minutes": self.minutes, "size": [self.width, self.height]}
-        if not WorkFolder(folder / "of", key).resumed or not bag.is_dir():
+        if not WorkFolder(folder / "of", rendered | {"minutes": self.minutes}).resumed or not bag.is_dir():
             recorded = RecordedDrive("jpeg", self.camera, camera_mount(), wheel_odometry(self.path(), OdometryErrors(), 0), None)
             write_drive_bag(bag, self._images(work, parts), recorded)
         return bag

@@ -1,19 +1,17 @@
 # Copyright the pixloc_ros authors. SPDX-License-Identifier: Apache-2.0
-"""What keeps the map of a long drive bounded, and kill -9 in each stage of making it.
-
-The killed commands are children of a small process that has everything imported and has run nothing yet, as in `test_map_kill`.
-"""
+"""What keeps the map of a long drive bounded, and kill -9 in each stage of making it."""
 
 import json
 import os
 import signal
-import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
 from drive_scene import START, STEP, pose_at, similarity, write_bag
+from killing import in_child, run_alone
 
 from pixloc_ros.cli.main import main
 from pixloc_ros.io.trajectory import read_tum
@@ -99,8 +97,8 @@ def test_patches_are_cut_again_where_they_do_not_fit_into_memory(tmp_path, monke
 # ---- killed
 
 
-def run_killed(command: list[str], stage: str) -> None:
-    """In a child process: the command, killed at a stage. Never returns."""
+def run_killed(command: list[str], stage: str) -> int:
+    """In a child process: the command, killed at a stage."""
 
     def write(self, name, save, original=WorkFolder.write):
         if name.startswith(stage):
@@ -109,11 +107,7 @@ def run_killed(command: list[str], stage: str) -> None:
 
     if stage:
         WorkFolder.write = write
-    code = 99
-    try:
-        code = main(command)
-    finally:
-        os._exit(code)
+    return main(command)
 
 
 def run_all(folder: Path) -> None:
@@ -122,10 +116,8 @@ def run_all(folder: Path) -> None:
     for name, stages in (("whole", ("",)), ("killed", (*STAGES, ""))):
         for stage in stages:
             output = folder / name / "site.pixmap"
-            child = os.fork()
-            if child == 0:
-                run_killed(["map", "bag", str(folder / "bag"), "-o", str(output), "--poses", "images"], stage)
-            ended = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+            command = ["map", "bag", str(folder / "bag"), "-o", str(output), "--poses", "images"]
+            ended = in_child(partial(run_killed, command, stage))
             work = output.with_name("site.pixmap.work")
             told[f"{name} {stage}"] = ended, {str(p.relative_to(work)): p.stat().st_mtime_ns for p in work.rglob("*.*")}
     (folder / "told.json").write_text(json.dumps(told))
@@ -136,11 +128,7 @@ def killed(tmp_path_factory):
     """The folder that `run_all` has filled, and what it told."""
     folder = tmp_path_factory.mktemp("killed")
     write_bag(folder / "bag", there_and_back(2), wheels)
-    path = os.pathsep.join(str(Path(__file__).parents[k]) for k in (1, 2))
-    done = subprocess.run(
-        [sys.executable, __file__, str(folder)], capture_output=True, text=True, env={**os.environ, "PYTHONPATH": path}
-    )
-    assert done.returncode == 0, done.stderr
+    run_alone(__file__, folder)
     return folder, json.loads((folder / "told.json").read_text())
 
 

@@ -1,20 +1,17 @@
 # Copyright the pixloc_ros authors. SPDX-License-Identifier: Apache-2.0
-"""kill -9 in the middle of every command that writes a map: its file is the old one or the new one, and the command then works.
-
-The commands are children of a small process that has everything imported and has run nothing yet, so that killing one is quick
-and the fork leaves no thread behind.
-"""
+"""kill -9 in the middle of every command that writes a map: its file is the old or the new one, and the command then works."""
 
 import json
 import os
 import shutil
 import signal
-import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import cv2
 import pytest
+from killing import in_child, run_alone
 from mapping_helpers import FakeExtractor, write_sequence
 from posed_bag_writing import write_bag
 
@@ -33,8 +30,8 @@ def moments(name: str) -> tuple[str, ...]:
     return MOMENTS[0 if name == "bag" else 1 if name in BUILDERS else 2 :]
 
 
-def run_killed(command: list[str], output: str, moment: str) -> None:
-    """In a child process: the command, killed at a moment. Never returns."""
+def run_killed(command: list[str], output: str, moment: str) -> int:
+    """In a child process: the command, killed at a moment."""
     images = steps = 0
 
     def die(now: str) -> None:
@@ -71,11 +68,7 @@ def run_killed(command: list[str], output: str, moment: str) -> None:
 
     pixloc_ros.load_extractor = lambda *_: Extractor()
     tensor_file.tensor_bytes, os.fsync, os.replace = tensor_bytes, fsync, replace
-    code = 99
-    try:
-        code = main(command)
-    finally:
-        os._exit(code)
+    return main(command)
 
 
 def run_all(folder: Path) -> None:
@@ -86,10 +79,7 @@ def run_all(folder: Path) -> None:
         for moment in (*moments(name), "never"):
             if moment != "never":
                 shutil.copy(folder / "old.pixmap", output)
-            child = os.fork()
-            if child == 0:
-                run_killed(command, output, moment)
-            ended[f"{name}.{moment}"] = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+            ended[f"{name}.{moment}"] = in_child(partial(run_killed, command, output, moment))
             shutil.copy(output, folder / f"{name}.{moment}")
     (folder / "ended.json").write_text(json.dumps(ended))
 
@@ -127,13 +117,7 @@ def killed(tmp_path_factory):
         json.dumps({name: (["map", *command], outputs[name]) for name, command in commands.items()})
     )
     assert len(map_.keyframe_names) > 2
-    done = subprocess.run(
-        [sys.executable, __file__, str(folder)],
-        capture_output=True,
-        text=True,
-        env={**os.environ, "PYTHONPATH": os.pathsep.join(str(Path(__file__).parents[k]) for k in (1, 2))},
-    )
-    assert done.returncode == 0, done.stderr
+    run_alone(__file__, folder)
     return folder
 
 
