@@ -104,7 +104,7 @@ class DriveReport(PosedMapReport):
         structure_px: Mean reprojection error of the structure from motion.
         scale: Where it comes from.
         scale_uncertainty: As a share; None where it is a guess.
-        structure_s: Seconds until the poses were found, keyframes chosen before not counted.
+        structure_s: Seconds until the poses were found, from reading the first image.
         structure_cpu_s: Seconds of the processor in these, of all cores and processes together.
         images_posed: Images that have a pose, and all of them, where all were localized in the map; else None.
         sensors: What became of gyro, accelerometer and satellite fixes; a line each.
@@ -181,10 +181,10 @@ class DriveSolver:
     found: dict = field(default_factory=dict)
     georeference: Georeference | None = None
     _sensors: DriveSensors | None = None
+    _begin: tuple[float, float] = field(default_factory=lambda: (time.monotonic(), sum(os.times()[:4])))
 
     def __call__(self, images: KeyframeFiles, names: list[str]) -> SolvedKeyframes:
         """Raises `InputError`: the images do not show how the camera moved."""
-        begin, processor = time.monotonic(), sum(os.times()[:4])
         if len(names) < _FEWEST_KEYFRAMES:
             raise InputError(
                 f"{len(names)} keyframes come out of the drive, structure from motion needs {_FEWEST_KEYFRAMES}: drive further"
@@ -223,8 +223,8 @@ class DriveSolver:
             "structure_px": float(stored["error_px"]),
             "scale": said,
             "scale_uncertainty": uncertainty,
-            "structure_s": round(time.monotonic() - begin, 1),
-            "structure_cpu_s": round(sum(os.times()[:4]) - processor, 1),
+            "structure_s": round(time.monotonic() - self._begin[0], 1),
+            "structure_cpu_s": round(sum(os.times()[:4]) - self._begin[1], 1),
             "sensors": sensors,
         }
         notes = tuple(self._notes(images, cameras, names, image, needed))
