@@ -8,10 +8,10 @@ Simulated drives (made once, kept in out/benchmarks) are tracked at several imag
     benchmarks/frame.py --json new.json --compare old.json      # and how the medians moved
 
 Stages: "decode" the JPEG; "prepare" the image (grey, size); "features", the network; "gather", choice of map points and
-their descriptors; "alignment"; "tracker", everything else a frame takes (motion prior, gates, covariances). Times are
-of the clock; "CPU" is processor time of all threads, which suffers less from other work on the machine; "others" is how
-many cores that took meanwhile: repeat a run where it is not near 0. Peak memory is of the whole process, map and
-network included.
+their descriptors; "alignment"; "tracker", everything else until the pose is there (motion prior, gates, covariances); "total"
+until then. "learning": after that, from the image, for the next ones. Times are of the clock; "CPU" is processor time of
+all threads, learning included, which suffers less from other work on the machine; "others" is how many cores that took
+meanwhile: repeat a run where it is not near 0. Peak memory is of the whole process, map and network included.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ from pixloc_ros.io.image_format import decode_compressed
 from pixloc_ros.localization import Localizer
 
 SIZES = ("320x240", "640x480", "1280x720")
-STAGES = ("decode", "prepare", "features", "gather", "alignment", "tracker", "total")
+STAGES = ("decode", "prepare", "features", "gather", "alignment", "tracker", "total", "learning")
 JPEG_QUALITY = 90
 
 
@@ -126,8 +126,11 @@ def track(localizer: Localizer, drive: Recording) -> list[dict[str, float]]:
         decoded = time.perf_counter()
         result = tracker.track(CameraFrame(stamp_ns, image, camera), drive.base_from_camera)
         ended = time.perf_counter()
+        tracker.learn()
+        tracker.check_odometry()
+        learned = time.perf_counter()
         stages = result.alignment.timings_ms if result.alignment is not None else {}
-        times = {"decode": decoded - began, "tracker": ended - decoded, "total": ended - began}
+        times = {"decode": decoded - began, "tracker": ended - decoded, "total": ended - began, "learning": learned - ended}
         lap = {stage: stages.get(stage, 0.0) for stage in STAGES} | {name: 1e3 * value for name, value in times.items()}
         lap["tracker"] -= sum(stages.values())
         laps.append(lap | {"tracked": float(result.state.name == "TRACKING")})

@@ -10,7 +10,8 @@ calibration, all from this process to `localization_node` in another one, as a r
     benchmarks/live.py --rates 15 30 --parameters preset:=fast
 
 "age": from the image's stamp until the pose goes out, by the node's clock (so with serialization and transport of the image);
-"heard": until a listener has it. "cores": processor time of the node, all threads, per second. Memory of the node in the first
+"heard": until a listener has it; "after": what the worker then does for the next images, and diagnostics (medians of what the
+node says of its last hundred images). "cores": processor time of the node, all threads, per second. Memory of the node in the first
 and in the last tenth of the run: its own, and pages of files (the map), which the system takes back when it needs them. "late"
 is how long this process itself was late with an image, 95 %, and "others" how many cores everything else on the machine took,
 this process included.
@@ -29,6 +30,7 @@ from pathlib import Path
 import measuring
 import numpy as np
 import torch
+from diagnostic_msgs.msg import DiagnosticArray
 from geometry_msgs.msg import PoseWithCovarianceStamped
 from pixloc_ros.msg import LocalizationStatus
 from rclpy.node import Node
@@ -138,16 +140,23 @@ class Robot:
         self._drive, self._process = drive, process
         self._statuses: list[LocalizationStatus] = []
         self._heard_ms: list[float] = []
+        self._after_ms: list[dict[str, float]] = []
         self._topics = RobotTopics(node)
         mount = conversions.transform_stamped("base_link", drive.camera_frame, 0, drive.base_from_camera)
         self._topics.static_tf.sendTransform(mount)
         node.create_subscription(PoseWithCovarianceStamped, f"{NODE}/pose", self._on_pose, 10)
+        node.create_subscription(DiagnosticArray, "/diagnostics", self._on_diagnostics, 10)
         node.create_subscription(LocalizationStatus, f"{NODE}/status", self._statuses.append, 100)
         process.wait_for(lambda: self._topics.is_heard() and node.count_publishers(f"{NODE}/pose"), "did not come up")
         time.sleep(1.0)  # discovery is one-sided
 
     def _on_pose(self, message: PoseWithCovarianceStamped) -> None:
         self._heard_ms.append((time.time_ns() - stamp_to_ns(message.header.stamp)) * 1e-6)
+
+    def _on_diagnostics(self, message: DiagnosticArray) -> None:
+        values = {one.key: one.value for status in message.status for one in status.values}
+        if "after_ms_p50" in values:
+            self._after_ms.append({name: float(values[f"after_ms_{name}"]) for name in ("p50", "p95")})
 
     def feed(self, rate: float, seconds: float) -> dict[str, object]:
         """Sends images, odometry and calibration; returns the figures after the warm-up."""
@@ -179,7 +188,7 @@ class Robot:
                 self._process.check()
                 memory.append(memory_mib(self._process.pid))
                 if meter is None:
-                    for measured in (self._statuses, self._heard_ms, late_ms):
+                    for measured in (self._statuses, self._heard_ms, self._after_ms, late_ms):
                         measured.clear()
                     meter, outside, first = UsageMeter(self._process.pid), busy_s(), sent
             due[what] += step[what]
@@ -195,6 +204,7 @@ class Robot:
             "dropped": sum("dropped" in s.message for s in statuses),
             "age_ms": measuring.percentiles([s.age_ms for s in aligned]) | {"max": max(s.age_ms for s in aligned)},
             "heard_ms": measuring.percentiles(self._heard_ms),
+            "after_ms": {name: float(np.median([one[name] for one in self._after_ms])) for name in ("p50", "p95")},
             "stages_ms": {stage: measuring.percentiles([getattr(s, f"{stage}_ms") for s in aligned]) for stage in STAGES},
             "cores": usage.cpu_s / usage.wall_s,
             "own_mib": [float(np.median(own[: tenth + 1])), float(np.median(own[-tenth:]))],
@@ -211,7 +221,7 @@ class Robot:
 
 
 def rows(rates: dict[str, dict], old: dict[str, dict]) -> list[tuple[str, ...]]:
-    head = "images, age p50 ms, p95, p99, max, heard p50, dropped %, tracked %, cores, own MiB, file MiB, late p95, others"
+    head = "images, age p50 ms, p95, p99, max, heard p50, after p50, p95, dropped %, tracked %, cores, own MiB, file MiB, late p95, others"
     table = [tuple(head.split(", "))]
     for name, entry in rates.items():
         before = old.get(name, {})
@@ -220,7 +230,8 @@ def rows(rates: dict[str, dict], old: dict[str, dict]) -> list[tuple[str, ...]]:
         cores = measuring.against(entry["cores"], before.get("cores"))
         memory = [f"{entry[key][0]:.0f} to {entry[key][1]:.0f}" for key in ("own_mib", "file_mib")]
         heard, *others = (format_number(v) for v in (entry["heard_ms"]["p50"], entry["late_p95_ms"], entry["others_cores"]))
-        table.append((name, *ages, heard, *shares, cores, *memory, *others))
+        after = [format_number(entry["after_ms"][p]) for p in ("p50", "p95")]
+        table.append((name, *ages, heard, *after, *shares, cores, *memory, *others))
     return table
 
 

@@ -193,8 +193,7 @@ class Health:
         self._counted = self.counters  # as they were at the last check of the pace
         self._untracked = 0
         self._searched_since_ns: int | None = None
-        self._frame_ms: deque[float] = deque(maxlen=100)
-        self._delay_ms: deque[float] = deque(maxlen=100)
+        self._times_ms = {name: deque[float](maxlen=100) for name in ("frame_ms", "delay_ms", "after_ms")}
         self._agreed_ns: int | None = None  # when the filter agreed last; what it has not come to yet; whether it ever has
         self._unjudged: deque[TrackResult] = deque()
         self._filter_known = False
@@ -210,10 +209,11 @@ class Health:
         with self._lock:
             return dict(self._counters)
 
-    def took(self, frame_ms: float, delay_ms: float) -> None:
-        """How long an image was worked on, and how long after its arrival its pose was published."""
-        self._frame_ms.append(frame_ms)
-        self._delay_ms.append(delay_ms)
+    def took(self, *milliseconds: float) -> None:
+        """How long an image was worked on until its pose was published, how long after its arrival that was, and how long the
+        worker learned from it and reported after that."""
+        for values, value in zip(self._times_ms.values(), milliseconds):
+            values.append(value)
 
     def check_pace(self, paused: bool) -> None:
         """Reports whether most images are dropped because they come faster than they can be aligned. For a timer."""
@@ -222,7 +222,8 @@ class Health:
         if received < _PACE_IMAGES:
             return
         self._counted = now
-        took = f", one takes {np.median(self._frame_ms):.0f} ms" if self._frame_ms else ""
+        frame_ms = self._times_ms["frame_ms"]
+        took = f", one takes {np.median(frame_ms):.0f} ms" if frame_ms else ""
         text = (
             f"{dropped} of {received} images dropped (more than {MOST_DROPPED:.0%}): they come faster than they can be "
             f"aligned{took}; set preset to fast, or lower the camera's rate"
@@ -234,9 +235,9 @@ class Health:
         self._board.value("image", **self.counters)
         self._board.value("map", file=map_name)
         self._board.value("localization", state=state.name)
-        for name, values in (("frame_ms", tuple(self._frame_ms)), ("delay_ms", tuple(self._delay_ms))):
+        for name, values in self._times_ms.items():
             if values:
-                p50, p95 = np.percentile(values, (50, 95))
+                p50, p95 = np.percentile(tuple(values), (50, 95))
                 self._board.value("localization", **{f"{name}_p50": f"{p50:.1f}", f"{name}_p95": f"{p95:.1f}"})
 
     def judge(self, result: TrackResult, tracker: Tracker) -> None:

@@ -361,13 +361,13 @@ class Worker:
             return
         now = time.monotonic()
         stages_ms |= {"publish_ms": (now - tracked) * 1e3, "frame_ms": (now - began) * 1e3}
-        self.health.took(stages_ms["frame_ms"], (now - received.received_at) * 1e3)
         self.health.count("processed")
         for name, problem in result.cameras.items():
             self.inputs.cameras[name].judge(problem, result.stamp_ns)
         for name, problem in assembly.tracker.rig.calibrations.items() if result.cameras else ():
             self.inputs.cameras[name].board.update("calibration", "focal length", problem)
         self._publish_status(received, result.message or self.inputs.camera_problems, result, stages_ms)
+        assembly.tracker.learn()
         if result.state is TrackState.TRACKING:
             self._pose_to_keep = LastPose(self.map_name, received.stamp_ns, result.map_from_base, result.covariance)
         self.health.judge(result, assembly.tracker)
@@ -378,6 +378,7 @@ class Worker:
         self.health.judge_odometry(assembly.tracker, assembly.time_offset_ns)
         self._debug.result(frame, received.message.header.frame_id, result)
         self.health.judge_calibration(assembly.tracker)
+        self.health.took(stages_ms["frame_ms"], (now - received.received_at) * 1e3, (time.monotonic() - now) * 1e3)
 
     def _now_ns(self) -> int:
         return self._node.get_clock().now().nanoseconds

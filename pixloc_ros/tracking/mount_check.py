@@ -11,8 +11,6 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from dataclasses import dataclass
-from functools import cached_property
 
 import numpy as np
 import torch
@@ -20,6 +18,7 @@ import torch
 from ..errors import InputError
 from ..geometry import se3
 from .judge import FrameContext, Look
+from .mount_fit import FEW_PAIRS, OUTLIER, Motion, MountFit, exp, fit_mount, log
 from .odometry import OdometryNoise, OdometrySample
 from .options import QualityGates
 
@@ -39,21 +38,9 @@ _LIKELY = QualityGates().max_innovation
 _STEP_M, _STEP_RAD = 0.04, 0.03
 """Least motion between two poses that are compared."""
 _STEP_NS, _STEP_VERIFIED_NS = 250_000_000, 1_000_000_000
-_PAIRS, _FEW_PAIRS = 100, 8
-_LEAST_ERROR, _LEAST_ERROR_FEW = math.radians(5), math.radians(9)
-"""A smaller turn of the mount is not spoken of, with many and with few motions,"""
-_LEAST_SUSPICIOUS = math.radians(10)
-"""and this much is waited for."""
-_EVIDENCE, _EVIDENCE_FEW, _SUSPICION, _DOUBT = 20.0, 30.0, 9.0, 2.0
-"""By how much the turn must lower the cost, in squared standard deviations: to be sure, with many and few motions, to wait
-for more or remark on it, and to look more often. Right mounts lower it by less than 2 on the validation drives."""
-_VERIFIED_STD = math.radians(6)
-"""A mount known as well as this by motion needs no other proof."""
-_OUTLIER = 3.0
+_PAIRS = 100
 _LENGTH_SHARE = 0.3
 """Motions whose lengths differ by more are not of one place, or the wheels slip."""
-_LEVER_STD, _SCALE_STD = 0.2, 0.2
-_ROUNDS = 3
 _STRAIGHT_M, _STRAIGHT_RAD, _WAY_M = 0.2, 0.15, 3.0
 """Without odometry: steps of at least so many metres in which the robot turns no more than this, and how many metres tell."""
 _ONE_WAY, _SIDEWAYS = 0.9, math.radians(20)
@@ -96,17 +83,17 @@ class MountCheck:
         self._mode, self._noise = mode, noise or OdometryNoise()
         self._level = mode == "level" and map_from_keyframe is not None and _z_is_up(map_from_keyframe)
         self._mount: torch.Tensor | None = None
-        self.problem = ""
         self._tracked, self._odometry = False, False
+        self._seen: tuple[Look, FrameContext] | None = None
         self._restart()
 
     def _restart(self) -> None:
-        self._motions: deque[_Motion] = deque(maxlen=_PAIRS)
+        self._motions: deque[Motion] = deque(maxlen=_PAIRS)
         self._last: tuple[Look, OdometrySample] | None = None
         self._new = 0
-        self._by_motion: _Fit | None = None
+        self._by_motion: MountFit | None = None
         self._given: np.ndarray | None = None
-        self._agreed, self.suspicion = False, ""
+        self._agreed, self.problem, self.suspicion = False, "", ""
         self._straight: tuple[torch.Tensor, np.ndarray, float] | None = None
 
     def expect(self, map_from_base: torch.Tensor) -> None:
@@ -133,7 +120,7 @@ class MountCheck:
         Args:
             look: The best at an image, whether it is believed or not.
             view: The image.
-            tracked: Whether the robot is tracked: then only motion counts.
+            tracked: Whether the robot is tracked: then only motion counts, until the image before, and `learn` adds this one.
         """
         if self._mode == "off" or look is None or look.pose is None or look.probability < _SURE:
             return ""
@@ -141,24 +128,33 @@ class MountCheck:
             self._restart()
             self._mount = view.base_from_camera.clone()
         self._tracked, self._odometry = tracked, view.odometry is not None
-        if tracked and view.odometry is None and self._mode == "level":
-            self._follow(look.alignment.map_from_camera)
-        if tracked and not self.problem and not self._is_due(view):
-            return ""
-        if view.odometry is not None:
+        if tracked:
+            self._seen = look, view
+            return self.problem
+        if self._odometry:
             self._add(look, view)
-        if not tracked:
-            self._straight = None
-            return self.against(look, view)
+        self._straight = None
+        return self.against(look, view)
+
+    def learn(self) -> None:
+        """Keeps what the image judged last says of the mount: up to some milliseconds."""
+        if self._seen is None:
+            return
+        (look, view), self._seen = self._seen, None
+        if not self._odometry and self._mode == "level":
+            self._follow(look.alignment.map_from_camera)
+        if not self.problem and not self._is_due(view):
+            return
+        if self._odometry:
+            self._add(look, view)
         self.problem = self._against_motion(view, sure=True)
-        if view.odometry is not None:
+        if self._odometry:
             odd = not self.problem and self._by_motion is not None and self._by_motion.odd
             self.suspicion = _message(self._by_motion.turn.T, view, _OTHER_AXES + _IT_SEEMS) if odd else ""
-        return self.problem
 
     def _is_due(self, view: FrameContext) -> bool:
         """Once there are many motions, an image is looked at now and then, and more rarely where the mount is verified."""
-        if len(self._motions) < 2 * _FEW_PAIRS or self._last is None:
+        if len(self._motions) < 2 * FEW_PAIRS or self._last is None:
             return True
         since_ns = view.stamp_ns - self._last[0].pose.stamp_ns
         return not 0 <= since_ns < (_STEP_VERIFIED_NS if self.verified else _STEP_NS)
@@ -204,9 +200,8 @@ class MountCheck:
         self._motions.append(motion)
         self._new += 1
         fit = self._by_motion
-        doubtful = fit is not None and fit.gain > _DOUBT
-        if fit is None or self._new >= len(self._motions) // (8 if doubtful else 2):
-            self._new, self._by_motion = 0, _fit(list(self._motions))
+        if fit is None or self._new >= len(self._motions) // (8 if fit.doubtful else 2):
+            self._new, self._by_motion = 0, fit_mount(self._motions)
 
     def _compare_with_given(self, look: Look, view: FrameContext) -> None:
         """Keeps what an initial pose says against the mount, until motion tells or another is given."""
@@ -237,7 +232,7 @@ class MountCheck:
         moved = float(np.linalg.norm(step[:3, 3]))
         if moved >= _STRAIGHT_M:
             last = map_from_camera
-            if float(np.linalg.norm(_log(step[:3, :3]))) < _STRAIGHT_RAD:
+            if float(np.linalg.norm(log(step[:3, :3]))) < _STRAIGHT_RAD:
                 way, length = way + self._mount[:3, :3].numpy() @ step[:3, 3], length + moved
         self._straight = last, way, length
         off = math.atan2(math.hypot(way[1], way[2]), abs(way[0]))
@@ -256,7 +251,7 @@ class MountCheck:
             return True
         return other.distance_m - one.distance_m >= _STEP_M or other.turn_rad - one.turn_rad >= _STEP_RAD
 
-    def _compare(self, before: Look, sample: OdometrySample, look: Look, view: FrameContext) -> _Motion | None:
+    def _compare(self, before: Look, sample: OdometrySample, look: Look, view: FrameContext) -> Motion | None:
         """The motion of the camera's centre between two looks, in axes of the base, and what odometry says of it."""
         now = view.odometry
         if sample.extrapolated_s or now.extrapolated_s or sample.epoch != now.epoch:
@@ -266,8 +261,8 @@ class MountCheck:
         seen = (se3.inverse(before.alignment.map_from_camera) @ look.alignment.map_from_camera).numpy()
         rotation, centre = moved[:3, :3].numpy(), view.base_from_camera[:3, 3].numpy()
         way = rotation @ centre + moved[:3, 3].numpy() - centre
-        turn = _log(rotation)
-        seen_way, seen_turn = mount @ seen[:3, 3], _log(mount @ seen[:3, :3] @ mount.T)
+        turn = log(rotation)
+        seen_way, seen_turn = mount @ seen[:3, 3], log(mount @ seen[:3, :3] @ mount.T)
         variances = self._noise.variances(
             now.distance_m - sample.distance_m, now.turn_rad - sample.turn_rad, (now.stamp_ns - sample.stamp_ns) * 1e-9
         )
@@ -275,107 +270,15 @@ class MountCheck:
         stds = np.sqrt(variances + np.repeat([covariance[:3].mean(), covariance[3:].mean()], 3))
         for one, other, std in ((way, seen_way, stds[0]), (turn, seen_turn, stds[3])):
             lengths = np.linalg.norm(one), np.linalg.norm(other)
-            if abs(lengths[0] - lengths[1]) > _OUTLIER * std + _LENGTH_SHARE * max(lengths):
+            if abs(lengths[0] - lengths[1]) > OUTLIER * std + _LENGTH_SHARE * max(lengths):
                 return None
-        return _Motion(seen_way, way, seen_turn, turn, rotation, float(stds[0]), float(stds[3]))
-
-
-@dataclass(frozen=True, eq=False)
-class _Motion:
-    """Translation of the camera's centre and rotation vector [3], as seen and by odometry, and their standard deviations."""
-
-    seen_way: np.ndarray
-    way: np.ndarray
-    seen_turn: np.ndarray
-    turn: np.ndarray
-    rotation: np.ndarray
-    way_std: float
-    turn_std: float
-
-
-@dataclass(frozen=True, eq=False)
-class _Fit:
-    """turn: The rotation [3, 3] of the mount that fits best; std: of it, about each axis, [3]; gain: by how much it lowers the
-    cost; count: motions."""
-
-    turn: np.ndarray
-    std: np.ndarray
-    gain: float
-    count: int
-
-    @cached_property
-    def angle(self) -> float:
-        return float(np.linalg.norm(_log(self.turn)))
-
-    @cached_property
-    def right(self) -> bool:
-        return float(self.std.max()) < _VERIFIED_STD and self.angle < _LEAST_ERROR
-
-    @cached_property
-    def wrong(self) -> bool:
-        many = self.count >= _FEW_PAIRS
-        least, evidence = (_LEAST_ERROR, _EVIDENCE) if many else (_LEAST_ERROR_FEW, _EVIDENCE_FEW)
-        return self.angle > least and self.gain > evidence
-
-    @property
-    def odd(self) -> bool:
-        """Worth a remark."""
-        return self.count >= _FEW_PAIRS and self.angle > _LEAST_ERROR and self.gain > _SUSPICION
-
-    @cached_property
-    def suspicious(self) -> bool:
-        return self.angle > _LEAST_SUSPICIOUS and self.gain > _SUSPICION
-
-
-def _fit(motions: list[_Motion]) -> _Fit:
-    """The rotation of the mount that makes camera and odometry agree: seen = turn · odometry, where lever arms and the
-    odometry's scale may be a little wrong, too."""
-    ways, turns = np.array([m.way for m in motions]), np.array([m.turn for m in motions])
-    seen_ways, seen_turns = np.array([m.seen_way for m in motions]), np.array([m.seen_turn for m in motions])
-    levers = np.array([m.rotation for m in motions]) - np.eye(3)
-    way_std = np.array([m.way_std for m in motions])[:, None]
-    turn_std = np.array([m.turn_std for m in motions])[:, None]
-
-    def solved(turn: np.ndarray, free: bool) -> tuple[np.ndarray, np.ndarray, float]:
-        lever, scale, weights = np.zeros(3), 0.0, np.ones(len(motions))
-        for round_ in range(_ROUNDS + 1):
-            way = (ways * (1 + scale) + levers @ lever) @ turn.T
-            turned = turns @ turn.T
-            residuals = np.hstack(((seen_ways - way) / way_std, (seen_turns - turned) / turn_std))
-            squares = (residuals**2).sum(1) / _OUTLIER**2
-            weights = 1 / (1 + squares)
-            cost = _OUTLIER**2 * float(np.log1p(squares).sum()) + float((lever / _LEVER_STD) @ (lever / _LEVER_STD))
-            cost += (scale / _SCALE_STD) ** 2
-            # Columns: a turn about each axis, the lever, the scale.
-            upper = np.concatenate((-_cross(way), turn @ levers, (ways @ turn.T)[..., None]), 2) / way_std[..., None]
-            lower = np.concatenate((-_cross(turned), np.zeros((len(motions), 3, 4))), 2) / turn_std[..., None]
-            jacobian = np.concatenate((upper, lower), 1)
-            prior = np.array([1e-2] * 3 + [_LEVER_STD**-2] * 3 + [_SCALE_STD**-2])
-            weighted = weights[:, None, None] * jacobian
-            hessian = np.einsum("nij,nik->jk", weighted, jacobian) + np.diag(prior)
-            if round_ == _ROUNDS:
-                break
-            gradient = np.einsum("nij,ni->j", weighted, residuals) - prior * np.array([0.0] * 3 + [*lever, scale])
-            active = slice(0 if free else 3, 7)
-            step = np.zeros(7)
-            step[active] = np.linalg.solve(hessian[active, active], gradient[active])
-            turn = _exp(step[:3]) @ turn
-            lever, scale = lever + step[3:6], scale + step[6]
-        return turn, np.sqrt(np.linalg.inv(hessian).diagonal()[:3]), cost
-
-    # Where vectors turn to, at once for any angle; a little of the identity decides what they leave open.
-    moment = (seen_ways / way_std**2).T @ ways + (seen_turns / turn_std**2).T @ turns + 1e-3 * np.eye(3)
-    left, _, right = np.linalg.svd(moment)
-    start = left @ np.diag([1.0, 1.0, np.linalg.det(left @ right)]) @ right
-    begins = (start, np.eye(3)) if np.trace(start) < 2.7 else (np.eye(3),)
-    turn, std, cost = min((solved(begin, True) for begin in begins), key=lambda found: found[2])
-    return _Fit(turn, std, solved(np.eye(3), False)[2] - cost, len(motions))
+        return Motion(seen_way, way, seen_turn, turn, rotation, float(stds[0]), float(stds[3]))
 
 
 def turned_prior(prior: torch.Tensor, found: torch.Tensor) -> str:
     """How the prior of a single image, map_from_camera [4, 4], is turned against the pose found; empty: not much."""
     turn = (found[:3, :3].mT @ prior[:3, :3]).numpy()
-    if np.linalg.norm(_log(turn)) < _LEAST_TURN:
+    if np.linalg.norm(log(turn)) < _LEAST_TURN:
         return ""
     for missing, question in _USUAL:
         if (np.trace(missing @ turn) - 1) / 2 > math.cos(_SAME_ROTATION):
@@ -405,7 +308,7 @@ def _message(right_from_given: np.ndarray, view: FrameContext, why: str, yaw_unk
 
 def _words(rotation: np.ndarray) -> str:
     """Angle and axis."""
-    vector = _log(rotation)
+    vector = log(rotation)
     angle = float(np.linalg.norm(vector))
     axis = np.round(vector / max(angle, 1e-9), 1)
     if angle > math.pi - _SAME_ROTATION and axis[np.abs(axis).argmax()] < 0:
@@ -430,19 +333,4 @@ def _towards_z(up: np.ndarray) -> np.ndarray:
     axis = np.cross(up, (0.0, 0.0, 1.0))
     sine = np.linalg.norm(axis)
     axis = axis / sine if sine > 1e-6 else np.array([1.0, 0.0, 0.0])
-    return _exp(axis * math.atan2(sine, up[2]))
-
-
-def _log(rotation: np.ndarray) -> np.ndarray:
-    return se3.so3_log(torch.from_numpy(np.ascontiguousarray(rotation))).numpy()
-
-
-def _exp(vector: np.ndarray) -> np.ndarray:
-    return se3.so3_exp(torch.from_numpy(np.ascontiguousarray(vector))).numpy()
-
-
-def _cross(vectors: np.ndarray) -> np.ndarray:
-    """Matrices [N, 3, 3] of cross products with vectors [N, 3]."""
-    x, y, z = vectors.T
-    zero = np.zeros_like(x)
-    return np.stack((zero, -z, y, z, zero, -x, -y, x, zero), -1).reshape(-1, 3, 3)
+    return exp(axis * math.atan2(sine, up[2]))

@@ -50,13 +50,13 @@ from .options import TrackerOptions
 from .recent_frames import RecentFrames
 from .relocalization import Relocalizer, start_around
 from .silence import ImageGap
-from .types import FrameAlignment, MotionPrior, PreparedFrame, PreparedImage, TrackResult, TrackState
+from .types import MotionPrior, PreparedFrame, TrackResult, TrackState
 
 
 class Tracker:
     """Keeps a robot's pose in a map. Deterministic: the same calls give the same results.
 
-    `track` and the setters belong to one thread; `add_odometry` may be called from another.
+    What images teach is learned after their poses were given (`learn`). For one thread; another may call `add_odometry`.
 
     Attributes:
         aligner: Aligns one image from one prior.
@@ -89,16 +89,14 @@ class Tracker:
         self._recent = RecentFrames(aligner, self._judge, self._moved, options.may_publish) if between_frames else None
         self._calibration_check = calibration_check
         self.mount_check, self.calibration_choice = mount_check or MountCheck("off"), CalibrationChoice(aligner, pose_search)
-        noise = LearnedNoise(self.odometry, options.motion, options.learning)
-        self._odometry_check, self._learned_noise = OdometryCheck(self.odometry), noise
-        self._unchecked: tuple[int, PreparedImage, FrameAlignment] | None = None
-        self._gap = ImageGap()
+        self._learned_noise = LearnedNoise(self.odometry, options.motion, options.learning)
+        self._unlearned: tuple[FrameContext, Look | None, Look | None] | None = None
+        self._odometry_check, self._gap = OdometryCheck(self.odometry), ImageGap()
         self.reset()
 
     @property
     def has_pose(self) -> bool:
-        """Whether there is a pose to start from: False after a reset, until `initialize` or until one is found, and when the
-        search around the last one was given up."""
+        """Whether there is a pose to start from: one was given or found since the last reset, and its search not given up."""
         return self._known is not None
 
     @property
@@ -127,8 +125,7 @@ class Tracker:
         covariance = given_covariance(covariance, self.options.initial_translation_std, self.options.initial_rotation_std)
         self.reset()
         self.mount_check.expect(map_from_base)
-        covariance = self._judge.floored(covariance)
-        self._known = KnownPose(int(stamp_ns), map_from_base.double().clone(), covariance)
+        self._known = KnownPose(int(stamp_ns), map_from_base.double().clone(), self._judge.floored(covariance))
         self._initial = True
 
     def add_odometry(
@@ -143,6 +140,7 @@ class Tracker:
 
     def reset(self) -> None:
         """Forgets the pose, not the odometry: INITIALIZING until `initialize`."""
+        self.learn()
         self.state = TrackState.INITIALIZING
         self._forget_pose()
         self._end_search()
@@ -158,28 +156,44 @@ class Tracker:
         self.reset()
         self.state = TrackState.RELOCALIZING
 
-    # ---- what is found out about odometry and calibration
+    # ---- what is found out about odometry, gyro, mounts, cameras and calibration
+
+    @torch.no_grad()
+    def learn(self) -> None:
+        """Learns from the image tracked last, for those that follow: some milliseconds now and then, so call it when the pose has
+        been handed on. Where nobody did, the next image waits for it; poses are the same."""
+        if self._unlearned is None:
+            return
+        (view, shown, believed), self._unlearned = self._unlearned, None
+        # A sure pose also where it is not believed: odometry on another clock may be what it contradicts.
+        sure = believed is not None or (shown is not None and shown.probability >= self.options.gates.sure_probability)
+        if shown is not None and shown.pose is not None and sure:
+            self._odometry_check.add(view.stamp_ns, shown.pose.map_from_base)
+            self._learned_noise.add(shown.pose)
+            self.gyro.learn(shown.pose)
+        self.mount_check.learn()
+        self.rig.learn(view.views, believed and believed.alignment)
+        if believed is None:
+            return
+        if self._recent:
+            self._recent.saw(view, believed.alignment, self._known)
+        seen = view.stamp_ns, view.frame.prepared, believed.alignment
+        if self._calibration_check is not None and (change := self._calibration_check.add(*seen)):
+            self._known = self._known.refocused(abs(change))
 
     def check_odometry(self) -> OdometryFindings:
-        """What the images so far say of the odometry: on another clock, of another scale? Half a millisecond on average, three at
-        most: call it after every image, when the pose has been handed on."""
+        """What the images so far say of the odometry: on another clock, of another scale? For after every image, as `learn`."""
+        self.learn()
         return self._odometry_check.findings()
 
     def restart_odometry_check(self) -> None:
         """Forgets what was found: the stamps are others from now on."""
+        self.learn()
         self._odometry_check.restart()
 
     def check_calibration(self) -> CalibrationReport | None:
-        """What the images so far say of the camera's calibration; None while they say too little.
-
-        Looks at the image tracked last, where its turn has come: some milliseconds, so call it when the pose has been handed on.
-        A focal length that is found to be wrong is corrected from the next image on.
-        """
-        if self._unchecked is not None:
-            change = abs(self._calibration_check.add(*self._unchecked))
-            self._unchecked = None
-            if change and self._known is not None:
-                self._known = self._known.refocused(change)
+        """What the images so far say of the focal length, which is corrected if it is wrong; None while they say too little."""
+        self.learn()
         return None if self._calibration_check is None else self._calibration_check.report
 
     # ---- one image
@@ -195,6 +209,7 @@ class Tracker:
     def watch(self, stamp_ns: int) -> float:
         """Tells the time while no image can be tracked: DEGRADED, then LOST. `track` does so too: after a gap the state is the
         same whether somebody watched or not. Returns how long no image came, in seconds; 0 while that is no longer than usual."""
+        self.learn()
         silent_s = self._gap.seconds(stamp_ns)
         if silent_s and not self._searching:
             odometry, _ = self.odometry.find(stamp_ns)
@@ -244,10 +259,7 @@ class Tracker:
             problem, believed = self._wait_for_confirmation(looks, view, objection)
         if not view.views:
             problem = "the camera repeats a picture although the robot moves: start its driver again"
-        self._learn(believed or best, believed, view)
-        self.rig.learn(view.views, believed and believed.alignment)
-        if self._recent and believed:
-            self._recent.saw(view, believed.alignment, self._known)
+        self._unlearned = view, believed or best, believed
         if self.state is TrackState.TRACKING and not problem and len(self.odometry):
             problem = odometry_problem
         if silent_s:
@@ -419,18 +431,6 @@ class Tracker:
         self._attempts = self._turn = 0
         self._unseen = False
         self._searching_since_ns: int | None = None
-
-    def _learn(self, shown: Look | None, believed: Look | None, view: FrameContext) -> None:
-        """Keeps what the image tells of odometry and calibration."""
-        # A sure pose also where it is not believed: odometry on another clock may be what it contradicts.
-        sure = believed is not None or (shown is not None and shown.probability >= self.options.gates.sure_probability)
-        if shown is not None and shown.pose is not None and sure:
-            self._odometry_check.add(view.stamp_ns, shown.pose.map_from_base)
-            self._learned_noise.add(shown.pose)
-            self.gyro.learn(shown.pose)
-        self._unchecked = None
-        if self.state is TrackState.TRACKING and self._calibration_check is not None:
-            self._unchecked = view.stamp_ns, view.frame.prepared, believed.alignment
 
     def _result(self, view: FrameContext, shown: Look | None, began: float, message: str) -> TrackResult:
         map_from_base = covariance = map_from_odom = None
