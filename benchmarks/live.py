@@ -10,11 +10,11 @@ calibration, all from this process to `localization_node` in another one, as a r
     benchmarks/live.py --rates 15 30 --parameters preset:=fast
 
 "age": from the image's stamp until the pose goes out, by the node's clock (so with serialization and transport of the image);
-"heard": until a listener has it; "after": what the worker then does for the next images, and diagnostics (medians of what the
-node says of its last hundred images). "cores": processor time of the node, all threads, per second. Memory of the node in the first
-and in the last tenth of the run: its own, and pages of files (the map), which the system takes back when it needs them. "late"
-is how long this process itself was late with an image, 95 %, and "others" how many cores everything else on the machine took,
-this process included.
+"heard": until a listener has it. "after": how long the worker then learns from the image and reports (medians of what the node
+says of its last hundred images). "cores": processor time of the node, all threads, per second. Memory of the node in the
+first and in the last tenth of the run: its own, and pages of files (the map), which the system takes back when it needs them.
+"late" is how long this process itself was late with an image, 95 %, and "others" how many cores everything else on the
+machine took, this process included.
 """
 
 from __future__ import annotations
@@ -221,8 +221,8 @@ class Robot:
 
 
 def rows(rates: dict[str, dict], old: dict[str, dict]) -> list[tuple[str, ...]]:
-    head = "images, age p50 ms, p95, p99, max, heard p50, after p50, p95, dropped %, tracked %, cores, own MiB, file MiB, late p95, others"
-    table = [tuple(head.split(", "))]
+    times, rest = "images, age p50 ms, p95, p99, max, heard p50, after p50, p95", "dropped %, tracked %, cores, own MiB, file MiB"
+    table = [tuple(f"{times}, {rest}, late p95, others".split(", "))]
     for name, entry in rates.items():
         before = old.get(name, {})
         ages = [measuring.against(entry["age_ms"][p], before.get("age_ms", {}).get(p)) for p in ("p50", "p95", "p99", "max")]

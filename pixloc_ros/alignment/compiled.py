@@ -44,7 +44,7 @@ _LEAST, _MOST = np.array(LOG10_LEAST), np.array(LOG10_MOST)
 
 
 class Task(NamedTuple):
-    """What `optimizer.align` made of its arguments, on one device: all batched."""
+    """What `optimizer.align` made of its arguments, on one device: all batched. single: Whether the result has no batch."""
 
     views: tuple[View, ...]
     pose: torch.Tensor
@@ -52,6 +52,7 @@ class Task(NamedTuple):
     dampings: Sequence[Damping]
     factors: Sequence[PriorFactor]
     weights: LevelWeights
+    single: bool = False
 
 
 class Problem(NamedTuple):
@@ -357,21 +358,26 @@ def align_compiled(task: Task) -> AlignmentResult:
     found, visible = results.poses[each, -1, ended], results.valid[:, -1]
     finished = np.isfinite(found).all((1, 2)) & alive
     inliers = visible & results.valid[:, judge] & (results.squared[:, judge] < AGREES)
+
+    def tensors(*arrays: np.ndarray) -> list[torch.Tensor]:
+        """Of all poses, or without the batch; in NumPy, as indexing and converting a tensor takes ten times as long."""
+        return [torch.from_numpy(array[0, ...] if task.single else array) for array in arrays]
+
     traces = []
-    tensors = LevelResults(*map(torch.from_numpy, results))
+    shares = np.concatenate((results.ends, results.recognised[..., None]), -1, dtype=np.float32)
     for k, most in enumerate(results.done.max(0).tolist()):
-        costs, poses = tensors.costs[:, k, : most + 1], tensors.poses[:, k, : most + 1].to(pose.dtype)
-        ends = (*tensors.ends[:, k].float().unbind(-1), tensors.recognised[:, k].float())
-        traces.append(LevelTrace(views[0].pyramid.levels[k].stride, costs, poses, most, tensors.outputs[:, k], *ends))
+        costs, poses = tensors(results.costs[:, k, : most + 1], results.poses[:, k, : most + 1])
+        told = tensors(results.outputs[:, k], *np.moveaxis(shares[:, k], -1, 0))
+        traces.append(LevelTrace(views[0].pyramid.levels[k].stride, costs, poses.to(pose.dtype), most, *told))
     cost, pixels = results.costs[each, -1, ended], results.pixels[:, -1]
-    ends_at = map(torch.from_numpy, (finished, results.evidence[:, -1], cost, visible, inliers, pixels))
+    found, *ends_at = tensors(found, finished, results.evidence[:, -1], cost, visible, inliers, pixels)
     reason = why_ended(bool(finished.all()), bool(alive.all()), traces, steps)
-    return AlignmentResult(torch.from_numpy(found).to(pose.dtype), *ends_at, tuple(traces), reason)
+    return AlignmentResult(found.to(pose.dtype), *ends_at, tuple(traces), reason)
 
 
 def problems(task: Task) -> Callable[[int], Problem]:
     """What gives the problem of each pose of a batch: everything as arrays, with a batch dimension of B or 1 in front."""
-    views, _, options, dampings, factors, weights = task
+    views, _, options, dampings, factors, weights, _ = task
     # The fields of ViewArrays: those with a batch dimension, then those without.
     arrays = [
         (

@@ -286,8 +286,7 @@ def align(
         weights = to_device(LevelWeights.constant(levels, options.loss.scale, options.feature_variance), device)
     dampings = level_dampings(damping, levels, constant, device)
     run = align_compiled if _compiled_serves(options, views) else _align_tensors
-    result = run(Task(views, pose, options, dampings, factors, weights))
-    result = map_tensors(result, lambda tensor: tensor[0]) if single else result
+    result = run(Task(views, pose, options, dampings, factors, weights, single))
     return result if home == device else to_device(result, home)
 
 
@@ -319,7 +318,9 @@ def _align_tensors(task: Task) -> AlignmentResult:
     reason = why_ended(bool(all_finished), bool(all_alive), traces, task.options.iterations)
     counted = ends[max(len(ends) + task.options.inlier_level, 0)]
     inliers = end.valid & counted.valid & (counted.squared < AGREES)
-    return AlignmentResult(end.camera_from_map, finished, end.evidence, end.cost, end.valid, inliers, end.pixels, traces, reason)
+    found = end.camera_from_map, finished, end.evidence, end.cost, end.valid, inliers, end.pixels
+    result = AlignmentResult(*found, traces, reason)
+    return map_tensors(result, lambda tensor: tensor[0]) if task.single else result
 
 
 def _run_levels(task: Task) -> tuple[_LevelEnd, list[_LevelEnd], torch.Tensor, list[torch.Tensor]]:

@@ -10,6 +10,8 @@ import copy
 import importlib.util
 import io
 import math
+import sys
+import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -22,7 +24,7 @@ import torch
 from ..errors import InputError
 from ..geometry.single import FAST_JIT
 from .compact import CompactNetwork, pad_sizes
-from .patches import patch_features_compiled
+from .patches import CHANNELS, patch_features_compiled
 from .pyramid import FeatureLevel, FeaturePyramid
 
 BACKENDS = ("auto", "torch", "onnxruntime", "openvino")
@@ -118,14 +120,15 @@ def _on_device(network: torch.nn.Module, device: torch.device, dtype: torch.dtyp
 
 def _compact_on_cpu(network: CompactNetwork, convolutions: Convolutions) -> Run:
     beside = ThreadPoolExecutor(1, "exact levels") if torch.get_num_threads() > 1 else None
+    memory = _Memory()
 
     def run(image: np.ndarray) -> FeaturePyramid:
         full = normalize_image(image, network.multiple)
-        waiting = None if beside is None else beside.submit(_exact_levels, full)
+        waiting = None if beside is None else beside.submit(_exact_levels, full, memory)
         levels, confidences = convolutions(_shrunk(full, network.deep_scale))
         for values in levels:
             _to_unit_length(values.reshape(-1, values.shape[-1]))
-        levels += _exact_levels(full) if waiting is None else waiting.result()
+        levels += _exact_levels(full, memory) if waiting is None else waiting.result()
         features = [torch.from_numpy(values)[None].permute(0, 3, 1, 2) for values in levels]
         sure = [None if values is None else torch.from_numpy(values)[None] for values in (*confidences, None, None)]
         return FeaturePyramid(tuple(map(FeatureLevel, features, sure, map(float, network.strides))), image.shape[1::-1])
@@ -133,8 +136,34 @@ def _compact_on_cpu(network: CompactNetwork, convolutions: Convolutions) -> Run:
     return run
 
 
-def _exact_levels(full: np.ndarray) -> list[np.ndarray]:
-    return [patch_features_compiled(_shrunk(full, 2)), patch_features_compiled(full)]
+class _Memory:
+    """Arrays that are used again when nobody holds them, nor a tensor made of them, any more. Fresh memory comes from the system
+    page by page, which can take longer than the features that are written to it."""
+
+    def __init__(self) -> None:
+        self._arrays: list[np.ndarray] = []
+        self._lock = threading.Lock()
+
+    def take(self, *shape: int) -> np.ndarray:
+        """float32 of that shape, with anything in it."""
+        with self._lock:
+            for array in self._arrays:
+                if array.shape == shape and sys.getrefcount(array) == _UNUSED:
+                    return array
+            array = np.empty(shape, np.float32)
+            self._arrays = [*self._arrays[-_MOST_ARRAYS:], array]
+            return array
+
+
+_UNUSED = 3
+"""Who refers to an array of `_Memory` that nobody holds: its list, its loop, the function that counts them."""
+_MOST_ARRAYS = 32
+"""Of two levels, for the last frames of a tracker and of several cameras."""
+
+
+def _exact_levels(full: np.ndarray, memory: _Memory) -> list[np.ndarray]:
+    images = _shrunk(full, 2), full
+    return [patch_features_compiled(image, memory.take(*image.shape, CHANNELS)) for image in images]
 
 
 def _shrunk(image: np.ndarray, times: int) -> np.ndarray:

@@ -49,9 +49,9 @@ def patch_features(image: torch.Tensor) -> torch.Tensor:
     return F.normalize(values.contiguous(memory_format=torch.channels_last), dim=1)
 
 
-def patch_features_compiled(image: np.ndarray) -> np.ndarray:
-    """float32 [H, W] to what `patch_features` gives for it, [H, W, 8]."""
-    features = np.empty((*image.shape, CHANNELS), np.float32)
+def patch_features_compiled(image: np.ndarray, features: np.ndarray | None = None) -> np.ndarray:
+    """float32 [H, W] to what `patch_features` gives for it, [H, W, 8], in that array where one is given."""
+    features = np.empty((*image.shape, CHANNELS), np.float32) if features is None else features
     _fill(image, np.float32(BLANK_CONTRAST), features)
     return features
 

@@ -204,7 +204,7 @@ def describe_camera(camera: Camera) -> dict:
 
 def decode_descriptors(stored: np.ndarray) -> np.ndarray:
     """Rows of a map's descriptors, float16 or int8 [N, C], as float32; those of eight bits brought back to unit length."""
-    values = stored.astype(np.float32)
+    values = torch.from_numpy(np.require(stored, None, "W")).float().numpy()  # NumPy takes ten times as long for float16
     if stored.dtype == np.int8:
         values /= np.maximum(np.linalg.norm(values, axis=1, keepdims=True), 1.0)
     return values

@@ -60,6 +60,24 @@ def test_results_are_not_overwritten_by_the_next_image(backend):
     assert all(torch.equal(level.features, before) for level, before in zip(first.levels, kept))
 
 
+def test_memory_of_features_is_used_again_when_nobody_holds_them():
+    extractor, photos = load_extractor("compact", Execution("torch")), [invented_photo(k, 96, 64) for k in range(6)]
+
+    def places(pyramid):
+        return {level.features.data_ptr() for level in pyramid.levels[-2:]}
+
+    held = [extractor.extract(photo) for photo in photos[:3]]
+    level, kept = held[0].levels[-1].features[0, 1:, ::2], held[0].levels[-1].features.clone()
+    used = set.union(*map(places, held))
+    assert len(used) == 6
+    freed = places(held.pop())
+    del held[0]  # of which a part of a level is still held
+    for photo in photos[3:]:
+        pyramid = extractor.extract(photo)
+        assert places(pyramid) & freed and torch.equal(level, kept[0, 1:, ::2])
+        del pyramid
+
+
 def test_bfloat16_changes_features_by_its_rounding_only():
     low, full = (load_extractor("compact", Execution("torch", precision=p)).extract(PHOTO) for p in ("bfloat16", "float32"))
     for k, (level, same) in enumerate(zip(low.levels, full.levels, strict=True)):
