@@ -33,7 +33,7 @@ SEEDS = (101, 102)
 def main() -> int:
     parser = common.parser(__doc__, "out/places")
     args = parser.parse_args()
-    out, extractor = args.output, load_extractor()
+    out, extractor = args.output, load_extractor(args.weights)
 
     def build(model: Path, images: Path, name: str) -> None:
         path = out / f"{name}.pixmap"
