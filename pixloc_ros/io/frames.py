@@ -23,6 +23,7 @@ class CameraFrame:
         calibration: That `camera` is from, where there may be another reading of it.
         name: Of the camera, where a robot has several.
         others: What the robot's other cameras saw at about the same time.
+        shown_ns: Since when the camera has shown this very picture, where images before it were not used.
     """
 
     stamp_ns: int
@@ -31,6 +32,7 @@ class CameraFrame:
     calibration: Calibration | None = field(default=None, kw_only=True)
     name: str = field(default="", kw_only=True)
     others: tuple[MountedFrame, ...] = field(default=(), kw_only=True)
+    shown_ns: int | None = field(default=None, kw_only=True)
 
     @property
     def newest_ns(self) -> int:

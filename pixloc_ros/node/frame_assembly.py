@@ -149,7 +149,8 @@ class FrameAssembly:
             raise Rejected("calibration", "size", text)
         base_from_camera = self._inputs.transforms.base_from_camera(image.message.header.frame_id, stamp_ns, deadline)
         stages_ms["wait_ms"] += (time.monotonic() - decoded) * 1e3
-        frame = CameraFrame(stamp_ns, pixels, calibration.camera, calibration=calibration, name=image.camera)
+        what = {"calibration": calibration, "name": image.camera, "shown_ns": image.shown_ns}
+        frame = CameraFrame(stamp_ns, pixels, calibration.camera, **what)
         return MountedFrame(frame, base_from_camera)
 
     def catch_up(self, elapsed_ns: int) -> int:

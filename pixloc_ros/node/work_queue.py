@@ -26,6 +26,7 @@ class ReceivedImage:
         arrival_ms: its age on arrival, by the node's clock.
         camera: its name, where there are several.
         others: the images of other cameras that belong to the same frame.
+        shown_ns: stamp of the first of the images in a row that show the same, to the bit.
     """
 
     message: Image | CompressedImage
@@ -34,6 +35,7 @@ class ReceivedImage:
     arrival_ms: float = math.nan
     camera: str = ""
     others: tuple[ReceivedImage, ...] = ()
+    shown_ns: int | None = None
 
 
 @dataclass(frozen=True)

@@ -223,7 +223,8 @@ class Worker:
     # ---- callbacks
 
     def _on_image(self, camera: str, message: Image | CompressedImage, stamp_ns: int, rejection: Rejected | None) -> None:
-        image = ReceivedImage(message, stamp_ns, time.monotonic(), (self._now_ns() - stamp_ns) * 1e-6, camera)
+        arrival_ms, shown_ns = (self._now_ns() - stamp_ns) * 1e-6, self.inputs.cameras[camera].shown_since(message, stamp_ns)
+        image = ReceivedImage(message, stamp_ns, time.monotonic(), arrival_ms, camera, shown_ns=shown_ns)
         if self._rig is None:
             self._take(image, rejection)
         elif rejection is not None:

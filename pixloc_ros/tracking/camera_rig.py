@@ -23,6 +23,7 @@ from .calibration_check import CalibrationCheck
 from .covariances import mahalanobis
 from .frame_aligner import FrameAligner
 from .judge import FrameContext, FrozenCamera
+from .odometry import OdometryBuffer
 from .options import TrackerOptions
 from .prior_std import PriorStd
 from .relocalization import Relocalizer
@@ -72,8 +73,11 @@ class CameraRig:
         said: What was ever wrong with a camera, by name.
     """
 
-    def __init__(self, aligner: FrameAligner, pose_search: Relocalizer | None, options: TrackerOptions) -> None:
+    def __init__(
+        self, aligner: FrameAligner, pose_search: Relocalizer | None, options: TrackerOptions, odometry: OdometryBuffer
+    ) -> None:
         self._aligner, self._pose_search, self._gates, self._most = aligner, pose_search, options.gates, options.max_cameras
+        self._odometry = odometry
         self._cameras: dict[str, _Camera] = {}
         self._round = 0
         self._turn, self._cores = 0, ThreadPoolExecutor(max(torch.get_num_threads() - 1, 1), "camera")
@@ -133,7 +137,8 @@ class CameraRig:
         if frame.stamp_ns == camera.seen_ns:  # an image in two frames repeats nothing
             return camera.problem == FROZEN
         camera.seen_ns = frame.stamp_ns
-        hangs = camera.frozen.repeats(frame.image, context.odometry)
+        shown = None if frame.shown_ns is None else self._odometry.find(frame.shown_ns)[0]
+        hangs = camera.frozen.repeats(frame.image, context.odometry, shown)
         if hangs or camera.problem in (FROZEN, UNUSABLE):
             camera.problem = FROZEN if hangs else ""
         return hangs

@@ -204,15 +204,15 @@ class FrozenCamera:
         self._digest: int | None = None
         self._since: OdometrySample | None = None
 
-    def repeats(self, image: np.ndarray, odometry: OdometrySample | None) -> bool:
+    def repeats(self, image: np.ndarray, odometry: OdometrySample | None, shown: OdometrySample | None = None) -> bool:
         """Whether the camera shows what it showed before, although odometry says that the robot has moved since.
 
-        image: uint8, any shape. odometry: at the image's stamp; without it nothing can be said.
+        image: uint8, any shape. odometry: at the image's stamp; without it nothing can be said. shown: at the first of the images
+        in a row that show this, where that one was not looked at.
         """
         digest = zlib.crc32(np.ascontiguousarray(image[::_ROWS]))
         if digest != self._digest:
-            self._digest, self._since = digest, odometry
-            return False
+            self._digest, self._since = digest, shown or odometry
         since = self._since
         if odometry is None or since is None or odometry.epoch != since.epoch:
             return False

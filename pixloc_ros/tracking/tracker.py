@@ -84,7 +84,7 @@ class Tracker:
         self.options = options = options or TrackerOptions()
         self.odometry, self.gyro = OdometryBuffer(options.odometry), Gyro(options.motion, options.learning)
         self._motion = self.odometry, options.motion, self.gyro.turn
-        self._judge, self.rig = Judge(options, calibration_check), CameraRig(aligner, pose_search, options)
+        self._judge, self.rig = Judge(options, calibration_check), CameraRig(aligner, pose_search, options, self.odometry)
         self._candidates = Candidates(options, self._predict)
         self._recent = RecentFrames(aligner, self._judge, self._moved, options.may_publish) if between_frames else None
         self._calibration_check = calibration_check

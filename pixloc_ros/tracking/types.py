@@ -53,7 +53,7 @@ class PreparedFrame(CameraFrame):
 
     @classmethod
     def of(cls, frame: CameraFrame, prepared: PreparedImage, others: tuple[PreparedImage | None, ...] = ()) -> PreparedFrame:
-        named = {"calibration": frame.calibration, "name": frame.name, "others": frame.others}
+        named = {"calibration": frame.calibration, "name": frame.name, "others": frame.others, "shown_ns": frame.shown_ns}
         return cls(frame.stamp_ns, frame.image, frame.camera, prepared, others, **named)
 
 

@@ -19,6 +19,7 @@ from pixloc_ros.geometry import se3
 from pixloc_ros.io.calibration import read_calibration
 from pixloc_ros.io.image_format import bytes_per_pixel, decode_raw
 from pixloc_ros.node import conversions
+from pixloc_ros.node.camera_input import CameraInput
 from pixloc_ros.node.diagnostics import ERROR, HOLD_S, OK, WARN, DiagnosticBoard
 from pixloc_ros.node.planar import planar
 from pixloc_ros.node.transform_schedule import TransformSchedule
@@ -196,6 +197,18 @@ def test_silence():
     assert schedule.due(START + 60 * MS, 100 * MS) == []
     schedule.clear()
     assert schedule.due(START + 500 * MS, 100 * MS) == []
+
+
+def test_since_when_a_camera_shows_a_picture():
+    camera = CameraInput(None, None, "", None)
+    pixels = np.random.default_rng(0).integers(0, 255, 640 * 480, np.uint8)
+    picture, noisy = (Image(data=values.tobytes()) for values in (pixels, pixels ^ 1))
+    shown = [camera.shown_since(message, stamp) for message, stamp in ((picture, 5), (picture, 7), (noisy, 9), (noisy, 11))]
+    assert shown == [5, 5, 9, 9]
+    black, small = Image(data=bytes(9)), Image(data=bytes(2))
+    assert [camera.shown_since(message, stamp) for message, stamp in ((picture, 13), (black, 15), (small, 17))] == [13, 15, 17]
+    assert camera.shown_since(small, 3) == 3, "a new time began"
+    assert camera.shown_since(Image(), 4) == 4, "a message without content"
 
 
 def test_queue_keeps_the_newest():

@@ -187,6 +187,28 @@ def test_an_image_in_two_frames_is_no_camera_that_hangs(localizer):
     assert not hangs(100, 100) and not hangs(100, 200) and hangs(300, 300) and hangs(300, 400)
 
 
+@pytest.mark.parametrize("hangs", [False, True])
+def test_a_camera_that_hangs_is_noticed_at_the_first_image_that_is_used(rig, localizer, hangs):
+    """Images in between were dropped, so that the tracker never saw the picture before."""
+    bag, tracker = open_bag(rig.drive, BagOptions(), FRONT), localizer.tracker(relocalization=False)
+    with bag:
+        stamp_ns, pose = offline.first_pose(bag, bag.truth(), None)
+        tracker.initialize(pose, offline.initial_covariance(), stamp_ns)
+        frames, result = [], None
+        for event in bag.events():
+            if not isinstance(event, CameraFrame):
+                tracker.add_odometry(event.stamp_ns, event.odom_from_base, event.twist_covariance)
+            elif event.stamp_ns >= stamp_ns:
+                frames.append(event)
+        for frame in frames[:10]:
+            assert tracker.track(frame, bag.base_from_camera).state.name == "TRACKING"
+        first, later = frames[11], frames[16]
+        image = first.image if hangs else later.image
+        result = tracker.track(replace(later, image=image, shown_ns=(first if hangs else later).stamp_ns), bag.base_from_camera)
+    assert (result.state.name == "TRACKING") != hangs
+    assert ("repeats a picture" in result.message) == hangs
+
+
 def test_images_of_two_cameras_changed_places(rig, localizer):
     figures, said = drive(rig, localizer, EVERY, swapped, imu=True)
     assert set(said) == {"left", "back"}

@@ -155,3 +155,6 @@ def test_a_camera_that_repeats_its_picture_is_noticed_once_the_robot_moves():
     # The same view again, with a sensor's noise.
     other = picture ^ (np.random.default_rng(1).random(picture.shape) < 0.05).astype(np.uint8)
     assert not camera.repeats(other, at[5])
+    assert not FrozenCamera().repeats(picture, at[2], at[0]) and FrozenCamera().repeats(picture, at[5], at[0]), (
+        "the image that showed it first was not looked at"
+    )
