@@ -68,8 +68,9 @@ def augment(image: np.ndarray, rng: np.random.Generator, options: AugmentationOp
     for chance, change in (
         (0.0 if reference else options.change, _change),
         (options.relight, _relight),
-        (options.turned, _turned),
-        (options.night, _night),
+        # Left out where they are not wanted: earlier recipes draw the same numbers.
+        *(((options.turned, _turned),) if options.turned else ()),
+        *(((options.night, _night),) if options.night else ()),
         (options.shadow, _shadow),
         (0.0 if reference else options.occlusion, lambda x, rng: _occlusion(x, rng, options.covered)),
         (options.light, _light),
