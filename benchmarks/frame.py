@@ -126,8 +126,7 @@ def track(localizer: Localizer, drive: Recording) -> list[dict[str, float]]:
         decoded = time.perf_counter()
         result = tracker.track(CameraFrame(stamp_ns, image, camera), drive.base_from_camera)
         ended = time.perf_counter()
-        tracker.learn()
-        tracker.check_odometry()
+        tracker.check_odometry()  # learns from the image first
         learned = time.perf_counter()
         stages = result.alignment.timings_ms if result.alignment is not None else {}
         times = {"decode": decoded - began, "tracker": ended - decoded, "total": ended - began, "learning": learned - ended}

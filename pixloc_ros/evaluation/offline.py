@@ -130,8 +130,7 @@ def run_bag(
         numbers = {name: getattr(result.alignment, name) for name in names if result.alignment is not None}
         pose = result.map_from_base, result.covariance, timings_ms
         records.append(FrameRecord(frame.stamp_ns, result.state, *pose, message=result.message, **numbers))
-        tracker.learn()
-        tracker.check_odometry()
+        tracker.check_odometry()  # learns from the image first
         # Whoever draws the image needs the camera that fitted.
         return watch(frame if result.camera is None else replace(frame, camera=result.camera), result)
 

@@ -244,7 +244,7 @@ def test_slipping_odometry(scene, localizer):
     result = tracked.result
     away = innovation(result.prior, result.alignment, tracked.base_from_camera)
     said = re.search(r"contradicts the odometry prior \(([\d.]+) standard deviations\)", result.message)
-    # One decimal is printed; single precision on another processor moves it by a few thousandths.
+    # One decimal is printed. With AVX2 it is 0.4 % off, on a commit that passes with AVX-512, too: why is not known.
     assert said and float(said.group(1)) == pytest.approx(away, rel=0.005, abs=0.051)
     assert findings.failed and "aligned well" in findings.verdict and "the wheels slipped" in findings.verdict
     assert not [gate for gate in gates_of(tracked) if gate.name.startswith("distance")][0].passed
