@@ -30,9 +30,10 @@ from .keyframes import KeyframeFiles
 from .map_frame import map_frame, upwards_of_cameras
 from .mapper import MapperOptions, run_mapper
 from .matching import Matcher, pixel_scale
-from .odometry_structure import bridges, contradiction, scale_uncertainty, solve_with_odometry
+from .odometry_structure import bridges, contradiction, scale_uncertainty, solve_with_odometry, turned_by_images
 from .posed_frames import PosedMapOptions, PosedMapReport, SolvedKeyframes, build_map_from_posed_frames
 from .rig_frames import RigFrames, RigSolver
+from .turns import ImageTurns
 from .two_view import PairFinder
 
 _FEWEST_KEYFRAMES, _FEWEST_FEATURES = 5, 100
@@ -227,9 +228,7 @@ class DriveSolver:
             "structure_cpu_s": round(sum(os.times()[:4]) - self._begin[1], 1),
             "sensors": sensors,
         }
-        notes = tuple(self._notes(images, cameras, names, image, needed))
-        if len(stored.get("torn", ())):
-            notes = (f"{contradiction(stored['torn'])}: the images bridge it; look after wheels and driver", *notes)
+        notes = (*stored.get("notes", np.empty(0, str)).tolist(), *self._notes(images, cameras, names, image, needed))
         spare, image = image[~needed], image[needed]
         return SolvedKeyframes(image, poses[needed], [cameras[k] for k in image], notes, spare)
 
@@ -273,14 +272,18 @@ class DriveSolver:
             finder.find(None)
         if not self.frames.has_odometry:
             return self._held_by_sensors(finder, mapped, None)
-        gyro = self._sensors and self._sensors.gyro(finder)
-        base_from_camera = self.frames.base_from_camera.numpy()
-        model, torn = solve_with_odometry(finder, self.progress, gyro, base_from_camera), np.empty(0, np.int64)
+        turns, base_from_camera, notes = ImageTurns.of(finder), self.frames.base_from_camera.numpy(), []
+        if gyro := self._sensors and self._sensors.gyro(turns):
+            odometry = gyro.turn(matcher.poses, base_from_camera)
+        else:
+            odometry, note = turned_by_images(matcher.poses, turns, base_from_camera)
+            notes.append(note)
+        model = solve_with_odometry(finder, odometry, turns, self.progress, gyro)
         if len(model.torn) and model.fitting >= _LEAST_FITTING:
-            torn, mapped = model.torn, mapped or self._mapped(finder, refine)
-            over = bridges(matcher.poses, torn, mapped["image"], mapped["poses"])
-            torn = over.first
-            model = solve_with_odometry(finder, self.progress, gyro, base_from_camera, over)
+            mapped = mapped or self._mapped(finder, refine)
+            over = bridges(odometry, model.torn, mapped["image"], mapped["poses"])
+            notes.append(f"{contradiction(over.first)}: the images bridge it; look after wheels and driver")
+            model = solve_with_odometry(finder, odometry, turns, self.progress, gyro, over)
             if len(model.torn):
                 raise InputError(f"{contradiction(model.torn)}: leave it out (--odometry-topic none), or drive again")
         if model.fitting < _LEAST_FITTING:
@@ -293,7 +296,7 @@ class DriveSolver:
             "error_px": np.array(model.error_px),
             "scale_spread": np.array(model.scale_spread),
             "loops": np.array(model.loops, np.int64).reshape(-1, 2),
-            "torn": torn,
+            "notes": np.array([note for note in notes if note]),
         }
         return self._held_by_sensors(finder, found, model.motions)
 

@@ -13,9 +13,10 @@ from ...io.bag_sensors import Fixes, ImuReadings
 from ..georeference import Georeference, fit_georeference
 from .adjustment import Links
 from .fix_prior import FixPrior
-from .gyro_prior import GyroPrior, pair_rotations, upwards
+from .gyro_prior import GyroPrior, upwards
 from .matching import pixel_scale
 from .odometry_structure import STAGES, stage, tracks
+from .turns import ImageTurns
 from .two_view import PairFinder
 
 _LEAST_PX = 1.0
@@ -38,12 +39,12 @@ class DriveSensors:
     said: dict[str, str] = field(default_factory=dict)
     _gyro: GyroPrior | None = None
 
-    def gyro(self, finder: PairFinder) -> GyroPrior | None:
-        """Its bias found by pairs of images; None where it is of no use."""
+    def gyro(self, turns: ImageTurns) -> GyroPrior | None:
+        """Its bias found by the images; None where it is of no use."""
         if self.imu is None:
             return None
         self._gyro = GyroPrior(self.imu, self.stamps_ns)
-        self._gyro.fit(*pair_rotations(finder))
+        self._gyro.fit(turns.first, turns.rotations)
         return None if self._gyro.trouble else self._gyro
 
     def up(self, image: np.ndarray, poses: np.ndarray) -> np.ndarray | None:

@@ -6,13 +6,11 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from ...geometry import se3
 from ...geometry.gyro import mount_turn, turned
 from ...io.bag_sensors import ImuReadings
 from ...io.trajectory import Trajectory
 from .adjustment import Links
-from .matching import require_pycolmap
-from .two_view import PairFinder, colmap_camera
+from .turns import nearer, rotation_vectors, with_turns
 
 MAX_GAP_NS = 100_000_000
 _FEWEST_STEPS = 5
@@ -58,7 +56,7 @@ class GyroPrior:
 
         Args:
             first: int64 [n], keyframes.
-            rotations: float64 [n, 3, 3], how the images say that the camera turned from each to the next.
+            rotations: float64 [n, A, 3, 3], how the images say that the camera turned from each to the next; the nearest counts.
             off_rad: How wrong these may be.
         """
         if self.trouble:
@@ -67,16 +65,17 @@ class GyroPrior:
         if len(mine) < _FEWEST_STEPS:
             self.trouble = "the images do not say how the camera turned"
             return
-        seen, seconds = rotations[theirs], self._seconds[mine]
+        seconds = self._seconds[mine]
         for _ in range(_ROUNDS):
-            off = _vectors(self.rotations[mine].transpose(0, 2, 1) @ seen)
+            seen = nearer(rotations[theirs], self.rotations[mine])
+            off = rotation_vectors(self.rotations[mine].transpose(0, 2, 1) @ seen)
             self.bias = self.bias - _robust_rate(off, seconds)
             self._integrate()
-        off = np.linalg.norm(_vectors(self.rotations[mine].transpose(0, 2, 1) @ seen), axis=1)
+        off = np.linalg.norm(rotation_vectors(self.rotations[mine].transpose(0, 2, 1) @ seen), axis=1)
         self.off_rad = float(np.median(off))
         # A Gaussian's angle is 1.54 standard deviations of an axis in the median.
         self.factor = float(np.clip(np.median(off / self._std()[mine]) / 1.54, 1.0, _MOST_FACTOR))
-        self._check(_vectors(seen), _vectors(self.rotations[mine]), off, off_rad)
+        self._check(rotation_vectors(seen), rotation_vectors(self.rotations[mine]), off, off_rad)
 
     def _check(self, seen: np.ndarray, read: np.ndarray, off: np.ndarray, off_rad: float) -> None:
         """Where the camera turns most, the gyro must say the same."""
@@ -105,13 +104,13 @@ class GyroPrior:
             self.trouble += ": check its transform, its unit and its clock"
 
     def _std(self) -> np.ndarray:
-        angle = np.linalg.norm(_vectors(self.rotations), axis=1)
+        angle = np.linalg.norm(rotation_vectors(self.rotations), axis=1)
         return np.sqrt(_NOISE_RAD**2 + _WALK_RAD**2 * self._seconds + (_SHARE * angle) ** 2)
 
     def joined(self, links: Links | None, poses: np.ndarray) -> Links | None:
         """Links between the keyframes, and the gyro's, its bias found anew by poses [K, 4, 4] that were adjusted without it."""
         steps = poses[:-1, :3, :3].transpose(0, 2, 1) @ poses[1:, :3, :3]
-        self.fit(np.arange(len(steps)), steps, _ADJUSTED_OFF_RAD)
+        self.fit(np.arange(len(steps)), steps[:, None], _ADJUSTED_OFF_RAD)
         if self.trouble:
             return links
         return self.links() if links is None else Links.join([links, self.links()])
@@ -125,18 +124,7 @@ class GyroPrior:
 
     def turn(self, poses: np.ndarray, base_from_camera: np.ndarray) -> np.ndarray:
         """Odometry's poses [K, 4, 4] of the camera, the base turned as the gyro says from keyframe to keyframe."""
-        camera_from_base = np.linalg.inv(base_from_camera)
-        steps = base_from_camera @ np.linalg.inv(poses[:-1]) @ poses[1:] @ camera_from_base
-        mine = base_from_camera[:3, :3] @ self.rotations @ camera_from_base[:3, :3]
-        more = _vectors(mine @ steps[self.first, :3, :3].transpose(0, 2, 1))
-        # Wheels that turn wrongly all along a step also place its end wrongly, by half of that angle.
-        half = se3.so3_exp(torch.from_numpy(more / 2)).numpy()
-        steps[self.first, :3, 3] = np.einsum("nij,nj->ni", half, steps[self.first, :3, 3])
-        steps[self.first, :3, :3] = mine
-        steps, made = camera_from_base @ steps @ base_from_camera, poses.copy()
-        for k, step in enumerate(steps):
-            made[k + 1] = made[k] @ step
-        return made
+        return with_turns(poses, self.first, self.rotations, base_from_camera)
 
     def summary(self) -> str:
         """For people."""
@@ -147,27 +135,6 @@ class GyroPrior:
             f"gyro of {self.imu.topic}: {len(self.first)} of {len(self._stamps_ns) - 1} steps between keyframes, bias {bias} "
             f"deg/s (x y z), {np.degrees(self.off_rad):.2f} deg from the images in the median"
         )
-
-
-def pair_rotations(finder: PairFinder) -> tuple[np.ndarray, np.ndarray]:
-    """Images (int64 [n]) and how the camera turned from each to the next, float64 [n, 3, 3], by their two views alone."""
-    pycolmap, matcher = require_pycolmap(), finder.matcher
-    first, rotations = [], []
-    options = pycolmap.TwoViewGeometryOptions()
-    options.ransac.random_seed, options.compute_relative_pose = 0, True
-    for k in range(finder.count - 1):
-        pair = finder.pairs.get((k, k + 1))
-        if pair is None or not pair.is_link:
-            continue
-        rows = np.arange(len(pair.matches), dtype=np.uint32)
-        pixels = [matcher.features(n)[0][pair.matches[:, side]] + 0.5 for side, n in enumerate((k, k + 1))]
-        cameras = [colmap_camera(matcher.images.cameras[n], n + 1, True) for n in (k, k + 1)]
-        views = (cameras[0], pixels[0], cameras[1], pixels[1])
-        found = pycolmap.estimate_calibrated_two_view_geometry(*views, np.stack((rows, rows), 1), options)
-        if found.cam2_from_cam1 is not None and len(found.inlier_matches):
-            first.append(k)
-            rotations.append(found.cam2_from_cam1.rotation.matrix().T)
-    return np.array(first, np.int64), np.array(rotations).reshape(-1, 3, 3)
 
 
 def upwards(imu: ImuReadings, stamps_ns: np.ndarray, poses: np.ndarray) -> np.ndarray | None:
@@ -198,10 +165,6 @@ def upwards(imu: ImuReadings, stamps_ns: np.ndarray, poses: np.ndarray) -> np.nd
     up, usual = weight @ read - scale * (weight @ moved), np.median(np.linalg.norm(forces, axis=1))
     length = np.linalg.norm(up)
     return up / length if length > _FLAT_SHARE * usual > 0 else None
-
-
-def _vectors(rotations: np.ndarray) -> np.ndarray:
-    return se3.so3_log(torch.from_numpy(np.ascontiguousarray(rotations))).numpy()
 
 
 def _robust_rate(off: np.ndarray, seconds: np.ndarray) -> np.ndarray:

@@ -19,6 +19,7 @@ from .building import Progress
 from .gyro_prior import GyroPrior
 from .matching import pixel_scale, require_pycolmap
 from .observations import rows_by_image
+from .turns import ImageTurns, rotation_vectors, with_turns
 from .two_view import AHEAD, PairFinder, colmap_camera
 
 _STEP_SHARE, _STEP_M, _STEP_RAD, _STEP_RAD_PER_M = 0.02, 0.003, np.radians(0.5), np.radians(0.5)
@@ -38,6 +39,7 @@ _LOOP_POINTS, _LOOP_STD = 20, 6.0
 _FITS_PX = 5.0
 _TORN_SHARE, _TORN_MATCHES, _TORN_AROUND = 0.2, 15, 10
 """Of so many matches over a step, or more, the least share that must fit; how many steps around it tell its scale."""
+_TURNS_STEPS, _TURNS_LEFT, _TURNS_MATTER, _TURNS_ROUNDS = 6, 0.5, 0.5, 10
 WHEELS = 0.02
 """How wrong wheels may be all the time: their diameter, the floor."""
 
@@ -69,27 +71,26 @@ class OdometryModel:
 
 def solve_with_odometry(
     finder: PairFinder,
+    odometry: np.ndarray,
+    turns: ImageTurns,
     progress: Progress | None = None,
     gyro: GyroPrior | None = None,
-    base_from_camera: np.ndarray | None = None,
     bridges: Links | None = None,
 ) -> OdometryModel:
-    """Poses of the finder's images, whose own poses are the odometry's.
+    """Poses of the finder's images.
 
     Args:
         finder: With all pairs.
+        odometry: float64 [K, 4, 4], of the camera.
+        turns: What the result is checked against.
         progress: As of `build_map`.
-        gyro: Says better how the base turned.
-        base_from_camera: float64 [4, 4], where there is a gyro.
+        gyro: Has turned the odometry and says better how the base turned.
         bridges: Steps where the odometry is wrong; how they begin.
     """
-    odometry = finder.matcher.poses
     odometry = np.linalg.inv(odometry[0]) @ odometry
     if bridges is not None:
         odometry = _with_bridges(odometry, bridges)
     scale_px = pixel_scale(finder.matcher.images.cameras[0])
-    if gyro is not None:
-        odometry = gyro.turn(odometry, base_from_camera)
     motions = short_motions(odometry)
     if bridges is not None:
         motions = motions.only(~np.isin(motions.first, bridges.first))
@@ -124,7 +125,42 @@ def solve_with_odometry(
     depth = np.linalg.norm(bundle.xyz[rays_used.point] - poses[rays_used.image, :3, 3], axis=1)
     figures = float(np.median(error[good])) if good.any() else float("inf"), len(rays_used.point) / max(len(rays.point), 1)
     spread, depth = _scale_spread(poses, odometry), float(np.median(depth)) if len(depth) else 0.0
-    return OdometryModel(poses, *figures, spread, used, depth, motions, _torn_steps(poses, rays, numbers, scale_px))
+    torn = np.union1d(_torn_steps(poses, rays, numbers, scale_px), turns.contradicted_by(poses))
+    return OdometryModel(poses, *figures, spread, used, depth, motions, torn)
+
+
+def turned_by_images(odometry: np.ndarray, turns: ImageTurns, base_from_camera: np.ndarray) -> tuple[np.ndarray, str]:
+    """Odometry that turns wrongly all along, by so much a metre or by a share of each turn, with the turns that images show.
+
+    Such an error adds up: the path begins too far off, and no motion contradicts the images by itself.
+
+    Args:
+        odometry: float64 [K, 4, 4], of the camera.
+        turns: What the images show.
+        base_from_camera: float64 [4, 4].
+
+    Returns:
+        The odometry, and how it turns, for people; as it was, and "", where errors are small, or of no such kind.
+    """
+    first, rotations = turns.first[turns.sure], turns.nearest(odometry)[turns.sure]
+    if len(first) < _TURNS_STEPS:
+        return odometry, ""
+    motions = short_motions(odometry).only(first)
+    way = np.linalg.norm(motions.first_from_second[:, :3, 3], axis=1)
+    off, turn = turns.off_rad(odometry)[turns.sure], rotation_vectors(rotations)
+    causes = np.concatenate((way[:, None, None] * np.eye(3), turn[:, :, None]), 2)  # [n, 3, 4]
+    weight = np.ones(len(off))
+    for _ in range(_TURNS_ROUNDS):
+        root = np.sqrt(weight)[:, None]
+        factors = np.linalg.lstsq((causes * root[..., None]).reshape(-1, 4), (off * root).ravel(), rcond=None)[0]
+        left = np.linalg.norm(off - causes @ factors, axis=1)
+        weight = 1 / (1 + (left / max(np.median(left), 1e-9)) ** 2)
+    before = np.linalg.norm(off, axis=1)
+    if np.median(left) > _TURNS_LEFT * np.median(before) or np.median(before / motions.rotation_std) < _TURNS_MATTER:
+        return odometry, ""
+    said = f"the odometry turns {np.degrees(np.linalg.norm(factors[:3])):.1f} deg a metre"
+    said += f" and {100 * abs(factors[3]):.0f} % of each turn otherwise than the images: theirs are used; look after wheels"
+    return with_turns(odometry, first, rotations, base_from_camera), said
 
 
 def _torn_steps(poses: np.ndarray, rays: Rays, points: int, scale_px: float) -> np.ndarray:

@@ -1,0 +1,147 @@
+# Copyright the pixloc_ros authors. SPDX-License-Identifier: Apache-2.0
+"""How the camera turned from keyframe to keyframe by their matches alone; odometry, gyro and result are checked against it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import cv2
+import numpy as np
+import torch
+
+from ...geometry import se3
+from .matching import pixel_scale, require_pycolmap
+from .two_view import Pair, PairFinder, colmap_camera, turn_and_rest
+
+_ERROR_PX = 1.5
+_MOST_MATCHES, _SURE_MATCHES, _FEWEST_MATCHES = 300, 100, 15
+_AHEAD = 0.2  # of a unit ray, along the axis
+_SAME_RAD, _DOUBTFUL, _BEFORE = np.radians(1.0), 1.5, 0.9
+_CONTRADICTS_RAD = np.radians(10.0)
+
+
+@dataclass(frozen=True, eq=False)
+class ImageTurns:
+    """Turns of the camera that the images show.
+
+    Of a wall two views show two motions. Where another turn fits nearly as well both are kept, and the one that is nearer to what
+    it is compared with counts.
+
+    Attributes:
+        first: int64 [n], keyframes, rising; each turn is to the next one.
+        rotations: float64 [n, 2, 3, 3], the next one's axes in those of the first; twice the same where there is no doubt.
+        sure: bool [n], whether enough matches say it.
+    """
+
+    first: np.ndarray
+    rotations: np.ndarray
+    sure: np.ndarray
+
+    @classmethod
+    def of(cls, finder: PairFinder) -> ImageTurns:
+        """By essential matrices, or by a rotation alone where there is no parallax."""
+        first, rotations, counts = [], [], []
+        for k in range(finder.count - 1):
+            pair = finder.pairs.get((k, k + 1))
+            found = None if pair is None or not pair.is_link else _turns(finder, k, pair)
+            if found is not None:
+                first.append(k)
+                rotations.append(found[0])
+                counts.append(found[1])
+        return cls(np.array(first, np.int64), np.array(rotations).reshape(-1, 2, 3, 3), np.array(counts) >= _SURE_MATCHES)
+
+    def nearest(self, poses: np.ndarray) -> np.ndarray:
+        """The turns, float64 [n, 3, 3], that are nearer to those of poses [K, 4, 4]."""
+        rotations = poses[:, :3, :3]
+        return nearer(self.rotations, rotations[self.first].transpose(0, 2, 1) @ rotations[self.first + 1])
+
+    def off_rad(self, poses: np.ndarray) -> np.ndarray:
+        """Rotation vectors, float64 [n, 3], from the turns of poses [K, 4, 4] to these."""
+        rotations = poses[:, :3, :3]
+        steps = rotations[self.first].transpose(0, 2, 1) @ rotations[self.first + 1]
+        return rotation_vectors(steps.transpose(0, 2, 1) @ nearer(self.rotations, steps))
+
+    def contradicted_by(self, poses: np.ndarray) -> np.ndarray:
+        """Steps, int64, over which poses [K, 4, 4] turn otherwise, far beyond what either may be wrong by."""
+        return self.first[self.sure & (np.linalg.norm(self.off_rad(poses), axis=1) > _CONTRADICTS_RAD)]
+
+
+def nearer(choices: np.ndarray, rotations: np.ndarray) -> np.ndarray:
+    """Of rotations [n, A, 3, 3] those nearest to rotations [n, 3, 3]."""
+    likeness = np.einsum("naij,nij->na", choices, rotations)
+    return choices[np.arange(len(choices)), likeness.argmax(1)]
+
+
+def with_turns(poses: np.ndarray, first: np.ndarray, rotations: np.ndarray, base_from_camera: np.ndarray) -> np.ndarray:
+    """Odometry's poses with other turns.
+
+    Args:
+        poses: float64 [K, 4, 4], of the camera.
+        first: int64 [n], keyframes.
+        rotations: float64 [n, 3, 3], how the camera turned from each to the next.
+        base_from_camera: float64 [4, 4]; the base moves as before.
+    """
+    camera_from_base = np.linalg.inv(base_from_camera)
+    steps = base_from_camera @ np.linalg.inv(poses[:-1]) @ poses[1:] @ camera_from_base
+    turned = base_from_camera[:3, :3] @ rotations @ camera_from_base[:3, :3]
+    more = rotation_vectors(turned @ steps[first, :3, :3].transpose(0, 2, 1))
+    # Wheels that turn wrongly all along a step also place its end wrongly, by half of that angle.
+    half = se3.so3_exp(torch.from_numpy(more / 2)).numpy()
+    steps[first, :3, 3] = np.einsum("nij,nj->ni", half, steps[first, :3, 3])
+    steps[first, :3, :3] = turned
+    steps, made = camera_from_base @ steps @ base_from_camera, poses.copy()
+    for k, step in enumerate(steps):
+        made[k + 1] = made[k] @ step
+    return made
+
+
+def rotation_vectors(rotations: np.ndarray) -> np.ndarray:
+    """float64 [n, 3] of [n, 3, 3]."""
+    return se3.so3_log(torch.from_numpy(np.ascontiguousarray(rotations))).numpy()
+
+
+def _turns(finder: PairFinder, k: int, pair: Pair) -> tuple[np.ndarray, int] | None:
+    """Two turns [2, 3, 3], which may be the same, and how many matches say it; None where there is none."""
+    matches = pair.matches[:: -(-len(pair.matches) // _MOST_MATCHES)]
+    pixels, rays = ([finder.matcher.features(k + side)[what][matches[:, side]] for side in (0, 1)] for what in (0, 1))
+    if not pair.has_parallax:
+        return np.stack((turn_and_rest(*rays)[0].T,) * 2), len(matches)
+    pycolmap, cameras = require_pycolmap(), finder.matcher.images.cameras
+    options = pycolmap.RANSACOptions()
+    options.max_error, options.random_seed = _ERROR_PX * pixel_scale(cameras[k]), 0
+    views = (pixels[0] + 0.5, pixels[1] + 0.5, *(colmap_camera(cameras[n], n + 1, True) for n in (k, k + 1)))
+    found = pycolmap.estimate_essential_matrix(*views, options)
+    if found is None:
+        return None
+    second_from_first = found["cam2_from_cam1"].matrix()
+    ahead = found["inlier_mask"] & (rays[0][:, 2] > _AHEAD) & (rays[1][:, 2] > _AHEAD)
+    one, other = (side[ahead] / side[ahead, 2:] for side in rays)
+    turn = second_from_first[:, :3].T
+    twin = _twin(second_from_first, one, other, options.max_error / float(cameras[k].params[0]))
+    return np.stack((turn, turn if twin is None else twin)), found["num_inliers"]
+
+
+def _twin(second_from_first: np.ndarray, one: np.ndarray, other: np.ndarray, error: float) -> np.ndarray | None:
+    """The other turn [3, 3] that two views [m, 3] at z = 1 show if what they see is as good as flat; None where it is not."""
+    if len(one) < _FEWEST_MATCHES:
+        return None
+    homography, flat = cv2.findHomography(one[:, :2], other[:, :2], cv2.RANSAC, error)
+    if homography is None:
+        return None
+    least, twin = _DOUBTFUL * _epipolar_error(second_from_first, one, other), None
+    for turn, way, normal in zip(*cv2.decomposeHomographyMat(homography, np.eye(3))[1:]):
+        apart = np.linalg.norm(rotation_vectors((turn.T @ second_from_first[:, :3])[None]))
+        if apart > _SAME_RAD and np.mean(one[flat.ravel() > 0] @ normal > 0) > _BEFORE:
+            this = _epipolar_error(np.column_stack((turn, way)), one, other)
+            least, twin = (this, turn.T) if this < least else (least, twin)
+    return twin
+
+
+def _epipolar_error(second_from_first: np.ndarray, one: np.ndarray, other: np.ndarray) -> float:
+    """Median Sampson distance of points [m, 3] at z = 1 under a motion [3, 4]."""
+    turn, way = second_from_first[:, :3], second_from_first[:, 3]
+    lines = np.cross(way, one @ turn.T)
+    back = np.cross(other, way) @ turn
+    return float(
+        np.median(np.abs((other * lines).sum(1)) / np.sqrt((lines[:, :2] ** 2).sum(1) + (back[:, :2] ** 2).sum(1) + 1e-18))
+    )
