@@ -11,7 +11,8 @@ another one than this. Killed, the same command goes on; every image is kept as 
         --images 20 --width 320 --height 240
 
 Layout: images/ and map/ (COLMAP text model of the mapping drive), one folder for each query drive with drive/ (rosbag2) and
-truth.tum (map_from_base), world.json (what was made), work/ (every image as PNG, its depth as npz float32 metres).
+truth.tum (map_from_base), cases/ (the same as single images, for `under_change.py OUTPUT/cases --images OUTPUT/images`),
+world.json (what was made), work/ (every image as PNG, its depth as npz float32 metres).
 """
 
 from __future__ import annotations
@@ -35,18 +36,21 @@ from queue import Queue
 import cv2
 import numpy as np
 import torch
+from common import PRIOR_SIZES
 from world_drives import CONDITIONS, Condition, FreeSpace, beside, free_space, moved_furniture, people_at, tour
 from world_scene import Scene, load_scene
 
 from pixloc_ros.cli.scripts import run_script
 from pixloc_ros.datasets.odometry import OdometryErrors
 from pixloc_ros.errors import InputError
+from pixloc_ros.geometry import se3
 from pixloc_ros.geometry.cameras import Camera
 from pixloc_ros.io.bag_writer import RecordedDrive, RecordedImage, encode_image, write_drive_bag
 from pixloc_ros.io.colmap import write_colmap_model
 from pixloc_ros.io.files import replacing_folder, write_text
-from pixloc_ros.io.trajectory import Trajectory, write_tum
+from pixloc_ros.io.trajectory import Trajectory, write_benchmark_poses, write_tum
 from pixloc_ros.io.work_folder import WorkFolder
+from pixloc_ros.training.pairs import perturbed
 from pixloc_sim.drives import START_NS, DriveOptions, SimulatedDrive, camera_mount, wheel_odometry
 from pixloc_sim.sparse_model import Keyframe, build_sparse_model
 
@@ -102,6 +106,7 @@ def main() -> int:
     write_map(plans[0], work, args)
     for plan in plans[1:]:
         write_query_drive(plan, work, args)
+        write_case(plan, work, args)
     record = key | {"images": {plan.name: len(plan.times) for plan in plans}, "licence": _licence(models)}
     record["conditions"] = {plan.name: dataclasses.asdict(plan.condition) for plan in plans}
     record["moved"] = {plan.name: plan.moved for plan in plans if plan.moved}
@@ -325,6 +330,33 @@ def write_query_drive(plan: Plan, work: WorkFolder, args: argparse.Namespace) ->
     images = (RecordedImage(stamp, encode_image(_image(work, name), "png")) for stamp, name in zip(stamps_ns.tolist(), names))
     write_drive_bag(folder / "drive", images, recorded)
     write_tum(folder / "truth.tum", Trajectory(stamps_ns, truth))
+
+
+def write_case(plan: Plan, work: WorkFolder, args: argparse.Namespace) -> None:
+    """A query drive as single images, which are in images/NAME/: map, cameras, truth, depths, and priors that are wrong."""
+    with replacing_folder(args.output / "images" / plan.name) as folder:
+        folder.mkdir()
+        for index in range(len(plan.times)):
+            shutil.copyfile(work.path(f"{plan.name}/{index:05d}.png"), folder / f"{index:05d}.png")
+    truth, depths, rng = {}, {}, np.random.default_rng([args.seed, plan.number, 67])
+    for index in range(len(plan.times)):
+        name = f"{plan.name}/{index:05d}"
+        with np.load(work.path(f"{name}.npz"), allow_pickle=False) as arrays:
+            depths[f"{name}.png"] = float(np.median(arrays["depth"][arrays["depth"] > 0]))
+        truth[f"{name}.png"] = se3.inverse(plan.pose(index))
+    with replacing_folder(args.output / "cases" / plan.name) as folder:
+        shutil.copytree(args.output / "map", folder / "map")
+        queries = folder / "queries"
+        queries.mkdir()
+        write_text(queries / "cameras.txt", "".join(f"{name} {plan.camera.to_colmap_line()}\n" for name in truth))
+        write_text(queries / "scale.json", json.dumps(depths))
+        write_benchmark_poses(queries / "truth.txt", truth)
+        for size, std in PRIOR_SIZES.items():
+            wrong = {
+                name: perturbed(pose, np.deg2rad(std.degrees), std.depth_share * depths[name], rng)
+                for name, pose in truth.items()
+            }
+            write_benchmark_poses(queries / f"priors_{size}.txt", wrong)
 
 
 def _licence(models: Path) -> str:

@@ -9,6 +9,7 @@ is over all cases. Confident and wrong: a pose that is not called doubtful and i
     experiments/under_change.py CASES --images ../shared/data/sacre_coeur/images -o out/under_change
     experiments/under_change.py ../shared/data --scenes fox kitti01 --change occluded --variants shipped said no_factor
     experiments/under_change.py CASES --images IMAGES --weights best.safetensors --variants shipped --priors medium large
+    experiments/under_change.py out/bookstore/cases --images out/bookstore/images --each    # as render_world.py makes them
 """
 
 from __future__ import annotations
@@ -73,6 +74,7 @@ def main() -> int:
         "--change", choices=("blurred", "dark", "occluded"), help="make the queries worse before (in copies of them)"
     )
     parser.add_argument("--variants", nargs="+", choices=list(VARIANTS), default=["shipped"])
+    parser.add_argument("--each", action="store_true", help="rows for each case before those of all")
     args = parser.parse_args()
     section = f"under change {args.change}" if args.change else "under change"
     extractor = load_extractor(args.weights)
@@ -85,8 +87,8 @@ def main() -> int:
             for priors in args.priors:
                 found = scene.localize(localizer, priors, queries, said=VARIANTS[name].said)
                 results[name][priors] += [entry(scene, each) for each in found]
-        common.save(args, "under_change", results, {section: table(results)})
-    return common.finish(args, {section: table(results)})
+        common.save(args, "under_change", results, {section: table(results, args.each)})
+    return common.finish(args, {section: table(results, args.each)})
 
 
 def worse(queries: Sequence[Query], change: str, folder: Path) -> list[Query]:
@@ -115,22 +117,31 @@ def entry(scene: common.Scene, found: QueryResult) -> dict[str, object]:
     }
 
 
-def table(results: dict[str, dict[str, list[dict]]]) -> str:
-    """A row for each variant and size of priors."""
+def table(results: dict[str, dict[str, list[dict]]], each: bool = False) -> str:
+    """A row for each variant and size of priors over all cases; before that of each case, where wanted."""
     rows = []
     for name, by_priors in results.items():
-        for priors, entries in by_priors.items():
-            pairs = [(e["degrees"], e["depth"]) for e in entries]
-            errors = np.array([(math.inf, math.inf, math.inf) if d is None else (d, 0.0, s) for d, s in pairs]).reshape(-1, 3)
-            sure = np.array([not entry["doubt"] for entry in entries], bool)
-            wrong = sure & ((errors[:, 0] > WRONG[0]) | (errors[:, 2] > WRONG[1]))
-            middle = common.medians(errors) if len(errors) else {"median_deg": None, "median_depth": None}
-            depth = None if middle["median_depth"] is None else 100 * middle["median_depth"]
-            shares = [f"{common.recall(errors, *limits):.2f}" if len(errors) else "–" for limits in LIMITS]
-            figures = [*shares, format_number(middle["median_deg"]), format_number(depth), int(sure.sum()), int(wrong.sum())]
-            times = [entry["ms"] for entry in entries]
-            rows.append((VARIANTS[name].title, priors, len(entries), *figures, f"{np.median(times):.0f}" if times else "–"))
+        title = VARIANTS[name].title
+        for case in dict.fromkeys(e["case"] for entries in by_priors.values() for e in entries) if each else ():
+            for priors, entries in by_priors.items():
+                some = [entry for entry in entries if entry["case"] == case]
+                rows.append((f"{title}, {case}", priors, len(some), *figures(some)))
+        rows += [(title, priors, len(entries), *figures(entries)) for priors, entries in by_priors.items()]
     return markdown_table(HEAD, rows)
+
+
+def figures(entries: list[dict]) -> tuple[object, ...]:
+    """What the table says of some queries."""
+    pairs = [(e["degrees"], e["depth"]) for e in entries]
+    errors = np.array([(math.inf, math.inf, math.inf) if d is None else (d, 0.0, s) for d, s in pairs]).reshape(-1, 3)
+    sure = np.array([not entry["doubt"] for entry in entries], bool)
+    wrong = sure & ((errors[:, 0] > WRONG[0]) | (errors[:, 2] > WRONG[1]))
+    middle = common.medians(errors) if len(errors) else {"median_deg": None, "median_depth": None}
+    depth = None if middle["median_depth"] is None else 100 * middle["median_depth"]
+    shares = [f"{common.recall(errors, *limits):.2f}" if len(errors) else "–" for limits in LIMITS]
+    times = [entry["ms"] for entry in entries]
+    middles = format_number(middle["median_deg"]), format_number(depth)
+    return *shares, *middles, int(sure.sum()), int(wrong.sum()), f"{np.median(times):.0f}" if times else "–"
 
 
 if __name__ == "__main__":

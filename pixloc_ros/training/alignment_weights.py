@@ -31,7 +31,7 @@ from ..features.weights import Weights
 from ..io.files import write_text
 from .alignment_samples import AlignmentSample, PhotoSamples, PlaceSamples, SampleOptions, draw_samples
 from .augmentation import AugmentationOptions
-from .config import open_weights, read_sections
+from .config import read_sections, weights_name
 from .judge_training import JudgeSection, fit_judge, honest_elsewhere, outcomes
 from .pairs import PairShape
 from .photos import MotionRange, PhotoPairs, list_photos
@@ -302,7 +302,8 @@ def run(config: AlignmentConfig, out: Path, resume: bool, say: Callable[[str], N
     if not resume and (out / "search.json").exists():
         raise InputError(f"{out} holds a run already: go on with --resume, or choose another folder")
     out.mkdir(parents=True, exist_ok=True)
-    extractor, weights = load_extractor(config.start), open_weights(config.start, Path(config.folder))
+    name = weights_name(config.start, Path(config.folder))
+    extractor, weights = load_extractor(name), Weights.open(name)
     levels = len(extractor.strides)
     start = LevelWeights.constant(levels, *config.constants).table.numpy().astype(np.float64)
     if config.weights:

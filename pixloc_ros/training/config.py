@@ -314,7 +314,12 @@ def build_network(section: NetworkSection, folder: Path) -> tuple[torch.nn.Modul
 
 def open_weights(name: str, folder: Path) -> Weights:
     """Weights of a file, seen from the configuration's folder, or of a shipped name. Raises InputError."""
-    return Weights.open(folder / name if (folder / name).is_file() else name)
+    return Weights.open(weights_name(name, folder))
+
+
+def weights_name(name: str, folder: Path) -> str:
+    """A file's path where the configuration's folder has it, else the name, which may be that of shipped weights."""
+    return str(folder / name) if (folder / name).is_file() else name
 
 
 def _build_damping(section: NetworkSection, companions: dict[str, torch.Tensor], levels: int) -> LearnedDamping:

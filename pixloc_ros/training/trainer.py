@@ -72,6 +72,7 @@ class Trainer:
         self.companions = open_weights(given, Path(config.folder)).companions if given else {}
         self.refiner = PairRefiner(network, damping, config.alignment.options(), config.loss, config.features)
         self.strides = config.network.strides or (tuple(network.strides),)
+        _check_features(config, min(map(len, self.strides)))
         for strides in self.strides:  # refused here rather than in the middle of the run
             if strides != tuple(network.strides):
                 network.with_strides(strides)
@@ -83,7 +84,8 @@ class Trainer:
             self.state["average"] = self.average
         self.step, self.skipped, self.seconds, self.best = 0, 0, 0.0, math.inf
         self._open_folder(resume)
-        self.model = DistributedDataParallel(self.refiner) if self.world > 1 else self.refiner
+        unused = not config.features.poses  # confidences and some levels are learned from poses alone
+        self.model = DistributedDataParallel(self.refiner, find_unused_parameters=unused) if self.world > 1 else self.refiner
         self.training = build_mixture(config, held_out=False, augmented=True)
         self.validation: dict[str, list[Batch]] | None = None
         self._asked_to_stop = self._stopping = False
@@ -331,6 +333,15 @@ def evaluate(refiner: PairRefiner, batches: list[Batch], strides: tuple[tuple[in
     within = (float(((degrees < angle) & (shares < share)).mean()) for angle, share in ((0.1, 0.002), (0.5, 0.01)))
     levels_reached = tuple(torch.cat(success).mean(0).tolist())
     return Validation(float(torch.cat(losses).mean()), levels_reached, float(np.median(pixels)), *within)
+
+
+def _check_features(config: TrainingConfig, levels: int) -> None:
+    """Raises InputError where weights of losses mean nothing for this network."""
+    features = config.features
+    if max(len(features.contrast), len(features.imitation)) > levels:
+        raise InputError(f"features: the network has {levels} levels: give contrast and imitation no more weights than that")
+    if not features.poses and config.network.learn_damping:
+        raise InputError("features: without a loss of poses nothing teaches the damping: set network.learn_damping to false")
 
 
 def _running_errors(

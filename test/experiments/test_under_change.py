@@ -13,11 +13,12 @@ def test_cases_with_images_of_their_own_place(data, monkeypatch, capsys):
     shutil.move(data / "data", cases)
     shutil.move(cases / "plane" / "images", images)
     (cases / "plane" / "scene.json").unlink()
-    words = [cases, "--images", images, "-o", data / "out", "--priors", "medium", "truth"]
+    words = [cases, "--images", images, "-o", data / "out", "--priors", "medium", "truth", "--each"]
     monkeypatch.setattr(sys, "argv", ["under_change", *map(str, words)])
     assert under_change.main() == 0
     lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("| as it ships")]
-    assert [line.split(" | ")[1] for line in lines] == ["medium", "truth"]
+    assert [line.split(" | ")[1] for line in lines] == ["medium", "truth"] * 2
+    assert [line.split(" | ")[0].endswith(", plane") for line in lines] == [True] * 2 + [False] * 2
     entries = json.loads((data / "out" / "under_change.json").read_text())["shipped"]["truth"]
     assert [entry["case"] for entry in entries] == ["plane"] * 2 and all(entry["degrees"] < 0.5 for entry in entries)
 

@@ -4,6 +4,7 @@
 import json
 import sys
 
+import common
 import numpy as np
 import pytest
 import render_world
@@ -170,6 +171,16 @@ def test_killed_work_goes_on_and_gives_map_bags_and_truth(command):
         assert list((command.out / name / "drive").glob("*.mcap"))
     with np.load(command.out / "work" / "noon" / "00000.npz") as arrays:
         assert arrays["depth"].shape == (48, 64)
+        depth = np.median(arrays["depth"][arrays["depth"] > 0])
+
+    case = common.Scene(command.out / "cases" / "noon", command.out / "images")
+    assert [query.path.is_file() for query in case.queries] == [True] * 3 == [name in case.truth for name in case.depths]
+    assert case.depths["noon/00000.png"] == pytest.approx(depth)
+    for size, std in common.PRIOR_SIZES.items():
+        for name, prior in case.priors(size).items():
+            degrees, _, share = case.error(name, prior)
+            assert degrees == pytest.approx(std.degrees) and share == pytest.approx(std.depth_share)
+    assert read_colmap_model(case.folder / "map").names == model.names
 
 
 def test_conditions_differ_in_light_or_camera():

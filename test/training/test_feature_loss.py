@@ -96,3 +96,23 @@ def test_a_run_learns_to_recognise_places(tmp_path, poses):
     assert loss() < 0.95 * before
     steps = [json.loads(line) for line in (tmp_path / "run" / "log.jsonl").read_text().splitlines()]
     assert len([step for step in steps if step["kind"] == "step" and step["error_px"] >= 0]) == 12
+
+
+@pytest.mark.parametrize(
+    ("features", "network", "said"),
+    [
+        ({"contrast": [1.0] * 9}, {"learn_damping": False}, "no more weights"),
+        ({"imitation": [1.0] * 9}, {"learn_damping": False}, "no more weights"),
+        ({"poses": 0, "contrast": [1.0]}, {}, "learn_damping"),
+    ],
+)
+def test_losses_that_the_network_cannot_have_are_refused(tmp_path, features, network, said):
+    write_photos(tmp_path / "photos")
+    config = {
+        "data": [{"kind": "photos", "folders": ["photos"]}],
+        "network": {"start": "compact"} | network,
+        "features": features,
+    }
+    (tmp_path / "run.json").write_text(json.dumps(config))
+    with pytest.raises(InputError, match=said):
+        Trainer(read_config(tmp_path / "run.json"), tmp_path / "run", say=lambda line: None)
