@@ -13,7 +13,8 @@ from ...geometry import se3
 from .matching import pixel_scale, require_pycolmap
 from .two_view import Pair, PairFinder, colmap_camera, turn_and_rest
 
-_ERROR_PX = 1.5
+_ERROR_PX, _EXACT_PX = 1.5, 0.1
+"""Of a match that counts at most; and below which errors tell no motion from another. In pixels at 640."""
 _MOST_MATCHES, _SURE_MATCHES, _FEWEST_MATCHES = 300, 100, 15
 _AHEAD = 0.2  # of a unit ray, along the axis
 _SAME_RAD, _DOUBTFUL, _BEFORE = np.radians(1.0), 1.5, 0.9
@@ -52,14 +53,15 @@ class ImageTurns:
 
     def nearest(self, poses: np.ndarray) -> np.ndarray:
         """The turns, float64 [n, 3, 3], that are nearer to those of poses [K, 4, 4]."""
-        rotations = poses[:, :3, :3]
-        return nearer(self.rotations, rotations[self.first].transpose(0, 2, 1) @ rotations[self.first + 1])
+        return nearer(self.rotations, self._steps(poses))
 
     def off_rad(self, poses: np.ndarray) -> np.ndarray:
         """Rotation vectors, float64 [n, 3], from the turns of poses [K, 4, 4] to these."""
+        return rotation_vectors(self._steps(poses).transpose(0, 2, 1) @ self.nearest(poses))
+
+    def _steps(self, poses: np.ndarray) -> np.ndarray:
         rotations = poses[:, :3, :3]
-        steps = rotations[self.first].transpose(0, 2, 1) @ rotations[self.first + 1]
-        return rotation_vectors(steps.transpose(0, 2, 1) @ nearer(self.rotations, steps))
+        return rotations[self.first].transpose(0, 2, 1) @ rotations[self.first + 1]
 
     def contradicted_by(self, poses: np.ndarray) -> np.ndarray:
         """Steps, int64, over which poses [K, 4, 4] turn otherwise, far beyond what either may be wrong by."""
@@ -103,7 +105,8 @@ def rotation_vectors(rotations: np.ndarray) -> np.ndarray:
 def _turns(finder: PairFinder, k: int, pair: Pair) -> tuple[np.ndarray, int] | None:
     """Two turns [2, 3, 3], which may be the same, and how many matches say it; None where there is none."""
     matches = pair.matches[:: -(-len(pair.matches) // _MOST_MATCHES)]
-    pixels, rays = ([finder.matcher.features(k + side)[what][matches[:, side]] for side in (0, 1)] for what in (0, 1))
+    features = [finder.matcher.features(k + side) for side in (0, 1)]
+    pixels, rays = ([features[side][what][matches[:, side]] for side in (0, 1)] for what in (0, 1))
     if not pair.has_parallax:
         return np.stack((turn_and_rest(*rays)[0].T,) * 2), len(matches)
     pycolmap, cameras = require_pycolmap(), finder.matcher.images.cameras
@@ -117,21 +120,21 @@ def _turns(finder: PairFinder, k: int, pair: Pair) -> tuple[np.ndarray, int] | N
     ahead = found["inlier_mask"] & (rays[0][:, 2] > _AHEAD) & (rays[1][:, 2] > _AHEAD)
     one, other = (side[ahead] / side[ahead, 2:] for side in rays)
     turn = second_from_first[:, :3].T
-    twin = _twin(second_from_first, one, other, options.max_error / float(cameras[k].params[0]))
+    twin = _twin(second_from_first, one, other, pixel_scale(cameras[k]) / float(cameras[k].params[0]))
     return np.stack((turn, turn if twin is None else twin)), found["num_inliers"]
 
 
-def _twin(second_from_first: np.ndarray, one: np.ndarray, other: np.ndarray, error: float) -> np.ndarray | None:
+def _twin(second_from_first: np.ndarray, one: np.ndarray, other: np.ndarray, pixel: float) -> np.ndarray | None:
     """The other turn [3, 3] that two views [m, 3] at z = 1 show if what they see is as good as flat; None where it is not."""
     if len(one) < _FEWEST_MATCHES:
         return None
-    homography, flat = cv2.findHomography(one[:, :2], other[:, :2], cv2.RANSAC, error)
+    homography, flat = cv2.findHomography(one[:, :2], other[:, :2], cv2.RANSAC, _ERROR_PX * pixel)
     if homography is None:
         return None
-    least, twin = _DOUBTFUL * _epipolar_error(second_from_first, one, other), None
+    least, twin = _DOUBTFUL * max(_epipolar_error(second_from_first, one, other), _EXACT_PX * pixel), None
     for turn, way, normal in zip(*cv2.decomposeHomographyMat(homography, np.eye(3))[1:]):
         apart = np.linalg.norm(rotation_vectors((turn.T @ second_from_first[:, :3])[None]))
-        if apart > _SAME_RAD and np.mean(one[flat.ravel() > 0] @ normal > 0) > _BEFORE:
+        if apart > _SAME_RAD and np.linalg.norm(way) > 0 and np.mean(one[flat.ravel() > 0] @ normal > 0) > _BEFORE:
             this = _epipolar_error(np.column_stack((turn, way)), one, other)
             least, twin = (this, turn.T) if this < least else (least, twin)
     return twin
