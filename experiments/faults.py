@@ -9,8 +9,8 @@
 Each run starts a node on a simulated drive, lets it track, injects the fault for a while, and goes on. The table has the states
 that the node went through, the time until it was right again, wrong poses given as TRACKING (further off than 0.25 m or 2
 degrees), the growth of its memory, and whether it survived. The exit code is 1 if a node died, gave a wrong pose as TRACKING or
-did not recover, or if its memory grew by more than 2 % in a soak, from the first tenth on. With several cameras the table also
-has what diagnostics said of each, and when they had nothing left to say of those that failed.
+did not recover, or if its memory grew by more than 2 % in a soak, once all faults had been there. With several cameras the table
+also has what diagnostics said of each, and when they had nothing left to say of those that failed.
 
 With --scheduler each worker plays the robot by itself: start one on a machine, or give each a ROS_DOMAIN_ID of its own.
 """
@@ -262,15 +262,16 @@ def run_all(names: list[str], args: argparse.Namespace, rate_hz: float) -> tuple
 
 
 def soak(drive: Drive, folder: Path, minutes: float, rate_hz: float, seed: int) -> tuple[bool, str]:
-    """Random faults on one node for so long; soak.json has the figures so far. Faults that are there from the start of a node, or
-    end it or start another, are left out. Returns whether all was good, and the table."""
-    choice, rounds, problem = random.Random(seed), [], ""
+    """Faults on one node for so long, all of them in a random order, then again; soak.json has the figures so far. Faults that
+    are there from the start of a node, or end it or start another, are left out. Returns whether all was good, and the table."""
+    choice, rounds, waiting, problem = random.Random(seed), [], [], ""
     cameras = tuple(name for name in drive.infos if name)
     names = sorted(name for name, fault in known_faults(cameras).items() if not fault.missing and not fault.ends_node)
     with Stage(drive, folder) as stage:
         began, memory_mb = time.monotonic(), [stage.memory_mb()]
         while time.monotonic() - began < 60 * minutes and not problem:
-            name = choice.choice(names)
+            waiting = waiting or choice.sample(names, len(names))
+            name = waiting.pop()
             # Each round is later than all of the one before, whichever way its fault moved the clock.
             run = stage.play(name, known_faults(cameras)[name], 200.0 * len(rounds))
             if stage.process.process.poll() is not None:
@@ -278,7 +279,8 @@ def soak(drive: Drive, folder: Path, minutes: float, rate_hz: float, seed: int) 
                 break
             rounds.append(run)
             memory_mb.append(stage.memory_mb())
-            figures = {"minutes": (time.monotonic() - began) / 60, "rate_hz": rate_hz, "seed": seed} | summary(rounds, memory_mb)
+            figures = {"minutes": (time.monotonic() - began) / 60, "rate_hz": rate_hz, "seed": seed}
+            figures |= summary(rounds, memory_mb, len(names))
             write_text(folder / "soak.json", json.dumps(figures, indent=1) + "\n")
             outcome = f"right again {seconds(run.recovered_s)}  tracked {run.tracked}/{run.images}  wrong {run.wrong}"
             print(f"{figures['minutes']:5.1f} min  {name:34} {outcome}  memory {memory_mb[-1]:.1f} MB", flush=True)
@@ -289,10 +291,11 @@ def soak(drive: Drive, folder: Path, minutes: float, rate_hz: float, seed: int) 
     return is_good(figures), soak_table(figures) + problem
 
 
-def summary(rounds: list[Run], memory_mb: list[float]) -> dict[str, object]:
-    """The figures, ready for JSON. Memory settles: medians of the second tenth and of the last tenth of the rounds."""
-    tenth = max(len(memory_mb) // 10, 1)
-    warm, end = (float(np.median(v)) for v in (memory_mb[tenth : 2 * tenth] or memory_mb[-1:], memory_mb[-tenth:]))
+def summary(rounds: list[Run], memory_mb: list[float], kinds: int) -> dict[str, object]:
+    """The figures, ready for JSON. Memory settles once each of the kinds of faults was there (the first search makes its index),
+    or after half of a short soak: medians of a tenth of the rounds, from then on and at the end."""
+    tenth, settled = max(len(memory_mb) // 10, 1), min(kinds, len(memory_mb) // 2)
+    warm, end = (float(np.median(v)) for v in (memory_mb[settled : settled + tenth], memory_mb[-tenth:]))
 
     def counts(runs: list[Run]) -> dict[str, object]:
         found = [run.recovered_s for run in runs if run.recovered_s is not None]
@@ -326,7 +329,7 @@ def soak_table(figures: dict) -> str:
         f"{figures['minutes']:.0f} minutes at {figures['rate_hz']:g} Hz, {figures['images']} images, {figures['injected']} "
         f"faults on one node: {figures['missed']} recoveries missed, {seconds(figures['worst_recovery_s'])} for the slowest, "
         f"{figures['wrong_poses']} wrong poses given as TRACKING. Memory {memory['start']:.0f} MB before the first image, "
-        f"{memory['after_warm_up']:.1f} MB after the warm-up (median of the second tenth of the time), {memory['end']:.1f} MB at "
+        f"{memory['after_warm_up']:.1f} MB once each kind of fault had been there, {memory['end']:.1f} MB at "
         f"the end (of the last tenth): {figures['growth_percent']:+.1f} %; {memory['most']:.1f} MB at most. "
         f"Exit code {figures['exit_code']}."
     )

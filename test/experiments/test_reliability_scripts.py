@@ -47,17 +47,17 @@ def test_gates_are_the_tracker_s_and_are_counted_by_truth():
 
 
 def test_a_soak_counts_faults_and_compares_settled_memory():
-    names, memory_mb = ("black images", "odometry stops"), [400.0, *[500.0] * 17, *[505.0] * 3]
+    names, memory_mb = ("black images", "odometry stops"), [400.0, 450.0, *[500.0] * 16, *[505.0] * 3]
     rounds = [faults.Run(names[k % 2], recovered_s=0.1 * k, tracked=100, images=135) for k in range(20)]
     ended = {"minutes": 10.0, "rate_hz": 15.0, "exit_code": 0, "problem": ""}
-    figures = faults.summary(rounds, memory_mb) | ended
+    figures = faults.summary(rounds, memory_mb, 2) | ended
     assert figures["injected"] == 20 and figures["by_fault"]["black images"]["injected"] == 10
     assert figures["growth_percent"] == pytest.approx(1.0) and figures["worst_recovery_s"] == pytest.approx(1.9)
     assert figures["memory_mb"] == {"start": 400.0, "after_warm_up": 500.0, "end": 505.0, "most": 505.0}
     assert faults.is_good(figures) and "+1.0 %" in faults.soak_table(figures)
     assert not faults.is_good(figures | {"exit_code": -11}) and not faults.is_good(figures | {"problem": "ended"})
-    assert not faults.is_good(faults.summary(rounds, [*memory_mb[:-2], 520.0, 520.0]) | ended)
-    missed = faults.summary([*rounds, faults.Run("black images", recovered_s=None)], memory_mb) | ended
+    assert not faults.is_good(faults.summary(rounds, [*memory_mb[:-2], 520.0, 520.0], 2) | ended)
+    missed = faults.summary([*rounds, faults.Run("black images", recovered_s=None)], memory_mb, 2) | ended
     assert not faults.is_good(missed) and missed["by_fault"]["black images"]["missed"] == 1
 
 
