@@ -31,7 +31,7 @@ from ..features.weights import Weights
 from ..io.files import write_text
 from .alignment_samples import AlignmentSample, PhotoSamples, PlaceSamples, SampleOptions, draw_samples
 from .augmentation import AugmentationOptions
-from .config import read_sections, weights_name
+from .config import open_weights, read_sections, weights_name
 from .judge_training import JudgeSection, fit_judge, honest_elsewhere, outcomes
 from .pairs import PairShape
 from .photos import MotionRange, PhotoPairs, list_photos
@@ -116,6 +116,8 @@ class AlignmentConfig:
         constants: First robust scale, residual variance, hold and trust.
         cues: Names of the `CUES` that the weights may depend on; none: each level has its constants.
         weights: An earlier run's weights file to begin from, instead of the constants.
+        average: Weights files of earlier runs; all numbers become the means of theirs and of what is found. Searches differ by
+            their seeds; means of several are better than each ("Model soups", Wortsman et al., ICML 2022).
         card: Added to the card of the weights.
     """
 
@@ -126,6 +128,7 @@ class AlignmentConfig:
     constants: tuple[float, float, float, float] = (0.15, 0.15, 0.1, 1.0)
     cues: tuple[str, ...] = CUES
     weights: str = ""
+    average: tuple[str, ...] = ()
     search: SearchSection = SearchSection()
     judge: JudgeSection = JudgeSection()
     card: dict = field(default_factory=dict)
@@ -290,6 +293,15 @@ def learn_weights(
     return parameters.table(mean, start)
 
 
+def mean_of(tensors: Sequence[dict[str, torch.Tensor]], names: Sequence[str]) -> dict[str, torch.Tensor]:
+    """The means of the first one's tensors and those of the others, which have names. Raises InputError where one lacks any."""
+    for name, other in zip(names, tensors[1:]):
+        missing = [key for key, value in tensors[0].items() if key not in other or other[key].shape != value.shape]
+        if missing:
+            raise InputError(f"average: {name} has no '{missing[0]}' as this run has it: give weights files of such runs")
+    return {key: torch.stack([one[key] for one in tensors]).mean(0) for key in tensors[0]}
+
+
 # ---- a run
 
 
@@ -305,6 +317,7 @@ def run(config: AlignmentConfig, out: Path, resume: bool, say: Callable[[str], N
     name = weights_name(config.start, Path(config.folder))
     extractor, weights = load_extractor(name), Weights.open(name)
     levels = len(extractor.strides)
+    averaged = [open_weights(one, Path(config.folder)).companions for one in config.average]
     start = LevelWeights.constant(levels, *config.constants).table.numpy().astype(np.float64)
     if config.weights:
         earlier = Weights.open(Path(config.folder) / config.weights).companions
@@ -328,7 +341,7 @@ def run(config: AlignmentConfig, out: Path, resume: bool, say: Callable[[str], N
     say(f"judge, {len(held)} held-out alignments, {right.sum()} right: {told:.1%} told apart, calibration error {gap:.3f}")
     say(f"variances times {judge.elsewhere:.1f}, for places unlike these")
     say(f"NEES of the right ones {np.mean(nees):.1f} (6 is right), median {np.median(nees):.1f} (5.35 is right)")
-    companions = {**weights.companions, **learned.tensors(), **judge.tensors()}
+    companions = {**weights.companions, **mean_of([learned.tensors() | judge.tensors(), *averaged], config.average)}
     path = out / "best.safetensors"
     replace(weights, companions=companions, card={**weights.card, **config.card}).save(path)
     return path

@@ -36,6 +36,7 @@ from pixloc_ros.training.alignment_weights import (
     PhotoSection,
     SearchSection,
     learn_weights,
+    mean_of,
     read_config,
 )
 from pixloc_ros.training.judge_training import Outcome, fit_judge, honest_elsewhere
@@ -319,6 +320,25 @@ def test_a_run_from_the_command_line_gives_weights_that_serve_and_its_folder_is_
     assert (out / "best.safetensors").read_bytes() == kept
     assert main(["train", str(config), "-o", str(out), "--resume"]) == 0
     assert "going on after generation 2" in capsys.readouterr().out
+
+
+def test_a_run_gives_the_means_of_its_weights_and_of_earlier_ones(tmp_path):
+    def companions(name, **change):
+        assert main(["train", str(write_config(tmp_path, **change)), "-o", str(tmp_path / name)]) == 0
+        return load_extractor(tmp_path / name / "best.safetensors").companions
+
+    one = companions("one")
+    other = companions("other", search={"generations": 2, "population": 4, "batch": 6, "held_out": 3, "threads": 1, "seed": 1})
+    both = companions("both", average=["one/best.safetensors", "other/best.safetensors"])
+    learned = [name for name in one if not torch.equal(one[name], other[name])]
+    assert "levels.weights" in learned and any(name.startswith("judge.") for name in learned)
+    for name in learned:
+        torch.testing.assert_close(both[name], (2 * one[name] + other[name]) / 3)
+
+
+def test_what_cannot_be_averaged_is_refused():
+    with pytest.raises(InputError, match="average: old.safetensors has no 'a' as this run has it"):
+        mean_of([{"a": torch.ones(2)}, {"a": torch.ones(3)}], ["old.safetensors"])
 
 
 def test_data_that_is_missing_is_told_in_one_line(tmp_path, capsys):
