@@ -272,7 +272,7 @@ class DriveSolver:
             finder.find(None)
         if not self.frames.has_odometry:
             return self._held_by_sensors(finder, mapped, None)
-        turns, base_from_camera, notes = ImageTurns.of(finder), self.frames.base_from_camera.numpy(), []
+        turns, base_from_camera, notes = ImageTurns.of(finder, self.progress), self.frames.base_from_camera.numpy(), []
         if gyro := self._sensors and self._sensors.gyro(turns):
             odometry = gyro.turn(matcher.poses, base_from_camera)
         else:

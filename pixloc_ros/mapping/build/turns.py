@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import os
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import cv2
@@ -10,6 +12,7 @@ import numpy as np
 import torch
 
 from ...geometry import se3
+from .building import Progress
 from .matching import pixel_scale, require_pycolmap
 from .two_view import Pair, PairFinder, colmap_camera, turn_and_rest
 
@@ -39,16 +42,18 @@ class ImageTurns:
     sure: np.ndarray
 
     @classmethod
-    def of(cls, finder: PairFinder) -> ImageTurns:
+    def of(cls, finder: PairFinder, progress: Progress | None = None) -> ImageTurns:
         """By essential matrices, or by a rotation alone where there is no parallax."""
+        steps = [(k, pair) for k in range(finder.count - 1) if (pair := finder.pairs.get((k, k + 1))) and pair.is_link]
         first, rotations, counts = [], [], []
-        for k in range(finder.count - 1):
-            pair = finder.pairs.get((k, k + 1))
-            found = None if pair is None or not pair.is_link else _turns(finder, k, pair)
-            if found is not None:
-                first.append(k)
-                rotations.append(found[0])
-                counts.append(found[1])
+        with ThreadPoolExecutor(os.cpu_count()) as threads:
+            for n, found in enumerate(threads.map(lambda step: _turns(finder, *step), steps)):
+                if progress:
+                    progress(n, len(steps), "how the camera turned")
+                if found is not None:
+                    first.append(steps[n][0])
+                    rotations.append(found[0])
+                    counts.append(found[1])
         return cls(np.array(first, np.int64), np.array(rotations).reshape(-1, 2, 3, 3), np.array(counts) >= _SURE_MATCHES)
 
     def nearest(self, poses: np.ndarray) -> np.ndarray:
