@@ -1,7 +1,6 @@
 # Copyright the pixloc_ros authors. SPDX-License-Identifier: Apache-2.0
 """Gyro, accelerometer and satellite fixes in maps of drives without poses."""
 
-import itertools
 import json
 from dataclasses import replace
 
@@ -119,25 +118,6 @@ def test_a_gyro_corrects_wheels_that_turn_wrongly(tmp_path):
     assert report["posed"][0] == report["posed"][1]
     assert "gyro of /imu/data" in (tmp_path / "site.html").read_text()
     assert tilt(map_) < np.radians(1.5)
-
-
-def without_turns(truth):
-    """Wheels that never say that they turn."""
-    steps = np.linalg.inv(truth[:-1]) @ truth[1:]
-    steps[:, :3, :3] = np.eye(3)
-    return list(itertools.accumulate(steps, np.matmul, initial=truth[0]))
-
-
-@pytest.mark.parametrize("wheels", ["one flat tyre", "no turns"])
-def test_images_correct_wheels_that_turn_wrongly(tmp_path, wheels):
-    truth = bases(np.arange(COUNT) * 0.1).numpy()
-    said = turning_wheels() if wheels == "one flat tyre" else without_turns(truth)
-    map_, report = make(tmp_path, write(tmp_path / "bag", said))
-    scale, rmse = off(map_)
-    assert rmse < 0.01 and abs(scale - 1) < 0.02
-    assert report["posed"][0] == report["posed"][1]
-    (note,) = [note for note in report["notes"] if "the odometry turns" in note]
-    assert "look after wheels" in note and note in (tmp_path / "site.html").read_text()
 
 
 def test_right_wheels_are_left_alone(tmp_path):

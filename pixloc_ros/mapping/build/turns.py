@@ -14,13 +14,15 @@ import torch
 from ...geometry import se3
 from .building import Progress
 from .matching import pixel_scale, require_pycolmap
-from .two_view import Pair, PairFinder, colmap_camera, turn_and_rest
+from .two_view import Pair, PairFinder, colmap_camera
 
 _ERROR_PX, _EXACT_PX = 1.5, 0.1
 """Of a match that counts at most; and below which errors tell no motion from another. In pixels at 640."""
 _MOST_MATCHES, _SURE_MATCHES, _FEWEST_MATCHES = 300, 100, 15
 _AHEAD = 0.2  # of a unit ray, along the axis
 _SAME_RAD, _DOUBTFUL, _BEFORE = np.radians(1.0), 1.5, 0.9
+_FLAT = 0.9
+"""Where so much of what two views match is flat, their turn is often wrong by degrees, and by the same from step to step."""
 _CONTRADICTS_RAD = np.radians(10.0)
 
 
@@ -34,7 +36,7 @@ class ImageTurns:
     Attributes:
         first: int64 [n], keyframes, rising; each turn is to the next one.
         rotations: float64 [n, 2, 3, 3], the next one's axes in those of the first; twice the same where there is no doubt.
-        sure: bool [n], whether enough matches say it.
+        sure: bool [n], whether enough matches say it, and not those of a wall alone.
     """
 
     first: np.ndarray
@@ -43,9 +45,9 @@ class ImageTurns:
 
     @classmethod
     def of(cls, finder: PairFinder, progress: Progress | None = None) -> ImageTurns:
-        """By essential matrices, or by a rotation alone where there is no parallax."""
+        """By essential matrices."""
         steps = [(k, pair) for k in range(finder.count - 1) if (pair := finder.pairs.get((k, k + 1))) and pair.is_link]
-        first, rotations, counts = [], [], []
+        first, rotations, sure = [], [], []
         with ThreadPoolExecutor(os.cpu_count()) as threads:
             for n, found in enumerate(threads.map(lambda step: _turns(finder, *step), steps)):
                 if progress:
@@ -53,8 +55,8 @@ class ImageTurns:
                 if found is not None:
                     first.append(steps[n][0])
                     rotations.append(found[0])
-                    counts.append(found[1])
-        return cls(np.array(first, np.int64), np.array(rotations).reshape(-1, 2, 3, 3), np.array(counts) >= _SURE_MATCHES)
+                    sure.append(found[1])
+        return cls(np.array(first, np.int64), np.array(rotations).reshape(-1, 2, 3, 3), np.array(sure, bool))
 
     def nearest(self, poses: np.ndarray) -> np.ndarray:
         """The turns, float64 [n, 3, 3], that are nearer to those of poses [K, 4, 4]."""
@@ -107,13 +109,11 @@ def rotation_vectors(rotations: np.ndarray) -> np.ndarray:
     return se3.so3_log(torch.from_numpy(np.ascontiguousarray(rotations))).numpy()
 
 
-def _turns(finder: PairFinder, k: int, pair: Pair) -> tuple[np.ndarray, int] | None:
-    """Two turns [2, 3, 3], which may be the same, and how many matches say it; None where there is none."""
+def _turns(finder: PairFinder, k: int, pair: Pair) -> tuple[np.ndarray, bool] | None:
+    """Two turns [2, 3, 3], which may be the same, and whether they are sure; None where there is none."""
     matches = pair.matches[:: -(-len(pair.matches) // _MOST_MATCHES)]
     features = [finder.matcher.features(k + side) for side in (0, 1)]
     pixels, rays = ([features[side][what][matches[:, side]] for side in (0, 1)] for what in (0, 1))
-    if not pair.has_parallax:
-        return np.stack((turn_and_rest(*rays)[0].T,) * 2), len(matches)
     pycolmap, cameras = require_pycolmap(), finder.matcher.images.cameras
     options = pycolmap.RANSACOptions()
     options.max_error, options.random_seed = _ERROR_PX * pixel_scale(cameras[k]), 0
@@ -125,24 +125,27 @@ def _turns(finder: PairFinder, k: int, pair: Pair) -> tuple[np.ndarray, int] | N
     ahead = found["inlier_mask"] & (rays[0][:, 2] > _AHEAD) & (rays[1][:, 2] > _AHEAD)
     one, other = (side[ahead] / side[ahead, 2:] for side in rays)
     turn = second_from_first[:, :3].T
-    twin = _twin(second_from_first, one, other, pixel_scale(cameras[k]) / float(cameras[k].params[0]))
-    return np.stack((turn, turn if twin is None else twin)), found["num_inliers"]
+    twin, flat = _twin(second_from_first, one, other, pixel_scale(cameras[k]) / float(cameras[k].params[0]))
+    # Without parallax a step to the side and a turn look the same.
+    sure = found["num_inliers"] >= _SURE_MATCHES and flat < _FLAT and pair.has_parallax
+    return np.stack((turn, turn if twin is None else twin)), sure
 
 
-def _twin(second_from_first: np.ndarray, one: np.ndarray, other: np.ndarray, pixel: float) -> np.ndarray | None:
-    """The other turn [3, 3] that two views [m, 3] at z = 1 show if what they see is as good as flat; None where it is not."""
+def _twin(second_from_first: np.ndarray, one: np.ndarray, other: np.ndarray, pixel: float) -> tuple[np.ndarray | None, float]:
+    """The other turn [3, 3] that two views [m, 3] at z = 1 show if what they see is as good as flat (None where it is not); and
+    which share of it is."""
     if len(one) < _FEWEST_MATCHES:
-        return None
+        return None, 1.0
     homography, flat = cv2.findHomography(one[:, :2], other[:, :2], cv2.RANSAC, _ERROR_PX * pixel)
     if homography is None:
-        return None
+        return None, 0.0
     least, twin = _DOUBTFUL * max(_epipolar_error(second_from_first, one, other), _EXACT_PX * pixel), None
     for turn, way, normal in zip(*cv2.decomposeHomographyMat(homography, np.eye(3))[1:]):
         apart = np.linalg.norm(rotation_vectors((turn.T @ second_from_first[:, :3])[None]))
         if apart > _SAME_RAD and np.linalg.norm(way) > 0 and np.mean(one[flat.ravel() > 0] @ normal > 0) > _BEFORE:
             this = _epipolar_error(np.column_stack((turn, way)), one, other)
             least, twin = (this, turn.T) if this < least else (least, twin)
-    return twin
+    return twin, float(flat.mean())
 
 
 def _epipolar_error(second_from_first: np.ndarray, one: np.ndarray, other: np.ndarray) -> float:

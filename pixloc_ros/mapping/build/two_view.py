@@ -133,7 +133,7 @@ class PairFinder:
             return Pair(good.astype(np.int32), 0.0, 0.0, len(matches))
         focal = float(cameras[b].params[0])
         shift = np.linalg.norm(pixels_a[good[:, 0]] - pixels_b[good[:, 1]], axis=1)
-        parallax = focal * turn_and_rest(rays_a[good[:, 0]], rays_b[good[:, 1]])[1]
+        parallax = focal * without_turn(rays_a[good[:, 0]], rays_b[good[:, 1]])
         scale = pixel_scale(cameras[b])
         good = np.stack((numbers_a[good[:, 0]], numbers_b[good[:, 1]]), 1)
         return Pair(good.astype(np.int32), float(np.median(shift)) / scale, float(np.median(parallax)) / scale, len(matches))
@@ -187,12 +187,12 @@ def colmap_camera(camera: Camera, number: int, known_focal: bool = True):
     return made
 
 
-def turn_and_rest(rays_a: np.ndarray, rays_b: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The turn b_from_a, float64 [3, 3], that explains unit rays [m, 3] of two images best; angles [m] it leaves, radians."""
+def without_turn(rays_a: np.ndarray, rays_b: np.ndarray) -> np.ndarray:
+    """Angles [m], radians, that are left between unit rays [m, 3] of two images when one is turned as well as can be."""
     weight = np.ones(len(rays_a))
     for _ in range(5):
         u, _, v = np.linalg.svd((rays_b * weight[:, None]).T @ rays_a)
         b_from_a = u @ np.diag((1.0, 1.0, np.linalg.det(u @ v))) @ v
         off = np.linalg.norm(np.cross(rays_a @ b_from_a.T, rays_b), axis=1)
         weight = 1 / (np.median(off) + off + 1e-9)
-    return b_from_a, off
+    return off
