@@ -6,6 +6,7 @@ from __future__ import annotations
 import os
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import accumulate
 
 import cv2
 import numpy as np
@@ -19,8 +20,9 @@ from .two_view import Pair, PairFinder, colmap_camera
 _ERROR_PX, _EXACT_PX = 1.5, 0.1
 """Of a match that counts at most; and below which errors tell no motion from another. In pixels at 640."""
 _MOST_MATCHES, _SURE_MATCHES, _FEWEST_MATCHES = 300, 100, 15
-_AHEAD = 0.2  # of a unit ray, along the axis
+_LEAST_Z = 0.2  # of a unit ray that is brought to z = 1
 _SAME_RAD, _DOUBTFUL, _BEFORE = np.radians(1.0), 1.5, 0.9
+"""Turns this near are one; another counts that fits no worse than so many times, with that share of the points before it."""
 _FLAT = 0.9
 """Where so much of what two views match is flat, their turn is often wrong by degrees, and by the same from step to step."""
 _CONTRADICTS_RAD = np.radians(10.0)
@@ -98,10 +100,12 @@ def with_turns(poses: np.ndarray, first: np.ndarray, rotations: np.ndarray, base
     half = se3.so3_exp(torch.from_numpy(more / 2)).numpy()
     steps[first, :3, 3] = np.einsum("nij,nj->ni", half, steps[first, :3, 3])
     steps[first, :3, :3] = turned
-    steps, made = camera_from_base @ steps @ base_from_camera, poses.copy()
-    for k, step in enumerate(steps):
-        made[k + 1] = made[k] @ step
-    return made
+    return along(poses[0], camera_from_base @ steps @ base_from_camera)
+
+
+def along(start: np.ndarray, steps: np.ndarray) -> np.ndarray:
+    """The poses, float64 [n + 1, 4, 4], of relative ones [n, 4, 4] that follow each other."""
+    return np.stack(list(accumulate(steps, np.matmul, initial=start)))
 
 
 def rotation_vectors(rotations: np.ndarray) -> np.ndarray:
@@ -122,7 +126,7 @@ def _turns(finder: PairFinder, k: int, pair: Pair) -> tuple[np.ndarray, bool] | 
     if found is None:
         return None
     second_from_first = found["cam2_from_cam1"].matrix()
-    ahead = found["inlier_mask"] & (rays[0][:, 2] > _AHEAD) & (rays[1][:, 2] > _AHEAD)
+    ahead = found["inlier_mask"] & (rays[0][:, 2] > _LEAST_Z) & (rays[1][:, 2] > _LEAST_Z)
     one, other = (side[ahead] / side[ahead, 2:] for side in rays)
     turn = second_from_first[:, :3].T
     twin, flat = _twin(second_from_first, one, other, pixel_scale(cameras[k]) / float(cameras[k].params[0]))
