@@ -7,7 +7,7 @@ The node, the command line, evaluation and Python users all assemble their local
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -35,21 +35,21 @@ from .tracking.types import FrameAlignment, PreparedFrame, PreparedImage, RigVie
 _GATES = QualityGates()
 """A pose is doubtful where its probability is lower than they ask for."""
 SURE = _GATES.sure_probability
-"""A pose that is less likely right is sought again"""
+"""A pose is sure that is as likely right as this."""
+_UNIQUE = 0.995
+"""Of a single image, which no other image confirms, a pose that is less likely right is sought again"""
 HYPOTHESES = 32
 """from so many poses, spread over what is known of it,"""
 HYPOTHESIS = PriorStd(5.0, depth_share=0.1)
 """each of which is a prior by itself."""
 _AROUND = PriorStd(10.0, depth_share=0.2)
 """How far off the best pose of a search may be."""
-_LIKELY = 0.5
-"""A rival place must be so likely."""
 _WITHIN = 5.0
 """Standard deviations of its prior, within which a pose must be."""
 SEARCH_TURNS, SEARCH_FINALISTS = 4, 5
 """Without a prior, further hypotheses are tried so many times until one is sure, and so many of them are aligned to the end."""
-RIVAL_SHARE = QualityGates().rival_inlier_fraction
-"""Without a prior a pose is also doubtful where another place has more than this share of its inliers."""
+_FEW, _RIVALS = "few points agree with the map", "another place looks the same"
+_LEAST_DOUBT = 1e-12
 _SAME_PLACE_DEPTHS = 0.2
 """A pose that is no further from its prior, in depths of what the image shows, may have been turned only."""
 
@@ -231,63 +231,66 @@ class Localizer:
     ) -> Location:
         """`locate` for an image whose features are known already (`FrameAligner.prepare`)."""
         if prior is None:
-            return Location.of(*self._search(PreparedFrame(0, image, prepared.camera, prepared)))
+            return self._search(PreparedFrame(0, image, prepared.camera, prepared))
         said = WIDE_PRIOR if prior_covariance is None else prior_covariance
-        alignment = first = self.aligner.localize_prepared(prepared, prior, said)
-        if alignment.success and math.isfinite(alignment.depth):
-            covariance = said.covariance(alignment.depth) if isinstance(said, PriorStd) else said
-            alignment = self._sought(prepared, alignment, prior, covariance)
-        # The likeliest of many has had more chances to look right, and the prior did not hold it.
-        least = _GATES.least_probability(first.probability < _GATES.min_probability, 1.0)
-        few = alignment.probability < least or alignment.inlier_fraction < _GATES.min_inlier_fraction
-        return Location.of(alignment, "few points agree with the map" if few else "")
+        first = self.aligner.localize_prepared(prepared, prior, said)
+        if not first.success:
+            return Location.of(first, "")
+        if not math.isfinite(first.depth):
+            return _believed([first], _GATES.min_probability)
+        covariance = said.covariance(first.depth) if isinstance(said, PriorStd) else said
+        if bool((covariance.diagonal() <= HYPOTHESIS.covariance(first.depth).diagonal()).all()):
+            return _believed([first], _GATES.min_probability)
+        return _believed(self._sought(prepared, [first], prior, covariance), _GATES.min_probability_search)
 
     def _sought(
-        self, prepared: PreparedImage, best: FrameAlignment, pose: torch.Tensor, covariance: torch.Tensor
-    ) -> FrameAlignment:
-        """The most likely alignment of an image whose pose [4, 4] is known by a covariance [6, 6], if the best is doubtful."""
-        narrow = HYPOTHESIS.covariance(best.depth)
-        if best.probability >= SURE or bool((covariance.diagonal() <= narrow.diagonal()).all()):
-            return best
+        self, prepared: PreparedImage, places: list[FrameAlignment], pose: torch.Tensor, covariance: torch.Tensor
+    ) -> list[FrameAlignment]:
+        """What else an image may show if the first of its places is doubtful, likeliest first.
+
+        pose, covariance: What is known of the camera, [4, 4] and [6, 6].
+        """
+        narrow = HYPOTHESIS.covariance(places[0].depth)
+        if alone(places) >= _UNIQUE:
+            return places
         for start in spread(pose, covariance, HYPOTHESES, 0)[1:]:
-            found = self.aligner.localize_prepared(prepared, start, narrow)
-            if found.probability <= best.probability:
-                continue
-            if mahalanobis(pose, covariance, found.map_from_camera, found.covariance) <= _WITHIN:
-                best = found
-            if best.probability >= SURE:
+            other = self.aligner.localize_prepared(prepared, start, narrow)
+            if other.success and mahalanobis(pose, covariance, other.map_from_camera, other.covariance) <= _WITHIN:
+                places = self._apart([*places, other])
+            if alone(places) >= _UNIQUE:
                 break
-        return best
+        return places
+
+    def _apart(self, found: Sequence[FrameAlignment]) -> list[FrameAlignment]:
+        """The likeliest alignment of each place, likeliest first."""
+        places: list[FrameAlignment] = []
+        for one in sorted(found, key=lambda alignment: -alignment.probability):
+            if not any(self.relocalizer.same_place(one.map_from_camera, place.map_from_camera) for place in places):
+                places.append(one)
+        return places
 
     def _turned_against(self, prior: torch.Tensor, frame: PreparedFrame) -> str:
         """Whether the image was taken where its prior says but looks elsewhere, in words; the whole map is searched."""
-        found, doubt = self._search(frame)
-        if found is None or doubt:
+        found = self._search(frame)
+        if not found.success:
             return ""
         away = float((found.map_from_camera[:3, 3] - prior[:3, 3]).norm())
-        return turned_prior(prior, found.map_from_camera) if away < _SAME_PLACE_DEPTHS * found.depth else ""
+        return turned_prior(prior, found.map_from_camera) if away < _SAME_PLACE_DEPTHS * found.alignment.depth else ""
 
-    def _search(self, frame: PreparedFrame) -> tuple[FrameAlignment | None, str]:
-        """The best pose of a prepared image in the whole map, None where there is none, and why it may be wrong."""
-        camera = torch.eye(4, dtype=torch.float64)
-        found: list[FrameAlignment] = []
+    def _search(self, frame: PreparedFrame) -> Location:
+        """The best pose of a prepared image in the whole map."""
+        camera, places = torch.eye(4, dtype=torch.float64), []
         for turn in range(SEARCH_TURNS):
-            found += self.relocalizer.search(frame, camera, turn, finalists=SEARCH_FINALISTS)
-            best = max(found, key=lambda alignment: alignment.probability, default=None)
-            if best is not None and best.probability >= _GATES.min_probability_search:
+            found = self.relocalizer.search(frame, camera, turn, finalists=SEARCH_FINALISTS)
+            places = self._apart([*places, *(one for one in found if one.success)])
+            if places and places[0].probability >= _GATES.min_probability_search:
                 break
-        if best is not None and best.success and math.isfinite(best.depth):
-            best = self._sought(frame.prepared, best, best.map_from_camera, _AROUND.covariance(best.depth))
-        if best is None or best.probability < _GATES.min_probability_search:
-            return best, "few points agree with the map"
-        rivals = [
-            other
-            for other in found
-            if other.probability >= _LIKELY
-            and other.inlier_fraction > RIVAL_SHARE * best.inlier_fraction
-            and not self.relocalizer.same_place(other.map_from_camera, best.map_from_camera)
-        ]
-        return best, "another place looks the same" if rivals else ""
+        if not places:
+            return Location.of(None, "")
+        if math.isfinite(places[0].depth):
+            around = _AROUND.covariance(places[0].depth)
+            places = self._sought(frame.prepared, places, places[0].map_from_camera, around)
+        return _believed(places, _GATES.min_probability_search)
 
     def warm_up(self, progress: Callable[[int, int], None] = lambda done, of: None, rig: bool = False) -> None:
         """Pays for first calls, which cost many times what later ones do, before images come: right after an installation, when
@@ -325,6 +328,20 @@ class Localizer:
             views = RigView("", frame.prepared), RigView("other", frame.prepared, base_from_camera)
             aligner.localize_prepared(views, pose, isotropic(0.1, 0.1))
             advance()
+
+
+def alone(places: Sequence[FrameAlignment]) -> float:
+    """Probability that the first of some poses is right: they exclude one another, and each may be wrong. Each one's own
+    probability says how much likelier it has made what the image shows, as odds."""
+    odds = [one.probability / max(1 - one.probability, _LEAST_DOUBT) for one in places]
+    return odds[0] / (1 + sum(odds))
+
+
+def _believed(places: Sequence[FrameAlignment], least: float) -> Location:
+    """The first of the places that an image may show, doubtful where its probability is less."""
+    best = replace(places[0], probability=alone(places))
+    few = places[0].probability < least or best.inlier_fraction < _GATES.min_inlier_fraction
+    return Location.of(best, _FEW if few else _RIVALS if best.probability < least else "")
 
 
 class _Rehearsal:

@@ -133,7 +133,8 @@ def _judge(extractor) -> dict:
     if not any(name.startswith(module.TENSORS) for name in extractor.companions):
         return {"judge": None, "judge_elsewhere": None}
     judge = module.AlignmentJudge.of(extractor.companions, f"weights '{extractor.name}'")
-    numbers = {"log odds": judge.log_odds, "noise": judge.noise, "turn": judge.turn, "shift": judge.shift}
+    odds = {f"log odds, {prior}": row for prior, row in zip(module.PRIORS, judge.log_odds)}
+    numbers = odds | {"noise": judge.noise, "turn": judge.turn, "shift": judge.shift}
     numbers = {name: values.tolist() for name, values in numbers.items()}
     rows = {name: {"constant": row[0], "slopes": dict(zip(module.STATISTICS, row[1:]))} for name, row in numbers.items()}
     return {"judge": rows, "judge_elsewhere": judge.elsewhere}

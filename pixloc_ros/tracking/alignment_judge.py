@@ -36,34 +36,43 @@ final pose; the log mean slope of the image's features, which blur flattens (`al
 visible points over 500; their share of those asked for; log10 of the standard deviations that the image alone leaves, as shares
 of the depth and in radians; log10 of how far the pose went from the start and since level 1, the share of the depth plus
 radians."""
+PRIORS = "narrow prior", "wide prior"
+"""What a pose's probability is read from differs: where it is known, few points that agree do; where it is not, they may be those
+of a place that looks the same."""
+_WIDTHS = -2.5, -0.5
+"""log10 of the standard deviations of such priors: means of translation's, as a share of the depth, and rotation's, rad."""
 TENSORS = "judge."
 _LEVELS = 5
 _NAMES = tuple(TENSORS + name for name in ("probability", "noise", "turn", "shift"))
 _ELSEWHERE = TENSORS + "elsewhere"
 _NEVER = -9.0
 _LEAST_AGREEMENT = 0.02
-_HAND = (0.0, 0.15, 0.2, 0.32, 0.4, 1.0), (0.0, 0.85, 0.92, 0.95, 0.98, 1.0)
+_HAND = (0.0, 0.15, 0.2, 0.32, 0.4, 1.0), (0.0, 0.7, 0.92, 0.95, 0.98, 1.0)
 """Where nothing was learned: shares of points that agree, and probabilities, which put the tracker's gates where they were when
 they looked at these shares."""
 _LIMITS = (-9.0, 4.0)
 _LEAST, _LARGEST_POWER = 1e-5, 30.0
 
 
-def statistics_of(result: AlignmentResult, covariance: np.ndarray, start: np.ndarray, depth: float) -> np.ndarray:
-    """The `STATISTICS` of one alignment, float64 [21]; of fewer levels than five, the coarsest stands for those missing.
+def statistics_of(
+    result: AlignmentResult, covariance: np.ndarray, start: np.ndarray, depth: float, prior: np.ndarray | None = None
+) -> np.ndarray:
+    """The `STATISTICS` of one alignment and how wide its prior was, float64 [22]: 0 narrow, 1 wide (`PRIORS`), between them the
+    share of the logarithm's way. Of fewer levels than five, the coarsest stands for those missing.
 
     Args:
         result: Unbatched.
         covariance: float64 [6, 6] that it claims.
         start: camera_from_map float64 [4, 4] where it began.
         depth: Median depth of the visible points.
+        prior: float64 [6, 6], covariance of the prior, camera axes; None where there is none.
     """
     traces = [result.trace[0]] * (_LEVELS - len(result.trace)) + list(result.trace[-_LEVELS:])
     visible = int(result.visible.sum())
     end, coarse = result.camera_from_map.numpy(), traces[1].camera_from_map[-1].double().numpy()
     unit = depth if np.isfinite(depth) and depth > 0 else 1.0
-    scaled = covariance.diagonal() / np.repeat((unit**2, 1.0), 3)
-    variances = np.nan_to_num(scaled, nan=1e6, posinf=1e6).clip(1e-20, 1e6)
+    spread = _log_std(covariance, unit)
+    width = 1.0 if prior is None else float(np.interp(_log_std(prior, unit).mean(), _WIDTHS, (0.0, 1.0)))
     return np.array(
         [
             *(math.log10(float(trace.agreement) + _LEAST_AGREEMENT) for trace in traces),
@@ -71,12 +80,18 @@ def statistics_of(result: AlignmentResult, covariance: np.ndarray, start: np.nda
             *(float(trace.slopes) for trace in traces),
             np.log10(max(visible, 1) / 500),
             visible / max(result.visible.shape[-1], 1),
-            0.5 * np.log10(variances[:3].mean()),
-            0.5 * np.log10(variances[3:].mean()),
+            *spread,
             _moved(start, end, unit),
             _moved(coarse, end, unit),
+            width,
         ]
     )
+
+
+def _log_std(covariance: np.ndarray, unit: float) -> np.ndarray:
+    """log10 of the standard deviations of translation, in units, and rotation, rad, float64 [2]."""
+    scaled = covariance.diagonal() / np.repeat((unit**2, 1.0), 3)
+    return 0.5 * np.log10(np.nan_to_num(scaled, nan=1e6, posinf=1e6).clip(1e-20, 1e6).reshape(2, 3).mean(1))
 
 
 def _moved(one: np.ndarray, other: np.ndarray, depth: float) -> float:
@@ -91,9 +106,10 @@ class AlignmentJudge:
 
     The covariance of a pose is what the optimizer claims, as if all points erred independently, times a factor, and what all
     points have in common: blur that is not centred, light from another side, a map that is off. That turns and shifts the camera.
+    It does not depend on the prior, which would be counted twice.
 
     Attributes:
-        log_odds: Of a right pose (`RIGHT`).
+        log_odds: Of a right pose (`RIGHT`), float64 [2, 22]: with a narrow and with a wide prior (`PRIORS`).
         noise: log10 of the factor on the claimed covariance.
         turn: log10 of the standard deviation that points have in common, rad.
         shift: The same of the camera's place, as a share of the depth.
@@ -110,9 +126,9 @@ class AlignmentJudge:
     @classmethod
     def by_hand(cls) -> AlignmentJudge:
         """Where nothing was learned: the share of points that agree on the level before the finest; the covariance as claimed."""
-        log_odds, noise, turn, shift = np.zeros((4, 1 + len(STATISTICS)))
+        noise, turn, shift = np.zeros((3, 1 + len(STATISTICS)))
         turn[0] = shift[0] = _NEVER
-        return _HandJudge(log_odds, noise, turn, shift)
+        return _HandJudge(np.zeros((2, 1 + len(STATISTICS))), noise, turn, shift)
 
     @classmethod
     def of(cls, companions: Mapping[str, torch.Tensor], source: str) -> AlignmentJudge:
@@ -120,10 +136,11 @@ class AlignmentJudge:
         found = [companions.get(name) for name in _NAMES]
         if any(value is None for value in found):
             return cls.by_hand()
-        length = 1 + len(STATISTICS)
         for name, value in zip(_NAMES, found):
-            if tuple(value.shape) != (length,) or not bool(value.isfinite().all()):
-                raise InputError(f"{source}: '{name}' must hold {length} finite numbers: train it again")
+            wanted = (2, 1 + len(STATISTICS))[name != _NAMES[0] :]
+            if tuple(value.shape) != wanted or not bool(value.isfinite().all()):
+                count = "x".join(map(str, wanted))
+                raise InputError(f"{source}: '{name}' must hold {count} finite numbers: train it again")
         elsewhere = companions.get(_ELSEWHERE, torch.ones(1))
         if tuple(elsewhere.shape) != (1,) or not 1 <= float(elsewhere) < float("inf"):
             raise InputError(f"{source}: '{_ELSEWHERE}' must hold one number, 1 or more: train it again")
@@ -137,13 +154,14 @@ class AlignmentJudge:
 
     def probability(self, statistics: np.ndarray) -> float:
         """That the pose is right."""
-        power = float(np.clip(self.log_odds[0] + self.log_odds[1:] @ statistics, -_LARGEST_POWER, _LARGEST_POWER))
+        narrow, wide = self.log_odds[:, 0] + self.log_odds[:, 1:] @ statistics[:-1]
+        power = float(np.clip(narrow + statistics[-1] * (wide - narrow), -_LARGEST_POWER, _LARGEST_POWER))
         return 1 / (1 + math.exp(-power))
 
     def covariance(self, claimed: torch.Tensor, statistics: np.ndarray, depth: float) -> torch.Tensor:
         """Of a pose [6, 6] (translation, rotation): of what the optimizer claims, and the median depth of the visible points."""
         noise, turn, shift = (
-            10 ** float(np.clip(v[0] + v[1:] @ statistics, *_LIMITS)) for v in (self.noise, self.turn, self.shift)
+            10 ** float(np.clip(v[0] + v[1:] @ statistics[:-1], *_LIMITS)) for v in (self.noise, self.turn, self.shift)
         )
         return claimed * noise + isotropic(shift * depth if np.isfinite(depth) else 0.0, turn)
 

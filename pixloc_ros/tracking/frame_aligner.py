@@ -187,7 +187,8 @@ class FrameAligner:
             start = map_from_local @ se3.inverse(result.camera_from_map)
         visible, inliers = sum(view.visible for view in aligned), sum(view.inliers for view in aligned)
         claimed, depth = inverse_information(result.information), _depth(result, aligned)
-        statistics = statistics_of(result, claimed.numpy(), (begin @ map_from_local).numpy(), depth)
+        held = None if prior_covariance is None else prior_covariance.numpy()
+        statistics = statistics_of(result, claimed.numpy(), (begin @ map_from_local).numpy(), depth, held)
         covariance = self.judge.covariance(claimed, statistics, depth)
         success = bool(result.converged) and bool(torch.isfinite(covariance).all())
         points = result.visible.shape[-1]

@@ -46,15 +46,20 @@ _LOG = "alignment_log.jsonl"
 
 @dataclass(frozen=True)
 class PhotoSection:
-    """Samples of photos: folders, the view's size, between which views, how many samples, how often a sample is used, and how
-    images are changed, if not as the other samples are."""
+    """Samples of photos: folders, the view's size, between which views, how many samples, how often a sample is used, the share
+    of photos of which a part repeats, and how images are changed, if not as the other samples are."""
 
     folders: tuple[str, ...]
     samples: int
     view: tuple[int, int] = (320, 240)
     motion: MotionRange = MotionRange()
     weight: float = 1.0
+    repeated: float = 0.0
     augmentation: AugmentationOptions | None = None
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.repeated <= 1:
+            raise InputError("photos: repeated is a share, from 0 to 1")
 
 
 @dataclass(frozen=True)
@@ -116,8 +121,9 @@ class AlignmentConfig:
         constants: First robust scale, residual variance, hold and trust.
         cues: Names of the `CUES` that the weights may depend on; none: each level has its constants.
         weights: An earlier run's weights file to begin from, instead of the constants.
-        average: Weights files of earlier runs; all numbers become the means of theirs and of what is found. Searches differ by
-            their seeds; means of several are better than each ("Model soups", Wortsman et al., ICML 2022).
+        average: Weights files of earlier runs; the weights become the means of theirs and of what is found, and the judge learns
+            from these. Searches differ by their seeds; means of several are better than each ("Model soups", Wortsman et al.,
+            ICML 2022).
         card: Added to the card of the weights.
     """
 
@@ -160,7 +166,7 @@ def draw_all(
     for number, section in enumerate((*config.photos, *config.places)):
         if isinstance(section, PhotoSection):
             files = list_photos([folder / f for f in section.folders], held_out=False)
-            pairs = PhotoPairs(files, PairShape(*section.view, points), section.motion)
+            pairs = PhotoPairs(files, PairShape(*section.view, points), section.motion, section.repeated)
             source = PhotoSamples(pairs, extractor, f"photos {section.view[0]}")
         else:
             paths = {name: folder / getattr(section, name) for name in ("queries", "images", "drive") if getattr(section, name)}
@@ -293,16 +299,15 @@ def learn_weights(
     return parameters.table(mean, start)
 
 
-def mean_of(tensors: Sequence[dict[str, torch.Tensor]], names: Sequence[str]) -> dict[str, torch.Tensor]:
-    """The means of the first one's tensors and those of the others, which have names. Raises InputError where one lacks any."""
-    for name, other in zip(names, tensors[1:]):
-        missing = [key for key, value in tensors[0].items() if key not in other or other[key].shape != value.shape]
-        if missing:
-            raise InputError(f"average: {name} has no '{missing[0]}' as this run has it: give weights files of such runs")
-    return {key: torch.stack([one[key] for one in tensors]).mean(0) for key in tensors[0]}
-
-
 # ---- a run
+
+
+def table_of(config: AlignmentConfig, name: str, levels: int) -> np.ndarray:
+    """The level weights float64 [levels, 6, 6] of a weights file. Raises InputError where it holds none."""
+    learned = LevelWeights.of(open_weights(name, Path(config.folder)).companions, levels, name)
+    if learned is None:
+        raise InputError(f"{name} holds no level weights: give the file of an earlier run of this kind")
+    return learned.table.numpy().astype(np.float64)
 
 
 def run(config: AlignmentConfig, out: Path, resume: bool, say: Callable[[str], None]) -> Path:
@@ -317,17 +322,16 @@ def run(config: AlignmentConfig, out: Path, resume: bool, say: Callable[[str], N
     name = weights_name(config.start, Path(config.folder))
     extractor, weights = load_extractor(name), Weights.open(name)
     levels = len(extractor.strides)
-    averaged = [open_weights(one, Path(config.folder)).companions for one in config.average]
+    averaged = [table_of(config, one, levels) for one in config.average]
     start = LevelWeights.constant(levels, *config.constants).table.numpy().astype(np.float64)
     if config.weights:
-        earlier = Weights.open(Path(config.folder) / config.weights).companions
-        start = LevelWeights.of(earlier, levels, config.weights).table.numpy().astype(np.float64)
+        start = table_of(config, config.weights, levels)
     table = start
     if config.search.generations:
         samples, shares = draw_all(config, extractor, 0, say)
         table = learn_weights(Objective(samples, levels, config.search.threads), shares, start, config, out, resume, say)
         del samples
-    learned = LevelWeights(torch.from_numpy(table).float())
+    learned = LevelWeights(torch.from_numpy(np.mean([table, *averaged], 0)).float())
     # The weights do better on what they were learned from: the judge learns from other samples.
     drawn = replace(config, samples=replace(config.samples, elsewhere=config.judge.elsewhere))
     samples = draw_all(drawn, extractor, 1, say)[0]
@@ -341,7 +345,7 @@ def run(config: AlignmentConfig, out: Path, resume: bool, say: Callable[[str], N
     say(f"judge, {len(held)} held-out alignments, {right.sum()} right: {told:.1%} told apart, calibration error {gap:.3f}")
     say(f"variances times {judge.elsewhere:.1f}, for places unlike these")
     say(f"NEES of the right ones {np.mean(nees):.1f} (6 is right), median {np.median(nees):.1f} (5.35 is right)")
-    companions = {**weights.companions, **mean_of([learned.tensors() | judge.tensors(), *averaged], config.average)}
+    companions = {**weights.companions, **learned.tensors(), **judge.tensors()}
     path = out / "best.safetensors"
     replace(weights, companions=companions, card={**weights.card, **config.card}).save(path)
     return path

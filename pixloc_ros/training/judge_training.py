@@ -41,8 +41,8 @@ class JudgeSection:
 
 @dataclass(frozen=True)
 class Outcome:
-    """One alignment: its statistics [21], whether its pose is right, its error [6] and claimed covariance [6, 6] (translations as
-    shares of the depth), its sample's number and the kind of its source."""
+    """One alignment: its statistics (`statistics_of`), whether its pose is right, its error [6] and claimed covariance [6, 6]
+    (translations as shares of the depth), its sample's number and the kind of its source."""
 
     statistics: np.ndarray
     right: bool
@@ -89,7 +89,8 @@ def _outcome(sample: AlignmentSample, result: AlignmentResult, number: int) -> O
     pose = result.camera_from_map.double()
     depths = se3.transform(pose, sample.view.points.xyz.double())[:, 2][result.visible]
     depth = float(depths.median())
-    statistics = statistics_of(result, covariance.numpy(), sample.start.numpy(), depth)
+    prior = torch.linalg.inv(sample.information).numpy()
+    statistics = statistics_of(result, covariance.numpy(), sample.start.numpy(), depth, prior)
     error = se3.se3_log(sample.truth @ se3.inverse(pose)).numpy()
     unit = np.r_[[1 / max(abs(depth), 1e-12)] * 3, [1.0] * 3]
     degrees, percent = sample.error(pose)
@@ -134,7 +135,11 @@ def fit_judge(found: Sequence[Outcome], ridge: float) -> AlignmentJudge:
         slopes = x[:, 1:] / unit
         return np.c_[x[:, 0] - slopes @ centre, slopes]
 
-    return AlignmentJudge(solved(values, unlikely, [0.0])[0], *solved(values, far, [0.5, -3.0, -3.0]))
+    # What a wide prior changes: a constant and a slope for each statistic, times its width.
+    values, width = values[:, :-1], values[:, -1:]
+    narrow = solved(np.c_[values, width, width * values], unlikely, [0.0])[0]
+    narrow, change = np.split(narrow, 2)
+    return AlignmentJudge(np.stack((narrow, narrow + change)), *solved(values, far, [0.5, -3.0, -3.0]))
 
 
 def honest_elsewhere(judge: AlignmentJudge, found: Sequence[Outcome], ridge: float) -> AlignmentJudge:

@@ -37,6 +37,7 @@ _FIXED_POINT_PX = 0.02  # OpenCV looks fields up at multiples of 1/32 pixel: it 
 _STEEPEST = 0.3  # largest change of a point's shift per pixel: keeps surfaces from hiding parts of themselves
 _LEAST_OVERLAP = 0.4
 _SMALLEST_CONTRAST = 12.0  # grey levels, standard deviation
+_PERIODS, _BANDS = (0.1, 0.35), (0.3, 1.0)  # of a part that repeats, shares of the view's width and of the photo's height
 
 
 @dataclass(frozen=True)
@@ -80,22 +81,28 @@ def list_photos(folders: Sequence[Path], held_out: bool, leave_out: Sequence[str
 
 
 class PhotoPairs:
-    """Draws pairs out of photos. `files` as of `list_photos`."""
+    """Draws pairs out of photos. `files` as of `list_photos`; `repeated`: the share of photos of which a part repeats."""
 
-    def __init__(self, files: Sequence[Path], view: PairShape, motion: MotionRange = MotionRange()) -> None:
-        self.files, self.view, self.motion = list(files), view, motion
+    def __init__(
+        self, files: Sequence[Path], view: PairShape, motion: MotionRange = MotionRange(), repeated: float = 0.0
+    ) -> None:
+        self.files, self.view, self.motion, self.repeated = list(files), view, motion, repeated
 
     def draw(self, rng: np.random.Generator) -> Pair:
         """A pair, in metres of an invented scale, out of one to four photos. Raises BadSample where the first one is blank or the
         views hardly overlap."""
         path = self.files[rng.integers(len(self.files))]
-        photo = _texture(path, self.view, rng)
+        photo = self._texture(path, rng)
         if photo.std() < _SMALLEST_CONTRAST:
             raise BadSample("blank photo")
         textures = [photo]
         for _ in range(rng.choice(4, p=(0.35, 0.3, 0.2, 0.15))):
-            textures.append(_texture(self.files[rng.integers(len(self.files))], self.view, rng))
+            textures.append(self._texture(self.files[rng.integers(len(self.files))], rng))
         return render_pair(textures, self.view, self.motion, rng, path.name)
+
+    def _texture(self, path: Path, rng: np.random.Generator) -> np.ndarray:
+        photo = _texture(path, self.view, rng)
+        return repeated(photo, self.view.width, rng) if self.repeated and rng.random() < self.repeated else photo
 
 
 def _texture(path: Path, view: PairShape, rng: np.random.Generator) -> np.ndarray:
@@ -107,6 +114,20 @@ def _texture(path: Path, view: PairShape, rng: np.random.Generator) -> np.ndarra
     size = (max(view.width, round(width * scale)), max(view.height, round(height * scale)))
     photo = cv2.resize(photo, size, interpolation=cv2.INTER_AREA if scale < 1 else cv2.INTER_CUBIC)
     return np.ascontiguousarray(photo[:, ::-1]) if rng.random() < 0.5 else photo
+
+
+def repeated(photo: np.ndarray, width: int, rng: np.random.Generator) -> np.ndarray:
+    """A photo [h, w] in which a band shows one part again and again, as shelves and facades do; what is around it stays, and
+    tells the repetitions apart. width: of the view, in pixels."""
+    across = rng.random() < 0.3
+    result = np.ascontiguousarray(photo.T if across else photo).copy()
+    rows, columns = result.shape
+    period = min(round(width * rng.uniform(*_PERIODS)), columns)
+    height, length = (round(side * rng.uniform(*_BANDS)) for side in (rows, columns))
+    top, left, first = (int(rng.integers(room + 1)) for room in (rows - height, columns - length, columns - period))
+    part = result[top : top + height, first : first + period].copy()
+    result[top : top + height, left : left + length] = np.tile(part, -(-length // period))[:, :length]
+    return np.ascontiguousarray(result.T) if across else result
 
 
 @dataclass(frozen=True, eq=False)

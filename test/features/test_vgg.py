@@ -268,25 +268,26 @@ def test_weights_of_levels_are_shown_and_drawn(tmp_path, capsys):
 
 
 def test_a_judge_is_kept_and_shown(tmp_path, capsys):
-    file, numbers = tmp_path / "learned.safetensors", np.random.default_rng(0).normal(size=(4, 1 + len(STATISTICS)))
-    replace(Weights.open("compact"), companions=AlignmentJudge(*numbers).tensors()).save(file)
+    file, numbers = tmp_path / "learned.safetensors", np.random.default_rng(0).normal(size=(5, 1 + len(STATISTICS)))
+    replace(Weights.open("compact"), companions=AlignmentJudge(numbers[:2], *numbers[2:]).tensors()).save(file)
     extractor = load_extractor(file)
     assert extractor.fingerprint == load_extractor("compact").fingerprint
-    np.testing.assert_allclose(AlignmentJudge.of(extractor.companions, "x").noise, numbers[1], rtol=1e-6)
+    np.testing.assert_allclose(AlignmentJudge.of(extractor.companions, "x").noise, numbers[2], rtol=1e-6)
     assert main(["weights", "show", str(file), "--json"]) == 0
     summary = json.loads(capsys.readouterr().out)
     shown = summary["judge"]
     assert summary["judge_elsewhere"] == 1.0
-    assert shown["log odds"]["slopes"][STATISTICS[-1]] == pytest.approx(numbers[0][len(STATISTICS)])
+    for name, row in zip(("log odds, narrow prior", "log odds, wide prior"), numbers):
+        assert shown[name]["slopes"][STATISTICS[-1]] == pytest.approx(row[len(STATISTICS)])
     assert main(["weights", "show", str(file)]) == 0
     table = capsys.readouterr().out
-    assert all(name in table for name in STATISTICS) and f"{numbers[1][0]:.2f}" in table and "times 1.00" in table
+    assert all(name in table for name in STATISTICS) and f"{numbers[2][0]:.2f}" in table and "times 1.00" in table
     replace(
         Weights.open("compact"),
         companions={f"judge.{name}": torch.zeros(3) for name in ("probability", "noise", "turn", "shift")},
     ).save(file)
     assert main(["weights", "show", str(file)]) == 2
-    assert "must hold 22 finite numbers" in capsys.readouterr().err
+    assert "must hold 2x22 finite numbers" in capsys.readouterr().err
 
 
 def test_features_of_an_image_are_written(full, tmp_path, capsys):

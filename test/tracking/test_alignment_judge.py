@@ -15,7 +15,7 @@ from pixloc_ros.alignment import AlignmentOptions, ReferencePoints, View, align
 from pixloc_ros.errors import InputError
 from pixloc_ros.features import FeaturePyramid, load_extractor
 from pixloc_ros.geometry import se3
-from pixloc_ros.localization import HYPOTHESIS, Localizer
+from pixloc_ros.localization import HYPOTHESIS, Localizer, alone
 from pixloc_ros.tracking.alignment_judge import STATISTICS, AlignmentJudge, statistics_of
 from pixloc_ros.tracking.covariances import isotropic
 from pixloc_ros.tracking.frame_aligner import inverse_information
@@ -27,8 +27,9 @@ GATES = QualityGates()
 
 
 def statistics(**values):
-    """All 0 but those named, spaces and commas being underscores."""
-    found = np.zeros(len(STATISTICS))
+    """All 0 but those named, spaces and commas being underscores; `width` is the prior's."""
+    found = np.zeros(1 + len(STATISTICS))
+    found[-1] = values.pop("width", 0.0)
     names = [name.replace(", ", "_").replace(" ", "_") for name in STATISTICS]
     for name, value in values.items():
         found[names.index(name)] = value
@@ -36,10 +37,12 @@ def statistics(**values):
 
 
 def judge_of(**rows):
-    """A judge whose constants and slopes are 0 but those given, each [constant, slope of the first statistic]."""
-    numbers = {name: np.zeros(1 + len(STATISTICS)) for name in ("log_odds", "noise", "turn", "shift")}
+    """A judge whose constants and slopes are 0 but those given, each [constant, slope of the first statistic]; for log_odds, of a
+    narrow and of a wide prior."""
+    numbers = {name: np.zeros(1 + len(STATISTICS)) for name in ("noise", "turn", "shift")}
+    numbers["log_odds"] = np.zeros((2, 1 + len(STATISTICS)))
     for name, values in rows.items():
-        numbers[name][: len(values)] = values
+        numbers[name][..., :2] = values
     return AlignmentJudge(**numbers)
 
 
@@ -77,8 +80,18 @@ def test_a_covariance_is_noise_times_what_is_claimed_and_what_points_have_in_com
     torch.testing.assert_close(judge.covariance(claimed, known, math.inf), expected)
 
 
+def test_the_wider_the_prior_the_more_counts_what_is_learned_for_wide_ones():
+    """Log odds 1 + 2 s with a narrow prior, -3 + 6 s with a wide one; s = 0.25."""
+    judge = judge_of(log_odds=[[1, 2], [-3, 6]], noise=[1, 2])
+    for width, expected in ((0.0, 1.5), (1.0, -1.5), (0.25, 0.75)):
+        known = statistics(agreement_level_0=0.25, width=width)
+        assert judge.probability(known) == pytest.approx(1 / (1 + math.exp(-expected)))
+        noise = float(judge.covariance(isotropic(1, 1), known, 1.0)[0, 0] - 1)
+        assert noise == pytest.approx(10**1.5), "a covariance that follows the prior counts it twice"
+
+
 def test_absurd_statistics_stay_within_bounds():
-    judge, claimed = judge_of(log_odds=[0, 1e9], noise=[0, 1e9], turn=[0, -1e9], shift=[0, -1e9]), isotropic(0.1, 0.1)
+    judge, claimed = judge_of(log_odds=[[0, 1e9]] * 2, noise=[0, 1e9], turn=[0, -1e9], shift=[0, -1e9]), isotropic(0.1, 0.1)
     for sign in (-1, 1):
         known = statistics(agreement_level_0=sign * 1e9)
         assert 0 < judge.probability(known) < 1
@@ -86,7 +99,8 @@ def test_absurd_statistics_stay_within_bounds():
 
 
 def test_a_weights_file_s_judge_is_taken_whole_or_refused():
-    kept = AlignmentJudge(*np.random.default_rng(0).normal(size=(4, 1 + len(STATISTICS))))
+    numbers = np.random.default_rng(0).normal(size=(5, 1 + len(STATISTICS)))
+    kept = AlignmentJudge(numbers[:2], *numbers[2:])
     again, known = AlignmentJudge.of(kept.tensors(), "weights"), statistics(visible_share=0.7, agreement_level_3=0.4)
     assert again.probability(known) == pytest.approx(kept.probability(known), rel=1e-5)
     torch.testing.assert_close(
@@ -97,9 +111,10 @@ def test_a_weights_file_s_judge_is_taken_whole_or_refused():
     for wrong in (torch.zeros(1), torch.ones(2), torch.tensor([torch.nan]), torch.tensor([torch.inf])):
         with pytest.raises(InputError, match="weights.*'judge.elsewhere' must hold one number, 1 or more: train it again"):
             AlignmentJudge.of(kept.tensors() | {"judge.elsewhere": wrong}, "weights")
-    for name, length in dict.fromkeys(set(kept.tensors()) - {"judge.elsewhere"}, 22).items():
-        for wrong in (torch.zeros(3), torch.zeros(2, length), torch.full((length,), torch.nan)):
-            with pytest.raises(InputError, match=f"weights.*'{name}' must hold {length} finite numbers: train it again"):
+    for name in set(kept.tensors()) - {"judge.elsewhere"}:
+        shape, shown = ((2, 22), "2x22") if name == "judge.probability" else ((22,), "22")
+        for wrong in (torch.zeros(3), torch.zeros(3, *shape), torch.full(shape, torch.nan)):
+            with pytest.raises(InputError, match=f"weights.*'{name}' must hold {shown} finite numbers: train it again"):
                 AlignmentJudge.of({**kept.tensors(), name: wrong}, "weights")
 
 
@@ -121,7 +136,7 @@ def test_statistics_are_the_same_for_any_number_of_levels(levels):
     """Counted from the finest; the coarsest stands for those that are missing."""
     result, start = aligned(levels)
     found = statistics_of(result, inverse_information(result.information).numpy(), start.numpy(), 4.0)
-    assert found.shape == (21,) and np.isfinite(found).all()
+    assert found.shape == (1 + len(STATISTICS),) and np.isfinite(found).all()
     named = dict(zip(STATISTICS, found))
     for k in range(5):
         trace = result.trace[max(levels - 5 + k, 0)]
@@ -153,6 +168,17 @@ def test_spreads_are_standard_deviations_in_depths_and_radians():
     named = dict(zip(STATISTICS, found))
     assert named["spread of translation"] == pytest.approx(math.log10(0.05))
     assert named["spread of rotation"] == pytest.approx(-2)
+
+
+def test_the_width_of_a_prior_is_between_narrow_and_wide():
+    """By the mean of the logarithms: a hundredth of a depth of 4 m and a hundredth of a radian are a quarter of the way."""
+    result, start = aligned(2)
+    width = lambda prior: statistics_of(result, np.eye(6), start.numpy(), 4.0, prior)[-1]  # noqa: E731
+    assert width(None) == 1 and width(isotropic(10.0, 3.0).numpy()) == 1
+    assert width(isotropic(0.04, 0.01).numpy()) == pytest.approx(0.25)
+    assert width(isotropic(0.004, 0.1).numpy()) == pytest.approx(0.25)
+    assert width(isotropic(0.4, 0.1).numpy()) == pytest.approx(0.75)
+    assert width(isotropic(0.004, 0.0005).numpy()) == 0
 
 
 # ---- single images
@@ -200,6 +226,7 @@ def told(flat):
 
     def localizer(*answers):
         made = Localizer(flat[1], load_extractor())
+        made.relocalizer  # noqa: B018 -- what it needs of the true aligner
         made.aligner = ToldAligner(list(answers))
         return made
 
@@ -210,7 +237,7 @@ def test_a_doubtful_pose_is_sought_from_hypotheses_and_the_likeliest_within_the_
     vague = isotropic(0.5, 0.1)
     localizer = told((at(0.0), 0.6), (at(0.5), 0.992), (at(-3.0), 0.999))
     found = localizer.locate_prepared(None, None, at(0.0), vague)
-    assert found.success and found.probability == 0.992
+    assert found.success and found.probability == pytest.approx(124 / (1 + 124 + 1.5))
     torch.testing.assert_close(found.map_from_camera, at(0.5))
     # Every hypothesis is a prior by itself, and far narrower than what was said.
     torch.testing.assert_close(localizer.aligner.covariances[-1], HYPOTHESIS.covariance(2.0))
@@ -231,12 +258,36 @@ def test_the_likeliest_of_many_must_be_as_likely_as_one_of_a_search(told):
     """Of 32 wrong poses one may look fair: what was found from hypotheses is held by no more than they are."""
     for likely, taken in ((0.94, False), (0.96, True)):
         found = told((at(0.0), 0.1), (at(0.5), likely)).locate_prepared(None, None, at(0.0), isotropic(0.5, 0.1))
-        assert found.success == taken and found.probability == likely and found.doubtful != taken
-    for likely in (0.1, 0.9):  # of a pose that would have been believed a likelier one is, too
-        assert told((at(0.0), 0.86), (at(0.5), likely)).locate_prepared(None, None, at(0.0), isotropic(0.5, 0.1)).success
+        assert found.success == taken and found.doubtful != taken
+        assert found.probability == pytest.approx(odds(likely) / (1 + odds(likely) + odds(0.1)))
+    for prior, taken in ((isotropic(0.5, 0.1), False), (isotropic(0.02, 0.01), True)):  # a narrow prior holds it
+        assert told((at(0.0), 0.86)).locate_prepared(None, None, at(0.0), prior).success == taken
 
 
-@pytest.mark.parametrize("likely, prior", [(0.991, isotropic(0.5, 0.1)), (0.981, isotropic(0.02, 0.01))])
+def test_of_two_places_that_look_the_same_none_is_believed(told):
+    """Shelves that repeat: both poses look right by themselves, and one of them is not."""
+    found = told((at(0.0), 0.975), (at(0.5), 0.97)).locate_prepared(None, None, at(0.0), isotropic(0.5, 0.1))
+    assert not found.success and found.doubtful and found.reason == "another place looks the same"
+    assert found.probability == pytest.approx(39 / (1 + 39 + 97 / 3))
+    # One of them looks so much better that it is believed.
+    found = told((at(0.0), 0.97), (at(0.5), 0.9999)).locate_prepared(None, None, at(0.0), isotropic(0.5, 0.1))
+    assert found.success
+    torch.testing.assert_close(found.map_from_camera, at(0.5))
+
+
+def odds(probability):
+    return probability / (1 - probability)
+
+
+@pytest.mark.parametrize("others, expected", [((), 0.9), ((0.9,), 9 / 19), ((0.5, 0.5), 9 / 12), ((0.0,), 0.9), ((1.0,), 0.0)])
+def test_poses_that_exclude_one_another_share_the_odds(told, others, expected):
+    """By Bayes' rule: none of n is right with odds 1, each one with its own."""
+    answers = [(at(0.0), 0.9), *((at(float(k + 1)), likely) for k, likely in enumerate(others))]
+    aligner = told(*answers).aligner
+    assert alone([aligner.localize_prepared(None, pose) for pose, _ in answers]) == pytest.approx(expected, abs=1e-9)
+
+
+@pytest.mark.parametrize("likely, prior", [(0.996, isotropic(0.5, 0.1)), (0.981, isotropic(0.02, 0.01))])
 def test_a_sure_pose_and_a_narrow_prior_are_not_sought(told, likely, prior):
     localizer = told((at(0.0), likely))
     assert localizer.locate_prepared(None, None, at(0.0), prior).success

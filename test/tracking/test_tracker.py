@@ -32,7 +32,7 @@ INITIALIZING, TRACKING, DEGRADED, LOST, RELOCALIZING = TrackState
 
 def likely(inliers):
     """What the judge by hand says of a share of points that agree."""
-    statistics = np.zeros(len(STATISTICS))
+    statistics = np.zeros(1 + len(STATISTICS))
     statistics[STATISTICS.index("agreement, level 3")] = np.log10(inliers + 0.02)
     return JUDGE.probability(statistics)
 
