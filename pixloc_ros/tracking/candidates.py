@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from ..geometry import se3
-from .judge import FrameContext, Look, distance
+from .judge import FrameContext, Look, distance, is_torn
 from .motion_prior import KnownPose
 from .options import TrackerOptions
 from .types import MotionPrior
@@ -114,9 +114,12 @@ class Candidates:
         return None
 
     def show_another_place(self) -> bool:
-        """Whether the images surely show a place that is not around the prior."""
+        """Whether the images surely show a place that is not around the prior: two in a row, or one that is sure and whole."""
         sure = self._options.gates.sure_probability
-        return any(c.searched and (c.count > 1 or c.count and c.look.probability >= sure) for c in self._all)
+        return any(
+            c.searched and (c.count > 1 or c.count and c.look.probability >= sure and not is_torn(c.look.alignment))
+            for c in self._all
+        )
 
     def _moved_from(self, pose: KnownPose, candidates: list[Candidate]) -> Candidate | None:
         """The candidate that may be this pose one step later, by the greatest speeds that are believed of a robot."""

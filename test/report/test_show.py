@@ -206,7 +206,10 @@ def test_bad_images_are_told_apart(scene, localizer, cause):
     assert "Not believed, degraded" in findings.verdict and "The tracker said: " in findings.verdict
     assert cause in " ".join((findings.verdict, *findings.causes)), findings
     failed = [gate for gate in gates_of(tracked) if not gate.passed]
-    assert failed and all(gate.name.startswith(("of those, agree", "probability of a right pose")) for gate in failed)
+    # Where nothing agrees, the pose may go anywhere.
+    causes = ("of those, agree", "probability of a right pose", "distance from")
+    assert failed and all(gate.name.startswith(causes) for gate in failed)
+    assert any(gate.name.startswith("probability of a right pose") for gate in failed)
 
 
 def test_a_frozen_camera(scene, localizer):

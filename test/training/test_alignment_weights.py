@@ -40,7 +40,7 @@ from pixloc_ros.training.alignment_weights import (
 )
 from pixloc_ros.training.judge_training import Outcome, fit_judge, honest_elsewhere
 from pixloc_ros.training.pairs import BadSample, PairShape
-from pixloc_ros.training.photos import PhotoPairs
+from pixloc_ros.training.photos import MotionRange, PhotoPairs, list_photos, repeated
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -290,6 +290,7 @@ def write_config(folder, **change):
             "unknown key 'photos.0..augmentation.blurr'",
         ),
         ({"photos": [{"folders": ["photos"], "samples": 0}]}, "a sample or more"),
+        ({"photos": [{"folders": ["photos"], "samples": 3, "repeated": 1.5}]}, "repeated is a share"),
         ({"photos": [{"samples": 3}]}, "lacks 'folders'"),
         ({"places": [{"map": "a.pixmap", "samples": 3}]}, "a.pixmap needs queries and images, or a drive"),
         ({"places": [{"map": "a.pixmap", "samples": 3, "queries": "q"}]}, "needs queries and images"),
@@ -350,3 +351,27 @@ def test_data_that_is_missing_is_told_in_one_line(tmp_path, capsys):
         assert main(["train", str(write_config(tmp_path, **change)), "-o", str(tmp_path / word.replace(" ", "_"))]) == 2
         error = capsys.readouterr().err
         assert word in error and "Traceback" not in error
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_a_part_of_a_photo_repeats_and_what_is_around_it_stays(seed):
+    photo = np.random.default_rng(99).integers(0, 256, (120, 200), np.uint8)
+    result = repeated(photo, 160, np.random.default_rng(seed))
+    assert result.shape == photo.shape and result.dtype == photo.dtype
+    rows, columns = np.nonzero(result != photo)
+    top, left, bottom, right = rows.min(), columns.min(), rows.max() + 1, columns.max() + 1
+
+    def repeats(image, shift):
+        return np.array_equal(image[:, shift:], image[:, :-shift])
+
+    band = result[top:bottom, left:right]
+    assert any(repeats(one, shift) for one in (band, band.T) for shift in range(10, 57) if shift < one.shape[1])
+    outside = np.ones(photo.shape, bool)
+    outside[top:bottom, left:right] = False
+    np.testing.assert_array_equal(result[outside], photo[outside])
+
+
+def test_pairs_of_photos_repeat_only_where_they_shall(tmp_path):
+    files, shape = list_photos([write_photos(tmp_path, 12)], False), PairShape(128, 96, 64)
+    draw = lambda *share: PhotoPairs(files, shape, MotionRange(), *share).draw(np.random.default_rng(3)).reference  # noqa: E731
+    assert np.array_equal(draw(), draw(0.0)) and not np.array_equal(draw(), draw(1.0))

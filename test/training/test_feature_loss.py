@@ -75,7 +75,7 @@ def test_a_run_learns_to_recognise_places(tmp_path, poses):
     write_photos(tmp_path / "photos")
     config = {
         "data": [{"kind": "photos", "folders": ["photos"]}],
-        "network": {"start": "compact", "confidences": False, "learn_damping": False},
+        "network": {"architecture": "compact", "confidences": False, "learn_damping": False},
         "view": {"width": 128, "height": 96, "points": 64},
         "features": {"poses": poses, "contrast": [0.5, 1.0], "imitation": [1.0, 1.0, 1.0]},
         "augmentation": {"clean": 0.0, "turned": 1.0, "reference_share": 0.0},
