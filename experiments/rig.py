@@ -52,6 +52,7 @@ OVERLAP = 0.6
 FIGURES = ("translation_error_median_m", "translation_error_p95_m", "rotation_error_median_deg", "nees_median")
 _WARM = 30
 """Images that are not timed: memory for features that are kept is touched for the first time."""
+_LEAST_SECONDS = 5.0
 HEAD = (
     "drive | cameras | IMU | images | tracked % | median m | p95 m | median deg | NEES median (5.35 is right) | false tracks | "
     "p50 ms | p99 ms | what it said of cameras"
@@ -116,6 +117,8 @@ def main() -> int:
     parser = common.parser(__doc__, "out/rig", ("kitti07",), drives=True)
     parser.add_argument("--seconds", type=float, default=40.0, metavar="S", help="of the simulated drive (default: %(default)g)")
     args = parser.parse_args()
+    if args.seconds < _LEAST_SECONDS:
+        parser.error(f"--seconds must be {_LEAST_SECONDS:g} or more: the first {_WARM} images are not timed")
     args.simulated = False
     extractor, results, rows = load_extractor(args.weights), {}, []
 

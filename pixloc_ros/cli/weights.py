@@ -177,8 +177,10 @@ def _level_lines(strides: list[int], levels: list[dict] | None) -> list[str]:
 def _judge_lines(judge: dict | None, elsewhere: float | None) -> list[str]:
     if judge is None:
         return []
-    title = "the judge: log odds that a pose is right; log10 of noise, turn and shift; constants, slopes"
-    lines = [f"\n{title}", " " * _OUTPUT_WIDTH + "".join(f"{name:>{_CUE_WIDTH}}" for name in judge)]
+    title = "the judge: log odds of a right pose, prior narrow or wide; log10 of noise, turn and shift; constants, slopes"
+    heads = itertools.zip_longest(*(textwrap.wrap(name, _CUE_WIDTH - 2) for name in judge), fillvalue="")
+    lines = [f"\n{title}"]
+    lines += [(" " * _OUTPUT_WIDTH + "".join(f"{word:>{_CUE_WIDTH}}" for word in row)).rstrip() for row in heads]
     rows = [("constant", [row["constant"] for row in judge.values()])]
     rows += [(name, [row["slopes"][name] for row in judge.values()]) for name in next(iter(judge.values()))["slopes"]]
     end = [f"published covariances: times {elsewhere:.2f}, since other places are less well known"]

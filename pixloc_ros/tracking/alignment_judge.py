@@ -36,7 +36,7 @@ final pose; the log mean slope of the image's features, which blur flattens (`al
 visible points over 500; their share of those asked for; log10 of the standard deviations that the image alone leaves, as shares
 of the depth and in radians; log10 of how far the pose went from the start and since level 1, the share of the depth plus
 radians."""
-PRIORS = "narrow prior", "wide prior"
+PRIORS = "narrow", "wide"
 """What a pose's probability is read from differs: where it is known, few points that agree do; where it is not, they may be those
 of a place that looks the same."""
 _WIDTHS = -2.5, -0.5

@@ -277,7 +277,7 @@ def test_a_judge_is_kept_and_shown(tmp_path, capsys):
     summary = json.loads(capsys.readouterr().out)
     shown = summary["judge"]
     assert summary["judge_elsewhere"] == 1.0
-    for name, row in zip(("log odds, narrow prior", "log odds, wide prior"), numbers):
+    for name, row in zip(("log odds, narrow", "log odds, wide"), numbers):
         assert shown[name]["slopes"][STATISTICS[-1]] == pytest.approx(row[len(STATISTICS)])
     assert main(["weights", "show", str(file)]) == 0
     table = capsys.readouterr().out
