@@ -36,8 +36,9 @@ _GATES = QualityGates()
 """A pose is doubtful where its probability is lower than they ask for."""
 SURE = _GATES.sure_probability
 """A pose is sure that is as likely right as this."""
-_UNIQUE = 0.995
-"""Of a single image, which no other image confirms, a pose that is less likely right is sought again"""
+_MOST = 0.5
+"""Of a single image, which no other image confirms, a pose is sought again that is not sure, or with which no more of the points
+agree: where places repeat, another pose may explain as many,"""
 HYPOTHESES = 32
 """from so many poses, spread over what is known of it,"""
 HYPOTHESIS = PriorStd(5.0, depth_share=0.1)
@@ -251,13 +252,13 @@ class Localizer:
         pose, covariance: What is known of the camera, [4, 4] and [6, 6].
         """
         narrow = HYPOTHESIS.covariance(places[0].depth)
-        if alone(places) >= _UNIQUE:
+        if _settled(places):
             return places
         for start in spread(pose, covariance, HYPOTHESES, 0)[1:]:
             other = self.aligner.localize_prepared(prepared, start, narrow)
             if other.success and mahalanobis(pose, covariance, other.map_from_camera, other.covariance) <= _WITHIN:
                 places = self._apart([*places, other])
-            if alone(places) >= _UNIQUE:
+            if _settled(places):
                 break
         return places
 
@@ -335,6 +336,11 @@ def alone(places: Sequence[FrameAlignment]) -> float:
     probability says how much likelier it has made what the image shows, as odds."""
     odds = [one.probability / max(1 - one.probability, _LEAST_DOUBT) for one in places]
     return odds[0] / (1 + sum(odds))
+
+
+def _settled(places: Sequence[FrameAlignment]) -> bool:
+    """Whether nothing else can be what an image shows."""
+    return alone(places) >= SURE and places[0].inlier_fraction > _MOST
 
 
 def _believed(places: Sequence[FrameAlignment], least: float) -> Location:

@@ -47,7 +47,7 @@ _NAMES = tuple(TENSORS + name for name in ("probability", "noise", "turn", "shif
 _ELSEWHERE = TENSORS + "elsewhere"
 _NEVER = -9.0
 _LEAST_AGREEMENT = 0.02
-_HAND = (0.0, 0.15, 0.2, 0.32, 0.4, 1.0), (0.0, 0.7, 0.92, 0.95, 0.98, 1.0)
+_HAND = (0.0, 0.15, 0.2, 0.32, 0.4, 1.0), (0.0, 0.85, 0.92, 0.95, 0.98, 1.0)
 """Where nothing was learned: shares of points that agree, and probabilities, which put the tracker's gates where they were when
 they looked at these shares."""
 _LIMITS = (-9.0, 4.0)

@@ -37,7 +37,7 @@ class QualityGates:
     min_visible_fraction: float = 0.2
     min_visible_points: int = 30
     min_inlier_fraction: float = 0.0125
-    min_probability: float = 0.7
+    min_probability: float = 0.85
     min_probability_search: float = 0.95
     max_cost: float = float("inf")
     max_innovation: float = 5.3

@@ -32,7 +32,7 @@ from ..io.files import write_text
 from .alignment_samples import AlignmentSample, PhotoSamples, PlaceSamples, SampleOptions, draw_samples
 from .augmentation import AugmentationOptions
 from .config import open_weights, read_sections, weights_name
-from .judge_training import JudgeSection, fit_judge, honest_elsewhere, outcomes
+from .judge_training import JudgeSection, Outcome, fit_judge, honest_elsewhere, outcomes
 from .pairs import PairShape
 from .photos import MotionRange, PhotoPairs, list_photos
 
@@ -334,8 +334,13 @@ def run(config: AlignmentConfig, out: Path, resume: bool, say: Callable[[str], N
     learned = LevelWeights(torch.from_numpy(np.mean([table, *averaged], 0)).float())
     # The weights do better on what they were learned from: the judge learns from other samples.
     drawn = replace(config, samples=replace(config.samples, elsewhere=config.judge.elsewhere))
-    samples = draw_all(drawn, extractor, 1, say)[0]
-    found = outcomes(samples, learned, config.samples, config.judge, config.search.seed)
+    found: list[Outcome] = []
+    for part in range(1, 1 + config.judge.rounds):
+        samples = draw_all(drawn, extractor, part, say)[0]
+        some = outcomes(samples, learned, config.samples, config.judge, config.search.seed + part - 1)
+        found += [replace(one, sample=one.sample + (part - 1) * len(samples)) for one in some]
+        say(f"judge: {len(found)} alignments")
+        del samples
     held = [one for one in found if one.sample % config.search.held_out == 0]
     taught = [one for one in found if one.sample % config.search.held_out]
     judge = honest_elsewhere(fit_judge(taught, config.judge.ridge), taught, config.judge.ridge)

@@ -27,16 +27,20 @@ JUDGE_POWERS = (-5.0, 4.0)
 @dataclass(frozen=True)
 class JudgeSection:
     """The judge's training: alignments per sample; how many of them with a foreign image, which looks like the sample's own where
-    there are such; share of samples of places whose prior is elsewhere; how strongly slopes are drawn to zero."""
+    there are such; share of samples of places whose prior is elsewhere; how strongly slopes are drawn to zero; how often all
+    samples are drawn, one draw after the other, so that memory holds one."""
 
     alignments: int = 6
     foreign: int = 2
     elsewhere: float = 0.3
     ridge: float = 3.0
+    rounds: int = 1
 
     def __post_init__(self) -> None:
-        if not 1 <= self.foreign < self.alignments or self.ridge <= 0 or not 0 <= self.elsewhere < 1:
-            raise InputError("judge: of the alignments, 1 or more but not all must be foreign; ridge above 0; elsewhere below 1")
+        if not 1 <= self.foreign < self.alignments or self.ridge <= 0 or not 0 <= self.elsewhere < 1 or self.rounds < 1:
+            raise InputError(
+                "judge: of the alignments, 1 or more but not all must be foreign; ridge and rounds above 0; elsewhere below 1"
+            )
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 
 import json
 import math
+import re
 from dataclasses import replace
 
 import numpy as np
@@ -307,9 +308,11 @@ def test_mistakes_in_the_configuration_are_told_in_one_line(tmp_path, change, me
 
 
 def test_a_run_from_the_command_line_gives_weights_that_serve_and_its_folder_is_not_overwritten(tmp_path, capsys):
-    config, out = write_config(tmp_path), tmp_path / "run"
+    config, out = write_config(tmp_path, judge={"alignments": 4, "rounds": 2}), tmp_path / "run"
     assert main(["train", str(config), "-o", str(out)]) == 0
     said = capsys.readouterr().out
+    first, both = (int(number) for number in re.findall(r"judge: (\d+) alignments", said))
+    assert 0 < first < both
     assert "generation 2/2" in said and "calibration error" in said and str(out / "best.safetensors") in said
     learned, shipped = load_extractor(out / "best.safetensors"), load_extractor()
     assert learned.fingerprint == shipped.fingerprint  # maps stay usable
