@@ -53,6 +53,7 @@ FIGURES = ("translation_error_median_m", "translation_error_p95_m", "rotation_er
 _WARM = 30
 """Images that are not timed: memory for features that are kept is touched for the first time."""
 _LEAST_SECONDS = 5.0
+"""Of the simulated drive, at 10 images a second."""
 HEAD = (
     "drive | cameras | IMU | images | tracked % | median m | p95 m | median deg | NEES median (5.35 is right) | false tracks | "
     "p50 ms | p99 ms | what it said of cameras"

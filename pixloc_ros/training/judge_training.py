@@ -141,8 +141,7 @@ def fit_judge(found: Sequence[Outcome], ridge: float) -> AlignmentJudge:
 
     # What a wide prior changes: a constant and a slope for each statistic, times its width.
     values, width = values[:, :-1], values[:, -1:]
-    narrow = solved(np.c_[values, width, width * values], unlikely, [0.0])[0]
-    narrow, change = np.split(narrow, 2)
+    narrow, change = np.split(solved(np.c_[values, width, width * values], unlikely, [0.0])[0], 2)
     return AlignmentJudge(np.stack((narrow, narrow + change)), *solved(values, far, [0.5, -3.0, -3.0]))
 
 

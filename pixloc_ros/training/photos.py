@@ -92,15 +92,15 @@ class PhotoPairs:
         """A pair, in metres of an invented scale, out of one to four photos. Raises BadSample where the first one is blank or the
         views hardly overlap."""
         path = self.files[rng.integers(len(self.files))]
-        photo = self._texture(path, rng)
+        photo = self._maybe_repeated(path, rng)
         if photo.std() < _SMALLEST_CONTRAST:
             raise BadSample("blank photo")
         textures = [photo]
         for _ in range(rng.choice(4, p=(0.35, 0.3, 0.2, 0.15))):
-            textures.append(self._texture(self.files[rng.integers(len(self.files))], rng))
+            textures.append(self._maybe_repeated(self.files[rng.integers(len(self.files))], rng))
         return render_pair(textures, self.view, self.motion, rng, path.name)
 
-    def _texture(self, path: Path, rng: np.random.Generator) -> np.ndarray:
+    def _maybe_repeated(self, path: Path, rng: np.random.Generator) -> np.ndarray:
         photo = _texture(path, self.view, rng)
         return repeated(photo, self.view.width, rng) if self.repeated and rng.random() < self.repeated else photo
 
