@@ -12,7 +12,8 @@ another one than this. Killed, the same command goes on; every image is kept as 
 
 Layout: images/ and map/ (COLMAP text model of the mapping drive), one folder for each query drive with drive/ (rosbag2) and
 truth.tum (map_from_base), cases/ (the same as single images, for `under_change.py OUTPUT/cases --images OUTPUT/images`),
-world.json (what was made), work/ (every image as PNG, its depth as npz float32 metres).
+sequence/ (all drives of the map's camera in which no furniture has moved, as one RGB-D sequence, to train across conditions:
+kind `rgbd` with `apart_s` 100), world.json (what was made), work/ (every image as PNG, its depth as npz float32 metres).
 """
 
 from __future__ import annotations
@@ -107,6 +108,7 @@ def main() -> int:
     for plan in plans[1:]:
         write_query_drive(plan, work, args)
         write_case(plan, work, args)
+    write_sequence(plans, work, args.output / "sequence")
     record = key | {"images": {plan.name: len(plan.times) for plan in plans}, "licence": _licence(models)}
     record["conditions"] = {plan.name: dataclasses.asdict(plan.condition) for plan in plans}
     record["moved"] = {plan.name: plan.moved for plan in plans if plan.moved}
@@ -357,6 +359,29 @@ def write_case(plan: Plan, work: WorkFolder, args: argparse.Namespace) -> None:
                 for name, pose in truth.items()
             }
             write_benchmark_poses(queries / f"priors_{size}.txt", wrong)
+
+
+def write_sequence(plans: list[Plan], work: WorkFolder, output: Path) -> None:
+    """The drives of the map's camera, where no furniture has moved, as an RGB-D sequence in the layout of `io.tum`."""
+    camera = plans[0].camera.to_colmap_line()
+    plans = [plan for plan in plans if plan.camera.to_colmap_line() == camera and not plan.moved]
+    stamps = np.concatenate([plan.stamps_ns for plan in plans])
+    poses = torch.stack([plan.pose(index) for plan in plans for index in range(len(plan.times))])
+    names = [(plan.name, index) for plan in plans for index in range(len(plan.times))]
+    with replacing_folder(output) as folder:
+        for kind in ("rgb", "depth"):
+            (folder / kind).mkdir(parents=True)
+            files = (f"{kind}/{name}_{index:05d}.png" for name, index in names)
+            lines = (f"{stamp // 10**9}.{stamp % 10**9:09d} {file}\n" for stamp, file in zip(stamps.tolist(), files))
+            write_text(folder / f"{kind}.txt", "".join(lines))
+        for name, index in names:
+            shutil.copyfile(work.path(f"{name}/{index:05d}.png"), folder / "rgb" / f"{name}_{index:05d}.png")
+            with np.load(work.path(f"{name}/{index:05d}.npz"), allow_pickle=False) as arrays:
+                depth = np.rint(1000 * arrays["depth"].astype(np.float64))
+            depth[depth > np.iinfo(np.uint16).max] = 0
+            cv2.imwrite(str(folder / "depth" / f"{name}_{index:05d}.png"), depth.astype(np.uint16))
+        write_tum(folder / "groundtruth.txt", Trajectory(stamps, poses))
+        write_text(folder / "camera.txt", f"{camera}\n")
 
 
 def _licence(models: Path) -> str:

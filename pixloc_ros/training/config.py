@@ -96,6 +96,7 @@ class DataSection:
         images: Its images.
         sequence: Folder of an RGB-D sequence.
         depth_scale: Units of its depth images per metre; 0 where images and poses tell it.
+        apart_s: Least seconds between the two images of a pair, where the sequence holds several drives.
         bag: A recording; what is found in it is kept next to the configuration.
         pose_topic: Where the bag's poses are, if that cannot be guessed.
         root: Folder of MegaDepth, or a slice of Extended CMU Seasons.
@@ -111,6 +112,7 @@ class DataSection:
     images: str = ""
     sequence: str = ""
     depth_scale: float = 0.0
+    apart_s: float = 0.0
     bag: str = ""
     pose_topic: str = ""
     root: str = ""
@@ -274,7 +276,7 @@ def _build_source(section: DataSection, folder: Path, view: PairShape, held_out:
     if section.kind == "colmap" and section.model and section.images:
         return ColmapPairs(folder / section.model, folder / section.images, view, held_out)
     if section.kind == "rgbd" and section.sequence:
-        return RgbdPairs(folder / section.sequence, view, held_out, section.depth_scale)
+        return RgbdPairs(folder / section.sequence, view, held_out, section.depth_scale, section.apart_s)
     if section.kind == "bag" and section.bag:
         bag = folder / section.bag
         return BagPairs(bag, section.pose_topic, folder / f"{bag.stem}.frames", view, held_out)

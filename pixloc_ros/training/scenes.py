@@ -22,7 +22,7 @@ from ..errors import InputError
 from ..geometry import se3
 from ..geometry.cameras import Camera
 from ..io.colmap import ColmapModel, read_colmap_model
-from ..io.depth import lift, without_edges
+from ..io.depth import EDGE_STEP, lift, without_edges
 from ..io.files import find_file
 from ..io.images import load_grey
 from ..io.tum import load_depth, read_camera, read_rgbd_sequence
@@ -95,6 +95,10 @@ class ScenePairs:
         """Points [n, 3], in its camera's frame, that an image sees."""
         raise NotImplementedError
 
+    def hidden(self, image: int, xyz: torch.Tensor) -> torch.Tensor:
+        """bool [n], which points [n, 3], in its camera's frame, an image is known not to show though they are in front of it."""
+        return torch.zeros(len(xyz), dtype=torch.bool)
+
     def draw(self, rng: np.random.Generator) -> Pair:
         """Raises BadSample where the views cut out share too little, InputError where an image cannot be read."""
         a, b = (int(k) for k in self.candidates[rng.integers(len(self.candidates))])
@@ -104,10 +108,11 @@ class ScenePairs:
         xyz = self.points(a, rng)
         pixels, valid = reference_camera.project(xyz)
         seen = torch.nonzero(valid & reference_camera.in_image(pixels))[:, 0]
+        query_from_reference = self.camera_from_map[b] @ se3.inverse(self.camera_from_map[a])
+        seen = seen[~self.hidden(b, se3.transform(query_from_reference, xyz[seen]))]
         if len(seen) < _LEAST_POINTS:
             raise BadSample("few points")
         xyz = xyz[seen[torch.from_numpy(rng.permutation(len(seen))[: self.view.points])]]
-        query_from_reference = self.camera_from_map[b] @ se3.inverse(self.camera_from_map[a])
         pixels, valid = query_camera.project(se3.transform(query_from_reference, xyz))
         if int((valid & query_camera.in_image(pixels)).sum()) < _LEAST_OVERLAP * len(xyz):
             raise BadSample("little overlap")
@@ -166,10 +171,20 @@ class ColmapPairs(SharedPointPairs):
 class RgbdPairs(ScenePairs):
     """Pairs of an RGB-D sequence (format: `io.tum`): frames near each other, points at corners with sound depth.
 
-    Raises InputError as `read_rgbd_sequence`, `load_depth` and `ScenePairs` do.
+    Points that the query's depth contradicts, as something is before them or has moved, are left out.
+
+    Args:
+        sequence: The folder.
+        view: What the network sees.
+        held_out: As `ScenePairs` takes it.
+        depth_scale: Units of its depth images per metre; 0 where images and poses tell it.
+        apart_s: Least seconds between the two images: with it, pairs come from different drives of one sequence.
+
+    Raises:
+        InputError: As `read_rgbd_sequence`, `load_depth` and `ScenePairs` do.
     """
 
-    def __init__(self, sequence: Path, view: PairShape, held_out: bool, depth_scale: float = 0.0) -> None:
+    def __init__(self, sequence: Path, view: PairShape, held_out: bool, depth_scale: float = 0.0, apart_s: float = 0.0) -> None:
         self.frames, self.camera = read_rgbd_sequence(sequence), read_camera(sequence)
         self.depth_scale = depth_scale or find_depth_scale(self.frames, self.camera)
         poses = torch.stack([frame.map_from_camera for frame in self.frames])
@@ -177,6 +192,8 @@ class RgbdPairs(ScenePairs):
         depth = float(np.median([np.median(image[image > 0]) for image in some if (image > 0).any()]))
         distance, angle = se3.pose_difference(poses[:, None], poses[None])
         near = ((distance < _LARGEST_SHIFT * depth) & (angle < _LARGEST_TURN_RAD)).numpy()
+        seconds = np.array([frame.stamp_ns for frame in self.frames]) * 1e-9
+        near &= np.abs(seconds[:, None] - seconds) >= apart_s
         paths, cameras = [frame.image for frame in self.frames], [self.camera] * len(self.frames)
         name = sequence.resolve().parent.name
         super().__init__(SceneImages(sequence, name, paths, cameras, se3.inverse(poses)), near, view, held_out)
@@ -186,6 +203,16 @@ class RgbdPairs(ScenePairs):
         pixels = spread_corners(load_grey(self.paths[image]), 4 * self.view.points, rng, (sound > 0).astype(np.uint8))
         column, row = pixels.round().astype(int).T
         return lift(self.camera, pixels, sound[row, column])
+
+    def hidden(self, image: int, xyz: torch.Tensor) -> torch.Tensor:
+        pixels, valid = self.camera.project(xyz)
+        inside = valid & self.camera.in_image(pixels)
+        column, row = pixels[inside].round().long().T
+        depth = torch.from_numpy(load_depth(self.frames[image], self.camera, self.depth_scale))[row, column]
+        z = xyz[inside, 2]
+        hidden = torch.zeros(len(xyz), dtype=torch.bool)
+        hidden[inside] = (depth > 0) & ((depth - z).abs() > EDGE_STEP * z)
+        return hidden
 
 
 class BagPairs(SharedPointPairs):

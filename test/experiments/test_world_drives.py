@@ -1,6 +1,7 @@
 # Copyright the pixloc_ros authors. SPDX-License-Identifier: Apache-2.0
 """Worlds of meshes: reading, free space, rounds, changes, and going on after a kill, with a renderer that makes flat pictures."""
 
+import contextlib
 import json
 import sys
 
@@ -8,11 +9,15 @@ import common
 import numpy as np
 import pytest
 import render_world
+import torch
 from world_drives import CONDITIONS, beside, free_space, moved_furniture, people_at, tour
 from world_pictures import picture_for
 from world_scene import Light, Part, Placement, Scene, box_uv, load_scene, pose_of, read_world, save_scene
 
+from pixloc_ros.geometry import se3
 from pixloc_ros.io.colmap import read_colmap_model
+from pixloc_ros.training.pairs import BadSample, PairShape
+from pixloc_ros.training.scenes import RgbdPairs
 
 BOX = np.array([[0, 0, 0], [1, 0, 0], [1, 1, 0], [0, 1, 0], [0, 0, 1], [1, 0, 1], [1, 1, 1], [0, 1, 1]], float)
 QUADS = ((0, 1, 2, 3), (4, 5, 6, 7), (0, 1, 5, 4), (2, 3, 7, 6), (1, 2, 6, 5), (0, 3, 7, 4))
@@ -22,11 +27,19 @@ for number, line in enumerate(sys.stdin):
     if (limit := pathlib.Path(__file__).with_name("limit")).exists() and number >= int(limit.read_text()):
         sys.exit("out of power")
     view = json.loads(line)
-    width, height = view["camera"]["width"], view["camera"]["height"]
-    noise = np.random.default_rng(view["seed"]).uniform(0.1, 0.9, (height // 4, width // 4, 3))
-    np.savez(view["out"], radiance=noise.repeat(4, 0).repeat(4, 1).astype(np.float16), depth=np.full((height, width), 2.0, "f4"))
+    width, height, focal = (view["camera"][name] for name in ("width", "height", "focal"))
+    pose, (rows, columns) = np.array(view["pose"]), np.mgrid[:height, :width]
+    rays = np.stack(((columns - (width - 1) / 2) / focal, (rows - (height - 1) / 2) / focal, np.ones(rows.shape)), -1)
+    turned, centre = rays @ pose[:3, :3].T, pose[:3, 3]
+    with np.errstate(divide="ignore"):
+        walls = np.where(turned > 0, ([5, 3, 2.5] - centre) / turned, ([-5, -3, 0] - centre) / turned)
+    depth = walls.min(-1)
+    grey = np.sin(np.floor(4 * (centre + depth[..., None] * turned) + 1e-6) @ [12.99, 78.23, 37.72]) * 43758.5
+    radiance = np.repeat(0.1 + 0.8 * (grey - np.floor(grey))[..., None], 3, -1)
+    np.savez(view["out"], radiance=radiance.astype(np.float16), depth=depth.astype("f4"))
     print("RENDERED", flush=True)
 """
+"""A room with a pattern on its walls."""
 
 
 def box(low, high, texture=""):
@@ -132,7 +145,7 @@ def test_collada_world_in_metres_with_z_up(tmp_path):
 
 @pytest.fixture
 def command(scene, tmp_path, monkeypatch):
-    """Runs the script on the scene with a renderer that makes noise."""
+    """Runs the script on the scene with another renderer."""
     (tmp_path / "world" / "worlds").mkdir(parents=True)
     (tmp_path / "world" / "worlds" / "test.world").touch()
     tools = tmp_path / "tools"
@@ -143,8 +156,8 @@ def command(scene, tmp_path, monkeypatch):
     monkeypatch.setattr(render_world, "_HERE", tools)
     size = ["--map-images=6", "--images=3", "--width=64", "--height=48", "--workers=1", "--drives", "noon", "camera"]
 
-    def run():
-        monkeypatch.setattr(sys, "argv", ["render_world.py", str(tmp_path / "world"), "-o", str(tmp_path / "out"), *size])
+    def run(*more):
+        monkeypatch.setattr(sys, "argv", ["render_world.py", str(tmp_path / "world"), "-o", str(tmp_path / "out"), *size, *more])
         return render_world.main()
 
     run.limit, run.out = tools / "limit", tmp_path / "out"
@@ -181,6 +194,29 @@ def test_killed_work_goes_on_and_gives_map_bags_and_truth(command):
             degrees, _, share = case.error(name, prior)
             assert degrees == pytest.approx(std.degrees) and share == pytest.approx(std.depth_share)
     assert read_colmap_model(case.folder / "map").names == model.names
+
+
+def test_sequence_pairs_the_same_places_across_drives(command):
+    """Points of a pair have the same grey in both images: poses, depth and camera are in one frame."""
+    command("--width=128", "--height=96", "--map-images=30", "--images=12", "--drives", "evening", "morning", "camera")
+    source = RgbdPairs(command.out / "sequence", PairShape(128, 96, 64), False, 1000, apart_s=100)
+    drives = [path.name.split("_")[0] for path in source.paths]
+    assert set(drives) == {"map", "evening", "morning"}
+    assert len(source.candidates) and all(drives[a] != drives[b] for a, b in source.candidates)
+    greys, rng = [], np.random.default_rng(0)
+    for _ in range(30):
+        with contextlib.suppress(BadSample):
+            pair = source.draw(rng)
+            sides = (
+                (pair.reference, pair.reference_camera, pair.xyz),
+                (pair.query, pair.query_camera, se3.transform(pair.query_from_reference, pair.xyz)),
+            )
+            seen = [(camera.project(xyz)[0], camera) for _, camera, xyz in sides]
+            both = torch.stack([camera.in_image(pixels) for pixels, camera in seen]).all(0)
+            at = [pixels[both].round().long().numpy().T for pixels, _ in seen]
+            greys.append(np.stack([side[0][row, column] for side, (column, row) in zip(sides, at)]).astype(float))
+    assert len(greys) > 5
+    assert np.median([np.corrcoef(both)[0, 1] for both in greys]) > 0.8
 
 
 def test_conditions_differ_in_light_or_camera():

@@ -5,6 +5,7 @@ import dataclasses
 import json
 import pickle
 
+import cv2
 import numpy as np
 import pytest
 import torch
@@ -322,6 +323,30 @@ def test_pairs_of_a_real_scene(shared_data, kind):
         assert pair.reference.shape == pair.query.shape == (96, 128) and 32 <= len(pair.xyz) <= VIEW.points
         pixels, valid = pair.reference_camera.project(pair.xyz)
         assert bool((valid & pair.reference_camera.in_image(pixels)).all())
+
+
+def test_points_that_something_hides_in_the_query_are_left_out(tmp_path):
+    """A wall 2 m away; in every other image a board at 1 m hides its left half. Pairs are 9 s apart or more."""
+    for kind in ("rgb", "depth"):
+        (tmp_path / kind).mkdir()
+        (tmp_path / f"{kind}.txt").write_text("".join(f"{k} {kind}/{k}.png\n" for k in range(20)))
+    (tmp_path / "groundtruth.txt").write_text("".join(f"{k} 0 0 0 0 0 0 1\n" for k in range(20)))
+    (tmp_path / "camera.txt").write_text(CAMERA.to_colmap_line() + "\n")
+    for k in range(20):
+        depth = np.full((96, 128), 2000, np.uint16)
+        depth[:, : 64 * (k % 2)] = 1000
+        cv2.imwrite(str(tmp_path / "depth" / f"{k}.png"), depth)
+        cv2.imwrite(str(tmp_path / "rgb" / f"{k}.png"), invented_photo(1, 128, 96))
+    source = RgbdPairs(tmp_path, VIEW, False, 1000, apart_s=9)
+    pairs, _ = drawn(source, 40)
+    assert {abs(int(a) - int(b)) >= 9 for a, b in source.candidates} == {True}
+    kinds = set()
+    for pair in pairs:
+        a, b = (int(name.split(".")[0]) % 2 for name in pair.name.split("/")[1].split("-"))
+        kinds.add((a, b))
+        left = pair.xyz[:, 0] / pair.xyz[:, 2] < (63.5 - 63) / 110
+        assert bool(left.any()) == (a == b)
+    assert len(kinds) == 4
 
 
 def test_cut_out_views_keep_the_camera_right():
