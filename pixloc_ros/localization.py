@@ -28,7 +28,7 @@ from .tracking.frame_aligner import DEFAULT, AlignerOptions, FrameAligner, prese
 from .tracking.mount_check import MountCheck, turned_prior
 from .tracking.options import QualityGates, TrackerOptions
 from .tracking.prior_std import WIDE_PRIOR, PriorStd
-from .tracking.relocalization import Relocalizer, spread
+from .tracking.relocalization import Relocalizer, same_pose
 from .tracking.tracker import Tracker
 from .tracking.types import FrameAlignment, PreparedFrame, PreparedImage, RigView
 
@@ -37,14 +37,10 @@ _GATES = QualityGates()
 SURE = _GATES.sure_probability
 """A pose is sure that is as likely right as this."""
 _MOST = 0.5
-"""Of a single image, which no other image confirms, a pose is sought again that is not sure, or with which no more of the points
-agree: where places repeat, another pose may explain as many,"""
-HYPOTHESES = 32
-"""from so many poses, spread over what is known of it,"""
-HYPOTHESIS = PriorStd(5.0, depth_share=0.1)
-"""each of which is a prior by itself."""
-_AROUND = PriorStd(10.0, depth_share=0.2)
-"""How far off the best pose of a search may be."""
+"""Of a single image, which no other image confirms, other poses are looked for, but where a pose near a prior is sure and more of
+the points agree with it: where places repeat, another pose may explain as many."""
+_ENOUGH = PriorStd(5.0, depth_share=0.1)
+"""A prior that leaves no room for another pose."""
 _WITHIN = 5.0
 """Standard deviations of its prior, within which a pose must be."""
 SEARCH_TURNS, SEARCH_FINALISTS = 4, 5
@@ -240,35 +236,22 @@ class Localizer:
         if not math.isfinite(first.depth):
             return _believed([first], _GATES.min_probability)
         covariance = said.covariance(first.depth) if isinstance(said, PriorStd) else said
-        if bool((covariance.diagonal() <= HYPOTHESIS.covariance(first.depth).diagonal()).all()):
+        if bool((covariance.diagonal() <= _ENOUGH.covariance(first.depth).diagonal()).all()):
             return _believed([first], _GATES.min_probability)
+        if first.probability >= SURE and first.inlier_fraction > _MOST:
+            return _believed([first], _GATES.min_probability_search)
         return _believed(self._sought(prepared, [first], prior, covariance), _GATES.min_probability_search)
 
     def _sought(
         self, prepared: PreparedImage, places: list[FrameAlignment], pose: torch.Tensor, covariance: torch.Tensor
     ) -> list[FrameAlignment]:
-        """What else an image may show if the first of its places is doubtful, likeliest first.
+        """What else an image may show than some places, and those, likeliest first.
 
         pose, covariance: What is known of the camera, [4, 4] and [6, 6].
         """
-        narrow = HYPOTHESIS.covariance(places[0].depth)
-        if _settled(places):
-            return places
-        for start in spread(pose, covariance, HYPOTHESES, 0)[1:]:
-            other = self.aligner.localize_prepared(prepared, start, narrow)
-            if other.success and mahalanobis(pose, covariance, other.map_from_camera, other.covariance) <= _WITHIN:
-                places = self._apart([*places, other])
-            if _settled(places):
-                break
-        return places
-
-    def _apart(self, found: Sequence[FrameAlignment]) -> list[FrameAlignment]:
-        """The likeliest alignment of each place, likeliest first."""
-        places: list[FrameAlignment] = []
-        for one in sorted(found, key=lambda alignment: -alignment.probability):
-            if not any(self.relocalizer.same_place(one.map_from_camera, place.map_from_camera) for place in places):
-                places.append(one)
-        return places
+        others = self.relocalizer.around(prepared, pose, covariance, places)
+        within = lambda one: mahalanobis(pose, covariance, one.map_from_camera, one.covariance) <= _WITHIN  # noqa: E731
+        return _apart([*places, *(one for one in others if one.success and within(one))])
 
     def _turned_against(self, prior: torch.Tensor, frame: PreparedFrame) -> str:
         """Whether the image was taken where its prior says but looks elsewhere, in words; the whole map is searched."""
@@ -283,13 +266,13 @@ class Localizer:
         camera, places = torch.eye(4, dtype=torch.float64), []
         for turn in range(SEARCH_TURNS):
             found = self.relocalizer.search(frame, camera, turn, finalists=SEARCH_FINALISTS)
-            places = self._apart([*places, *(one for one in found if one.success)])
+            places = _apart([*places, *(one for one in found if one.success)])
             if places and places[0].probability >= _GATES.min_probability_search:
                 break
         if not places:
             return Location.of(None, "")
         if math.isfinite(places[0].depth):
-            around = _AROUND.covariance(places[0].depth)
+            around = WIDE_PRIOR.covariance(places[0].depth)
             places = self._sought(frame.prepared, places, places[0].map_from_camera, around)
         return _believed(places, _GATES.min_probability_search)
 
@@ -331,16 +314,20 @@ class Localizer:
             advance()
 
 
+def _apart(found: Sequence[FrameAlignment]) -> list[FrameAlignment]:
+    """The likeliest alignment of each pose, likeliest first."""
+    places: list[FrameAlignment] = []
+    for one in sorted(found, key=lambda alignment: -alignment.probability):
+        if not any(same_pose(one.map_from_camera, place.map_from_camera, one.depth) for place in places):
+            places.append(one)
+    return places
+
+
 def alone(places: Sequence[FrameAlignment]) -> float:
     """Probability that the first of some poses is right: they exclude one another, and each may be wrong. Each one's own
     probability says how much likelier it has made what the image shows, as odds."""
     odds = [one.probability / max(1 - one.probability, _LEAST_DOUBT) for one in places]
     return odds[0] / (1 + sum(odds))
-
-
-def _settled(places: Sequence[FrameAlignment]) -> bool:
-    """Whether nothing else can be what an image shows."""
-    return alone(places) >= SURE and places[0].inlier_fraction > _MOST
 
 
 def _believed(places: Sequence[FrameAlignment], least: float) -> Location:

@@ -41,12 +41,12 @@ def simulated_scene(tmp_path_factory, **options) -> Scene:
     return Scene(data, map_path, data / "images", data / "drive")
 
 
-def plane_map(folder: Path, extractor, camera: Camera, poses: torch.Tensor) -> Map:
+def plane_map(folder: Path, extractor, camera: Camera, poses: torch.Tensor, picture: np.ndarray | None = None) -> Map:
     """Map of the corners of the textured plane z = 0, from images at map_from_camera [K, 4, 4] that are written to the folder."""
-    picture, metres = texture(), 6.0
+    picture, metres = texture() if picture is None else picture, 6.0
     corners = cv2.goodFeaturesToTrack(picture, 1000, 0.01, 8)[:, 0]
     xyz = np.pad((corners + 0.5) * metres / len(picture) - metres / 2, ((0, 0), (0, 1))).astype(float)
-    return build_map(plane_images(folder, poses, camera, xyz), extractor)[0]
+    return build_map(plane_images(folder, poses, camera, xyz, picture), extractor)[0]
 
 
 def decoded(data: bytes) -> np.ndarray:

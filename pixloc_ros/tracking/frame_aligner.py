@@ -135,6 +135,7 @@ class FrameAligner:
         prior_covariance: torch.Tensor | PriorStd | None = None,
         start: torch.Tensor | None = None,
         selector: PointSelector | None = None,
+        known: torch.Tensor | None = None,
     ) -> FrameAlignment:
         """Pose of a prepared image that was taken near `map_from_camera`, or of a rig of cameras, whose views share the points.
 
@@ -145,6 +146,8 @@ class FrameAligner:
                 in words; None: nothing holds the pose.
             start: Where the alignment begins, if not at the prior, float64 [4, 4].
             selector: Chooses the points; None for the map's.
+            known: Covariance of what is known of the pose, float64 [6, 6], where the prior is a hypothesis among others: the less
+                is known, the more the image must show.
         """
         selector = selector or self._selector
         rig = (RigView("", prepared),) if isinstance(prepared, PreparedImage) else tuple(prepared)
@@ -187,7 +190,8 @@ class FrameAligner:
             start = map_from_local @ se3.inverse(result.camera_from_map)
         visible, inliers = sum(view.visible for view in aligned), sum(view.inliers for view in aligned)
         claimed, depth = inverse_information(result.information), _depth(result, aligned)
-        held = None if prior_covariance is None else prior_covariance.numpy()
+        known = prior_covariance if known is None else known
+        held = None if known is None else known.numpy()
         statistics = statistics_of(result, claimed.numpy(), (begin @ map_from_local).numpy(), depth, held)
         covariance = self.judge.covariance(claimed, statistics, depth)
         success = bool(result.converged) and bool(torch.isfinite(covariance).all())

@@ -8,7 +8,7 @@ the list. Nothing here is believed: `Tracker` follows what was found over the ne
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -39,6 +39,13 @@ _UNRELATED = 1.1
 _SAME_DEPTHS = 0.1
 _HYPOTHESIS = PriorStd(20.0, depth_share=0.35)
 """How far off a hypothesis is taken to be: an image that shows little must not lead it away from where the map was seen."""
+_SPREAD, _SPREAD_FINALISTS = 32, 5
+"""Hypotheses around a pose, and how many of them are aligned to the end,"""
+_NEAR, _HELD = PriorStd(5.0, depth_share=0.1), PriorStd(2.0, depth_share=0.04)
+"""and how far off each is taken to be at the coarse levels, and after them: else all would end at what looks most like it."""
+_SAME_POSE = 0.04
+"""Radians, and share of the depth, that poses of one image differ by at most that are one pose: things that repeat may do so at
+a tenth of the depth."""
 
 
 @dataclass(frozen=True)
@@ -81,7 +88,6 @@ class Relocalizer:
         depth = localizer.map.keyframe_depth
         self._depth = float(np.median(depth[depth > 0])) if (depth > 0).any() else 1.0
         self._covariance = _HYPOTHESIS.covariance(self._depth)
-        self._information = torch.linalg.inv(self._covariance)
 
     def search(
         self,
@@ -107,20 +113,30 @@ class Relocalizer:
         starts = self._hypotheses(frame, base_from_camera, turn, prior)
         if not len(starts):
             return []
-        poses, scores = self._align_coarsely(prepared, starts)
-        found: list[FrameAlignment] = []
-        taken, left = list(known), self.options.finalists if finalists is None else finalists
-        for k in np.argsort(-scores, kind="stable"):
-            if left == 0 or scores[k] <= 0:
-                break
-            if any(self.same_place(poses[k], other) for other in taken):
-                continue
-            alignment = self._localizer.localize_prepared(prepared, poses[k], _HYPOTHESIS)
-            taken += [poses[k], alignment.map_from_camera]
-            left -= 1
-            if not any(self.same_place(alignment.map_from_camera, other) for other in known):
-                found.append(alignment)
-        return sorted(found, key=lambda a: -agreement(a))
+        poses, scores = self._align_coarsely(prepared, starts, self._covariance)
+        finish = lambda start: self._localizer.localize_prepared(prepared, start, _HYPOTHESIS)  # noqa: E731
+        finalists = self.options.finalists if finalists is None else finalists
+        found = _finished(poses, scores, finish, self.same_place, known, finalists)
+        return [one for one in found if not any(self.same_place(one.map_from_camera, other) for other in known)]
+
+    def around(
+        self, prepared: PreparedImage, pose: torch.Tensor, covariance: torch.Tensor, known: Sequence[FrameAlignment]
+    ) -> list[FrameAlignment]:
+        """Other poses that a prepared image may show, best first: from hypotheses that are spread over what is known of it.
+
+        Args:
+            prepared: The image.
+            pose: map_from_camera, float64 [4, 4], known with
+            covariance: float64 [6, 6], camera frame.
+            known: Alignments of the image that led elsewhere, at least one.
+        """
+        depth = known[0].depth
+        starts = spread(pose, covariance, _SPREAD, 0)[1:]
+        poses, scores = self._align_coarsely(prepared, starts, _NEAR.covariance(depth))
+        held = _HELD.covariance(depth)
+        finish = lambda start: self._localizer.localize_prepared(prepared, start, held, known=covariance)  # noqa: E731
+        same = lambda one, other: same_pose(one, other, depth)  # noqa: E731
+        return _finished(poses, scores, finish, same, [one.map_from_camera for one in known], _SPREAD_FINALISTS)
 
     def _hypotheses(
         self, frame: PreparedFrame, base_from_camera: torch.Tensor, turn: int, prior: MotionPrior | None
@@ -151,8 +167,13 @@ class Relocalizer:
         away, turned = se3.pose_difference(camera, self._keyframes)
         return ((away <= reach_m) & (turned <= reach_rad)).numpy()
 
-    def _align_coarsely(self, prepared: PreparedImage, starts: torch.Tensor) -> tuple[torch.Tensor, np.ndarray]:
-        """All hypotheses in one batch, at the coarse levels only: poses [H, 4, 4], and how much of the image each explains."""
+    def _align_coarsely(
+        self, prepared: PreparedImage, starts: torch.Tensor, covariance: torch.Tensor
+    ) -> tuple[torch.Tensor, np.ndarray]:
+        """All hypotheses in one batch, at the coarse levels only: poses [H, 4, 4], and how much of the image each explains.
+
+        covariance: How far off each is taken to be [6, 6].
+        """
         pyramid, camera = prepared.pyramid, prepared.camera
         levels = min(self.options.levels, len(pyramid.levels))
         locals_ = [self._selector.select(start, camera, self.options.points, prepared.description) for start in starts]
@@ -174,7 +195,7 @@ class Relocalizer:
         coarse = FeaturePyramid(pyramid.levels[:levels], pyramid.image_size)
         view = View(coarse, camera, points, mask)
         initial = se3.inverse(starts) @ map_from_local
-        prior = PriorFactor(initial, self._information.expand(len(initial), 6, 6))
+        prior = PriorFactor(initial, torch.linalg.inv(covariance).expand(len(initial), 6, 6))
         result = align(view, initial, self._alignment, self._localizer.damping, prior, self._weights)
         poses = map_from_local @ se3.inverse(result.camera_from_map)
         # Under change hardly a point agrees at these levels, but in the right place all disagree less.
@@ -186,6 +207,31 @@ class Relocalizer:
         """Whether two poses of a camera [4, 4] are as near to one another as alignments of one image in one place end."""
         away, turned = se3.pose_difference(one, other)
         return float(away) < _SAME_DEPTHS * self._depth and float(turned) < _SAME_ANGLE
+
+
+def same_pose(one: torch.Tensor, other: torch.Tensor, depth: float) -> bool:
+    """Whether two poses of a camera [4, 4], which sees things `depth` away, are where the same alignment may end."""
+    away, turned = se3.pose_difference(one, other)
+    return float(away) < _SAME_POSE * depth and float(turned) < _SAME_POSE
+
+
+def _finished(
+    poses: torch.Tensor,
+    scores: np.ndarray,
+    finish: Callable[[torch.Tensor], FrameAlignment],
+    same: Callable[[torch.Tensor, torch.Tensor], bool],
+    known: Sequence[torch.Tensor],
+    most: int,
+) -> list[FrameAlignment]:
+    """The best of some poses, aligned to the end, best first; none twice, none that is known."""
+    found, taken = [], list(known)
+    for k in np.argsort(-scores, kind="stable"):
+        if len(found) == most or scores[k] <= 0:
+            break
+        if not any(same(poses[k], other) for other in taken):
+            found.append(finish(poses[k]))
+            taken += [poses[k], found[-1].map_from_camera]
+    return sorted(found, key=lambda a: -agreement(a))
 
 
 def agreement(alignment: FrameAlignment) -> float:

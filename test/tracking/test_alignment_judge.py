@@ -15,7 +15,7 @@ from pixloc_ros.alignment import AlignmentOptions, ReferencePoints, View, align
 from pixloc_ros.errors import InputError
 from pixloc_ros.features import FeaturePyramid, load_extractor
 from pixloc_ros.geometry import se3
-from pixloc_ros.localization import HYPOTHESIS, Localizer, alone
+from pixloc_ros.localization import Localizer, alone
 from pixloc_ros.tracking.alignment_judge import STATISTICS, AlignmentJudge, statistics_of
 from pixloc_ros.tracking.covariances import isotropic
 from pixloc_ros.tracking.frame_aligner import inverse_information
@@ -186,25 +186,22 @@ def test_the_width_of_a_prior_is_between_narrow_and_wide():
 
 @dataclass
 class ToldAligner:
-    """Answers with the nearest of some poses, each with its probability; `agree` is the share of points that agree. The first one
-    reaches no further than `reach_m`. Remembers where it was asked to begin."""
+    """Answers with the nearest of some poses, each with its probability; `agree` is the share of points that agree. As a search
+    around a pose it answers with all of them that are not known."""
 
     answers: list[tuple[torch.Tensor, float]]
-    starts: list[torch.Tensor] = field(default_factory=list)
-    covariances: list[torch.Tensor] = field(default_factory=list)
-    reach_m: float = math.inf
     agree: float = 0.6
+    sought: list[tuple[torch.Tensor, torch.Tensor]] = field(default_factory=list)
 
-    def leads_away(self, start):
-        return len(self.answers) > 1 and float(se3.pose_difference(self.answers[0][0], start)[0]) > self.reach_m
-
-    def localize_prepared(self, prepared, map_from_camera, prior_covariance=None, *_):
-        self.starts.append(map_from_camera)
-        self.covariances.append(prior_covariance)
-        answers = self.answers[self.leads_away(map_from_camera) :]
-        pose, likely = min(answers, key=lambda a: float(se3.pose_difference(a[0], map_from_camera)[0]))
+    def localize_prepared(self, prepared, map_from_camera, prior_covariance=None):
+        pose, likely = min(self.answers, key=lambda a: float(se3.pose_difference(a[0], map_from_camera)[0]))
         quality = 0.1, self.agree, 0.9, 300, 5
         return FrameAlignment(pose, isotropic(1e-3, 1e-3), True, "converged", *quality, depth=2.0, probability=likely)
+
+    def around(self, prepared, pose, covariance, known):
+        self.sought.append((pose, covariance))
+        found = [self.localize_prepared(prepared, answer) for answer, _ in self.answers]
+        return [one for one in found if not any(torch.equal(one.map_from_camera, k.map_from_camera) for k in known)]
 
 
 def at(x, y=0.0):
@@ -227,36 +224,30 @@ def told(flat):
 
     def localizer(*answers):
         made = Localizer(flat[1], load_extractor())
-        made.relocalizer  # noqa: B018 -- what it needs of the true aligner
-        made.aligner = ToldAligner(list(answers))
+        made.aligner = made.relocalizer = ToldAligner(list(answers))
         return made
 
     return localizer
 
 
-def test_a_doubtful_pose_is_sought_from_hypotheses_and_the_likeliest_within_the_prior_is_taken(told):
+def test_a_doubtful_pose_is_sought_again_and_the_likeliest_within_the_prior_is_taken(told):
     vague = isotropic(0.5, 0.1)
-    localizer = told((at(0.0), 0.6), (at(0.5), 0.992), (at(-3.0), 0.999))
+    localizer = told((at(0.0), 0.6), (at(0.5), 0.992), (at(-3.0), 0.999))  # the last is six standard deviations away
     found = localizer.locate_prepared(None, None, at(0.0), vague)
     assert found.success and found.probability == pytest.approx(124 / (1 + 124 + 1.5))
     torch.testing.assert_close(found.map_from_camera, at(0.5))
-    # Every hypothesis is a prior by itself, and far narrower than what was said.
-    torch.testing.assert_close(localizer.aligner.covariances[-1], HYPOTHESIS.covariance(2.0))
+    ((pose, covariance),) = localizer.aligner.sought
+    assert torch.equal(pose, at(0.0)) and torch.equal(covariance, vague)
 
 
 def test_what_lies_outside_its_prior_is_not_taken_however_likely_it_looks(told):
-    """Six standard deviations away, where hypotheses do lead."""
-    prior = isotropic(0.5, 0.1)
-    localizer = told((at(0.0), 0.2), (at(3.0), 0.999))
-    localizer.aligner.reach_m = 0.5
-    found = localizer.locate_prepared(None, None, at(0.0), prior)
-    assert any(map(localizer.aligner.leads_away, localizer.aligner.starts))
+    found = told((at(0.0), 0.2), (at(3.0), 0.999)).locate_prepared(None, None, at(0.0), isotropic(0.5, 0.1))
     assert not found.success and found.doubtful and found.probability == 0.2
     torch.testing.assert_close(found.map_from_camera, at(0.0))
 
 
 def test_the_likeliest_of_many_must_be_as_likely_as_one_of_a_search(told):
-    """Of 32 wrong poses one may look fair: what was found from hypotheses is held by no more than they are."""
+    """Of many wrong poses one may look fair."""
     for likely, taken in ((0.94, False), (0.96, True)):
         found = told((at(0.0), 0.1), (at(0.5), likely)).locate_prepared(None, None, at(0.0), isotropic(0.5, 0.1))
         assert found.success == taken and found.doubtful != taken
@@ -292,7 +283,7 @@ def test_poses_that_exclude_one_another_share_the_odds(told, others, expected):
 def test_a_sure_pose_and_a_narrow_prior_are_not_sought(told, likely, prior):
     localizer = told((at(0.0), likely))
     assert localizer.locate_prepared(None, None, at(0.0), prior).success
-    assert len(localizer.aligner.starts) == 1
+    assert not localizer.aligner.sought
 
 
 def test_where_half_of_the_points_do_not_agree_another_pose_may_explain_as_many(told):
@@ -300,7 +291,7 @@ def test_where_half_of_the_points_do_not_agree_another_pose_may_explain_as_many(
         localizer = told((at(0.0), 0.999), (at(0.5), 0.998))
         localizer.aligner.agree = agree
         found = localizer.locate_prepared(None, None, at(0.0), isotropic(0.5, 0.1))
-        assert (len(localizer.aligner.starts) > 1) == sought and found.success != sought
+        assert bool(localizer.aligner.sought) == sought and found.success != sought
 
 
 def image_at(camera, x, y, height):
@@ -322,6 +313,36 @@ def test_an_image_is_found_with_a_vague_prior_and_without_one(flat):
     for found in (localizer.locate(image, camera, off, covariance), localizer.locate(image, camera)):
         assert found.success and distance(found, pose) < 0.02
         assert found.probability > max(0.9, alone.probability)
+
+
+def test_where_the_map_repeats_the_other_places_are_found_and_none_is_believed(tmp_path):
+    """Shelves that repeat every 0.75 m, seen from 3 m: the truth is among what a search finds, and no pose along the shelves is
+    called right, but where a prior holds it."""
+    camera, shelves = pinhole(320, 240, 260.0), np.tile(texture()[:, :128], (1, 8))
+    along = lambda x: look_at((x, -0.6, 3.0), (x, 0.0, 0.0))  # noqa: E731
+    map_ = plane_map(tmp_path, load_extractor(), camera, torch.stack([along(x) for x in (-1.0, -0.5, 0.0, 0.5, 1.0)]), shelves)
+    localizer, truth = Localizer(map_, load_extractor()), along(0.1)
+    image = plane_view(truth, camera, shelves)[0]
+    prepared = localizer.aligner.prepare(image, camera)
+    wrong = localizer.aligner.localize_prepared(prepared, along(0.85), isotropic(0.05, 0.02))
+    assert float(se3.pose_difference(wrong.map_from_camera, along(0.85))[0]) < 0.05, "the test needs a place that looks the same"
+    others = localizer.relocalizer.around(prepared, along(0.6), isotropic(0.5, 0.1), [wrong])
+    assert any(float(se3.pose_difference(one.map_from_camera, truth)[0]) < 0.05 for one in others)
+    half = image.copy()
+    half[:, :170] = plane_view(truth, camera, texture(seed=9))[0][:, :170]
+    for found in (localizer.locate(image, camera), localizer.locate(half, camera, along(0.85), isotropic(0.7, 0.1))):
+        assert not found.success and found.reason == "another place looks the same"
+    held = localizer.locate(image, camera, truth, isotropic(0.05, 0.02))
+    assert held.success and distance(held, truth) < 0.03
+
+
+def test_a_hypothesis_is_judged_by_what_is_known(flat):
+    camera, map_ = flat
+    localizer, (image, pose) = Localizer(map_, load_extractor()), image_at(camera, 0.3, 0.1, 2.7)
+    prepared, narrow, wide = localizer.aligner.prepare(image, camera), isotropic(0.05, 0.02), isotropic(0.9, 0.6)
+    held, known = (localizer.aligner.localize_prepared(prepared, pose, narrow, known=wide_) for wide_ in (None, wide))
+    assert torch.equal(held.map_from_camera, known.map_from_camera) and torch.equal(held.covariance, known.covariance)
+    assert held.probability != known.probability
 
 
 def test_an_image_of_another_place_is_doubtful_whatever_is_tried(flat):
