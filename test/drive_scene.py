@@ -27,10 +27,10 @@ def turning_at(k):
     return look_at((0.0, 0.0, 0.0), (np.sin(angle), np.cos(angle), 0.0)).numpy()
 
 
-def view(pose):
+def view(pose, camera=CAMERA):
     """Grey image uint8 [H, W] of the hall from a pose [4, 4]."""
     columns, rows = np.meshgrid(np.arange(WIDTH), np.arange(HEIGHT))
-    rays, _ = CAMERA.unproject(torch.from_numpy(np.stack((columns, rows), -1).reshape(-1, 2).astype(float)))
+    rays, _ = camera.unproject(torch.from_numpy(np.stack((columns, rows), -1).reshape(-1, 2).astype(float)))
     rays = rays.numpy() @ pose[:3, :3].T
     with np.errstate(divide="ignore"):
         reach = (np.sign(rays) * HALF - pose[:3, 3]) / rays
@@ -46,11 +46,11 @@ def view(pose):
     return image.reshape(HEIGHT, WIDTH)
 
 
-def write_images(folder, poses):
+def write_images(folder, poses, camera=CAMERA):
     """The views of poses as files; the folder."""
     folder.mkdir(parents=True)
     for k, pose in enumerate(poses):
-        cv2.imwrite(str(folder / f"{k:04d}.png"), view(pose))
+        cv2.imwrite(str(folder / f"{k:04d}.png"), view(pose, camera))
     return folder
 
 

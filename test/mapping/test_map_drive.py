@@ -7,10 +7,24 @@ import numpy as np
 import pytest
 import torch
 from bag_writing import BASE_FROM_CAMERA
-from drive_scene import CAMERA, START, STEP, pose_at, similarity, turning_at, write_bag, write_images, write_video
+from drive_scene import (
+    CAMERA,
+    FOCAL,
+    HEIGHT,
+    START,
+    STEP,
+    WIDTH,
+    pose_at,
+    similarity,
+    turning_at,
+    write_bag,
+    write_images,
+    write_video,
+)
 
 from pixloc_ros.cli.main import main
 from pixloc_ros.errors import InputError
+from pixloc_ros.geometry.cameras import Camera
 from pixloc_ros.io.bags import BagOptions
 from pixloc_ros.io.trajectory import read_benchmark_poses, read_tum
 from pixloc_ros.mapping import Map
@@ -108,6 +122,16 @@ def test_video_without_calibration(tmp_path, capsys):
     assert any("the camera was refined" in note for note in report["notes"])
     assert "unknown" in capsys.readouterr().out
     assert len(map_.keyframe_names) >= COUNT // 2
+
+
+def test_the_distortion_of_an_unknown_camera_is_refined(tmp_path):
+    lens = Camera.from_colmap("SIMPLE_RADIAL", WIDTH, HEIGHT, (FOCAL, WIDTH / 2, HEIGHT / 2, -0.25))
+    folder = write_images(tmp_path / "images", [pose_at(k, COUNT) for k in range(COUNT)], lens)
+    _, map_, _ = make(tmp_path, "images", folder)
+    (found,) = map_.cameras
+    assert found.model == "radial" and found.params[0] == found.params[1]
+    focal, bend = float(found.params[0]), float(found.params[4])  # this drive hardly tells a longer lens that bends more
+    assert focal == pytest.approx(FOCAL, rel=0.15) and bend * (FOCAL / focal) ** 2 == pytest.approx(-0.25, abs=0.02)
 
 
 def test_bag_without_poses_is_mapped_from_its_images(tmp_path, capsys):

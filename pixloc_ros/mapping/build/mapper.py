@@ -72,7 +72,7 @@ def run_mapper(finder: PairFinder, options: MapperOptions, progress: Progress | 
     for kind in _KINDS if turning < _TURNING else _KINDS[::-1]:
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(parents=True)
-        _write_database(finder, folder / "database.db")
+        _write_database(finder, folder / "database.db", options.refine_camera)
         (folder / "mapper.json").write_text(json.dumps(asdict(options) | {"kind": kind}))
         code = _run(folder, finder.count, progress)
         if code:
@@ -114,12 +114,12 @@ def _run(folder: Path, count: int, progress: Progress | None) -> int:
                 process.wait()
 
 
-def _write_database(finder: PairFinder, path: Path) -> None:
+def _write_database(finder: PairFinder, path: Path, refined: bool) -> None:
     pycolmap, matcher = require_pycolmap(), finder.matcher
     cameras, camera_of = unique_cameras(matcher.images.cameras)
     database = pycolmap.Database.open(str(path))
     for number, camera in enumerate(cameras, 1):
-        camera = colmap_camera(camera, number, finder.known_focal)
+        camera = colmap_camera(camera, number, finder.known_focal, refined)
         database.write_camera(camera, use_camera_id=True)
         rig = pycolmap.Rig(rig_id=number)
         rig.add_ref_sensor(camera.sensor_id)

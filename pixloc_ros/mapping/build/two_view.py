@@ -179,9 +179,12 @@ class PairFinder:
         return self.extractor.suited_to(camera.width, camera.height)
 
 
-def colmap_camera(camera: Camera, number: int, known_focal: bool = True):
-    """pycolmap's camera of that number."""
+def colmap_camera(camera: Camera, number: int, known_focal: bool = True, refined: bool = False):
+    """pycolmap's camera of that number. refined: Whether it is to be refined: then one without distortion gets one of zero."""
     model, params = camera.to_colmap()
+    if refined and camera.model == "pinhole":
+        square = params[0] == params[1]
+        model, params = ("SIMPLE_RADIAL", [*params[1:], 0.0]) if square else ("OPENCV", [*params, 0.0, 0.0, 0.0, 0.0])
     made = require_pycolmap().Camera(camera_id=number, model=model, width=camera.width, height=camera.height, params=params)
     made.has_prior_focal_length = known_focal
     return made
