@@ -37,8 +37,8 @@ _GATES = QualityGates()
 SURE = _GATES.sure_probability
 """A pose is sure that is as likely right as this."""
 _MOST = 0.5
-"""Of a single image, which no other image confirms, other poses are looked for, but where a pose near a prior is sure and more of
-the points agree with it: where places repeat, another pose may explain as many."""
+"""Of a single image, which no other image confirms, other poses are looked for but where one is sure and more of the points agree
+with it: where places repeat, another pose may explain as many."""
 _ENOUGH = PriorStd(5.0, depth_share=0.1)
 """A prior that leaves no room for another pose."""
 _WITHIN = 5.0
@@ -238,17 +238,17 @@ class Localizer:
         covariance = said.covariance(first.depth) if isinstance(said, PriorStd) else said
         if bool((covariance.diagonal() <= _ENOUGH.covariance(first.depth).diagonal()).all()):
             return _believed([first], _GATES.min_probability)
-        if first.probability >= SURE and first.inlier_fraction > _MOST:
-            return _believed([first], _GATES.min_probability_search)
         return _believed(self._sought(prepared, [first], prior, covariance), _GATES.min_probability_search)
 
     def _sought(
         self, prepared: PreparedImage, places: list[FrameAlignment], pose: torch.Tensor, covariance: torch.Tensor
     ) -> list[FrameAlignment]:
-        """What else an image may show than some places, and those, likeliest first.
+        """What else an image may show if the first of its places is doubtful, and those places, likeliest first.
 
         pose, covariance: What is known of the camera, [4, 4] and [6, 6].
         """
+        if alone(places) >= SURE and places[0].inlier_fraction > _MOST:
+            return places
         others = self.relocalizer.around(prepared, pose, covariance, places)
         within = lambda one: mahalanobis(pose, covariance, one.map_from_camera, one.covariance) <= _WITHIN  # noqa: E731
         return _apart([*places, *(one for one in others if one.success and within(one))])

@@ -39,9 +39,9 @@ _UNRELATED = 1.1
 _SAME_DEPTHS = 0.1
 _HYPOTHESIS = PriorStd(20.0, depth_share=0.35)
 """How far off a hypothesis is taken to be: an image that shows little must not lead it away from where the map was seen."""
-_SPREAD, _SPREAD_FINALISTS = 32, 5
-"""Hypotheses around a pose, and how many of them are aligned to the end,"""
-_NEAR, _HELD = PriorStd(5.0, depth_share=0.1), PriorStd(2.0, depth_share=0.04)
+_SPREAD, _SPREAD_LEVELS, _SPREAD_FINALISTS = 32, 3, 10
+"""Hypotheses around a pose, the levels that compare them, and how many of them are aligned to the end,"""
+_NEAR, _HELD = PriorStd(5.0, depth_share=0.1), PriorStd(3.0, depth_share=0.06)
 """and how far off each is taken to be at the coarse levels, and after them: else all would end at what looks most like it."""
 _SAME_POSE = 0.04
 """Radians, and share of the depth, that poses of one image differ by at most that are one pose: things that repeat may do so at
@@ -56,7 +56,7 @@ class RelocalizationOptions:
         hypotheses: Poses aligned at the coarse levels.
         pool: Similar keyframes that they are taken from, over successive images.
         seeds: Of the hypotheses, those spread over a prior's covariance, where there is a prior.
-        levels: Of the features, used by the coarse alignment.
+        levels: Of the features, used by the coarse alignment of a search.
         points: Map points used by it.
         finalists: Poses aligned to the end.
     """
@@ -81,8 +81,6 @@ class Relocalizer:
         # Its own: the views of far keyframes must not drive those around the robot from the localizer's.
         self._selector = LocalPointSelector(localizer.map, COARSE_POINTS)
         self._alignment = replace(localizer.options.alignment, inlier_level=-1)
-        weights = localizer.weights
-        self._weights = None if weights is None else LevelWeights(weights.table[: self.options.levels])
         self._index = KeyframeIndex(localizer.map, descriptor)
         self._keyframes = localizer.map.map_from_keyframe
         depth = localizer.map.keyframe_depth
@@ -113,7 +111,7 @@ class Relocalizer:
         starts = self._hypotheses(frame, base_from_camera, turn, prior)
         if not len(starts):
             return []
-        poses, scores = self._align_coarsely(prepared, starts, self._covariance)
+        poses, scores = self._align_coarsely(prepared, starts, self._covariance, self.options.levels)
         finish = lambda start: self._localizer.localize_prepared(prepared, start, _HYPOTHESIS)  # noqa: E731
         finalists = self.options.finalists if finalists is None else finalists
         found = _finished(poses, scores, finish, self.same_place, known, finalists)
@@ -132,7 +130,7 @@ class Relocalizer:
         """
         depth = known[0].depth
         starts = spread(pose, covariance, _SPREAD, 0)[1:]
-        poses, scores = self._align_coarsely(prepared, starts, _NEAR.covariance(depth))
+        poses, scores = self._align_coarsely(prepared, starts, _NEAR.covariance(depth), _SPREAD_LEVELS)
         held = _HELD.covariance(depth)
         finish = lambda start: self._localizer.localize_prepared(prepared, start, held, known=covariance)  # noqa: E731
         same = lambda one, other: same_pose(one, other, depth)  # noqa: E731
@@ -168,14 +166,14 @@ class Relocalizer:
         return ((away <= reach_m) & (turned <= reach_rad)).numpy()
 
     def _align_coarsely(
-        self, prepared: PreparedImage, starts: torch.Tensor, covariance: torch.Tensor
+        self, prepared: PreparedImage, starts: torch.Tensor, covariance: torch.Tensor, levels: int
     ) -> tuple[torch.Tensor, np.ndarray]:
-        """All hypotheses in one batch, at the coarse levels only: poses [H, 4, 4], and how much of the image each explains.
+        """All hypotheses in one batch, at the coarsest levels only: poses [H, 4, 4], and how much of the image each explains.
 
         covariance: How far off each is taken to be [6, 6].
         """
         pyramid, camera = prepared.pyramid, prepared.camera
-        levels = min(self.options.levels, len(pyramid.levels))
+        levels, weights = min(levels, len(pyramid.levels)), self._localizer.weights
         locals_ = [self._selector.select(start, camera, self.options.points, prepared.description) for start in starts]
         count = max(max(len(local.points) for local in locals_), 1)
         map_from_local = torch.eye(4, dtype=torch.float64).repeat(len(starts), 1, 1)
@@ -196,7 +194,8 @@ class Relocalizer:
         view = View(coarse, camera, points, mask)
         initial = se3.inverse(starts) @ map_from_local
         prior = PriorFactor(initial, torch.linalg.inv(covariance).expand(len(initial), 6, 6))
-        result = align(view, initial, self._alignment, self._localizer.damping, prior, self._weights)
+        weights = None if weights is None else LevelWeights(weights.table[:levels])
+        result = align(view, initial, self._alignment, self._localizer.damping, prior, weights)
         poses = map_from_local @ se3.inverse(result.camera_from_map)
         # Under change hardly a point agrees at these levels, but in the right place all disagree less.
         visible = (result.visible & mask).sum(-1) / count
