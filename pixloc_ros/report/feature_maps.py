@@ -11,6 +11,8 @@ import torch
 from matplotlib.collections import LineCollection
 from matplotlib.colors import BoundaryNorm
 from scipy.sparse import csr_array
+from scipy.sparse.csgraph import dijkstra
+from scipy.spatial import KDTree
 
 from ..features.pyramid import FeatureLevel, FeaturePyramid
 from ..geometry.cameras import Camera
@@ -226,6 +228,7 @@ FEW_SHARED = 30
 GAP_DEPTHS = 0.5
 """Between neighbouring keyframes further apart than this share of the depth the view changes a lot: a gap."""
 _GAP_SPACINGS = 2.5
+_DETOUR = 1.5
 _CELLS = 60
 _MOST_POINTS = 60_000
 _SEEN_BY = (1, 2, 3, 5, 8, 13, 21)
@@ -287,8 +290,24 @@ def measure_coverage(map_: Map) -> Coverage:
     wide = (steps > GAP_DEPTHS * depth) & (steps > _GAP_SPACINGS * (np.median(steps) if len(steps) else 0.0))
     folders = np.array([name.rpartition("/")[0] for name in map_.keyframe_names])  # of cameras or drives
     wide &= folders[1:] == folders[:-1]
-    gaps = np.flatnonzero(wide)
-    return Coverage(counts, share, _most_shared(map_), np.stack((gaps, gaps + 1), 1), steps[wide], map_.track_length)
+    gaps = np.flatnonzero(wide & ~_led_past(map_, np.flatnonzero(wide), steps))
+    return Coverage(counts, share, _most_shared(map_), np.stack((gaps, gaps + 1), 1), steps[gaps], map_.track_length)
+
+
+def _led_past(map_: Map, wide: np.ndarray, steps: np.ndarray) -> np.ndarray:
+    """Which wide steps [K - 1] are none: keyframes of other visits lead from one end to the other, without a large detour."""
+    result = np.zeros(len(steps), bool)
+    if not len(wide):
+        return result
+    places, depth = map_.map_from_keyframe[:, :3, 3].numpy(), map_.keyframe_depth
+    first, second = KDTree(places).query_pairs(GAP_DEPTHS * float(depth.max()), output_type="ndarray").T
+    away = np.linalg.norm(places[first] - places[second], axis=1)
+    near = away <= GAP_DEPTHS * np.minimum(depth[first], depth[second])
+    links = csr_array((away[near] + 1e-9, (first[near], second[near])), (len(places),) * 2)
+    for k in wide:
+        ways = dijkstra(links, directed=False, indices=k, limit=_DETOUR * steps[k])
+        result[k] = np.isfinite(ways[k + 1])
+    return result
 
 
 @styled

@@ -123,6 +123,18 @@ def test_gaps_and_weak_keyframes_are_flagged():
     decoded(plot_coverage(map_, found, ".jpg"))
 
 
+@pytest.mark.parametrize("seen_before", [False, True])
+def test_what_another_visit_shows_is_no_gap(seen_before):
+    """A long drive keeps no keyframes where other visits have been: its second visit seems to jump."""
+    whole = [0.3 * k for k in range(16)]
+    places = [x for x in whole if seen_before or not 1.0 < x < 3.5] + [x for x in whole if not 1.0 < x < 3.5]
+    rng = np.random.default_rng(0)
+    wall = np.stack((rng.uniform(-2, 7, 4000), np.full(4000, 2.0), rng.uniform(0, 1.5, 4000)), 1)
+    found = measure_coverage(numbers_map(torch.stack([look_at((x, 0.0, 0.7), (x, 2.0, 0.7)) for x in places]), wall, pinhole()))
+    across = [step for step in found.gaps.tolist() if abs(places[step[0]] - places[step[1]]) < 4]
+    assert len(across) == (0 if seen_before else 2)
+
+
 def test_ground_plan_lies_flat_whatever_the_maps_axes():
     assert ground_plan(corridor()).names[0] == "x (m)"
     turned = corridor(turn=lambda xyz: xyz[:, [0, 2, 1]] * (1, -1, 1))  # y downwards, as structure from motion has it
