@@ -39,8 +39,8 @@ SURE = _GATES.sure_probability
 _MOST = 0.5
 """Of a single image, which no other image confirms, other poses are looked for but where one is sure and more of the points agree
 with it: where places repeat, another pose may explain as many."""
-_ENOUGH = PriorStd(5.0, depth_share=0.1)
-"""A prior that leaves no room for another pose."""
+_ENOUGH = PriorStd(2.0, depth_share=0.03)
+"""A prior that leaves no room for another pose: things that repeat do so at a tenth of the depth and more."""
 _WITHIN = 5.0
 """Standard deviations of its prior, within which a pose must be."""
 SEARCH_TURNS, SEARCH_FINALISTS = 4, 5
@@ -238,7 +238,9 @@ class Localizer:
         covariance = said.covariance(first.depth) if isinstance(said, PriorStd) else said
         if bool((covariance.diagonal() <= _ENOUGH.covariance(first.depth).diagonal()).all()):
             return _believed([first], _GATES.min_probability)
-        return _believed(self._sought(prepared, [first], prior, covariance), _GATES.min_probability_search)
+        places = self._sought(prepared, [first], prior, covariance)
+        within = lambda one: mahalanobis(prior, covariance, one.map_from_camera, one.covariance) <= _WITHIN  # noqa: E731
+        return _believed([one for one in places if within(one)] or [first], _GATES.min_probability_search)
 
     def _sought(
         self, prepared: PreparedImage, places: list[FrameAlignment], pose: torch.Tensor, covariance: torch.Tensor
@@ -249,9 +251,11 @@ class Localizer:
         """
         if alone(places) >= SURE and places[0].inlier_fraction > _MOST:
             return places
-        others = self.relocalizer.around(prepared, pose, covariance, places)
-        within = lambda one: mahalanobis(pose, covariance, one.map_from_camera, one.covariance) <= _WITHIN  # noqa: E731
-        return _apart([*places, *(one for one in others if one.success and within(one))])
+        # At least so far, whatever a prior says: places that repeat lie at its edge, and few hypotheses would begin there.
+        wide = WIDE_PRIOR.covariance(places[0].depth)
+        room = covariance if bool((covariance.diagonal() > wide.diagonal()).any()) else wide
+        others = self.relocalizer.around(prepared, pose, room, places)
+        return _apart([*places, *(one for one in others if one.success)])
 
     def _turned_against(self, prior: torch.Tensor, frame: PreparedFrame) -> str:
         """Whether the image was taken where its prior says but looks elsewhere, in words; the whole map is searched."""

@@ -20,6 +20,7 @@ from pixloc_ros.tracking.alignment_judge import STATISTICS, AlignmentJudge, stat
 from pixloc_ros.tracking.covariances import isotropic
 from pixloc_ros.tracking.frame_aligner import inverse_information
 from pixloc_ros.tracking.options import QualityGates
+from pixloc_ros.tracking.prior_std import WIDE_PRIOR
 from pixloc_ros.tracking.types import FrameAlignment
 
 EYE = torch.eye(4, dtype=torch.float64)
@@ -238,6 +239,19 @@ def test_a_doubtful_pose_is_sought_again_and_the_likeliest_within_the_prior_is_t
     torch.testing.assert_close(found.map_from_camera, at(0.5))
     ((pose, covariance),) = localizer.aligner.sought
     assert torch.equal(pose, at(0.0)) and torch.equal(covariance, vague)
+    localizer.locate_prepared(None, None, at(0.0), isotropic(0.1, 0.05))  # repetitions lie at its edge: looked for further away
+    torch.testing.assert_close(localizer.aligner.sought[-1][1], WIDE_PRIOR.covariance(2.0))
+
+
+def test_a_pose_far_from_its_prior_yields_to_a_nearer_one(told):
+    """Six standard deviations: places that repeat draw an image further than a prior allows."""
+    localizer = told((at(3.0), 0.97), (at(0.6), 0.97))
+    nearest = localizer.aligner.localize_prepared
+    drawn = lambda prepared, start, prior=None: nearest(prepared, start if prior is None else at(3.0))  # noqa: E731
+    localizer.aligner.localize_prepared = drawn
+    found = localizer.locate_prepared(None, None, at(0.0), isotropic(0.5, 0.1))
+    assert found.success
+    torch.testing.assert_close(found.map_from_camera, at(0.6))
 
 
 def test_what_lies_outside_its_prior_is_not_taken_however_likely_it_looks(told):
@@ -332,6 +346,8 @@ def test_where_the_map_repeats_the_other_places_are_found_and_none_is_believed(t
     half[:, :170] = plane_view(truth, camera, texture(seed=9))[0][:, :170]
     for found in (localizer.locate(image, camera), localizer.locate(half, camera, along(0.85), isotropic(0.7, 0.1))):
         assert not found.success and found.reason == "another place looks the same"
+    a_repetition_off = localizer.locate(half, camera, along(0.85), isotropic(0.25, 0.05))  # three standard deviations
+    assert not a_repetition_off.success
     held = localizer.locate(image, camera, truth, isotropic(0.05, 0.02))
     assert held.success and distance(held, truth) < 0.03
 
