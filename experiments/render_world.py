@@ -344,8 +344,10 @@ def write_case(plan: Plan, work: WorkFolder, args: argparse.Namespace) -> None:
     for index in range(len(plan.times)):
         name = f"{plan.name}/{index:05d}"
         with np.load(work.path(f"{name}.npz"), allow_pickle=False) as arrays:
-            depths[f"{name}.png"] = float(np.median(arrays["depth"][arrays["depth"] > 0]))
-        truth[f"{name}.png"] = se3.inverse(plan.pose(index))
+            depth = arrays["depth"][arrays["depth"] > 0]
+        if len(depth):  # else it shows nothing but the sky behind a window
+            depths[f"{name}.png"] = float(np.median(depth))
+            truth[f"{name}.png"] = se3.inverse(plan.pose(index))
     with replacing_folder(args.output / "cases" / plan.name) as folder:
         shutil.copytree(args.output / "map", folder / "map")
         queries = folder / "queries"

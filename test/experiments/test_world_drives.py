@@ -195,6 +195,11 @@ def test_killed_work_goes_on_and_gives_map_bags_and_truth(command):
             assert degrees == pytest.approx(std.degrees) and share == pytest.approx(std.depth_share)
     assert read_colmap_model(case.folder / "map").names == model.names
 
+    np.savez(command.out / "work" / "noon" / "00001.npz", depth=np.zeros((48, 64), np.float32))
+    assert command() == 0
+    case = common.Scene(command.out / "cases" / "noon", command.out / "images")
+    assert [query.name for query in case.queries] == ["noon/00000.png", "noon/00002.png"] == list(case.truth)
+
 
 def test_sequence_pairs_the_same_places_across_drives(command):
     """Points of a pair have the same grey in both images: poses, depth and camera are in one frame."""
