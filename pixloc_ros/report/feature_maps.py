@@ -228,7 +228,8 @@ FEW_SHARED = 30
 GAP_DEPTHS = 0.5
 """Between neighbouring keyframes further apart than this share of the depth the view changes a lot: a gap."""
 _GAP_SPACINGS = 2.5
-_DETOUR = 1.5
+_DETOUR, _NEIGHBOURS = 1.5, 32
+"""A gap is none if keyframes lead past it over so many times the distance; so many around each are looked at."""
 _CELLS = 60
 _MOST_POINTS = 60_000
 _SEEN_BY = (1, 2, 3, 5, 8, 13, 21)
@@ -300,10 +301,10 @@ def _led_past(map_: Map, wide: np.ndarray, steps: np.ndarray) -> np.ndarray:
     if not len(wide):
         return result
     places, depth = map_.map_from_keyframe[:, :3, 3].numpy(), map_.keyframe_depth
-    first, second = KDTree(places).query_pairs(GAP_DEPTHS * float(depth.max()), output_type="ndarray").T
-    away = np.linalg.norm(places[first] - places[second], axis=1)
+    away, second = KDTree(places).query(places, [*range(2, min(_NEIGHBOURS, len(places)) + 1)])
+    first = np.arange(len(places))[:, None].repeat(away.shape[1], 1)
     near = away <= GAP_DEPTHS * np.minimum(depth[first], depth[second])
-    links = csr_array((away[near] + 1e-9, (first[near], second[near])), (len(places),) * 2)
+    links = csr_array((away[near] + 1e-9, (first[near], second[near])), (len(places),) * 2)  # zero would be no link
     for k in wide:
         ways = dijkstra(links, directed=False, indices=k, limit=_DETOUR * steps[k])
         result[k] = np.isfinite(ways[k + 1])
