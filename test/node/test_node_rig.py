@@ -62,8 +62,11 @@ class FaultyPlayer(BagPlayer):
             return
         publishers = {publisher.topic_name: publisher for publisher in self._publishers.values()}
         for delay_s, name, cdr in self._fault(self._played_s, topic, message.cdr):
-            self._timers.append(threading.Timer(delay_s, publishers[name].publish, (cdr,)))
-            self._timers[-1].start()
+            if delay_s > 0:
+                self._timers.append(threading.Timer(delay_s, publishers[name].publish, (cdr,)))
+                self._timers[-1].start()
+            else:  # in their order, however busy the machine is
+                publishers[name].publish(cdr)
 
     def play_for(self, seconds, start):
         """The first seconds of the bag."""
