@@ -124,8 +124,8 @@ class Relocalizer:
 
         Args:
             prepared: The image.
-            pose: map_from_camera, float64 [4, 4], known with
-            covariance: float64 [6, 6], camera frame.
+            pose: What is known, map_from_camera, float64 [4, 4].
+            covariance: How well it is known, float64 [6, 6], camera frame.
             known: Alignments of the image that led elsewhere, at least one.
         """
         depth = known[0].depth
