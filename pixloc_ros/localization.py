@@ -25,6 +25,7 @@ from .mapping.map_file import Map
 from .tracking.calibration_check import CalibrationCheck
 from .tracking.covariances import check_covariance, isotropic, mahalanobis
 from .tracking.frame_aligner import DEFAULT, AlignerOptions, FrameAligner, preset_options
+from .tracking.judge import located_share
 from .tracking.mount_check import MountCheck, turned_prior
 from .tracking.options import QualityGates, TrackerOptions
 from .tracking.prior_std import WIDE_PRIOR, PriorStd
@@ -46,6 +47,7 @@ _WITHIN = 5.0
 SEARCH_TURNS, SEARCH_FINALISTS = 4, 5
 """Without a prior, further hypotheses are tried so many times until one is sure, and so many of them are aligned to the end."""
 _FEW, _RIVALS = "few points agree with the map", "another place looks the same"
+_ALIKE = "what looks the same is not in the same place to some pixels"
 _LEAST_DOUBT = 1e-12
 _SAME_PLACE_DEPTHS = 0.2
 """A pose that is no further from its prior, in depths of what the image shows, may have been turned only."""
@@ -297,7 +299,8 @@ class Localizer:
         advance = lambda: progress(next(steps), count)  # noqa: E731
         progress(0, count)
         rehearsal = _Rehearsal(aligner, self.relocalizer)
-        tracker = Tracker(rehearsal, pose_search=rehearsal)
+        gates = QualityGates(min_located=0.0)  # noise is nowhere
+        tracker = Tracker(rehearsal, TrackerOptions(gates=gates), rehearsal)
         base_from_camera = torch.eye(4, dtype=torch.float64)
         tracker.initialize(pose, None, 0)
         aligner.prepare(noise, camera)  # the network's second call may still be slow
@@ -338,7 +341,9 @@ def _believed(places: Sequence[FrameAlignment], least: float) -> Location:
     """The first of the places that an image may show, doubtful where its probability is less."""
     best = replace(places[0], probability=alone(places))
     few = places[0].probability < least or best.inlier_fraction < _GATES.min_inlier_fraction
-    return Location.of(best, _FEW if few else _RIVALS if best.probability < least else "")
+    doubt = _FEW if few else _RIVALS if best.probability < least else ""
+    free = least >= _GATES.min_probability_search
+    return Location.of(best, _ALIKE if free and not doubt and located_share(best) < _GATES.min_located else doubt)
 
 
 class _Rehearsal:

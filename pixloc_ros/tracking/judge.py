@@ -10,6 +10,8 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from ..alignment import View
+from ..alignment.location import located
 from ..geometry import se3
 from .calibration_check import CalibrationCheck
 from .covariances import isotropic, mahalanobis, not_better_than
@@ -112,6 +114,15 @@ def _is_torn(agrees: np.ndarray, rows: np.ndarray) -> bool:
     return bool(less < _TORN * more)
 
 
+def located_share(alignment: FrameAlignment) -> float:
+    """Share of the points that are where they project to (`alignment.location`); 1 where an alignment does not show its points."""
+    result = alignment.details
+    if result is None:
+        return 1.0
+    views = [View(one.view.prepared.pyramid, one.view.prepared.camera, one.points.points) for one in alignment.views]
+    return located(views, result.pixels, result.visible)
+
+
 class Judge:
     """Judges alignments.
 
@@ -137,6 +148,8 @@ class Judge:
     def look(self, view: FrameContext, alignment: FrameAlignment, free: bool, searched: bool = False) -> Look:
         """An alignment of the view, judged. free: no prior was believed on the way there, so more points must agree."""
         problem = self._quality_problem(alignment, self.gates.least_probability(free, view.noise_factor))
+        if free and not problem and (share := located_share(alignment)) < self.gates.min_located:
+            problem = f"only {share:.0%} of the map points are where they should be to some pixels: another place looks alike"
         if problem:
             return Look(alignment, None, problem, searched)
         image = se3.transform_covariance(alignment.covariance, view.base_from_camera)
