@@ -115,7 +115,7 @@ def _is_torn(agrees: np.ndarray, rows: np.ndarray) -> bool:
 
 
 def located_share(alignment: FrameAlignment) -> float:
-    """Share of the points that are where they project to (`alignment.location`); 1 where an alignment does not show its points."""
+    """Share of the points that are where they project to (`alignment.location`); 1 where an alignment shows no points."""
     result = alignment.details
     if result is None:
         return 1.0

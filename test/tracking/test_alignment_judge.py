@@ -2,6 +2,7 @@
 """What an alignment is worth: the judge's numbers, and single images that are sought where the first answer is doubtful."""
 
 import math
+import re
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -19,9 +20,10 @@ from pixloc_ros.localization import Localizer, alone
 from pixloc_ros.tracking.alignment_judge import STATISTICS, AlignmentJudge, statistics_of
 from pixloc_ros.tracking.covariances import isotropic
 from pixloc_ros.tracking.frame_aligner import inverse_information
-from pixloc_ros.tracking.options import QualityGates
+from pixloc_ros.tracking.judge import FrameContext, Judge
+from pixloc_ros.tracking.options import QualityGates, TrackerOptions
 from pixloc_ros.tracking.prior_std import WIDE_PRIOR
-from pixloc_ros.tracking.types import FrameAlignment
+from pixloc_ros.tracking.types import FrameAlignment, PreparedFrame
 
 EYE = torch.eye(4, dtype=torch.float64)
 GATES = QualityGates()
@@ -350,6 +352,50 @@ def test_where_the_map_repeats_the_other_places_are_found_and_none_is_believed(t
     assert not a_repetition_off.success
     held = localizer.locate(image, camera, truth, isotropic(0.05, 0.02))
     assert held.success and distance(held, truth) < 0.03
+
+
+def moved_about(image, pixels):
+    """The image, blocks of which are moved by so many pixels, each in a direction of its own: built alike, not the same."""
+    rng, result = np.random.default_rng(0), image.copy()
+    for row, column in np.ndindex(image.shape[0] // 40, image.shape[1] // 40):
+        block, angle = np.mgrid[40 * row : 40 * row + 40, 40 * column : 40 * column + 40], rng.uniform(0, 2 * np.pi)
+        y, x = (round(pixels * part) for part in (math.sin(angle), math.cos(angle)))
+        rows, columns = block[0] + y, block[1] + x
+        result[tuple(block)] = image[rows.clip(0, image.shape[0] - 1), columns.clip(0, image.shape[1] - 1)]
+    return result
+
+
+@pytest.fixture
+def credulous(flat):
+    """A localizer of the plane to which any pose looks right, and none other likely."""
+    localizer = Localizer(flat[1], load_extractor())
+    localizer.aligner.judge = judge_of(log_odds=[[5, 0], [5, 0]])
+    localizer.relocalizer.around = lambda *_: []
+    return localizer
+
+
+@pytest.mark.parametrize("pixels, same", [(0, True), (1, True), (6, False)])
+def test_what_is_recognised_but_not_in_its_place_is_another_place(flat, credulous, pixels, same):
+    """A narrow prior says which place it is."""
+    image, pose = image_at(flat[0], 0.3, 0.1, 2.7)
+    image = moved_about(image, pixels)
+    found = credulous.locate(image, flat[0], pose, isotropic(0.9, 0.6))
+    assert found.success == same and found.doubtful != same and found.probability > 0.99
+    assert found.reason == ("" if same else "what looks the same is not in the same place to some pixels")
+    assert credulous.locate(image, flat[0], pose, isotropic(0.02, 0.01)).success
+
+
+def test_a_tracker_asks_for_points_in_their_place_where_no_prior_holds_the_pose(flat, credulous):
+    image, pose = image_at(flat[0], 0.3, 0.1, 2.7)
+    for pixels, same in ((0, True), (6, False)):
+        shown = moved_about(image, pixels)
+        frame = PreparedFrame(0, shown, flat[0], credulous.aligner.prepare(shown, flat[0]))
+        view, judge = FrameContext(frame, EYE, EYE, None, None, 1.0), Judge(TrackerOptions())
+        alignment = credulous.aligner.localize_prepared(frame.prepared, pose)
+        assert judge.look(view, alignment, False).pose is not None
+        free = judge.look(view, alignment, True)
+        assert (free.pose is not None) == same
+        assert same or re.fullmatch(r"only \d\d% of the map points are where they should be.*looks alike", free.problem)
 
 
 def test_a_hypothesis_is_judged_by_what_is_known(flat):
