@@ -7,6 +7,7 @@ are not in the same place to a pixel. By other light all points disagree more, a
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import numba
@@ -19,14 +20,16 @@ from ..geometry.single import FAST_JIT, INLINE_JIT
 from .types import View
 
 ASIDE = 4.0
-"""Cells of the finest level to the left, right, above and below."""
+"""Cells of the finest level, to both sides along each of `_AXES`."""
 LOOK_POINTS = 512
 """Of each view, about so many points are looked at, evenly chosen."""
-_SIDES = ((1.0, 0.0), (-1.0, 0.0), (0.0, 1.0), (0.0, -1.0))
+_AXES = np.array(((1.0, 0.0), (0.0, 1.0), (math.sqrt(0.5), math.sqrt(0.5)), (math.sqrt(0.5), -math.sqrt(0.5))))
 
 
 def located(views: Sequence[View], pixels: torch.Tensor, visible: torch.Tensor, backend: str = "") -> float:
     """Share, 0 to 1, of comparisons that visible points win on the finest level; about a half where nothing is right.
+
+    It is that of the axis along which most are won: along its streaks a blurred image is the same.
 
     Args:
         views: Unbatched; their points stand one view after the other.
@@ -34,7 +37,7 @@ def located(views: Sequence[View], pixels: torch.Tensor, visible: torch.Tensor, 
         visible: bool [N], which of them count.
         backend: "compiled" or "torch"; by default the first where features are on the CPU.
     """
-    won = compared = first = 0
+    won, compared, first = np.zeros(len(_AXES)), 0, 0
     on_cpu = all(view.pyramid.levels[-1].features.device.type == "cpu" for view in views)
     count = _won_compiled if (backend or ("compiled" if on_cpu else "torch")) == "compiled" else _won_tensors
     for view in views:
@@ -43,23 +46,23 @@ def located(views: Sequence[View], pixels: torch.Tensor, visible: torch.Tensor, 
         which = torch.nonzero(visible[part])[:, 0]
         descriptors = view.points.descriptors[-1][:: part.step][which.to(view.points.descriptors[-1].device)]
         won += count(view.pyramid.levels[-1], descriptors, pixels[part][which])
-        compared += len(_SIDES) * len(which)
-    return won / max(compared, 1)
+        compared += 2 * len(which)
+    return float(won.max() / max(compared, 1))
 
 
-def _won_tensors(level: FeatureLevel, descriptors: torch.Tensor, pixels: torch.Tensor) -> int:
-    """How many comparisons points of descriptors [M, C] win that project to pixels [M, 2]."""
+def _won_tensors(level: FeatureLevel, descriptors: torch.Tensor, pixels: torch.Tensor) -> np.ndarray:
+    """How many comparisons [axes] points of descriptors [M, C] win that project to pixels [M, 2]."""
     rows, columns = level.features.shape[-2:]
     device = level.features.device
-    sides = torch.tensor(((0.0, 0.0), *_SIDES), device=device)[:, None] * ASIDE
+    sides = torch.from_numpy(ASIDE * np.concatenate((np.zeros((1, 2)), _AXES, -_AXES))).float().to(device)[:, None]
     cells = (pixels.to(device).float() + 0.5) / level.stride - 0.5 + sides
     cells = torch.minimum(cells.clamp(min=0), torch.tensor((columns - 1.0, rows - 1.0), device=device))
     values = sample_level(level, ((cells + 0.5) * level.stride - 0.5).reshape(1, -1, 2))[0][0]
     far = (values.reshape(len(sides), len(pixels), level.channels) - descriptors.to(device)).square().sum(-1)
-    return int((far[:1] < far[1:]).sum())
+    return (far[:1] < far[1:]).sum(-1).reshape(2, -1).sum(0).cpu().numpy()
 
 
-def _won_compiled(level: FeatureLevel, descriptors: torch.Tensor, pixels: torch.Tensor) -> int:
+def _won_compiled(level: FeatureLevel, descriptors: torch.Tensor, pixels: torch.Tensor) -> np.ndarray:
     arrays = level.features[0].permute(1, 2, 0), descriptors
     features, values = (np.ascontiguousarray(array.detach().numpy(), np.float32) for array in arrays)
     return _count(features, values, float(level.stride), np.ascontiguousarray(pixels.numpy(), np.float64))
@@ -81,12 +84,12 @@ def _distance(features, descriptor, x, y):
 
 @numba.njit(**FAST_JIT)
 def _count(features, descriptors, stride, pixels):
-    won = 0
+    won = np.zeros(len(_AXES))
     for i in range(len(pixels)):
         x, y = (pixels[i, 0] + 0.5) / stride - 0.5, (pixels[i, 1] + 0.5) / stride - 0.5
         own = _distance(features, descriptors[i], x, y)
-        won += int(own < _distance(features, descriptors[i], x + ASIDE, y))
-        won += int(own < _distance(features, descriptors[i], x - ASIDE, y))
-        won += int(own < _distance(features, descriptors[i], x, y + ASIDE))
-        won += int(own < _distance(features, descriptors[i], x, y - ASIDE))
+        for k in range(len(_AXES)):
+            dx, dy = ASIDE * _AXES[k, 0], ASIDE * _AXES[k, 1]
+            won[k] += int(own < _distance(features, descriptors[i], x + dx, y + dy))
+            won[k] += int(own < _distance(features, descriptors[i], x - dx, y - dy))
     return won

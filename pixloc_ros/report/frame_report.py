@@ -15,6 +15,7 @@ from ..geometry import se3
 from ..io.frames import CameraFrame, UnusableFrame
 from ..mapping.map_file import Map
 from ..tracking.covariances import isotropic, mahalanobis, not_better_than
+from ..tracking.judge import located_share
 from ..tracking.options import TrackerOptions
 from ..tracking.types import FrameAlignment, MotionPrior, TrackState
 from .aligned_image import difference_text, length_text
@@ -91,6 +92,9 @@ def gates_of(frame: TrackedFrame, options: TrackerOptions = DEFAULTS) -> list[Ga
         Gate("of those, agree with the map", f"{share:.0%}", f"≥ {floor:.0%}", share >= floor),
         Gate("probability of a right pose", f"{found.probability:.1%}", asked, found.probability >= least),
     ]
+    if searching:
+        place = located_share(found)
+        rows.append(Gate("map points in their place", f"{place:.0%}", f"≥ {gates.min_located:.0%}", place >= gates.min_located))
     if math.isfinite(gates.max_cost):
         rows.append(Gate("mean robust cost", f"{found.cost:.3g}", f"≤ {gates.max_cost:.3g}", found.cost <= gates.max_cost))
     if prior is not None and found.success and bool(torch.isfinite(found.covariance).all()):

@@ -149,7 +149,7 @@ class Judge:
         """An alignment of the view, judged. free: no prior was believed on the way there, so more points must agree."""
         problem = self._quality_problem(alignment, self.gates.least_probability(free, view.noise_factor))
         if free and not problem and (share := located_share(alignment)) < self.gates.min_located:
-            problem = f"only {share:.0%} of the map points are where they should be to some pixels: another place looks alike"
+            problem = f"only {share:.0%} of the map points are where they should be to some pixels: another place looks similar"
         if problem:
             return Look(alignment, None, problem, searched)
         image = se3.transform_covariance(alignment.covariance, view.base_from_camera)

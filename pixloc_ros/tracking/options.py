@@ -25,7 +25,7 @@ class QualityGates:
         min_probability: Least probability that the pose is right.
         min_probability_search: The same where no prior holds the pose, or against it.
         min_located: There, least share of points that are where they project to (`alignment.location`): where a building's floors
-            are built alike, they are recognised on each, but not in the same place to some pixels.
+            look the same, they are recognised on each, but not in the same place to some pixels.
         max_cost: Largest mean robust cost.
         max_innovation: Largest Mahalanobis distance to the prior, six degrees of freedom (5.3 is passed by 99.99 % of honest
             Gaussian errors).
@@ -41,7 +41,7 @@ class QualityGates:
     min_inlier_fraction: float = 0.0125
     min_probability: float = 0.85
     min_probability_search: float = 0.95
-    min_located: float = 0.67
+    min_located: float = 0.68
     max_cost: float = float("inf")
     max_innovation: float = 5.3
     sure_probability: float = 0.98

@@ -1,6 +1,7 @@
 # Copyright the pixloc_ros authors. SPDX-License-Identifier: Apache-2.0
 """Whether points are where they project to: closed forms, and compiled code against tensors."""
 
+import numpy as np
 import pytest
 import torch
 from alignment_scene import CAMERA
@@ -34,39 +35,49 @@ def grid(low=20.0, high=40.0):
 
 
 @BACKENDS
+@pytest.mark.parametrize("stride", [1.0, 2.0])
 @pytest.mark.parametrize(
     "off, share",
     [
         ((0.0, 0.0), 1.0),  # in place
-        ((0.4 * ASIDE, 0.0), 1.0),  # nearer than half of the way aside
-        ((0.6 * ASIDE, 0.0), 0.75),  # to the right it fits better, above, below and to the left it does not
-        ((0.6 * ASIDE, -0.6 * ASIDE), 0.5),
+        ((0.6, 0.0), 1.0),  # to the right it fits better, but neither above nor below
+        ((0.6, -0.6), 1.0),  # along a diagonal, but not across it
+        ((1.3, 0.55), 0.5),  # one side of each axis fits better
     ],
 )
-@pytest.mark.parametrize("stride", [1.0, 2.0])
-def test_points_are_located_that_are_nearer_than_half_the_way_aside(backend, off, share, stride):
+def test_points_are_located_where_one_axis_tells_it(backend, stride, off, share):
+    """Off by a vector d, in units of the way aside, a side at a is nearer where a d > 1/2."""
+    axes = np.array(((1, 0), (0, 1), (0.5**0.5, 0.5**0.5), (0.5**0.5, -(0.5**0.5))))
+    assert max(1 - 0.5 * (abs(axes @ off) > 0.5)) == share
     pixels = grid()
-    view = view_of([ramp(2.0), ramp(stride)], pixels, off)
+    view = view_of([ramp(2.0), ramp(stride)], pixels, tuple(ASIDE * part for part in off))
     assert located([view], pixels, torch.ones(len(pixels), dtype=torch.bool), backend) == share
 
 
 @BACKENDS
 def test_what_is_the_same_aside_is_not_located(backend):
-    pixels, flat = grid(), FeatureLevel(torch.ones(1, 2, SIZE[1], SIZE[0]), None, 1.0)
-    view = view_of([flat], pixels)
-    assert located([view], pixels, torch.ones(len(pixels), dtype=torch.bool), backend) == 0
-    # Beyond the border is the border: on the left edge three of four comparisons tell something.
-    edge = torch.stack((torch.zeros(5), torch.linspace(20, 40, 5)), 1)
-    assert located([view_of([ramp()], edge)], edge, torch.ones(5, dtype=torch.bool), backend) == 0.75
+    seen = torch.ones(49, dtype=torch.bool)
+    flat, streaks = ramp(), ramp()
+    flat.features[:], streaks.features[:, 1] = 0, 0
+    inside, edge = grid(), grid() * torch.tensor([0.0, 1.0])
+    assert located([view_at(flat, inside)], inside, seen, backend) == 0
+    assert located([view_at(streaks, inside)], inside, seen, backend) == 1  # the same up and down, but not across
+    assert located([view_at(streaks, edge)], edge, seen, backend) == 0.5  # beyond the border is the border
+
+
+def view_at(level, pixels):
+    """Points at pixels, whose descriptors are those of the level there."""
+    points = ReferencePoints(torch.zeros(len(pixels), 3), (sample_level(level, pixels[None])[0][0],), (None,))
+    return View(FeaturePyramid((level,), SIZE), CAMERA, points)
 
 
 @BACKENDS
 def test_only_points_that_are_seen_count(backend):
     pixels = grid()
-    right, wrong = view_of([ramp()], pixels), view_of([ramp()], pixels, (0.6 * ASIDE, 0.0))
+    right, wrong = view_of([ramp()], pixels), view_of([ramp()], pixels, (1.3 * ASIDE, 0.55 * ASIDE))
     seen = torch.ones(2 * len(pixels), dtype=torch.bool)
     twice = torch.cat((pixels, pixels))
-    assert located([right, wrong], twice, seen, backend) == pytest.approx(0.875)
+    assert located([right, wrong], twice, seen, backend) == pytest.approx(0.75)
     seen[len(pixels) :] = False
     assert located([right, wrong], twice, seen, backend) == 1
     assert located([right, wrong], twice, torch.zeros_like(seen), backend) == 0

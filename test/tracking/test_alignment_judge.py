@@ -355,7 +355,7 @@ def test_where_the_map_repeats_the_other_places_are_found_and_none_is_believed(t
 
 
 def moved_about(image, pixels):
-    """The image, blocks of which are moved by so many pixels, each in a direction of its own: built alike, not the same."""
+    """The image, blocks of which are moved by so many pixels, each in a direction of its own: similar, not the same."""
     rng, result = np.random.default_rng(0), image.copy()
     for row, column in np.ndindex(image.shape[0] // 40, image.shape[1] // 40):
         block, angle = np.mgrid[40 * row : 40 * row + 40, 40 * column : 40 * column + 40], rng.uniform(0, 2 * np.pi)
@@ -395,7 +395,7 @@ def test_a_tracker_asks_for_points_in_their_place_where_no_prior_holds_the_pose(
         assert judge.look(view, alignment, False).pose is not None
         free = judge.look(view, alignment, True)
         assert (free.pose is not None) == same
-        assert same or re.fullmatch(r"only \d\d% of the map points are where they should be.*looks alike", free.problem)
+        assert same or re.fullmatch(r"only \d\d% of the map points are where they should be.*looks similar", free.problem)
 
 
 def test_a_hypothesis_is_judged_by_what_is_known(flat):
