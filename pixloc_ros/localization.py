@@ -240,22 +240,32 @@ class Localizer:
         covariance = said.covariance(first.depth) if isinstance(said, PriorStd) else said
         if bool((covariance.diagonal() <= _ENOUGH.covariance(first.depth).diagonal()).all()):
             return _believed([first], _GATES.min_probability)
-        places = self._sought(prepared, [first], prior, covariance)
+        places = self._sought(prepared, [first], prior, covariance, given=True)
         within = lambda one: mahalanobis(prior, covariance, one.map_from_camera, one.covariance) <= _WITHIN  # noqa: E731
         return _believed([one for one in places if within(one)] or [first], _GATES.min_probability_search)
 
     def _sought(
-        self, prepared: PreparedImage, places: list[FrameAlignment], pose: torch.Tensor, covariance: torch.Tensor
+        self,
+        prepared: PreparedImage,
+        places: list[FrameAlignment],
+        pose: torch.Tensor,
+        covariance: torch.Tensor,
+        given: bool = False,
     ) -> list[FrameAlignment]:
         """What else an image may show if the first of its places is doubtful, and those places, likeliest first.
 
         pose, covariance: What is known of the camera, [4, 4] and [6, 6].
+        given: By a prior, not by one of the places: the points around that would speak for it.
         """
         if alone(places) >= SURE and places[0].inlier_fraction > _MOST:
             return places
         # At least so far, whatever a prior says: places that repeat lie at its edge, and few hypotheses would begin there.
         wide = WIDE_PRIOR.covariance(places[0].depth)
         room = covariance if bool((covariance.diagonal() > wide.diagonal()).any()) else wide
+        if given:
+            likely = _apart(self.relocalizer.likeliest(prepared, pose, room, places))
+            if likely and alone(likely) >= _GATES.min_probability_search:
+                return likely
         others = self.relocalizer.around(prepared, pose, room, places)
         return _apart([*places, *(one for one in others if one.success)])
 

@@ -3,6 +3,7 @@
 
 from .damping import LearnedDamping, damping_of
 from .level_weights import LevelWeights
+from .likeness import Likeness
 from .optimizer import AlignmentOptions, align
 from .prior import PriorFactor
 from .robust import RobustLoss
@@ -13,6 +14,7 @@ __all__ = [
     "AlignmentResult",
     "LearnedDamping",
     "LevelWeights",
+    "Likeness",
     "PriorFactor",
     "ReferencePoints",
     "RobustLoss",

@@ -1,6 +1,6 @@
 # Copyright the pixloc_ros authors. SPDX-License-Identifier: Apache-2.0
 """Where an image may have been taken when next to nothing is known: hypotheses from similar keyframes and from a vague prior,
-aligned together at the coarse levels, the best of them to the end.
+aligned together at the coarse levels, the best of them to the end; around a prior, first those that look most like the map.
 
 The work for one image is bounded, whatever the map's size: what an image does not find, the next image looks for further down
 the list. Nothing here is believed: `Tracker` follows what was found over the next images first.
@@ -15,10 +15,10 @@ import numpy as np
 import torch
 from scipy.special import ndtri
 
-from ..alignment import LevelWeights, PriorFactor, ReferencePoints, View, align
+from ..alignment import LevelWeights, Likeness, PriorFactor, ReferencePoints, View, align
 from ..features.pyramid import FeaturePyramid
 from ..geometry import se3
-from ..mapping.local_points import LocalPointOptions, LocalPointSelector
+from ..mapping.local_points import LocalPointOptions, LocalPoints, LocalPointSelector
 from ..mapping.retrieval import GlobalDescriptor, KeyframeIndex
 from .frame_aligner import FrameAligner
 from .prior_std import PriorStd
@@ -33,6 +33,8 @@ COARSE_POINTS = LocalPointOptions(keyframes=2, candidates=4)
 _AROUND = [(0, 0, 0), (0, 0, 1), (0, 0, -1), (1, 0, 0), (-1, 0, 0), (0, 1, 0), (0, -1, 0), (0, 0, 2), (0, 0, -2), (1, 1, 1)]
 _AROUND += [(1, -1, -1), (-1, 1, -1), (-1, -1, 1), (2, 0, 0), (-2, 0, 0)]
 """Steps in x, y, yaw of the base from a prior; one an image, in this order, round and round."""
+_WIDER_POINTS = replace(COARSE_POINTS, margin=0.2)
+"""Points that stand for many poses around one."""
 _SAME_ANGLE = 0.1
 _UNRELATED = 1.1
 """Mean log residual (`alignment.LevelTrace`) of points and image that have nothing to do with each other."""
@@ -43,6 +45,17 @@ _SPREAD, _SPREAD_LEVELS, _SPREAD_FINALISTS = 32, 3, 10
 """Hypotheses around a pose, the levels that compare them, and how many of them are aligned to the end,"""
 _NEAR, _HELD = PriorStd(5.0, depth_share=0.1), PriorStd(3.0, depth_share=0.06)
 """and how far off each is taken to be at the coarse levels, and after them: else all would end at what looks most like it."""
+_COMPARED = 512
+"""Poses around one that are compared by likeness,"""
+_CLIMBS = (1, 30), (2, 6)
+"""on which levels the likeliest are moved to where the image looks most like the map, and how many (the coarsest level does not
+tell neighbouring places apart),"""
+_LIKELIEST, _NEARBY = 3, PriorStd(1.5, depth_share=0.03)
+"""how many of them are aligned, and how far off each is taken to be."""
+_LIKELY = 0.8
+"""Share of the likeness of the likeliest pose that another must have to be one that the image may show,"""
+_A_POINT = 3.2
+"""and the likeness, for each point, without which nothing is said: the true pose may be out of reach."""
 _SAME_POSE = 0.04
 """Radians, and share of the depth, that poses of one image differ by at most that are one pose: things that repeat may do so at
 a tenth of the depth."""
@@ -80,6 +93,7 @@ class Relocalizer:
         self._localizer = localizer
         # Its own: the views of far keyframes must not drive those around the robot from the localizer's.
         self._selector = LocalPointSelector(localizer.map, COARSE_POINTS)
+        self._wider = LocalPointSelector(localizer.map, _WIDER_POINTS)
         self._alignment = replace(localizer.options.alignment, inlier_level=-1)
         self._index = KeyframeIndex(localizer.map, descriptor)
         self._keyframes = localizer.map.map_from_keyframe
@@ -135,6 +149,34 @@ class Relocalizer:
         finish = lambda start: self._localizer.localize_prepared(prepared, start, held, known=covariance)  # noqa: E731
         same = lambda one, other: same_pose(one, other, depth)  # noqa: E731
         return _finished(poses, scores, finish, same, [one.map_from_camera for one in known], _SPREAD_FINALISTS)
+
+    def likeliest(
+        self, prepared: PreparedImage, pose: torch.Tensor, covariance: torch.Tensor, known: Sequence[FrameAlignment]
+    ) -> list[FrameAlignment]:
+        """What a prepared image may show, best first, by how much it looks like the map: much cheaper than `around`.
+
+        Args:
+            prepared: The image.
+            pose, covariance, known: As of `around`. Of those known, too, only those are returned that the image looks like as
+                much as like any other pose; none where no alignment ends at such a pose.
+        """
+        depth, camera = known[0].depth, prepared.camera
+        place = _Place(prepared, self._wider.select(pose, camera, self.options.points, prepared.description))
+        poses = spread(pose, covariance, _COMPARED, 0)
+        scores = place.roughly(poses)
+        best = np.argsort(-scores, kind="stable")
+        for level, most in _CLIMBS:
+            poses, scores = place.climb(poses[torch.from_numpy(best[:most])], level)
+            best = _distinct(poses, scores, depth)
+        scores, near = place.likeness(poses), _NEARBY.covariance(depth)
+        finish = lambda start: self._localizer.localize_prepared(prepared, start, near, known=covariance)  # noqa: E731
+        same = lambda one, other: same_pose(one, other, depth)  # noqa: E731
+        others = [one.map_from_camera for one in known]
+        found = _finished(poses, scores - _LIKELY * scores.max(), finish, same, others, _LIKELIEST)
+        found = [one for one in (*known, *found) if one.success]
+        ends = place.likeness(torch.stack([one.map_from_camera for one in found]))
+        least = max(_LIKELY * max(scores.max(), ends.max()), _A_POINT * self.options.points)
+        return [one for one, end in zip(found, ends) if end >= least]
 
     def _hypotheses(
         self, frame: PreparedFrame, base_from_camera: torch.Tensor, turn: int, prior: MotionPrior | None
@@ -208,10 +250,49 @@ class Relocalizer:
         return float(away) < _SAME_DEPTHS * self._depth and float(turned) < _SAME_ANGLE
 
 
+class _Place:
+    """The map's points around a pose, and how much an image looks like them from others: map_from_camera [n, 4, 4] each."""
+
+    def __init__(self, prepared: PreparedImage, local: LocalPoints) -> None:
+        view, self._origin = View(prepared.pyramid, prepared.camera, local.points), local.origin
+        finest = len(prepared.pyramid.levels) - 1
+        self._levels = {level: Likeness(view, min(level, finest)) for level, _ in _CLIMBS}
+
+    def roughly(self, poses: torch.Tensor) -> np.ndarray:
+        """On the first level, to a cell."""
+        return self._levels[_CLIMBS[0][0]].roughly(self._inwards(poses))
+
+    def likeness(self, poses: torch.Tensor) -> np.ndarray:
+        """The sum over the levels."""
+        return sum(level.at(self._inwards(poses)) for level in self._levels.values())
+
+    def climb(self, poses: torch.Tensor, level: int) -> tuple[torch.Tensor, np.ndarray]:
+        """Poses nearby that the image looks more like on one level, and how much."""
+        found, scores = self._levels[level].climb(self._inwards(poses))
+        found = se3.inverse(found)
+        found[:, :3, 3] += self._origin
+        return found, scores
+
+    def _inwards(self, poses: torch.Tensor) -> torch.Tensor:
+        near = poses.clone()
+        near[:, :3, 3] -= self._origin
+        return se3.inverse(near)
+
+
+def _distinct(poses: torch.Tensor, scores: np.ndarray, depth: float) -> np.ndarray:
+    """Numbers of poses [n, 4, 4], best first, without those that are the same as a better one."""
+    taken: list[int] = []
+    for k in np.argsort(-scores, kind="stable").tolist():
+        if not (taken and same_pose(poses[k], poses[taken], depth)):
+            taken.append(k)
+    return np.array(taken)
+
+
 def same_pose(one: torch.Tensor, other: torch.Tensor, depth: float) -> bool:
-    """Whether two poses of a camera [4, 4], which sees things `depth` away, are where the same alignment may end."""
+    """Whether a pose of a camera [4, 4], which sees things `depth` away, is where the same alignment may end as one or any of
+    others [..., 4, 4]."""
     away, turned = se3.pose_difference(one, other)
-    return float(away) < _SAME_POSE * depth and float(turned) < _SAME_POSE
+    return bool(((away < _SAME_POSE * depth) & (turned < _SAME_POSE)).any())
 
 
 def _finished(

@@ -16,6 +16,7 @@ from pixloc_ros.io.frames import CameraFrame
 from pixloc_ros.mapping.build.building import PosedImages, build_map
 from pixloc_ros.mapping.retrieval import KeyframeIndex, PooledFeatures
 from pixloc_ros.tracking.frame_aligner import FrameAligner
+from pixloc_ros.tracking.prior_std import PriorStd
 from pixloc_ros.tracking.relocalization import RelocalizationOptions, Relocalizer
 from pixloc_ros.tracking.types import MotionPrior, PreparedFrame
 
@@ -80,6 +81,18 @@ def test_places_that_look_the_same_are_both_found(scene):
     good = [a for a in again if a.inlier_fraction > 0.4]
     assert good and all(float(se3.pose_difference(a.map_from_camera, found[0].map_from_camera)[0]) > 1 for a in good)
     assert not any(search.same_place(a.map_from_camera, found[0].map_from_camera) for a in again)
+
+
+def test_around_a_prior_the_image_is_found_and_what_it_does_not_look_like_is_dropped(scene):
+    image, pose = view(1, 0.3, y=0.1, height=2.8)
+    prepared, search = scene.prepare(image, CAMERA), Relocalizer(scene)
+    std = torch.tensor([0.5, 0.5, 0.5, 0.15, 0.15, 0.15], dtype=torch.float64)
+    prior = pose @ se3.se3_exp(1.2 * std * torch.tensor([1, -1, 1, 1, -1, 1]))
+    wrong = scene.localize_prepared(prepared, pose @ se3.se3_exp(2 * std), PriorStd(0.5, 0.01))
+    assert wrong.success and float(se3.pose_difference(wrong.map_from_camera, pose)[0]) > 0.5
+    found = search.likeliest(prepared, prior, torch.diag(std**2), [wrong])
+    away, turned = se3.pose_difference(pose, found[0].map_from_camera)
+    assert float(away) < 0.05 and float(turned) < 0.02 and not any(one is wrong for one in found)
 
 
 @pytest.mark.parametrize("room", (0, 2))

@@ -190,16 +190,20 @@ def test_the_width_of_a_prior_is_between_narrow_and_wide():
 @dataclass
 class ToldAligner:
     """Answers with the nearest of some poses, each with its probability; `agree` is the share of points that agree. As a search
-    around a pose it answers with all of them that are not known."""
+    around a pose it answers with all of them that are not known. `likely`: what a comparison by likeness finds."""
 
     answers: list[tuple[torch.Tensor, float]]
     agree: float = 0.6
     sought: list[tuple[torch.Tensor, torch.Tensor]] = field(default_factory=list)
+    likely: tuple[int, ...] = ()
 
     def localize_prepared(self, prepared, map_from_camera, prior_covariance=None):
         pose, likely = min(self.answers, key=lambda a: float(se3.pose_difference(a[0], map_from_camera)[0]))
         quality = 0.1, self.agree, 0.9, 300, 5
         return FrameAlignment(pose, isotropic(1e-3, 1e-3), True, "converged", *quality, depth=2.0, probability=likely)
+
+    def likeliest(self, prepared, pose, covariance, known):
+        return [self.localize_prepared(prepared, self.answers[k][0]) for k in self.likely]
 
     def around(self, prepared, pose, covariance, known):
         self.sought.append((pose, covariance))
@@ -317,6 +321,15 @@ def image_at(camera, x, y, height):
 
 def distance(location, pose):
     return float(se3.pose_difference(location.map_from_camera, pose)[0])
+
+
+@pytest.mark.parametrize("likely, sought", [((1,), 0), ((0,), 1), ((), 1), ((1, 2), 1)])
+def test_what_the_image_looks_like_is_believed_only_where_it_is_sure_and_alone(told, likely, sought):
+    localizer = told((at(0.0), 0.6), (at(0.5), 0.992), (at(0.3), 0.99))
+    localizer.aligner.likely = likely
+    found = localizer.locate_prepared(None, None, at(0.0), isotropic(0.5, 0.1))
+    assert len(localizer.aligner.sought) == sought and found.success == (not sought)
+    torch.testing.assert_close(found.map_from_camera, at(0.5))
 
 
 def test_an_image_is_found_with_a_vague_prior_and_without_one(flat):
