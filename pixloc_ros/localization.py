@@ -236,13 +236,13 @@ class Localizer:
         if not first.success:
             return Location.of(first, "")
         if not math.isfinite(first.depth):
-            return _believed([first], _GATES.min_probability)
+            return _believed([first], free=False)
         covariance = said.covariance(first.depth) if isinstance(said, PriorStd) else said
         if bool((covariance.diagonal() <= _ENOUGH.covariance(first.depth).diagonal()).all()):
-            return _believed([first], _GATES.min_probability)
+            return _believed([first], free=False)
         places = self._sought(prepared, [first], prior, covariance, given=True)
         within = lambda one: mahalanobis(prior, covariance, one.map_from_camera, one.covariance) <= _WITHIN  # noqa: E731
-        return _believed([one for one in places if within(one)] or [first], _GATES.min_probability_search)
+        return _believed([one for one in places if within(one)] or [first], free=True)
 
     def _sought(
         self,
@@ -257,7 +257,7 @@ class Localizer:
         pose, covariance: What is known of the camera, [4, 4] and [6, 6].
         given: By a prior, not by one of the places: the points around that would speak for it.
         """
-        if alone(places) >= SURE and places[0].inlier_fraction > _MOST:
+        if alone(places) >= SURE and _clear(places[0]):
             return places
         # At least so far, whatever a prior says: places that repeat lie at its edge, and few hypotheses would begin there.
         wide = WIDE_PRIOR.covariance(places[0].depth)
@@ -270,18 +270,18 @@ class Localizer:
         return _apart([*places, *(one for one in others if one.success)])
 
     def _turned_against(self, prior: torch.Tensor, frame: PreparedFrame) -> str:
-        """Whether the image was taken where its prior says but looks elsewhere, in words; the whole map is searched."""
-        found = self._search(frame)
-        if not found.success:
+        """Whether the image was taken where its prior says but looks elsewhere, in words: one look around in the whole map."""
+        found = self.relocalizer.search(frame, torch.eye(4, dtype=torch.float64), finalists=1)
+        if not (found and _believed(found, free=True).success):
             return ""
-        away = float((found.map_from_camera[:3, 3] - prior[:3, 3]).norm())
-        return turned_prior(prior, found.map_from_camera) if away < _SAME_PLACE_DEPTHS * found.alignment.depth else ""
+        away = float((found[0].map_from_camera[:3, 3] - prior[:3, 3]).norm())
+        return turned_prior(prior, found[0].map_from_camera) if away < _SAME_PLACE_DEPTHS * found[0].depth else ""
 
     def _search(self, frame: PreparedFrame) -> Location:
         """The best pose of a prepared image in the whole map."""
         camera, places = torch.eye(4, dtype=torch.float64), []
         for turn in range(SEARCH_TURNS):
-            found = self.relocalizer.search(frame, camera, turn, finalists=SEARCH_FINALISTS)
+            found = self.relocalizer.search(frame, camera, turn, finalists=SEARCH_FINALISTS, enough=_clear)
             places = _apart([*places, *(one for one in found if one.success)])
             if places and places[0].probability >= _GATES.min_probability_search:
                 break
@@ -290,7 +290,7 @@ class Localizer:
         if math.isfinite(places[0].depth):
             around = WIDE_PRIOR.covariance(places[0].depth)
             places = self._sought(frame.prepared, places, places[0].map_from_camera, around)
-        return _believed(places, _GATES.min_probability_search)
+        return _believed(places, free=True)
 
     def warm_up(self, progress: Callable[[int, int], None] = lambda done, of: None, rig: bool = False) -> None:
         """Pays for first calls, which cost many times what later ones do, before images come: right after an installation, when
@@ -347,13 +347,19 @@ def alone(places: Sequence[FrameAlignment]) -> float:
     return odds[0] / (1 + sum(odds))
 
 
-def _believed(places: Sequence[FrameAlignment], least: float) -> Location:
-    """The first of the places that an image may show, doubtful where its probability is less."""
-    best = replace(places[0], probability=alone(places))
-    few = places[0].probability < least or best.inlier_fraction < _GATES.min_inlier_fraction
-    doubt = _FEW if few else _RIVALS if best.probability < least else ""
-    free = least >= _GATES.min_probability_search
-    return Location.of(best, _ALIKE if free and not doubt and located_share(best) < _GATES.min_located else doubt)
+def _clear(found: FrameAlignment) -> bool:
+    """Whether an alignment of a single image is so good that others are not looked for."""
+    return found.success and found.probability >= SURE and found.inlier_fraction > _MOST
+
+
+def _believed(places: Sequence[FrameAlignment], free: bool) -> Location:
+    """The first of the places that an image may show, and what speaks against it. free: no prior holds it, or a wide one."""
+    best, least = replace(places[0], probability=alone(places)), _GATES.least_probability(free)
+    if places[0].probability < least or best.inlier_fraction < _GATES.min_inlier_fraction:
+        return Location.of(best, _FEW)
+    if best.probability < least:
+        return Location.of(best, _RIVALS)
+    return Location.of(best, _ALIKE if free and located_share(best) < _GATES.min_located else "")
 
 
 class _Rehearsal:

@@ -50,7 +50,7 @@ class QualityGates:
     min_probability_untrusted: float = 0.92
     max_trusted_factor: float = 2.0
 
-    def least_probability(self, free: bool, noise_factor: float) -> float:
+    def least_probability(self, free: bool, noise_factor: float = 1.0) -> float:
         """Of a pose to be believed. free: no prior held it; noise_factor: `MotionPrior.noise_factor`."""
         least = self.min_probability_search if free else self.min_probability
         return max(least, self.min_probability_untrusted) if noise_factor > self.max_trusted_factor else least

@@ -41,7 +41,7 @@ _UNRELATED = 1.1
 _SAME_DEPTHS = 0.1
 _HYPOTHESIS = PriorStd(20.0, depth_share=0.35)
 """How far off a hypothesis is taken to be: an image that shows little must not lead it away from where the map was seen."""
-_SPREAD, _SPREAD_LEVELS, _SPREAD_FINALISTS = 32, 3, 10
+_SPREAD, _SPREAD_LEVELS, _SPREAD_FINALISTS = 32, 3, 5
 """Hypotheses around a pose, the levels that compare them, and how many of them are aligned to the end,"""
 _NEAR, _HELD = PriorStd(5.0, depth_share=0.1), PriorStd(3.0, depth_share=0.06)
 """and how far off each is taken to be at the coarse levels, and after them: else all would end at what looks most like it."""
@@ -109,6 +109,7 @@ class Relocalizer:
         prior: MotionPrior | None = None,
         known: Sequence[torch.Tensor] = (),
         finalists: int | None = None,
+        enough: Callable[[FrameAlignment], bool] = lambda _: False,
     ) -> list[FrameAlignment]:
         """Poses at which the image agrees best with the map, each found from a hypothesis of its own, best first.
 
@@ -119,6 +120,7 @@ class Relocalizer:
             prior: Of the base, where there is one: keyframes near it come first, and seeds are spread over its covariance.
             known: map_from_camera poses that are already followed: hypotheses that lead there are dropped.
             finalists: Fewer or more than the options say.
+            enough: Whether a pose is so good that only others that explain nearly as much are aligned.
         """
         # What an image looks like may mislead: every second turn all sessions of the map count the same.
         prepared = replace(frame.prepared, description=None) if turn % 2 else frame.prepared
@@ -128,7 +130,7 @@ class Relocalizer:
         poses, scores = self._align_coarsely(prepared, starts, self._covariance, self.options.levels)
         finish = lambda start: self._localizer.localize_prepared(prepared, start, _HYPOTHESIS)  # noqa: E731
         finalists = self.options.finalists if finalists is None else finalists
-        found = _finished(poses, scores, finish, self.same_place, known, finalists)
+        found = _finished(poses, scores, finish, self.same_place, known, finalists, enough)
         return [one for one in found if not any(self.same_place(one.map_from_camera, other) for other in known)]
 
     def around(
@@ -302,15 +304,18 @@ def _finished(
     same: Callable[[torch.Tensor, torch.Tensor], bool],
     known: Sequence[torch.Tensor],
     most: int,
+    enough: Callable[[FrameAlignment], bool] = lambda _: False,
 ) -> list[FrameAlignment]:
-    """The best of some poses, aligned to the end, best first; none twice, none that is known."""
-    found, taken = [], list(known)
+    """The best of some poses, aligned to the end, best first; none twice, none that is known, after one that is enough only what
+    scores nearly as much as the best."""
+    found, taken, least = [], list(known), 0.0
     for k in np.argsort(-scores, kind="stable"):
-        if len(found) == most or scores[k] <= 0:
+        if len(found) == most or scores[k] <= least:
             break
         if not any(same(poses[k], other) for other in taken):
             found.append(finish(poses[k]))
             taken += [poses[k], found[-1].map_from_camera]
+            least = _LIKELY * scores.max() if enough(found[-1]) else least
     return sorted(found, key=lambda a: -agreement(a))
 
 

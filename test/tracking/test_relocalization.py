@@ -2,7 +2,9 @@
 """Finding the pose without a prior: retrieval on small maps, and the tracker's states with a search that is told what to find."""
 
 import math
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 from test_tracker import BASE_FROM_CAMERA, CAMERA, IMAGE, Robot, alignment, check_contract, map_from_base, shifted, stamp
@@ -10,7 +12,7 @@ from test_tracker import BASE_FROM_CAMERA, CAMERA, IMAGE, Robot, alignment, chec
 from pixloc_ros.errors import InputError
 from pixloc_ros.geometry import se3
 from pixloc_ros.io.frames import CameraFrame
-from pixloc_ros.tracking.relocalization import spread
+from pixloc_ros.tracking.relocalization import _finished, spread
 from pixloc_ros.tracking.tracker import Tracker
 from pixloc_ros.tracking.types import MotionPrior, TrackState
 
@@ -217,3 +219,13 @@ def test_spread_of_a_singular_covariance():
     prior = MotionPrior(shifted(0), torch.zeros((6, 6), dtype=torch.float64), "initial pose", 0.0)
     poses = spread(prior.map_from_base, prior.covariance, 4, 1)
     assert torch.equal(poses, prior.map_from_base.expand(4, 4, 4)) and math.isfinite(float(poses.sum()))
+
+
+@pytest.mark.parametrize("clear, aligned", [(True, 2), (False, 3)])
+def test_next_to_a_clear_pose_only_what_explains_nearly_as_much_is_aligned(clear, aligned):
+    poses = torch.eye(4, dtype=torch.float64).repeat(4, 1, 1)
+    poses[:, 0, 3] = torch.arange(4)
+    fields = {"success": True, "probability": 0.99, "inlier_fraction": 0.9, "visible_fraction": 1.0, "points_used": 100}
+    finish = lambda pose: SimpleNamespace(map_from_camera=pose, **fields)  # noqa: E731
+    found = _finished(poses, np.array([0.5, 1.0, 0.9, 0.4]), finish, torch.equal, (), 3, lambda _: clear)
+    assert [float(one.map_from_camera[0, 3]) for one in found] == [1.0, 2.0, 0.0][:aligned]
