@@ -41,7 +41,7 @@ _UNRELATED = 1.1
 _SAME_DEPTHS = 0.1
 _HYPOTHESIS = PriorStd(20.0, depth_share=0.35)
 """How far off a hypothesis is taken to be: an image that shows little must not lead it away from where the map was seen."""
-_SPREAD, _SPREAD_LEVELS, _SPREAD_FINALISTS = 32, 3, 5
+_SPREAD, _SPREAD_LEVELS, _SPREAD_FINALISTS = 32, 3, 10
 """Hypotheses around a pose, the levels that compare them, and how many of them are aligned to the end,"""
 _NEAR, _HELD = PriorStd(5.0, depth_share=0.1), PriorStd(3.0, depth_share=0.06)
 """and how far off each is taken to be at the coarse levels, and after them: else all would end at what looks most like it."""
