@@ -290,6 +290,9 @@ class Localizer:
         if math.isfinite(places[0].depth):
             around = WIDE_PRIOR.covariance(places[0].depth)
             places = self._sought(frame.prepared, places, places[0].map_from_camera, around)
+            if alone(places) < _GATES.min_probability_search:
+                others = self.relocalizer.around_similar(frame, around, places)
+                places = _apart([*places, *(one for one in others if one.success)])
         return _believed(places, free=True)
 
     def warm_up(self, progress: Callable[[int, int], None] = lambda done, of: None, rig: bool = False) -> None:

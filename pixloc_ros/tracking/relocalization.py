@@ -52,6 +52,8 @@ _CLIMBS = (1, 30), (2, 6)
 tell neighbouring places apart),"""
 _LIKELIEST, _NEARBY = 3, PriorStd(1.5, depth_share=0.03)
 """how many of them are aligned, and how far off each is taken to be."""
+_SIMILAR = 3
+"""Keyframes around which this is done where nothing is known."""
 _LIKELY = 0.8
 """Share of the likeness of the likeliest pose that another must have to be one that the image may show,"""
 _A_POINT = 3.2
@@ -162,23 +164,57 @@ class Relocalizer:
             pose, covariance, known: As of `around`. Of those known, too, only those are returned that the image looks like as
                 much as like any other pose; none where no alignment ends at such a pose.
         """
-        depth, camera = known[0].depth, prepared.camera
-        place = _Place(prepared, self._wider.select(pose, camera, self.options.points, prepared.description))
-        poses = spread(pose, covariance, _COMPARED, 0)
-        scores = place.roughly(poses)
-        best = np.argsort(-scores, kind="stable")
-        for level, most in _CLIMBS:
-            poses, scores = place.climb(poses[torch.from_numpy(best[:most])], level)
-            best = _distinct(poses, scores, depth)
-        scores, near = place.likeness(poses), _NEARBY.covariance(depth)
-        finish = lambda start: self._localizer.localize_prepared(prepared, start, near, known=covariance)  # noqa: E731
-        same = lambda one, other: same_pose(one, other, depth)  # noqa: E731
-        others = [one.map_from_camera for one in known]
-        found = _finished(poses, scores - _LIKELY * scores.max(), finish, same, others, _LIKELIEST)
+        place, poses, scores = self._climbed(prepared, pose, covariance, known[0].depth)
+        found = self._aligned(prepared, poses, scores - _LIKELY * scores.max(), covariance, known)
         found = [one for one in (*known, *found) if one.success]
         ends = place.likeness(torch.stack([one.map_from_camera for one in found]))
         least = max(_LIKELY * max(scores.max(), ends.max()), _A_POINT * self.options.points)
         return [one for one, end in zip(found, ends) if end >= least]
+
+    def around_similar(
+        self, frame: PreparedFrame, covariance: torch.Tensor, known: Sequence[FrameAlignment]
+    ) -> list[FrameAlignment]:
+        """Other poses that an image may show, from those around the keyframes most like it which look most like the map. None is
+        dropped for its likeness: points near a wrong keyframe would speak for it.
+
+        Args:
+            frame: The image with its features.
+            covariance: How far from a keyframe it may be taken, float64 [6, 6], camera frame.
+            known: As of `around`.
+        """
+        found, prepared = list(known), frame.prepared
+        description = self._index.descriptor.describe(frame.image, prepared.pyramid)
+        for keyframe in self._index.by_place(self._index.most_similar(description, self.options.pool))[:_SIMILAR].tolist():
+            _, poses, scores = self._climbed(prepared, self._keyframes[keyframe], covariance, known[0].depth)
+            found += self._aligned(prepared, poses, scores, covariance, found)
+        return found[len(known) :]
+
+    def _climbed(
+        self, prepared: PreparedImage, pose: torch.Tensor, covariance: torch.Tensor, depth: float
+    ) -> tuple[_Place, torch.Tensor, np.ndarray]:
+        """The points around a pose, the poses [n, 4, 4] around it from which the image looks most like them, and how much."""
+        place = _Place(prepared, self._wider.select(pose, prepared.camera, self.options.points, prepared.description))
+        poses = spread(pose, covariance, _COMPARED, 0)
+        best = np.argsort(-place.roughly(poses), kind="stable")
+        for level, most in _CLIMBS:
+            poses, scores = place.climb(poses[torch.from_numpy(best[:most])], level)
+            best = _distinct(poses, scores, depth)
+        return place, poses, place.likeness(poses)
+
+    def _aligned(
+        self,
+        prepared: PreparedImage,
+        poses: torch.Tensor,
+        scores: np.ndarray,
+        covariance: torch.Tensor,
+        known: Sequence[FrameAlignment],
+    ) -> list[FrameAlignment]:
+        """The best of poses found by likeness, aligned."""
+        depth = known[0].depth
+        near = _NEARBY.covariance(depth)
+        finish = lambda start: self._localizer.localize_prepared(prepared, start, near, known=covariance)  # noqa: E731
+        same = lambda one, other: same_pose(one, other, depth)  # noqa: E731
+        return _finished(poses, scores, finish, same, [one.map_from_camera for one in known], _LIKELIEST)
 
     def _hypotheses(
         self, frame: PreparedFrame, base_from_camera: torch.Tensor, turn: int, prior: MotionPrior | None

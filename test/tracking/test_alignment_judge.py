@@ -202,6 +202,9 @@ class ToldAligner:
         quality = 0.1, self.agree, 0.9, 300, 5
         return FrameAlignment(pose, isotropic(1e-3, 1e-3), True, "converged", *quality, depth=2.0, probability=likely)
 
+    def around_similar(self, frame, covariance, known):
+        return []
+
     def likeliest(self, prepared, pose, covariance, known):
         return [self.localize_prepared(prepared, self.answers[k][0]) for k in self.likely]
 
@@ -356,6 +359,9 @@ def test_where_the_map_repeats_the_other_places_are_found_and_none_is_believed(t
     wrong = localizer.aligner.localize_prepared(prepared, along(0.85), isotropic(0.05, 0.02))
     assert float(se3.pose_difference(wrong.map_from_camera, along(0.85))[0]) < 0.05, "the test needs a place that looks the same"
     others = localizer.relocalizer.around(prepared, along(0.6), isotropic(0.5, 0.1), [wrong])
+    assert any(float(se3.pose_difference(one.map_from_camera, truth)[0]) < 0.05 for one in others)
+    frame = PreparedFrame(0, image, prepared.camera, prepared)
+    others = localizer.relocalizer.around_similar(frame, WIDE_PRIOR.covariance(wrong.depth), [wrong])
     assert any(float(se3.pose_difference(one.map_from_camera, truth)[0]) < 0.05 for one in others)
     half = image.copy()
     half[:, :170] = plane_view(truth, camera, texture(seed=9))[0][:, :170]
