@@ -200,7 +200,8 @@ class Drawing(FakeLocalizer):
         return replace(found, details=details, views=(AlignedView(RigView("", None), local, 0, 2, 1),))
 
 
-def test_pictures_for_subscribers():
+def test_pictures_for_subscribers(monkeypatch):
+    monkeypatch.setattr("pixloc_ros.tracking.judge.located_share", lambda alignment: 1.0)  # made-up points have no features
     with running(open_localizer=Drawing, **start_pose()) as (_, robot):
         heard = {"overlay": [], "points": [], "path": []}
         assert robot.step(0).state == TRACKING
