@@ -1,6 +1,7 @@
 # Copyright the pixloc_ros authors. SPDX-License-Identifier: Apache-2.0
 """Where an image may have been taken when next to nothing is known: hypotheses from similar keyframes and from a vague prior,
-aligned together at the coarse levels, the best of them to the end; around a prior, first those that look most like the map.
+aligned together at the coarse levels, the best of them to the end. Of a doubtful single image, poses that look most like the map
+are aligned, too: around its prior, or around similar keyframes.
 
 The work for one image is bounded, whatever the map's size: what an image does not find, the next image looks for further down
 the list. Nothing here is believed: `Tracker` follows what was found over the next images first.
@@ -144,7 +145,7 @@ class Relocalizer:
             prepared: The image.
             pose: What is known, map_from_camera, float64 [4, 4].
             covariance: How well it is known, float64 [6, 6], camera frame.
-            known: Alignments of the image that led elsewhere, at least one.
+            known: Alignments of the image that led elsewhere: at least one, and none that failed.
         """
         depth = known[0].depth
         starts = spread(pose, covariance, _SPREAD, 0)[1:]
@@ -157,12 +158,12 @@ class Relocalizer:
     def likeliest(
         self, prepared: PreparedImage, pose: torch.Tensor, covariance: torch.Tensor, known: Sequence[FrameAlignment]
     ) -> list[FrameAlignment]:
-        """What a prepared image may show, best first, by how much it looks like the map: much cheaper than `around`.
+        """What a prepared image may show, by how much it looks like the map: much cheaper than `around`.
 
         Args:
             prepared: The image.
-            pose, covariance, known: As of `around`. Of those known, too, only those are returned that the image looks like as
-                much as like any other pose; none where no alignment ends at such a pose.
+            pose, covariance, known: As of `around`. Alignments, also those known, are left out from whose poses the image
+                looks much less like the map than from another; none is left where that pose is out of reach.
         """
         place, poses, scores = self._climbed(prepared, pose, covariance, known[0].depth)
         found = self._aligned(prepared, poses, scores - _LIKELY * scores.max(), covariance, known)
